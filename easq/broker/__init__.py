@@ -1,0 +1,1 @@
+"""The rules of the queue, over any storage engine."""

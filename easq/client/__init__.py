@@ -1,0 +1,1 @@
+"""How to call a queue or a model endpoint."""

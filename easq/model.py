@@ -1,0 +1,74 @@
+"""The values that travel through the house: frozen, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+#: tag name -> value, as text; keys beginning with `_` are parameters of the wire and never tags
+Tags: TypeAlias = Mapping[str, str]
+
+REQUEST_ID = "requestId"  #: built-in tag: links an input item to its sink result
+TS_SOURCE = "ts@source"  #: built-in tag: Unix time in ms of the put to the input
+TS_SINK = "ts@sink"  #: built-in tag: Unix time in ms of the put to the sink
+HEADER_PREFIX = "Header:"  #: built-in tags: captured HTTP request headers
+DELIVERY_COUNT = "deliveryCount"  #: on a redelivered frame only: how often it was pushed to this group
+LAST_CODE = "lastCode"  #: on a sink frame: the item failed, with this status
+LAST_REASON = "lastReason"  #: on a sink frame: why
+
+#: no index: the head of the stream in a read, "none" in attributes
+NO_INDEX = 0
+#: what `_index_` may carry on the wire
+MAX_WIRE_INDEX = 2**64 - 1
+#: `_index_=-1` on get and watch: only what is put from now on (get without a timeout: the last item)
+NEWEST = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One data item as it travels: index (uint64), tags, payload bytes, and a message used for local errors."""
+
+    index: int
+    tags: Tags = field(default_factory=dict)
+    data: bytes = b""
+    message: str = ""
+
+    @property
+    def request_id(self) -> str:
+        """The item's request id, empty when the server gave none."""
+        return self.tags.get(REQUEST_ID, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """Who calls: a user name inside a consumer group."""
+
+    group: str = "default_group"
+    user: str = "default_user"
+
+    @property
+    def id(self) -> str:
+        """The name under which attributes list it: GROUP.USER."""
+        return f"{self.group}.{self.user}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """What a put is answered with: the index in the stream and the request id."""
+
+    index: int
+    request_id: str
+
+
+#: attributes of a queue: a flat map of text, numbers as decimal text
+Attributes: TypeAlias = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Where an item stands for the caller's group: who has it, whether it is pending, how many are before it."""
+
+    consumer_id: str
+    is_pending: bool
+    wait_count: int

@@ -1,0 +1,1 @@
+"""The protocol of the EAS queue service, both sides, without I/O."""
