@@ -88,9 +88,10 @@ def _imports(module: str, path: Path, modules: set[str]) -> Iterator[Import]:
             for alias in node.names:
                 full = f"{base}.{alias.name}"
                 yield Import(module, node.lineno, full if full in modules else base)
-        elif isinstance(node, ast.Call) and _is_import_call(node.func):
-            if node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
-                yield Import(module, node.lineno, node.args[0].value)
+        elif isinstance(node, ast.Call) and _is_import_call(node.func) and node.args:
+            name = node.args[0]
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                yield Import(module, node.lineno, name.value)
 
 
 def _is_import_call(function: ast.expr) -> bool:
