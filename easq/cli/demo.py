@@ -51,8 +51,10 @@ class Tour:
     service: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
-        """Every step was taken and shown."""
+        """Every step was taken and shown; none without a service."""
         url = self._start()
+        if self.failed:
+            return
         (self.folder / "token").write_text("demo-token", encoding="utf-8")
         (self.folder / "items.txt").write_text("first\nsecond\nthird\n", encoding="utf-8")
         self.say("Save where the queue is, and how to get in.")
@@ -63,7 +65,7 @@ class Tour:
         self.easq("put", "-d", "10s", says=("[OK] 1", "Total: 1, success: 1, failed: 0"))
         self.easq("put", "-f", "items.txt", says=("[OK] 2", "[OK] 3", "[OK] 4"))
         self.say("Look at them. They stay where they are.")
-        self.easq("get", "-l", "10", "--timeout", "3s", says=("[0 - 1]", "[3 - 4]", "third"))
+        self.easq("get", "-l", "4", "--timeout", "3s", says=("[0 - 1]", "[3 - 4]", "third"))
         self.say("Take two of them: what is written out is committed, the rest is left.")
         self.easq("watch", "--commit", "output", "-n", "2", "-o", "raw", says=("10s", "first"))
         self.say("Delete one by its index, and all that is left below another.")
@@ -144,8 +146,16 @@ class Tour:
 
     def _environ(self) -> Mapping[str, str]:
         """The caller's environment without what would lead to another service, and a configuration of its own."""
+        import os
+        from pathlib import Path
+
+        import easq
+
         inherited = {key: value for key, value in self.app.environ.items() if not key.startswith("EASQ_")}
-        return {**inherited, "EASQ_CONFIG": str(self.folder / "config.toml"), "PYTHONUNBUFFERED": "1"}
+        # the same easq, also where it runs from a checkout and is not installed
+        source = str(Path(easq.__file__).parent.parent)
+        path = os.pathsep.join(filter(None, (source, inherited.get("PYTHONPATH"))))
+        return {**inherited, "EASQ_CONFIG": str(self.folder / "config.toml"), "PYTHONPATH": path}
 
     def _show(
         self, arguments: Sequence[str], output: str, code: int, says: Sequence[str], wanted: int
