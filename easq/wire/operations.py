@@ -1,7 +1,7 @@
 """Every operation of the queue service's wire, as a value, and its HTTP form: one description, two readers.
 
-The client turns an operation into a `Request` with `to_request`; the service turns the request back with `parse`.
-All operations share one URL; method and underscore parameters decide.
+The client turns an operation into a `Request` with `to_request`; the service turns the request back with
+`parse`. All operations share one URL; method and underscore parameters decide.
 
     POST                                   Put
     POST   _eos_                           End
@@ -20,12 +20,16 @@ Source: Alibaba's "Access a queue service" page, and the official Go, Java and P
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
+from urllib.parse import parse_qsl, urlencode
 
-from easq.model import NO_INDEX, Consumer, Tags
+from easq.errors import BadRequest, MethodNotAllowed, NotAcceptable
+from easq.model import MAX_WIRE_INDEX, NEWEST, NO_INDEX, REQUEST_ID, Consumer, Tags
+from easq.wire.durations import format_duration, parse_duration
 
 
 class Codec(Enum):
@@ -67,8 +71,8 @@ class Put:
 class Get:
     """Read up to `length` items with index >= `index` that carry all of `tags`.
 
-    `index` may be NEWEST. With `auto_delete` what is returned is removed for everybody. `codec` RAW asks for the bytes
-    of one item; the service answers a RAW get of more than one with JSON.
+    `index` may be NEWEST. With `auto_delete` what is returned is removed for everybody. `codec` RAW asks for
+    the bytes of one item; the service answers a RAW get of more than one with JSON.
     """
 
     index: int = NO_INDEX
@@ -110,7 +114,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Negative:
-    """The items are not done: they return to the group, and the failure counts (unless `code` is Shutdown)."""
+    """The items are not done: they return to the group, and the failure counts but for `code` Shutdown."""
 
     indexes: tuple[int, ...]
     code: str = ""
@@ -133,7 +137,9 @@ class Truncate:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Be pushed items from `index` (or NEWEST) on, at most `window` of them uncommitted (0: the service's default)."""
+    """Be pushed items from `index` (or NEWEST) on, at most `window` of them uncommitted (0: the service's
+    default).
+    """
 
     index: int = NO_INDEX
     window: int = 0
@@ -146,7 +152,9 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """End the stream: once all is delivered, at once with `force`; `undo` reopens it (`_eos_=false`, easq's own)."""
+    """End the stream: once all is delivered, at once with `force`; `undo` reopens it (`_eos_=false`, easq's
+    own).
+    """
 
     force: bool = False
     undo: bool = False
@@ -161,26 +169,390 @@ Operation: TypeAlias = (
 class Caller:
     """Who sends an operation: identity, token (`""`: none), and whether the rear store is meant."""
 
-    consumer: Consumer = Consumer()
+    consumer: Consumer = field(default_factory=Consumer)
     token: str = ""
     rear: bool = False
 
 
+#: most indexes in one commit, negative or delete
+MAX_INDEXES = 4000
+#: all tags of one request together, keys and values, in UTF-8 bytes
+MAX_TAG_BYTES = 16 * 1024
+#: the longest code and reason of a negative, in characters
+MAX_CODE = 20
+MAX_REASON = 4096
+#: the longest wait a get may ask for; more is cut to it
+MAX_TIMEOUT_S = 24 * 3600.0
+#: counts and priorities above this are cut to it
+MAX_INT32 = 2**31 - 1
+
+#: a clean form of the SDKs' code rule, whose dot stands for any character
+_CODE = re.compile(r"[A-Z][A-Za-z]*(?:\.[A-Z][A-Za-z]*)*|[0-9]+")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_DIGITS = re.compile(r"[0-9]{1,20}")
+_INTEGER = re.compile(r"-?[0-9]{1,40}")
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+#: a commit of 4,000 indexes of 20 digits is below it; longer text is not looked at
+_MAX_INDEXES_TEXT = 128 * 1024
+#: a form of a full reason, every character percent-encoded, is below it
+_MAX_FORM_BYTES = 64 * 1024
+_MAX_MEDIA_TYPE = 1024
+_MAX_PATH = 4096
+#: it is answered in a header, and headers above 8 KiB are refused by many readers
+_MAX_REQUEST_ID = 512
+
+_USER_HEADERS = ("X-EAS-QueueService-Uid", "X-EAS-QueueService-Redis-Uid")
+_GROUP_HEADERS = ("X-EAS-QueueService-Gid", "X-EAS-QueueService-Redis-Gid")
+_PRIORITY_HEADER = "X-EAS-QueueService-Priority"
+_REAR_HEADER = "X-EAS-QueueService-Access-Rear"
+_KEY_HEADERS = ("Idempotency-Key", "X-Easq-Idempotency-Key")
+_FORM = "application/x-www-form-urlencoded"
+
+
 def to_request(operation: Operation) -> Request:
     """The HTTP form of `operation`, without address and identity."""
-    raise NotImplementedError
+    match operation:
+        case Put():
+            return _put_request(operation)
+        case Get():
+            return _get_request(operation)
+        case Describe(codec):
+            return Request("GET", (("_attrs_", "true"),), {"Accept": codec.value})
+        case Search(index):
+            return Request("GET", (("_search_", "true"), ("_index_", str(index))))
+        case Count(tags, priority):
+            classes = () if priority is None else (("_priority_", str(priority)),)
+            return Request("GET", (("_count_", "true"), *classes, *tags.items()))
+        case Commit(indexes):
+            return Request("PUT", (("_indexes_", _join(indexes)),))
+        case Negative(indexes, code, reason):
+            form = urlencode({"_code_": code, "_reason_": reason}).encode("ascii")
+            query = (("_indexes_", _join(indexes)), ("_negative_", "true"))
+            return Request("PUT", query, {"Content-Type": _FORM}, form)
+        case Delete(indexes):
+            return Request("DELETE", (("_indexes_", _join(indexes)),))
+        case Truncate(index):
+            return Request("DELETE", (("_index_", str(index)), ("_trunc_", "true")))
+        case Watch():
+            return _watch_request(operation)
+        case End(force, undo):
+            forced = (("_force_", "true"),) if force else ()
+            return Request("POST", (("_eos_", _bool_text(not undo)), *forced))
 
 
 def parse(request: Request) -> Operation:
     """The operation that `request` stands for. Raises BadRequest, MethodNotAllowed, NotAcceptable."""
-    raise NotImplementedError
+    given = _Given(request)
+    match request.method:
+        case "POST":
+            if given.has("_eos_"):
+                return End(force=given.boolean("_force_", False), undo=not given.boolean("_eos_", True))
+            return _parse_put(request, given)
+        case "GET":
+            # these four carry `_index_` too, so they are looked for before the plain get
+            if given.boolean("_watch_", False):
+                return _parse_watch(given)
+            if given.boolean("_attrs_", False):
+                return Describe(given.codec())
+            if given.boolean("_search_", False):
+                return Search(given.index("_index_"))
+            if given.boolean("_count_", False):
+                return Count(given.tags(), given.priority() if given.has("_priority_") else None)
+            return _parse_get(given)
+        case "PUT":
+            indexes = given.indexes()
+            if not given.boolean("_negative_", False):
+                return Commit(indexes)
+            return _parse_negative(indexes, request.body)
+        case "DELETE":
+            if given.boolean("_trunc_", False):
+                return Truncate(given.index("_index_"))
+            if given.has("_indexes_") or not given.has("_index_"):
+                return Delete(given.indexes())
+            return Delete((given.index("_index_"),))
+    raise MethodNotAllowed(f"method {_shown(request.method)} is not supported: use POST, GET, PUT or DELETE")
 
 
 def caller_headers(caller: Caller) -> dict[str, str]:
     """Authorization, identity in both spellings at once, and rear access."""
-    raise NotImplementedError
+    headers = {"Authorization": caller.token} if caller.token else {}
+    headers |= dict.fromkeys(_USER_HEADERS, caller.consumer.user)
+    headers |= dict.fromkeys(_GROUP_HEADERS, caller.consumer.group)
+    if caller.rear:
+        headers[_REAR_HEADER] = "true"
+    return headers
 
 
 def parse_caller(headers: Mapping[str, str]) -> Caller:
-    """Who sends a request with `headers` (names in any case). Raises BadRequest for a name that is not allowed."""
-    raise NotImplementedError
+    """Who sends a request with `headers` (names in any case). Raises BadRequest for a name that is not
+    allowed.
+    """
+    lower = {name.lower(): value.strip() for name, value in headers.items()}
+    nobody = Consumer()
+    consumer = Consumer(
+        _name(lower, _GROUP_HEADERS, "group") or nobody.group,
+        _name(lower, _USER_HEADERS, "user") or nobody.user,
+    )
+    token = lower.get("authorization", "")
+    scheme, _, rest = token.partition(" ")
+    if scheme.lower() == "bearer":
+        token = rest.strip()
+    return Caller(consumer, token, lower.get(_REAR_HEADER.lower(), "").lower() == "true")
+
+
+def valid_code(code: str) -> bool:
+    """Whether a negative may carry `code`: `Shutdown`, `Engine.Error`, `500`; at most 20 characters."""
+    return len(code) <= MAX_CODE and _CODE.fullmatch(code) is not None
+
+
+def valid_name(name: str) -> bool:
+    """Whether `name` may be a user or group: 1 to 128 of letters, digits, `.`, `_` and `-`."""
+    return len(name) <= 128 and _NAME.fullmatch(name) is not None
+
+
+def valid_key(key: str) -> bool:
+    """Whether `key` may be an idempotency key: 1 to 128 visible ASCII characters."""
+    return 0 < len(key) <= 128 and all("!" <= letter <= "~" for letter in key)
+
+
+class _Given:
+    """The parameters of one request, read strictly: what is wrong is named with its value."""
+
+    def __init__(self, request: Request) -> None:
+        self._query = request.query
+        self.headers = {name.lower(): value for name, value in request.headers.items()}
+
+    def has(self, name: str) -> bool:
+        return any(key == name for key, _ in self._query)
+
+    def text(self, name: str) -> str | None:
+        """The value of a wire parameter. Two different values leave none that could be meant."""
+        values = {value for key, value in self._query if key == name}
+        if len(values) > 1:
+            raise BadRequest(f"parameter {name} is given more than once, with different values")
+        return values.pop() if values else None
+
+    def boolean(self, name: str, default: bool) -> bool:
+        text = self.text(name)
+        if text is None:
+            return default
+        if len(text) > 5 or text.lower() not in _BOOLEANS:
+            raise BadRequest(f"parameter {name} is not true or false: {_shown(text)}")
+        return _BOOLEANS[text.lower()]
+
+    def index(self, name: str, default: int | None = None, *, newest: bool = False) -> int:
+        text = self.text(name)
+        if text is None:
+            if default is None:
+                raise BadRequest(f"parameter {name} is missing")
+            return default
+        if newest and text == "-1":
+            return NEWEST
+        return _unsigned(name, text)
+
+    def indexes(self) -> tuple[int, ...]:
+        text = self.text("_indexes_")
+        if text is None:
+            raise BadRequest("parameter _indexes_ is missing")
+        if len(text) > _MAX_INDEXES_TEXT or text.count(",") >= MAX_INDEXES:
+            raise BadRequest(f"parameter _indexes_ holds more than {MAX_INDEXES} indexes")
+        return tuple(_unsigned("_indexes_", item.strip(" \t")) for item in text.split(","))
+
+    def duration(self, name: str) -> float:
+        text = self.text(name)
+        if text is None:
+            return 0.0
+        try:
+            return min(parse_duration(text), MAX_TIMEOUT_S)
+        except ValueError as error:
+            raise BadRequest(f"parameter {name}: {error}") from error
+
+    def priority(self) -> int:
+        """The priority from the query, else from its header: 0 or above."""
+        name, text = "_priority_", self.text("_priority_")
+        if text is None:
+            name, text = _PRIORITY_HEADER, self.headers.get(_PRIORITY_HEADER.lower(), "").strip() or "0"
+        if not _INTEGER.fullmatch(text):
+            raise BadRequest(f"parameter {name} is not a number: {_shown(text)}")
+        return min(max(int(text), 0), MAX_INT32)
+
+    def tags(self) -> dict[str, str]:
+        """Every parameter without a leading underscore; of duplicates the last."""
+        tags = {key: value for key, value in self._query if not key.startswith("_")}
+        size = 0
+        for key, value in tags.items():
+            size += _tag_bytes(key) + _tag_bytes(value)
+        if size > MAX_TAG_BYTES:
+            raise BadRequest(f"the tags are {size} bytes together, above the limit of {MAX_TAG_BYTES}")
+        return tags
+
+    def codec(self) -> Codec:
+        """How the caller wants frames or attributes: protobuf where it is named, else JSON."""
+        accept = self.headers.get("accept", "").lower()
+        if "protobuf" in accept:
+            return Codec.PROTOBUF
+        if "x-flatbuffers" in accept and "json" not in accept and "*/*" not in accept:
+            raise NotAcceptable("flatbuffers are not spoken here: accept protobuf or JSON")
+        return Codec.JSON
+
+    def header(self, *names: str) -> str:
+        """The value of the first of these headers that is there, else empty."""
+        return next(
+            (self.headers[name.lower()].strip() for name in names if name.lower() in self.headers), ""
+        )
+
+    def media_type(self, name: str) -> str:
+        """A header that is stored with an item and given back: printable ASCII."""
+        value = self.header(name)
+        if len(value) > _MAX_MEDIA_TYPE or not (value.isascii() and value.replace("\t", " ").isprintable()):
+            raise BadRequest(f"header {name} holds characters that are not allowed, or is too long")
+        return value
+
+
+def _put_request(put: Put) -> Request:
+    priority = (("_priority_", str(put.priority)),) if put.priority else ()
+    headers = {
+        "Content-Type": put.content_type,
+        "Content-Encoding": put.content_encoding,
+        _KEY_HEADERS[0]: put.key,
+    }
+    sent = {name: value for name, value in headers.items() if value}
+    return Request("POST", (*put.tags.items(), *priority), sent, put.data, put.path)
+
+
+def _parse_put(request: Request, given: _Given) -> Put:
+    tags = given.tags()
+    request_id = tags.get(REQUEST_ID, "")
+    if len(request_id) > _MAX_REQUEST_ID or not request_id.isprintable() or request_id != request_id.strip():
+        raise BadRequest(f"tag {REQUEST_ID} cannot stand in a header: {_shown(request_id)}")
+    if len(request.path) > _MAX_PATH or _tag_bytes(request.path) > _MAX_PATH:
+        raise BadRequest(f"the path behind the queue is longer than {_MAX_PATH} bytes")
+    key = given.header(*_KEY_HEADERS)
+    if (key or any(name.lower() in given.headers for name in _KEY_HEADERS)) and not valid_key(key):
+        raise BadRequest(f"an idempotency key is 1 to 128 visible ASCII characters, not {_shown(key)}")
+    return Put(
+        request.body,
+        tags,
+        given.priority(),
+        request.path,
+        given.media_type("Content-Type"),
+        given.media_type("Content-Encoding"),
+        key,
+    )
+
+
+def _get_request(get: Get) -> Request:
+    query = [
+        ("_index_", str(get.index)),
+        ("_length_", str(get.length)),
+        ("_timeout_", format_duration(get.timeout_s)),
+        ("_auto_delete_", _bool_text(get.auto_delete)),
+    ]
+    headers = {}
+    if get.codec is not Codec.RAW:
+        query.append(("_raw_", "false"))
+        headers["Accept"] = get.codec.value
+    return Request("GET", (*query, *get.tags.items()), headers)
+
+
+def _parse_get(given: _Given) -> Get:
+    length = min(given.index("_length_", 1), MAX_INT32)
+    if length < 1:
+        raise BadRequest("parameter _length_ is at least 1, not '0'")
+    codec = given.codec()
+    accepts_json = "json" in given.headers.get("accept", "") and "*/*" not in given.headers.get("accept", "")
+    raw = given.boolean("_raw_", not accepts_json)
+    if codec is Codec.JSON and raw and length == 1:
+        codec = Codec.RAW
+    return Get(
+        given.index("_index_", NO_INDEX, newest=True),
+        length,
+        given.duration("_timeout_"),
+        given.boolean("_auto_delete_", True),
+        given.tags(),
+        codec,
+    )
+
+
+def _watch_request(watch: Watch) -> Request:
+    window = (("_window_", str(watch.window)),) if watch.window else ()
+    query = (
+        ("_watch_", "true"),
+        ("_index_", str(watch.index)),
+        *window,
+        ("_index_only_", _bool_text(watch.index_only)),
+        ("_auto_commit_", _bool_text(watch.auto_commit)),
+        *watch.tags.items(),
+    )
+    upgrade = {"Upgrade": "websocket"} if watch.upgrade else {}
+    return Request("GET", query, {"Accept": watch.codec.value, **upgrade})
+
+
+def _parse_watch(given: _Given) -> Watch:
+    # JSON only where it is asked for: hand tools that send no Accept, or `*/*`, get what every SDK gets
+    codec = given.codec()
+    if "json" not in given.headers.get("accept", "").lower():
+        codec = Codec.PROTOBUF
+    return Watch(
+        given.index("_index_", NO_INDEX, newest=True),
+        given.index("_window_", 0),
+        given.boolean("_index_only_", False),
+        given.boolean("_auto_commit_", False),
+        given.tags(),
+        codec,
+        "websocket" in given.headers.get("upgrade", "").lower(),
+    )
+
+
+def _parse_negative(indexes: tuple[int, ...], body: bytes) -> Negative:
+    if len(body) > _MAX_FORM_BYTES:
+        raise BadRequest(f"the form of a negative is above {_MAX_FORM_BYTES} bytes")
+    try:
+        form = dict(parse_qsl(body.decode(), keep_blank_values=True, errors="strict"))
+    except ValueError as error:
+        raise BadRequest("the form of a negative is not UTF-8 text") from error
+    code, reason = form.get("_code_", ""), form.get("_reason_", "")
+    if code and not valid_code(code):
+        raise BadRequest(
+            f"_code_ is words like Engine.Error or a number, at most {MAX_CODE} long: {_shown(code)}"
+        )
+    if len(reason) > MAX_REASON:
+        raise BadRequest(f"_reason_ is longer than {MAX_REASON} characters")
+    # a reason becomes a tag, and a traceback is a fair reason: its line breaks turn into blanks
+    return Negative(indexes, code, reason.translate({0: " ", 10: " ", 13: " "}))
+
+
+def _unsigned(name: str, text: str) -> int:
+    if not _DIGITS.fullmatch(text) or int(text) > MAX_WIRE_INDEX:
+        raise BadRequest(f"parameter {name} is not an unsigned 64-bit number: {_shown(text)}")
+    return int(text)
+
+
+def _tag_bytes(text: str) -> int:
+    """The UTF-8 length of a tag's key or value, after looking for what a tag cannot hold."""
+    if "\0" in text or "\r" in text or "\n" in text:
+        raise BadRequest(f"a tag or path holds a line break or NUL: {_shown(text)}")
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"a tag or path is not Unicode text: {_shown(text)}") from error
+
+
+def _name(lower: Mapping[str, str], headers: tuple[str, ...], what: str) -> str:
+    text = next((lower[name.lower()] for name in headers if lower.get(name.lower())), "")
+    if text and not valid_name(text):
+        raise BadRequest(f"a {what} is 1 to 128 of letters, digits, '.', '_' and '-', not {_shown(text)}")
+    return text
+
+
+def _shown(text: str) -> str:
+    """`text` for an error message: at most 80 characters, quoted, in plain ASCII."""
+    return ascii(text[:80])
+
+
+def _bool_text(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _join(indexes: tuple[int, ...]) -> str:
+    return ",".join(map(str, indexes))

@@ -1,0 +1,83 @@
+"""Durations as the wire writes them: Go's `time.Duration` text, and bare numbers, which are seconds.
+
+Source: Go's `time.ParseDuration` and `Duration.String`; samples of the vendor's page (`3s`, `401.892141ms`,
+`19.997s`).
+"""
+
+from __future__ import annotations
+
+import re
+
+_NS_PER_S = 1_000_000_000
+_UNIT_NS = {
+    "ns": 1,
+    "us": 1_000,
+    "µs": 1_000,  # U+00B5, what Go writes
+    "μs": 1_000,  # U+03BC, what a Greek keyboard writes; Go reads both
+    "ms": 1_000_000,
+    "s": _NS_PER_S,
+    "m": 60 * _NS_PER_S,
+    "h": 3600 * _NS_PER_S,
+}
+#: longest text looked at: every duration that fits Go's 63 bits is shorter
+_MAX_TEXT = 64
+_NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
+_BARE = re.compile(_NUMBER)
+_PART = re.compile(rf"({_NUMBER})(ns|us|µs|μs|ms|s|m|h)")
+_WHOLE = re.compile(rf"(?:{_NUMBER}(?:ns|us|µs|μs|ms|s|m|h))+")
+
+
+def parse_duration(text: str) -> float:
+    """The seconds that `text` stands for: `1m30s`, `500ms`, `1.5h`, or a bare number of seconds.
+
+    Raises ValueError for anything else, for a negative duration too.
+    """
+    shown = repr(text if len(text) <= 80 else text[:80] + "...")
+    if len(text) <= _MAX_TEXT:
+        if _BARE.fullmatch(text):
+            return _nanoseconds(text, _NS_PER_S) / _NS_PER_S
+        if _WHOLE.fullmatch(text):
+            parts = _PART.findall(text)
+            return sum(_nanoseconds(number, _UNIT_NS[unit]) for number, unit in parts) / _NS_PER_S
+        if text.startswith("-") and (_BARE.fullmatch(text[1:]) or _WHOLE.fullmatch(text[1:])):
+            raise ValueError(f"a duration is not negative: {shown}")
+    raise ValueError(f"not a duration: {shown} (write 500ms, 3s, 1m30s, or seconds)")
+
+
+def format_duration(seconds: float) -> str:
+    """`seconds`, to the nanosecond, as Go's `Duration.String` writes it: `0s`, `401.892142ms`, `1m2.5s`."""
+    return _format_ns(round(seconds * _NS_PER_S))
+
+
+def format_duration_ms(seconds: float) -> str:
+    """`seconds` rounded to the millisecond first, as in the `Idle` column of a consumer: `19.997s`."""
+    return _format_ns(round(seconds * 1000) * 1_000_000)
+
+
+def _nanoseconds(number: str, unit_ns: int) -> int:
+    """`number` units in whole nanoseconds, exactly; what is below one is cut, as in Go."""
+    whole, _, fraction = number.partition(".")
+    return int(whole or "0") * unit_ns + int(fraction or "0") * unit_ns // int("1" + "0" * len(fraction))
+
+
+def _format_ns(ns: int) -> str:
+    sign, ns = ("-", -ns) if ns < 0 else ("", ns)
+    if ns == 0:
+        return "0s"
+    for unit, unit_ns, above in (("ns", 1, 1_000), ("µs", 1_000, 1_000_000), ("ms", 1_000_000, _NS_PER_S)):
+        if ns < above:
+            return f"{sign}{_decimal(ns, unit_ns)}{unit}"
+    minutes, rest = divmod(ns, 60 * _NS_PER_S)
+    hours, minutes = divmod(minutes, 60)
+    text = _decimal(rest, _NS_PER_S) + "s"
+    if hours:
+        return f"{sign}{hours}h{minutes}m{text}"
+    return f"{sign}{minutes}m{text}" if minutes else sign + text
+
+
+def _decimal(ns: int, unit_ns: int) -> str:
+    whole, fraction = divmod(ns, unit_ns)
+    if not fraction:
+        return str(whole)
+    digits = len(str(unit_ns)) - 1
+    return f"{whole}.{fraction:0{digits}d}".rstrip("0")

@@ -1,0 +1,270 @@
+"""Frames, lists of frames and attributes as bytes: protobuf, JSON, and the length-delimited form of the HTTP
+watch.
+
+The only file that knows protobuf. The message classes are made at run time in a descriptor pool of their own,
+so that the official SDK's generated `queueservice_pb2`, which registers the same names in the default pool,
+can be imported beside this. What comes out is the same for the same input: map entries are sorted. Malformed
+input raises ValueError.
+
+    DataFrameProto      1 index uint64   2 tags map<string,string>   3 data bytes   4 message string
+    DataFrameListProto  1 index repeated DataFrameProto (the field really is called so)
+    AttributesProto     1 attributes map<string,string>
+
+Source: queueservice.proto of the official SDKs; the JSON form is the Go SDK's and pai-python-sdk's.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+from easq.model import MAX_WIRE_INDEX, Frame
+from easq.wire.operations import Codec
+
+#: bytes before each frame of an HTTP watch: its length, big endian
+_LENGTH_BYTES = 4
+#: longest delimited frame that is read: twice what the Go client takes, so that no peer can have memory
+#: reserved
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+
+def encode_frame(frame: Frame, codec: Codec, *, with_data: bool = True) -> bytes:
+    """One frame; without its data for an index-only watch."""
+    if codec is Codec.PROTOBUF:
+        return _serialize(_fill(_FrameProto(), frame, with_data=with_data))
+    return _to_json(_frame_object(frame, with_data=with_data), codec)
+
+
+def decode_frame(data: bytes, codec: Codec) -> Frame:
+    """The frame that `data` holds."""
+    if codec is Codec.PROTOBUF:
+        return _read(_parse(_FrameProto(), data))
+    return _object_frame(_from_json(data, codec))
+
+
+def encode_frames(frames: Iterable[Frame], codec: Codec) -> bytes:
+    """A list of frames in order."""
+    if codec is Codec.PROTOBUF:
+        listing = _FrameListProto()
+        for frame in frames:
+            _fill(listing.index.add(), frame, with_data=True)
+        return _serialize(listing)
+    return _to_json([_frame_object(frame, with_data=True) for frame in frames], codec)
+
+
+def decode_frames(data: bytes, codec: Codec) -> list[Frame]:
+    """The frames of a list; empty bytes and JSON `null` are the empty list, as the SDKs read them."""
+    if codec is Codec.PROTOBUF:
+        return [_read(proto) for proto in _parse(_FrameListProto(), data).index]
+    listing = _from_json(data, codec) if data.strip() else None
+    if listing is None:
+        return []
+    if not isinstance(listing, list):
+        raise ValueError("not a list of frames")
+    return [_object_frame(item) for item in listing]
+
+
+def encode_attributes(attributes: Mapping[str, str], codec: Codec) -> bytes:
+    """The attributes of a queue, keys sorted."""
+    if codec is Codec.PROTOBUF:
+        proto = _AttributesProto()
+        for key, value in attributes.items():
+            proto.attributes[key] = value
+        return _serialize(proto)
+    return _to_json(dict(sorted(attributes.items())), codec)
+
+
+def decode_attributes(data: bytes, codec: Codec) -> dict[str, str]:
+    """The attributes of a queue: a flat map of text. Numbers that are not quoted are taken as their text."""
+    if codec is Codec.PROTOBUF:
+        return dict(_parse(_AttributesProto(), data).attributes)
+    found = _from_json(data, codec)
+    if not isinstance(found, dict):
+        raise ValueError("attributes are not an object")
+    return {key: _attribute_text(key, value) for key, value in found.items()}
+
+
+def delimit(frame_bytes: bytes) -> bytes:
+    """`frame_bytes` behind its length, as an HTTP watch sends it. A length of zero would end the reader."""
+    if not frame_bytes:
+        raise ValueError("an empty frame cannot be sent")
+    return len(frame_bytes).to_bytes(_LENGTH_BYTES, "big") + frame_bytes
+
+
+class Undelimiter:
+    """Cuts the byte stream of an HTTP watch back into frames, in whatever pieces it arrives.
+
+    `b""` among the frames is a length of zero: the sender ended the stream.
+    """
+
+    def __init__(self, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._max_frame_bytes = max_frame_bytes
+        self._held = bytearray()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a frame has begun and not ended: true at the end of a stream means that it was torn."""
+        return bool(self._held)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The frames that `data` completes. Raises ValueError for a length above the limit."""
+        self._held += data
+        frames: list[bytes] = []
+        at = 0
+        while len(self._held) - at >= _LENGTH_BYTES:
+            start = at + _LENGTH_BYTES
+            length = int.from_bytes(self._held[at:start], "big")
+            if length > self._max_frame_bytes:
+                raise ValueError(f"a frame of {length} bytes is above the limit of {self._max_frame_bytes}")
+            if len(self._held) - start < length:
+                break
+            frames.append(bytes(self._held[start : start + length]))
+            at = start + length
+        del self._held[:at]
+        return frames
+
+
+def _classes() -> tuple[Any, Any, Any]:
+    """The three message classes, from a pool of our own."""
+    string, uint64, data, nested = (
+        descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
+        descriptor_pb2.FieldDescriptorProto.TYPE_UINT64,
+        descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
+        descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE,
+    )
+    single, repeated = (
+        descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
+        descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED,
+    )
+    file = descriptor_pb2.FileDescriptorProto(name="queueservice.proto", package="streaming", syntax="proto3")
+
+    frame = file.message_type.add(name="DataFrameProto")
+    frame.field.add(name="index", number=1, type=uint64, label=single)
+    tags_entry = ".streaming.DataFrameProto.TagsEntry"
+    frame.field.add(name="tags", number=2, type=nested, label=repeated, type_name=tags_entry)
+    frame.field.add(name="data", number=3, type=data, label=single)
+    frame.field.add(name="message", number=4, type=string, label=single)
+
+    listing = file.message_type.add(name="DataFrameListProto")
+    listing.field.add(
+        name="index", number=1, type=nested, label=repeated, type_name=".streaming.DataFrameProto"
+    )
+
+    attributes = file.message_type.add(name="AttributesProto")
+    attributes_entry = ".streaming.AttributesProto.AttributesEntry"
+    attributes.field.add(name="attributes", number=1, type=nested, label=repeated, type_name=attributes_entry)
+
+    for owner, name in ((frame, "TagsEntry"), (attributes, "AttributesEntry")):
+        entry = owner.nested_type.add(name=name)
+        entry.field.add(name="key", number=1, type=string, label=single)
+        entry.field.add(name="value", number=2, type=string, label=single)
+        entry.options.map_entry = True
+
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    if hasattr(message_factory, "GetMessageClass"):  # protobuf 4.22 and later
+        make: Any = message_factory.GetMessageClass
+    else:
+        make = getattr(message_factory.MessageFactory(pool), "GetPrototype")  # noqa: B009
+    frame_class, list_class, attributes_class = (
+        make(pool.FindMessageTypeByName(f"streaming.{name}"))
+        for name in ("DataFrameProto", "DataFrameListProto", "AttributesProto")
+    )
+    return frame_class, list_class, attributes_class
+
+
+_FrameProto, _FrameListProto, _AttributesProto = _classes()
+
+
+def _serialize(proto: Any) -> bytes:
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def _parse(proto: Any, data: bytes) -> Any:
+    try:
+        proto.ParseFromString(bytes(data))
+    except (message.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a protobuf message of the queue service: {error}") from error
+    return proto
+
+
+def _fill(proto: Any, frame: Frame, *, with_data: bool) -> Any:
+    proto.index = frame.index
+    for key, value in frame.tags.items():
+        proto.tags[key] = value
+    if with_data:
+        proto.data = frame.data
+    proto.message = frame.message
+    return proto
+
+
+def _read(proto: Any) -> Frame:
+    return Frame(proto.index, dict(proto.tags), proto.data, proto.message)
+
+
+def _to_json(value: object, codec: Codec) -> bytes:
+    _require_json(codec)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _from_json(data: bytes, codec: Codec) -> Any:
+    _require_json(codec)
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("JSON nested too deep") from error
+
+
+def _require_json(codec: Codec) -> None:
+    if codec is not Codec.JSON:
+        raise ValueError(f"frames have no {codec.name} encoding")
+
+
+def _frame_object(frame: Frame, *, with_data: bool) -> dict[str, object]:
+    if not 0 <= frame.index <= MAX_WIRE_INDEX:
+        raise ValueError(f"index out of range: {frame.index}")
+    found: dict[str, object] = {"index": frame.index}
+    if frame.message:
+        found["message"] = frame.message
+    found["tags"] = dict(sorted(frame.tags.items()))
+    found["data"] = base64.b64encode(frame.data).decode("ascii") if with_data else ""
+    return found
+
+
+def _object_frame(found: Any) -> Frame:
+    if not isinstance(found, dict):
+        raise ValueError("a frame is not an object")
+    tags = found.get("tags") or {}
+    data = found.get("data") or ""
+    text = found.get("message") or ""
+    if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):
+        raise ValueError("the tags of a frame are not an object of text")
+    if not isinstance(data, str) or not isinstance(text, str):
+        raise ValueError("the data or message of a frame is not text")
+    return Frame(_object_index(found.get("index")), tags, base64.b64decode(data, validate=True), text)
+
+
+def _object_index(value: object) -> int:
+    """An index from a JSON number or a string of digits; never by way of a float, which is exact to 2^53
+    only.
+    """
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 20:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_WIRE_INDEX:
+        raise ValueError("the index of a frame is not an unsigned 64-bit number")
+    return value
+
+
+def _attribute_text(key: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    raise ValueError(f"attribute {key[:80]!r} is not text")

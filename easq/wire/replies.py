@@ -1,0 +1,358 @@
+"""Every answer of the queue service's wire: written by the service, read by the client, in one place.
+
+A writer gives a `Reply`; its reader gives the value back. A reader raises NotAQueueService when the answer is
+not one that a queue service gives, and what `read_error` makes of it when the status is not 2xx.
+
+Source: Alibaba's "Access a queue service" page, and the official Go, Java and Python SDKs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from easq.errors import AuthFailed, EasqError, NotAQueueService, NotFound, Unavailable, error_class
+from easq.model import HEADER_PREFIX, MAX_WIRE_INDEX, Ack, Frame, SearchResult, Tags
+from easq.wire.durations import format_duration_ms, parse_duration
+from easq.wire.frames import decode_attributes, decode_frames, encode_attributes, encode_frames
+from easq.wire.operations import Codec
+from easq.wire.sniff import sniff
+
+#: header of a put's answer and of a raw get: the item's request id
+REQUEST_ID_HEADER = "X-Eas-Queueservice-Request-Id"
+#: `1` on the answer to a put whose idempotency key was seen before
+DUPLICATE_HEADER = "X-Easq-Duplicate"
+#: `no` on a 503: certainly nothing was stored
+STORED_HEADER = "X-Easq-Stored"
+#: body of the 404 that answers a search for an item that is gone
+NO_DATA_IN_STREAM = "no data in stream"
+
+#: longest text of an error that is written or shown, in characters
+_MAX_ERROR_TEXT = 500
+_PLAIN = "text/plain; charset=utf-8"
+_MEDIA_TYPE = re.compile(r"[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+(?:[ \t]*;[\x20-\x7e\t]*)?", re.ASCII)
+#: what a browser would run or render as a page; served as plain bytes instead
+_ACTIVE = re.compile(r".*(?:html|xml|svg|javascript|ecmascript|jscript|livescript|vbscript).*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One HTTP answer; header names in any case."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    def header(self, name: str) -> str:
+        """The value of the header `name`, in whatever case it came; empty when it is not there."""
+        wanted = name.lower()
+        return next((value for key, value in self.headers.items() if key.lower() == wanted), "")
+
+
+def put_reply(ack: Ack, *, duplicate: bool = False) -> Reply:
+    """The answer to a stored put: the index as bare digits (the Go SDK reads a leading 0 as octal, a newline
+    not at all).
+    """
+    headers = {REQUEST_ID_HEADER: ack.request_id}
+    if duplicate:
+        headers[DUPLICATE_HEADER] = "1"
+    return _reply(str(ack.index).encode("ascii"), _PLAIN, headers)
+
+
+def read_put(reply: Reply) -> Ack:
+    """The index and request id (empty when the server gave none) that a put was answered with."""
+    return Ack(_read_number(reply, "put", "an index", MAX_WIRE_INDEX), reply.header(REQUEST_ID_HEADER))
+
+
+def ok_reply(headers: Mapping[str, str] | None = None) -> Reply:
+    """The answer to commit, negative, delete, truncate and end: 200 `OK`, which is what the Go SDK insists
+    on.
+    """
+    return _reply(b"OK", _PLAIN, headers)
+
+
+def read_ok(reply: Reply) -> None:
+    """Raises unless `reply` says that it was done: any 2xx, with an empty or short text body."""
+    _expect(reply, "this operation")
+
+
+def frames_reply(frames: Sequence[Frame], codec: Codec) -> Reply:
+    """The answer to a get that is not raw: the list, or 204 without a body when nothing matched."""
+    if not frames:
+        return Reply(204)
+    return _reply(encode_frames(frames, codec), codec.value)
+
+
+def raw_reply(frame: Frame) -> Reply:
+    """The answer to a raw get: the payload under its own type, and the request id.
+
+    A form type is what `curl -d` says of everything, so it is sniffed over, as is a missing or malformed one.
+    Types that a browser would run become plain bytes: on localhost a stored page must not act in the
+    service's name.
+    """
+    stored = frame.tags.get(HEADER_PREFIX + "Content-Type", "")
+    media_type = stored.partition(";")[0].strip().lower()
+    if not _MEDIA_TYPE.fullmatch(stored) or media_type == "application/x-www-form-urlencoded":
+        stored = sniff(frame.data)
+        media_type = stored.partition(";")[0]
+    if _ACTIVE.fullmatch(media_type):
+        stored = "application/octet-stream"
+    request_id = _CONTROL.sub(" ", frame.request_id)
+    return _reply(frame.data, stored, {REQUEST_ID_HEADER: request_id} if request_id else {})
+
+
+def read_frames(reply: Reply, codec: Codec) -> list[Frame]:
+    """The frames of a get that asked for `codec`: empty for 204 and for an empty body. A Content-Type that
+    names the other codec is believed.
+    """
+    _expect(reply, "get")
+    if reply.status == 204 or not reply.body:
+        return []
+    try:
+        return decode_frames(reply.body, _codec_of(reply, codec))
+    except ValueError as error:
+        raise NotAQueueService(f"the answer to a get is not a list of frames: {error}") from error
+
+
+def attributes_reply(attributes: Mapping[str, str], codec: Codec) -> Reply:
+    """The attributes of a queue."""
+    return _reply(encode_attributes(attributes, codec), codec.value)
+
+
+def read_attributes(reply: Reply, codec: Codec) -> dict[str, str]:
+    """The attributes of a queue. Every generation of the service gives some under `stream.` or `meta.`."""
+    _expect(reply, "attributes")
+    try:
+        attributes = decode_attributes(reply.body, _codec_of(reply, codec))
+    except ValueError as error:
+        raise NotAQueueService(f"the answer holds no attributes of a queue: {error}") from error
+    if not any(key.startswith(("stream.", "meta.")) for key in attributes):
+        raise NotAQueueService("the answer holds no attributes of a queue", hint="check the url")
+    return attributes
+
+
+def search_reply(result: SearchResult) -> Reply:
+    """Where an item stands."""
+    found = {"ConsumerId": result.consumer_id, "IsPending": result.is_pending, "WaitCount": result.wait_count}
+    return _reply(json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode(), Codec.JSON.value)
+
+
+def read_search(reply: Reply) -> SearchResult:
+    """Where an item stands; older services leave out the consumer."""
+    _expect(reply, "search")
+    found = _read_object(reply, "search")
+    consumer, pending, waiting = found.get("ConsumerId", ""), found.get("IsPending"), found.get("WaitCount")
+    if not isinstance(consumer, str) or not isinstance(pending, bool) or type(waiting) is not int:
+        raise NotAQueueService("the answer to a search lacks ConsumerId, IsPending or WaitCount")
+    return SearchResult(consumer, pending, waiting)
+
+
+def count_reply(count: int) -> Reply:
+    """How many items were counted, as bare digits."""
+    return _reply(str(count).encode("ascii"), _PLAIN)
+
+
+def read_count(reply: Reply) -> int:
+    """How many items were counted."""
+    return _read_number(reply, "count", "a number", MAX_WIRE_INDEX)
+
+
+def error_reply(error: EasqError) -> Reply:
+    """One short sentence of plain text under the status of the error."""
+    text = _one_line(error.message)[:_MAX_ERROR_TEXT]
+    headers = {STORED_HEADER: "no"} if isinstance(error, Unavailable) else {}
+    if error.status < 400:
+        return Reply(error.status, headers)
+    return _reply(text.encode(errors="replace"), _PLAIN, headers, status=error.status)
+
+
+def read_error(reply: Reply) -> EasqError:
+    """The error that an answer outside 2xx stands for: its class by the status, its message from the body."""
+    if 300 <= reply.status < 400:
+        return _redirect(reply)
+    if _is_html(reply):
+        text = f"the server answered {reply.status} with an HTML page"
+    else:
+        text = _one_line(reply.body[: 4 * _MAX_ERROR_TEXT].decode(errors="replace"))[:_MAX_ERROR_TEXT]
+    kind = error_class(reply.status)
+    hint = ""
+    if issubclass(kind, AuthFailed):
+        hint = "check the token"
+    elif kind is NotFound and text != NO_DATA_IN_STREAM:
+        hint = "check the url and the name of the queue or service"
+    return kind(
+        text or f"the server answered {reply.status} without a reason", hint=hint, status=reply.status
+    )
+
+
+def format_tags(tags: Tags) -> str:
+    """`tags[k=v k2=v2]`, keys in byte order, as the Go SDK and eascmd print them."""
+    pairs = sorted(tags.items(), key=lambda pair: pair[0].encode(errors="surrogatepass"))
+    return f"tags[{' '.join(f'{key}={value}' for key, value in pairs)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerLine:
+    """One consumer in the attributes: the value of `consumers.list.[i]`."""
+
+    id: str
+    index: int = 0
+    pending: int = 0
+    status: str = "Running"
+    idle_s: float = 0.0
+    window: int = 0
+    slots: int = 0
+    auto_commit: bool = False
+    tags: Tags = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The line as the service writes it; tags only when the watch had some."""
+        line = (
+            f"Id: {self.id}, Index: {self.index}, Pending: {self.pending}, Status: {self.status}, "
+            f"Idle: {format_duration_ms(self.idle_s)}, Window: {self.window}, Slots: {self.slots}, "
+            f"AutoCommit: {'true' if self.auto_commit else 'false'}"
+        )
+        return f"{line}, Tags: {format_tags(self.tags)}" if self.tags else line
+
+    @classmethod
+    def parse(cls, text: str) -> ConsumerLine:
+        """The consumer that a line tells of. Raises ValueError for another line.
+
+        A tag value holding a blank and then `word=` cannot be told from two tags: the wire does not quote.
+        """
+        found = _columns(text)
+        return cls(
+            found["Id"],
+            int(found["Index"]),
+            int(found["Pending"]),
+            found["Status"],
+            parse_duration(found["Idle"]),
+            int(found["Window"]),
+            int(found["Slots"]),
+            found["AutoCommit"] == "true",
+            _parse_tags(found.get("Tags", "tags[]")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLine:
+    """One consumer group in the attributes: the value of `groups.list.[i]`."""
+
+    id: str
+    index: int = 0
+    pending: int = 0
+    delivered: int = 1
+    consumers: int = 0
+
+    def text(self) -> str:
+        """The line as the service writes it."""
+        return (
+            f"Id: {self.id}, Index: {self.index}, Pending: {self.pending}, "
+            f"Delivered: {self.delivered}, Consumers: {self.consumers}"
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> GroupLine:
+        """The group that a line tells of. Raises ValueError for another line."""
+        found = _columns(text)
+        numbers = (int(found[name]) for name in ("Index", "Pending", "Delivered", "Consumers"))
+        return cls(found["Id"], *numbers)
+
+
+class _Columns(dict[str, str]):
+    """The columns of a line; asking for one that is not there is a ValueError."""
+
+    def __missing__(self, name: str) -> str:
+        raise ValueError(f"no {name} in the line")
+
+
+def _columns(text: str) -> _Columns:
+    line, _, tags = text.partition(", Tags: ")
+    parts = (part.partition(": ") for part in line.split(", "))
+    columns = _Columns({name: value for name, colon, value in parts if colon})
+    if tags:
+        columns["Tags"] = tags
+    return columns
+
+
+def _parse_tags(text: str) -> dict[str, str]:
+    if not text.startswith("tags[") or not text.endswith("]"):
+        raise ValueError("no tags[...] in the line")
+    inner = text[5:-1]
+    pairs = re.split(r" (?=[^ =]+=)", inner) if inner else []
+    return {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def _reply(
+    body: bytes, media_type: str, headers: Mapping[str, str] | None = None, *, status: int = 200
+) -> Reply:
+    all_headers = {"Content-Type": media_type, "X-Content-Type-Options": "nosniff", **(headers or {})}
+    return Reply(status, all_headers, body)
+
+
+def _expect(reply: Reply, what: str) -> None:
+    """Raises the server's error, and NotAQueueService for a page: a portal or proxy that answers 200 to
+    everything.
+    """
+    if not 200 <= reply.status < 300:
+        raise read_error(reply)
+    if _is_html(reply):
+        raise NotAQueueService(
+            f"the answer to {what} is an HTML page, not a queue service's",
+            hint="check the url: it ends in /api/predict/NAME, or a proxy answers in the service's place",
+        )
+
+
+def _is_html(reply: Reply) -> bool:
+    if "html" in reply.header("Content-Type").lower():
+        return True
+    return reply.body[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))
+
+
+def _codec_of(reply: Reply, asked: Codec) -> Codec:
+    media_type = reply.header("Content-Type").lower()
+    if "protobuf" in media_type:
+        return Codec.PROTOBUF
+    return Codec.JSON if "json" in media_type else asked
+
+
+def _read_number(reply: Reply, operation: str, what: str, limit: int) -> int:
+    _expect(reply, operation)
+    text = reply.body[:100].strip()
+    if not text.isdigit() or int(text) > limit:
+        raise NotAQueueService(f"the answer to a {operation} is not {what}: {_quoted(reply.body)}")
+    return int(text)
+
+
+def _read_object(reply: Reply, operation: str) -> dict[str, Any]:
+    try:
+        found = json.loads(reply.body)
+    except (ValueError, RecursionError) as error:
+        raise NotAQueueService(f"the answer to a {operation} is not JSON: {_quoted(reply.body)}") from error
+    if not isinstance(found, dict):
+        raise NotAQueueService(f"the answer to a {operation} is not an object: {_quoted(reply.body)}")
+    return found
+
+
+def _redirect(reply: Reply) -> EasqError:
+    # where to, without what may be a secret there
+    location = re.sub(r"^([a-zA-Z][a-zA-Z0-9+.-]*:)?//[^/?#]*@", r"\1//", _one_line(reply.header("Location")))
+    location = re.split(r"[?#]", location)[0][:_MAX_ERROR_TEXT]
+    where = f" to {location}" if location else ""
+    return NotAQueueService(
+        f"the server answered {reply.status}, a redirect{where}, which is not followed",
+        hint="if that is the right address, use it as the url",
+        status=reply.status,
+    )
+
+
+def _one_line(text: str) -> str:
+    return _CONTROL.sub(" ", text).strip()
+
+
+def _quoted(body: bytes) -> str:
+    return ascii(body[:80].decode(errors="replace")) if body else "it is empty"

@@ -1,0 +1,21 @@
+from easq.wire.signature import authorization, sign
+
+DATE = "Mon, 02 Jan 2006 15:04:05 GMT"
+TYPE = "application/octet-stream"
+PATH = "/api/predict/echo"
+
+
+def test_signs_as_the_official_sdks_do() -> None:
+    assert sign("dG9rZW4=", b"[{}]", TYPE, DATE, PATH) == {
+        "Authorization": "EAS oC48a4WAlPoO37s53SSrbpI3u6A=",
+        "Content-MD5": "a21cafb4c405e6997671a02e578b9b1e",
+        "Content-Type": TYPE,
+        "Date": DATE,
+    }
+
+
+def test_the_header_values_count_as_they_were_sent() -> None:
+    """The Java SDK drops leading zeros of the MD5, and signs what it sends."""
+    full = authorization("t", "02e74f10", TYPE, DATE, PATH)
+    assert full != authorization("t", "2e74f10", TYPE, DATE, PATH)
+    assert full.startswith("EAS ")
