@@ -37,7 +37,9 @@ class Broker:
         self.first = self.pairs[names[0]]
 
     async def open(self) -> None:
-        """Every queue exists, with what it held before. Stored queues that are not named are kept, and named in a warning."""
+        """Every queue exists, with what it held before. Stored queues that are not named are kept, and named in a
+        warning.
+        """
         for pair in self.pairs.values():
             await pair.input.open()
             await pair.sink.open()

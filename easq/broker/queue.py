@@ -28,7 +28,7 @@ from easq.model import (
 )
 from easq.storage.base import Limits, Storage, Subscription, is_enough
 from easq.wire import operations as op
-from easq.wire.replies import sniff
+from easq.wire.sniff import sniff
 
 #: `_window_` 0 or missing, and the highest that is granted
 DEFAULT_WINDOW, MAX_WINDOW = 10, 10_000
@@ -159,7 +159,11 @@ class Queue:
             if left <= 0 or is_enough(frames, length):
                 return frames
             await self.storage.wait(
-                self.stream, start=start, tags=get.tags, taking=get.auto_delete and length == 1, timeout_s=left
+                self.stream,
+                start=start,
+                tags=get.tags,
+                taking=get.auto_delete and length == 1,
+                timeout_s=left,
             )
 
     async def _get_now(self, get: op.Get, start: int, length: int, minimum: int) -> list[Frame]:

@@ -2,8 +2,8 @@
 
 A stream is named by text (`NAME` for an input, `NAME/sink` for its sink). Each verb is one atomic step: it happens
 whole or not at all, also across a crash, and has happened durably (at the engine's level) when the await returns.
-Policy (limits of a put, who may take over a name, when a silent connection is lost) is the caller's. Rules that need the time are given
-`now`, in seconds of a monotonic clock.
+Policy (limits of a put, who may take over a name, when a silent connection is lost) is the caller's. Rules that need
+the time are given `now`, in seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from easq.model import NO_INDEX, Consumer, Frame, Tags
 from easq.wire.replies import ConsumerLine, GroupLine
-
 
 #: one read answers at most so many bytes of payload
 MOST_BYTES = 64 * 1024**2
@@ -55,7 +54,9 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One item handed to a consumer connection: the frame, and how often it was delivered to the group, this time included."""
+    """One item handed to a consumer connection: the frame, and how often it was delivered to the group, this time
+    included.
+    """
 
     frame: Frame
     deliveries: int
@@ -77,7 +78,9 @@ class StreamStats:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where an item stands for a group: its owner's user name if pending, else how many items would be pushed before it."""
+    """Where an item stands for a group: its owner's user name if pending, else how many items would be pushed
+    before it.
+    """
 
     owner: str | None
     ahead: int
@@ -117,7 +120,7 @@ class Storage(ABC):
     async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits) -> int:
         """The item is stored under a new index, higher than any before, and may be read and delivered.
 
-        Raises QueueFull (nothing stored); StorageError when it is not known whether it was stored.
+        Raises QueueFull and StreamEnded (nothing stored); StorageError when it is not known whether it was stored.
         """
 
     @abstractmethod
@@ -128,9 +131,7 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    async def take(
-        self, stream: str, *, start: int, length: int, tags: Tags, minimum: int
-    ) -> list[Frame]:
+    async def take(self, stream: str, *, start: int, length: int, tags: Tags, minimum: int) -> list[Frame]:
         """As `read`, and the items are claimed: gone for everyone until `release` or `delete`.
 
         Fewer than `minimum` matches (see `is_enough`): nothing is claimed, and the answer is empty.
@@ -146,19 +147,26 @@ class Storage(ABC):
 
     @abstractmethod
     async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
-        """A connection of the consumer is known, under a number never given before; an older one of the same name is closed."""
+        """A connection of the consumer is known, under a number never given before; an older one of the same name
+        is closed.
+        """
 
     @abstractmethod
     async def detach(self, stream: str, session: int, *, lost: bool, now: float) -> None:
-        """The connection is gone. Closed: its items are ready at once. Lost: at once for the same user, for others after the grace."""
+        """The connection is gone. Closed: its items are ready at once. Lost: at once for the same user, for others
+        after the grace.
+        """
 
     @abstractmethod
     async def lease(self, stream: str, session: int, *, index_only: bool) -> list[Lease]:
-        """Waits until items are there for this connection and returns them, pending at it. Empty: the connection was replaced."""
+        """Waits until items are there for this connection and returns them, pending at it. Empty: the connection
+        was replaced.
+        """
 
     @abstractmethod
     async def commit(self, stream: str, group: str, indexes: Sequence[int]) -> int:
-        """The items are done for `group` and never delivered to it again; returns how many were present and not yet committed.
+        """The items are done for `group` and never delivered to it again; returns how many were present and not
+        yet committed.
 
         An item that every group holding it back has committed is removed.
         """
@@ -167,7 +175,9 @@ class Storage(ABC):
     async def negative(
         self, stream: str, group: str, indexes: Sequence[int], *, code: str, reason: str, now: float
     ) -> int:
-        """Items pending in `group` are ready again after the back-off; returns how many. Shutdown: at once, no failure counted."""
+        """Items pending in `group` are ready again after the back-off; returns how many. Shutdown: at once, no
+        failure counted.
+        """
 
     @abstractmethod
     async def delete(self, stream: str, indexes: Sequence[int]) -> int:
@@ -175,7 +185,9 @@ class Storage(ABC):
 
     @abstractmethod
     async def truncate(self, stream: str, below: int) -> int:
-        """All items with an index lower than `below` are gone for all groups; returns how many. Later indexes go on from before."""
+        """All items with an index lower than `below` are gone for all groups; returns how many. Later indexes go
+        on from before.
+        """
 
     @abstractmethod
     async def locate(self, stream: str, group: str, index: int) -> Location | None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from easq.errors import QueueFull
+from easq.errors import QueueFull, StreamEnded
 from easq.model import Consumer, Tags
 from easq.storage.base import Limits, Location, StreamStats, Subscription, Timing
 from easq.wire.replies import ConsumerLine, GroupLine
@@ -216,8 +216,10 @@ class Stream:
     def allot(self, size: int, limits: Limits) -> tuple[int, Effects]:
         """A new index is reserved for an item of `size` bytes; `show` or `drop` follows, in the order of allotting.
 
-        Raises QueueFull when there is no room even without the claims of absent groups.
+        Raises StreamEnded; QueueFull when there is no room even without the claims of absent groups.
         """
+        if self.ended:
+            raise StreamEnded("the stream has ended and takes no more items")
         effects = Effects()
         if not self._has_room(size, limits):
             self._drop_absent_claims(effects)
@@ -271,7 +273,9 @@ class Stream:
         return index in self._entries and index not in self._claimed
 
     def indexes_from(self, start: int, priority: int | None = None) -> Iterator[int]:
-        """The indexes of what is present and not claimed, from `start` on, ascending; the stream must not change meanwhile."""
+        """The indexes of what is present and not claimed, from `start` on, ascending; the stream must not change
+        meanwhile.
+        """
         lanes = self._lanes.values() if priority is None else [self._lanes.get(priority, _Lane())]
         runs = [self._lane_from(lane, start) for lane in lanes]
         yield from runs[0] if len(runs) == 1 else heapq.merge(*runs)
@@ -351,7 +355,9 @@ class Stream:
     # -- groups and consumers --------------------------------------------------------------------------------------
 
     def attach(self, consumer: Consumer, subscription: Subscription, now: float) -> tuple[int, Effects]:
-        """A connection of `consumer` is there; its older one, if any, is closed. Items kept for this user go to it first."""
+        """A connection of `consumer` is there; its older one, if any, is closed. Items kept for this user go to it
+        first.
+        """
         effects = Effects()
         group = self._group(consumer.group, effects)
         member = group.members.get(consumer.user)
@@ -588,7 +594,9 @@ class Stream:
                 self._dispatch(group, effects)
 
     def _dispatch(self, group: _Group, effects: Effects) -> None:
-        """The ready item of the highest class and lowest index goes to the consumer with most free slots, until none fits."""
+        """The ready item of the highest class and lowest index goes to the consumer with most free slots, until
+        none fits.
+        """
         while True:
             best: tuple[tuple[int, int], _View] | None = None
             for view in group.views:
@@ -644,7 +652,9 @@ class Stream:
             heapq.heappop(heap)
         if not heap or self._wanted(view, heap[0][1]):
             return heap[0] if heap else None
-        fitting = (pair for pair in sorted(heap) if self._ready(group, pair[1]) and self._wanted(view, pair[1]))
+        fitting = (
+            pair for pair in sorted(heap) if self._ready(group, pair[1]) and self._wanted(view, pair[1])
+        )
         return next(fitting, None)
 
     def _peek_lane(self, group: _Group, view: _View, priority: int) -> int | None:
@@ -681,7 +691,9 @@ class Stream:
         if lapsed:
             self._remove_unheld(effects)
         self._dispatch_all(effects)
-        self.due = min((moment for group in self._groups.values() for moment in self._moments(group)), default=inf)
+        self.due = min(
+            (moment for group in self._groups.values() for moment in self._moments(group)), default=inf
+        )
         return effects
 
     def _moments(self, group: _Group) -> Iterator[float]:

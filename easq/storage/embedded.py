@@ -322,9 +322,7 @@ class Embedded(Storage):
             start = chunk[-1] + 1
             await asyncio.sleep(0)
 
-    async def take(
-        self, stream: str, *, start: int, length: int, tags: Tags, minimum: int
-    ) -> list[Frame]:
+    async def take(self, stream: str, *, start: int, length: int, tags: Tags, minimum: int) -> list[Frame]:
         frames = await self.read(stream, start=start, length=length, tags=tags)
         core = self._core(stream)
         # a long scan lets others run: what they took or removed meanwhile is not ours
@@ -458,4 +456,3 @@ def _ignore(future: asyncio.Future[None]) -> None:
     """A failure of changes nobody waits for has been reported by `_fail` already."""
     if not future.cancelled():
         future.exception()
-

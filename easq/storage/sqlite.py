@@ -78,7 +78,9 @@ class _Job:
 
 
 class Sqlite(Embedded):
-    """Entries in the file `path`. Durability `fsync`: what is acknowledged survives power loss; `os`: a killed process."""
+    """Entries in the file `path`. Durability `fsync`: what is acknowledged survives power loss; `os`: a killed
+    process.
+    """
 
     def __init__(self, path: Path, *, durability: str = "fsync", timing: Timing | None = None) -> None:
         super().__init__(timing or Timing())
@@ -285,7 +287,9 @@ class Sqlite(Embedded):
 
     async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits) -> int:
         if self._is_space_low():
-            raise QueueFull("the disk of the queue service is full", hint="delete or commit items, or make room")
+            raise QueueFull(
+                "the disk of the queue service is full", hint="delete or commit items, or make room"
+            )
         return await super().append(stream, frame, priority=priority, limits=limits)
 
     def _is_space_low(self) -> bool:
@@ -404,7 +408,8 @@ class Sqlite(Embedded):
             )
         self._writer.executemany("INSERT INTO item VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         self._writer.executemany(
-            "UPDATE stream SET last = max(last, ?) WHERE id = ?", [(index, number) for number, index in last.items()]
+            "UPDATE stream SET last = max(last, ?) WHERE id = ?",
+            [(index, number) for number, index in last.items()],
         )
 
     def _record(self, change: Change) -> None:
@@ -422,7 +427,8 @@ class Sqlite(Embedded):
                 execute("INSERT OR IGNORE INTO committed VALUES (?, ?)", (base | change.index, change.group))
             case Touched():
                 execute(
-                    "INSERT OR REPLACE INTO touched SELECT ?, ?, ?, ?, ?, ? WHERE EXISTS (SELECT 1 FROM item WHERE id = ?)",
+                    "INSERT OR REPLACE INTO touched SELECT ?, ?, ?, ?, ?, ?"
+                    " WHERE EXISTS (SELECT 1 FROM item WHERE id = ?)",
                     (
                         base | change.index,
                         change.group,

@@ -137,9 +137,7 @@ class Truncate:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Be pushed items from `index` (or NEWEST) on, at most `window` of them uncommitted (0: the service's
-    default).
-    """
+    """Be pushed items from `index` (or NEWEST) on, at most `window` uncommitted (0: as the service likes)."""
 
     index: int = NO_INDEX
     window: int = 0
@@ -152,9 +150,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """End the stream: once all is delivered, at once with `force`; `undo` reopens it (`_eos_=false`, easq's
-    own).
-    """
+    """End the stream: once all is delivered, or at once with `force`. `undo` reopens it: easq's own."""
 
     force: bool = False
     undo: bool = False

@@ -36,7 +36,6 @@ _PLAIN = "text/plain; charset=utf-8"
 _MEDIA_TYPE = re.compile(r"[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+(?:[ \t]*;[\x20-\x7e\t]*)?", re.ASCII)
 #: what a browser would run or render as a page; served as plain bytes instead
 _ACTIVE = re.compile(r".*(?:html|xml|svg|javascript|ecmascript|jscript|livescript|vbscript).*")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def raw_reply(frame: Frame) -> Reply:
         media_type = stored.partition(";")[0]
     if _ACTIVE.fullmatch(media_type):
         stored = "application/octet-stream"
-    request_id = _CONTROL.sub(" ", frame.request_id)
+    request_id = _one_line(frame.request_id)
     return _reply(frame.data, stored, {REQUEST_ID_HEADER: request_id} if request_id else {})
 
 
@@ -163,7 +162,7 @@ def read_count(reply: Reply) -> int:
 
 def error_reply(error: EasqError) -> Reply:
     """One short sentence of plain text under the status of the error."""
-    text = _one_line(error.message)[:_MAX_ERROR_TEXT]
+    text = _one_line(error.message[: 2 * _MAX_ERROR_TEXT])[:_MAX_ERROR_TEXT]
     headers = {STORED_HEADER: "no"} if isinstance(error, Unavailable) else {}
     if error.status < 400:
         return Reply(error.status, headers)
@@ -295,9 +294,7 @@ def _reply(
 
 
 def _expect(reply: Reply, what: str) -> None:
-    """Raises the server's error, and NotAQueueService for a page: a portal or proxy that answers 200 to
-    everything.
-    """
+    """Raises the server's error, and NotAQueueService for a page, as portals answer 200 to everything."""
     if not 200 <= reply.status < 300:
         raise read_error(reply)
     if _is_html(reply):
@@ -340,7 +337,9 @@ def _read_object(reply: Reply, operation: str) -> dict[str, Any]:
 
 def _redirect(reply: Reply) -> EasqError:
     # where to, without what may be a secret there
-    location = re.sub(r"^([a-zA-Z][a-zA-Z0-9+.-]*:)?//[^/?#]*@", r"\1//", _one_line(reply.header("Location")))
+    location = re.sub(
+        r"^([a-zA-Z][a-zA-Z0-9+.-]*:)?//[^/?#]*@", r"\1//", _one_line(reply.header("Location")[:2000])
+    )
     location = re.split(r"[?#]", location)[0][:_MAX_ERROR_TEXT]
     where = f" to {location}" if location else ""
     return NotAQueueService(
@@ -351,7 +350,8 @@ def _redirect(reply: Reply) -> EasqError:
 
 
 def _one_line(text: str) -> str:
-    return _CONTROL.sub(" ", text).strip()
+    """`text` without what is not printable: line breaks, controls, and marks that turn text around."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _quoted(body: bytes) -> str:

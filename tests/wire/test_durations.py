@@ -35,10 +35,27 @@ def test_reads_what_go_writes_and_bare_seconds(text: str, seconds: float) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", " 5s", "5s ", "s", ".s", ".", "5x", "1e3s", "9e99h", "１s", "5 s", "+5s", "--5s", "5s-1s", "1" * 65],
+    [
+        "",
+        " ",
+        " 5s",
+        "5s ",
+        "s",
+        ".s",
+        ".",
+        "5x",
+        "1e3s",
+        "9e99h",
+        "１s",
+        "5 s",
+        "+5s",
+        "--5s",
+        "5s-1s",
+        "1" * 65,
+    ],
 )
 def test_refuses_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ValueError, match="^not a duration: "):
+    with pytest.raises(ValueError, match=r"^not a duration: "):
         parse_duration(text)
 
 

@@ -114,8 +114,8 @@ def test_attributes_come_back_as_they_went(attributes: dict[str, str], codec: Co
 
 def test_the_order_of_tags_does_not_change_the_bytes() -> None:
     keys = [f"k{number}" for number in range(50)]
-    one = Frame(1, {key: "v" for key in keys})
-    two = Frame(1, {key: "v" for key in reversed(keys)})
+    one = Frame(1, dict.fromkeys(keys, "v"))
+    two = Frame(1, dict.fromkeys(reversed(keys), "v"))
     for codec in (Codec.PROTOBUF, Codec.JSON):
         assert encode_frame(one, codec) == encode_frame(two, codec)
 
@@ -136,7 +136,7 @@ def test_a_torn_frame_is_seen_and_a_length_of_zero_is_the_end() -> None:
 
 
 def test_a_length_above_the_limit_is_refused_before_its_bytes_come() -> None:
-    with pytest.raises(ValueError, match="^a frame of 4294967295 bytes is above the limit of 67108864$"):
+    with pytest.raises(ValueError, match=r"^a frame of 4294967295 bytes is above the limit of 67108864$"):
         Undelimiter().feed(b"\xff\xff\xff\xff")
 
 
@@ -190,7 +190,7 @@ def test_malformed_json_is_a_value_error(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["5", '"x"', "{}"])
 def test_what_is_no_list_is_a_value_error(text: str) -> None:
-    with pytest.raises(ValueError, match="^not a list of frames$"):
+    with pytest.raises(ValueError, match=r"^not a list of frames$"):
         decode_frames(text.encode(), Codec.JSON)
 
 
