@@ -379,10 +379,10 @@ def resolve(config: Config, options: Mapping[str, Any], environ: Mapping[str, st
             values[key] = Value(profile[key], f"profile {name.value}")
         elif key in BUILT_IN:
             values[key] = Value(BUILT_IN[key], "built-in")
-    return Resolved(name, values, _token_source(name.value, profile, options, environ))
+    return Resolved(name, values, token_source(name.value, profile, options, environ))
 
 
-def _token_source(
+def token_source(
     name: str, profile: Mapping[str, Any], options: Mapping[str, Any], environ: Mapping[str, str]
 ) -> TokenSource | None:
     """The first that is given: --token-file, --token, token_cmd, environment, profile.

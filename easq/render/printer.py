@@ -164,6 +164,10 @@ class Printer:
         if not self.quiet:
             self._say(_json({"summary": value}) + "\n")
 
+    def log(self, line: str) -> None:
+        """`line` of a log, as it is but for control characters; whether it is wanted is for the caller to say."""
+        self._say(one_line(line) + "\n")
+
     def ask(self, question: str) -> None:
         """`question` stands on stderr, and the answer goes behind it; what was shown before is out."""
         self._say(escape(question))
