@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,8 +31,6 @@ _KEEP_ALIVE_S = 60.0
 _GRACE_S = 5.0
 #: most bytes an item may have: the Go SDK reads frames of at most 32 MiB
 MAX_PAYLOAD = 30 * 1024**2
-#: SQLite before it can, with two writing connections, leave a write-ahead log torn; easq has one, and says so
-_SAFE_SQLITE = (3, 51, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +102,6 @@ class Server:
     async def start(self) -> None:
         """Requests are answered. Raises StorageError; ConfigError when the address cannot be bound."""
         settings = self._settings
-        if settings.storage.startswith("sqlite:") and sqlite3.sqlite_version_info < _SAFE_SQLITE:
-            log.debug("SQLite %s: below 3.51.3, one writing connection only", sqlite3.sqlite_version)
         await self._storage.start(self._fail)
         try:
             clock = Clock(asyncio.get_running_loop().time, lambda: int(time.time() * 1000))
@@ -168,8 +163,7 @@ class Server:
         """No new connection, then no watcher, then no request is there; what was acknowledged is stored."""
         if self._site is not None and self._app is not None and self._runner is not None:
             await self._site.stop()
-            self._app.stopping = True
-            await self._app.stop_watching()
+            await self._app.stop()
             await self._runner.cleanup()
         try:
             await self._storage.close()

@@ -53,6 +53,8 @@ IDLE_S = 2.0
 BALLAST_BYTES = 16 * 1024**2
 #: puts are refused when the disk has less left than this
 RESERVE_BYTES = 32 * 1024**2
+#: SQLite before it can, with two writing connections, leave a write-ahead log torn; easq has one, and says so
+SAFE_SQLITE = (3, 51, 3)
 
 #: durability -> `PRAGMA synchronous`
 _SYNCHRONOUS = {"fsync": "FULL", "os": "NORMAL"}
@@ -98,6 +100,8 @@ class Sqlite(Embedded):
     async def start(self, on_failure: Callable[[Exception], None]) -> None:
         await super().start(on_failure)
         self._loop = asyncio.get_running_loop()
+        if sqlite3.sqlite_version_info < SAFE_SQLITE:
+            log.debug("SQLite %s: below 3.51.3, one writing connection only", sqlite3.sqlite_version)
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._take_lock()
