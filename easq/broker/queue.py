@@ -151,13 +151,16 @@ class Queue:
         if start == NEWEST and get.timeout_s > 0:
             start = (await self.storage.attributes(self.stream, now=self.clock.now())).next
         deadline = self.clock.now() + answer_within(get.timeout_s)
+        waited = False
         while True:
             left = deadline - self.clock.now()
-            if is_gone():
+            if waited and is_gone():
+                await self.wake_readers()
                 return []
             frames = await self._get_now(get, start, length, length if left > 0 else 1)
             if left <= 0 or is_enough(frames, length):
                 return frames
+            waited = True
             await self.storage.wait(
                 self.stream,
                 start=start,
@@ -165,6 +168,10 @@ class Queue:
                 taking=get.auto_delete and length == 1,
                 timeout_s=left,
             )
+
+    async def wake_readers(self) -> None:
+        """Every long poll looks again: whether there is something, and whether its caller is still there."""
+        await self.storage.wake(self.stream)
 
     async def _get_now(self, get: op.Get, start: int, length: int, minimum: int) -> list[Frame]:
         if get.auto_delete:

@@ -57,6 +57,9 @@ class App:
             response = web.Response(status=500)
         except EasqError as error:
             response = self._refuse(request, error)
+        except TimeoutError:
+            response = respond(Reply(408, {"Content-Type": "text/plain"}, b"the body did not come in time"))
+            response.force_close()
         except (ConnectionError, asyncio.IncompleteReadError):
             response = web.Response(status=400)
         except asyncio.CancelledError:
@@ -100,7 +103,10 @@ class App:
         operation = op.parse(op.Request(request.method, _query(raw_query), headers, body, place.path))
         if isinstance(operation, op.Watch):
             return await self._watch(request, operation, place.queue, caller)
-        return await answer(operation, place.queue, caller, request)
+        return await answer(operation, place.queue, caller, request, is_gone=lambda: self._is_gone(request))
+
+    def _is_gone(self, request: web.BaseRequest) -> bool:
+        return self.stopping or request.transport is None or request.transport.is_closing()
 
     async def _watch(
         self, request: web.BaseRequest, watch: op.Watch, queue: Queue, caller: op.Caller
@@ -113,8 +119,12 @@ class App:
         finally:
             self._watching.discard(task)
 
-    async def stop_watching(self) -> None:
-        """Every watcher was told that the service stops, and has left."""
+    async def stop(self) -> None:
+        """Nothing new is taken, long polls are answered, every watcher was told that the service stops and has left."""
+        self.stopping = True
+        for pair in self._broker.pairs.values():
+            await pair.input.wake_readers()
+            await pair.sink.wake_readers()
         for task in self._watching:
             task.cancel()
         if self._watching:

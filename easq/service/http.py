@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
@@ -44,15 +44,23 @@ def _too_large(request: web.BaseRequest, queue: Queue, size: int) -> PayloadTooL
 
 
 async def answer(
-    operation: op.Operation, queue: Queue, caller: op.Caller, request: web.BaseRequest
+    operation: op.Operation,
+    queue: Queue,
+    caller: op.Caller,
+    request: web.BaseRequest,
+    *,
+    is_gone: Callable[[], bool],
 ) -> web.StreamResponse:
-    """The operation has taken effect, and its reply is ready to send (a deleting get: is sent)."""
+    """The operation has taken effect, and its reply is ready to send (a deleting get: is sent).
+
+    A long poll whose caller `is_gone` ends with nothing.
+    """
     consumer = caller.consumer
     match operation:
         case op.Put():
             return respond(replies.put_reply(await queue.put(operation)))
         case op.Get():
-            return await _get(operation, queue, request)
+            return await _get(operation, queue, request, is_gone)
         case op.Describe():
             return respond(replies.attributes_reply(await queue.attributes(), operation.codec))
         case op.Search():
@@ -80,8 +88,10 @@ def _counted(count: int) -> web.StreamResponse:
     return respond(replies.ok_reply({_COMMITTED: str(count)}))
 
 
-async def _get(get: op.Get, queue: Queue, request: web.BaseRequest) -> web.StreamResponse:
-    frames = await queue.get(get, is_gone=lambda: request.transport is None or request.transport.is_closing())
+async def _get(
+    get: op.Get, queue: Queue, request: web.BaseRequest, is_gone: Callable[[], bool]
+) -> web.StreamResponse:
+    frames = await queue.get(get, is_gone=is_gone)
     reply = _frames_reply(get, frames)
     if not get.auto_delete or not frames:
         return respond(reply)

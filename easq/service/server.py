@@ -163,8 +163,7 @@ class Server:
         """No new connection, then no watcher, then no request is there; what was acknowledged is stored."""
         if self._site is not None and self._app is not None and self._runner is not None:
             await self._site.stop()
-            self._app.stopping = True
-            await self._app.stop_watching()
+            await self._app.stop()
             await self._runner.cleanup()
         try:
             await self._storage.close()

@@ -146,6 +146,10 @@ class Storage(ABC):
         """Returns when an item that matches may have come, or the time is over. One item wakes one taker."""
 
     @abstractmethod
+    async def wake(self, stream: str) -> None:
+        """Every `wait` returns: a reader that was woken has left without taking, or the service stops."""
+
+    @abstractmethod
     async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
         """A connection of the consumer is known, under a number never given before; an older one of the same name
         is closed.

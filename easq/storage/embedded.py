@@ -354,6 +354,11 @@ class Embedded(Storage):
         finally:
             waiters.remove(waiter)
 
+    async def wake(self, stream: str) -> None:
+        for waiter in self._waiters[stream]:
+            if not waiter.future.done():
+                waiter.future.set_result(None)
+
     async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
         core = self._core(stream)
         if subscription.after == NEWEST:

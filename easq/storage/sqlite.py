@@ -14,7 +14,6 @@ import os
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -94,6 +93,7 @@ class Sqlite(Embedded):
         self._lock: int | None = None
         self._space_checked = 0.0
         self._space_low = False
+        self._full = False
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -351,12 +351,15 @@ class Sqlite(Embedded):
         """Each job is durable or has its error. A full disk refuses what stores and goes on with what removes."""
         try:
             self._transact(batch, storing=True)
+            self._full = self._full and not any(job.stores for job in batch)
             return
         except sqlite3.Error as error:
             if not _is_full(error):
                 self._fail_batch(batch, error)
                 return
-            log.warning("the disk is full: puts are refused until there is room")
+            if not self._full:
+                log.warning("the disk is full: puts are refused until there is room")
+            self._full = True
             for job in batch:
                 if job.stores:
                     job.error = QueueFull("the disk of the queue service is full")
@@ -497,10 +500,8 @@ class Sqlite(Embedded):
         try:
             handle = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                started = time.monotonic()
-                for _ in range(BALLAST_BYTES // (1 << 20)):
-                    os.write(handle, b"\0" * (1 << 20))
-                log.debug("ballast written in %.3f s", time.monotonic() - started)
+                for _ in range(BALLAST_BYTES >> 20):
+                    os.write(handle, bytes(1 << 20))
             finally:
                 os.close(handle)
         except OSError as error:

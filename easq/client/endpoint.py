@@ -1,0 +1,154 @@
+"""Addresses: which are taken, which stay on this machine or network, and the proxy on the way to one."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from urllib.parse import SplitResult, urlsplit
+
+from easq.errors import ConfigError
+
+_HINT = "write it as http://HOST[:PORT]/api/predict/NAME"
+_HOST = re.compile(r"[^\s/?#\[\]@\\%:<>^|`{}\"]+")
+#: names that never leave the local network: RFC 6762, RFC 8375, and names in use for it
+_PRIVATE_SUFFIXES = (".local", ".internal", ".lan", ".home.arpa", ".svc")
+
+
+def stream_url(url: str, *, sink: bool) -> str:
+    """The address of a stream: `url` checked and without a trailing `/`, with `/sink` for the sink.
+
+    Raises ConfigError for what is no plain http or https address.
+    """
+    if not url:
+        raise ConfigError("no url", hint=_HINT)
+    if not url.isprintable() or " " in url or "\\" in url:
+        raise ConfigError("the url holds a blank, a backslash or a control character", hint=_HINT)
+    parts = _split(url)
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            f"the url {shown(url)} holds a user or password", hint="give the token on its own (--token-file)"
+        )
+    if parts.scheme not in ("http", "https"):
+        raise ConfigError(f"the url {shown(url)} does not begin with http:// or https://", hint=_HINT)
+    if "?" in url or "#" in url:
+        raise ConfigError(f"the url {shown(url)} goes on with a query or fragment", hint=_HINT)
+    path = parts.path.rstrip("/")
+    if sink and not path.endswith("/sink"):
+        path += "/sink"
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def shown(url: str) -> str:
+    """`url` as messages may show it: without user, password, query and fragment."""
+    bare = re.split(r"[?#]", url, maxsplit=1)[0]
+    scheme, colon, rest = bare.partition("://")
+    if not colon:
+        return bare.rpartition("@")[2]
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether `url` stays on this machine."""
+    return _is_loopback_host(_host(url))
+
+
+def is_private(url: str) -> bool:
+    """Whether `url` stays on this machine or, by its name or address, in a private network."""
+    host = _host(url)
+    if _is_loopback_host(host):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        vpc = host.endswith(".aliyuncs.com") and (".vpc." in host or host.startswith("pai-eas-vpc."))
+        return vpc or "." not in host or host.endswith(_PRIVATE_SUFFIXES)
+    return address.is_private or address.is_link_local
+
+
+def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
+    """The proxy that `environ` names for `url`: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either
+    case.
+
+    Loopback is never proxied. Raises ConfigError for a proxy that is not an http or https address.
+    """
+    host = _host(url)
+    if _is_loopback_host(host) or _is_exempt(host, _split(url).port, _variable(environ, "no_proxy")):
+        return None
+    scheme = _split(url).scheme
+    proxy = _variable(environ, f"{scheme}_proxy") or _variable(environ, "all_proxy")
+    if not proxy:
+        return None
+    if "://" not in proxy:
+        proxy = f"http://{proxy}"
+    if _split(proxy).scheme not in ("http", "https"):
+        raise ConfigError(
+            f"the proxy {shown(proxy)} is neither http nor https",
+            hint="set NO_PROXY for this host, or another proxy",
+        )
+    return proxy
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of `url`, with a host that is a name or an address and a port that exists."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+        if host and ":" in host:
+            ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError as error:
+        raise ConfigError(f"the url {shown(url)} is malformed: {error}", hint=_HINT) from error
+    if not host or not ("[" in parts.netloc or _is_name(host)):
+        raise ConfigError(f"the url {shown(url)} names no host", hint=_HINT)
+    if port == 0 or parts.netloc.endswith(":"):
+        raise ConfigError(f"the url {shown(url)} has no usable port", hint=_HINT)
+    return parts
+
+
+def _is_name(host: str) -> bool:
+    labels = host.removesuffix(".").split(".")
+    return _HOST.fullmatch(host) is not None and all(0 < len(label) < 64 for label in labels)
+
+
+def _host(url: str) -> str:
+    return (_split(url).hostname or "").lower().rstrip(".")
+
+
+def _is_loopback_host(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address.is_loopback or bool(mapped and mapped.is_loopback)
+
+
+def _variable(environ: Mapping[str, str], name: str) -> str:
+    # the upper-case HTTP_PROXY can be set by a request's `Proxy:` header where a program runs as CGI
+    upper = "" if name == "http_proxy" and "REQUEST_METHOD" in environ else environ.get(name.upper(), "")
+    return (environ.get(name, "") or upper).strip()
+
+
+def _is_exempt(host: str, port: int | None, no_proxy: str) -> bool:
+    return any(_matches(host, port, entry.strip().lower()) for entry in no_proxy.split(","))
+
+
+def _matches(host: str, port: int | None, entry: str) -> bool:
+    if not entry:
+        return False
+    if entry == "*":
+        return True
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
+    except ValueError:
+        pass
+    name, colon, digits = entry.rpartition(":")
+    if colon and digits.isdecimal():
+        if int(digits) != port:
+            return False
+        entry = name.strip("[]")
+    entry = entry.removeprefix("*").strip(".")
+    return host == entry or host.endswith(f".{entry}")

@@ -1,0 +1,57 @@
+"""What went wrong on the way to a server, in one line for people."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from easq.client.endpoint import shown
+from easq.errors import Unreachable
+
+
+class Unconnected(Unreachable):
+    """No connection came about: nothing of the request was sent."""
+
+    def __init__(self, message: str, *, hint: str = "", lasting: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        #: trying again cannot help: the name does not exist, the certificate is not trusted
+        self.lasting = lasting
+
+
+def unconnected(error: BaseException, url: str) -> Unconnected:
+    """Why no connection to `url` came about, from the first cause that says so."""
+    address = shown(url)
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            reason = cause.verify_message or cause.reason
+            hint = "give the CA with --cacert, or check the host name in the url"
+            return Unconnected(f"TLS with {address} failed: {reason}", hint=hint, lasting=True)
+        if isinstance(cause, ssl.SSLError):
+            reason = (cause.reason or str(cause)).replace("_", " ").lower()
+            hint = "is it https that this port speaks?"
+            return Unconnected(f"TLS with {address} failed: {reason}", hint=hint, lasting=True)
+        if isinstance(cause, socket.gaierror):
+            lasting = cause.errno != socket.EAI_AGAIN
+            host = urlsplit(url).hostname
+            text = f"the name {host} of {address} does not resolve"
+            return Unconnected(text, hint="check the host in the url", lasting=lasting)
+        if isinstance(cause, ConnectionRefusedError):
+            hint = "is the service running there, and is the port right?"
+            return Unconnected(f"connection to {address} refused", hint=hint)
+        if isinstance(cause, TimeoutError):
+            break
+        if isinstance(cause, OSError) and cause.strerror:
+            return Unconnected(f"cannot connect to {address}: {cause.strerror.lower()}")
+    hint = "check host, port and firewall, or raise --connect-timeout"
+    return Unconnected(f"cannot connect to {address}: no answer in time", hint=hint)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error` and what is behind it, the innermost first."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return reversed(chain)

@@ -1,0 +1,80 @@
+"""The headers of a request: ours, the caller's and the user's own, checked before anything is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from easq import __version__
+from easq.errors import ConfigError, UsageError
+from easq.wire.operations import Caller, Request, caller_headers, valid_name
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: these frame the message or the connection; whoever sets them by hand sends another request than meant
+_OURS = frozenset(
+    (
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+
+
+def request_headers(request: Request, caller: Caller | None, extra: Mapping[str, str]) -> dict[str, str]:
+    """All headers of a request; `extra`, the user's own, win. `caller` None: nobody's identity is sent.
+
+    Raises ConfigError for a token and UsageError for a name or value that cannot stand in a header.
+    """
+    headers = {"User-Agent": f"easq/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
+    if caller is not None:
+        _check_caller(caller)
+        _merge(headers, caller_headers(caller))
+    _merge(headers, request.headers)
+    for name, value in extra.items():
+        if not _TOKEN.fullmatch(name):
+            raise UsageError(f"a header cannot have the name {name[:80]!a}")
+        if name.lower() in _OURS or name.lower().startswith("sec-websocket-"):
+            raise UsageError(f"the header {name} cannot be set")
+        _check_value(name, value)
+    _merge(headers, extra)
+    for name, value in headers.items():
+        _check_value(name, value)
+    return headers
+
+
+def _check_caller(caller: Caller) -> None:
+    if caller.token and not _is_value(caller.token):
+        raise ConfigError(
+            "the token holds a line break or another character that cannot stand in a header",
+            hint="a token is one line of plain characters; check the file or variable it comes from",
+        )
+    for what, name in (("group", caller.consumer.group), ("user", caller.consumer.user)):
+        if not valid_name(name):
+            raise UsageError(
+                f"the {what} {name[:80]!a} is not a name",
+                hint="a name is 1 to 128 of letters, digits, '.', '_' and '-'",
+            )
+
+
+def _check_value(name: str, value: str) -> None:
+    if not _is_value(value):
+        raise UsageError(f"the value of header {name} holds a character that cannot stand in a header")
+
+
+def _is_value(value: str) -> bool:
+    """Printable ASCII, tabs inside: RFC 9110 allows more, and readers disagree on what it means."""
+    return value.isascii() and value.replace("\t", " ").isprintable() and value == value.strip()
+
+
+def _merge(headers: dict[str, str], more: Mapping[str, str]) -> None:
+    """Puts `more` into `headers`, replacing those of the same name in any case."""
+    for name, value in more.items():
+        for old in [key for key in headers if key.lower() == name.lower()]:
+            del headers[old]
+        headers[name] = value

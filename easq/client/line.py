@@ -1,0 +1,135 @@
+"""One connection to a server: direct or through a proxy, with TLS where the address asks for it.
+
+For the WebSocket, whose library bounds neither the time nor the size of what a server sends: here every read
+and write can be given a deadline and a budget of bytes, and when something was last heard is known.
+"""
+
+from __future__ import annotations
+
+import base64
+import socket
+import ssl
+import time
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from easq.client.endpoint import proxy_for, shown
+from easq.client.failures import Unconnected, unconnected
+from easq.client.tls import tls_context
+from easq.client.transport import Settings
+from easq.errors import ConfigError, NotAQueueService
+
+#: longest answer of a proxy to CONNECT
+_MAX_PROXY_ANSWER = 16 * 1024
+
+
+class Line:
+    """A connected socket, as websocket-client wants one."""
+
+    def __init__(self, connected: socket.socket, url: str) -> None:
+        self._socket = connected
+        self._url = url
+        #: on the monotonic clock, when reading and writing end; None: only each call's own timeout counts
+        self.until: float | None = None
+        #: bytes that may still come
+        self.budget = 0
+        #: when a byte last came
+        self.heard_at = time.monotonic()
+        self._timeout: float | None = None
+
+    def recv(self, size: int) -> bytes:
+        """What came, empty at the end. Raises TimeoutError, and NotAQueueService when the budget is used up."""
+        self._bound()
+        data = self._socket.recv(size)
+        self.heard_at = time.monotonic()
+        self.budget -= len(data)
+        if self.budget < 0:
+            raise NotAQueueService(f"{shown(self._url)} sends more than a queue service does")
+        return data
+
+    def send(self, data: bytes) -> int:
+        """How many bytes of `data` went out."""
+        self._bound()
+        return self._socket.send(data)
+
+    def settimeout(self, timeout: float | None) -> None:
+        self._timeout = timeout
+
+    def gettimeout(self) -> float | None:
+        return self._timeout
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def shutdown(self, how: int) -> None:
+        self._socket.shutdown(how)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _bound(self) -> None:
+        timeout = self._timeout
+        if self.until is not None:
+            left = self.until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the time is over")
+            timeout = left if timeout is None else min(left, timeout)
+        self._socket.settimeout(timeout)
+
+
+def open_line(url: str, settings: Settings) -> Line:
+    """A connection to the host of `url`, within the connect timeout. Raises Unconnected."""
+    target = urlsplit(url)
+    proxy = proxy_for(url, settings.environ)
+    first = urlsplit(proxy) if proxy else target
+    connected: socket.socket | None = None
+    try:
+        connected = socket.create_connection((first.hostname, _port(first)), settings.connect_timeout_s)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if proxy:
+            if first.scheme == "https":
+                connected = _secured(connected, first, settings)
+            _tunnel(connected, first, target, url)
+        if target.scheme == "https":
+            if isinstance(connected, ssl.SSLSocket):
+                raise ConfigError(
+                    "a watch over https does not go through an https proxy", hint="use an http proxy"
+                )
+            connected = _secured(connected, target, settings)
+    except BaseException as error:
+        if connected is not None:
+            connected.close()
+        if isinstance(error, OSError | UnicodeError):
+            raise unconnected(error, url) from error
+        raise
+    return Line(connected, url)
+
+
+def _secured(connected: socket.socket, address: SplitResult, settings: Settings) -> ssl.SSLSocket:
+    context = tls_context(cacert=settings.cacert, insecure=settings.insecure)
+    return context.wrap_socket(connected, server_hostname=address.hostname)
+
+
+def _tunnel(connected: socket.socket, proxy: SplitResult, target: SplitResult, url: str) -> None:
+    """Has the proxy connect on to `target`."""
+    host = f"[{target.hostname}]" if ":" in (target.hostname or "") else target.hostname
+    request = f"CONNECT {host}:{_port(target)} HTTP/1.1\r\nHost: {host}:{_port(target)}\r\n"
+    if proxy.username is not None:
+        pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+        request += f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
+    connected.sendall(f"{request}\r\n".encode("idna" if not request.isascii() else "ascii"))
+    answer = b""
+    while b"\r\n\r\n" not in answer and len(answer) < _MAX_PROXY_ANSWER:
+        # byte by byte at the end: what follows the empty line belongs to the target
+        piece = connected.recv(1)
+        if not piece:
+            break
+        answer += piece
+    words = answer.split(b"\r\n", 1)[0].split(b" ", 2)
+    if len(words) < 2 or words[1] != b"200":
+        said = ascii(b" ".join(words[1:])[:80].decode("ascii", "replace"))
+        text = f"the proxy {shown(proxy.geturl())} does not connect to {shown(url)}: {said}"
+        raise Unconnected(text, hint="see HTTP_PROXY and NO_PROXY")
+
+
+def _port(address: SplitResult) -> int:
+    return address.port or (443 if address.scheme == "https" else 80)

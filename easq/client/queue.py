@@ -1,0 +1,205 @@
+"""A stream of a queue service as an object: one method for each operation of the wire."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from easq.client.transport import Retry, Transport
+from easq.errors import EasqError, UsageError
+from easq.model import NEWEST, NO_INDEX, Ack, Frame, SearchResult, Tags
+from easq.wire import operations, replies
+from easq.wire.operations import Caller, Codec, Operation
+
+if TYPE_CHECKING:
+    from easq.client.watch import Watcher
+
+#: indexes in one commit, negative or delete; more are sent in several
+MAX_INDEXES_PER_REQUEST = 256
+#: the longest wait asked of a server at once: gateways cut off what is silent longer
+MAX_POLL_S = 20.0
+#: pause after a server answered a wait at once with nothing
+_IDLE_PAUSE_S = 0.25
+
+
+class QueueClient:
+    """One stream (input or sink) of a queue, called as `caller`. `url` is what `endpoint.stream_url` gives."""
+
+    def __init__(self, url: str, caller: Caller, transport: Transport) -> None:
+        self.url = url
+        self.caller = caller
+        self._transport = transport
+
+    def put(
+        self,
+        data: bytes,
+        *,
+        tags: Tags | None = None,
+        priority: int = 0,
+        path: str = "",
+        content_type: str = "",
+        key: str = "",
+    ) -> Ack:
+        """Appends one item. With an idempotency `key` it is sent again after any failure, without only when
+        certain that it was not stored.
+
+        Args:
+            path: what follows the stream's address, as in a URL; the engine calls the model under it.
+        """
+        if key and not operations.valid_key(key):
+            raise UsageError(f"the idempotency key {key[:80]!a} is not 1 to 128 visible ASCII characters")
+        if priority < 0:
+            raise UsageError(f"the priority {priority} is negative")
+        put = operations.Put(
+            data, _checked(tags), priority, sub_path(path), content_type=content_type, key=key
+        )
+        return replies.read_put(self._exchange(put, retry=Retry.READ if key else Retry.WRITE))
+
+    def get(
+        self,
+        index: int = NO_INDEX,
+        *,
+        length: int = 1,
+        timeout_s: float = 0.0,
+        tags: Tags | None = None,
+        auto_delete: bool = False,
+    ) -> list[Frame]:
+        """Up to `length` items from `index` on that carry all `tags`: as soon as so many are there, else what
+        is there after `timeout_s`. With `auto_delete` they are removed for everybody.
+        """
+        wanted = _checked(tags)
+        end = time.monotonic() + timeout_s
+        if index == NEWEST and timeout_s > self._poll_s:
+            # asked again, `-1` would mean "from now on" anew and miss what came in between
+            index = int(self.attributes().get("stream.lastEntry", "0")) + 1
+        frames: list[Frame] = []
+        while True:
+            wait_s = min(max(end - time.monotonic(), 0.0), self._poll_s)
+            get = operations.Get(
+                index,
+                length - len(frames) if auto_delete else length,
+                round(wait_s, 3),
+                auto_delete,
+                wanted,
+                Codec.PROTOBUF,
+            )
+            began = time.monotonic()
+            try:
+                reply = self._exchange(get, retry=Retry.WRITE if auto_delete else Retry.READ)
+                found = replies.read_frames(reply, Codec.PROTOBUF)
+            except EasqError:
+                if frames and auto_delete:
+                    return frames  # these are gone from the queue: losing them here would lose them for good
+                raise
+            frames = frames + found if auto_delete else found
+            now = time.monotonic()
+            if len(frames) >= length or now >= end - 0.3:
+                # services answer a little before the time is up; that is the end, not a reason to ask again
+                return frames
+            if now - began < wait_s / 2:
+                time.sleep(min(_IDLE_PAUSE_S, max(end - now, 0.0)))
+
+    def search(self, index: int) -> SearchResult:
+        """Where the item `index` stands for the caller's group. Raises NotFound when it is gone."""
+        return replies.read_search(self._exchange(operations.Search(index)))
+
+    def count(self, *, tags: Tags | None = None, priority: int | None = None) -> int:
+        """How many items are present, of one priority class (None: all) and with all `tags`."""
+        return replies.read_count(self._exchange(operations.Count(_checked(tags), priority)))
+
+    def commit(self, indexes: Iterable[int]) -> None:
+        """The items are done for the caller's group."""
+        self._each(indexes, operations.Commit)
+
+    def negative(self, indexes: Iterable[int], *, code: str = "", reason: str = "") -> None:
+        """The items are not done and return to the caller's group. A long `reason` is cut."""
+        if code and not operations.valid_code(code):
+            raise UsageError(
+                f"the code {code[:80]!a} is not one",
+                hint="a code is words like Engine.Error or a number, at most 20 characters",
+            )
+        cut = reason[: operations.MAX_REASON].encode(errors="replace").decode()
+        self._each(indexes, lambda chunk: operations.Negative(chunk, code, cut))
+
+    def delete(self, indexes: Iterable[int]) -> None:
+        """Removes the items for all groups."""
+        self._each(indexes, operations.Delete)
+
+    def truncate(self, index: int) -> None:
+        """Removes every item with an index strictly lower than `index`, for all groups."""
+        replies.read_ok(self._exchange(operations.Truncate(index)))
+
+    def attributes(self) -> dict[str, str]:
+        """The attributes of the stream."""
+        return replies.read_attributes(self._exchange(operations.Describe()), Codec.JSON)
+
+    def end(self, *, force: bool = False, undo: bool = False) -> None:
+        """Ends the stream once all is delivered, or at once with `force`; `undo` reopens it."""
+        replies.read_ok(self._exchange(operations.End(force, undo)))
+
+    def watch(
+        self,
+        operation: operations.Watch,
+        *,
+        on_notice: Callable[[str], None] | None = None,
+        reconnect_for_s: float = 60.0,
+    ) -> Watcher:
+        """A watcher of this stream, to be entered."""
+        from easq.client.watch import Watcher
+
+        _checked(operation.tags)
+        settings = self._transport.settings
+        return Watcher(
+            self.url, self.caller, operation, settings, on_notice=on_notice, reconnect_for_s=reconnect_for_s
+        )
+
+    @property
+    def _poll_s(self) -> float:
+        """How long one get may wait: well below what ends the exchange."""
+        request_timeout_s = self._transport.settings.request_timeout_s
+        return min(MAX_POLL_S, max(request_timeout_s - 2.0, request_timeout_s / 2))
+
+    def _each(self, indexes: Iterable[int], operation: Callable[[tuple[int, ...]], Operation]) -> None:
+        for chunk in _chunks(tuple(indexes)):
+            replies.read_ok(self._exchange(operation(chunk)))
+
+    def _exchange(self, operation: Operation, *, retry: Retry = Retry.READ) -> replies.Reply:
+        return self._transport.exchange(self.url, operations.to_request(operation), self.caller, retry=retry)
+
+
+def sub_path(path: str) -> str:
+    """`path`, as written behind a URL, decoded. Raises UsageError for one that would lead elsewhere."""
+    found = unquote(path, errors="strict" if "%" in path else "replace") if path else ""
+    if not found.strip("/"):
+        return ""
+    if "?" in path or "#" in path:
+        raise UsageError(
+            f"the path {path[:80]!a} holds a query", hint="query parameters are tags: --tags k=v"
+        )
+    if not found.isprintable():
+        raise UsageError(f"the path {path[:80]!a} holds a control character")
+    segments = found.strip("/").split("/")
+    if "." in segments or ".." in segments or segments == ["sink"]:
+        raise UsageError(f"the path {path[:80]!a} leads to another stream", hint="-k puts into the sink")
+    return "/" + found.lstrip("/")
+
+
+def _checked(tags: Tags | None) -> Tags:
+    """`tags` when they can be sent as tags: a leading underscore would make one a parameter of the wire."""
+    found = tags or {}
+    for key, value in found.items():
+        shown = ascii(key[:80])
+        if not key or key.startswith("_"):
+            raise UsageError(
+                f"a tag cannot have the name {shown}", hint="names beginning with _ are the wire's own"
+            )
+        if any(letter in "\0\r\n" or "\ud800" <= letter <= "\udfff" for letter in key + value):
+            raise UsageError(f"the tag {shown} holds a line break, a NUL or broken text")
+    return found
+
+
+def _chunks(indexes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    for at in range(0, len(indexes), MAX_INDEXES_PER_REQUEST):
+        yield indexes[at : at + MAX_INDEXES_PER_REQUEST]

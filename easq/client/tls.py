@@ -1,0 +1,34 @@
+"""The TLS settings of a connection."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+
+from easq.errors import ConfigError
+
+
+def tls_context(*, cacert: str = "", insecure: bool = False) -> ssl.SSLContext:
+    """TLS 1.2 or later against the CA file `cacert`, else the system's CAs (SSL_CERT_FILE counts) and
+    certifi's.
+
+    `insecure` takes any certificate. Raises ConfigError for a CA file that cannot be read.
+    """
+    try:
+        context = ssl.create_default_context(cafile=cacert or None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"the CA file {cacert!r} cannot be used: {error}", hint="it holds PEM certificates"
+        ) from error
+    if not cacert and not os.environ.get("SSL_CERT_FILE") and not os.environ.get("SSL_CERT_DIR"):
+        # some builds of Python find no CAs of the system; certifi comes with httpx
+        with contextlib.suppress(ImportError):
+            import certifi
+
+            context.load_verify_locations(cafile=certifi.where())
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,483 @@
+"""A watch that lasts: frames as they are pushed, over WebSocket or the endless HTTP answer, across lost
+connections.
+
+The only file that knows websocket-client. A thread of its own reads, answers pings and sends its own, also
+while the frames it read wait to be taken: a service counts a consumer lost that it hears nothing of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol
+from urllib.parse import urlencode
+
+import websocket
+
+from easq.client.backoff import full_jitter
+from easq.client.endpoint import shown
+from easq.client.failures import Unconnected
+from easq.client.headers import request_headers
+from easq.client.line import open_line
+from easq.client.trace import Tracer, secrets_of
+from easq.client.transport import Settings, Transport
+from easq.errors import (
+    AnotherWatcher,
+    EasqError,
+    NotAQueueService,
+    QueueFull,
+    ServerError,
+    StreamEnded,
+    Unreachable,
+)
+from easq.model import Frame
+from easq.wire.frames import MAX_FRAME_BYTES, Undelimiter, decode_frame
+from easq.wire.operations import Caller, Codec, Watch, to_request
+from easq.wire.replies import Reply, read_error
+
+#: a ping goes out so often; half of what the quickest service waits for is heard of
+PING_EVERY_S = 2.0
+#: a connection that no byte came on for so long is lost; an answered ping is a byte
+SILENT_AFTER_S = 10.0
+#: two connects are at least so far apart, whatever the service does
+CONNECT_SPACING_S = 0.1
+#: a connection that lived so long, or brought a frame, was a good one: back-off begins anew
+GOOD_AFTER_S = 5.0
+#: close reason that says that the stream ended
+END_REASON = "eos"
+
+#: how long one look for bytes may take: the delay of a ping, and of `close`
+_TICK_S = 0.1
+#: frames and bytes that are read ahead of whoever takes them
+_MAX_HELD = 100
+_MAX_HELD_BYTES = 32 * 1024 * 1024
+#: bytes of the answer to a handshake
+_MAX_HANDSHAKE_BYTES = 256 * 1024
+
+
+class Watcher:
+    """A context manager; entering connects, or raises why it cannot be watched. `next` gives the frames.
+
+    After a lost connection, also one that was closed in good order, it connects again: what was read ahead
+    and not taken is dropped, since it is pushed again (with auto-commit it is not, and is kept). `epoch`
+    counts connections.
+
+    `on_notice` is called in the watcher's thread with one line for people.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        caller: Caller,
+        operation: Watch,
+        settings: Settings,
+        *,
+        on_notice: Callable[[str], None] | None = None,
+        reconnect_for_s: float = 60.0,
+        ping_every_s: float = PING_EVERY_S,
+        silent_after_s: float = SILENT_AFTER_S,
+    ) -> None:
+        self.epoch = 0
+        self._url = url
+        self._operation = operation
+        self._notice = on_notice or (lambda _: None)
+        self._reconnect_for_s = reconnect_for_s
+        self._settings = settings
+        if operation.upgrade:
+            self._open: Callable[[], _Link] = lambda: _WebSocketLink(
+                url, caller, operation, settings, ping_every_s, silent_after_s
+            )
+        else:
+            self._open = lambda: _StreamLink(url, caller, operation, settings)
+        self._link: _Link | None = None
+        self._connected_at = float("-inf")
+        self._held: deque[Frame] = deque()
+        self._held_bytes = 0
+        self._changed = threading.Condition()
+        self._over = False
+        self._outcome: Exception | None = None
+        self._stop = threading.Event()
+        self._aborted = False
+        self._thread = threading.Thread(target=self._run, name="easq-watch", daemon=True)
+
+    def __enter__(self) -> Watcher:
+        end = time.monotonic() + self._settings.connect_timeout_s
+        failures = 0
+        while self._link is None:
+            try:
+                self._link = self._connect()
+            except AnotherWatcher as error:
+                error.hint = error.hint or "watch under another name: --user NAME"
+                raise
+            except Unconnected as error:
+                failures += 1
+                pause_s = full_jitter(failures)
+                if error.lasting or time.monotonic() + pause_s >= end:
+                    raise
+                time.sleep(pause_s)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def next(self, timeout_s: float | None = None) -> Frame | None:
+        """The next frame; None when there was none within `timeout_s`, or the watcher was closed.
+
+        Raises StreamEnded when the service said that the stream ended, Unreachable when a lost connection did
+        not come back in time, and what a service refused a new connection with.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._held or self._over, timeout_s):
+                return None
+            if self._held:
+                frame = self._held.popleft()
+                self._held_bytes -= len(frame.data)
+                self._changed.notify_all()
+                return frame
+        if self._outcome is not None:
+            raise self._outcome
+        return None
+
+    def close(self) -> None:
+        """Ends the watch in good order: the service has back at once what was not committed."""
+        self._finish(abort=False)
+
+    def abort(self) -> None:
+        """Drops the connection, as a crash would."""
+        self._finish(abort=True)
+
+    def _finish(self, *, abort: bool) -> None:
+        self._aborted = self._aborted or abort
+        self._stop.set()
+        link = self._link
+        if link is not None:
+            link.wake(abort=abort)
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            # it may be about to connect; then it ends by itself, a daemon thread, once that is over
+            self._thread.join(self._settings.connect_timeout_s + 2.0)
+
+    def _run(self) -> None:
+        failures = 0
+        since: float | None = None
+        try:
+            while not self._stop.is_set():
+                link = self._link
+                if link is None:
+                    break
+                began, good = self._connected_at, _Flag()
+                try:
+                    self._pump(link, good)
+                except StreamEnded:
+                    raise
+                except EasqError as lost:
+                    if self._stop.is_set():
+                        break
+                    link.abort()
+                    if good.set or time.monotonic() - began >= GOOD_AFTER_S:
+                        failures, since = 0, None
+                    since = time.monotonic() if since is None else since
+                    failures = self._again(lost, failures, since)
+        except Exception as over:
+            # an error of ours is the outcome; a bug surfaces where the frames are taken
+            self._outcome = over
+        finally:
+            self._let_go()
+
+    def _pump(self, link: _Link, good: _Flag) -> None:
+        """Hands over what comes, until the watcher is to stop or the connection is lost, which is raised."""
+        while not self._stop.is_set():
+            for frame in link.read():
+                good.set = True
+                while not self._offer(frame):
+                    if self._stop.is_set():
+                        return
+                    link.tick()
+
+    def _offer(self, frame: Frame) -> bool:
+        """Whether `frame` found room among those held, within a tick."""
+        with self._changed:
+            if not self._changed.wait_for(self._has_room, _TICK_S):
+                return False
+            self._held.append(frame)
+            self._held_bytes += len(frame.data)
+            self._changed.notify_all()
+            return True
+
+    def _has_room(self) -> bool:
+        return len(self._held) < _MAX_HELD and (not self._held or self._held_bytes < _MAX_HELD_BYTES)
+
+    def _again(self, lost: EasqError, failures: int, since: float) -> int:
+        """Connects anew after `lost`; the number of failures in a row by then. Raises when it cannot be."""
+        self._link = None
+        if not self._operation.auto_commit:
+            with self._changed:
+                self._held.clear()
+                self._held_bytes = 0
+        self._notice(f"{lost.message}; connecting again")
+        error = lost
+        while True:
+            if time.monotonic() - since >= self._reconnect_for_s:
+                text = f"{error.message}; no lasting connection for {self._reconnect_for_s:g} s"
+                raise Unreachable(text, hint=error.hint) from error
+            failures += 1
+            if self._stop.wait(full_jitter(failures)):
+                return failures
+            try:
+                link = self._connect()
+            except (Unreachable, ServerError, QueueFull, AnotherWatcher) as failure:
+                error = failure
+                continue
+            self._link = link
+            self._notice(f"connected to {shown(self._url)} again")
+            return failures
+
+    def _connect(self) -> _Link:
+        """A new connection, not too soon after the one before."""
+        self._stop.wait(self._connected_at + CONNECT_SPACING_S - time.monotonic())
+        self._connected_at = time.monotonic()
+        link = self._open()
+        self.epoch += 1
+        return link
+
+    def _let_go(self) -> None:
+        link = self._link
+        if link is not None:
+            if self._aborted:
+                link.abort()
+            else:
+                link.close()
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+
+class _Flag:
+    """Something that happened, told across a raise."""
+
+    set = False
+
+
+class _Link(Protocol):
+    """One connection of a watch."""
+
+    def read(self) -> list[Frame]:
+        """What came, possibly nothing yet. Raises StreamEnded, or another error of ours when the connection
+        is lost.
+        """
+
+    def tick(self) -> None:
+        """Keeps the connection alive while nothing is read."""
+
+    def wake(self, *, abort: bool) -> None:
+        """Ends a `read` that waits; called from another thread."""
+
+    def close(self) -> None:
+        """Ends the connection in good order."""
+
+    def abort(self) -> None:
+        """Drops the connection."""
+
+
+class _WebSocket(websocket.WebSocket):
+    """A close frame is answered where that can still be done; where not, it counts all the same."""
+
+    def send_close(self, status: int = websocket.STATUS_NORMAL, reason: str | bytes = b"") -> None:
+        with contextlib.suppress(OSError, websocket.WebSocketException):
+            super().send_close(status, reason)
+
+
+class _WebSocketLink:
+    """A watch over WebSocket. All reading and writing is done by one thread: TLS connections bear no second."""
+
+    def __init__(
+        self,
+        url: str,
+        caller: Caller,
+        operation: Watch,
+        settings: Settings,
+        ping_every_s: float,
+        silent_after_s: float,
+    ) -> None:
+        self._address = shown(url)
+        self._codec = operation.codec
+        self._ping_every_s = ping_every_s
+        self._silent_after_s = silent_after_s
+        request = to_request(operation)
+        headers = request_headers(request, caller, settings.headers)
+        tracer = Tracer(settings.trace, secrets_of(headers))
+        tracer.request("GET", url, request.query)
+        tracer.headers(">", headers)
+        began = time.monotonic()
+        try:
+            self._line = open_line(url, settings)
+            self._ws = _WebSocket(skip_utf8_validation=True)
+            self._shake_hands(url, urlencode(request.query), headers, settings)
+        except EasqError as error:
+            tracer.answer(error.message, time.monotonic() - began)
+            raise
+        tracer.answer("101", time.monotonic() - began)
+        self._pinged_at = time.monotonic()
+        self._expect_frame()
+
+    def read(self) -> list[Frame]:
+        self._ping()
+        if time.monotonic() - self._line.heard_at > self._silent_after_s:
+            raise Unreachable(f"nothing was heard from {self._address} for {self._silent_after_s:g} s")
+        try:
+            opcode, message = self._ws.recv_data_frame(control_frame=True)
+        except websocket.WebSocketTimeoutException:
+            return []
+        except websocket.WebSocketConnectionClosedException as error:
+            raise Unreachable(f"connection to {self._address} lost") from error
+        except (websocket.WebSocketException, ValueError) as error:
+            raise NotAQueueService(f"{self._address} breaks the WebSocket protocol: {error}") from error
+        except OSError as error:
+            raise Unreachable(f"connection to {self._address} lost") from error
+        self._expect_frame()
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            raise self._closed(message.data)
+        if opcode not in (websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY) or not message.data:
+            return []
+        codec = Codec.JSON if opcode == websocket.ABNF.OPCODE_TEXT else self._codec
+        return [_decoded(message.data, codec, self._address)]
+
+    def tick(self) -> None:
+        self._ping()
+        self._line.heard_at = time.monotonic()  # nothing is read now, so nothing can be heard
+
+    def wake(self, *, abort: bool) -> None:
+        if abort:
+            with contextlib.suppress(OSError):
+                self._line.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, websocket.WebSocketException, ValueError, EasqError):
+            self._ws.close(websocket.STATUS_NORMAL, timeout=1)
+        self._line.close()
+
+    def abort(self) -> None:
+        self._line.close()
+
+    def _shake_hands(self, url: str, query: str, headers: dict[str, str], settings: Settings) -> None:
+        # the library makes these itself
+        lines = [f"{name}: {value}" for name, value in headers.items() if name.lower() != "upgrade"]
+        self._line.until = time.monotonic() + settings.request_timeout_s
+        self._line.budget = _MAX_HANDSHAKE_BYTES
+        ws_url = url.replace("http", "ws", 1)
+        try:
+            self._ws.connect(
+                f"{ws_url}?{query}", socket=self._line, header=lines, suppress_origin=True, redirect_limit=0
+            )
+            shaken = self._ws.handshake_response
+            if shaken is None or shaken.status != 101:
+                raise read_error(Reply(shaken.status if shaken else 500, shaken.headers if shaken else {}))
+        except BaseException as error:
+            self._line.close()
+            failure = self._refusal(error, settings)
+            if failure is None:
+                raise
+            raise failure from error
+        self._line.until = None
+        self._ws.settimeout(_TICK_S)
+
+    def _refusal(self, error: BaseException, settings: Settings) -> EasqError | None:
+        """Our error for one of the handshake's; None where it is ours already, or none of the network."""
+        if isinstance(error, websocket.WebSocketBadStatusException):
+            if not 200 <= error.status_code < 300:
+                return read_error(Reply(error.status_code, error.resp_headers or {}, error.resp_body or b""))
+            return NotAQueueService(
+                f"{self._address} answered {error.status_code} where a watch begins with 101",
+                hint="check the url; a proxy that knows no WebSocket may be in between: --transport http",
+            )
+        if isinstance(error, websocket.WebSocketTimeoutException):
+            return Unreachable(f"{self._address} did not answer within {settings.request_timeout_s:g} s")
+        if isinstance(error, websocket.WebSocketConnectionClosedException | OSError):
+            return Unreachable(f"connection to {self._address} lost before the watch began")
+        if isinstance(error, websocket.WebSocketException | ValueError | LookupError):
+            # the library raises the latter two on an answer that is not HTTP
+            return NotAQueueService(
+                f"{self._address} does not answer as a WebSocket service: {str(error)[:200]!a}"
+            )
+        return None
+
+    def _closed(self, data: bytes) -> EasqError:
+        code = int.from_bytes(data[:2], "big") if len(data) >= 2 else 1005
+        reason = data[2:].decode(errors="replace")
+        if reason == END_REASON:
+            return StreamEnded("the stream has ended")
+        said = f"{code} {reason!a}" if reason else str(code)
+        return Unreachable(f"{self._address} closed the connection ({said})")
+
+    def _ping(self) -> None:
+        now = time.monotonic()
+        if now - self._pinged_at < self._ping_every_s:
+            return
+        self._pinged_at = now
+        try:
+            self._ws.ping(b"easq")
+        except (OSError, websocket.WebSocketException) as error:
+            raise Unreachable(f"connection to {self._address} lost") from error
+
+    def _expect_frame(self) -> None:
+        self._line.budget = MAX_FRAME_BYTES
+
+
+class _StreamLink:
+    """A watch over the endless HTTP answer. It has no pings; TCP finds out that the other side is gone."""
+
+    def __init__(self, url: str, caller: Caller, operation: Watch, settings: Settings) -> None:
+        self._address = shown(url)
+        self._codec = operation.codec
+        self._transport = Transport(settings)
+        try:
+            self._stream = self._transport.open(url, to_request(operation), caller)
+        except BaseException:
+            self._transport.close()
+            raise
+        self._cutter = Undelimiter()
+        self._ended = False
+
+    def read(self) -> list[Frame]:
+        if self._ended:
+            raise Unreachable(f"{self._address} ended the connection")
+        chunk = self._stream.read()
+        if not chunk:
+            raise Unreachable(f"{self._address} ended the connection")
+        try:
+            pieces = self._cutter.feed(chunk)
+        except ValueError as error:
+            raise NotAQueueService(f"{self._address} sends no frames: {error}") from error
+        if b"" in pieces:
+            self._ended = True
+            pieces = pieces[: pieces.index(b"")]
+        return [_decoded(piece, self._codec, self._address) for piece in pieces]
+
+    def tick(self) -> None:
+        pass
+
+    def wake(self, *, abort: bool) -> None:  # noqa: ARG002 - there is no close frame to wait for
+        self._stream.abort()
+
+    def close(self) -> None:
+        self._stream.close()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self.close()
+
+
+def _decoded(data: bytes, codec: Codec, address: str) -> Frame:
+    try:
+        return decode_frame(data, codec)
+    except ValueError as error:
+        raise NotAQueueService(f"{address} sent what is no frame: {error}") from error
