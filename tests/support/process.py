@@ -26,10 +26,17 @@ class Service:
         self.folder = folder
         self.token = token
         self.log = folder / "serve.log"
-        self._arguments = [*COMMAND, "--port", "0", "--storage", storage, *options]
+        self.storage = storage
+        self.options = options
+        self.wanted_port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._url = ""
         self.seconds_to_ready = 0.0
+
+    @property
+    def arguments(self) -> list[str]:
+        """What is executed."""
+        return [*COMMAND, "--port", str(self.wanted_port), "--storage", self.storage, *self.options]
 
     def start(self) -> None:
         """The service answers requests: it has printed its address, on its first line."""
@@ -37,11 +44,11 @@ class Service:
         began = time.monotonic()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._arguments,
+                self.arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=self._environ(),
+                env=self.environ(),
             )
         line = self._first_line(self._process)
         self.seconds_to_ready = time.monotonic() - began
@@ -50,7 +57,7 @@ class Service:
             raise AssertionError(f"not ready: {line!r}, exit {code}, {self.log.read_text()}")
         self._url = line.removeprefix("EASQ_URL=").strip()
 
-    def _environ(self) -> dict[str, str]:
+    def environ(self) -> dict[str, str]:
         """An environment in which no profile and no token of whoever runs the tests is seen."""
         environ = {
             name: value for name, value in os.environ.items() if not name.startswith(("EASQ_", "XDG_"))
@@ -134,11 +141,11 @@ def run_to_the_end(folder: Path, storage: str, *options: str) -> subprocess.Comp
     """A service that is expected to refuse to start: its exit code and what it said."""
     service = Service(folder, storage, options, "")
     return subprocess.run(
-        service._arguments,
+        service.arguments,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        env=service._environ(),
+        env=service.environ(),
         timeout=PATIENCE_S,
         check=False,
     )
