@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "easq"
 
-_GROUND = {"errors", "model", "wire", "runner"}
+_GROUND = {"errors", "model", "redact", "wire", "runner"}
 _CLIENT = {"config", "client", "render", "worker"}
 _SERVICE = {"storage", "broker", "service"}
 
@@ -23,14 +23,15 @@ _SERVICE = {"storage", "broker", "service"}
 MAY_IMPORT: Mapping[str, set[str]] = {
     "errors": set(),
     "model": {"errors"},
+    "redact": set(),
     "wire": {"errors", "model"},
     "runner": {"errors", "model", "wire"},
     "storage": {"errors", "model", "wire"},
     "broker": {"errors", "model", "wire", "storage"},
     "service": _GROUND | {"storage", "broker"},
-    "config": {"errors", "model", "wire"},
-    "client": {"errors", "model", "wire"},
-    "render": {"errors", "model", "wire"},
+    "config": {"errors", "model", "redact", "wire"},
+    "client": {"errors", "model", "redact", "wire"},
+    "render": {"errors", "model", "redact", "wire"},
     "worker": _GROUND | {"client"},
     "cli": _GROUND | _CLIENT,
     "__main__": {"cli"},
@@ -41,8 +42,10 @@ BRIDGE = "easq.cli.serve"
 #: library -> the modules (or packages, with a dot at the end) that may know it
 HOMES: Mapping[str, tuple[str, ...]] = {
     "aiohttp": ("easq.service.", "easq.client.bulk"),
+    "certifi": ("easq.client.tls",),
     "click": ("easq.cli.",),
     "google": ("easq.wire.frames",),
+    "httpcore": ("easq.client.transport",),
     "httpx": ("easq.client.transport",),
     "redis": ("easq.storage.redis",),
     "rich": ("easq.render.printer",),

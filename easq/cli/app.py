@@ -54,14 +54,14 @@ class App:
     @property
     def output(self) -> str:
         """The form of the output: option, environment, text."""
-        from easq.cli.options import OUTPUTS
+        from easq.render.printer import OUTPUTS
 
         asked = self.options.get("output") or self.environ.get("EASQ_OUTPUT") or "text"
         return asked if asked in OUTPUTS else "text"
 
     def start(self) -> None:
         """Nothing is wrong with what the environment says. Raises UsageError."""
-        from easq.cli.options import OUTPUTS
+        from easq.render.printer import OUTPUTS
 
         asked = self.environ.get("EASQ_OUTPUT")
         if asked and asked not in OUTPUTS:

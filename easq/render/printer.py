@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO
 
-from easq.config import mask
 from easq.errors import (
     AuthFailed,
     EasqError,
@@ -25,6 +24,7 @@ from easq.errors import (
     StorageError,
 )
 from easq.model import Frame
+from easq.redact import mask
 from easq.render.payload import cell, escape, json_safe, one_line
 
 OUTPUTS = ("text", "json", "table", "raw", "none")
