@@ -448,8 +448,3 @@ def _token_of_command(argv: tuple[str, ...], origin: str) -> str:
     if done.returncode != 0:
         raise ConfigError(f"token_cmd {argv[0]!r} failed with status {done.returncode} ({origin})")
     return done.stdout.decode("utf-8", "replace").strip().partition("\n")[0].strip()
-
-
-def mask(secret: str) -> str:
-    """`secret` as it may be shown: four characters of a long one at most, and nothing of its length."""
-    return "****" + (secret[-4:] if len(secret) >= 12 else "")

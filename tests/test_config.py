@@ -239,10 +239,5 @@ def test_the_place_of_the_file() -> None:
     assert config.config_path({"XDG_CONFIG_HOME": "rel", "HOME": "/h"}) == Path("/h/.config/easq/config.toml")
 
 
-def test_a_mask_shows_four_characters_of_a_long_secret_and_nothing_of_a_short_one() -> None:
-    assert config.mask("YmE3NDkyMzdiMzNmMGM3ZmE4ZmNj==") == "****Nj=="
-    assert config.mask("hunter2") == "****"
-
-
 def test_a_token_source_does_not_show_its_token() -> None:
     assert "hunter2" not in repr(config.TokenSource("token", "hunter2", "x"))

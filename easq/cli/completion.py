@@ -11,6 +11,9 @@ from easq.cli.options import command
 if TYPE_CHECKING:
     from easq.cli.app import App
 
+#: what click's completion reads its instruction from
+COMPLETE_VARIABLE = "_EASQ_COMPLETE"
+
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -28,15 +31,13 @@ def completion(app: App, shell: str) -> None:
 
     What it completes it asks of easq itself, never of the network.
     """
-    app.printer.write(script(shell).encode())
+    app.printer.write(script(click.get_current_context().find_root().command, shell).encode())
     app.printer.flush()
 
 
-def script(shell: str) -> str:
-    """The script for `shell`, from click's own template."""
+def script(root: click.Command, shell: str) -> str:
+    """The script for `shell` that completes `root`, from click's own template."""
     from click.shell_completion import ShellComplete, get_completion_class
-
-    from easq.cli.main import COMPLETE_VARIABLE, root
 
     make = get_completion_class(shell)
     assert make is not None

@@ -233,7 +233,8 @@ def _save(app: App, changed: Config, name: str, done: str) -> None:
 
 
 def _show(app: App, *, origin: bool, reveal: bool) -> None:
-    from easq.config import Value, mask, read_token
+    from easq.config import Value, read_token
+    from easq.render.payload import mask
 
     settings = app.settings
     values = {"profile": settings.profile, **settings.values}

@@ -11,9 +11,10 @@ import click
 from easq import __version__
 from easq.cli.app import App, environment, exit_status, sigterm_raises
 from easq.cli.commit import commit
-from easq.cli.completion import completion
+from easq.cli.completion import COMPLETE_VARIABLE, completion
 from easq.cli.config import config
 from easq.cli.delete import delete
+from easq.cli.demo import demo
 from easq.cli.get import get
 from easq.cli.info import info
 from easq.cli.negative import negative
@@ -38,11 +39,9 @@ COMMANDS: tuple[click.Command, ...] = (
     commit,
     negative,
     serve,
+    demo,
     completion,
 )
-
-#: what click's completion reads its instruction from
-COMPLETE_VARIABLE = "_EASQ_COMPLETE"
 
 
 class Root(Group):

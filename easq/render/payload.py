@@ -75,6 +75,11 @@ def brief_size(count: int) -> str:
     return f"{count} B" if count < 1024 else _sized(count, 1)
 
 
+def mask(secret: str) -> str:
+    """`secret` as it may be shown: four characters of a long one at most, and nothing of its length."""
+    return "****" + (secret[-4:] if len(secret) >= 12 else "")
+
+
 def _sized(count: int, decimals: int) -> str:
     amount = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):

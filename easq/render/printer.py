@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO
 
-from easq.config import mask
 from easq.errors import (
     AuthFailed,
     EasqError,
@@ -25,10 +24,7 @@ from easq.errors import (
     StorageError,
 )
 from easq.model import Frame
-from easq.render.payload import cell, escape, json_safe, one_line
-
-OUTPUTS = ("text", "json", "table", "raw", "none")
-COLORS = ("auto", "always", "never")
+from easq.render.payload import cell, escape, json_safe, mask, one_line
 
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 

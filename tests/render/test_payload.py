@@ -85,3 +85,8 @@ def test_sizes_have_two_decimals(count: int, text: str) -> None:
 
 def test_a_cell_can_be_read_back() -> None:
     assert payload.cell("a\tb\\t\n") == "a\\tb\\\\t\\n"
+
+
+def test_a_mask_shows_four_characters_of_a_long_secret_and_nothing_of_a_short_one() -> None:
+    assert payload.mask("YmE3NDkyMzdiMzNmMGM3ZmE4ZmNj==") == "****Nj=="
+    assert payload.mask("hunter2") == "****"
