@@ -86,10 +86,9 @@ class App:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         headers = request.headers
-        upgrade = headers.get("Upgrade", "").lower() == "websocket"
         if len(headers.getall("Host", ())) > 1:
             raise BadRequest("more than one Host")
-        self._guard.check_source(headers, changes=upgrade or request.method not in {"GET", "HEAD"})
+        self._guard.check_source(headers)
         raw_path, _, raw_query = request.raw_path.partition("?")
         if raw_path == "/healthz":
             return self._health(request)

@@ -35,20 +35,18 @@ class Guard:
         if self.token and not hmac.compare_digest(given.encode(errors="replace"), self.token.encode()):
             raise AuthFailed("the token is wrong" if given else "a token is needed")
 
-    def check_source(self, headers: Mapping[str, str], *, changes: bool) -> None:
+    def check_source(self, headers: Mapping[str, str]) -> None:
         """Raises Forbidden for a Host that is not served here (421), and for a web page of another origin.
 
-        A page whose name was rebound to this address sends its own Host; a page elsewhere sends its Origin with what
-        changes something and with every upgrade, or says `Sec-Fetch-Site: cross-site`. The Python SDK's Origin is
-        scheme and host, the Go SDK's the whole address in lower case.
+        A page whose name was rebound to this address sends its own Host. A page elsewhere sends its Origin, or, with
+        a picture or a link, says `Sec-Fetch-Site: cross-site`: a get removes items, so it is no more harmless than a
+        put. The Python SDK's Origin is scheme and host, the Go SDK's the whole address in lower case.
         """
         host = headers.get("Host", "")
         if not self._serves(host):
             raise Forbidden(
                 "this Host is not served here", hint="start easq serve with --allowed-host", status=421
             )
-        if not changes:
-            return
         if headers.get("Sec-Fetch-Site", "").lower() == "cross-site":
             raise Forbidden("requests from other sites are not served")
         origin = headers.get("Origin")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from easq.broker.queue import Queue
 from easq.errors import BadRequest, PayloadTooLarge
@@ -25,6 +25,10 @@ async def read_body(request: web.BaseRequest, queue: Queue) -> bytes:
     declared = request.content_length
     if declared is not None and declared > limit:
         raise _too_large(request, queue, declared)
+    if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
+        # it is wanted: curl waits a second for this before it sends a large body, others for ever
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the answer, nothing is sent yet
     if declared is not None:
         return await request.content.readexactly(declared) if declared else b""
     chunks: list[bytes] = []

@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 
 from easq.broker.broker import Broker
 from easq.broker.queue import Clock, Rules, check_name
 from easq.errors import BadRequest, ConfigError, EasqError, StorageError, UsageError
 from easq.service.app import App
 from easq.service.auth import Guard, is_loopback, is_unspecified
+from easq.service.http import respond
 from easq.service.watch import Liveness
 from easq.storage.base import Storage, Timing
 from easq.storage.open import open_storage
+from easq.wire.replies import error_reply
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +126,7 @@ class Server:
             raise
 
     async def _listen(self, app: App) -> None:
-        server = web.Server(
+        server = _HttpServer(
             app.handle,
             access_log=None,
             keepalive_timeout=_KEEP_ALIVE_S,
@@ -169,6 +172,35 @@ class Server:
             await self._storage.close()
         except EasqError as error:
             log.error("%s", error)
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection; what is no HTTP is refused without its traceback, and without repeating any of it."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002
+    ) -> web.StreamResponse:
+        """The answer to what could not be read as a request, after which the connection ends."""
+        log.info("%s sent what is no HTTP request: %s", request.remote, type(exc).__name__)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was under way")
+        text = "this is no HTTP/1.1 request"
+        if isinstance(exc, LineTooLong):
+            status, text = 431, f"the request line is above {_MAX_LINE} bytes, or a header above {_MAX_FIELD}"
+        response = respond(error_reply(BadRequest(text, status=status)))
+        response.force_close()
+        return response
+
+
+class _HttpServer(web.Server):
+    """aiohttp's server, over connections of ours."""
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
 
 
 def write_ready_file(path: Path, text: str) -> None:

@@ -111,7 +111,7 @@ class Connection:
         """Status and headers of the next answer."""
         lines = self.read_until(b"\r\n\r\n").decode("latin-1").split("\r\n")
         version, status, _ = lines[0].split(" ", 2)
-        assert version == "HTTP/1.1", lines[0]
+        assert version in {"HTTP/1.1", "HTTP/1.0"}, lines[0]  # 1.0 where the request could not be read
         return int(status), [
             (name, value) for name, _, value in (line.partition(": ") for line in lines[1:-2])
         ]
@@ -150,6 +150,13 @@ class Connection:
             return False
         try:
             return self.socket.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def is_over(self) -> bool:
+        """Whether the service has closed the connection; what still came is dropped."""
+        try:
+            return self.socket.recv(1 << 16) == b""
         except ConnectionResetError:
             return True
 
