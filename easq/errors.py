@@ -265,7 +265,9 @@ _BY_STATUS: dict[int, type[EasqError]] = {
 
 
 def error_class(status: int) -> type[EasqError]:
-    """The class of an error reply with HTTP `status`: the named one, else Refused (4xx, 421 Forbidden) or ServerError."""
+    """The class of an error reply with HTTP `status`: the named one, else Refused (4xx, 421 Forbidden) or
+    ServerError.
+    """
     if status == 421:
         return Forbidden
     if status in _BY_STATUS:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import quote, quote_plus
 
 from easq.client.endpoint import shown
+from easq.redact import mask
 from easq.wire.replies import Reply
 
 #: called with a level (1: request, status, time; 2: headers; 3: first KiB of a body) and a line
@@ -80,11 +81,6 @@ def secrets_of(headers: Mapping[str, str]) -> list[str]:
     """The values among `headers` that nobody may see, and the part behind a scheme word such as Bearer."""
     values = [value for name, value in headers.items() if _SECRET_NAME.search(name)]
     return values + [value.partition(" ")[2] for value in values if " " in value]
-
-
-def mask(secret: str) -> str:
-    """`secret` as it may be shown: of long ones the last four characters."""
-    return f"****{secret[-4:]}" if len(secret) >= 16 else "****"
 
 
 def _spellings(secret: str) -> set[str]:

@@ -1,0 +1,49 @@
+"""Names to queues and their sinks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from easq.broker.queue import Clock, Queue, Rules, check_name
+from easq.storage.base import Storage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An input and its sink."""
+
+    input: Queue
+    sink: Queue
+
+
+class Broker:
+    """All queues of one service; the first one is also reached at the root."""
+
+    def __init__(
+        self, storage: Storage, names: Sequence[str], *, rules: Rules, sink_rules: Rules, clock: Clock
+    ) -> None:
+        self.storage = storage
+        self.pairs: Mapping[str, Pair] = {
+            check_name(name): Pair(
+                Queue(storage, name, is_sink=False, rules=rules, clock=clock),
+                Queue(storage, name, is_sink=True, rules=sink_rules, clock=clock),
+            )
+            for name in names
+        }
+        self.first = self.pairs[names[0]]
+
+    async def open(self) -> None:
+        """Every queue exists, with what it held before. Stored queues that are not named are kept, and named in a
+        warning.
+        """
+        for pair in self.pairs.values():
+            await pair.input.open()
+            await pair.sink.open()
+        stored = {stream.split("/")[0] for stream in await self.storage.streams()}
+        left = sorted(stored - set(self.pairs))
+        if left:
+            log.warning("kept but not served: %s (name them with --queue)", ", ".join(left))

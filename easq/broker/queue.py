@@ -1,0 +1,326 @@
+"""One stream and its rules: limits, reserved tags, long poll, who may watch. Storage decides nothing of this.
+
+An input and its sink are two of these. Where an entry is in its life is drawn at the head of `storage/core.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from easq.errors import AnotherWatcher, BadRequest, NotFound, PayloadTooLarge, StreamEnded
+from easq.model import (
+    DELIVERY_COUNT,
+    HEADER_PREFIX,
+    NEWEST,
+    NO_INDEX,
+    REQUEST_ID,
+    TS_SINK,
+    TS_SOURCE,
+    Ack,
+    Attributes,
+    Consumer,
+    Frame,
+    SearchResult,
+)
+from easq.storage.base import Limits, Storage, Subscription, is_enough
+from easq.wire import operations as op
+from easq.wire.sniff import sniff
+
+#: `_window_` 0 or missing, and the highest that is granted
+DEFAULT_WINDOW, MAX_WINDOW = 10, 10_000
+#: an auto-committing watch has at most so many items between hand-out and write
+AUTO_COMMIT_WINDOW = 64
+#: one get answers at most so many items
+MAX_LENGTH = 10_000
+#: a long poll is answered so long before the asked time is over, in seconds: the Python SDK's socket gives up with it
+ANSWER_EARLY_S = 0.2
+#: a second watch of one name waits so long for the first to end, in seconds
+TAKEOVER_WAIT_S = 1.0
+#: and is refused when the first was heard from so recently, in seconds
+ALIVE_S = 5.0
+#: tag of an input item: the sub-path that the put was sent to, which the engine calls
+PATH = "Path"
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+_CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a queue takes: `max_payload` bytes an item, at most 30 MiB since the Go SDK reads frames of 32 MiB."""
+
+    max_payload: int = 8 * 1024**2
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The two times: `now`, monotonic seconds for every rule, and `wall_ms`, Unix milliseconds for tags alone."""
+
+    now: Callable[[], float]
+    wall_ms: Callable[[], int]
+
+
+def check_name(name: str) -> str:
+    """`name`, when it may be a queue's: 1-128 of `A-Z a-z 0-9 . _ -`. Raises BadRequest."""
+    if not _NAME.fullmatch(name) or name in {".", ".."}:
+        raise BadRequest(f"{name[:80]!r} is not a queue name: 1-128 of A-Z a-z 0-9 . _ -")
+    return name
+
+
+class Queue:
+    """The operations of one stream, for any caller."""
+
+    def __init__(self, storage: Storage, name: str, *, is_sink: bool, rules: Rules, clock: Clock) -> None:
+        self.name = name
+        self.is_sink = is_sink
+        self.rules = rules
+        self.clock = clock
+        self.storage = storage
+        self.stream = f"{name}/sink" if is_sink else name
+        self._heard: dict[Consumer, tuple[int, float]] = {}  # consumer -> (session, when it last showed life)
+        self._changed = asyncio.Event()  # a watcher left
+
+    async def open(self) -> None:
+        """The stream exists, with what it held before."""
+        await self.storage.open(self.stream)
+
+    # -- put -------------------------------------------------------------------------------------------------------
+
+    async def put(self, put: op.Put) -> Ack:
+        """The item is stored. Raises PayloadTooLarge, QueueFull, BadRequest; then nothing is."""
+        if len(put.data) > self.rules.max_payload:
+            raise self.too_large(len(put.data))
+        tags = self._tags(put)
+        index = await self.storage.append(
+            self.stream, Frame(NO_INDEX, tags, put.data), priority=put.priority, limits=self.rules.limits
+        )
+        return Ack(index, tags[REQUEST_ID])
+
+    def too_large(self, size: int) -> PayloadTooLarge:
+        """The error for a payload of `size` bytes."""
+        return PayloadTooLarge(
+            f"the payload has {size} bytes, an item may have {self.rules.max_payload}",
+            hint="the limit is meta.maxPayloadBytes",
+        )
+
+    def _tags(self, put: op.Put) -> dict[str, str]:
+        """The client's tags and the service's own.
+
+        On the input `ts@*` and `Header:*` are the service's. On the sink an engine hands down what the input item
+        had, so those that are given are kept and win over this request's headers.
+        """
+        if put.content_type and not _CONTENT_TYPE.fullmatch(put.content_type):
+            raise BadRequest("the Content-Type is not 1-256 visible ASCII characters")
+        headers = {f"{HEADER_PREFIX}Content-Type": put.content_type or sniff(put.data)}
+        if put.content_encoding and _CONTENT_TYPE.fullmatch(put.content_encoding):
+            headers[f"{HEADER_PREFIX}Content-Encoding"] = put.content_encoding
+        moment = str(self.clock.wall_ms())
+        if self.is_sink:
+            given = {key: value for key, value in put.tags.items() if key not in {TS_SINK, DELIVERY_COUNT}}
+            tags = {**headers, **given, TS_SINK: moment}
+        else:
+            given = {
+                key: value
+                for key, value in put.tags.items()
+                if not key.startswith((HEADER_PREFIX, "ts@")) and key != DELIVERY_COUNT
+            }
+            tags = {**headers, **given, TS_SOURCE: moment}
+        if put.path:
+            tags[PATH] = put.path
+        if not tags.get(REQUEST_ID):
+            tags[REQUEST_ID] = str(uuid.uuid4())
+        return tags
+
+    # -- get -------------------------------------------------------------------------------------------------------
+
+    async def get(self, get: op.Get, *, is_gone: Callable[[], bool] = lambda: False) -> list[Frame]:
+        """What matches, waiting up to the timeout until `length` items do.
+
+        With auto-delete the items are claimed: `settle` or `give_back` has to follow. A caller that `is_gone` gets
+        nothing more.
+        """
+        if get.length < 1:
+            raise BadRequest(f"_length_={get.length}: it is 1 or more")
+        length = min(get.length, MAX_LENGTH)
+        start = get.index
+        if start == NEWEST and get.timeout_s > 0:
+            start = (await self.storage.attributes(self.stream, now=self.clock.now())).next
+        deadline = self.clock.now() + answer_within(get.timeout_s)
+        waited = False
+        while True:
+            left = deadline - self.clock.now()
+            if waited and is_gone():
+                await self.wake_readers()
+                return []
+            frames = await self._get_now(get, start, length, length if left > 0 else 1)
+            if left <= 0 or is_enough(frames, length):
+                return frames
+            waited = True
+            await self.storage.wait(
+                self.stream,
+                start=start,
+                tags=get.tags,
+                taking=get.auto_delete and length == 1,
+                timeout_s=left,
+            )
+
+    async def wake_readers(self) -> None:
+        """Every long poll looks again: whether there is something, and whether its caller is still there."""
+        await self.storage.wake(self.stream)
+
+    async def _get_now(self, get: op.Get, start: int, length: int, minimum: int) -> list[Frame]:
+        if get.auto_delete:
+            return await self.storage.take(
+                self.stream, start=start, length=length, tags=get.tags, minimum=minimum
+            )
+        return await self.storage.read(self.stream, start=start, length=length, tags=get.tags)
+
+    async def settle(self, frames: Sequence[Frame]) -> None:
+        """The claimed items were written to the caller: they are gone."""
+        await self.storage.delete(self.stream, [frame.index for frame in frames])
+
+    async def give_back(self, frames: Sequence[Frame]) -> None:
+        """The claimed items could not be written to the caller: they are back."""
+        await self.storage.release(self.stream, [frame.index for frame in frames])
+
+    # -- the rest of the operations --------------------------------------------------------------------------------
+
+    async def commit(self, consumer: Consumer, indexes: Sequence[int]) -> int:
+        """The items are done for the consumer's group; returns how many counted."""
+        return await self.storage.commit(self.stream, consumer.group, indexes)
+
+    async def negative(self, consumer: Consumer, negative: op.Negative) -> int:
+        """The items return to the consumer's group; returns how many counted."""
+        return await self.storage.negative(
+            self.stream,
+            consumer.group,
+            negative.indexes,
+            code=negative.code,
+            reason=negative.reason,
+            now=self.clock.now(),
+        )
+
+    async def delete(self, indexes: Sequence[int]) -> int:
+        """The items are gone for all groups; returns how many there were."""
+        return await self.storage.delete(self.stream, indexes)
+
+    async def truncate(self, below: int) -> int:
+        """All items under `below` are gone for all groups; returns how many there were."""
+        return await self.storage.truncate(self.stream, below)
+
+    async def search(self, consumer: Consumer, index: int) -> SearchResult:
+        """Where the item stands in the caller's group. Raises NotFound when it is not present."""
+        location = await self.storage.locate(self.stream, consumer.group, index)
+        if location is None:
+            raise NotFound("no data in stream")
+        owner = "" if location.owner is None else location.owner
+        return SearchResult(f"{consumer.group}.{owner}", location.owner is not None, location.ahead)
+
+    async def count(self, count: op.Count) -> int:
+        """How many items match."""
+        return await self.storage.count(self.stream, tags=count.tags, priority=count.priority)
+
+    async def attributes(self) -> Attributes:
+        """The stream as the wire tells it, with the keys of both generations of the service."""
+        stats = await self.storage.attributes(self.stream, now=self.clock.now())
+        limits = self.rules.limits
+        attributes = {
+            "meta.name": self.name,
+            "meta.state": "End" if stats.ended else "Normal",
+            "meta.durability": self.storage.durability,
+            "meta.maxPayloadBytes": str(self.rules.max_payload),
+            "stream.maxPayloadBytes": str(self.rules.max_payload),
+            **_HEADER_NAMES,
+            "stream.approxMaxLength": str(limits.max_items),
+            "stream.maxBytes": str(limits.max_bytes),
+            "stream.bytes": str(stats.size),
+            "stream.firstEntry": str(stats.first),
+            "stream.lastEntry": str(stats.last),
+            "stream.length": str(stats.length),
+            "consumers.stats.total": str(len(stats.consumers)),
+            "consumers.status.total": str(len(stats.consumers)),
+        }
+        for position, consumer in enumerate(stats.consumers):
+            attributes[f"consumers.list.[{position}]"] = consumer.text()
+        for position, group in enumerate(stats.groups):
+            attributes[f"groups.list.[{position}]"] = group.text()
+        return attributes
+
+    async def end(self, end: op.End) -> None:
+        """The stream takes no more items, or takes them again; `force` drops what is there."""
+        await self.storage.end(self.stream, ended=not end.undo)
+        if end.force:
+            stats = await self.storage.attributes(self.stream, now=self.clock.now())
+            await self.storage.truncate(self.stream, stats.next)
+
+    # -- watchers --------------------------------------------------------------------------------------------------
+
+    async def attach(self, consumer: Consumer, watch: op.Watch) -> int:
+        """The consumer has a connection. A live older one of the same name refuses it, a silent one is replaced.
+
+        Raises AnotherWatcher; StreamEnded when the stream ended and is empty.
+        """
+        stats = await self.storage.attributes(self.stream, now=self.clock.now())
+        if stats.ended and not stats.length:
+            raise StreamEnded("the stream has ended and is empty")
+        await self._wait_for_name(consumer)
+        window = min(watch.window or DEFAULT_WINDOW, MAX_WINDOW)
+        after = NEWEST if watch.index == NEWEST else max(0, watch.index - 1)
+        subscription = Subscription(
+            AUTO_COMMIT_WINDOW if watch.auto_commit else window, after, watch.tags, watch.auto_commit
+        )
+        now = self.clock.now()
+        session = await self.storage.attach(self.stream, consumer, subscription, now=now)
+        self._heard[consumer] = (session, now)
+        return session
+
+    async def _wait_for_name(self, consumer: Consumer) -> None:
+        deadline = self.clock.now() + TAKEOVER_WAIT_S
+        while consumer in self._heard:
+            left = deadline - self.clock.now()
+            if left <= 0:
+                break
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), left)
+            except TimeoutError:
+                pass
+        known = self._heard.get(consumer)
+        if known is not None and self.clock.now() - known[1] < ALIVE_S:
+            raise AnotherWatcher(
+                f"consumer {consumer.id} is watching already",
+                hint="give this one another name with --user",
+            )
+
+    async def heard(self, consumer: Consumer, session: int) -> None:
+        """The connection showed life."""
+        now = self.clock.now()
+        if self._heard.get(consumer, (0, 0.0))[0] == session:
+            self._heard[consumer] = (session, now)
+        await self.storage.active(self.stream, session, now=now)
+
+    async def detach(self, consumer: Consumer, session: int, *, lost: bool) -> None:
+        """The connection is gone."""
+        if self._heard.get(consumer, (0, 0.0))[0] == session:
+            del self._heard[consumer]
+            self._changed.set()
+        await self.storage.detach(self.stream, session, lost=lost, now=self.clock.now())
+
+
+def answer_within(timeout_s: float) -> float:
+    """How long a long poll may take when the caller asked for `timeout_s`."""
+    return max(timeout_s - ANSWER_EARLY_S, timeout_s / 2)
+
+
+_HEADER_NAMES: Mapping[str, str] = {
+    "meta.header.user": "X-EAS-QueueService-Uid",
+    "meta.header.group": "X-EAS-QueueService-Gid",
+    "meta.header.priority": "X-EAS-QueueService-Priority",
+    "meta.header.userIdentifyHeader": "X-EAS-QueueService-Uid",
+    "meta.header.groupIdentifyHeader": "X-EAS-QueueService-Gid",
+}

@@ -1,0 +1,243 @@
+"""What a command gets: configuration, clients made on first use, the printer, the one way to ask a person.
+
+Errors become exit statuses here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import IO, TYPE_CHECKING, Any
+
+from easq.errors import ConfigError, EasqError, UsageError
+
+if TYPE_CHECKING:
+    from easq.client.queue import QueueClient
+    from easq.client.transport import Transport
+    from easq.config import Config, Resolved, Value
+    from easq.render.printer import Printer
+    from easq.wire.operations import Caller
+
+#: the forms of output
+OUTPUTS = ("text", "json", "table", "raw", "none")
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does, with another status."""
+
+
+class App:
+    """One run of easq: what was given on its command line, and what the commands share."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        self.options: dict[str, Any] = {}
+
+    # output
+
+    @cached_property
+    def printer(self) -> Printer:
+        """The printer, in the form that the options ask for."""
+        from easq.render.printer import Printer
+
+        return Printer(
+            output=self.output,
+            quiet=self.options.get("quiet", False),
+            verbose=self.options.get("verbose", 0),
+            color=self.options.get("color", "auto"),
+            environ=self.environ,
+        )
+
+    @property
+    def output(self) -> str:
+        """The form of the output: option, environment, text."""
+        asked = self.options.get("output") or self.environ.get("EASQ_OUTPUT") or "text"
+        return asked if asked in OUTPUTS else "text"
+
+    def start(self) -> None:
+        """Nothing is wrong with what the environment says. Raises UsageError."""
+        asked = self.environ.get("EASQ_OUTPUT")
+        if asked and asked not in OUTPUTS:
+            raise UsageError(f"EASQ_OUTPUT is {asked!r}, not one of {', '.join(OUTPUTS)}")
+
+    # configuration
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration file; what is unsafe or unknown in it has been said."""
+        from easq.config import config_path, load
+
+        config = load(config_path(self.environ))
+        for warning in config.warnings:
+            self.printer.warn(warning)
+        return config
+
+    @cached_property
+    def settings(self) -> Resolved:
+        """What holds for this run."""
+        from easq.config import resolve
+
+        self.check_token_options()
+        return resolve(self.config, self.options, self.environ)
+
+    def check_token_options(self) -> None:
+        """A token on the command line was warned about. Raises UsageError for two tokens."""
+        if self.options.get("token") and self.options.get("token_file"):
+            raise UsageError("--token and --token-file are both given")
+        if self.options.get("token"):
+            self.printer.hide(self.options["token"])
+            self.printer.warn(
+                "others can see a token on the command line (ps, history): rather --token-file or EASQ_TOKEN"
+            )
+
+    def stream_url(self, *, sink: bool | None = None) -> str:
+        """The address of the input, or of the sink (None: as -k says). Raises ConfigError."""
+        from easq.client.endpoint import stream_url
+
+        url = self.settings.get("url")
+        if not url:
+            raise ConfigError(
+                "no url of a queue is known",
+                hint="easq config --url URL --token-file FILE, or --url, or EASQ_URL",
+            )
+        return stream_url(url, sink=self.options.get("sink", False) if sink is None else sink)
+
+    @cached_property
+    def token(self) -> str:
+        """The token, hidden from all talk; empty where none is given. Raises ConfigError."""
+        from easq.config import read_token
+
+        token = read_token(self.settings.token)
+        self.printer.hide(token)
+        return token
+
+    # clients
+
+    @cached_property
+    def transport(self) -> Transport:
+        """The HTTP client of this run."""
+        from easq.client.transport import Settings, Transport
+
+        if self.options.get("insecure"):
+            self.printer.warn("certificates are not verified (--insecure)")
+        return Transport(
+            Settings(
+                connect_timeout_s=self.options.get("connect_timeout", 5.0),
+                request_timeout_s=self.options.get("request_timeout", 30.0),
+                headers=dict(self.options.get("header", ())),
+                cacert=self.options.get("cacert") or "",
+                insecure=self.options.get("insecure", False),
+                trace=self.printer.trace if self.options.get("verbose") else None,
+            )
+        )
+
+    def caller(self) -> Caller:
+        """Who asks. Raises ConfigError or UsageError for a name that no header may carry."""
+        from easq.model import Consumer
+        from easq.wire.operations import Caller
+
+        for key in ("group", "user"):
+            self._check_name(key, self.settings.values[key])
+        consumer = Consumer(self.settings.get("group"), self.settings.get("user"))
+        return Caller(consumer, self.token, self.options.get("rear", False))
+
+    def _check_name(self, key: str, value: Value) -> None:
+        if not _NAME.fullmatch(value.value):
+            kind = UsageError if value.origin.startswith("option") else ConfigError
+            raise kind(f"{key} {value.value!r} is not 1-128 of A-Z a-z 0-9 . _ - ({value.origin})")
+
+    def queue(self, *, sink: bool | None = None) -> QueueClient:
+        """A client of the input or the sink (None: as -k says)."""
+        from easq.client.endpoint import is_loopback, is_private
+        from easq.client.queue import QueueClient
+
+        url = self.stream_url(sink=sink)
+        caller = self.caller()
+        if caller.token and url.lower().startswith("http:") and not (is_loopback(url) or is_private(url)):
+            self.printer.warn("the token travels unencrypted, over http and beyond this network")
+        return QueueClient(url, caller, self.transport)
+
+    def close(self) -> None:
+        """Connections are closed."""
+        if "transport" in self.__dict__:
+            self.transport.close()
+
+    # input
+
+    def stdin(self) -> IO[bytes]:
+        """stdin, as bytes. Raises UsageError where it is closed."""
+        if sys.stdin is None:
+            raise UsageError("stdin is closed")
+        return sys.stdin.buffer
+
+    def can_ask(self) -> bool:
+        """Whether a person is there to answer: stdin and stderr are a terminal, and may be used."""
+        if self.options.get("no_input") or self.environ.get("EASQ_NO_INPUT"):
+            return False
+        return sys.stdin is not None and sys.stdin.isatty() and self.printer.err_is_terminal
+
+    def ask(self, question: str, *, default: bool) -> bool:
+        """What the person answers. Raises UsageError when no answer can come."""
+        if self.options.get("yes"):
+            return True
+        while True:
+            self.printer.ask(f"{question} {'[Y/n]' if default else '[y/N]'}")
+            answer = self.stdin().readline()
+            if not answer.endswith(b"\n"):
+                self.printer.after_answer()
+            if not answer:
+                raise UsageError("no answer: end of input at the prompt")
+            word = answer.decode("utf-8", "replace").strip().lower()
+            if word in ("", "y", "yes", "n", "no"):
+                return default if not word else word in ("y", "yes")
+
+    def confirm(self, question: str) -> None:
+        """The person agreed, or -y was given. Raises UsageError otherwise: then nothing is to be done."""
+        if self.options.get("yes"):
+            return
+        if not self.can_ask():
+            raise UsageError("not confirmed, and no terminal to ask on", hint="-y confirms")
+        if not self.ask(question, default=False):
+            raise UsageError("not confirmed: nothing was done")
+
+
+def exit_status(error: BaseException) -> int:
+    """The one place where an error becomes a number."""
+    from easq.errors import Exit
+    from easq.render.printer import OutputClosed
+
+    if isinstance(error, EasqError):
+        return int(error.exit)
+    if isinstance(error, OutputClosed):
+        return int(Exit.SIGPIPE)
+    if isinstance(error, Terminated):
+        return int(Exit.SIGTERM)
+    if isinstance(error, KeyboardInterrupt):
+        return int(Exit.SIGINT)
+    return int(Exit.BUG)
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated where the program stands."""
+    import signal
+
+    def terminate(_signal: int, _frame: object) -> None:
+        raise Terminated
+
+    old = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def environment() -> Mapping[str, str]:
+    """The environment of this process."""
+    return os.environ

@@ -1,0 +1,35 @@
+"""easq commit: items are done for the group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from easq.cli.options import command, read_indexes, sink_option
+
+if TYPE_CHECKING:
+    from easq.cli.app import App
+
+
+@command(
+    "commit",
+    examples=(
+        "easq commit 4",
+        "easq commit -k 4 5 6",
+        "jq -r .index done.json | easq commit --group workers -",
+    ),
+)
+@click.argument("indexes", nargs=-1, required=True, metavar="INDEX...|-")
+@sink_option
+def commit(app: App, indexes: tuple[str, ...]) -> None:
+    """Say that items are done.
+
+    They are not delivered to the group again. `-` reads the indexes from stdin.
+    """
+    numbers = read_indexes(app, indexes)
+    app.queue().commit(numbers)
+    if app.output == "json":
+        app.printer.record({"committed": [str(number) for number in numbers]})
+    else:
+        app.printer.line("[OK] committed")

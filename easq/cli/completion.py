@@ -1,0 +1,45 @@
+"""easq completion: the script that teaches a shell easq's commands and options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from easq.cli.options import command
+
+if TYPE_CHECKING:
+    from easq.cli.app import App
+
+#: what click's completion reads its instruction from
+COMPLETE_VARIABLE = "_EASQ_COMPLETE"
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@command(
+    "completion",
+    examples=(
+        'eval "$(easq completion bash)"',
+        'eval "$(easq completion zsh)"',
+        "easq completion fish > ~/.config/fish/completions/easq.fish",
+    ),
+)
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(app: App, shell: str) -> None:
+    """Print a shell's completion script.
+
+    What it completes it asks of easq itself, never of the network.
+    """
+    app.printer.write(script(click.get_current_context().find_root().command, shell).encode())
+    app.printer.flush()
+
+
+def script(root: click.Command, shell: str) -> str:
+    """The script for `shell` that completes `root`, from click's own template."""
+    from click.shell_completion import ShellComplete, get_completion_class
+
+    make = get_completion_class(shell)
+    assert make is not None
+    # The base class's method: bash's own asks the bash at hand for its version, and the script is for any.
+    return ShellComplete.source(make(root, {}, "easq", COMPLETE_VARIABLE)).strip() + "\n"

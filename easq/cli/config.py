@@ -1,0 +1,262 @@
+"""easq config: the profiles, in the file that `easq config path` names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from easq.cli.options import Group, command, shared_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from easq.cli.app import App
+    from easq.config import Config
+
+#: what the eascmd form saves
+_SAVED = ("url", "token", "token_file", "group", "user")
+
+
+@click.group(
+    "config",
+    cls=Group,
+    invoke_without_command=True,
+    examples=(
+        "easq config --url http://127.0.0.1:3030/api/predict/qservice --token-file ~/q.token",
+        "easq config -p prod --url URL --token-file FILE",
+        "easq config use prod",
+        "easq config show --origin",
+    ),
+)
+@shared_options
+@click.pass_context
+def config(ctx: click.Context) -> None:
+    """Save, show and change profiles.
+
+    With --url, --token, --token-file, --group, --user: save them into the current profile, or that of -p.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    app: App = ctx.obj
+    app.start()
+    values = {key: app.options[key] for key in _SAVED if app.options.get(key)}
+    if values:
+        _save_values(app, values)
+    else:
+        _show(app, origin=False, reveal=False)
+
+
+def _sub(name: str, examples: Sequence[str]) -> Callable[[Callable[..., Any]], click.Command]:
+    def make(function: Callable[..., Any]) -> click.Command:
+        made = command(name, examples=examples)(function)
+        config.add_command(made)
+        return made
+
+    return make
+
+
+@_sub("show", ("easq config show", "easq config show --origin", "easq -p prod config show --reveal"))
+@click.option("--origin", is_flag=True, help="With each value, where it came from.")
+@click.option("--reveal", is_flag=True, help="The token in full.")
+def show(app: App, origin: bool, reveal: bool) -> None:
+    """Show what holds for a command now."""
+    _show(app, origin=origin, reveal=reveal)
+
+
+@_sub("list", ("easq config list", "easq config list -o json"))
+def list_profiles(app: App) -> None:
+    """List the profiles; the current one has a star."""
+    from easq.config import chosen_profile
+
+    current = chosen_profile(app.config, app.options, app.environ).value
+    rows = [
+        ("*" if name == current else "", name, str(values.get("url", "")))
+        for name, values in sorted(app.config.profiles.items())
+    ]
+    if app.output == "json":
+        for star, name, url in rows:
+            app.printer.record({"profile": name, "url": url, "current": bool(star)})
+        app.printer.flush()
+    elif app.output == "table":
+        app.printer.table(("current", "profile", "url"), rows)
+    else:
+        app.printer.lines(f"{star or ' '} {name} : {url}" for star, name, url in rows)
+
+
+@_sub("use", ("easq config use prod", "easq config use local"))
+@click.argument("name")
+def use(app: App, name: str) -> None:
+    """Make NAME the current profile."""
+    _save(app, app.config.with_current(name), name, f"current profile: {name}")
+
+
+@_sub(
+    "set",
+    ("easq config set url URL", "easq config set token - < token.txt", "easq config -p prod set group eas"),
+)
+@click.argument("key")
+@click.argument("value")
+def set_value(app: App, key: str, value: str) -> None:
+    """Set KEY of the profile to VALUE.
+
+    A token `-` is read from stdin; token_cmd is cut into words as a shell does, and run without one.
+    """
+    import shlex
+
+    from easq.config import check_key
+    from easq.errors import UsageError
+
+    check_key(key)
+    if key == "token" and value == "-":
+        value = app.stdin().read().decode("utf-8", "replace").strip()
+    elif key == "token":
+        app.options["token"] = value
+    if not value:
+        raise UsageError(f"{key} is empty", hint=f"easq config unset {key}")
+    if key == "token_cmd":
+        try:
+            words = shlex.split(value)
+        except ValueError as error:
+            raise UsageError(f"token_cmd {value!r}: {error}") from error
+        _save_values(app, {key: words})
+    else:
+        _save_values(app, {key: value})
+
+
+@_sub("unset", ("easq config unset token", "easq config -p prod unset group"))
+@click.argument("key")
+def unset(app: App, key: str) -> None:
+    """Remove KEY from the profile."""
+    from easq.errors import ConfigError
+
+    name = _profile(app)
+    if key not in app.config.profile(name):
+        raise ConfigError(f"profile {name} has no {key!r}")
+    _save(app, app.config.with_values(name, {key: None}), name, f"profile {name}: {key} removed")
+
+
+@_sub("rm", ("easq config rm old", "easq config rm old -y"))
+@click.argument("name")
+def remove(app: App, name: str) -> None:
+    """Remove profile NAME."""
+    changed = app.config.without_profile(name)
+    app.confirm(f"remove profile {name}")
+    _save(app, changed, name, f"profile {name} removed")
+
+
+@_sub("path", ("easq config path", '"$EDITOR" "$(easq config path)"'))
+def path(app: App) -> None:
+    """Print where the file is, or would be."""
+    from easq.config import config_path
+
+    where = str(config_path(app.environ))
+    if app.output == "json":
+        app.printer.record({"path": where})
+    else:
+        app.printer.line(where)
+
+
+@_sub("validate", ("easq config validate", "easq -p prod config validate --connect"))
+@click.option("--connect", is_flag=True, help="Ask the queue for its attributes, too.")
+def validate(app: App, connect: bool) -> None:
+    """Say what is wrong in the file."""
+    from easq.client.endpoint import stream_url
+    from easq.config import config_path, load, problems
+    from easq.errors import ConfigError
+
+    loaded = load(config_path(app.environ))
+    found = problems(loaded)
+    for name, values in loaded.profiles.items():
+        if isinstance(values.get("url"), str):
+            try:
+                stream_url(values["url"], sink=False)
+            except ConfigError as error:
+                found.append(f"{loaded.path}: profiles.{name}: {error.message}")
+    for problem in found:
+        app.printer.warn(problem)
+    if found:
+        raise ConfigError(f"{len(found)} problem{'s' if len(found) > 1 else ''} in {loaded.path}")
+    attributes = app.queue().attributes() if connect else {}
+    if app.output == "json":
+        app.printer.record({"path": str(loaded.path), "valid": True, "attributes": attributes or None})
+        return
+    app.printer.line(f"[OK] {loaded.path}")
+    if connect:
+        app.printer.line(f"[OK] {attributes.get('meta.name', 'the queue')} answers")
+
+
+def _profile(app: App) -> str:
+    from easq.config import chosen_profile
+
+    return chosen_profile(app.config, app.options, app.environ).value
+
+
+def _save_values(app: App, values: dict[str, Any]) -> None:
+    """The profile holds `values`, which are such that they could be used."""
+    import re
+    from pathlib import Path
+
+    from easq.client.endpoint import stream_url
+    from easq.config import TOKEN_KEYS, TokenSource, read_token
+    from easq.errors import UsageError
+
+    app.check_token_options()
+    name = _profile(app)
+    if "url" in values:
+        stream_url(values["url"], sink=False)
+    if "token" in values:
+        app.printer.hide(values["token"])
+        read_token(TokenSource("token", values["token"], "to be saved"))
+    for key in ("group", "user"):
+        if key in values and not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", values[key]):
+            raise UsageError(f"{key} {values[key]!r} is not 1-128 of A-Z a-z 0-9 . _ -")
+    if "token_file" in values and not values["token_file"].startswith("~"):
+        values["token_file"] = str(Path(values["token_file"]).absolute())
+    given = [key for key in TOKEN_KEYS if key in values]
+    others = {key: None for key in TOKEN_KEYS if given and key not in given}
+    changed = app.config.with_values(name, {**values, **others})
+    if "profile" not in changed.document:
+        changed = changed.with_current(name)
+    _save(app, changed, name, f"profile {name} saved")
+
+
+def _save(app: App, changed: Config, name: str, done: str) -> None:
+    from easq.config import save
+
+    save(changed)
+    if app.output == "json":
+        app.printer.record({"profile": name, "path": str(changed.path)})
+    else:
+        app.printer.line(f"[OK] {done}")
+
+
+def _show(app: App, *, origin: bool, reveal: bool) -> None:
+    from easq.config import Value, read_token
+    from easq.redact import mask
+
+    settings = app.settings
+    values = {"profile": settings.profile, **settings.values}
+    source = settings.token
+    if source is not None:
+        if reveal:
+            text = read_token(source)
+        elif source.kind == "token":
+            text = mask(str(source.value))
+        elif source.kind == "token_file":
+            text = f"in file {source.value}"
+        else:
+            text = f"from command {source.value[0]}"
+        values["token"] = Value(text, source.origin)
+    if app.output == "json":
+        app.printer.record(
+            {k: {"value": v.value, "origin": v.origin} if origin else v.value for k, v in values.items()}
+        )
+    elif app.output == "table":
+        columns = ("key", "value", "origin") if origin else ("key", "value")
+        app.printer.table(
+            columns, [(k, v.value, v.origin) if origin else (k, v.value) for k, v in values.items()]
+        )
+    else:
+        app.printer.lines(f"{k} : {v.value}{f' ({v.origin})' if origin else ''}" for k, v in values.items())

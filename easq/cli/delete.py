@@ -1,0 +1,47 @@
+"""easq delete: remove items by index, for everybody."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from easq.cli.options import command, read_indexes, stream_options
+
+if TYPE_CHECKING:
+    from easq.cli.app import App
+
+#: how many indexes a question names
+_MAX_NAMED = 20
+
+
+@command(
+    "delete",
+    examples=(
+        "easq delete 3",
+        "easq delete -y 3 4 5",
+        "easq get -l 100 -o json | jq -r .index | easq delete -y -",
+    ),
+)
+@click.argument("indexes", nargs=-1, required=True, metavar="INDEX...|-")
+@stream_options
+def delete(app: App, indexes: tuple[str, ...]) -> None:
+    """Delete items by index.
+
+    They are gone for all groups. `-` reads the indexes from stdin.
+    """
+    numbers = read_indexes(app, indexes)
+    client = app.queue()
+    app.confirm("Deleting index(es):\n" + _named(numbers))
+    client.delete(numbers)
+    if app.output == "json":
+        app.printer.record({"deleted": [str(number) for number in numbers]})
+    else:
+        app.printer.line("[OK] deleted")
+
+
+def _named(numbers: list[int]) -> str:
+    lines = [str(number) for number in numbers[:_MAX_NAMED]]
+    if len(numbers) > _MAX_NAMED:
+        lines.append(f"and {len(numbers) - _MAX_NAMED} more")
+    return "\n".join(lines)

@@ -1,0 +1,189 @@
+"""`easq demo`: a tour of the commands on a throw-away service, every output a true one."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from easq.cli.options import command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from easq.cli.app import App
+
+#: one command of the tour, or the start of the service, takes no longer than this, in seconds
+_PATIENCE_S = 60
+
+
+@command("demo", examples=("easq demo", "easq demo -q && echo easq works here"))
+def demo(app: App) -> None:
+    """Show the main job on a service that lives as long as the tour, in a temporary folder.
+
+    Exits 0 only if every step did what it says.
+    """
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory(prefix="easq-demo-") as folder:
+        tour = Tour(app, Path(folder))
+        try:
+            tour.run()
+        finally:
+            tour.stop()
+    if tour.failed:
+        from easq.errors import CheckFailed
+
+        raise CheckFailed(f"{len(tour.failed)} of {tour.steps} steps failed: {'; '.join(tour.failed)}")
+    app.printer.line(f"\nAll {tour.steps} steps did what they say.")
+
+
+@dataclass
+class Tour:
+    """One run of the demo: the service, the environment of its commands, and what went wrong."""
+
+    app: App
+    folder: Path
+    steps: int = 0
+    failed: list[str] = field(default_factory=list)
+    service: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        """Every step was taken and shown; none without a service."""
+        url = self._start()
+        if self.failed:
+            return
+        (self.folder / "token").write_text("demo-token", encoding="utf-8")
+        (self.folder / "items.txt").write_text("first\nsecond\nthird\n", encoding="utf-8")
+        self.say("Save where the queue is, and how to get in.")
+        self.easq("config", "--url", url, "--token-file", "token", says=("saved",))
+        self.say("What the queue says of itself; also the test whether it can be reached.")
+        self.easq("info", says=("meta.durability : fsync", "stream.length : 0"))
+        self.say("Put an item, then a file of one item a line. Each is on disk before its index is shown.")
+        self.easq("put", "-d", "10s", says=("[OK] 1", "Total: 1, success: 1, failed: 0"))
+        self.easq("put", "-f", "items.txt", says=("[OK] 2", "[OK] 3", "[OK] 4"))
+        self.say("Look at them. They stay where they are.")
+        self.easq("get", "-l", "4", "--timeout", "3s", says=("[0 - 1]", "[3 - 4]", "third"))
+        self.say("Take two of them: what is written out is committed, the rest is left.")
+        self.easq("watch", "--commit", "output", "-n", "2", "-o", "raw", says=("10s", "first"))
+        self.say("Delete one by its index, and all that is left below another.")
+        self.easq("delete", "3", "-y", says=("[OK] deleted",))
+        self.easq("trunc", "5", "-y", says=("[OK] truncated",))
+        self.easq("get", says=(), code=3)
+        self._predict()
+
+    def _predict(self) -> None:
+        """The asynchronous loop with the three roles played by hand: client, engine, client."""
+        self.say("A prediction: the client waits for its result in the sink ...")
+        waiting = self._popen("predict", "-d", "[{}]", "--timeout", f"{_PATIENCE_S}s")
+        try:
+            self.say("... an engine takes the input ...")
+            taken = self.easq("watch", "--commit", "output", "-n", "1", "-o", "json", says=('"data":"[{}]"',))
+            request_id = _request_id(taken)
+            self.say("... and writes the result to the sink, under the same request id.")
+            answer = '[{"p_0":0.52,"p_1":0.48}]'
+            self.easq("put", "-k", "-d", answer, "--tags", f"requestId={request_id}", says=("[OK] 1",))
+            self.say("Which is what the client gets.")
+            output, _ = waiting.communicate(timeout=_PATIENCE_S)
+        finally:
+            waiting.kill()
+            waiting.wait()
+        self._show(
+            ("predict", "-d", "[{}]"), output.decode(errors="replace"), waiting.returncode, (answer,), 0
+        )
+
+    def _start(self) -> str:
+        """The address of the service, which answers requests."""
+        ready = self.folder / "ready"
+        arguments = ("serve", "--port", "0", "--storage", "sqlite:queue.db", "--token-file", "token", "-q")
+        (self.folder / "token").write_text("demo-token", encoding="utf-8")
+        self.service = self._popen(*arguments, "--ready-file", str(ready))
+        assert self.service.stdout is not None
+        line = self.service.stdout.readline().decode(errors="replace").strip()
+        self._show(arguments, f"{line}\n", 0 if line.startswith("EASQ_URL=") else 1, ("EASQ_URL=",), 0)
+        return line.removeprefix("EASQ_URL=")
+
+    def stop(self) -> None:
+        """The service has ended."""
+        if self.service is not None:
+            self.service.terminate()
+            try:
+                self.service.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                self.service.kill()
+            self.service.communicate()
+
+    def say(self, text: str) -> None:
+        """What comes next, unless -q."""
+        if not self.app.options.get("quiet"):
+            self.app.printer.line(f"\n# {text}")
+
+    def easq(self, *arguments: str, says: Sequence[str], code: int = 0) -> str:
+        """Runs one command, shows it with its output, and checks that output and exit code."""
+        process = self._popen(*arguments)
+        try:
+            output, _ = process.communicate(timeout=_PATIENCE_S)
+        finally:
+            process.kill()
+            process.wait()
+        text = output.decode(errors="replace")
+        self._show(arguments, text, process.returncode, says, code)
+        return text
+
+    def _popen(self, *arguments: str) -> subprocess.Popen[bytes]:
+        import sys
+
+        return subprocess.Popen(
+            [sys.executable, "-m", "easq", *arguments],
+            cwd=self.folder,
+            env=self._environ(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def _environ(self) -> Mapping[str, str]:
+        """The caller's environment without what would lead to another service, and a configuration of its own."""
+        import os
+        from pathlib import Path
+
+        import easq
+
+        inherited = {key: value for key, value in self.app.environ.items() if not key.startswith("EASQ_")}
+        # the same easq, also where it runs from a checkout and is not installed
+        source = str(Path(easq.__file__).parent.parent)
+        path = os.pathsep.join(filter(None, (source, inherited.get("PYTHONPATH"))))
+        return {**inherited, "EASQ_CONFIG": str(self.folder / "config.toml"), "PYTHONPATH": path}
+
+    def _show(
+        self, arguments: Sequence[str], output: str, code: int, says: Sequence[str], wanted: int
+    ) -> None:
+        import shlex
+
+        self.steps += 1
+        shown = shlex.join(("easq", *arguments))
+        missing = [text for text in says if text not in output]
+        ok = not missing and code == wanted
+        if not self.app.options.get("quiet") or not ok:
+            self.app.printer.line(f"$ {shown}")
+            self.app.printer.lines(output.splitlines())
+            if wanted:
+                self.app.printer.line(f"(exit code {code})")
+        if not ok:
+            self.failed.append(
+                f"{shown} gave exit code {code}" + (f" and not {missing[0]!r}" if missing else "")
+            )
+
+
+def _request_id(output: str) -> str:
+    """The request id of the first record in `output`; empty when there is none."""
+    import json
+
+    for line in output.splitlines():
+        try:
+            return str(json.loads(line)["request_id"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return ""

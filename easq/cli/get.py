@@ -1,0 +1,145 @@
+"""easq get: read items without taking part in a group."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from easq.cli.options import DURATION, INDEX_OR_HEAD, as_tags, command, stream_options, tags_option
+
+if TYPE_CHECKING:
+    from easq.cli.app import App
+    from easq.model import Frame
+
+#: a request id that may stand in the name of a file
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+
+
+@command(
+    "get",
+    examples=(
+        "easq get -l 10 --timeout 3s",
+        "easq get -k --request-id ef6940e3-159c-45f3-a96d-bc0acd71275f -o raw > result.png",
+        "easq get 3",
+        "easq get -k -l 100 --output-dir results --delete",
+    ),
+)
+@click.argument("index", type=INDEX_OR_HEAD, default="0", required=False)
+@click.option("-l", "--length", type=click.IntRange(min=1), default=1, help="Items at most.  [default: 1]")
+@click.option("--timeout", type=DURATION, default="0", help="How long to wait for them.  [default: 0]")
+@tags_option("Only items with this tag, k=v; may be repeated.")
+@click.option("--request-id", metavar="ID", help="Only the item of this request.")
+@click.option("--delete", is_flag=True, help="Delete, for all groups, what was printed.")
+@click.option(
+    "--output-dir", type=click.Path(), metavar="DIR", help="Write each payload into a file of its own."
+)
+@click.option("--allow-empty", is_flag=True, help="Finding nothing is no failure.")
+@stream_options
+def get(
+    app: App,
+    index: int,
+    length: int,
+    timeout: float,
+    tags: tuple[tuple[str, str], ...],
+    request_id: str | None,
+    delete: bool,
+    output_dir: str | None,
+    allow_empty: bool,
+) -> None:
+    """Show items of the queue.
+
+    The search begins at INDEX, 0 being the head. Items stay where they are, unless --delete is given.
+    """
+    from easq.errors import NoData
+    from easq.model import REQUEST_ID
+
+    wanted = {**as_tags(tags), **({REQUEST_ID: request_id} if request_id else {})}
+    client = app.queue()
+    frames = client.get(index, length=length, timeout_s=timeout, tags=wanted)
+    if not frames and not allow_empty:
+        raise NoData(_nothing(index, wanted, timeout))
+    if output_dir is not None:
+        _store(app, frames, output_dir)
+    else:
+        _show(app, frames, alone=length == 1)
+    if delete and frames:
+        client.delete([frame.index for frame in frames])
+
+
+def _nothing(index: int, tags: dict[str, str], timeout_s: float) -> str:
+    from easq.wire.durations import format_duration
+    from easq.wire.replies import format_tags
+
+    where = f" from index {index} on" if index else ""
+    which = f" with {format_tags(tags)}" if tags else ""
+    when = f" within {format_duration(timeout_s)}" if timeout_s else ""
+    return f"no data{where}{which}{when}"
+
+
+def _show(app: App, frames: list[Frame], *, alone: bool) -> None:
+    from easq.render.rows import FRAME_COLUMNS, frame_row
+
+    if app.output == "table":
+        app.printer.table(FRAME_COLUMNS, [frame_row(number, frame) for number, frame in enumerate(frames)])
+    else:
+        for number, frame in enumerate(frames):
+            app.printer.frame(number, frame, alone=alone)
+        app.printer.flush()
+
+
+def _store(app: App, frames: list[Frame], folder: str) -> None:
+    """Each payload is in a new file of `folder`, on the disk, and its name is printed.
+
+    Raises UsageError for a folder that is a link, and for a file that is there already.
+    """
+    from easq.errors import UsageError
+
+    try:
+        if not os.path.lexists(folder):
+            os.mkdir(folder)
+        target = os.open(
+            folder.rstrip("/") or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
+    except OSError as error:
+        link = os.path.islink(folder.rstrip("/"))
+        raise UsageError(f"{folder}: {'a symbolic link' if link else error.strerror}") from error
+    if app.output == "table":
+        from easq.render.rows import FRAME_COLUMNS
+
+        app.printer.header(FRAME_COLUMNS)
+    try:
+        for number, frame in enumerate(frames):
+            name = file_name(frame)
+            _write_new(target, name, frame.data, folder)
+            app.printer.frame(number, frame, file=os.path.join(folder, name))
+        app.printer.flush()
+        os.fsync(target)
+    finally:
+        os.close(target)
+
+
+def file_name(frame: Frame) -> str:
+    """INDEX-REQUESTID, or INDEX alone where the request id holds anything but letters, digits, _ and -."""
+    if _SAFE_ID.fullmatch(frame.request_id):
+        return f"{frame.index}-{frame.request_id}"
+    return str(frame.index)
+
+
+def _write_new(folder: int, name: str, data: bytes, shown_folder: str) -> None:
+    from easq.errors import StorageError, UsageError
+
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, 0o666, dir_fd=folder)
+    except OSError as error:
+        raise UsageError(f"{os.path.join(shown_folder, name)}: {error.strerror}") from error
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+    except OSError as error:
+        raise StorageError(f"{os.path.join(shown_folder, name)}: {error.strerror}") from error

@@ -1,0 +1,275 @@
+"""Where payloads come from: a literal, lines, whole files, JSON records; and how to send them in order."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import stat
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from easq.cli.options import tag_problem
+from easq.errors import EasqError, UsageError
+from easq.model import DELIVERY_COUNT, HEADER_PREFIX, REQUEST_ID, Tags
+
+if TYPE_CHECKING:
+    from easq.cli.app import App
+
+T = TypeVar("T")
+
+LINES, WHOLE, JSON = "lines", "whole", "json"
+FORMATS = (LINES, WHOLE, JSON)
+
+#: the name of stdin among files
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One payload to send, and where it stood; `error` says why it cannot be sent."""
+
+    data: bytes
+    source: str = ""
+    line: int = 0
+    tags: Tags = field(default_factory=dict)
+    priority: int | None = None
+    content_type: str = ""
+    error: EasqError | None = None
+
+    @property
+    def where(self) -> str:
+        """Its place in words, empty for a literal."""
+        if not self.line:
+            return self.source
+        return f"line {self.line}" if self.source in ("", STDIN) else f"line {self.line} of {self.source}"
+
+
+class Items:
+    """The items of one command line, read as they are asked for."""
+
+    def __init__(
+        self, app: App, sources: Sequence[bytes | str], form: str, *, keep_tags: bool = False
+    ) -> None:
+        self._app, self._sources, self._keep_tags = app, sources, keep_tags
+        self.form = form
+        self._items = self._read()
+        self.skipped = 0  #: empty lines so far
+
+    def __iter__(self) -> Iterator[Item]:
+        return self._items
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one item and no more."""
+        return len(self._sources) == 1 and (self.form == WHOLE or isinstance(self._sources[0], bytes))
+
+    def rest(self) -> int | None:
+        """How many items were not asked for; None where that would mean to wait for stdin."""
+        if STDIN in self._sources:
+            return None
+        return sum(1 for _ in self._items)
+
+    def _read(self) -> Iterator[Item]:
+        for source in self._sources:
+            if isinstance(source, bytes):
+                yield Item(source)
+            elif self.form == WHOLE:
+                with self._open(source) as file:
+                    yield Item(self._whole(file, source), source)
+            else:
+                with self._open(source) as file:
+                    yield from self._lines(file, source)
+
+    def _open(self, source: str) -> IO[bytes]:
+        if source == STDIN:
+            return open(self._app.stdin().fileno(), "rb", closefd=False)
+        try:
+            return open(source, "rb")
+        except OSError as error:
+            raise UsageError(f"cannot read {source}: {error.strerror}") from error
+
+    def _whole(self, file: IO[bytes], source: str) -> bytes:
+        data = _read(file.read, source)
+        if not data and source == STDIN:
+            raise UsageError("nothing came on stdin; an empty item is put with -d ''")
+        return data
+
+    def _lines(self, file: IO[bytes], source: str) -> Iterator[Item]:
+        number = 0
+        while line := _read(file.readline, source):
+            number += 1
+            data = line.removesuffix(b"\n")
+            if not data:
+                self.skipped += 1
+            elif self.form == JSON:
+                yield read_record(data, source, number, keep_tags=self._keep_tags)
+            else:
+                yield Item(data, source, number)
+
+
+def find_items(
+    app: App,
+    data: str | None,
+    file: str | None,
+    paths: Sequence[str],
+    form: str | None,
+    *,
+    keep_tags: bool = False,
+) -> Items:
+    """The items that the command line names: -d, -f, PATH..., or what is piped in.
+
+    Raises UsageError for none, for two kinds at once, and for a file that cannot be read.
+    """
+    given = [data is not None, file is not None, bool(paths)]
+    if sum(given) > 1:
+        raise UsageError("-d, -f and PATH exclude each other")
+    if data is not None:
+        if form is not None:
+            raise UsageError("-d gives one literal item; --input-format is for files and stdin")
+        return Items(app, [os.fsencode(data)], WHOLE)
+    sources = [file] if file is not None else list(paths)
+    for source in sources:
+        if source is not None and source != STDIN:
+            _check_readable(source)
+    if file is not None:
+        app.printer.info(f"Opening data file: {file}")
+        return Items(app, [file], form or LINES, keep_tags=keep_tags)
+    if paths:
+        return Items(app, list(paths), form or WHOLE, keep_tags=keep_tags)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("nothing to send", hint="-d STRING, -f FILE, PATH..., or pipe it in")
+    return Items(app, [STDIN], form or WHOLE, keep_tags=keep_tags)
+
+
+def _check_readable(path: str) -> None:
+    """Raises UsageError for what is certainly no file to read; it is not opened, for it may be a pipe."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"cannot read {path}: it is a folder")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"cannot read {path}: Permission denied")
+
+
+def _read(read: Callable[[], bytes], source: str) -> bytes:
+    try:
+        return read()
+    except OSError as error:
+        raise UsageError(f"cannot read {source}: {error.strerror}") from error
+
+
+def read_record(text: bytes, source: str, line: int, *, keep_tags: bool) -> Item:
+    """The item in one line of `get -o json`; index, n and times are left behind.
+
+    requestId and ts@* are the server's to give again, unless `keep_tags`; Header:Content-Type becomes the
+    header that it was, and deliveryCount belonged to a delivery.
+    """
+    try:
+        return _record(text, source, line, keep_tags=keep_tags)
+    except ValueError as error:
+        return Item(b"", source, line, error=UsageError(str(error)))
+
+
+def _record(text: bytes, source: str, line: int, *, keep_tags: bool) -> Item:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    tags = record.get("tags") or {}
+    if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):
+        raise ValueError("tags is not an object of texts")
+    priority = record.get("priority")
+    if priority is not None and (type(priority) is not int or priority < 0):
+        raise ValueError(f"priority {priority!r} is not a whole number from 0")
+    kept = {k: v for k, v in tags.items() if keep_tags or not (k == REQUEST_ID or k.startswith("ts@"))}
+    content_type = kept.get(f"{HEADER_PREFIX}Content-Type", "")
+    if not content_type.isascii() or not content_type.isprintable():
+        raise ValueError(f"tag {HEADER_PREFIX}Content-Type is {content_type!r}, which no header may carry")
+    kept = {k: v for k, v in kept.items() if not k.startswith(HEADER_PREFIX) and k != DELIVERY_COUNT}
+    for name, value in kept.items():
+        problem = tag_problem(name, value)
+        if problem:
+            raise ValueError(f"{f'{name}={value}'!r} {problem}")
+    return Item(_payload(record), source, line, kept, priority, content_type)
+
+
+def _payload(record: Mapping[str, Any]) -> bytes:
+    data, encoding = record.get("data"), record.get("encoding", "utf8")
+    if not isinstance(data, str):
+        raise ValueError("no data, which must be text")
+    if encoding == "utf8":
+        try:
+            return data.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError("data is no UTF-8: it holds a lone surrogate") from error
+    if encoding != "base64":
+        raise ValueError(f"encoding {encoding!r} is neither utf8 nor base64")
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"data is not base64: {error}") from error
+
+
+def in_order(
+    items: Iterator[Item],
+    work: Callable[[Item], T],
+    *,
+    workers: int,
+    rate: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Item, T | EasqError]]:
+    """Each item with what `work` made of it, in the items' order, `workers` at a time, `rate` begun a second.
+
+    Once `stop` says so no further item is begun; what was begun is still given back.
+    """
+    next_at = time.monotonic()
+
+    def pace() -> None:
+        nonlocal next_at
+        if rate:
+            time.sleep(max(0.0, next_at - time.monotonic()))
+            next_at = max(next_at, time.monotonic() - 1 / rate) + 1 / rate
+
+    def attempt(item: Item) -> T | EasqError:
+        if item.error is not None:
+            return item.error
+        try:
+            return work(item)
+        except EasqError as error:
+            return error
+
+    if workers == 1:
+        while not stop() and (item := next(items, None)) is not None:
+            pace()
+            yield item, attempt(item)
+        return
+    begun: deque[tuple[Item, Future[T | EasqError]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            more = True
+            while more or begun:
+                while more and len(begun) < workers and not stop():
+                    item = next(items, None)
+                    if item is None:
+                        more = False
+                        break
+                    pace()
+                    begun.append((item, pool.submit(attempt, item)))
+                if not begun:
+                    break
+                item, future = begun.popleft()
+                yield item, future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

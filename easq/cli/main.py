@@ -1,0 +1,166 @@
+"""The root command: registration of every command, the alias `stream`, and main()."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from easq import __version__
+from easq.cli.app import App, environment, exit_status, sigterm_raises
+from easq.cli.commit import commit
+from easq.cli.completion import COMPLETE_VARIABLE, completion
+from easq.cli.config import config
+from easq.cli.delete import delete
+from easq.cli.demo import demo
+from easq.cli.get import get
+from easq.cli.info import info
+from easq.cli.negative import negative
+from easq.cli.options import Group, shared_options
+from easq.cli.predict import predict
+from easq.cli.put import put
+from easq.cli.serve import serve
+from easq.cli.trunc import trunc
+from easq.cli.watch import watch
+from easq.errors import EasqError, Exit, UsageError
+
+#: one line a command; a command file imports click and its options at the top, everything else in its bodies
+COMMANDS: tuple[click.Command, ...] = (
+    config,
+    info,
+    put,
+    get,
+    delete,
+    trunc,
+    watch,
+    predict,
+    commit,
+    negative,
+    serve,
+    demo,
+    completion,
+)
+
+
+class Root(Group):
+    """The root group; its help ends with the exit codes."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The examples, then the exit codes."""
+        super().format_epilog(ctx, formatter)
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(int(code)), code.meaning) for code in Exit])
+
+
+@click.group(
+    cls=Root,
+    examples=(
+        "easq config --url http://127.0.0.1:3030/api/predict/qservice",
+        "easq put -d '[{}]'",
+        "easq get -l 10 --timeout 3s",
+        "easq watch -k --commit output | jq .",
+    ),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="easq", message="%(prog)s %(version)s")
+@shared_options
+def root() -> None:
+    """A client for queues of asynchronous inference (EAS queue service)."""
+
+
+@click.group("stream", cls=Group, hidden=True, examples=("easq stream put -d 10s", "easq stream get -l10"))
+@shared_options
+def stream() -> None:
+    """The same commands under eascmd's name."""
+
+
+for _command in COMMANDS:
+    root.add_command(_command)
+    stream.add_command(_command)
+root.add_command(stream)
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """The exit status of `easq ARGS`; whatever went wrong has been said in a line."""
+    environ = environment()
+    if environ.get(COMPLETE_VARIABLE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(root, {}, "easq", COMPLETE_VARIABLE, environ[COMPLETE_VARIABLE])
+    app = App(environ)
+    try:
+        with sigterm_raises():
+            return _run(app, list(args))
+    except BaseException as error:
+        return _failed(app, error)
+
+
+def _run(app: App, args: list[str]) -> int:
+    try:
+        with root.make_context("easq", args, obj=app) as ctx:
+            root.invoke(ctx)
+        app.printer.close()
+    except click.exceptions.Exit as done:
+        _flush_click()
+        return done.exit_code
+    except click.ClickException as error:
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            click.echo(error.format_message(), err=True)
+            return int(Exit.USAGE)
+        _find_output(app, args)
+        raise _usage_error(error, args) from error
+    finally:
+        app.close()
+    return int(Exit.DONE)
+
+
+def _failed(app: App, error: BaseException) -> int:
+    from easq.render.printer import OutputClosed
+
+    if isinstance(error, BrokenPipeError):  # from click's own echo of a help text
+        error = OutputClosed()
+    printer = app.printer
+    try:
+        if not isinstance(error, OutputClosed):
+            printer.flush()
+    except (OutputClosed, EasqError) as closed:
+        error = closed
+    if isinstance(error, EasqError):
+        printer.error(error)
+    elif isinstance(error, OutputClosed):
+        printer.abandon()
+    elif not isinstance(error, KeyboardInterrupt):
+        printer.bug(error)
+    return exit_status(error)
+
+
+def _usage_error(error: click.ClickException, args: Sequence[str]) -> UsageError:
+    """click's complaint in our words: one line and what to do next."""
+    message = error.format_message()
+    if isinstance(error, click.NoSuchOption):
+        negative_number = next((arg for arg in args if arg[:1] == "-" and arg[1:].isdigit()), None)
+        if negative_number:
+            return UsageError(f"{negative_number!r} is not an index: an index is never negative")
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    message = message[:1].lower() + message[1:].rstrip(".")
+    return UsageError(" ".join(message.split()), hint=f"{ctx.command_path if ctx else 'easq'} --help")
+
+
+def _find_output(app: App, args: Sequence[str]) -> None:
+    """The App knows `-o json`, though the command line it stands in could not be read."""
+    for first, second in zip(args, (*args[1:], ""), strict=True):
+        if first in ("-ojson", "--output=json") or (first in ("-o", "--output") and second == "json"):
+            app.options["output"] = "json"
+
+
+def _flush_click() -> None:
+    """What click wrote on stdout is out; BrokenPipeError is raised here and not at the interpreter's end."""
+    if sys.stdout is not None:
+        sys.stdout.flush()

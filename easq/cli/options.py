@@ -1,0 +1,364 @@
+"""Shared options, the types of arguments, and the two classes every command is made of.
+
+Connection and output options may stand before or after the command: each stores what was given in the one App
+of the run, the nearer one last. A command reads them from there and never as parameters.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from easq.cli.app import OUTPUTS, App
+from easq.model import MAX_WIRE_INDEX, NEWEST
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]  # generic for mypy, and a plain class in click 8.1
+else:
+    ParamType = click.ParamType
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FORBIDDEN_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+class SharedOption(click.Option):
+    """An option of every command, shown in a section of its own."""
+
+
+class Command(click.Command):
+    """A command with examples; what is wrong with the environment is said before it runs."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.examples = tuple(examples)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the body once the App has found nothing wrong with the environment."""
+        ctx.obj.start()
+        return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options, then the shared ones."""
+        _format_options(self, ctx, formatter)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The examples."""
+        _format_examples(self.examples, formatter)
+        super().format_epilog(ctx, formatter)
+
+
+class Group(click.Group):
+    """A group of commands that suggests the nearest one for a word that is none."""
+
+    command_class = Command
+    group_class = type
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.examples = tuple(examples)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that `args` name. Raises UsageError with the nearest one for a word that names none."""
+        if args and self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
+            from easq.config import did_you_mean
+            from easq.errors import UsageError
+
+            known = [name for name, command in self.commands.items() if not command.hidden]
+            raise UsageError(
+                f"no command {args[0]!r}{did_you_mean(args[0], known)}", hint=f"{ctx.command_path} --help"
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands, then the options."""
+        self.format_commands(ctx, formatter)
+        _format_options(self, ctx, formatter)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The examples."""
+        _format_examples(self.examples, formatter)
+        super().format_epilog(ctx, formatter)
+
+
+def _format_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    own: list[tuple[str, str]] = []
+    shared: list[tuple[str, str]] = []
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+        if record is not None:
+            (shared if isinstance(param, SharedOption) else own).append(record)
+    for title, records in (("Options", own), ("Everywhere, before or after the command", shared)):
+        if records:
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _format_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
+    if examples:
+        with formatter.section("Examples"):
+            for example in examples:
+                formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+
+
+# types
+
+
+class Duration(ParamType):
+    """A Go duration or a bare number of seconds; the value is seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """`value` in seconds."""
+        from easq.wire.durations import parse_duration
+
+        if isinstance(value, float):
+            return value
+        try:
+            seconds = parse_duration(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if seconds < 0:
+            self.fail(f"{value!r} is negative", param, ctx)
+        return seconds
+
+
+class Index(ParamType):
+    """The index of an item; `lowest` 0 where 0 means the head, `newest` where that word is taken too."""
+
+    name = "index"
+
+    def __init__(self, *, lowest: int = 1, newest: bool = False) -> None:
+        self.lowest, self.newest = lowest, newest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """`value` as a number."""
+        if isinstance(value, int):
+            return value
+        if self.newest and value == "newest":
+            return NEWEST
+        try:
+            return parse_index(value, lowest=self.lowest)
+        except ValueError as error:
+            self.fail(f"{error}{', or newest' if self.newest else ''}", param, ctx)
+
+
+def parse_index(text: str, *, lowest: int = 1) -> int:
+    """`text` as an index. Raises ValueError with what an index is."""
+    if text.isascii() and text.isdigit() and len(text) <= 20 and lowest <= int(text) <= MAX_WIRE_INDEX:
+        return int(text)
+    head = " (0, the head, has no place here)" if text == "0" else ""
+    raise ValueError(f"{text!r} is not an index, a whole number from {lowest} to {MAX_WIRE_INDEX}{head}")
+
+
+class Tag(ParamType):
+    """`k=v`; the value is the pair."""
+
+    name = "k=v"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """`value` as name and value of a tag."""
+        if isinstance(value, tuple):
+            return value[0], value[1]
+        problem = tag_problem(*(value.split("=", 1) if "=" in value else (value, None)))
+        if problem:
+            self.fail(f"{value!r} {problem}", param, ctx)
+        name, _, text = value.partition("=")
+        return name, text
+
+
+def tag_problem(name: str, value: str | None) -> str:
+    """What is wrong with a tag, empty when nothing is."""
+    if value is None:
+        return "is no tag: it has no '='"
+    if not name:
+        return "is no tag: nothing stands before '='"
+    if name.startswith("_"):
+        return "is no tag: names that begin with '_' are the wire's own"
+    if any(c in "\r\n\0" for c in name + value):
+        return "is no tag: it holds a line break or NUL"
+    if any("\ud800" <= c <= "\udfff" for c in name + value):
+        return "is no tag: it is not UTF-8"
+    return ""
+
+
+class Header(ParamType):
+    """`K: V`; the value is the pair."""
+
+    name = "k: v"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """`value` as name and value of a header."""
+        if isinstance(value, tuple):
+            return value[0], value[1]
+        name, colon, text = value.partition(":")
+        if not colon or not _HEADER_NAME.fullmatch(name.strip()):
+            self.fail(f"{value!r} is no header, 'Name: value'", param, ctx)
+        if _FORBIDDEN_IN_HEADER.search(text) or not text.isascii():
+            self.fail(f"{value!r} holds characters that no header may carry", param, ctx)
+        return name.strip(), text.strip()
+
+
+class HeaderText(ParamType):
+    """Text that travels in a header or a path: visible ASCII and spaces."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """`value`, unchanged."""
+        if not value.isascii() or not value.isprintable():
+            self.fail(f"{value!r} holds characters that no header may carry", param, ctx)
+        return str(value)
+
+
+class PathText(ParamType):
+    """What follows the queue's address in a URL: no control characters, no query, no fragment, no way up."""
+
+    name = "suffix"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """`value` with one leading slash."""
+        if any(not c.isprintable() or c in "?#\\" for c in value):
+            self.fail(f"{value!r} is no path: it holds a control character or one of ?#\\", param, ctx)
+        if any(part in (".", "..") for part in value.split("/")):
+            self.fail(f"{value!r} is no path: it holds . or ..", param, ctx)
+        text = "/" + value.strip("/")
+        return "" if text == "/" else text
+
+
+DURATION, TAG, HEADER, HEADER_TEXT, PATH_TEXT = Duration(), Tag(), Header(), HeaderText(), PathText()
+INDEX, INDEX_OR_HEAD = Index(), Index(lowest=0)
+INDEX_OR_NEWEST = Index(lowest=0, newest=True)
+
+
+# shared options
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """What was given on the command line is in the App, beside or over what was given before the command."""
+    if ctx.obj is None or param.name is None:
+        return
+    if ctx.get_parameter_source(param.name) is not ParameterSource.COMMANDLINE:
+        return
+    options: MutableMapping[str, Any] = ctx.obj.options
+    if param.name == "verbose":
+        options["verbose"] = options.get("verbose", 0) + value
+    elif param.multiple:
+        options[param.name] = (*options.get(param.name, ()), *value)
+    else:
+        options[param.name] = value
+
+
+def _shared(*names: str, **attributes: Any) -> Callable[[F], F]:
+    return click.option(*names, cls=SharedOption, expose_value=False, callback=_keep, **attributes)
+
+
+def _complete_profiles(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    from easq.config import config_path, load
+    from easq.errors import ConfigError
+
+    try:
+        return [name for name in load(config_path(os.environ)).profiles if name.startswith(incomplete)]
+    except ConfigError:
+        return []
+
+
+def shared_options(function: F) -> F:
+    """`function` takes the connection and output options, which end in the App."""
+    for option in reversed(
+        (
+            _shared(
+                "-p", "--profile", metavar="NAME", shell_complete=_complete_profiles, help="Profile to use."
+            ),
+            _shared("--url", metavar="URL", help="The queue's address; ending in /sink, it is the sink's."),
+            _shared("--token", metavar="TOKEN", help="Token; others can see it in ps, so rather:"),
+            _shared("--token-file", type=click.Path(), help="File that holds the token."),
+            _shared("--group", metavar="GROUP", help="Consumer group.  [default: default_group]"),
+            _shared("--user", metavar="USER", help="Name inside the group.  [default: default_user]"),
+            _shared("--header", type=HEADER, multiple=True, help="Header to send, 'K: V'; may be repeated."),
+            _shared("--cacert", type=click.Path(), help="Certificates to trust, PEM."),
+            _shared("--insecure", is_flag=True, help="Do not verify certificates."),
+            _shared("--connect-timeout", type=DURATION, help="To reach the server.  [default: 5s]"),
+            _shared("--request-timeout", type=DURATION, help="For one HTTP exchange.  [default: 30s]"),
+            _shared(
+                "-o", "--output", type=click.Choice(OUTPUTS), help="Form of the output.  [default: text]"
+            ),
+            _shared("-q", "--quiet", is_flag=True, help="No progress, no totals."),
+            _shared("-v", "--verbose", count=True, help="Requests; -vv headers, -vvv bodies."),
+            _shared("--color", type=click.Choice(("auto", "always", "never")), help="[default: auto]"),
+            _shared("--no-input", is_flag=True, help="Never ask."),
+            _shared("-y", "--yes", is_flag=True, help="Answer every question with yes."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def stream_options(function: F) -> F:
+    """`function` takes -k and --rear, which end in the App."""
+    sink = click.option(
+        "-k", "--sink", is_flag=True, expose_value=False, callback=_keep, help="The sink, where results are."
+    )
+    rear = click.option(
+        "--rear",
+        is_flag=True,
+        expose_value=False,
+        callback=_keep,
+        help="The rear store, where undeliverable items are.",
+    )
+    return sink(rear(function))
+
+
+def sink_option(function: F) -> F:
+    """`function` takes -k, which ends in the App."""
+    option: Callable[[F], F] = click.option(
+        "-k", "--sink", is_flag=True, expose_value=False, callback=_keep, help="The sink, where results are."
+    )
+    return option(function)
+
+
+def tags_option(text: str) -> Callable[[F], F]:
+    """The option --tags as the parameter `tags`, a tuple of pairs."""
+    return click.option("--tags", type=TAG, multiple=True, help=text)
+
+
+def command(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command with the shared options; its body takes the App first."""
+
+    def make(function: Callable[..., Any]) -> click.Command:
+        return click.command(name, cls=Command, examples=examples)(shared_options(click.pass_obj(function)))
+
+    return make
+
+
+def as_tags(pairs: Sequence[tuple[str, str]]) -> Mapping[str, str]:
+    """The pairs of --tags as tags; of one name the last holds."""
+    return dict(pairs)
+
+
+def read_indexes(app: App, indexes: Sequence[str]) -> list[int]:
+    """The indexes that arguments give, or with the one argument `-` the words on stdin. Raises UsageError."""
+    from easq.errors import UsageError
+
+    words = list(indexes)
+    if words == ["-"]:
+        words = app.stdin().read().decode("utf-8", "replace").split()
+        if not words:
+            raise UsageError("no index on stdin")
+    try:
+        return list(dict.fromkeys(parse_index(word) for word in words))
+    except ValueError as error:
+        raise UsageError(str(error)) from error

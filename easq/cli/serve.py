@@ -1,0 +1,294 @@
+"""`easq serve`: the queue service in the foreground, or around one command. The bridge between the two wings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from easq.cli.options import DURATION, command
+from easq.cli.size import SIZE
+
+if TYPE_CHECKING:
+    from easq.cli.app import App
+    from easq.service.server import Server, Settings
+
+
+@command(
+    "serve",
+    examples=(
+        "easq serve",
+        "easq serve --port 0 --queue images --queue speech --token-file ~/.config/easq/token",
+        "easq serve --storage memory: -- pytest tests/integration",
+    ),
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to bind; others than this machine's need a token.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port; 0 takes a free one.  [default: 3030; with CMD: 0]"
+)
+@click.option(
+    "--base-path", default="/api/predict", show_default=True, help="What stands before a queue's name."
+)
+@click.option(
+    "--queue",
+    "queues",
+    multiple=True,
+    metavar="NAME",
+    help="A queue and its sink; may be repeated.  [default: qservice]",
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="HOST",
+    help="A Host header to serve beside loopback; * for any.",
+)
+@click.option(
+    "--storage",
+    metavar="URL",
+    help="sqlite:PATH or memory:.  [default: sqlite: in the XDG state folder; with CMD: a temporary folder]",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(("fsync", "os")),
+    default="fsync",
+    show_default=True,
+    help="What a put survives once acknowledged: fsync power loss, os a killed process.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(1),
+    default=1_000_000,
+    show_default=True,
+    help="Items that a queue holds.",
+)
+@click.option(
+    "--sink-max-length", type=click.IntRange(1), help="Items that a sink holds.  [default: as --max-length]"
+)
+@click.option(
+    "--max-bytes",
+    type=SIZE,
+    default="10GiB",
+    show_default=True,
+    help="Bytes of payload that a queue, or a sink, holds.",
+)
+@click.option(
+    "--max-payload", type=SIZE, default="8MiB", show_default=True, help="Bytes of one payload, at most 30MiB."
+)
+@click.option(
+    "--auto-evict", is_flag=True, help="Drop the oldest items of a full queue instead of refusing puts."
+)
+@click.option(
+    "--leave-grace",
+    type=DURATION,
+    default="2s",
+    show_default=True,
+    help="A lost consumer's items go to others after this.",
+)
+@click.option(
+    "--group-retention",
+    type=DURATION,
+    default="60s",
+    show_default=True,
+    help="A group without consumers holds items back for this.",
+)
+@click.option(
+    "--silent-after",
+    type=DURATION,
+    default="10s",
+    show_default=True,
+    help="A WebSocket without a byte for this is lost.",
+)
+@click.option(
+    "--ready-file",
+    type=click.Path(dir_okay=False),
+    help="File that gets the EASQ_URL line once requests are answered.",
+)
+@click.option("--log-format", type=click.Choice(("text", "json")), default="text", show_default=True)
+@click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
+def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
+    """Run the queue service: an input and a sink for each queue, over HTTP and WebSocket, kept on disk.
+
+    The first line on stdout is EASQ_URL=..., the queue's address. -v logs a line for each request. SIGTERM and
+    Ctrl-C end it once nothing is under way.
+
+    With CMD, a private service with a token of its own runs around it: EASQ_URL, EASQ_SINK_URL and EASQ_TOKEN are in
+    CMD's environment, stdout is CMD's, and its exit code is returned.
+    """
+    import asyncio
+    import tempfile
+
+    log_to(app, options.pop("log_format"))
+    ready_file = options.pop("ready_file")
+    if not cmd:
+        settings = _settings(app, private=None, **options)
+        asyncio.run(_serve(app, settings, ready_file))
+        return
+    with tempfile.TemporaryDirectory(prefix="easq-") as folder:
+        settings = _settings(app, private=folder, **options)
+        code = asyncio.run(_serve_around(settings, cmd, ready_file))
+    click.get_current_context().exit(code)
+
+
+def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
+    """What the options ask for; `private` is the folder of a service around a command."""
+    import secrets
+
+    from easq.broker.queue import Rules
+    from easq.service.server import Settings
+    from easq.service.watch import Liveness
+    from easq.storage.base import Limits, Timing
+
+    token = _token(app)
+    port = given["port"]
+    if port is None:
+        port = 3030 if private is None else 0
+    storage = given["storage"] or (_default_storage(app) if private is None else f"sqlite:{private}/easq.db")
+    limits = Limits(given["max_length"], given["max_bytes"], given["auto_evict"])
+    sink_limits = Limits(
+        given["sink_max_length"] or given["max_length"], given["max_bytes"], given["auto_evict"]
+    )
+    settings = Settings(
+        host=given["host"],
+        port=port,
+        base_path=given["base_path"],
+        queues=given["queues"] or ("qservice",),
+        token=token or (secrets.token_urlsafe(24) if private is not None else ""),
+        allowed_hosts=given["allowed_hosts"],
+        storage=storage,
+        durability=given["durability"],
+        rules=Rules(given["max_payload"], limits),
+        sink_rules=Rules(given["max_payload"], sink_limits),
+        timing=Timing(leave_grace_s=given["leave_grace"], group_retention_s=given["group_retention"]),
+        liveness=Liveness(given["silent_after"]),
+    )
+    settings.check()
+    return settings
+
+
+def _token(app: App) -> str:
+    """The token that callers need: option, file, environment; empty for none."""
+    from easq.config import read_token, token_source
+
+    app.check_token_options()
+    token = read_token(token_source("", {}, app.options, app.environ))
+    app.printer.hide(token)
+    return token
+
+
+def _default_storage(app: App) -> str:
+    from pathlib import Path
+
+    state = app.environ.get("XDG_STATE_HOME") or ""
+    folder = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
+    return f"sqlite:{folder / 'easq' / 'easq.db'}"
+
+
+async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
+    from easq.service.server import serve as run
+
+    def ready(server: Server) -> None:
+        app.printer.line(f"EASQ_URL={server.url()}")
+        for name in settings.queues:
+            app.printer.info(f"queue {name}: {server.url(name)} and {server.url(name, sink=True)}")
+        app.printer.info(f"durability {server.durability}, storage {settings.storage}")
+        _write_ready(ready_file, server)
+
+    await run(settings, ready)
+
+
+def _write_ready(ready_file: str | None, server: Server) -> None:
+    if ready_file:
+        from pathlib import Path
+
+        from easq.service.server import write_ready_file
+
+        write_ready_file(Path(ready_file), f"EASQ_URL={server.url()}\n")
+
+
+async def _serve_around(settings: Settings, cmd: Sequence[str], ready_file: str | None) -> int:
+    """The exit code of `cmd`; the service is gone however it ended. Raises ChildFailed when it cannot start."""
+    from easq.service.server import Server
+
+    server = Server(settings)
+    await server.start()
+    try:
+        _write_ready(ready_file, server)
+        return await _run_child(server, settings, cmd)
+    finally:
+        await server.stop()
+
+
+async def _run_child(server: Server, settings: Settings, cmd: Sequence[str]) -> int:
+    import asyncio
+    import os
+    import signal
+
+    from easq.errors import ChildFailed
+
+    environ = {
+        **os.environ,
+        "EASQ_URL": server.url(),
+        "EASQ_SINK_URL": server.url(sink=True),
+        "EASQ_TOKEN": settings.token,
+    }
+    environ.pop("EASQ_TOKEN_FILE", None)
+    try:
+        child = await asyncio.create_subprocess_exec(*cmd, env=environ)
+    except OSError as error:
+        raise ChildFailed(f"{cmd[0]} cannot be started: {error.strerror}") from error
+    loop = asyncio.get_running_loop()
+    # Ctrl-C reaches the command by itself: it is in the foreground too
+    loop.add_signal_handler(signal.SIGINT, lambda: None)
+    loop.add_signal_handler(signal.SIGTERM, child.terminate)
+    exited = asyncio.ensure_future(child.wait())
+    failed = asyncio.ensure_future(server.wait())
+    await asyncio.wait({exited, failed}, return_when=asyncio.FIRST_COMPLETED)
+    failed.cancel()
+    if not exited.done():
+        child.terminate()
+    code = await exited
+    if server.failed is not None:
+        raise server.failed
+    return code if code >= 0 else 128 - code
+
+
+def log_to(app: App, form: str) -> None:
+    """What the service logs goes through the printer: warnings with -q, starts and stops, each request with -v."""
+    import json
+    import logging
+    import time
+
+    class Lines(logging.Handler):
+        """A log record a line, on stderr."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            """The record is on stderr; what goes wrong meanwhile is not the service's business."""
+            message = record.getMessage()
+            if record.exc_info and record.exc_info[1] is not None:
+                message += "\n" + (self.formatter or logging.Formatter()).formatException(record.exc_info)
+            moment = (
+                time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+            )
+            level = record.levelname.lower()
+            if form == "json":
+                fields = {"time": moment, "level": level, "logger": record.name, "message": message}
+                app.printer.log(json.dumps(fields, ensure_ascii=False))
+            else:
+                app.printer.log(f"{moment} {level} {message}")
+
+    level = logging.WARNING
+    if app.options.get("verbose", 0) >= 2:
+        level = logging.DEBUG
+    elif app.options.get("verbose", 0) == 1:
+        level = logging.INFO
+    logger = logging.getLogger("easq")
+    logger.addHandler(Lines())
+    logger.setLevel(level)
+    logger.propagate = False

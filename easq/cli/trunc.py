@@ -1,0 +1,47 @@
+"""easq trunc: remove every item below an index, for everybody."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from easq.cli.options import INDEX, command, stream_options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from easq.cli.app import App
+
+
+@command("trunc", examples=("easq trunc 4", "easq trunc --all", "easq trunc -k --all -y"))
+@click.argument("index", type=INDEX, required=False)
+@click.option("--all", "everything", is_flag=True, help="Up to and with the item that is the last one now.")
+@stream_options
+def trunc(app: App, index: int | None, everything: bool) -> None:
+    """Delete every item below an index.
+
+    They are gone for all groups; the item INDEX itself stays.
+    """
+    from easq.errors import UsageError
+
+    if (index is None) != everything:
+        raise UsageError("one of INDEX and --all is needed", hint="easq trunc --help")
+    client = app.queue()
+    if index is None:
+        index = _last_entry(client.attributes()) + 1
+    app.confirm(f"trunc stream from index: {index}")
+    client.truncate(index)
+    if app.output == "json":
+        app.printer.record({"truncated": str(index)})
+    else:
+        app.printer.line("[OK] truncated")
+
+
+def _last_entry(attributes: Mapping[str, str]) -> int:
+    from easq.errors import NotAQueueService
+
+    text = attributes.get("stream.lastEntry", "")
+    if not text.isascii() or not text.isdigit():
+        raise NotAQueueService(f"stream.lastEntry is {text!r}, not an index")
+    return int(text)

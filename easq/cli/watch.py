@@ -1,0 +1,307 @@
+"""easq watch: be pushed items, show them, and say which are done.
+
+An item is in the group's hands again unless it was committed: what was shown and not committed, and what was
+pushed and not shown, is handed back when the watch ends.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import click
+
+from easq.cli.options import DURATION, INDEX_OR_NEWEST, as_tags, command, stream_options, tags_option
+
+if TYPE_CHECKING:
+    from easq.cli.app import App
+    from easq.client.queue import QueueClient
+    from easq.client.watch import Watcher
+    from easq.model import Frame
+    from easq.wire.operations import Watch
+
+ASK, OUTPUT, NONE = "ask", "output", "none"
+
+#: indexes in one commit at most; the service takes more, a URL grows with them
+_MAX_BATCH = 256
+
+#: how many committed indexes are remembered, to know one that comes a second time
+_MAX_REMEMBERED = 100_000
+
+#: seconds until a commit that failed is tried again
+_RETRY_S = 1.0
+
+#: how many items are handed back by name; the closed connection gives back the others
+_MAX_HELD = 20_000
+
+#: the code of a negative that does not count as a failure
+SHUTDOWN = "Shutdown"
+
+
+@command(
+    "watch",
+    examples=(
+        "easq watch",
+        "easq watch -k --commit output -o json | jq .data",
+        "easq watch -n 5 --commit output --timeout 1m",
+        "easq watch --commit none --index newest --tags run=7",
+    ),
+)
+@click.option("--index", type=INDEX_OR_NEWEST, default="0", help="Start: an index, 0 the head, or newest.")
+@click.option(
+    "--window",
+    type=click.IntRange(1, 10_000),
+    default=10,
+    help="Uncommitted items that may be out.  [default: 10]",
+)
+@click.option("--index-only", is_flag=True, help="Indexes and tags without the payloads.")
+@click.option(
+    "--auto-commit",
+    is_flag=True,
+    help="The server commits what it sends: at most once, and what is not shown any more is lost.",
+)
+@click.option(
+    "--commit",
+    "policy",
+    type=click.Choice((ASK, OUTPUT, NONE)),
+    help="ask: after each item; output: once it was written; none: never.",
+)
+@tags_option("Only items with this tag, k=v; may be repeated, and is the same in the whole group.")
+@click.option("--transport", type=click.Choice(("ws", "http")), default="ws", help="[default: ws]")
+@click.option("-n", "count", type=click.IntRange(min=1), help="Stop after so many items.")
+@click.option("--until-end", is_flag=True, help="The end of the stream is a good end.")
+@click.option("--idle-timeout", type=DURATION, help="Stop when nothing came for so long.")
+@click.option("--timeout", type=DURATION, help="Stop after so long.")
+@click.option("--allow-empty", is_flag=True, help="Fewer than -n is no failure.")
+@stream_options
+def watch(
+    app: App,
+    index: int,
+    window: int,
+    index_only: bool,
+    auto_commit: bool,
+    policy: str | None,
+    tags: tuple[tuple[str, str], ...],
+    transport: str,
+    count: int | None,
+    until_end: bool,
+    idle_timeout: float | None,
+    timeout: float | None,
+    allow_empty: bool,
+) -> None:
+    """Be pushed items, and commit them.
+
+    On a terminal each item is asked about; elsewhere a policy is needed. What was not committed when the
+    watch ends is handed back. A reader of the output that stops early may have taken more than it shows: -n
+    says how many.
+    """
+    from easq.errors import AnotherWatcher, NoData
+    from easq.wire.operations import Watch
+
+    policy = choose_policy(app, policy, auto_commit=auto_commit, window=window, count=count)
+    operation = Watch(
+        index=index,
+        window=window,
+        index_only=index_only,
+        auto_commit=auto_commit,
+        tags=as_tags(tags),
+        upgrade=transport == "ws",
+    )
+    client = app.queue()
+    _announce(app, operation)
+    try:
+        with client.watch(operation, on_notice=app.printer.notice) as watcher:
+            session = Session(app, client, watcher, policy, window, auto_commit)
+            shown = session.run(count=count, until_end=until_end, idle_s=idle_timeout, timeout_s=timeout)
+    except AnotherWatcher as error:
+        consumer = f"{app.settings.get('group')}.{app.settings.get('user')}"
+        raise AnotherWatcher(
+            error.message, hint=error.hint or f"{consumer} watches already: --user NAME for another name"
+        ) from error
+    if count is not None and shown < count and not allow_empty:
+        raise NoData(f"{shown} of {count} items came")
+
+
+def choose_policy(app: App, policy: str | None, *, auto_commit: bool, window: int, count: int | None) -> str:
+    """What to do about each item. Raises UsageError where nothing says it, or where it cannot work."""
+    from easq.errors import UsageError
+
+    if auto_commit:
+        if policy not in (None, NONE):
+            raise UsageError(f"--auto-commit and --commit {policy} exclude each other")
+        return NONE
+    if policy is None and app.can_ask():
+        return ASK
+    if policy is None:
+        raise UsageError(
+            "no commit policy, and no terminal to ask on",
+            hint="give one of --auto-commit, --commit output, --commit none",
+        )
+    if policy == ASK and not app.can_ask() and not app.options.get("yes"):
+        raise UsageError("--commit ask needs a terminal to ask on")
+    if policy == NONE and count is not None and count > window:
+        raise UsageError(f"-n {count} with --commit none needs --window {count}: no more than that is pushed")
+    return policy
+
+
+def _announce(app: App, operation: Watch) -> None:
+    app.printer.info(
+        f"Start to watch: index: {operation.index}, indexOnly: {str(operation.index_only).lower()}, "
+        f"autoCommit: {str(operation.auto_commit).lower()}, window: {operation.window}"
+    )
+    if app.output == "table":
+        from easq.render.rows import FRAME_COLUMNS
+
+        app.printer.header(FRAME_COLUMNS)
+
+
+@dataclass
+class Session:
+    """One watch: what we have in hand, what is to be committed, what was."""
+
+    app: App
+    client: QueueClient
+    watcher: Watcher
+    policy: str
+    window: int
+    auto_commit: bool
+    shown: int = 0
+    epoch: int = 0
+    #: pushed to us on this connection, neither committed nor given back
+    open: dict[int, None] = field(default_factory=dict)
+    #: written and flushed, or said yes to; the commit is not answered yet
+    to_commit: dict[int, None] = field(default_factory=dict)
+    #: committed; one of them that comes again is not shown again
+    done: dict[int, None] = field(default_factory=dict)
+
+    def run(
+        self, *, count: int | None, until_end: bool, idle_s: float | None, timeout_s: float | None
+    ) -> int:
+        """How many items were shown until one of the ends was reached; none is left in our hands then."""
+        from easq.errors import EasqError, StorageError, StreamEnded, UsageError
+
+        end_at = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            while count is None or self.shown < count:
+                frame = self._next(end_at, idle_s)
+                if frame is None:
+                    break
+                self._take(frame)
+            self._commit()
+            self._hand_back()
+        except StreamEnded:
+            self._commit()
+            if not until_end:
+                raise
+        except (UsageError, StorageError):  # no answer at a prompt; stdout is full
+            self._leave()
+            raise
+        except EasqError:
+            raise  # the server is out of reach or refuses us: the lost connection gives all back
+        except BaseException:
+            self._leave()
+            raise
+        return self.shown
+
+    def _next(self, end_at: float | None, idle_s: float | None) -> Frame | None:
+        """The next frame; before anything is waited for, all that was written is committed."""
+        frame = self.watcher.next(0.0)
+        idle_at = None if idle_s is None else time.monotonic() + idle_s
+        ends = [end for end in (end_at, idle_at) if end is not None]
+        while frame is None:
+            self._try_commit()
+            wait = max(0.0, min(ends) - time.monotonic()) if ends else None
+            if self.to_commit:
+                wait = _RETRY_S if wait is None else min(wait, _RETRY_S)
+            frame = self.watcher.next(wait)
+            if frame is None and ends and time.monotonic() >= min(ends):
+                return None
+        return frame
+
+    def _take(self, frame: Frame) -> None:
+        """The frame is shown, and committed or asked about as the policy says."""
+        if self.watcher.epoch != self.epoch:
+            # What came on the last connection went back to the group, and may be in other hands by now.
+            self.epoch = self.watcher.epoch
+            self.open.clear()
+        if frame.index in self.done or frame.index in self.to_commit:
+            self.to_commit[frame.index] = (
+                None  # its commit was lost: it is repeated, and nobody is asked twice
+            )
+            return
+        self.open[frame.index] = None
+        self.app.printer.frame(self.shown, frame)
+        self.app.printer.flush()
+        self.shown += 1
+        if self.policy == ASK:
+            self._ask(frame.index)
+        elif self.policy == OUTPUT:
+            self.to_commit[frame.index] = None
+            if len(self.to_commit) >= min(self.window, _MAX_BATCH):
+                self._try_commit()
+
+    def _ask(self, index: int) -> None:
+        """The item is committed, negatived, or with two times no left pending until the watch ends."""
+        if self.app.ask(f"commit: {index} ?", default=True):
+            self.to_commit[index] = None
+            self._try_commit()
+        elif self.app.ask(f"negative: {index} ?", default=True):
+            self.client.negative([index])
+            self.open.pop(index, None)
+
+    def _try_commit(self) -> None:
+        """What is to be committed is; while the server cannot do it, it stays to be committed."""
+        from easq.errors import ServerError, Unreachable
+
+        try:
+            self._commit()
+        except (Unreachable, ServerError) as error:
+            self.app.printer.notice(f"{len(self.to_commit)} not committed yet: {error.message}")
+
+    def _commit(self) -> None:
+        if not self.to_commit:
+            return
+        indexes = list(self.to_commit)
+        self.client.commit(indexes)
+        for index in indexes:
+            del self.to_commit[index]
+            self.open.pop(index, None)
+            self.done[index] = None
+        while len(self.done) > _MAX_REMEMBERED:
+            del self.done[next(iter(self.done))]
+
+    def _leave(self) -> None:
+        """What was written is committed and the rest is handed back, as far as the server lets us.
+
+        An interrupt meanwhile leaves at once: the lost connection gives the rest back.
+        """
+        from easq.errors import EasqError
+
+        try:
+            self._commit()
+            self._hand_back()
+        except EasqError as error:
+            self.app.printer.notice(f"left without handing back: {error.message}")
+        except KeyboardInterrupt:
+            self.watcher.abort()
+            raise
+
+    def _hand_back(self) -> None:
+        """What was pushed to us and is not committed is the group's again, without counting as a failure.
+
+        This comes before the close: after it an index may be in other hands, where a negative would take it.
+        """
+        from easq.errors import EasqError
+
+        if self.auto_commit:
+            return
+        try:
+            while len(self.open) < _MAX_HELD and (frame := self.watcher.next(0.0)) is not None:
+                self.open[frame.index] = None
+        except EasqError:
+            return  # the connection is gone, and with it all that was in hand
+        indexes = [index for index in self.open if index not in self.done]
+        if indexes:
+            self.client.negative(indexes, code=SHUTDOWN, reason="the watch ended")
+        self.open.clear()

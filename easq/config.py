@@ -1,0 +1,450 @@
+"""Profiles in one TOML file: find, load, save, and say where each value came from.
+
+The file is `$XDG_CONFIG_HOME/easq/config.toml` or what EASQ_CONFIG names:
+
+    version = 1
+    profile = "local"            # the current one
+
+    [profiles.local]
+    url   = "http://127.0.0.1:3030/api/predict/qservice"
+    token = "…"                  # or token_file = "~/x.token", or token_cmd = ["pass", "show", "x"]
+
+Keys that easq does not know are named in a warning and survive a save.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from easq.errors import ConfigError
+
+#: the profile that is used and written where nothing names one
+DEFAULT_PROFILE = "default"
+
+#: what a profile may hold, as it is shown and written
+KEYS = (
+    "url",
+    "token",
+    "token_file",
+    "token_cmd",
+    "group",
+    "user",
+    "via",
+    "endpoint",
+    "service",
+    "project",
+)
+
+#: the three ways to give a token; a profile holds one of them
+TOKEN_KEYS = ("token", "token_file", "token_cmd")
+
+#: key -> environment variable; the option is the key with dashes
+ENVIRONMENT = {
+    "url": "EASQ_URL",
+    "token": "EASQ_TOKEN",
+    "token_file": "EASQ_TOKEN_FILE",
+    "group": "EASQ_GROUP",
+    "user": "EASQ_USER",
+    "endpoint": "EASQ_ENDPOINT",
+    "service": "EASQ_SERVICE",
+}
+
+#: eascmd's names for who asks
+BUILT_IN = {"group": "default_group", "user": "default_user"}
+
+#: the layout of the file that this easq reads and writes
+VERSION = 1
+
+#: bytes; a token is far smaller, and a wrong path should not fill the memory
+MAX_TOKEN_BYTES = 64 * 1024
+
+#: seconds a token_cmd may take: a person may have to unlock a key first
+TOKEN_CMD_TIMEOUT_S = 120.0
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A setting and where it came from, in words."""
+
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSource:
+    """Where the token is to be had: the text itself, a file or a command; read when a token is needed."""
+
+    kind: str  # "token", "token_file" or "token_cmd"
+    value: str | tuple[str, ...] = field(repr=False)
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The file as it was read: unchanged by easq, every change makes a new one."""
+
+    path: Path
+    document: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def profiles(self) -> Mapping[str, Mapping[str, Any]]:
+        """Name -> what the file says under it."""
+        profiles: Mapping[str, Mapping[str, Any]] = self.document.get("profiles", {})
+        return profiles
+
+    @property
+    def current(self) -> str:
+        """The profile that the file names as current, or the default one."""
+        return str(self.document.get("profile", DEFAULT_PROFILE))
+
+    def profile(self, name: str) -> Mapping[str, Any]:
+        """What stands under `name`, its types checked. Raises ConfigError where there is no such profile."""
+        if name not in self.profiles:
+            raise _unknown_profile(self, name)
+        for key, value in self.profiles[name].items():
+            problem = _type_problem(key, value)
+            if problem:
+                raise ConfigError(f"{self.path}: profiles.{name}: {problem}", hint="easq config validate")
+        return self.profiles[name]
+
+    def with_values(self, name: str, values: Mapping[str, object]) -> Config:
+        """The same with `values` in profile `name`, which is made where there is none; None removes a key."""
+        check_profile_name(name)
+        profile = dict(self.profiles.get(name, {}))
+        for key, value in values.items():
+            profile.pop(key, None)
+            if value is not None:
+                profile[key] = value
+        return self._with(profiles={**self.profiles, name: profile})
+
+    def with_current(self, name: str) -> Config:
+        """The same with `name` as the current profile. Raises ConfigError where there is no such profile."""
+        self.profile(name)
+        return self._with(profile=name)
+
+    def without_profile(self, name: str) -> Config:
+        """The same without profile `name`; if it was the current one, none is."""
+        self.profile(name)
+        rest = {other: values for other, values in self.profiles.items() if other != name}
+        config = self._with(profiles=rest)
+        if config.document.get("profile") != name:
+            return config
+        return replace(config, document={k: v for k, v in config.document.items() if k != "profile"})
+
+    def _with(self, **values: object) -> Config:
+        return replace(self, document={"version": VERSION, **self.document, **values})
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What holds for one run: from the option, else the environment, else the profile, else built in."""
+
+    profile: Value
+    values: Mapping[str, Value]
+    token: TokenSource | None
+
+    def get(self, key: str) -> str:
+        """The value of `key`, empty when nothing gives one."""
+        return self.values[key].value if key in self.values else ""
+
+
+def config_path(environ: Mapping[str, str]) -> Path:
+    """Where the file is, or would be."""
+    if environ.get("EASQ_CONFIG"):
+        return Path(environ["EASQ_CONFIG"]).expanduser()
+    base = Path(environ.get("XDG_CONFIG_HOME", ""))
+    if not base.is_absolute():  # the XDG rule: a relative path is ignored
+        base = Path(environ.get("HOME") or Path.home()) / ".config"
+    return base / "easq" / "config.toml"
+
+
+def load(path: Path) -> Config:
+    """The file at `path`, empty where there is none; warnings say what is unsafe or unknown in it.
+
+    Raises ConfigError for what cannot be read as a configuration.
+    """
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            warnings = _unsafe(path, os.fstat(file.fileno()))
+            text = file.read().decode("utf-8")
+    except FileNotFoundError:
+        return Config(path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}", hint="mend the file by hand, or move it away") from error
+    _check_document(path, document)
+    config = Config(path, document)
+    unknown = tuple(f"{path}: {problem}" for problem in _unknown_keys(document))
+    return replace(config, warnings=(*warnings, *unknown))
+
+
+def save(config: Config) -> None:
+    """The file holds `config`, whole and readable by nobody else; on ConfigError it is as it was."""
+    import tomli_w
+
+    path = config.path
+    data = tomli_w.dumps(dict(config.document)).encode()
+    if path.is_symlink():
+        raise ConfigError(
+            f"{path} is a symbolic link, and easq writes through none",
+            hint=f"EASQ_CONFIG={os.path.realpath(path)} names the file itself",
+        )
+    try:
+        _make_folder(path.parent)
+        _replace(path, data)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot save: {error.strerror}") from error
+
+
+def _make_folder(folder: Path) -> None:
+    """`folder` exists; if it was made here, nobody else may enter it, whatever the umask."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """`path` holds `data` with mode 0600, at once and on the disk."""
+    import secrets
+
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            os.fchmod(fd, 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        draft.rename(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _unsafe(path: Path, status: os.stat_result) -> tuple[str, ...]:
+    warnings = []
+    if status.st_uid != os.geteuid():
+        warnings.append(f"{path} belongs to user {status.st_uid}, not to you")
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        warnings.append(
+            f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}"
+        )
+    return tuple(warnings)
+
+
+def _check_document(path: Path, document: Mapping[str, Any]) -> None:
+    version = document.get("version", VERSION)
+    if version != VERSION:
+        raise ConfigError(
+            f"{path}: version {version!r} is not known here, only {VERSION}", hint="a newer easq"
+        )
+    if not isinstance(document.get("profile", ""), str):
+        raise ConfigError(f"{path}: profile must be text, not {document['profile']!r}")
+    profiles = document.get("profiles", {})
+    if not isinstance(profiles, dict):
+        raise ConfigError(f"{path}: profiles must be tables, [profiles.NAME]")
+    for name, values in profiles.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: profiles.{name} must be a table, [profiles.{name}]")
+
+
+def _unknown_keys(document: Mapping[str, Any]) -> list[str]:
+    problems = [
+        f"unknown key {key!r}{did_you_mean(key, ('version', 'profile', 'profiles'))}"
+        for key in document
+        if key not in ("version", "profile", "profiles")
+    ]
+    for name, values in document.get("profiles", {}).items():
+        problems += [
+            f"profiles.{name}: unknown key {key!r}{did_you_mean(key, KEYS)}"
+            for key in values
+            if key not in KEYS
+        ]
+    return problems
+
+
+def _type_problem(key: str, value: object) -> str:
+    """What is wrong with the type of `value`, empty when nothing is; never the value of a token."""
+    if key not in KEYS:
+        return ""
+    if key == "token_cmd":
+        if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+            return ""
+        return 'token_cmd must be a list of texts, ["pass", "show", "x"]'
+    if isinstance(value, str):
+        return ""
+    return f"{key} must be text, not {type(value).__name__}"
+
+
+def problems(config: Config) -> list[str]:
+    """Everything that is wrong in the file, one line each; an empty list when nothing is."""
+    found = list(config.warnings)
+    for name, values in config.profiles.items():
+        where = f"{config.path}: profiles.{name}"
+        found += [f"{where}: {problem}" for k, v in values.items() if (problem := _type_problem(k, v))]
+        given = [key for key in TOKEN_KEYS if key in values]
+        if len(given) > 1:
+            found.append(f"{where}: {' and '.join(given)} are both given")
+        for key in ("group", "user"):
+            if isinstance(values.get(key), str) and not _NAME.fullmatch(values[key]):
+                found.append(f"{where}: {key} {values[key]!r} is not 1-128 of A-Z a-z 0-9 . _ -")
+    if "profile" in config.document and config.current not in config.profiles:
+        found.append(f"{config.path}: profile {config.current!r} is not there")
+    return found
+
+
+def check_key(key: str) -> None:
+    """Raises ConfigError unless a profile may hold `key`."""
+    if key not in KEYS:
+        raise ConfigError(
+            f"unknown key {key!r}{did_you_mean(key, KEYS)}", hint=f"the keys are {', '.join(KEYS)}"
+        )
+
+
+def check_profile_name(name: str) -> None:
+    """Raises ConfigError unless a profile may be called `name`."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"profile name {name!r} is not 1-128 of A-Z a-z 0-9 . _ -")
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """` (did you mean 'x'?)` where one of `known` is close to `word`, else nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _unknown_profile(config: Config, name: str) -> ConfigError:
+    known = sorted(config.profiles)
+    if not known:
+        return ConfigError(
+            f"no profile {name!r}: {config.path} has none", hint="easq config --url URL --token-file FILE"
+        )
+    return ConfigError(
+        f"no profile {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}",
+        hint="easq config list",
+    )
+
+
+def chosen_profile(config: Config, options: Mapping[str, Any], environ: Mapping[str, str]) -> Value:
+    """The name of the profile in use: option, environment, the file's own word, or the built-in name."""
+    if options.get("profile"):
+        return Value(str(options["profile"]), "option --profile")
+    if environ.get("EASQ_PROFILE"):
+        return Value(environ["EASQ_PROFILE"], "environment EASQ_PROFILE")
+    if "profile" in config.document:
+        return Value(config.current, "config file")
+    return Value(DEFAULT_PROFILE, "built-in")
+
+
+def resolve(config: Config, options: Mapping[str, Any], environ: Mapping[str, str]) -> Resolved:
+    """What holds for this run. Raises ConfigError for a profile that is named and not there."""
+    name = chosen_profile(config, options, environ)
+    if name.origin == "built-in" and name.value not in config.profiles:
+        profile: Mapping[str, Any] = {}
+    else:
+        profile = config.profile(name.value)
+    values = {}
+    for key in KEYS:
+        if key in TOKEN_KEYS:
+            continue
+        if options.get(key):
+            values[key] = Value(str(options[key]), f"option --{key.replace('_', '-')}")
+        elif environ.get(ENVIRONMENT.get(key, "")):
+            values[key] = Value(environ[ENVIRONMENT[key]], f"environment {ENVIRONMENT[key]}")
+        elif profile.get(key):
+            values[key] = Value(profile[key], f"profile {name.value}")
+        elif key in BUILT_IN:
+            values[key] = Value(BUILT_IN[key], "built-in")
+    return Resolved(name, values, token_source(name.value, profile, options, environ))
+
+
+def token_source(
+    name: str, profile: Mapping[str, Any], options: Mapping[str, Any], environ: Mapping[str, str]
+) -> TokenSource | None:
+    """The first that is given: --token-file, --token, token_cmd, environment, profile.
+
+    A command in the profile stands before the environment: who set it up meant no token to lie around.
+    """
+    for key in ("token_file", "token"):
+        if options.get(key):
+            return TokenSource(key, str(options[key]), f"option --{key.replace('_', '-')}")
+    if profile.get("token_cmd"):
+        return TokenSource("token_cmd", tuple(profile["token_cmd"]), f"profile {name}, token_cmd")
+    for key in ("token_file", "token"):
+        if environ.get(ENVIRONMENT[key]):
+            return TokenSource(key, environ[ENVIRONMENT[key]], f"environment {ENVIRONMENT[key]}")
+    for key in ("token_file", "token"):
+        if profile.get(key):
+            return TokenSource(key, profile[key], f"profile {name}, {key}")
+    return None
+
+
+def read_token(source: TokenSource | None) -> str:
+    """The token itself, empty where there is no source. Raises ConfigError where the source gives none."""
+    if source is None:
+        return ""
+    if source.kind == "token":
+        token = str(source.value)
+    elif source.kind == "token_file":
+        token = _token_of_file(Path(str(source.value)).expanduser(), source.origin)
+    else:
+        token = _token_of_command(tuple(source.value), source.origin)
+    if not token:
+        raise ConfigError(f"the token is empty ({source.origin})")
+    if not token.isascii() or not token.isprintable():
+        raise ConfigError(f"the token holds characters that no header may carry ({source.origin})")
+    return token
+
+
+def _token_of_file(path: Path, origin: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_TOKEN_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"token file {path}: {error.strerror} ({origin})") from error
+    if len(data) > MAX_TOKEN_BYTES:
+        raise ConfigError(f"token file {path} is larger than {MAX_TOKEN_BYTES} bytes ({origin})")
+    return data.decode("utf-8", "replace").strip()
+
+
+def _token_of_command(argv: tuple[str, ...], origin: str) -> str:
+    """The first line that the command prints; no shell runs it, and stdin, maybe payload, is not its."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=TOKEN_CMD_TIMEOUT_S, check=False
+        )
+    except OSError as error:
+        raise ConfigError(f"token_cmd {argv[0]!r} cannot start: {error.strerror} ({origin})") from error
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"token_cmd {argv[0]!r} took more than {TOKEN_CMD_TIMEOUT_S:.0f} s ({origin})"
+        ) from error
+    if done.returncode != 0:
+        raise ConfigError(f"token_cmd {argv[0]!r} failed with status {done.returncode} ({origin})")
+    return done.stdout.decode("utf-8", "replace").strip().partition("\n")[0].strip()

@@ -1,0 +1,98 @@
+"""Bytes from the network -> text that cannot drive a terminal; sizes as eascmd prints them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+#: characters of one payload shown on a terminal; the rest is counted, not shown
+MAX_SHOWN = 64 * 1024
+
+#: characters of a payload in a cell of a table
+MAX_CELL = 60
+
+#: printable by Unicode's word, and yet without a picture: fillers that hide text
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
+
+_SHORT = {"\r": "\\r", "\n": "\\n", "\t": "\\t"}
+
+#: what may not stand raw in a JSON line, beside what JSON escapes itself
+_UNSAFE_IN_JSON = re.compile(
+    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def escape(text: str) -> str:
+    """`text` with every character escaped that a terminal could obey or hide, but newline and tab."""
+    return "".join(c if c in "\n\t" or _safe(c) else _escaped(c) for c in text)
+
+
+def one_line(text: str) -> str:
+    """`text` escaped, on one line: newline and tab too."""
+    if text.isprintable() and not _INVISIBLE.intersection(text):
+        return text
+    return "".join(c if _safe(c) else _escaped(c) for c in text)
+
+
+def cell(text: str) -> str:
+    """`text` as a cell of tab-separated values: a backslash is doubled, so that the cell can be read back."""
+    return one_line(text.replace("\\", "\\\\"))
+
+
+def json_safe(line: str) -> str:
+    """A JSON text of the same meaning, without raw control, format and surrogate characters."""
+    return _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
+
+
+def shown(data: bytes, *, limit: int = MAX_SHOWN) -> str:
+    """`data` as a terminal may show it: escaped text cut at `limit`, or what to do about binary."""
+    text = as_text(data)
+    if text is None:
+        return f"<binary {brief_size(len(data))}, use -o raw>"
+    if len(text) > limit:
+        rest = len(text[limit:].encode())
+        return f"{escape(text[:limit])}… <{brief_size(rest)} more, use -o raw>"
+    return escape(text)
+
+
+def as_text(data: bytes) -> str | None:
+    """`data` as UTF-8 text, None where it is none or holds NUL."""
+    if b"\0" in data:
+        return None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def size(count: int) -> str:
+    """`count` bytes with two decimals, as in `Total size: 3.00 B`."""
+    return _sized(count, 2)
+
+
+def brief_size(count: int) -> str:
+    """`count` bytes for a remark: `812 B`, `10.2 KiB`."""
+    return f"{count} B" if count < 1024 else _sized(count, 1)
+
+
+def _sized(count: int, decimals: int) -> str:
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.{decimals}f} {unit}"
+        amount /= 1024
+    return f"{amount:.{decimals}f} TiB"
+
+
+def _safe(char: str) -> bool:
+    # Zs beyond the space (U+00A0, U+3000) is ordinary text, though Python calls it unprintable.
+    return (char.isprintable() or unicodedata.category(char) == "Zs") and char not in _INVISIBLE
+
+
+def _escaped(char: str) -> str:
+    if char in _SHORT:
+        return _SHORT[char]
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

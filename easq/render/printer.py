@@ -1,0 +1,298 @@
+"""The only file that writes to stdout and stderr, and the only one that knows rich.
+
+stdout is data, stderr is talk. Bytes for stdout are flushed when the caller says so: what was written before
+a `flush` that returned was taken by the system, so it may be committed. A stdout that is closed raises
+OutputClosed; a closed stderr is ignored. What goes to stderr is cleared of secrets and of control characters.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO
+
+from easq.errors import (
+    AuthFailed,
+    EasqError,
+    NotAQueueService,
+    NotFound,
+    Refused,
+    ServerError,
+    StorageError,
+)
+from easq.model import Frame
+from easq.redact import mask
+from easq.render.payload import cell, escape, json_safe, one_line
+
+_RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
+
+#: characters; a shorter secret would blot out ordinary words
+_MIN_SECRET = 4
+
+
+class OutputClosed(Exception):
+    """Nobody reads stdout any more."""
+
+
+class Printer:
+    """Writes one run's data and talk, in the form that was asked for."""
+
+    def __init__(
+        self,
+        *,
+        output: str = "text",
+        quiet: bool = False,
+        verbose: int = 0,
+        color: str = "auto",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._environ = os.environ if environ is None else environ
+        self._out: IO[bytes] | None = sys.stdout.buffer if sys.stdout is not None else None
+        self._err: IO[bytes] | None = sys.stderr.buffer if sys.stderr is not None else None
+        self._secrets: set[str] = set()
+        self.output, self.quiet, self.verbose, self.color = output, quiet, verbose, color
+
+    @property
+    def out_is_terminal(self) -> bool:
+        """Whether a person reads stdout."""
+        return self._out is not None and self._out.isatty()
+
+    @property
+    def err_is_terminal(self) -> bool:
+        """Whether a person reads stderr."""
+        return self._err is not None and self._err.isatty()
+
+    # data
+
+    def write(self, data: bytes) -> None:
+        """`data` is on its way to stdout; only `flush` says that it arrived."""
+        if self.output == "none":
+            return
+        if self._out is None:
+            raise OutputClosed
+        try:
+            self._out.write(data)
+        except OSError as error:
+            raise self._closed(error) from error
+
+    def flush(self) -> None:
+        """All data written so far was taken by the system."""
+        try:
+            if self._out is not None:
+                self._out.flush()
+        except OSError as error:
+            raise self._closed(error) from error
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Each of `lines` is on stdout, safe on a terminal, whole elsewhere."""
+        for line in lines:
+            text = one_line(line) if self.out_is_terminal else line
+            self.write(text.encode("utf-8", "backslashreplace") + b"\n")
+        self.flush()
+
+    def line(self, line: str) -> None:
+        """`line` is on stdout, safe on a terminal, whole elsewhere."""
+        self.lines((line,))
+
+    def record(self, value: Mapping[str, object]) -> None:
+        """`value` is on stdout as one line of JSON."""
+        self.write(_json(value).encode() + b"\n")
+
+    def frame(self, number: int, frame: Frame, *, alone: bool = False, file: str | None = None) -> None:
+        """One item in the form that was asked for; `alone`: raw bytes without a newline behind them.
+
+        `file` names where the payload went, if not to stdout.
+        """
+        from easq.render import rows
+
+        if self.output == "json":
+            record = rows.frame_record(number, frame)
+            self.record(record if file is None else {**record, "encoding": None, "data": None, "file": file})
+        elif self.output == "raw" and file is None:
+            self.write(frame.data if alone else frame.data + b"\n")
+        elif self.output == "table":
+            self.row(rows.frame_row(number, frame))
+        else:
+            self.write(rows.frame_line(number, frame, terminal=self.out_is_terminal, instead=file) + b"\n")
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """`rows` are on stdout: drawn on a terminal, tab-separated under a line of names elsewhere."""
+        if self.out_is_terminal:
+            self.write(self._drawn(columns, rows).encode("utf-8", "backslashreplace"))
+        else:
+            self.header(columns)
+            for row in rows:
+                self.row(row)
+        self.flush()
+
+    def header(self, columns: Sequence[str]) -> None:
+        """The names over rows that come one by one."""
+        self.row(columns)
+
+    def row(self, values: Sequence[str]) -> None:
+        """One tab-separated row."""
+        self.write("\t".join(cell(value) for value in values).encode("utf-8", "backslashreplace") + b"\n")
+
+    # talk
+
+    def info(self, text: str) -> None:
+        """`[INFO] text`, unless quiet."""
+        self.remark(f"[INFO] {text}")
+
+    def remark(self, text: str) -> None:
+        """`text` on a line of its own, unless quiet or in JSON, where talk would only disturb."""
+        if not self.quiet and self.output != "json":
+            self._say(one_line(text) + "\n")
+
+    def notice(self, text: str) -> None:
+        """Something that happened on the way, such as a reconnect: shown unless quiet."""
+        if not self.quiet:
+            self._say(self._paint(_DIM, one_line(f"[INFO] {text}")) + "\n")
+
+    def warn(self, text: str) -> None:
+        """`easq: warning: text`; quiet does not hide it."""
+        self._say(f"{self._paint(_YELLOW, 'easq: warning:')} {one_line(text)}\n")
+
+    def summary(self, value: Mapping[str, object]) -> None:
+        """The totals of a run in JSON, on stderr, unless quiet."""
+        if not self.quiet:
+            self._say(_json({"summary": value}) + "\n")
+
+    def log(self, line: str) -> None:
+        """`line` of a log, as it is but for control characters; whether it is wanted is for the caller to say."""
+        self._say(one_line(line) + "\n")
+
+    def ask(self, question: str) -> None:
+        """`question` stands on stderr, and the answer goes behind it; what was shown before is out."""
+        self._say(escape(question))
+
+    def after_answer(self) -> None:
+        """The cursor is at the start of a line, though the answer brought no newline."""
+        self._say("\n")
+
+    def trace(self, level: int, line: str) -> None:
+        """`line` of the exchange with the server, where `-v` was given `level` times."""
+        if self.verbose >= level:
+            self._say(self._paint(_DIM, one_line(line)) + "\n")
+
+    def error(self, error: EasqError, *, prefix: str = "") -> None:
+        """One line that says what was wrong, and one with what to do next; in JSON one object."""
+        if self.output == "json":
+            self._say(_json({"error": error_record(error, prefix=prefix)}) + "\n")
+            return
+        self._say(f"{self._paint(_RED, 'easq:')} {one_line(prefix + error.message)}\n")
+        if error.hint:
+            self._say(f"{self._paint(_DIM, 'hint:')} {one_line(error.hint)}\n")
+
+    def bug(self, error: BaseException) -> None:
+        """One line about a fault of easq itself, or with EASQ_DEBUG all there is to know."""
+        if self._environ.get("EASQ_DEBUG"):
+            self._say(escape("".join(traceback.format_exception(error))))
+            return
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        self._say(f"easq: bug: {one_line(what)}; set EASQ_DEBUG=1 for the traceback\n")
+
+    def hide(self, secret: str) -> None:
+        """`secret` never appears on stderr from here on; at most its last characters do."""
+        if len(secret) >= _MIN_SECRET:
+            self._secrets.add(secret)
+
+    def close(self) -> None:
+        """All data is out, or OutputClosed is raised."""
+        self.flush()
+
+    def abandon(self) -> None:
+        """Nothing more goes to stdout, not even what Python would flush at its exit."""
+        self._out = None
+        if sys.stdout is not None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+
+    # within
+
+    def _say(self, text: str) -> None:
+        if self._err is None:
+            return
+        if self.out_is_terminal and self.err_is_terminal:
+            self.flush()  # both land on one screen, in the order in which they were said
+        for secret in self._secrets:
+            text = text.replace(secret, mask(secret))
+        try:
+            self._err.write(text.encode("utf-8", "backslashreplace"))
+            self._err.flush()
+        except OSError:
+            self._err = None
+
+    def _closed(self, error: OSError) -> Exception:
+        if isinstance(error, BrokenPipeError):
+            return OutputClosed()
+        self.abandon()
+        return StorageError(f"cannot write to stdout: {error.strerror}")
+
+    def _colored(self, stream: IO[bytes] | None) -> bool:
+        """--color, NO_COLOR, FORCE_COLOR, and then whether the stream is a terminal that knows colours."""
+        if self.color != "auto":
+            return self.color == "always"
+        if self._environ.get("NO_COLOR"):
+            return False
+        if self._environ.get("FORCE_COLOR"):
+            return True
+        return stream is not None and stream.isatty() and self._environ.get("TERM") != "dumb"
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"{code}{text}{_PLAIN}" if self._colored(self._err) else text
+
+    def _drawn(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+        import io
+
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(one_line(value)) for value in row))  # Text: rich would obey [markup]
+        colored = self._colored(self._out)
+        console = Console(
+            file=io.StringIO(),
+            force_terminal=colored,
+            no_color=not colored,
+            width=_width(self._environ, self._out),
+            highlight=False,
+        )
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get()
+
+
+def error_record(error: EasqError, *, prefix: str = "") -> dict[str, object]:
+    """What a program reads about a failure; the HTTP status only where a server gave one."""
+    told = isinstance(error, Refused | ServerError | AuthFailed | NotFound)
+    return {
+        "kind": error.kind,
+        "exit": int(error.exit),
+        "http_status": error.status if told and not isinstance(error, NotAQueueService) else None,
+        "message": prefix + error.message,
+        "hint": error.hint,
+    }
+
+
+def _json(value: Mapping[str, object]) -> str:
+    return json_safe(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def _width(environ: Mapping[str, str], stream: IO[bytes] | None) -> int:
+    columns = environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdigit() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno() if stream else 1).columns or 80
+    except OSError:
+        return 80

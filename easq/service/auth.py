@@ -1,0 +1,117 @@
+"""Who may call, and from where: token, Host, Origin."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from easq.errors import AuthFailed, Forbidden
+
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The rules of one service. An empty token lets everyone in; `*` among the hosts allows any Host."""
+
+    token: str
+    hosts: frozenset[str]
+    any_address: bool
+
+    @classmethod
+    def make(cls, *, bound: str, token: str, allowed_hosts: Sequence[str]) -> Guard:
+        """Loopback names, the bound address and `allowed_hosts` are served; when bound to all addresses, any
+        literal IP.
+        """
+        named = {_canonical_host(host) for host in allowed_hosts}
+        own = set() if is_unspecified(bound) else {_canonical_host(bound)}
+        return cls(token, frozenset(_LOOPBACK_NAMES | own | named), is_unspecified(bound))
+
+    def check_token(self, given: str) -> None:
+        """Raises AuthFailed unless `given` is the token; takes the same time wherever they differ."""
+        if self.token and not hmac.compare_digest(given.encode(errors="replace"), self.token.encode()):
+            raise AuthFailed("the token is wrong" if given else "a token is needed")
+
+    def check_source(self, headers: Mapping[str, str], *, changes: bool) -> None:
+        """Raises Forbidden for a Host that is not served here (421), and for a web page of another origin.
+
+        A page whose name was rebound to this address sends its own Host; a page elsewhere sends its Origin with what
+        changes something and with every upgrade, or says `Sec-Fetch-Site: cross-site`. The Python SDK's Origin is
+        scheme and host, the Go SDK's the whole address in lower case.
+        """
+        host = headers.get("Host", "")
+        if not self._serves(host):
+            raise Forbidden(
+                "this Host is not served here", hint="start easq serve with --allowed-host", status=421
+            )
+        if not changes:
+            return
+        if headers.get("Sec-Fetch-Site", "").lower() == "cross-site":
+            raise Forbidden("requests from other sites are not served")
+        origin = headers.get("Origin")
+        if origin is not None and not self._is_own(origin, host):
+            raise Forbidden("this Origin is not served here")
+
+    def _serves(self, host: str) -> bool:
+        if "*" in self.hosts:
+            return True
+        name = _canonical_host(_host_name(host))
+        return name in self.hosts or (self.any_address and _is_address(name))
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        try:
+            parts = urlsplit(origin)
+            name, port = parts.hostname or "", parts.port
+        except ValueError:
+            return False
+        if parts.scheme not in {"http", "https", "ws", "wss"} or not name:
+            return False
+        default = 443 if parts.scheme in {"https", "wss"} else 80
+        own_name, own_port = _host_name(host), _host_port(host)
+        same = _canonical_host(name) == _canonical_host(own_name) and (port or default) == (
+            own_port or default
+        )
+        return same or "*" in self.hosts
+
+
+def is_loopback(host: str) -> bool:
+    """Whether binding to `host` is reached from this machine alone."""
+    name = _canonical_host(host)
+    return name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
+
+
+def is_unspecified(host: str) -> bool:
+    """Whether `host` stands for all addresses of the machine."""
+    name = _canonical_host(host)
+    return not name or (_is_address(name) and ipaddress.ip_address(name).is_unspecified)
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without port; empty when it is malformed."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0] if host.count(":") <= 1 else ""
+
+
+def _host_port(host: str) -> int | None:
+    text = host.rpartition("]")[2].rpartition(":")[2] if ":" in host else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else None
+
+
+def _canonical_host(host: str) -> str:
+    name = host.strip("[]").removesuffix(".").lower()
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

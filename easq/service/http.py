@@ -1,0 +1,140 @@
+"""Operations that are answered at once: operation to broker call to reply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from aiohttp import web
+
+from easq.broker.queue import Queue
+from easq.errors import BadRequest, PayloadTooLarge
+from easq.model import Frame
+from easq.wire import operations as op
+from easq.wire import replies
+from easq.wire.replies import Reply
+
+#: how many of the indexes counted; the answer is 200 in any case
+_COMMITTED = "X-Easq-Committed"
+#: a body that is no payload (the form of a negative) has at most so many bytes
+_MAX_FORM = 64 * 1024
+
+
+async def read_body(request: web.BaseRequest, queue: Queue) -> bytes:
+    """The request's body. Raises PayloadTooLarge as soon as it is known to be above the limit."""
+    limit = queue.rules.max_payload if request.method == "POST" else _MAX_FORM
+    declared = request.content_length
+    if declared is not None and declared > limit:
+        raise _too_large(request, queue, declared)
+    if declared is not None:
+        return await request.content.readexactly(declared) if declared else b""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.content.iter_any():
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(request, queue, size)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large(request: web.BaseRequest, queue: Queue, size: int) -> PayloadTooLarge:
+    if request.method == "POST":
+        return queue.too_large(size)
+    return PayloadTooLarge(f"the body has {size} bytes, {_MAX_FORM} are allowed here")
+
+
+async def answer(
+    operation: op.Operation,
+    queue: Queue,
+    caller: op.Caller,
+    request: web.BaseRequest,
+    *,
+    is_gone: Callable[[], bool],
+) -> web.StreamResponse:
+    """The operation has taken effect, and its reply is ready to send (a deleting get: is sent).
+
+    A long poll whose caller `is_gone` ends with nothing.
+    """
+    consumer = caller.consumer
+    match operation:
+        case op.Put():
+            return respond(replies.put_reply(await queue.put(operation)))
+        case op.Get():
+            return await _get(operation, queue, request, is_gone)
+        case op.Describe():
+            return respond(replies.attributes_reply(await queue.attributes(), operation.codec))
+        case op.Search():
+            return respond(replies.search_reply(await queue.search(consumer, operation.index)))
+        case op.Count():
+            return respond(replies.count_reply(await queue.count(operation)))
+        case op.Commit():
+            return _counted(await queue.commit(consumer, operation.indexes))
+        case op.Negative():
+            return _counted(await queue.negative(consumer, operation))
+        case op.Delete():
+            await queue.delete(operation.indexes)
+            return respond(replies.ok_reply())
+        case op.Truncate():
+            await queue.truncate(operation.index)
+            return respond(replies.ok_reply())
+        case op.End():
+            await queue.end(operation)
+            return respond(replies.ok_reply())
+        case op.Watch():
+            raise BadRequest("a watch is not answered here")
+
+
+def _counted(count: int) -> web.StreamResponse:
+    return respond(replies.ok_reply({_COMMITTED: str(count)}))
+
+
+async def _get(
+    get: op.Get, queue: Queue, request: web.BaseRequest, is_gone: Callable[[], bool]
+) -> web.StreamResponse:
+    frames = await queue.get(get, is_gone=is_gone)
+    reply = _frames_reply(get, frames)
+    if not get.auto_delete or not frames:
+        return respond(reply)
+    return await _send_then_settle(respond(reply), queue, frames, request)
+
+
+def _frames_reply(get: op.Get, frames: list[Frame]) -> Reply:
+    if get.codec is not op.Codec.RAW:
+        return replies.frames_reply(frames, get.codec)
+    if not frames:
+        return Reply(204)
+    return replies.raw_reply(frames[0]) if get.length == 1 else replies.frames_reply(frames, op.Codec.JSON)
+
+
+async def _send_then_settle(
+    response: web.StreamResponse, queue: Queue, frames: list[Frame], request: web.BaseRequest
+) -> web.StreamResponse:
+    """Claimed items are removed when the whole answer is with the kernel, and are back when it could not be written."""
+    written = False
+    try:
+        transport = request.transport
+        if transport is not None:
+            transport.set_write_buffer_limits(high=0)
+        await response.prepare(request)
+        await response.write_eof()
+        await response_drained(request)
+        written = request.transport is not None and not request.transport.is_closing()
+    except ConnectionError:
+        pass
+    finally:
+        if written:
+            await queue.settle(frames)
+        else:
+            await queue.give_back(frames)
+    return response
+
+
+async def response_drained(request: web.BaseRequest) -> None:
+    """What was written to the connection has left this process. Raises ConnectionError when it was lost."""
+    await request.writer.drain()
+
+
+def respond(reply: Reply) -> web.Response:
+    """The HTTP response that `reply` describes."""
+    headers: Mapping[str, str] = reply.headers
+    return web.Response(status=reply.status, headers=headers, body=reply.body)

@@ -1,0 +1,190 @@
+"""A watcher's frames to a WebSocket or to an endless HTTP answer; liveness and close codes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from easq.broker.queue import Queue
+from easq.broker.watcher import Watcher
+from easq.errors import EasqError
+from easq.model import Frame
+from easq.wire import operations as op
+from easq.wire.frames import delimit, encode_frame
+
+log = logging.getLogger(__name__)
+
+#: a connection that does not take a frame for so long is lost, in seconds
+WRITE_DEADLINE_S = 30.0
+#: clients send pings and close frames only
+_MAX_INBOUND = 1024
+#: the first push of an auto-committing watch waits so long: a connection that is dropped at once must drain nothing
+_SETTLE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """A WebSocket without an inbound byte for `silent_after_s` is lost; pings go out three times as often."""
+
+    silent_after_s: float = 10.0
+
+
+async def serve_watch(
+    request: web.BaseRequest, watch: op.Watch, queue: Queue, caller: op.Caller, liveness: Liveness
+) -> web.StreamResponse:
+    """The connection has had its frames, and has ended. Raises AnotherWatcher and StreamEnded before the upgrade."""
+    watcher = await Watcher.open(queue, caller.consumer, watch)
+    door = _SocketDoor(watch, liveness) if watch.upgrade else _StreamDoor(watch)
+    lost = True
+    try:
+        response = await door.open(request)
+        lost = await door.run(watcher)
+        return response
+    except ConnectionError:
+        return door.response
+    except asyncio.CancelledError:
+        lost = False  # the service stops: nobody failed
+        raise
+    finally:
+        await _leave(watcher, lost=lost)
+
+
+async def _leave(watcher: Watcher, *, lost: bool) -> None:
+    """The consumer has left, also when the task that served it is being cancelled."""
+    try:
+        await asyncio.shield(watcher.close(lost=lost))
+    except EasqError as error:
+        log.debug("leaving: %s", error)
+
+
+async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.Watch) -> None:
+    """Frames go out until the name is taken by another connection."""
+    if watch.auto_commit:
+        await asyncio.sleep(_SETTLE_S)
+    while frames := await watcher.next():
+        async with asyncio.timeout(WRITE_DEADLINE_S):
+            await door.send(frames)
+        await watcher.sent(frames)
+
+
+class _SocketDoor:
+    """RFC 6455 without extensions: one message a frame, never fragmented (the Go SDK reads one frame a message)."""
+
+    def __init__(self, watch: op.Watch, liveness: Liveness) -> None:
+        self._watch = watch
+        self._liveness = liveness
+        self.response = web.WebSocketResponse(
+            autoping=False, autoclose=False, compress=False, max_msg_size=_MAX_INBOUND, heartbeat=None
+        )
+
+    async def open(self, request: web.BaseRequest) -> web.StreamResponse:
+        await self.response.prepare(request)
+        return self.response
+
+    async def send(self, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            data = encode_frame(frame, self._watch.codec, with_data=not self._watch.index_only)
+            if self._watch.codec is op.Codec.JSON:
+                await self.response.send_str(data.decode())
+            else:
+                await self.response.send_bytes(data)
+
+    async def run(self, watcher: Watcher) -> bool:
+        """Serves until either side ends; whether the connection was lost rather than closed."""
+        deliver = asyncio.create_task(_deliver(self, watcher, self._watch))
+        listen = asyncio.create_task(self._listen(watcher))
+        ping = asyncio.create_task(self._ping())
+        try:
+            done, _ = await asyncio.wait({deliver, listen}, return_when=asyncio.FIRST_COMPLETED)
+            if listen in done:
+                return listen.result()
+            lost = deliver.exception() is not None
+            if not lost:
+                await self._close(
+                    WSCloseCode.POLICY_VIOLATION, b"replaced by another connection of this consumer"
+                )
+            elif not isinstance(deliver.exception(), (ConnectionError, TimeoutError)):
+                deliver.result()
+            return lost
+        except asyncio.CancelledError:
+            await self._close(WSCloseCode.GOING_AWAY, b"the service stops")
+            raise
+        finally:
+            for task in (deliver, listen, ping):
+                task.cancel()
+            await asyncio.gather(deliver, listen, ping, return_exceptions=True)
+
+    async def _close(self, code: WSCloseCode, reason: bytes) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                await self.response.close(code=code, message=reason, drain=False)
+        except (ConnectionError, TimeoutError):
+            pass
+
+    async def _listen(self, watcher: Watcher) -> bool:
+        """Reads until the end; False when the peer said goodbye, True when the connection was lost."""
+        while True:
+            try:
+                async with asyncio.timeout(self._liveness.silent_after_s):
+                    message = await self.response.receive()
+            except TimeoutError:
+                log.info("a watcher was silent for %.0f s", self._liveness.silent_after_s)
+                return True
+            if message.type in {WSMsgType.CLOSED, WSMsgType.CLOSING, WSMsgType.ERROR}:
+                return True
+            await watcher.heard()
+            if message.type is WSMsgType.PING:
+                await self.response.pong(message.data)
+            elif message.type is WSMsgType.CLOSE:
+                await self._close(WSCloseCode.OK, b"")
+                return False
+
+    async def _ping(self) -> None:
+        while True:
+            await asyncio.sleep(self._liveness.silent_after_s / 3)
+            try:
+                await self.response.ping(b"easq")
+            except ConnectionError:
+                return
+
+
+class _StreamDoor:
+    """The endless HTTP answer: four bytes of length, big endian, before each frame. TCP tells when it is lost."""
+
+    def __init__(self, watch: op.Watch) -> None:
+        self._watch = watch
+        self.response = web.StreamResponse(headers={"Content-Type": watch.codec.value})
+
+    async def open(self, request: web.BaseRequest) -> web.StreamResponse:
+        await self.response.prepare(request)
+        self._request = request
+        return self.response
+
+    async def send(self, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            data = encode_frame(frame, self._watch.codec, with_data=not self._watch.index_only)
+            await self.response.write(delimit(data))
+
+    async def run(self, watcher: Watcher) -> bool:
+        """Serves until either side ends; an HTTP stream has no goodbye, so its end is always a loss."""
+        deliver = asyncio.create_task(_deliver(self, watcher, self._watch))
+        gone = asyncio.create_task(self._until_gone(watcher))
+        try:
+            done, _ = await asyncio.wait({deliver, gone}, return_when=asyncio.FIRST_COMPLETED)
+            failure = deliver.exception() if deliver in done else None
+            if failure is not None and not isinstance(failure, (ConnectionError, TimeoutError)):
+                raise failure
+            return deliver not in done or failure is not None
+        finally:
+            for task in (deliver, gone):
+                task.cancel()
+            await asyncio.gather(deliver, gone, return_exceptions=True)
+
+    async def _until_gone(self, watcher: Watcher) -> None:
+        while self._request.transport is not None and not self._request.transport.is_closing():
+            await watcher.heard()
+            await asyncio.sleep(0.25)

@@ -1,0 +1,218 @@
+"""The Storage interface: one page, what holds after each verb.
+
+A stream is named by text (`NAME` for an input, `NAME/sink` for its sink). Each verb is one atomic step: it happens
+whole or not at all, also across a crash, and has happened durably (at the engine's level) when the await returns.
+Policy (limits of a put, who may take over a name, when a silent connection is lost) is the caller's. Rules that need
+the time are given `now`, in seconds of a monotonic clock.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from easq.model import NO_INDEX, Consumer, Frame, Tags
+from easq.wire.replies import ConsumerLine, GroupLine
+
+#: one read answers at most so many bytes of payload
+MOST_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one stream may hold; `evict` drops the oldest items to make room, otherwise a put is refused."""
+
+    max_items: int = 1_000_000
+    max_bytes: int = 10 * 1024**3
+    evict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long the rules wait, in seconds."""
+
+    #: a lost consumer's items go to others after this; the same user gets them at once
+    leave_grace_s: float = 2.0
+    #: a group holds items back this long after its last consumer left
+    group_retention_s: float = 60.0
+    #: delay before the redelivery that follows the k-th failure; the last value goes for all further ones
+    backoff_s: tuple[float, ...] = (0.0, 0.1, 0.5, 2.0, 5.0)
+    #: consumers that left are listed this long
+    forget_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What a watch asks for. `window` is at least 1; `after` the highest index that is not wanted."""
+
+    window: int
+    after: int = NO_INDEX
+    tags: Tags = field(default_factory=dict)
+    auto_commit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One item handed to a consumer connection: the frame, and how often it was delivered to the group, this time
+    included.
+    """
+
+    frame: Frame
+    deliveries: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStats:
+    """What attributes tell of a stream at one moment; claimed items count as gone."""
+
+    length: int
+    size: int
+    first: int
+    last: int
+    next: int
+    ended: bool
+    consumers: Sequence[ConsumerLine]
+    groups: Sequence[GroupLine]
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where an item stands for a group: its owner's user name if pending, else how many items would be pushed
+    before it.
+    """
+
+    owner: str | None
+    ahead: int
+
+
+def is_enough(frames: Sequence[Frame], wanted: int) -> bool:
+    """Whether a read gave all that was asked for, or as many bytes as one answer holds (no item is above 30 MiB)."""
+    return len(frames) >= wanted or sum(len(frame.data) for frame in frames) > MOST_BYTES // 2
+
+
+class Storage(ABC):
+    """Where entries live. Unknown streams raise KeyError: `open` comes first."""
+
+    #: the word for `meta.durability`: fsync, os, memory, redis-fsync ...
+    durability: str
+
+    @abstractmethod
+    async def start(self, on_failure: Callable[[Exception], None]) -> None:
+        """The engine is ready. `on_failure` is called once if it fails later; nothing is acknowledged after that.
+
+        Raises StorageError when the storage is foreign, damaged or locked.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """All that was acknowledged is stored, files are closed and the lock is free."""
+
+    @abstractmethod
+    async def open(self, stream: str) -> None:
+        """The stream exists; what it held before is there, and what was pending is ready."""
+
+    @abstractmethod
+    async def streams(self) -> Sequence[str]:
+        """The names of all stored streams, opened or not."""
+
+    @abstractmethod
+    async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits) -> int:
+        """The item is stored under a new index, higher than any before, and may be read and delivered.
+
+        Raises QueueFull and StreamEnded (nothing stored); StorageError when it is not known whether it was stored.
+        """
+
+    @abstractmethod
+    async def read(self, stream: str, *, start: int, length: int, tags: Tags) -> list[Frame]:
+        """Up to `length` items with index >= `start` and all of `tags`, by index. Nothing changes.
+
+        More than MOST_BYTES of payload end the list early, after one item at least. `start` NEWEST is the last item.
+        """
+
+    @abstractmethod
+    async def take(self, stream: str, *, start: int, length: int, tags: Tags, minimum: int) -> list[Frame]:
+        """As `read`, and the items are claimed: gone for everyone until `release` or `delete`.
+
+        Fewer than `minimum` matches (see `is_enough`): nothing is claimed, and the answer is empty.
+        """
+
+    @abstractmethod
+    async def release(self, stream: str, indexes: Sequence[int]) -> None:
+        """Claimed items that still exist are back where they were."""
+
+    @abstractmethod
+    async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
+        """Returns when an item that matches may have come, or the time is over. One item wakes one taker."""
+
+    @abstractmethod
+    async def wake(self, stream: str) -> None:
+        """Every `wait` returns: a reader that was woken has left without taking, or the service stops."""
+
+    @abstractmethod
+    async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
+        """A connection of the consumer is known, under a number never given before; an older one of the same name
+        is closed.
+        """
+
+    @abstractmethod
+    async def detach(self, stream: str, session: int, *, lost: bool, now: float) -> None:
+        """The connection is gone. Closed: its items are ready at once. Lost: at once for the same user, for others
+        after the grace.
+        """
+
+    @abstractmethod
+    async def lease(self, stream: str, session: int, *, index_only: bool) -> list[Lease]:
+        """Waits until items are there for this connection and returns them, pending at it. Empty: the connection
+        was replaced.
+        """
+
+    @abstractmethod
+    async def commit(self, stream: str, group: str, indexes: Sequence[int]) -> int:
+        """The items are done for `group` and never delivered to it again; returns how many were present and not
+        yet committed.
+
+        An item that every group holding it back has committed is removed.
+        """
+
+    @abstractmethod
+    async def negative(
+        self, stream: str, group: str, indexes: Sequence[int], *, code: str, reason: str, now: float
+    ) -> int:
+        """Items pending in `group` are ready again after the back-off; returns how many. Shutdown: at once, no
+        failure counted.
+        """
+
+    @abstractmethod
+    async def delete(self, stream: str, indexes: Sequence[int]) -> int:
+        """The items are gone for all groups, pending or not; returns how many were present."""
+
+    @abstractmethod
+    async def truncate(self, stream: str, below: int) -> int:
+        """All items with an index lower than `below` are gone for all groups; returns how many. Later indexes go
+        on from before.
+        """
+
+    @abstractmethod
+    async def locate(self, stream: str, group: str, index: int) -> Location | None:
+        """Where the item stands for `group`; None when it is not present."""
+
+    @abstractmethod
+    async def count(self, stream: str, *, tags: Tags, priority: int | None) -> int:
+        """How many items are present with all of `tags` and, if given, of this priority class."""
+
+    @abstractmethod
+    async def attributes(self, stream: str, *, now: float) -> StreamStats:
+        """The stream as it is at this moment."""
+
+    @abstractmethod
+    async def sessions(self, stream: str) -> Mapping[Consumer, int]:
+        """The connected consumers and their connection numbers."""
+
+    @abstractmethod
+    async def active(self, stream: str, session: int, *, now: float) -> None:
+        """The connection showed life at `now`."""
+
+    @abstractmethod
+    async def end(self, stream: str, *, ended: bool) -> None:
+        """The stream's end mark is stored or taken back."""

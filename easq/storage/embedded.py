@@ -1,0 +1,463 @@
+"""An engine inside this process: the core decides, a subclass keeps the entries, sleepers wake here.
+
+What a step changed is handed to the subclass as `Change`s. An item becomes visible when its change is durable, in the
+order of indexes; a removal is visible at once and acknowledged when it is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import inf
+from typing import TypeAlias
+
+from easq.errors import StorageError
+from easq.model import DELIVERY_COUNT, NEWEST, REQUEST_ID, Consumer, Frame, Tags
+from easq.storage.base import (
+    MOST_BYTES,
+    Lease,
+    Limits,
+    Location,
+    Storage,
+    StreamStats,
+    Subscription,
+    Timing,
+    is_enough,
+)
+from easq.storage.core import Effects, Stream, Touch
+
+#: delivery counts are made durable this long after they changed, at the latest, in seconds
+_LAZY_S = 0.1
+#: one fetch of a connection reads at most so many items, and so many bytes
+_FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
+#: a scan gives way to others after so many entries
+_SCAN_CHUNK = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The frame is stored under its index."""
+
+    stream: str
+    frame: Frame
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The entries are gone, with all that groups remember of them."""
+
+    stream: str
+    indexes: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Truncated:
+    """All entries under `below` are gone, with all that groups remember of them."""
+
+    stream: str
+    below: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The group has committed an entry that another group still holds."""
+
+    stream: str
+    group: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What the group remembers of an entry."""
+
+    stream: str
+    group: str
+    index: int
+    touch: Touch
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKept:
+    """The group is known, or forgotten."""
+
+    stream: str
+    group: str
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The stream's end mark."""
+
+    stream: str
+    ended: bool
+
+
+Change: TypeAlias = Stored | Removed | Truncated | Committed | Touched | GroupKept | Ended
+#: called on the event loop when changes are durable (None) or failed
+Settle: TypeAlias = Callable[[Exception | None], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """A reader that waits for an item."""
+
+    start: int
+    tags: Tags
+    taking: bool
+    future: asyncio.Future[None]
+
+    def wants(self, frame: Frame) -> bool:
+        return frame.index >= self.start and _carries(frame.tags, self.tags)
+
+
+def _carries(tags: Tags, wanted: Tags) -> bool:
+    return all(tags.get(key) == value for key, value in wanted.items())
+
+
+class Embedded(Storage):
+    """All verbs over `Stream`; a subclass keeps the entries (`_submit`, `_load`, `_load_tags`, `_find`)."""
+
+    def __init__(self, timing: Timing) -> None:
+        self._timing = timing
+        self._cores: dict[str, Stream] = {}
+        self._events: dict[tuple[str, int], asyncio.Event] = {}
+        self._waiters: dict[str, list[_Waiter]] = {}
+        self._fresh: dict[str, list[Frame]] = {}
+        self._lazy: dict[tuple[str, int], set[str]] = {}
+        self._lazy_timer: asyncio.TimerHandle | None = None
+        self._ticks: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+        self._failure: Exception | None = None
+        self._on_failure: Callable[[Exception], None] = lambda _: None
+
+    # -- what a subclass provides ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
+        """The changes will be durable, in the order of calls; `settle` is called first, then the awaitable is done.
+
+        After each batch of settled changes `_settled` is called once. Raises QueueFull when a Stored found no space.
+        """
+
+    @abstractmethod
+    def _load(self, stream: str, index: int) -> Frame | None:
+        """The stored entry; None when it is gone."""
+
+    @abstractmethod
+    def _load_tags(self, stream: str, index: int) -> Tags:
+        """The stored entry's tags; empty when it is gone."""
+
+    @abstractmethod
+    def _find(self, stream: str, request_id: str) -> list[int]:
+        """The indexes of the stored entries with this request id."""
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    async def start(self, on_failure: Callable[[Exception], None]) -> None:
+        self._on_failure = on_failure
+
+    async def close(self) -> None:
+        for _, handle in self._ticks.values():
+            handle.cancel()
+        self._ticks.clear()
+        if self._lazy_timer is not None:
+            self._lazy_timer.cancel()
+            self._lazy_timer = None
+        if self._failure is None:
+            await self._submit(self._lazy_changes())
+
+    def _adopt(self, stream: str, core: Stream) -> None:
+        self._cores[stream] = core
+        self._waiters.setdefault(stream, [])
+        self._schedule(stream)
+
+    def _fail(self, error: Exception) -> None:
+        if self._failure is None:
+            self._failure = error
+            self._on_failure(error)
+
+    def _core(self, stream: str) -> Stream:
+        if self._failure is not None:
+            raise StorageError(f"the storage failed: {self._failure}")
+        return self._cores[stream]
+
+    # -- effects ---------------------------------------------------------------------------------------------------
+
+    def _changes(self, stream: str, effects: Effects) -> list[Change]:
+        """What `effects` asks to be made durable; connections are woken on the way."""
+        changes: list[Change] = [GroupKept(stream, group, True) for group in effects.groups]
+        changes += [Committed(stream, group, index) for group, index in effects.committed]
+        if effects.truncated_below:
+            changes.append(Truncated(stream, effects.truncated_below))
+        if effects.removed:
+            changes.append(Removed(stream, effects.removed))
+            for index in effects.removed:
+                self._lazy.pop((stream, index), None)
+        changes += [GroupKept(stream, group, False) for group in effects.forgotten_groups]
+        for group, index in effects.touched:
+            self._remember(stream, group, index)
+        for session in effects.woken | effects.replaced:
+            event = self._events.get((stream, session))
+            if event is not None:
+                event.set()
+        self._schedule(stream)
+        return changes
+
+    async def _apply(self, stream: str, effects: Effects) -> None:
+        changes = self._changes(stream, effects)
+        if changes:
+            await self._submit(changes)
+
+    def _apply_later(self, stream: str, effects: Effects) -> None:
+        changes = self._changes(stream, effects)
+        if changes:
+            asyncio.ensure_future(self._submit(changes)).add_done_callback(_ignore)
+
+    def _remember(self, stream: str, group: str, index: int) -> None:
+        self._lazy.setdefault((stream, index), set()).add(group)
+        if self._lazy_timer is None:
+            self._lazy_timer = asyncio.get_running_loop().call_later(_LAZY_S, self._flush_lazy)
+
+    def _flush_lazy(self) -> None:
+        self._lazy_timer = None
+        changes = self._lazy_changes()
+        if changes and self._failure is None:
+            asyncio.ensure_future(self._submit(changes)).add_done_callback(_ignore)
+
+    def _lazy_changes(self) -> list[Change]:
+        changes: list[Change] = []
+        for (stream, index), groups in self._lazy.items():
+            for group in groups:
+                touch = self._cores[stream].touch(group, index)
+                if touch is not None:
+                    changes.append(Touched(stream, group, index, replace(touch)))
+        self._lazy.clear()
+        return changes
+
+    def _schedule(self, stream: str) -> None:
+        """The stream's rules run again when something waits for the time."""
+        due = self._cores[stream].due
+        known = self._ticks.get(stream)
+        if due == inf or (known is not None and known[0] <= due):
+            return
+        if known is not None:
+            known[1].cancel()
+        handle = asyncio.get_running_loop().call_at(due, self._tick, stream)
+        self._ticks[stream] = (due, handle)
+
+    def _tick(self, stream: str) -> None:
+        self._ticks.pop(stream, None)
+        if self._failure is None:
+            self._apply_later(stream, self._cores[stream].tick(asyncio.get_running_loop().time()))
+
+    def _settled(self) -> None:
+        """A batch is durable: new items are handed out, waiting readers wake."""
+        fresh, self._fresh = self._fresh, {}
+        for stream, frames in fresh.items():
+            self._apply_later(stream, self._cores[stream].dispatch())
+            for frame in frames:
+                self._wake(stream, frame)
+
+    def _wake(self, stream: str, frame: Frame) -> None:
+        for waiter in list(self._waiters[stream]):
+            if not waiter.future.done() and waiter.wants(frame):
+                waiter.future.set_result(None)
+                if waiter.taking:
+                    return
+
+    # -- the verbs -------------------------------------------------------------------------------------------------
+
+    async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits) -> int:
+        core = self._core(stream)
+        index, effects = core.allot(len(frame.data), limits)
+        stored = replace(frame, index=index)
+
+        def settle(error: Exception | None) -> None:
+            if error is None:
+                core.show(index, priority)
+                self._fresh.setdefault(stream, []).append(Frame(index, stored.tags))
+            else:
+                core.drop(index)
+
+        await self._submit([*self._changes(stream, effects), Stored(stream, stored, priority)], settle)
+        return index
+
+    async def read(self, stream: str, *, start: int, length: int, tags: Tags) -> list[Frame]:
+        core = self._core(stream)
+        if start == NEWEST:
+            start = core.last_present() or 1
+        frames: list[Frame] = []
+        size = 0
+        async for index in self._matching(stream, core, start, tags):
+            frame = self._load(stream, index)
+            if frame is None:
+                continue
+            size += len(frame.data)
+            if frames and size > MOST_BYTES:
+                break
+            frames.append(frame)
+            if len(frames) >= length:
+                break
+        return frames
+
+    async def _matching(self, stream: str, core: Stream, start: int, tags: Tags) -> AsyncIterator[int]:
+        """The present indexes from `start` on with all of `tags`; others get their turn during a long scan."""
+        if REQUEST_ID in tags:
+            for index in sorted(self._find(stream, tags[REQUEST_ID])):
+                if index >= start and index in core and _carries(self._load_tags(stream, index), tags):
+                    yield index
+            return
+        while True:
+            chunk = list(islice(core.indexes_from(start), _SCAN_CHUNK))
+            for index in chunk:
+                if index in core and (not tags or _carries(self._load_tags(stream, index), tags)):
+                    yield index
+            if len(chunk) < _SCAN_CHUNK:
+                return
+            start = chunk[-1] + 1
+            await asyncio.sleep(0)
+
+    async def take(self, stream: str, *, start: int, length: int, tags: Tags, minimum: int) -> list[Frame]:
+        frames = await self.read(stream, start=start, length=length, tags=tags)
+        core = self._core(stream)
+        # a long scan lets others run: what they took or removed meanwhile is not ours
+        frames = [frame for frame in frames if frame.index in core]
+        if not is_enough(frames, minimum):
+            return []
+        core.claim([frame.index for frame in frames])
+        return frames
+
+    async def release(self, stream: str, indexes: Sequence[int]) -> None:
+        core = self._core(stream)
+        effects = core.release(indexes)
+        for index in indexes:
+            if index in core:
+                self._wake(stream, Frame(index, self._load_tags(stream, index)))
+        await self._apply(stream, effects)
+
+    async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
+        core = self._core(stream)
+        if start == NEWEST:
+            start = core.last + 1
+        waiter = _Waiter(start, tags, taking, asyncio.get_running_loop().create_future())
+        waiters = self._waiters[stream]
+        waiters.append(waiter)
+        try:
+            await asyncio.wait_for(waiter.future, timeout_s)
+        except TimeoutError:
+            pass
+        finally:
+            waiters.remove(waiter)
+
+    async def wake(self, stream: str) -> None:
+        for waiter in self._waiters[stream]:
+            if not waiter.future.done():
+                waiter.future.set_result(None)
+
+    async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
+        core = self._core(stream)
+        if subscription.after == NEWEST:
+            subscription = replace(subscription, after=core.last)
+        session, effects = core.attach(consumer, subscription, now)
+        self._events[stream, session] = asyncio.Event()
+        self._events[stream, session].set()
+        await self._apply(stream, effects)
+        return session
+
+    async def detach(self, stream: str, session: int, *, lost: bool, now: float) -> None:
+        effects = self._core(stream).detach(session, lost=lost, now=now)
+        event = self._events.pop((stream, session), None)
+        if event is not None:
+            event.set()
+        await self._apply(stream, effects)
+
+    async def lease(self, stream: str, session: int, *, index_only: bool) -> list[Lease]:
+        event = self._events.get((stream, session))
+        while event is not None:
+            core = self._core(stream)
+            if not core.connected(session):
+                break
+            event.clear()
+            fetched = core.fetch(session, most=_FETCH_ITEMS, most_bytes=_FETCH_BYTES)
+            leases = []
+            for index, deliveries in fetched:
+                frame = self._frame(stream, index, index_only)
+                if frame is not None:
+                    self._remember(stream, core.group_of(session), index)
+                    leases.append(Lease(_counted(frame, deliveries), deliveries))
+            if leases:
+                return leases
+            await event.wait()
+        return []
+
+    def _frame(self, stream: str, index: int, index_only: bool) -> Frame | None:
+        return Frame(index, self._load_tags(stream, index)) if index_only else self._load(stream, index)
+
+    async def commit(self, stream: str, group: str, indexes: Sequence[int]) -> int:
+        counted, effects = self._core(stream).commit(group, indexes)
+        await self._apply(stream, effects)
+        return counted
+
+    async def negative(
+        self, stream: str, group: str, indexes: Sequence[int], *, code: str, reason: str, now: float
+    ) -> int:
+        core = self._core(stream)
+        counted, effects = core.negative(group, indexes, code=code, reason=reason, now=now)
+        await self._apply(stream, effects)
+        return counted
+
+    async def delete(self, stream: str, indexes: Sequence[int]) -> int:
+        effects = self._core(stream).delete(indexes)
+        await self._apply(stream, effects)
+        return len(effects.removed)
+
+    async def truncate(self, stream: str, below: int) -> int:
+        count, effects = self._core(stream).truncate(below)
+        for key in [key for key in self._lazy if key[0] == stream and key[1] < below]:
+            del self._lazy[key]
+        await self._apply(stream, effects)
+        return count
+
+    async def locate(self, stream: str, group: str, index: int) -> Location | None:
+        return self._core(stream).locate(group, index)
+
+    async def count(self, stream: str, *, tags: Tags, priority: int | None) -> int:
+        core = self._core(stream)
+        if not tags:
+            return core.count(priority)
+        of_class = None if priority is None else set(core.indexes_from(0, priority))
+        total = 0
+        async for index in self._matching(stream, core, 0, tags):
+            total += of_class is None or index in of_class
+        return total
+
+    async def attributes(self, stream: str, *, now: float) -> StreamStats:
+        return self._core(stream).stats(now)
+
+    async def sessions(self, stream: str) -> Mapping[Consumer, int]:
+        return self._core(stream).sessions()
+
+    async def active(self, stream: str, session: int, *, now: float) -> None:
+        self._core(stream).active(session, now)
+
+    async def end(self, stream: str, *, ended: bool) -> None:
+        self._core(stream).ended = ended
+        await self._submit([Ended(stream, ended)])
+
+
+def _counted(frame: Frame, deliveries: int) -> Frame:
+    """A redelivered frame says so; a first delivery is as it was stored."""
+    if deliveries < 2:
+        return frame
+    return replace(frame, tags={**frame.tags, DELIVERY_COUNT: str(deliveries)})
+
+
+def _ignore(future: asyncio.Future[None]) -> None:
+    """A failure of changes nobody waits for has been reported by `_fail` already."""
+    if not future.cancelled():
+        future.exception()

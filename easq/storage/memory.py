@@ -1,0 +1,72 @@
+"""The reference engine: entries in a dictionary, gone with the process. The readable definition of what is stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+
+from easq.model import Frame, Tags
+from easq.storage.base import Timing
+from easq.storage.core import Stream
+from easq.storage.embedded import Change, Embedded, Removed, Settle, Stored, Truncated
+
+
+class Memory(Embedded):
+    """Nothing survives the process; `meta.durability` says `memory`."""
+
+    durability = "memory"
+
+    def __init__(self, timing: Timing | None = None) -> None:
+        super().__init__(timing or Timing())
+        self._entries: dict[str, dict[int, Frame]] = {}
+        self._by_request: dict[str, dict[str, list[int]]] = {}
+
+    async def open(self, stream: str) -> None:
+        if stream not in self._cores:
+            self._entries[stream] = {}
+            self._by_request[stream] = {}
+            self._adopt(
+                stream, Stream(timing=self._timing, tags_of=lambda index: self._load_tags(stream, index))
+            )
+
+    async def streams(self) -> Sequence[str]:
+        return list(self._cores)
+
+    def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
+        for change in changes:
+            match change:
+                case Stored():
+                    self._entries[change.stream][change.frame.index] = change.frame
+                    found = self._by_request[change.stream].setdefault(change.frame.request_id, [])
+                    found.append(change.frame.index)
+                case Removed():
+                    self._forget(change.stream, change.indexes)
+                case Truncated():
+                    below = [index for index in self._entries[change.stream] if index < change.below]
+                    self._forget(change.stream, below)
+                case _:
+                    pass  # the core itself remembers groups and counts
+        if settle is not None:
+            settle(None)
+        self._settled()
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    def _forget(self, stream: str, indexes: Sequence[int]) -> None:
+        for index in indexes:
+            frame = self._entries[stream].pop(index)
+            found = self._by_request[stream][frame.request_id]
+            found.remove(index)
+            if not found:
+                del self._by_request[stream][frame.request_id]
+
+    def _load(self, stream: str, index: int) -> Frame | None:
+        return self._entries[stream].get(index)
+
+    def _load_tags(self, stream: str, index: int) -> Tags:
+        frame = self._entries[stream].get(index)
+        return {} if frame is None else frame.tags
+
+    def _find(self, stream: str, request_id: str) -> list[int]:
+        return list(self._by_request[stream].get(request_id, ()))

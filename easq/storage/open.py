@@ -1,0 +1,22 @@
+"""A storage URL to an engine, imported on demand: `memory:` and `sqlite:PATH`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from easq.errors import UsageError
+from easq.storage.base import Storage, Timing
+
+
+def open_storage(url: str, *, durability: str = "fsync", timing: Timing | None = None) -> Storage:
+    """The engine that `url` names, not started yet. Raises UsageError for a URL that names none."""
+    scheme, colon, rest = url.partition(":")
+    if colon and scheme == "memory" and not rest:
+        from easq.storage.memory import Memory
+
+        return Memory(timing)
+    if colon and scheme == "sqlite" and rest:
+        from easq.storage.sqlite import Sqlite
+
+        return Sqlite(Path(rest).expanduser(), durability=durability, timing=timing)
+    raise UsageError(f"unknown storage {url!r}", hint="use memory: or sqlite:PATH")

@@ -1,0 +1,122 @@
+"""easq run as a real process, on pipes or on a terminal, against a real service."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.conftest import Serve
+
+ROOT = Path(__file__).parents[2]
+
+#: seconds until a test gives up on a process; none waits that long unless it fails
+DEADLINE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run of easq left behind."""
+
+    status: int
+    out: bytes
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out.decode()
+
+
+class Easq:
+    """Runs `easq` with a home of its own and nothing of our environment that easq reads."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.environ = {
+            "HOME": str(home),
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "error",
+            "NO_COLOR": "1",
+            "TERM": "xterm",
+            "COLUMNS": "100",
+            "LANG": "C.UTF-8",
+        }
+
+    @property
+    def config(self) -> Path:
+        return self.home / ".config" / "easq" / "config.toml"
+
+    def argv(self, args: Sequence[str | bytes]) -> list[str | bytes]:
+        return [sys.executable, "-m", "easq", *args]
+
+    def __call__(self, *args: str | bytes, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Done:
+        done = subprocess.run(
+            self.argv(args),
+            input=stdin,
+            capture_output=True,
+            env={**self.environ, **(env or {})},
+            cwd=self.home,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr.decode())
+
+    def start(self, *args: str, **options: object) -> subprocess.Popen[bytes]:
+        """A run that goes on beside the test; stdin is empty."""
+        return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+            self.argv(args),
+            **{
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "env": self.environ,
+                "cwd": self.home,
+                **options,
+            },
+        )
+
+    def terminal(self, *args: str, env: Mapping[str, str] | None = None) -> pexpect.spawn[bytes]:
+        """A run on a terminal."""
+        return pexpect.spawn(
+            sys.executable,
+            ["-m", "easq", *args],
+            env={**self.environ, **(env or {})},
+            cwd=self.home,
+            timeout=DEADLINE_S,
+            dimensions=(24, 200),
+        )
+
+
+@pytest.fixture
+def easq(tmp_path: Path) -> Easq:
+    """easq without any configuration."""
+    return Easq(tmp_path)
+
+
+@pytest.fixture
+def url(serve: Serve) -> str:
+    """The address of an empty queue."""
+    return serve(storage="memory:").url()
+
+
+@pytest.fixture
+def queue(easq: Easq, url: str) -> Easq:
+    """easq with an empty queue as its current profile."""
+    done = easq("config", "--url", url)
+    assert (done.status, done.err) == (0, "")
+    return easq
+
+
+def finish(terminal: pexpect.spawn[bytes]) -> tuple[int | None, str]:
+    """The exit status of a run on a terminal, and what it wrote since the last expectation."""
+    terminal.expect(pexpect.EOF)
+    rest = terminal.before.decode().replace("\r\n", "\n")
+    terminal.close()
+    return terminal.exitstatus, rest

@@ -1,0 +1,279 @@
+"""The root command: help, version, suggestions, exit statuses, what is imported, what a mistake looks like."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+
+from easq import __version__
+from easq.cli.main import COMMANDS, root
+from easq.cli.options import Command, Group
+from easq.errors import Exit
+from tests.cli.conftest import Easq, finish
+from tests.conftest import Serve
+
+HEAVY = ("aiohttp", "google", "httpx", "rich", "sqlite3", "websocket")
+
+
+def test_the_version(easq: Easq) -> None:
+    done = easq("--version")
+    assert (done.status, done.text, done.err) == (0, f"easq {__version__}\n", "")
+
+
+def test_help_ends_with_every_exit_status(easq: Easq) -> None:
+    done = easq("--help")
+    table = done.text.partition("Exit codes:\n")[2]
+    words = " ".join(table.split())
+    assert done.status == 0
+    assert words == " ".join(f"{int(code)} {code.meaning}" for code in Exit)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["--version"],
+        ["completion", "bash"],
+        ["config", "--url", "http://h/q"],
+        ["config", "show"],
+        ["config", "validate"],
+        ["config", "path"],
+    ],
+)
+def test_light_commands_import_nothing_heavy(easq: Easq, args: list[str]) -> None:
+    code = (
+        "import sys\nfrom easq.cli.main import run\nstatus = run(sys.argv[1:])\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], status, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        env=easq.environ,
+        cwd=easq.home,
+        capture_output=True,
+        check=False,
+    )
+    assert done.stderr.decode() == "[] 0\n"
+
+
+def _commands(group: click.Group) -> list[click.Command]:
+    found: list[click.Command] = []
+    for command in group.commands.values():
+        found.append(command)
+        if isinstance(command, click.Group):
+            found += _commands(command)
+    return found
+
+
+def test_every_command_has_two_to_four_examples() -> None:
+    for command in _commands(root):
+        assert isinstance(command, Command | Group)
+        assert 2 <= len(command.examples) <= 4, command.name
+        assert all("easq" in example for example in command.examples), command.name
+
+
+def test_every_command_answers_help_in_the_width_of_a_terminal(easq: Easq) -> None:
+    for command in COMMANDS:
+        done = easq(str(command.name), "--help")
+        assert (done.status, done.err) == (0, ""), command.name
+        assert "Examples:" in done.text, command.name
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(easq: Easq) -> None:
+    done = easq("ptu")
+    assert (done.status, done.out) == (2, b"")
+    assert done.err == "easq: no command 'ptu' (did you mean 'put'?)\nhint: easq --help\n"
+
+
+def test_an_unknown_option_is_one_line(easq: Easq) -> None:
+    done = easq("put", "--lenght", "3")
+    assert done.status == 2
+    assert done.err.startswith("easq: no such option")
+    assert done.err.endswith("\nhint: easq put --help\n")
+    assert done.err.count("\n") == 2
+
+
+def test_a_usage_error_is_json_where_json_was_asked_for(easq: Easq) -> None:
+    done = easq("get", "abc", "-o", "json")
+    assert (done.status, done.out) == (2, b"")
+    assert done.err.startswith(
+        '{"error":{"kind":"usage","exit":2,"http_status":null,"message":"invalid value'
+    )
+
+
+def test_no_command_shows_the_help_and_is_a_usage_error(easq: Easq) -> None:
+    done = easq()
+    assert done.status == 2
+    assert done.out == b""
+    assert done.err.startswith("Usage: easq ")
+
+
+def test_no_url_says_what_to_do(easq: Easq) -> None:
+    done = easq("info")
+    assert (done.status, done.out) == (13, b"")
+    assert done.err == (
+        "easq: no url of a queue is known\n"
+        "hint: easq config --url URL --token-file FILE, or --url, or EASQ_URL\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:3030/q", "ftp://h/q", "http:///q", "http://h h/q", "http://h:0/q", "http://u:geheim99@h/q"],
+)
+def test_a_url_that_is_none_is_a_configuration_error(easq: Easq, url: str) -> None:
+    done = easq("info", "--url", url)
+    assert (done.status, done.out) == (13, b"")
+    assert done.err.startswith("easq: the url ")
+    assert "geheim99" not in done.err
+
+
+def test_no_server_is_unreachable(easq: Easq) -> None:
+    done = easq("info", "--url", "http://127.0.0.1:1/q", "--connect-timeout", "0.1s")
+    assert (done.status, done.out) == (6, b"")
+    assert done.err.startswith("easq: connection to http://127.0.0.1:1/q refused\n")
+
+
+def test_no_such_queue_is_not_found(easq: Easq, url: str) -> None:
+    done = easq("info", "--url", url + "x")
+    assert (done.status, done.out) == (8, b"")
+    assert done.err.startswith("easq: ")
+
+
+def test_a_wrong_token_is_an_auth_failure_that_shows_no_token(easq: Easq, serve: Serve) -> None:
+    url = serve(storage="memory:", token="the-right-token-1234").url()
+    done = easq("info", "--url", url, env={"EASQ_TOKEN": "the-wrong-token-5678"})
+    assert (done.status, done.out) == (7, b"")
+    assert "the-wrong-token" not in done.err
+    assert easq("info", "--url", url).status == 7
+    assert easq("info", "--url", url, env={"EASQ_TOKEN": "the-right-token-1234"}).status == 0
+
+
+def test_no_form_of_talk_shows_the_token(easq: Easq, serve: Serve) -> None:
+    token = "canary-0123456789-canary-abcd"
+    url = serve(storage="memory:", token=token).url()
+    (easq.home / "t").write_text(token)
+    runs = [
+        easq("info", "--url", url, "--token", token, "-vvv"),
+        easq("info", "--url", url, "--token-file", "t", "-vvv"),
+        easq("put", "-d", "x", "--url", url, "-vvv", env={"EASQ_TOKEN": token}),
+        easq("info", "--url", url + "x", "-vvv", "-o", "json", env={"EASQ_TOKEN": token}),
+        easq("info", "--url", "http://127.0.0.1:1/q", "-vvv", "--connect-timeout", "0.1", "--token", token),
+        easq("config", "--url", url, "--token", token, "-vvv"),
+        easq("config", "show", "--origin"),
+        easq("config", "list", "-o", "json"),
+        easq("config", "validate", "--connect", "-vvv"),
+    ]
+    assert [run.status for run in runs] == [0, 0, 0, 8, 6, 0, 0, 0, 0]
+    for run in runs:
+        assert token not in run.text + run.err
+
+
+def test_a_token_on_the_command_line_is_warned_about(easq: Easq, url: str) -> None:
+    done = easq("info", "--url", url, "--token", "abcdef", "--field", "stream.length")
+    assert (done.status, done.text) == (0, "0\n")
+    assert done.err == (
+        "easq: warning: others can see a token on the command line (ps, history): "
+        "rather --token-file or EASQ_TOKEN\n"
+    )
+
+
+def test_shared_options_stand_before_or_after_the_command_and_the_nearer_one_holds(queue: Easq) -> None:
+    assert queue("-o", "json", "info", "--field", "meta.state").text == '{"meta.state":"Normal"}\n'
+    assert queue("info", "--field", "meta.state", "-o", "json").text == '{"meta.state":"Normal"}\n'
+    assert queue("-o", "json", "info", "-o", "text", "--field", "meta.state").text == "Normal\n"
+    assert queue("stream", "-o", "json", "info", "--field", "meta.state").text == '{"meta.state":"Normal"}\n'
+
+
+def test_an_option_wins_over_the_environment_wherever_it_stands(queue: Easq) -> None:
+    environ = {"EASQ_URL": "http://127.0.0.1:1/q", "EASQ_OUTPUT": "json"}
+    url = queue("config", "show").text.partition("url : ")[2].partition("\n")[0]
+    done = queue("--url", url, "-o", "text", "info", "--field", "meta.state", env=environ)
+    assert (done.status, done.text) == (0, "Normal\n")
+
+
+def test_a_form_of_output_that_is_none_in_the_environment(easq: Easq) -> None:
+    done = easq("info", env={"EASQ_OUTPUT": "yaml"})
+    assert done.status == 2
+    assert done.err == "easq: EASQ_OUTPUT is 'yaml', not one of text, json, table, raw, none\n"
+
+
+@pytest.mark.parametrize("name", ["group", "user"])
+@pytest.mark.parametrize("value", ["a b", "a\r\nX-Y: z", "ü", "x" * 129, "../x"])
+def test_a_name_that_no_header_may_carry_is_refused(queue: Easq, name: str, value: str) -> None:
+    done = queue("info", f"--{name}", value)
+    assert (done.status, done.out) == (2, b"")
+    assert done.err.startswith(f"easq: {name} ")
+
+
+@pytest.mark.parametrize("header", ["X", "X Y: z", "X: a\r\nY: b", ": x", "X: ü"])
+def test_a_header_that_is_none_is_refused(easq: Easq, header: str) -> None:
+    done = easq("info", "--header", header)
+    assert (done.status, done.out) == (2, b"")
+    assert "header" in done.err
+
+
+def test_a_bug_is_one_line_and_a_traceback_on_request(easq: Easq) -> None:
+    code = (
+        "import sys, easq.cli.completion as c\n"
+        "def broken(root, shell): raise RuntimeError('kaputt')\n"
+        "c.script = broken\n"
+        "from easq.cli.main import run\n"
+        "sys.exit(run(['completion', 'bash']))"
+    )
+
+    def run(**environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env={**easq.environ, **environ},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    plain = run()
+    assert (plain.returncode, plain.stdout) == (1, "")
+    assert plain.stderr == "easq: bug: RuntimeError: kaputt; set EASQ_DEBUG=1 for the traceback\n"
+    full = run(EASQ_DEBUG="1")
+    assert full.returncode == 1
+    assert full.stderr.startswith("Traceback (most recent call last):\n")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["completion", "bash"], ["info"], ["get"]])
+def test_a_stdout_that_nobody_reads_ends_quietly(queue: Easq, args: list[str]) -> None:
+    queue("put", "-d", "x")
+    read, write = os.pipe()
+    os.close(read)
+    with queue.start(*args, stdout=write) as process:
+        os.close(write)
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+def test_a_full_disk_behind_stdout_is_said(queue: Easq) -> None:
+    with open("/dev/full", "wb") as full, queue.start("info", stdout=full) as process:
+        assert process.stderr is not None
+        assert process.stderr.read() == b"easq: cannot write to stdout: No space left on device\n"
+        assert process.wait() == 74
+
+
+def test_color_is_for_terminals_unless_told_otherwise(easq: Easq) -> None:
+    colored = "\x1b[31measq:\x1b[0m no command 'x'"
+    assert easq("x", env={"NO_COLOR": ""}).err.startswith("easq: no command 'x'")
+    assert easq("x", env={"NO_COLOR": "", "FORCE_COLOR": "1"}).err.startswith(colored)
+    assert easq("--color", "always", "info").err.startswith("\x1b[31measq:\x1b[0m no url")
+    assert finish(easq.terminal("x", env={"NO_COLOR": ""}))[1].startswith(colored)
+    assert finish(easq.terminal("x", env={"NO_COLOR": "", "TERM": "dumb"}))[1].startswith("easq: no command")
+    assert finish(easq.terminal("--color", "never", "info", env={"NO_COLOR": ""}))[1].startswith(
+        "easq: no url"
+    )
+
+
+def test_an_error_cannot_drive_the_terminal(easq: Easq) -> None:
+    status, text = finish(easq.terminal("x\x1b]0;t\x07\r\u202e"))
+    assert status == 2
+    assert text.startswith(r"easq: no command 'x\x1b]0;t\x07\r\u202e'")

@@ -1,0 +1,34 @@
+"""Fixtures for every part: a service in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from tests.support.process import Service
+
+Serve: TypeAlias = Callable[..., Service]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """A factory of services: `serve("--leave-grace", "1s", storage="memory:", token="t")`, running and ended after.
+
+    Each has a data file of its own, in a folder of its own, unless `storage` says otherwise.
+    """
+    started: list[Service] = []
+
+    def start(*options: str, storage: str | None = None, token: str = "") -> Service:
+        folder = tmp_path / f"service-{len(started)}"
+        folder.mkdir()
+        service = Service(folder, storage or f"sqlite:{folder / 'data' / 'easq.db'}", options, token)
+        started.append(service)
+        service.start()
+        return service
+
+    yield start
+    for service in started:
+        service.kill()

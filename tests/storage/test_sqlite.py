@@ -1,0 +1,299 @@
+"""What only an engine that keeps things promises: restart, files, locks, durability."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from easq.errors import QueueFull, StorageError
+from easq.model import Frame
+from easq.storage.base import Limits
+from easq.storage.open import open_storage
+from easq.storage.sqlite import SCHEMA_VERSION, Sqlite
+from tests.storage.conftest import Engine
+
+Run: TypeAlias = Callable[[Callable[[Engine], Awaitable[Any]]], Any]
+
+
+def test_a_restart_brings_back_items_in_order_and_goes_on_counting(run_sqlite: Run) -> None:
+    async def body(engine: Engine) -> None:
+        for priority in (0, 1, 0):
+            await engine.put(priority=priority)
+        await engine.storage.delete("q", [3])
+        await engine.restart()
+        assert await engine.indexes() == [1, 2]
+        session = await engine.attach(window=1)
+        assert await engine.leased(session) == [2]
+        assert await engine.put() == 4
+
+    run_sqlite(body)
+
+
+def test_an_index_is_not_used_again_after_truncate_and_restart(run_sqlite: Run) -> None:
+    async def body(engine: Engine) -> None:
+        for _ in range(3):
+            await engine.put()
+        await engine.storage.truncate("q", 4)
+        await engine.restart()
+        assert await engine.put() == 4
+
+    run_sqlite(body)
+
+
+def test_what_was_pending_is_ready_after_a_restart(run_sqlite: Run) -> None:
+    async def body(engine: Engine) -> None:
+        await engine.put()
+        session = await engine.attach("first")
+        await engine.leased(session)
+        await engine.restart()
+        other = await engine.attach("other")
+        (lease,) = await engine.storage.lease("q", other, index_only=False)
+        assert (lease.frame.index, lease.deliveries) == (1, 2)
+
+    run_sqlite(body)
+
+
+def test_a_commit_of_one_group_is_remembered_while_another_holds_the_item(run_sqlite: Run) -> None:
+    async def body(engine: Engine) -> None:
+        await engine.put()
+        one, two = await engine.attach(group="one"), await engine.attach(group="two")
+        await engine.leased(one)
+        await engine.leased(two)
+        await engine.commit(1, group="one")
+        await engine.restart()
+        again = await engine.attach(group="one")
+        assert await engine.has_nothing_for(again)
+        held = await engine.attach(group="two")
+        assert await engine.leased(held) == [1]
+        await engine.commit(1, group="two")
+        assert await engine.length() == 0
+
+    run_sqlite(body)
+
+
+def test_failures_are_counted_across_a_restart(run_sqlite: Run) -> None:
+    async def body(engine: Engine) -> None:
+        await engine.put()
+        session = await engine.attach()
+        await engine.leased(session)
+        await engine.negative(1)
+        await engine.restart()
+        again = await engine.attach()
+        (lease,) = await engine.storage.lease("q", again, index_only=False)
+        assert lease.deliveries == 2
+        await engine.negative(1)
+        assert await engine.has_nothing_for(again)  # the second failure has a delay
+        assert await engine.leased(again) == [1]
+
+    run_sqlite(body)
+
+
+def test_the_end_mark_is_stored(run_sqlite: Run) -> None:
+    async def body(engine: Engine) -> None:
+        await engine.storage.end("q", ended=True)
+        await engine.restart()
+        assert (await engine.storage.attributes("q", now=engine.now)).ended
+
+    run_sqlite(body)
+
+
+def test_streams_do_not_mix(run_sqlite: Run) -> None:
+    async def body(engine: Engine) -> None:
+        await engine.storage.open("q/sink")
+        await engine.put(b"input", requestId="one")
+        await engine.storage.append(
+            "q/sink", Frame(0, {"requestId": "one"}, b"result"), priority=0, limits=Limits()
+        )
+        await engine.storage.truncate("q", 100)
+        await engine.restart()
+        await engine.storage.open("q/sink")
+        assert await engine.indexes() == []
+        found = await engine.storage.read("q/sink", start=0, length=9, tags={"requestId": "one"})
+        assert [(frame.index, frame.data) for frame in found] == [(1, b"result")]
+        assert await engine.storage.streams() == ["q", "q/sink"]
+
+    run_sqlite(body)
+
+
+def _start(path: Path) -> None:
+    async def main() -> None:
+        storage = open_storage(f"sqlite:{path}")
+        await storage.start(lambda _: None)
+        await storage.close()
+
+    asyncio.run(main())
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        first, second = (open_storage(f"sqlite:{tmp_path / 'easq.db'}") for _ in range(2))
+        await first.start(lambda _: None)
+        with pytest.raises(StorageError, match="in use by another easq serve"):
+            await second.start(lambda _: None)
+        await first.close()
+        await second.start(lambda _: None)
+        await second.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"not a database, just text that is long enough" * 20, "file is not a database"),
+    ],
+)
+def test_a_foreign_file_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "easq.db"
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match=reason):
+        _start(path)
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "easq.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE t (x)")
+    connection.close()
+    with pytest.raises(StorageError, match="another program's SQLite file"):
+        _start(path)
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "easq.db"
+    _start(path)
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    connection.close()
+    with pytest.raises(StorageError, match=f"schema is version {SCHEMA_VERSION + 1}"):
+        _start(path)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "easq.db"
+
+    async def fill() -> None:
+        engine = Engine(f"sqlite:{path}")
+        await engine.start()
+        for _ in range(50):
+            await engine.put(b"x" * 500)
+        await engine.storage.close()
+
+    asyncio.run(fill())
+    content = bytearray(path.read_bytes())
+    content[4096 : len(content) // 2] = b"\xff" * (len(content) // 2 - 4096)
+    path.write_bytes(content)
+
+    async def read() -> None:
+        engine = Engine(f"sqlite:{path}")
+        try:
+            await engine.start()
+        finally:
+            await engine.storage.close()
+
+    with pytest.raises(StorageError):
+        asyncio.run(read())
+    assert path.read_bytes() == bytes(content)
+
+
+def test_a_half_made_file_of_an_earlier_start_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "easq.db.new").write_bytes(b"torn")
+    _start(tmp_path / "easq.db")
+    assert not (tmp_path / "easq.db.new").exists()
+
+
+def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "easq.db"
+    old = os.umask(0)
+    try:
+
+        async def main() -> None:
+            engine = Engine(f"sqlite:{path}")
+            await engine.start()
+            await engine.put()
+            for file in path.parent.iterdir():
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+            await engine.storage.close()
+
+        asyncio.run(main())
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(("durability", "level"), [("fsync", 2), ("os", 1)])
+def test_durability_is_what_it_says(tmp_path: Path, durability: str, level: int) -> None:
+    """`fsync` writes with synchronous=FULL, `os` with NORMAL, both with a write-ahead log."""
+
+    async def main() -> None:
+        storage = open_storage(f"sqlite:{tmp_path / 'easq.db'}", durability=durability)
+        assert isinstance(storage, Sqlite)
+        await storage.start(lambda _: None)
+        assert storage.durability == durability
+        assert storage._writer.execute("PRAGMA synchronous").fetchone() == (level,)
+        assert storage._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        await storage.close()
+
+    asyncio.run(main())
+
+
+async def _try(putting: Awaitable[int]) -> int | None:
+    try:
+        return await putting
+    except QueueFull:
+        return None
+
+
+def test_a_full_disk_refuses_puts_and_lets_commits_through(tmp_path: Path) -> None:
+    """With no page left, puts are refused and nothing is lost; commits go on, and make room again."""
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
+        await engine.start()
+        assert isinstance(engine.storage, Sqlite)
+        pages = engine.storage._writer.execute("PRAGMA page_count").fetchone()[0]
+        engine.storage._writer.execute(f"PRAGMA max_page_count = {pages + 30}")
+        results = [await _try(engine.put(b"x" * 10_000, requestId=str(n))) for n in range(60)]
+        stored = [index for index in results if index is not None]
+        assert 5 < len(stored) < 50
+        assert await engine.indexes() == stored
+        assert await engine.commit(*stored[:5]) == 5
+        again = await engine.put(b"x" * 10_000, requestId="again")
+        assert again > stored[-1]
+        await engine.restart()
+        assert await engine.indexes() == [*stored[5:], again]
+        await engine.storage.close()
+        assert engine.failures == []
+
+    asyncio.run(main())
+
+
+def test_a_failed_write_acknowledges_nothing_and_is_reported_once(tmp_path: Path) -> None:
+    """What was not committed raises StorageError, and so does everything after it."""
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
+        await engine.start()
+        assert isinstance(engine.storage, Sqlite)
+        await engine.put()
+        engine.storage._writer.execute("PRAGMA query_only = ON")
+        results = await asyncio.gather(*(engine.put() for _ in range(5)), return_exceptions=True)
+        assert all(isinstance(result, StorageError) for result in results)
+        with pytest.raises(StorageError):
+            await engine.put()
+        with pytest.raises(StorageError):
+            await engine.indexes()
+        assert len(engine.failures) == 1
+        engine.storage._writer.execute("PRAGMA query_only = OFF")
+        await engine.storage.close()
+
+    asyncio.run(main())

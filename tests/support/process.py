@@ -1,0 +1,151 @@
+"""The service in a process of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.support.http import Stream
+from tests.support.waiting import PATIENCE_S
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+COMMAND = (sys.executable, "-W", "error", "-m", "tests.support.runner", "serve")
+
+
+class Service:
+    """`easq serve` on a free port of 127.0.0.1. It can be killed, and started again on the same data."""
+
+    def __init__(self, folder: Path, storage: str, options: Sequence[str], token: str) -> None:
+        self.folder = folder
+        self.token = token
+        self.log = folder / "serve.log"
+        self.storage = storage
+        self.options = options
+        self.wanted_port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._url = ""
+        self.seconds_to_ready = 0.0
+
+    @property
+    def arguments(self) -> list[str]:
+        """What is executed."""
+        return [*COMMAND, "--port", str(self.wanted_port), "--storage", self.storage, *self.options]
+
+    def start(self) -> None:
+        """The service answers requests: it has printed its address, on its first line."""
+        assert self._process is None
+        began = time.monotonic()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self.environ(),
+            )
+        line = self._first_line(self._process)
+        self.seconds_to_ready = time.monotonic() - began
+        if not line.startswith("EASQ_URL="):
+            code = self.kill()
+            raise AssertionError(f"not ready: {line!r}, exit {code}, {self.log.read_text()}")
+        self._url = line.removeprefix("EASQ_URL=").strip()
+
+    def environ(self) -> dict[str, str]:
+        """An environment in which no profile and no token of whoever runs the tests is seen."""
+        environ = {
+            name: value for name, value in os.environ.items() if not name.startswith(("EASQ_", "XDG_"))
+        }
+        environ |= {"HOME": str(self.folder), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        return environ | ({"EASQ_TOKEN": self.token} if self.token else {})
+
+    @staticmethod
+    def _first_line(process: subprocess.Popen[bytes]) -> str:
+        assert process.stdout is not None
+        line = b""
+        deadline = time.monotonic() + PATIENCE_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n") and selector.select(max(0.0, deadline - time.monotonic())):
+                data = os.read(process.stdout.fileno(), 4096)
+                if not data:
+                    break
+                line += data
+        return line.partition(b"\n")[0].decode()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self._url).port or 0
+
+    def url(self, queue: str = "qservice", *, sink: bool = False) -> str:
+        """The address of a queue, or of its sink."""
+        parts = urlsplit(self._url)
+        return f"http://{parts.netloc}/api/predict/{queue}{'/sink' if sink else ''}"
+
+    def stream(self, queue: str = "qservice") -> Stream:
+        """A queue, in the raw."""
+        headers = [("Authorization", self.token)] if self.token else []
+        return Stream(self.port, f"/api/predict/{queue}", headers)
+
+    def wait(self) -> int:
+        """The exit code, once the process has ended by itself."""
+        assert self._process is not None
+        code = self._process.wait(PATIENCE_S)
+        self._forget()
+        return code
+
+    def kill(self) -> int:
+        """The process is gone, as by `kill -9`."""
+        return self._end(signal.SIGKILL)
+
+    def terminate(self) -> int:
+        """The process has ended in order."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> int:
+        if self._process is None:
+            return 0
+        self._process.send_signal(number)
+        try:
+            return self.wait()
+        finally:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+                self._forget()
+
+    def _forget(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process = None
+
+    def restart(self) -> None:
+        """Killed, and ready again on the same data."""
+        self.kill()
+        self.start()
+
+
+def run_to_the_end(folder: Path, storage: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """A service that is expected to refuse to start: its exit code and what it said."""
+    service = Service(folder, storage, options, "")
+    return subprocess.run(
+        service.arguments,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=service.environ(),
+        timeout=PATIENCE_S,
+        check=False,
+    )

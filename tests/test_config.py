@@ -1,0 +1,243 @@
+"""Profiles: what is read, what is written, what is refused."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from easq import config
+from easq.errors import ConfigError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "easq" / "config.toml"
+
+
+def write(path: Path, text: str, mode: int = 0o600) -> Path:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_a_missing_file_is_an_empty_configuration(path: Path) -> None:
+    loaded = config.load(path)
+    assert (loaded.profiles, loaded.current, loaded.warnings) == ({}, "default", ())
+
+
+def test_what_is_saved_is_read_back(path: Path) -> None:
+    config.save(
+        config.load(path).with_values("local", {"url": "http://h/q", "token": "t"}).with_current("local")
+    )
+    loaded = config.load(path)
+    assert loaded.current == "local"
+    assert loaded.profile("local") == {"url": "http://h/q", "token": "t"}
+    assert loaded.warnings == ()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o777, 0o022])
+def test_file_and_folder_are_ours_alone_whatever_the_umask(path: Path, umask: int) -> None:
+    old = os.umask(umask)
+    try:
+        config.save(config.load(path).with_values("a", {"token": "t"}))
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert os.listdir(path.parent) == ["config.toml"]
+
+
+def test_a_file_that_others_could_read_is_closed_by_a_save(path: Path) -> None:
+    write(path, 'profile = "a"\n[profiles.a]\ntoken = "t"\n', 0o644)
+    config.save(config.load(path).with_values("a", {"user": "u"}))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_symbolic_link_is_not_written_through(path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere"
+    target.write_text("")
+    path.parent.mkdir()
+    path.symlink_to(target)
+    with pytest.raises(ConfigError, match="is a symbolic link"):
+        config.save(config.load(path).with_values("a", {"token": "secret"}))
+    assert target.read_text() == ""
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_no_draft(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(path, '[profiles.a]\nurl = "http://old/q"\n')
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match="cannot save: No space left on device"):
+        config.save(config.load(path).with_values("a", {"url": "http://new/q"}))
+    assert config.load(path).profile("a") == {"url": "http://old/q"}
+    assert os.listdir(path.parent) == ["config.toml"]
+
+
+def test_a_file_open_to_others_is_warned_about(path: Path) -> None:
+    write(path, "", 0o640)
+    assert config.load(path).warnings == (f"{path} is open to others (mode 0640): chmod 600 {path}",)
+
+
+def test_unknown_keys_are_named_and_survive_a_save(path: Path) -> None:
+    write(path, 'theme = "dark"\n[profiles.a]\nurll = "http://h/q"\n[profiles.a.deep]\nx = [1, 2]\n')
+    loaded = config.load(path)
+    assert loaded.warnings == (
+        f"{path}: unknown key 'theme'",
+        f"{path}: profiles.a: unknown key 'urll' (did you mean 'url'?)",
+        f"{path}: profiles.a: unknown key 'deep'",
+    )
+    config.save(loaded.with_values("a", {"user": "u"}))
+    again = config.load(path)
+    assert again.document["theme"] == "dark"
+    assert again.profile("a") == {"urll": "http://h/q", "deep": {"x": [1, 2]}, "user": "u"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = 1\nb = = 2\n", "Invalid value (at line 2, column 5)"),
+        ("version = 2\n", "version 2 is not known here, only 1"),
+        ("profile = 3\n", "profile must be text, not 3"),
+        ("profiles = 3\n", "profiles must be tables, [profiles.NAME]"),
+        ("[profiles]\na = 3\n", "profiles.a must be a table, [profiles.a]"),
+    ],
+)
+def test_what_is_no_configuration_is_refused_with_the_place(path: Path, text: str, message: str) -> None:
+    write(path, text)
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    assert caught.value.message == f"{path}: {message}"
+
+
+def test_a_file_that_is_not_utf8_is_refused(path: Path) -> None:
+    write(path, "")
+    path.write_bytes(b'a = "\xff"\n')
+    with pytest.raises(ConfigError, match="not UTF-8 at byte 5"):
+        config.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("url = 3", "url must be text, not int"),
+        ("token = 123456789", "token must be text, not int"),
+        ('token_cmd = "pass show x"', 'token_cmd must be a list of texts, ["pass", "show", "x"]'),
+        ("token_cmd = []", 'token_cmd must be a list of texts, ["pass", "show", "x"]'),
+    ],
+)
+def test_a_wrong_type_is_named_without_the_value(path: Path, text: str, message: str) -> None:
+    loaded = config.load(write(path, f"[profiles.a]\n{text}\n"))
+    with pytest.raises(ConfigError) as caught:
+        loaded.profile("a")
+    assert caught.value.message == f"{path}: profiles.a: {message}"
+    assert config.problems(loaded) == [f"{path}: profiles.a: {message}"]
+
+
+def test_an_unknown_profile_names_the_known_ones(path: Path) -> None:
+    loaded = config.load(write(path, "[profiles.prod]\n[profiles.local]\n"))
+    with pytest.raises(ConfigError) as caught:
+        config.resolve(loaded, {"profile": "prd"}, {})
+    assert caught.value.message == "no profile 'prd' (did you mean 'prod'?); known: local, prod"
+    with pytest.raises(ConfigError, match="no profile 'zzz'; known: local, prod"):
+        config.resolve(loaded, {}, {"EASQ_PROFILE": "zzz"})
+
+
+def test_each_value_comes_from_option_then_environment_then_profile_then_built_in(path: Path) -> None:
+    loaded = config.load(
+        write(path, 'profile = "a"\n[profiles.a]\nurl = "http://p/q"\ngroup = "pg"\nendpoint = "http://e"\n')
+    )
+    resolved = config.resolve(loaded, {"url": "http://o/q"}, {"EASQ_URL": "http://e/q", "EASQ_GROUP": "eg"})
+    assert resolved.profile == config.Value("a", "config file")
+    assert resolved.values == {
+        "url": config.Value("http://o/q", "option --url"),
+        "group": config.Value("eg", "environment EASQ_GROUP"),
+        "user": config.Value("default_user", "built-in"),
+        "endpoint": config.Value("http://e", "profile a"),
+    }
+
+
+def test_the_token_comes_from_the_first_source_that_is_given() -> None:
+    cmd = {"token_cmd": ["c"], "token_file": "f", "token": "t"}
+    environ = {"EASQ_TOKEN": "et", "EASQ_TOKEN_FILE": "ef"}
+    order = [
+        ({"token_file": "of", "token": "ot"}, environ, cmd, "option --token-file"),
+        ({"token": "ot"}, environ, cmd, "option --token"),
+        ({}, environ, cmd, "profile a, token_cmd"),
+        ({}, environ, {"token": "t"}, "environment EASQ_TOKEN_FILE"),
+        ({}, {"EASQ_TOKEN": "et"}, {"token": "t"}, "environment EASQ_TOKEN"),
+        ({}, {}, {"token_file": "f", "token": "t"}, "profile a, token_file"),
+        ({}, {}, {"token": "t"}, "profile a, token"),
+    ]
+    for options, env, profile, origin in order:
+        loaded = config.Config(Path("x"), {"profile": "a", "profiles": {"a": profile}})
+        source = config.resolve(loaded, options, env).token
+        assert source is not None
+        assert source.origin == origin
+    assert config.resolve(config.Config(Path("x")), {}, {}).token is None
+
+
+def test_a_token_file_is_read_without_its_newline_and_with_its_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "t").write_text("  abc==\n")
+    assert config.read_token(config.TokenSource("token_file", "~/t", "x")) == "abc=="
+
+
+def test_a_token_command_runs_without_a_shell_and_gives_its_first_line() -> None:
+    argv = (sys.executable, "-c", "import sys; print(sys.argv[1]); print('more')", "$HOME;`id`")
+    assert config.read_token(config.TokenSource("token_cmd", argv, "x")) == "$HOME;`id`"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("token_file", "/nowhere/t", "token file /nowhere/t: No such file or directory (x)"),
+        ("token_file", "/", "token file /: Is a directory (x)"),
+        ("token_file", "/dev/null", "the token is empty (x)"),
+        ("token_cmd", ("/nowhere/c",), "token_cmd '/nowhere/c' cannot start: No such file or directory (x)"),
+        ("token_cmd", ("false",), "token_cmd 'false' failed with status 1 (x)"),
+        ("token_cmd", ("true",), "the token is empty (x)"),
+        ("token", "a\r\nX: y", "the token holds characters that no header may carry (x)"),
+        ("token", "geheim-ü", "the token holds characters that no header may carry (x)"),
+    ],
+)
+def test_a_source_that_gives_no_token_is_named(kind: str, value: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.read_token(config.TokenSource(kind, value, "x"))
+    assert caught.value.message == message
+
+
+def test_a_removed_profile_is_gone_and_no_longer_current(path: Path) -> None:
+    loaded = config.load(write(path, 'profile = "a"\n[profiles.a]\n[profiles.b]\n'))
+    left = loaded.without_profile("a")
+    assert (list(left.profiles), left.current) == (["b"], "default")
+
+
+def test_problems_are_all_listed(path: Path) -> None:
+    write(path, 'profile = "gone"\n[profiles.a]\ntoken = "x"\ntoken_file = "y"\nuser = "a b"\n')
+    assert config.problems(config.load(path)) == [
+        f"{path}: profiles.a: token and token_file are both given",
+        f"{path}: profiles.a: user 'a b' is not 1-128 of A-Z a-z 0-9 . _ -",
+        f"{path}: profile 'gone' is not there",
+    ]
+
+
+def test_the_place_of_the_file() -> None:
+    assert config.config_path({"EASQ_CONFIG": "/x/c.toml", "HOME": "/h"}) == Path("/x/c.toml")
+    assert config.config_path({"XDG_CONFIG_HOME": "/x", "HOME": "/h"}) == Path("/x/easq/config.toml")
+    assert config.config_path({"XDG_CONFIG_HOME": "rel", "HOME": "/h"}) == Path("/h/.config/easq/config.toml")
+
+
+def test_a_token_source_does_not_show_its_token() -> None:
+    assert "hunter2" not in repr(config.TokenSource("token", "hunter2", "x"))
