@@ -374,26 +374,28 @@ class _WebSocketLink:
         self._line.until = time.monotonic() + settings.request_timeout_s
         self._line.budget = _MAX_HANDSHAKE_BYTES
         ws_url = url.replace("http", "ws", 1)
+        error: Exception | None = None
         try:
             self._ws.connect(  # type: ignore[no-untyped-call, unused-ignore]
                 f"{ws_url}?{query}", socket=self._line, header=lines, suppress_origin=True, redirect_limit=0
             )
-            shaken = self._ws.handshake_response
-            if shaken is None or shaken.status != 101:
-                refused = Reply(shaken.status if shaken else 500, shaken.headers if shaken else {})
-                raise read_error(hide_in(refused, secrets_of(headers)))
-        except BaseException as error:
+        except Exception as raised:
+            error = raised
+        failure = self._refusal(error, settings, secrets_of(headers)) or error
+        if failure is not None:
             self._line.close()
-            failure = self._refusal(error, settings, secrets_of(headers))
-            if failure is None:
-                raise
-            raise failure from error
+            raise failure from (error if failure is not error else error.__cause__)
         self._line.until = None
         self._ws.settimeout(_TICK_S)
 
-    def _refusal(self, error: BaseException, settings: Settings, secrets: list[str]) -> EasqError | None:
-        """Our error for one of the handshake's; None where it is ours already, or none of the network."""
-        if isinstance(error, websocket.WebSocketBadStatusException):
+    def _refusal(self, error: Exception | None, settings: Settings, secrets: list[str]) -> EasqError | None:
+        """Our error for how a handshake ended; None where it went well, or the error is ours already."""
+        shaken = self._ws.handshake_response
+        if (
+            shaken is not None and shaken.status != 101
+        ):  # a redirect: the library raises, or goes on, by its version
+            return read_error(hide_in(Reply(shaken.status, shaken.headers), secrets))
+        if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code:
             if not 200 <= error.status_code < 300:
                 refused = Reply(error.status_code, error.resp_headers or {}, error.resp_body or b"")
                 return read_error(hide_in(refused, secrets))
