@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from easq.render.printer import Printer
     from easq.wire.operations import Caller
 
+#: the forms of output
+OUTPUTS = ("text", "json", "table", "raw", "none")
+
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -54,15 +57,11 @@ class App:
     @property
     def output(self) -> str:
         """The form of the output: option, environment, text."""
-        from easq.render.printer import OUTPUTS
-
         asked = self.options.get("output") or self.environ.get("EASQ_OUTPUT") or "text"
         return asked if asked in OUTPUTS else "text"
 
     def start(self) -> None:
         """Nothing is wrong with what the environment says. Raises UsageError."""
-        from easq.render.printer import OUTPUTS
-
         asked = self.environ.get("EASQ_OUTPUT")
         if asked and asked not in OUTPUTS:
             raise UsageError(f"EASQ_OUTPUT is {asked!r}, not one of {', '.join(OUTPUTS)}")

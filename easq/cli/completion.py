@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 #: what click's completion reads its instruction from
 COMPLETE_VARIABLE = "_EASQ_COMPLETE"
+
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -30,12 +31,12 @@ def completion(app: App, shell: str) -> None:
 
     What it completes it asks of easq itself, never of the network.
     """
-    app.printer.write(script(shell, click.get_current_context().find_root().command).encode())
+    app.printer.write(script(click.get_current_context().find_root().command, shell).encode())
     app.printer.flush()
 
 
-def script(shell: str, root: click.Command) -> str:
-    """The script that completes the commands of `root` in `shell`, from click's own template."""
+def script(root: click.Command, shell: str) -> str:
+    """The script for `shell` that completes `root`, from click's own template."""
     from click.shell_completion import ShellComplete, get_completion_class
 
     make = get_completion_class(shell)

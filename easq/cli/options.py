@@ -14,18 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from easq.cli.app import OUTPUTS, App
 from easq.model import MAX_WIRE_INDEX, NEWEST
 
 if TYPE_CHECKING:
-    from easq.cli.app import App
-
     ParamType = click.ParamType[Any]  # generic for mypy, and a plain class in click 8.1
 else:
     ParamType = click.ParamType
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-OUTPUTS = ("text", "json", "table", "raw", "none")
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FORBIDDEN_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")

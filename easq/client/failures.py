@@ -14,8 +14,10 @@ from easq.errors import Unreachable
 class Unconnected(Unreachable):
     """No connection came about: nothing of the request was sent."""
 
-    def __init__(self, message: str, *, hint: str = "", lasting: bool = False) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self, message: str, *, hint: str = "", status: int | None = None, lasting: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint, status=status)
         #: trying again cannot help: the name does not exist, the certificate is not trusted
         self.lasting = lasting
 

@@ -28,7 +28,7 @@ class Line:
     def __init__(self, connected: socket.socket, url: str) -> None:
         self._socket = connected
         self._url = url
-        #: on the monotonic clock, when reading and writing end; None: only each call's own timeout counts
+        #: on the monotonic clock, when reading and writing end; None: each call's own timeout counts
         self.until: float | None = None
         #: bytes that may still come
         self.budget = 0
@@ -37,7 +37,7 @@ class Line:
         self._timeout: float | None = None
 
     def recv(self, size: int) -> bytes:
-        """What came, empty at the end. Raises TimeoutError, and NotAQueueService when the budget is used up."""
+        """What came, empty at the end. Raises TimeoutError, and NotAQueueService above the budget."""
         self._bound()
         data = self._socket.recv(size)
         self.heard_at = time.monotonic()

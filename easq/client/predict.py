@@ -28,8 +28,7 @@ def predict_queue(
     path: str = "",
     content_type: str = "",
 ) -> Frame:
-    """The sink's item for `data` put into the input. It is still in the sink: deleting it is for whoever used
-    it.
+    """The sink's item for `data` put into the input. It is still in the sink: who used it may delete it.
 
     Raises DeadlineExceeded, naming the request id, when it did not come within `timeout_s`.
     """

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
+from easq.client.trace import hide
 from easq.client.transport import Retry, Transport
 from easq.errors import EasqError, UsageError
 from easq.model import NEWEST, NO_INDEX, Ack, Frame, SearchResult, Tags
 from easq.wire import operations, replies
 from easq.wire.operations import Caller, Codec, Operation
+from easq.wire.replies import Reply
 
 if TYPE_CHECKING:
     from easq.client.watch import Watcher
+
+T = TypeVar("T")
 
 #: indexes in one commit, negative or delete; more are sent in several
 MAX_INDEXES_PER_REQUEST = 256
@@ -25,7 +29,7 @@ _IDLE_PAUSE_S = 0.25
 
 
 class QueueClient:
-    """One stream (input or sink) of a queue, called as `caller`. `url` is what `endpoint.stream_url` gives."""
+    """One stream (input or sink) of a queue, called as `caller`. `url` is what `stream_url` gives."""
 
     def __init__(self, url: str, caller: Caller, transport: Transport) -> None:
         self.url = url
@@ -55,7 +59,7 @@ class QueueClient:
         put = operations.Put(
             data, _checked(tags), priority, sub_path(path), content_type=content_type, key=key
         )
-        return replies.read_put(self._exchange(put, retry=Retry.READ if key else Retry.WRITE))
+        return self._ask(put, replies.read_put, retry=Retry.READ if key else Retry.WRITE)
 
     def get(
         self,
@@ -87,8 +91,7 @@ class QueueClient:
             )
             began = time.monotonic()
             try:
-                reply = self._exchange(get, retry=Retry.WRITE if auto_delete else Retry.READ)
-                found = replies.read_frames(reply, Codec.PROTOBUF)
+                found = self._ask(get, _read_list, retry=Retry.WRITE if auto_delete else Retry.READ)
             except EasqError:
                 if frames and auto_delete:
                     return frames  # these are gone from the queue: losing them here would lose them for good
@@ -103,11 +106,11 @@ class QueueClient:
 
     def search(self, index: int) -> SearchResult:
         """Where the item `index` stands for the caller's group. Raises NotFound when it is gone."""
-        return replies.read_search(self._exchange(operations.Search(index)))
+        return self._ask(operations.Search(index), replies.read_search)
 
     def count(self, *, tags: Tags | None = None, priority: int | None = None) -> int:
         """How many items are present, of one priority class (None: all) and with all `tags`."""
-        return replies.read_count(self._exchange(operations.Count(_checked(tags), priority)))
+        return self._ask(operations.Count(_checked(tags), priority), replies.read_count)
 
     def commit(self, indexes: Iterable[int]) -> None:
         """The items are done for the caller's group."""
@@ -129,15 +132,15 @@ class QueueClient:
 
     def truncate(self, index: int) -> None:
         """Removes every item with an index strictly lower than `index`, for all groups."""
-        replies.read_ok(self._exchange(operations.Truncate(index)))
+        self._ask(operations.Truncate(index), replies.read_ok)
 
     def attributes(self) -> dict[str, str]:
         """The attributes of the stream."""
-        return replies.read_attributes(self._exchange(operations.Describe()), Codec.JSON)
+        return self._ask(operations.Describe(), _read_attributes)
 
     def end(self, *, force: bool = False, undo: bool = False) -> None:
         """Ends the stream once all is delivered, or at once with `force`; `undo` reopens it."""
-        replies.read_ok(self._exchange(operations.End(force, undo)))
+        self._ask(operations.End(force, undo), replies.read_ok)
 
     def watch(
         self,
@@ -163,15 +166,33 @@ class QueueClient:
 
     def _each(self, indexes: Iterable[int], operation: Callable[[tuple[int, ...]], Operation]) -> None:
         for chunk in _chunks(tuple(indexes)):
-            replies.read_ok(self._exchange(operation(chunk)))
+            self._ask(operation(chunk), replies.read_ok)
 
-    def _exchange(self, operation: Operation, *, retry: Retry = Retry.READ) -> replies.Reply:
-        return self._transport.exchange(self.url, operations.to_request(operation), self.caller, retry=retry)
+    def _ask(self, operation: Operation, read: Callable[[Reply], T], *, retry: Retry = Retry.READ) -> T:
+        reply = self._transport.exchange(self.url, operations.to_request(operation), self.caller, retry=retry)
+        try:
+            return read(reply)
+        except EasqError as error:
+            # it may quote the answer, and what answers everything may answer with what it was sent
+            error.message = hide(error.message, [self.caller.token])
+            error.args = (error.message,)
+            raise
+
+
+def _read_list(reply: Reply) -> list[Frame]:
+    return replies.read_frames(reply, Codec.PROTOBUF)
+
+
+def _read_attributes(reply: Reply) -> dict[str, str]:
+    return replies.read_attributes(reply, Codec.JSON)
 
 
 def sub_path(path: str) -> str:
     """`path`, as written behind a URL, decoded. Raises UsageError for one that would lead elsewhere."""
-    found = unquote(path, errors="strict" if "%" in path else "replace") if path else ""
+    try:
+        found = unquote(path, errors="strict")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the path {path[:80]!a} is not UTF-8") from error
     if not found.strip("/"):
         return ""
     if "?" in path or "#" in path:

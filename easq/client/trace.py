@@ -8,6 +8,7 @@ from urllib.parse import quote, quote_plus
 
 from easq.client.endpoint import shown
 from easq.redact import mask
+from easq.wire.replies import Reply
 
 #: called with a level (1: request, status, time; 2: headers; 3: first KiB of a body) and a line
 Trace = Callable[[int, str], None]
@@ -23,10 +24,7 @@ class Tracer:
 
     def __init__(self, trace: Trace | None, secrets: Iterable[str] = ()) -> None:
         self._trace = trace
-        found = {secret for secret in secrets if len(secret) >= 4}
-        spellings = {(form, mask(secret)) for secret in found for form in _spellings(secret)}
-        # the longest first: one secret may be part of another
-        self._masks = sorted(spellings, key=lambda pair: -len(pair[0]))
+        self._secrets = list(secrets)
 
     def request(self, method: str, url: str, query: Iterable[tuple[str, str]]) -> None:
         """Tells that a request begins."""
@@ -52,13 +50,31 @@ class Tracer:
         """Tells the first KiB of a body."""
         if self._trace is not None and body:
             more = f" ... ({len(body)} bytes)" if len(body) > _BODY_BYTES else ""
-            self._line(3, f"{direction} {body[:_BODY_BYTES].decode(errors='replace')}{more}")
+            # cut after hiding: a secret across the cut would show its first half
+            text = hide(body[: 8 * _BODY_BYTES].decode(errors="replace"), self._secrets)[:_BODY_BYTES]
+            self._line(3, f"{direction} {text}{more}")
 
     def _line(self, level: int, line: str) -> None:
-        for secret, masked in self._masks:
-            line = line.replace(secret, masked)
         if self._trace is not None:
-            self._trace(level, line)
+            self._trace(level, hide(line, self._secrets))
+
+
+def hide(text: str, secrets: Iterable[str]) -> str:
+    """`text` with every one of `secrets` masked, also where it stands percent-encoded."""
+    # the longest first: one secret may be part of another
+    for secret in sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True):
+        for form in _spellings(secret):
+            text = text.replace(form, mask(secret))
+    return text
+
+
+def hide_in(reply: Reply, secrets: Iterable[str]) -> Reply:
+    """An answer to make an error of, with every one of `secrets` masked: servers like to quote what they
+    refuse.
+    """
+    found = list(secrets)
+    headers = {name: hide(value, found) for name, value in reply.headers.items()}
+    return Reply(reply.status, headers, hide(reply.body[:8192].decode(errors="replace"), found).encode())
 
 
 def secrets_of(headers: Mapping[str, str]) -> list[str]:
@@ -72,4 +88,4 @@ def _spellings(secret: str) -> set[str]:
 
 
 def _readable(value: str) -> str:
-    return quote_plus(value, safe="/:@,", errors="replace")
+    return quote_plus(value, safe="/:@,*", errors="replace")

@@ -27,7 +27,7 @@ from easq.client.endpoint import proxy_for, shown
 from easq.client.failures import Unconnected, unconnected
 from easq.client.headers import request_headers
 from easq.client.tls import tls_context
-from easq.client.trace import Trace, Tracer, secrets_of
+from easq.client.trace import Trace, Tracer, hide_in, secrets_of
 from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
 from easq.wire.operations import Caller, Request
 from easq.wire.replies import STORED_HEADER, Reply, read_error
@@ -126,7 +126,7 @@ class Transport:
                 reply = self._attempt(url, request, headers, min(end, time.monotonic() + limit_s))
                 if 200 <= reply.status < 300:
                     return reply
-                error: EasqError = read_error(reply)
+                error: EasqError = read_error(hide_in(reply, secrets_of(headers)))
                 full += reply.status == 429 and request.method == "POST"
                 again = full < _MAX_FULL_ATTEMPTS and _again_after_reply(retry, reply)
             except Unconnected as failure:
@@ -147,7 +147,8 @@ class Transport:
         response, tracer, began = self._send(url, request, headers, self.settings.request_timeout_s)
         try:
             if not response.is_success:
-                raise read_error(self._read(url, response, tracer, began))
+                refused = self._read(url, response, tracer, began)
+                raise read_error(hide_in(refused, secrets_of(headers)))
         except BaseException:
             response.close()
             raise

@@ -24,7 +24,7 @@ from easq.client.endpoint import shown
 from easq.client.failures import Unconnected
 from easq.client.headers import request_headers
 from easq.client.line import open_line
-from easq.client.trace import Tracer, secrets_of
+from easq.client.trace import Tracer, hide_in, secrets_of
 from easq.client.transport import Settings, Transport
 from easq.errors import (
     AnotherWatcher,
@@ -297,7 +297,7 @@ class _WebSocket(websocket.WebSocket):
 
 
 class _WebSocketLink:
-    """A watch over WebSocket. All reading and writing is done by one thread: TLS connections bear no second."""
+    """A watch over WebSocket. One thread reads and writes: a TLS connection bears no second."""
 
     def __init__(
         self,
@@ -374,27 +374,31 @@ class _WebSocketLink:
         self._line.until = time.monotonic() + settings.request_timeout_s
         self._line.budget = _MAX_HANDSHAKE_BYTES
         ws_url = url.replace("http", "ws", 1)
+        error: Exception | None = None
         try:
-            self._ws.connect(
+            self._ws.connect(  # type: ignore[no-untyped-call, unused-ignore]
                 f"{ws_url}?{query}", socket=self._line, header=lines, suppress_origin=True, redirect_limit=0
             )
-            shaken = self._ws.handshake_response
-            if shaken is None or shaken.status != 101:
-                raise read_error(Reply(shaken.status if shaken else 500, shaken.headers if shaken else {}))
-        except BaseException as error:
+        except Exception as raised:
+            error = raised
+        failure = self._refusal(error, settings, secrets_of(headers)) or error
+        if failure is not None:
             self._line.close()
-            failure = self._refusal(error, settings)
-            if failure is None:
-                raise
-            raise failure from error
+            raise failure from (error if failure is not error else error.__cause__)
         self._line.until = None
         self._ws.settimeout(_TICK_S)
 
-    def _refusal(self, error: BaseException, settings: Settings) -> EasqError | None:
-        """Our error for one of the handshake's; None where it is ours already, or none of the network."""
-        if isinstance(error, websocket.WebSocketBadStatusException):
+    def _refusal(self, error: Exception | None, settings: Settings, secrets: list[str]) -> EasqError | None:
+        """Our error for how a handshake ended; None where it went well, or the error is ours already."""
+        shaken = self._ws.handshake_response
+        if (
+            shaken is not None and shaken.status != 101
+        ):  # a redirect: the library raises, or goes on, by its version
+            return read_error(hide_in(Reply(shaken.status, shaken.headers), secrets))
+        if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code:
             if not 200 <= error.status_code < 300:
-                return read_error(Reply(error.status_code, error.resp_headers or {}, error.resp_body or b""))
+                refused = Reply(error.status_code, error.resp_headers or {}, error.resp_body or b"")
+                return read_error(hide_in(refused, secrets))
             return NotAQueueService(
                 f"{self._address} answered {error.status_code} where a watch begins with 101",
                 hint="check the url; a proxy that knows no WebSocket may be in between: --transport http",

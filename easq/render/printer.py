@@ -27,9 +27,6 @@ from easq.model import Frame
 from easq.redact import mask
 from easq.render.payload import cell, escape, json_safe, one_line
 
-OUTPUTS = ("text", "json", "table", "raw", "none")
-COLORS = ("auto", "always", "never")
-
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
 #: characters; a shorter secret would blot out ordinary words

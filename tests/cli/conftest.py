@@ -1,31 +1,23 @@
-"""A real service on a free port, and easq run as a real process against it."""
+"""easq run as a real process, on pipes or on a terminal, against a real service."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pexpect
 import pytest
 
+from tests.conftest import Serve
+
 ROOT = Path(__file__).parents[2]
 
 #: seconds until a test gives up on a process; none waits that long unless it fails
 DEADLINE_S = 30.0
-
-_SERVE = """
-import asyncio, sys
-from easq.service.server import Settings, serve
-
-def ready(server):
-    print(server.url(), flush=True)
-
-asyncio.run(serve(Settings(port=0, token=sys.argv[1]), ready))
-"""
 
 
 @dataclass(frozen=True)
@@ -109,33 +101,9 @@ def easq(tmp_path: Path) -> Easq:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., tuple[str, subprocess.Popen[bytes]]]]:
-    """Starts services; each gives its address and its process."""
-    running: list[subprocess.Popen[bytes]] = []
-
-    def start(token: str = "") -> tuple[str, subprocess.Popen[bytes]]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, token],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        running.append(process)
-        assert process.stdout is not None
-        return process.stdout.readline().decode().strip(), process
-
-    yield start
-    for process in running:
-        process.terminate()
-    for process in running:
-        process.wait(DEADLINE_S)
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-@pytest.fixture
-def url(serve: Callable[..., tuple[str, subprocess.Popen[bytes]]]) -> str:
+def url(serve: Serve) -> str:
     """The address of an empty queue."""
-    return serve()[0]
+    return serve(storage="memory:").url()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from easq.cli.main import COMMANDS, root
 from easq.cli.options import Command, Group
 from easq.errors import Exit
 from tests.cli.conftest import Easq, finish
+from tests.conftest import Serve
 
 HEAVY = ("aiohttp", "google", "httpx", "rich", "sqlite3", "websocket")
 
@@ -142,8 +143,8 @@ def test_no_such_queue_is_not_found(easq: Easq, url: str) -> None:
     assert done.err.startswith("easq: ")
 
 
-def test_a_wrong_token_is_an_auth_failure_that_shows_no_token(easq: Easq, serve: object) -> None:
-    url, _ = serve("the-right-token-1234")  # type: ignore[operator]
+def test_a_wrong_token_is_an_auth_failure_that_shows_no_token(easq: Easq, serve: Serve) -> None:
+    url = serve(storage="memory:", token="the-right-token-1234").url()
     done = easq("info", "--url", url, env={"EASQ_TOKEN": "the-wrong-token-5678"})
     assert (done.status, done.out) == (7, b"")
     assert "the-wrong-token" not in done.err
@@ -151,9 +152,9 @@ def test_a_wrong_token_is_an_auth_failure_that_shows_no_token(easq: Easq, serve:
     assert easq("info", "--url", url, env={"EASQ_TOKEN": "the-right-token-1234"}).status == 0
 
 
-def test_no_form_of_talk_shows_the_token(easq: Easq, serve: object) -> None:
+def test_no_form_of_talk_shows_the_token(easq: Easq, serve: Serve) -> None:
     token = "canary-0123456789-canary-abcd"
-    url, _ = serve(token)  # type: ignore[operator]
+    url = serve(storage="memory:", token=token).url()
     (easq.home / "t").write_text(token)
     runs = [
         easq("info", "--url", url, "--token", token, "-vvv"),
@@ -218,7 +219,7 @@ def test_a_header_that_is_none_is_refused(easq: Easq, header: str) -> None:
 def test_a_bug_is_one_line_and_a_traceback_on_request(easq: Easq) -> None:
     code = (
         "import sys, easq.cli.completion as c\n"
-        "def broken(shell): raise RuntimeError('kaputt')\n"
+        "def broken(root, shell): raise RuntimeError('kaputt')\n"
         "c.script = broken\n"
         "from easq.cli.main import run\n"
         "sys.exit(run(['completion', 'bash']))"

@@ -1,0 +1,207 @@
+"""easq get: what is found, how it is shown, where it is written, when it is deleted."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from easq.cli.get import file_name
+from easq.model import REQUEST_ID, Frame
+from tests.cli.conftest import Easq, finish
+
+
+def length(queue: Easq, *args: str) -> int:
+    return int(queue("info", "--field", "stream.length", *args).text)
+
+
+@pytest.fixture
+def three(queue: Easq) -> Easq:
+    """A queue of a, b and c."""
+    queue("put", "-f", "-", stdin=b"a\nb\nc\n")
+    return queue
+
+
+def test_items_from_an_index_on(three: Easq) -> None:
+    assert three("get", "-o", "raw").text == "a"
+    assert three("get", "0", "-o", "raw").text == "a"
+    assert three("get", "2", "-o", "raw").text == "b"
+    assert three("get", "2", "-l", "9", "-o", "raw").text == "b\nc\n"
+    assert length(three) == 3
+
+
+@pytest.mark.parametrize("index", ["abc", "1.5", "18446744073709551616", "", "1 ", "１", "+1", "0x1"])
+@pytest.mark.parametrize("command", ["get", "trunc"])
+def test_an_index_that_is_none(easq: Easq, command: str, index: str) -> None:
+    done = easq(command, index)
+    lowest = 0 if command == "get" else 1
+    assert (done.status, done.out) == (2, b"")
+    assert done.err == (
+        f"easq: invalid value for '[INDEX]': {index!r} is not an index, a whole number from {lowest} to "
+        f"18446744073709551615\nhint: easq {command} --help\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["get", "trunc", "delete", "commit", "negative"])
+def test_a_negative_index_is_not_taken_for_an_option(easq: Easq, command: str) -> None:
+    done = easq(command, "-1")
+    assert (done.status, done.err) == (2, "easq: '-1' is not an index: an index is never negative\n")
+
+
+def test_the_largest_index_finds_nothing(queue: Easq) -> None:
+    assert queue("get", "18446744073709551615").status == 3
+
+
+def test_finding_nothing_is_no_data(queue: Easq) -> None:
+    done = queue("get", "7", "--tags", "a=b", "--timeout", "1ms")
+    assert (done.status, done.out) == (3, b"")
+    assert done.err == "easq: no data from index 7 on with tags[a=b] within 1ms\n"
+    empty = queue("get", "--allow-empty")
+    assert (empty.status, empty.out, empty.err) == (0, b"", "")
+
+
+def test_a_wait_ends_when_the_item_comes(queue: Easq) -> None:
+    with queue.start("get", "--timeout", "30s", "-o", "raw") as waiting:
+        queue("put", "-d", "late")
+        assert waiting.communicate()[0] == b"late"
+        assert waiting.returncode == 0
+
+
+def test_tags_and_request_id_choose(queue: Easq) -> None:
+    queue("put", "-d", "1", "--tags", "a=1", "--tags", "b=1")
+    queue("put", "-d", "2", "--tags", "a=1", "--tags", "requestId=r 2")
+    assert queue("get", "-l", "9", "--tags", "a=1", "-o", "raw").text == "1\n2\n"
+    assert queue("get", "-l", "9", "--tags", "a=1", "--tags", "b=1", "-o", "raw").text == "1\n"
+    assert queue("get", "--request-id", "r 2", "-o", "raw").text == "2"
+
+
+def test_the_sink_is_another_stream(queue: Easq) -> None:
+    queue("put", "-k", "-d", "result")
+    assert queue("get").status == 3
+    assert queue("get", "-k", "-o", "raw").text == "result"
+    url = json.loads(queue("config", "show", "-o", "json").out)["url"]
+    assert queue("get", "--url", f"{url}/sink", "-o", "raw").text == "result"
+    assert queue("get", "-k", "--url", f"{url}/sink/", "-o", "raw").text == "result"
+
+
+def test_delete_removes_what_was_printed(three: Easq) -> None:
+    assert three("get", "-l", "2", "--delete", "-o", "raw").text == "a\nb\n"
+    assert three("get", "-l", "9", "-o", "raw").text == "c\n"
+
+
+def test_what_could_not_be_printed_is_not_deleted(three: Easq) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with three.start("get", "-l", "9", "--delete", stdout=write) as process:
+        os.close(write)
+        assert process.stderr is not None
+        assert (process.wait(), process.stderr.read()) == (141, b"")
+    with open("/dev/full", "wb") as full, three.start("get", "--delete", stdout=full) as process:
+        assert process.wait() == 74
+    assert length(three) == 3
+
+
+def test_json_is_a_record_a_line(queue: Easq) -> None:
+    queue("put", "-d", b"\xff", "--tags", "k=v", "--tags", "requestId=r-1")
+    record = json.loads(queue("get", "-o", "json").out)
+    moment = record.pop("source_time")
+    stamp = record["tags"].pop("ts@source")
+    assert moment.endswith(f".{stamp[-3:]}Z")
+    assert record == {
+        "n": 0,
+        "index": "1",
+        "request_id": "r-1",
+        "tags": {"Header:Content-Type": record["tags"]["Header:Content-Type"], "k": "v", "requestId": "r-1"},
+        "size": 1,
+        "encoding": "base64",
+        "data": "/w==",
+        "sink_time": None,
+        "message": "",
+    }
+
+
+def test_a_table_is_tab_separated_in_a_pipe_and_drawn_on_a_terminal(queue: Easq) -> None:
+    queue("put", "-d", "a\tb[/bold]", "--tags", "requestId=r")
+    piped = queue("get", "-o", "table").text.splitlines()
+    assert piped[0] == "n\tindex\trequest_id\ttags\tsize\tdata"
+    assert piped[1].split("\t")[:3] == ["0", "1", "r"]
+    assert piped[1].split("\t")[4:] == ["10", "a\\tb[/bold]"]
+    status, drawn = finish(queue.terminal("get", "-o", "table", env={"COLUMNS": "200"}))
+    assert status == 0
+    assert "request_id" in drawn.splitlines()[0] + drawn.splitlines()[1]
+    assert "a\\tb[/bold]" in drawn
+    assert "\t" not in drawn
+
+
+EVIL = b"\x1b]52;c;aGk=\x07\x1b[2Jx\ry\x9b31m\xe2\x80\xaeabc\xe2\x80\x8b\xc2\x9b0m\n\tend"
+
+
+def test_a_payload_cannot_drive_the_terminal(queue: Easq) -> None:
+    data = "\x1b]52;c;aGk=\x07x\ry\u202eabc\u200b\u009b0m\n\tend"
+    assert queue("put", "-d", data, "--tags", "k=\x1b[2J\u2066").status == 0
+    status, text = finish(queue.terminal("get"))
+    assert status == 0
+    assert text.endswith("] \\x1b]52;c;aGk=\\x07x\\ry\\u202eabc\\u200b\\x9b0m\n\tend\n")
+    assert "k=\\x1b[2J\\u2066 " in text
+    assert all(c in "\n\t" or c.isprintable() for c in text)
+    status, table = finish(queue.terminal("get", "-o", "table"))
+    assert all(c == "\n" or c.isprintable() for c in table)
+    status, line = finish(queue.terminal("get", "-o", "json"))
+    assert all(c == "\n" or c.isprintable() for c in line)
+    assert json.loads(line)["data"] == data
+
+
+def test_binary_is_not_shown_on_a_terminal_but_goes_through_a_pipe(queue: Easq) -> None:
+    (queue.home / "evil").write_bytes(EVIL)
+    queue("put", "evil")
+    status, text = finish(queue.terminal("get"))
+    assert (status, text.rpartition("] ")[2]) == (0, f"<binary {len(EVIL)} B, use -o raw>\n")
+    assert queue("get").out.endswith(b"] " + EVIL + b"\n")
+    assert queue("get", "-o", "raw").out == EVIL
+
+
+def test_each_payload_goes_into_a_file_of_its_own(queue: Easq) -> None:
+    queue("put", "-d", "one", "--tags", "requestId=r-1")
+    queue("put", "-d", "two", "--tags", "requestId=../../x")
+    done = queue("get", "-l", "9", "--output-dir", "out", "--delete")
+    assert done.status == 0
+    assert [line.rpartition(" ")[2] for line in done.text.splitlines()] == ["out/1-r-1", "out/2"]
+    assert sorted(os.listdir(queue.home / "out")) == ["1-r-1", "2"]
+    assert (queue.home / "out" / "1-r-1").read_bytes() == b"one"
+    assert (queue.home / "out" / "2").read_bytes() == b"two"
+    assert length(queue) == 0
+
+
+def test_json_names_the_file(queue: Easq) -> None:
+    queue("put", "-d", "one", "--tags", "requestId=r")
+    record = json.loads(queue("get", "--output-dir", "out", "-o", "json").out)
+    assert (record["file"], record["data"], record["size"]) == ("out/1-r", None, 3)
+
+
+@pytest.mark.parametrize(
+    "request_id",
+    ["../../x", "/etc/x", "a\0b", "", ".", "..", "-rf", "a b", "ü", "x" * 300, "a/b", "a.b", "con\n"],
+)
+def test_a_name_of_a_file_never_comes_from_an_unsafe_request_id(request_id: str) -> None:
+    assert file_name(Frame(7, {REQUEST_ID: request_id})) == "7"
+
+
+def test_a_safe_request_id_is_part_of_the_name() -> None:
+    assert file_name(Frame(7, {REQUEST_ID: "e47b76e2-2648_x"})) == "7-e47b76e2-2648_x"
+
+
+def test_files_that_are_there_and_links_are_left_alone_and_nothing_is_deleted(queue: Easq) -> None:
+    queue("put", "-d", "new", "--tags", "requestId=r")
+    out, elsewhere = queue.home / "out", queue.home / "elsewhere"
+    out.mkdir()
+    (out / "1-r").symlink_to(elsewhere)
+    done = queue("get", "--output-dir", "out", "--delete")
+    assert (done.status, done.err) == (2, "easq: out/1-r: File exists\n")
+    assert not elsewhere.exists()
+    (queue.home / "link").symlink_to(out)
+    done = queue("get", "--output-dir", "link/", "--delete")
+    assert (done.status, done.err) == (2, "easq: link/: a symbolic link\n")
+    (queue.home / "file").write_text("")
+    assert queue("get", "--output-dir", "file", "--delete").status == 2
+    assert length(queue) == 1

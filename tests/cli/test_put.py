@@ -1,0 +1,355 @@
+"""easq put: what becomes an item, what is refused, and what is said when it goes wrong in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socketserver
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+
+from tests.cli.conftest import Easq
+from tests.conftest import Serve
+
+
+def payloads(queue: Easq, *args: str) -> list[bytes]:
+    """The payloads in the queue, as they are."""
+    done = queue("get", "-l", "1000", "-o", "json", "--allow-empty", *args)
+    assert done.status == 0
+    records = [json.loads(line) for line in done.out.splitlines()]
+    assert all(record["encoding"] == "utf8" for record in records)
+    return [record["data"].encode() for record in records]
+
+
+def test_an_item_is_the_literal_itself(queue: Easq) -> None:
+    (queue.home / "x").write_text("the file")
+    assert queue("put", "-d", "@x").text == "[OK] 1\n"
+    assert queue("put", "-d", "").text == "[OK] 2\n"
+    assert queue("put", "-d", " a\n").text == "[OK] 3\n"
+    assert queue("put", "--data=-x").text == "[OK] 4\n"
+    assert payloads(queue) == [b"@x", b"", b" a\n", b"-x"]
+
+
+def test_bytes_of_an_argument_that_are_no_text_stay_what_they_are(queue: Easq) -> None:
+    assert queue("put", "-d", b"\xff\xfe").status == 0
+    assert queue("get", "-o", "raw").out == b"\xff\xfe"
+
+
+def test_of_lines_only_the_line_feed_is_cut_and_empty_ones_are_skipped(queue: Easq) -> None:
+    done = queue("put", "-f", "-", stdin=b"a\r\n\n \n\n\tb\x0b\x0cc\xc2\x85d")
+    assert done.text == "[OK] 1\n[OK] 2\n[OK] 3\n"
+    assert done.err.startswith(
+        "[INFO] Opening data file: -\n[INFO] Skipped 2 empty lines.\n[INFO] Put data done.\nTotal time cost: "
+    )
+    assert done.err.endswith("Total size: 11.00 B\nTotal: 3, success: 3, failed: 0\n")
+    assert payloads(queue) == [b"a\r", b" ", b"\tb\x0b\x0cc\xc2\x85d"]
+
+
+def test_paths_and_bare_stdin_are_whole_items(queue: Easq) -> None:
+    (queue.home / "one").write_bytes(b"1\n1\n")
+    (queue.home / "two").write_bytes(b"")
+    assert queue("put", "one", "two").text == "[OK] 1\n[OK] 2\n"
+    assert queue("put", stdin=b"3\n3\n").text == "[OK] 3\n"
+    assert payloads(queue) == [b"1\n1\n", b"", b"3\n3\n"]
+
+
+def test_input_format_chooses_how_files_are_cut(queue: Easq) -> None:
+    (queue.home / "one").write_bytes(b"1\n2\n")
+    assert queue("put", "-f", "one", "--input-format", "whole").text == "[OK] 1\n"
+    assert queue("put", "one", "--input-format", "lines").text == "[OK] 2\n[OK] 3\n"
+    assert queue("put", "--input-format", "lines", stdin=b"4\n5\n").text == "[OK] 4\n[OK] 5\n"
+
+
+def test_a_pipe_can_be_named_as_a_file(queue: Easq) -> None:
+    read, write = os.pipe()
+    os.write(write, b"a\nb\n")
+    os.close(write)
+    with queue.start("put", "-f", f"/dev/fd/{read}", "-q", pass_fds=[read]) as process:
+        out, err = process.communicate()
+    os.close(read)
+    assert (process.returncode, out, err) == (0, b"[OK] 1\n[OK] 2\n", b"")
+
+
+def test_tags_priority_path_and_type_go_with_every_item(queue: Easq) -> None:
+    done = queue(
+        "put", "-d", "x", "--tags", "run=7", "--tags", "q=a=b ü/&", "--priority", "1", "--path", "/v1/x",
+        "--content-type", "image/png",
+    )  # fmt: skip
+    assert done.status == 0
+    tags = json.loads(queue("get", "-o", "json").out)["tags"]
+    assert tags["run"] == "7"
+    assert tags["q"] == "a=b ü/&"
+    assert tags["Header:Content-Type"] == "image/png"
+    assert "/v1/x" in tags.values()
+    queue("put", "-d", "normal")
+    queue("put", "-d", "first", "--priority", "2")
+    watched = queue("watch", "--commit", "output", "-n", "3", "-o", "raw")
+    assert watched.text == "first\nx\nnormal\n"
+
+
+@pytest.mark.parametrize(
+    ("tag", "problem"),
+    [
+        ("novalue", "'novalue' is no tag: it has no '='"),
+        ("=x", "'=x' is no tag: nothing stands before '='"),
+        ("_priority_=1", "'_priority_=1' is no tag: names that begin with '_' are the wire's own"),
+        ("a=b\r\nX: y", r"'a=b\r\nX: y' is no tag: it holds a line break or NUL"),
+        ("a\n=b", r"'a\n=b' is no tag: it holds a line break or NUL"),
+        (b"a=\xff", r"'a=\udcff' is no tag: it is not UTF-8"),
+    ],
+)
+def test_a_tag_that_is_none_is_refused_before_anything_is_sent(queue: Easq, tag: str, problem: str) -> None:
+    for command in ("put", "get", "watch"):
+        done = queue(command, *(("-d", "x") if command == "put" else ()), "--tags", tag)
+        assert (done.status, done.out) == (2, b"")
+        assert done.err == f"easq: invalid value for '--tags': {problem}\nhint: easq {command} --help\n"
+    assert payloads(queue) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "err"),
+    [
+        (["-f", "missing"], "cannot read missing: No such file or directory"),
+        (["missing"], "cannot read missing: No such file or directory"),
+        (["-f", "."], "cannot read .: it is a folder"),
+        (["there", "."], "cannot read .: it is a folder"),
+        (["-f", "there", "-d", "x"], "-d, -f and PATH exclude each other"),
+        (["-d", "x", "there"], "-d, -f and PATH exclude each other"),
+        (
+            ["-d", "x", "--input-format", "lines"],
+            "-d gives one literal item; --input-format is for files and stdin",
+        ),
+        ([], "nothing came on stdin; an empty item is put with -d ''"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_and_nothing_is_stored(queue: Easq, args: list[str], err: str) -> None:
+    (queue.home / "there").write_text("x")
+    done = queue("put", *args)
+    assert (done.status, done.out) == (2, b"")
+    assert done.err == f"easq: {err}\n"
+    assert payloads(queue) == []
+
+
+def test_a_file_that_may_not_be_read_is_refused(queue: Easq) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    (queue.home / "shut").write_text("x")
+    (queue.home / "shut").chmod(0)
+    assert queue("put", "-f", "shut").err == "easq: cannot read shut: Permission denied\n"
+
+
+def test_a_closed_stdin_is_nothing_to_send(queue: Easq) -> None:
+    with queue.start("put", stdin=None, preexec_fn=lambda: os.close(0)) as process:
+        out, err = process.communicate()
+    assert (process.returncode, out) == (2, b"")
+    assert err == b"easq: nothing to send\nhint: -d STRING, -f FILE, PATH..., or pipe it in\n"
+
+
+def test_a_terminal_as_stdin_is_nothing_to_send(queue: Easq) -> None:
+    from tests.cli.conftest import finish
+
+    status, text = finish(queue.terminal("put"))
+    assert (status, text.splitlines()[0]) == (2, "easq: nothing to send")
+
+
+def test_what_get_writes_put_takes_back_unchanged(queue: Easq) -> None:
+    queue("put", "-d", b"\xff\xfe", "--tags", "a=b", "--content-type", "image/png")
+    queue("put", "-d", "text ü\n", "--tags", "requestId=mine")
+    written = queue("get", "-l", "9", "-o", "json").out
+    done = queue("put", "-k", "--input-format", "json", stdin=written)
+    assert (done.status, done.text) == (0, "[OK] 1\n[OK] 2\n")
+    before = [json.loads(line) for line in written.splitlines()]
+    after = [json.loads(line) for line in queue("get", "-k", "-l", "9", "-o", "json").out.splitlines()]
+    for old, new in zip(before, after, strict=True):
+        assert (old["data"], old["encoding"]) == (new["data"], new["encoding"])
+        assert new["request_id"] != old["request_id"]
+        kept = {k: v for k, v in old["tags"].items() if k != "requestId" and not k.startswith("ts@")}
+        assert {k: v for k, v in new["tags"].items() if k in kept} == kept
+        assert "ts@source" not in new["tags"]
+    queue("put", "-k", "--input-format", "json", "--keep-tags", stdin=written)
+    last = json.loads(queue("get", "-k", "4", "-o", "json").out)
+    assert last["request_id"] == "mine"
+    assert last["tags"]["ts@source"] == before[1]["tags"]["ts@source"]
+
+
+def test_a_priority_in_json_is_kept(queue: Easq) -> None:
+    queue("put", "--input-format", "json", stdin=b'{"data":"low"}\n\n{"data":"high","priority":1}\n')
+    assert queue("watch", "--commit", "output", "-n", "2", "-o", "raw").text == "high\nlow\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("x", "not JSON: Expecting value: line 1 column 1 (char 0)"),
+        ("[1]", "not a JSON object"),
+        ("{}", "no data, which must be text"),
+        ('{"data":1}', "no data, which must be text"),
+        ('{"data":"a","encoding":"hex"}', "encoding 'hex' is neither utf8 nor base64"),
+        ('{"data":"a","encoding":"base64"}', "data is not base64: "),
+        ('{"data":"\\ud800"}', "data is no UTF-8: it holds a lone surrogate"),
+        ('{"data":"a","tags":[]}', None),
+        ('{"data":"a","tags":[1]}', "tags is not an object of texts"),
+        ('{"data":"a","tags":{"k":1}}', "tags is not an object of texts"),
+        ('{"data":"a","tags":{"_k":"v"}}', "'_k=v' is no tag: names that begin with '_' are the wire's own"),
+        ('{"data":"a","priority":"1"}', "priority '1' is not a whole number from 0"),
+        ('{"data":"a","priority":true}', "priority True is not a whole number from 0"),
+    ],
+)
+def test_a_json_line_that_is_no_record_is_named(queue: Easq, line: str, problem: str | None) -> None:
+    done = queue("put", "--input-format", "json", stdin=line.encode() + b"\n")
+    if problem is None:
+        assert done.status == 0
+        return
+    assert (done.status, done.out) == (2, b"")
+    assert f"easq: line 1: {problem}" in done.err
+
+
+def test_one_bad_line_in_the_middle_stops_and_says_where_to_go_on(queue: Easq) -> None:
+    (queue.home / "in").write_text('{"data":"1"}\n\n{"data":2}\n{"data":"3"}\n{"data":"4"}\n')
+    done = queue("put", "-f", "in", "--input-format", "json")
+    assert (done.status, done.text) == (10, "[OK] 1\n")
+    assert done.err.endswith(
+        "Total: 4, success: 1, failed: 1, remaining: 2\n"
+        "easq: line 3 of in: no data, which must be text; 1 stored, 1 failed, 2 not attempted\n"
+        "hint: go on with: tail -n +3 in | easq put -f - --input-format json\n"
+    )
+
+
+def test_on_error_continue_tries_every_line(queue: Easq) -> None:
+    lines = b'{"data":"1"}\nx\n{"data":"3"}\n'
+    done = queue("put", "--input-format", "json", "--on-error", "continue", stdin=lines)
+    assert (done.status, done.text) == (10, "[OK] 1\n[OK] 2\n")
+    assert "easq: line 2: not JSON: " in done.err
+    assert done.err.endswith("Total: 3, success: 2, failed: 1\neasq: 2 stored, 1 failed\n")
+
+
+def test_a_payload_above_the_limit_is_refused_with_its_own_status(queue: Easq) -> None:
+    (queue.home / "big").write_bytes(b"x" * (8 * 1024 * 1024 + 1))
+    done = queue("put", "big", "-o", "json")
+    assert (done.status, done.out) == (4, b"")
+    error = json.loads(done.err)["error"]
+    assert (error["kind"], error["exit"], error["http_status"]) == ("payload_too_large", 4, 413)
+
+
+def test_json_output_is_a_record_an_item_and_a_summary(queue: Easq) -> None:
+    done = queue("put", "-f", "-", "-o", "json", stdin=b"a\n\nbc\n")
+    records = [json.loads(line) for line in done.out.splitlines()]
+    assert [(r["n"], r["index"], r["size"]) for r in records] == [(0, "1", 1), (1, "2", 2)]
+    assert re.fullmatch(r"[0-9a-f-]{36}", records[0]["request_id"])
+    summary = json.loads(done.err)["summary"]
+    del summary["seconds"]
+    assert summary == {
+        "total": 2, "success": 2, "failed": 0, "remaining": 0, "skipped": 1, "size": 3,
+    }  # fmt: skip
+
+
+def test_quiet_and_none(queue: Easq) -> None:
+    assert queue("put", "-d", "x", "-q").err == ""
+    done = queue("put", "-d", "x", "-o", "none", "-q")
+    assert (done.status, done.out, done.err) == (0, b"", "")
+
+
+def test_with_many_at_a_time_results_are_in_the_order_of_the_input(queue: Easq) -> None:
+    lines = b"".join(b"%d\n" % number for number in range(200))
+    done = queue("put", "-f", "-", "-c", "8", "-o", "json", stdin=lines)
+    assert done.status == 0
+    records = [json.loads(line) for line in done.out.splitlines()]
+    items = {r["index"]: r["data"] for r in map(json.loads, _all(queue))}
+    assert [items[record["index"]] for record in records] == [str(number) for number in range(200)]
+
+
+def _all(queue: Easq) -> list[bytes]:
+    return queue("get", "-l", "1000", "-o", "json").out.splitlines()
+
+
+def test_a_rate_is_kept(queue: Easq) -> None:
+    done = queue("put", "-f", "-", "--rate", "50", "-o", "json", stdin=b"x\n" * 6)
+    assert done.status == 0
+    assert json.loads(done.err)["summary"]["seconds"] >= 5 / 50
+
+
+class _Breaking(BaseHTTPRequestHandler):
+    """Takes `limit` puts; what comes then is read, and the connection closed without an answer."""
+
+    protocol_version = "HTTP/1.1"
+    limit = 0
+    taken = 0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if type(self).taken >= self.limit:
+            self.close_connection = True
+            return
+        type(self).taken += 1
+        body = str(self.taken).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Eas-Queueservice-Request-Id", "r")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def breaking(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server that dies in the middle of a put, as no real one does on request."""
+    handler = type("Handler", (_Breaking,), {"limit": request.param})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/q"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("breaking", [3], indirect=True)
+def test_a_server_that_dies_in_the_middle_leaves_word_of_what_is_stored(easq: Easq, breaking: str) -> None:
+    (easq.home / "in put").write_bytes(b"1\n\n2\n3\n4\n5\n6\n")
+    done = easq("put", "-f", "in put", "--url", breaking)
+    assert (done.status, done.text) == (10, "[OK] 1\n[OK] 2\n[OK] 3\n")
+    last = done.err.splitlines()[-2:]
+    assert last[0].startswith("easq: line 5 of in put: ")
+    assert last[0].endswith("; whether it was stored is not known; 3 stored, 1 failed, 2 not attempted")
+    assert last[1] == "hint: go on with: tail -n +5 'in put' | easq put -f -"
+    assert "Total: 6, success: 3, failed: 1, remaining: 2" in done.err.splitlines()
+
+
+@pytest.mark.parametrize("breaking", [0], indirect=True)
+def test_where_nothing_was_stored_the_status_is_that_of_the_failure(easq: Easq, breaking: str) -> None:
+    done = easq("put", "-f", "-", "--url", breaking, stdin=b"1\n2\n")
+    assert (done.status, done.out) == (6, b"")
+    assert done.err.splitlines()[-1].startswith("easq: line 1: ")
+    single = easq("put", "-d", "x", "--url", breaking)
+    assert (single.status, single.out) == (6, b"")
+    assert single.err.endswith("; whether it was stored is not known\n")
+    assert single.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("breaking", [0], indirect=True)
+def test_a_broken_put_is_not_sent_twice(easq: Easq, breaking: str) -> None:
+    done = easq("put", "-d", "x", "--url", breaking, "-v")
+    assert done.err.count("> POST ") == 1
+
+
+def test_a_server_that_is_not_there_leaves_no_doubt(easq: Easq) -> None:
+    done = easq("put", "-d", "x", "--url", "http://127.0.0.1:1/q", "--connect-timeout", "0.1")
+    assert done.status == 6
+    assert "not known" not in done.err
+
+
+def test_a_full_queue_is_refused(easq: Easq, serve: Serve) -> None:
+    url = serve("--max-length", "2", storage="memory:").url()
+    done = easq("put", "-f", "-", "--url", url, stdin=b"1\n2\n3\n4\n")
+    assert (done.status, done.text) == (10, "[OK] 1\n[OK] 2\n")
+    assert "line 3: " in done.err
+    assert "; 2 stored, 1 failed, the rest not attempted\nhint: go on with line 3\n" in done.err
+    single = easq("put", "-d", "x", "--url", url, "-o", "json")
+    assert single.status == 4
+    assert json.loads(single.err)["error"]["kind"] == "queue_full"

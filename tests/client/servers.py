@@ -1,0 +1,203 @@
+"""Servers that do what a real one will not do on request: one handler a connection, bytes as they are."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+@dataclass
+class Peer:
+    """The server's side of one connection."""
+
+    socket: socket.socket
+    stop: threading.Event
+    buffer: bytes = b""
+
+    def read_request(self) -> tuple[str, bytes]:
+        """Head and body of the next request; ("", b"") when there is none."""
+        while b"\r\n\r\n" not in self.buffer:
+            if not self._more():
+                return "", b""
+        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
+        length = 0
+        for line in head.split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        while len(self.buffer) < length and self._more():
+            pass
+        body, self.buffer = self.buffer[:length], self.buffer[length:]
+        return head.decode(), body
+
+    def send(self, data: bytes) -> None:
+        with suppress(OSError):
+            self.socket.sendall(data)
+
+    def answer(self, status: int = 200, body: bytes = b"", **headers: str) -> None:
+        lines = [f"HTTP/1.1 {status} Text", f"Content-Length: {len(body)}"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        self.send("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+    def upgrade(self) -> str:
+        """Takes a WebSocket handshake; its head."""
+        head, _ = self.read_request()
+        key = next(
+            line[18:].strip() for line in head.split("\r\n") if line.lower().startswith("sec-websocket-key:")
+        )
+        accept = base64.b64encode(hashlib.sha1(key.encode() + GUID).digest()).decode()
+        self.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            + f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
+        )
+        return head
+
+    def send_frame(self, data: bytes, opcode: int = 2) -> None:
+        length = len(data)
+        if length < 126:
+            head = bytes([0x80 | opcode, length])
+        elif length < 65536:
+            head = bytes([0x80 | opcode, 126]) + length.to_bytes(2, "big")
+        else:
+            head = bytes([0x80 | opcode, 127]) + length.to_bytes(8, "big")
+        self.send(head + data)
+
+    def send_close(self, code: int, reason: str = "") -> None:
+        self.send_frame(code.to_bytes(2, "big") + reason.encode(), 8)
+
+    def read_frame(self) -> tuple[int, bytes]:
+        """Opcode and payload of the next frame of the client; (-1, b"") when there is none."""
+        while len(self.buffer) < 6:
+            if not self._more():
+                return -1, b""
+        opcode, length = self.buffer[0] & 15, self.buffer[1] & 127
+        while len(self.buffer) < 6 + length:
+            if not self._more():
+                return -1, b""
+        mask, data = self.buffer[2:6], self.buffer[6 : 6 + length]
+        self.buffer = self.buffer[6 + length :]
+        return opcode, bytes(byte ^ mask[at % 4] for at, byte in enumerate(data))
+
+    def serve_pings(self) -> tuple[int, bytes]:
+        """Answers pings until something else comes, which is given back."""
+        while True:
+            opcode, data = self.read_frame()
+            if opcode != 9:
+                return opcode, data
+            self.send_frame(data, 10)
+
+    def _more(self) -> bool:
+        while not self.stop.is_set():
+            try:
+                data = self.socket.recv(65536)
+            except TimeoutError:
+                continue
+            except OSError:
+                return False
+            self.buffer += data
+            return bool(data)
+        return False
+
+
+@dataclass
+class Server:
+    """Runs `handler` for each connection in turn of arrival, each in a thread; knows what came."""
+
+    handler: Callable[[Server, Peer], None]
+    port: int = 0
+    requests: list[tuple[str, bytes]] = field(default_factory=list)
+    connections: int = 0
+    errors: list[BaseException] = field(default_factory=list)
+
+    def __enter__(self) -> Server:
+        self.stop = threading.Event()
+        self.threads: list[threading.Thread] = []
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.listener.settimeout(0.05)
+        self.port = self.listener.getsockname()[1]
+        self.acceptor = threading.Thread(target=self._accept)
+        self.acceptor.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop.set()
+        self.acceptor.join()
+        for thread in self.threads:
+            thread.join()
+        self.listener.close()
+        assert not self.errors, self.errors
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api/predict/q"
+
+    def heads(self) -> list[str]:
+        return [head for head, _ in self.requests]
+
+    def _accept(self) -> None:
+        while not self.stop.is_set():
+            with suppress(TimeoutError):
+                connected, _ = self.listener.accept()
+                connected.settimeout(0.05)
+                self.connections += 1
+                thread = threading.Thread(target=self._serve, args=(connected,))
+                thread.start()
+                self.threads.append(thread)
+
+    def _serve(self, connected: socket.socket) -> None:
+        with connected:
+            try:
+                self.handler(self, Peer(connected, self.stop))
+            except BaseException as error:
+                self.errors.append(error)
+
+
+def answering(*answers: Callable[[Peer], None]) -> Server:
+    """A server that gives its answers one after the other, the last again and again, over any connections."""
+
+    def handle(server: Server, peer: Peer) -> None:
+        while True:
+            request = peer.read_request()
+            if not request[0]:
+                return
+            server.requests.append(request)
+            answers[min(len(server.requests), len(answers)) - 1](peer)
+
+    return Server(handle)
+
+
+def reply(status: int = 200, body: bytes = b"", **headers: str) -> Callable[[Peer], None]:
+    return lambda peer: peer.answer(status, body, **headers)
+
+
+def broken(peer: Peer) -> None:
+    """The connection breaks after the request was read."""
+    peer.socket.shutdown(socket.SHUT_RDWR)
+
+
+def eventually(holds: Callable[[], bool], within_s: float = 10.0) -> bool:
+    """Whether `holds` comes true in time."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.01)
+    return holds()
+
+
+def free_port() -> int:
+    """A port on which nothing listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port

@@ -1,0 +1,106 @@
+import pytest
+
+from easq.client.endpoint import is_loopback, is_private, proxy_for, shown, stream_url
+from easq.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("url", "sink", "found"),
+    [
+        ("http://h/api/predict/q", False, "http://h/api/predict/q"),
+        ("http://h/api/predict/q/", False, "http://h/api/predict/q"),
+        ("http://h/api/predict/q", True, "http://h/api/predict/q/sink"),
+        ("http://h/api/predict/q/sink/", True, "http://h/api/predict/q/sink"),
+        ("https://h:8443", True, "https://h:8443/sink"),
+        ("HTTP://[::1]:3030/", False, "http://[::1]:3030"),
+        ("http://test_group.qservice:80/a.b", False, "http://test_group.qservice:80/a.b"),
+    ],
+)
+def test_the_address_of_a_stream(url: str, sink: bool, found: str) -> None:
+    assert stream_url(url, sink=sink) == found
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "h/api", "host:3030", "//h/api", "ftp://h/", "ws://h/", "http://", "http:///x", "http://:80/"),
+        *("http://h:0/", "http://h:/", "http://h:70000/", "http://h:x/", "http://[::g]/", "http://[::1/"),
+        *(
+            "http://u:secret@h/",
+            "http://secret@h/",
+            "http://h/#f",
+            "http://h/?a=b",
+            "http://h/a b",
+            " http://h",
+        ),
+        *("http://h/\n", "http://h/\x00", "http://h\\@evil/", "http://a..b/", "http://h\u202e/"),
+        *("http://%31/", "http://" + "a" * 64 + "/"),
+    ],
+)
+def test_what_is_no_plain_address_is_refused_without_its_secret(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        stream_url(url, sink=False)
+    assert caught.value.hint
+    assert "secret" not in caught.value.message
+
+
+def test_an_address_is_shown_without_secrets() -> None:
+    assert shown("https://u:p@h:1/x?token=t#f") == "https://h:1/x"
+    assert shown("u:p@h:1") == "h:1"
+    assert shown("http://h/a@b") == "http://h/a@b"
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback", "private"),
+    [
+        *(("localhost", True, True), ("a.localhost.", True, True), ("127.9.9.9", True, True)),
+        *(("[::1]", True, True), ("[::ffff:127.0.0.1]", True, True), ("10.1.2.3", False, True)),
+        *(("192.168.0.1", False, True), ("[fd00::1]", False, True), ("queue", False, True)),
+        *(("q.local", False, True), ("q.svc", False, True), ("8.8.8.8", False, False)),
+        *(("localhost.evil.test", False, False), ("example.com", False, False)),
+        ("123.vpc.cn-hangzhou.pai-eas.aliyuncs.com", False, True),
+        ("123.cn-hangzhou.pai-eas.aliyuncs.com", False, False),
+    ],
+)
+def test_how_far_an_address_is(host: str, loopback: bool, private: bool) -> None:
+    url = f"http://{host}:3030/x"
+    assert (is_loopback(url), is_private(url)) == (loopback, private)
+
+
+PROXIES = {"HTTP_PROXY": "http://p:1", "https_proxy": "p:2", "ALL_PROXY": "http://p:3"}
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "proxy"),
+    [
+        ("http://h/", PROXIES, "http://p:1"),
+        ("https://h/", PROXIES, "http://p:2"),
+        ("http://h/", {"ALL_PROXY": "http://p:3"}, "http://p:3"),
+        ("http://h/", {"http_proxy": "http://low:1", "HTTP_PROXY": "http://up:1"}, "http://low:1"),
+        ("http://h/", {}, None),
+        ("http://h/", {"HTTP_PROXY": "http://p:1", "REQUEST_METHOD": "GET"}, None),
+        ("http://127.0.0.1:3030/", PROXIES, None),
+        ("http://localhost/", PROXIES, None),
+        ("http://[::1]/", PROXIES, None),
+        ("http://h/", {**PROXIES, "NO_PROXY": "*"}, None),
+        ("http://h/", {**PROXIES, "no_proxy": "a, h"}, None),
+        ("http://a.example.com/", {**PROXIES, "NO_PROXY": "example.com"}, None),
+        ("http://a.example.com/", {**PROXIES, "NO_PROXY": ".example.com"}, None),
+        ("http://a.example.com/", {**PROXIES, "NO_PROXY": "*.example.com"}, None),
+        ("http://badexample.com/", {**PROXIES, "NO_PROXY": "example.com"}, "http://p:1"),
+        ("http://h:81/", {**PROXIES, "NO_PROXY": "h:80"}, "http://p:1"),
+        ("http://h:80/", {**PROXIES, "NO_PROXY": "h:80"}, None),
+        ("http://10.1.2.3/", {**PROXIES, "NO_PROXY": "10.0.0.0/8"}, None),
+        ("http://11.1.2.3/", {**PROXIES, "NO_PROXY": "10.0.0.0/8"}, "http://p:1"),
+        ("http://[fd00::1]/", {**PROXIES, "NO_PROXY": "[fd00::1]"}, None),
+    ],
+)
+def test_the_proxy_on_the_way(url: str, environ: dict[str, str], proxy: str | None) -> None:
+    assert proxy_for(url, environ) == proxy
+
+
+def test_a_proxy_that_is_not_http_is_refused_when_it_would_be_used() -> None:
+    environ = {"ALL_PROXY": "socks5://user:secret@p:1"}
+    assert proxy_for("http://127.0.0.1/", environ) is None
+    with pytest.raises(ConfigError, match=r"^the proxy socks5://p:1 is neither http nor https$"):
+        proxy_for("http://h/", environ)

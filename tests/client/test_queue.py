@@ -1,0 +1,289 @@
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from servers import Server, answering, broken, reply
+
+from easq import errors
+from easq.client.queue import QueueClient, sub_path
+from easq.client.transport import Settings, Transport
+from easq.model import NEWEST, Ack, Consumer, Frame, SearchResult
+from easq.wire.frames import encode_frames
+from easq.wire.operations import Caller, Codec, Request, parse
+
+PROTOBUF = "application/vnd.google.protobuf"
+BIG = 2**64 - 1
+HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+
+
+@contextmanager
+def calling(server: Server, *, token: str = "", **settings: float) -> Iterator[QueueClient]:
+    with server, Transport(Settings(environ={}, **settings)) as transport:  # type: ignore[arg-type]
+        yield QueueClient(server.url, Caller(Consumer("g", "u"), token), transport)
+
+
+def frames(*found: Frame):  # type: ignore[no-untyped-def]
+    return reply(200, encode_frames(found, Codec.PROTOBUF), Content_Type=PROTOBUF)
+
+
+def asked(server: Server, at: int = 0) -> tuple[str, str]:
+    """Method and target of a request."""
+    method, target, _ = server.heads()[at].split("\r\n")[0].split(" ")
+    return method, target.removeprefix("/api/predict/q")
+
+
+def test_a_put_gives_index_and_request_id() -> None:
+    server = answering(reply(200, str(BIG).encode(), X_Eas_Queueservice_Request_Id="r-1"))
+    with calling(server) as queue:
+        ack = queue.put(b"x", tags={"k": "v w"}, priority=1, path="/v1/a%20b", content_type="a/b", key="k1")
+    assert ack == Ack(BIG, "r-1")
+    assert asked(server) == ("POST", "/v1/a%20b?k=v+w&_priority_=1")
+    lines = server.heads()[0].split("\r\n")
+    assert "Content-Type: a/b" in lines
+    assert "Idempotency-Key: k1" in lines
+
+
+def test_a_put_whose_connection_broke_is_sent_again_only_with_a_key() -> None:
+    with calling(answering(broken)) as queue, pytest.raises(errors.Unreachable):
+        queue.put(b"x")
+    server = answering(broken, reply(503), reply(200, b"5"))
+    with calling(server) as queue:
+        assert queue.put(b"x", key="k").index == 5
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("body", [b"", HTML, b'{"index":', b"OK", b"1.5"])
+def test_a_put_answered_by_something_else_is_told_apart(body: bytes) -> None:
+    with calling(answering(reply(200, body))) as queue:
+        with pytest.raises(errors.NotAQueueService):
+            queue.put(b"x")
+
+
+@pytest.mark.parametrize("tags", [{"_x": "1"}, {"": "1"}, {"a\n": "1"}, {"a": "b\0"}, {"a": "\udcff"}])
+def test_tags_that_are_none_never_leave(tags: dict[str, str]) -> None:
+    server = answering(reply(200, b"1"))
+    with calling(server) as queue:
+        for call in (
+            lambda: queue.put(b"x", tags=tags),
+            lambda: queue.get(tags=tags),
+            lambda: queue.count(tags=tags),
+        ):
+            with pytest.raises(errors.UsageError, match="tag"):
+                call()
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("bad", [{"key": "a b"}, {"key": "k" * 129}, {"priority": -1}, {"path": "/../other"}])
+def test_other_nonsense_never_leaves(bad: dict[str, object]) -> None:
+    server = answering(reply(200, b"1"))
+    with calling(server) as queue, pytest.raises(errors.UsageError):
+        queue.put(b"x", **bad)  # type: ignore[arg-type]
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("", ""),
+        ("/", ""),
+        ("v1/x", "/v1/x"),
+        ("/v1/x/", "/v1/x/"),
+        ("//x", "/x"),
+        ("/a%20b/%C3%BC", "/a b/ü"),
+    ],
+)
+def test_a_path_is_as_behind_a_url(path: str, found: str) -> None:
+    assert sub_path(path) == found
+
+
+@pytest.mark.parametrize(
+    "path", ["/..", "/a/../b", "/%2e%2e/x", "/./a", "/sink", "sink/", "/a?b", "/a#b", "/a%0Ab", "/a%ff"]
+)
+def test_a_path_that_leads_elsewhere_is_refused(path: str) -> None:
+    with pytest.raises(errors.UsageError, match="path"):
+        sub_path(path)
+
+
+def test_a_get_asks_for_protobuf_and_keeps_the_items() -> None:
+    found = Frame(BIG, {"requestId": "r"}, b"\x00\xff")
+    server = answering(frames(found))
+    with calling(server) as queue:
+        assert queue.get(5, tags={"a": "b"}) == [found]
+    assert asked(server) == ("GET", "?_index_=5&_length_=1&_timeout_=0s&_auto_delete_=false&_raw_=false&a=b")
+    assert f"Accept: {PROTOBUF}" in server.heads()[0].split("\r\n")
+
+
+@pytest.mark.parametrize("answer", [reply(204), reply(200), frames()], ids=["204", "empty", "no frames"])
+def test_nothing_is_an_empty_list(answer) -> None:  # type: ignore[no-untyped-def]
+    with calling(answering(answer)) as queue:
+        assert queue.get() == []
+
+
+@pytest.mark.parametrize("body", [HTML, b'[{"index":1', b"\x0a\xff"])
+def test_a_get_answered_by_something_else_is_told_apart(body: bytes) -> None:
+    with calling(answering(reply(200, body))) as queue:
+        with pytest.raises(errors.NotAQueueService):
+            queue.get()
+
+
+def serving(*batches: list[Frame]) -> httpx.MockTransport:
+    """A service that gives one batch a request, and then nothing."""
+    left = list(batches)
+
+    def handle(_: httpx.Request) -> httpx.Response:
+        batch = left.pop(0) if left else []
+        return httpx.Response(200, content=encode_frames(batch, Codec.PROTOBUF))
+
+    return httpx.MockTransport(handle)
+
+
+def test_a_long_wait_is_cut_into_several() -> None:
+    server = answering(reply(204), reply(204), frames(Frame(1)))
+    with calling(server, request_timeout_s=1.0) as queue:
+        assert queue.get(timeout_s=60) == [Frame(1)]
+    waits = [target for _, target in (asked(server, at) for at in range(3))]
+    assert all("_timeout_=500ms" in wait for wait in waits)
+
+
+def test_a_wait_ends_when_its_time_is_up() -> None:
+    with calling(answering(reply(204)), request_timeout_s=1.0) as queue:
+        assert queue.get(timeout_s=0.5) == []
+
+
+def test_waiting_for_several_gives_what_is_there_in_the_end() -> None:
+    server = answering(frames(Frame(1)), frames(Frame(1), Frame(2)))
+    with calling(server, request_timeout_s=1.0) as queue:
+        assert queue.get(length=2, timeout_s=30) == [Frame(1), Frame(2)]
+
+
+def test_waiting_for_several_collects_what_it_removed() -> None:
+    server = answering(frames(Frame(1)), reply(204), frames(Frame(2)))
+    with calling(server, request_timeout_s=1.0) as queue:
+        assert queue.get(length=2, timeout_s=30, auto_delete=True) == [Frame(1), Frame(2)]
+    assert "_length_=1" in asked(server, 2)[1]
+
+
+def test_what_was_removed_is_given_even_when_a_later_part_fails() -> None:
+    server = answering(frames(Frame(1)), reply(500))
+    with calling(server, request_timeout_s=1.0) as queue:
+        assert queue.get(length=2, timeout_s=30, auto_delete=True) == [Frame(1)]
+
+
+def test_a_removing_get_is_not_sent_again_after_the_connection_broke() -> None:
+    server = answering(broken, frames(Frame(2)))
+    with calling(server) as queue, pytest.raises(errors.Unreachable):
+        queue.get(auto_delete=True)
+    assert len(server.requests) == 1
+
+
+def test_a_long_wait_for_the_newest_misses_nothing_between_its_parts() -> None:
+    server = answering(reply(200, b'{"stream.lastEntry":"41"}'), reply(204), frames(Frame(42)))
+    with calling(server, request_timeout_s=1.0) as queue:
+        assert queue.get(NEWEST, timeout_s=60) == [Frame(42)]
+    assert "_index_=42" in asked(server, 1)[1]
+    assert "_index_=42" in asked(server, 2)[1]
+
+
+def test_commits_go_at_most_256_indexes_at_a_time() -> None:
+    server = answering(reply(200, b"OK"))
+    indexes = range(BIG - 600, BIG)
+    with calling(server) as queue:
+        queue.commit(indexes)
+        queue.negative([1, 2], code="Engine.Error", reason="why & how\n" * 1000)
+        queue.delete([3])
+        queue.truncate(BIG)
+        queue.commit([])
+    seen = []
+    for head, body in server.requests[:3]:
+        method, target, _ = head.split("\r\n")[0].split(" ")
+        query = tuple(httpx.URL(f"http://h{target}").params.multi_items())
+        commit = parse(Request(method, query, {}, body))
+        seen.append(commit.indexes)  # type: ignore[union-attr]
+    assert [len(chunk) for chunk in seen] == [256, 256, 88]
+    assert [index for chunk in seen for index in chunk] == list(indexes)
+    assert asked(server, 3) == ("PUT", "?_indexes_=1%2C2&_negative_=true")
+    assert server.requests[3][1].startswith(b"_code_=Engine.Error&_reason_=why+%26+how")
+    assert asked(server, 4) == ("DELETE", "?_indexes_=3")
+    assert asked(server, 5) == ("DELETE", f"?_index_={BIG}&_trunc_=true")
+    assert len(server.requests) == 6
+
+
+def test_commits_are_sent_again_whatever_failed() -> None:
+    server = answering(broken, reply(500), reply(200, b""))
+    with calling(server) as queue:
+        queue.commit([1])
+    assert len(server.requests) == 3
+
+
+def test_a_code_that_is_none_never_leaves() -> None:
+    server = answering(reply())
+    with calling(server) as queue, pytest.raises(errors.UsageError, match="'lower case'"):
+        queue.negative([1], code="lower case")
+    assert server.connections == 0
+
+
+def test_search_count_end_and_attributes() -> None:
+    server = answering(
+        reply(200, b'{"ConsumerId":"g.u","IsPending":true,"WaitCount":0}'),
+        reply(200, b"12\n"),
+        reply(200, b"OK"),
+        reply(200, b"OK"),
+        reply(200, b'{"stream.length":"6944957106013339648"}'),
+    )
+    with calling(server) as queue:
+        assert queue.search(BIG) == SearchResult("g.u", True, 0)
+        assert queue.count(tags={"a": "b"}, priority=1) == 12
+        queue.end(force=True)
+        queue.end(undo=True)
+        assert queue.attributes() == {"stream.length": "6944957106013339648"}
+    assert [asked(server, at) for at in range(5)] == [
+        ("GET", f"?_search_=true&_index_={BIG}"),
+        ("GET", "?_count_=true&_priority_=1&a=b"),
+        ("POST", "?_eos_=true&_force_=true"),
+        ("POST", "?_eos_=false"),
+        ("GET", "?_attrs_=true"),
+    ]
+
+
+def test_an_item_that_is_gone_is_not_found() -> None:
+    with calling(answering(reply(404, b"no data in stream"))) as queue:
+        with pytest.raises(errors.NotFound, match=r"^no data in stream$"):
+            queue.search(1)
+
+
+@pytest.mark.parametrize("body", [HTML, b"", b'{"stream.length":', b"{}", b"[]", b'{"detail":"hello"}'])
+def test_attributes_of_something_else_are_told_apart(body: bytes) -> None:
+    with calling(answering(reply(200, body))) as queue:
+        with pytest.raises(errors.NotAQueueService):
+            queue.attributes()
+
+
+def test_ten_megabytes_of_attributes_are_read_or_refused_by_the_bound() -> None:
+    body = b'{"stream.length":"' + b"9" * 10_000_000 + b'"}'
+    with calling(answering(reply(200, body))) as queue:
+        assert len(queue.attributes()["stream.length"]) == 10_000_000
+    with calling(answering(reply(200, body)), max_answer_bytes=1_000_000) as queue:
+        with pytest.raises(errors.ServerError, match="above the limit"):
+            queue.attributes()
+
+
+def test_an_answer_that_echoes_the_token_does_not_show_it() -> None:
+    with calling(
+        answering(reply(200, b"you sent canary-token-canary")), token="canary-token-canary"
+    ) as queue:
+        with pytest.raises(errors.NotAQueueService) as caught:
+            queue.count()
+    assert "canary-token" not in str(caught.value)
+
+
+def test_one_client_serves_several_threads() -> None:
+    server = answering(reply(200, b"1"))
+    with calling(server) as queue:
+        threads = [threading.Thread(target=lambda: [queue.put(b"x") for _ in range(20)]) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(server.requests) == 160

@@ -1,0 +1,64 @@
+from urllib.parse import quote, quote_plus
+
+from easq.client.trace import Tracer, mask, secrets_of
+
+TOKEN = "c2VjcmV0LWNhbmFyeS90b2tlbisx=="
+
+
+def test_no_line_holds_a_secret_wherever_it_stood() -> None:
+    lines: list[tuple[int, str]] = []
+    headers = {"Authorization": TOKEN, "X-Auth-Token": "other-canary", "Cookie": "canary=1", "X-A": "plain"}
+    tracer = Tracer(lambda level, line: lines.append((level, line)), secrets_of(headers))
+    tracer.request(
+        "POST", f"http://user:pw-canary@h/{quote(TOKEN, safe='')}", [("a", TOKEN), ("api_token", "t-canary")]
+    )
+    tracer.headers(">", headers)
+    tracer.headers("<", {"Set-Cookie": "s-canary", "X-Echo": f"you sent {TOKEN} and other-canary"})
+    tracer.body("<", f"error: bad token {TOKEN} {quote_plus(TOKEN)}".encode())
+    tracer.answer(f"401 {TOKEN}", 0.1234)
+
+    shown = "\n".join(line for _, line in lines)
+    assert "canary" not in shown.replace("canary=1", "")
+    assert TOKEN not in shown
+    assert TOKEN[:8] not in shown
+    assert "> X-A: plain" in shown
+    assert f"> Authorization: ****{TOKEN[-4:]}" in shown
+    assert lines[-1] == (1, f"< 401 {mask(TOKEN)} in 123 ms")
+
+
+def test_the_levels_are_request_headers_body() -> None:
+    lines: list[tuple[int, str]] = []
+    tracer = Tracer(lambda level, line: lines.append((level, line)))
+    tracer.request("GET", "http://h/q", [("_index_", "1"), ("k", "a b")])
+    tracer.headers(">", {"A": "b"})
+    tracer.body(">", b"x" * 2000)
+    tracer.body(">", b"")
+    assert lines == [
+        (1, "> GET http://h/q?_index_=1&k=a+b"),
+        (2, "> A: b"),
+        (3, f"> {'x' * 1024} ... (2000 bytes)"),
+    ]
+
+
+def test_a_signature_and_the_token_behind_bearer_are_secrets() -> None:
+    assert secrets_of({"authorization": "Bearer abcdef", "Content-Type": "a/b"}) == [
+        "Bearer abcdef",
+        "abcdef",
+    ]
+
+
+def test_a_secret_across_the_cut_of_a_body_is_masked_too() -> None:
+    lines: list[str] = []
+    Tracer(lambda _, line: lines.append(line), [TOKEN]).body("<", b"x" * 1010 + TOKEN.encode())
+    assert TOKEN[:4] not in lines[0]
+
+
+def test_short_secrets_are_masked_whole() -> None:
+    assert mask("abcdefgh") == "****"
+    assert mask("a" * 16 + "wxyz") == "****wxyz"
+
+
+def test_nobody_listening_costs_nothing() -> None:
+    tracer = Tracer(None)
+    tracer.request("GET", "http://h", [])
+    tracer.body("<", b"x")

@@ -1,0 +1,193 @@
+"""The README is true: every block of it is run, and what it shows is what comes out."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from easq import config
+from easq.errors import Exit
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PATIENCE_S = 120.0
+SEPARATOR = "@@ next command @@"
+
+#: what differs from run to run, as text in the README and as pattern in an output
+VOLATILE = (
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",  # a request id
+    r"\b[0-9]{13}\b",  # Unix time in ms
+    r"\b[0-9]+(?:\.[0-9]+)?(?:ns|µs|ms)\b",  # a Go duration
+    r"\b[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(?:\.[0-9]+)?Z",  # a time of day
+)
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def marked(mark: str) -> str:
+    """The one command between two `<!-- mark -->` lines."""
+    (found,) = re.findall(rf"<!-- {mark} -->\n```sh\n(.*?)\n```\n<!-- {mark} -->", README, re.DOTALL)
+    return str(found)
+
+
+def pattern(shown: str) -> re.Pattern[str]:
+    """What an output has to look like that the README shows as `shown`."""
+    pieces = re.split(f"({'|'.join(VOLATILE)})", shown)
+    kinds = [next((kind for kind in VOLATILE if re.fullmatch(kind, piece)), None) for piece in pieces]
+    return re.compile("".join(kind or re.escape(piece) for kind, piece in zip(kinds, pieces, strict=True)))
+
+
+def sessions(block: str) -> list[tuple[str, str]]:
+    """The commands of a console block, each with the output shown below it."""
+    pieces = re.split(r"^\$ ", block, flags=re.MULTILINE)
+    assert pieces[0] == ""
+    return [(piece.partition("\n")[0], piece.partition("\n")[2]) for piece in pieces[1:]]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "bin").mkdir()
+    easq = tmp_path / "bin" / "easq"
+    easq.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m easq "$@"\n')
+    easq.chmod(0o755)
+    return tmp_path
+
+
+@pytest.fixture
+def environ(home: Path) -> Mapping[str, str]:
+    """A user who has nothing of easq yet."""
+    return {
+        "HOME": str(home),
+        "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "LANG": "C.UTF-8",
+    }
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture
+def service(home: Path, environ: Mapping[str, str], port: int) -> Iterator[Path]:
+    """`easq serve` as the README starts it but for the port; the file holds what it says."""
+    said = home / "serve.out"
+    with said.open("wb") as out:
+        process = subprocess.Popen(
+            ["easq", "serve", "--port", str(port)], env=environ, cwd=home, stdout=out, stderr=out
+        )
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while said.read_bytes().count(b"\n") < 3:
+            assert time.monotonic() < deadline, said.read_text()
+            assert process.poll() is None, said.read_text()
+            time.sleep(0.02)
+        yield said
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_the_main_job_is_as_shown(service: Path, home: Path, environ: Mapping[str, str], port: int) -> None:
+    """Every console block, in order, gives the output that it shows."""
+    first, *others = [
+        block.replace("3030", str(port)).replace("/home/ann", str(home)) for block in blocks("console")
+    ]
+    ((command, shown),) = sessions(first)
+    assert command == "easq serve"
+    assert service.read_text() == shown
+    assert len(others) > 8
+    for block in others:
+        commands = sessions(block)
+        script = "\n".join(f"{command}\necho '{SEPARATOR}'" for command, _ in commands)
+        done = subprocess.run(
+            ["bash", "-c", script],
+            env=environ,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        outputs = done.stdout.split(f"{SEPARATOR}\n")
+        for (command, shown), output in zip(commands, outputs, strict=False):
+            assert pattern(shown).fullmatch(output), f"$ {command}\nshown:\n{shown}\ngiven:\n{output}"
+
+
+def test_a_pattern_holds_on_to_what_does_not_vary() -> None:
+    """The comparison of this file can fail."""
+    shown = "[OK] 1 e47b76e2-2648-40fe-9197-a268015cbd1f ts@source=1685802680575 cost: 5.892141ms\n"
+    same = "[OK] 1 00000000-2648-40fe-9197-a268015cbd1f ts@source=1785802680575 cost: 12ms\n"
+    assert pattern(shown).fullmatch(same)
+    assert not pattern(shown).fullmatch(same.replace("[OK] 1", "[OK] 2"))
+    assert not pattern(shown).fullmatch(same + "more\n")
+
+
+def test_the_exit_codes_are_the_enums() -> None:
+    rows = re.findall(r"^\| ([0-9]+) \| (.*) \|$", README, re.MULTILINE)
+    assert rows == [(str(int(code)), code.meaning) for code in Exit]
+
+
+def test_the_configuration_shown_is_a_good_one(tmp_path: Path) -> None:
+    (block,) = blocks("toml")
+    path = tmp_path / "config.toml"
+    path.write_text(block, encoding="utf-8")
+    path.chmod(0o600)
+    loaded = config.load(path)
+    assert loaded.warnings == ()
+    assert config.problems(loaded) == []
+    settings = config.resolve(loaded, {}, {})
+    assert settings.get("url").endswith("/api/predict/qservice")
+
+
+def test_the_options_of_serve_that_are_named_exist(environ: Mapping[str, str]) -> None:
+    (usage,) = re.findall(r"^```\n(easq serve .*?)^```$", README, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(
+        ["easq", "serve", "--help"], env=environ, capture_output=True, text=True, check=True
+    )
+    named = re.findall(r"--[a-z-]+", usage)
+    assert len(named) > 3
+    for option in named:
+        assert re.search(rf"{option}\b", done.stdout), option
+
+
+def test_one_command_line_installs_and_shows_the_main_job(tmp_path: Path) -> None:
+    """In a copy of the checkout, with nothing of this environment's packages."""
+    checkout = tmp_path / "easq"
+    checkout.mkdir()
+    for name in ("easq", "completions"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    inherited = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL", "EASQ"))
+    }
+    done = subprocess.run(
+        ["bash", "-c", marked("demo-command")],
+        cwd=checkout,
+        env={**inherited, "HOME": str(tmp_path), "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=4 * PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.endswith("steps did what they say.\n"), done.stdout
