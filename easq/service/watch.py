@@ -11,7 +11,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from easq.broker.queue import Queue
 from easq.broker.watcher import Watcher
-from easq.errors import EasqError
+from easq.errors import BadRequest, EasqError
 from easq.model import Frame
 from easq.wire import operations as op
 from easq.wire.frames import delimit, encode_frame
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 #: a connection that does not take a frame for so long is lost, in seconds
 WRITE_DEADLINE_S = 30.0
-#: clients send pings and close frames only
+#: clients send pings and close frames only: a message has at most so many bytes (aiohttp refuses what it is given)
 _MAX_INBOUND = 1024
 #: the first push of an auto-committing watch waits so long: a connection that is dropped at once must drain nothing
 _SETTLE_S = 0.05
@@ -36,9 +36,13 @@ class Liveness:
 async def serve_watch(
     request: web.BaseRequest, watch: op.Watch, queue: Queue, caller: op.Caller, liveness: Liveness
 ) -> web.StreamResponse:
-    """The connection has had its frames, and has ended. Raises AnotherWatcher and StreamEnded before the upgrade."""
-    watcher = await Watcher.open(queue, caller.consumer, watch)
+    """The connection has had its frames, and has ended.
+
+    Raises BadRequest, AnotherWatcher and StreamEnded before the upgrade.
+    """
     door = _SocketDoor(watch, liveness) if watch.upgrade else _StreamDoor(watch)
+    door.check(request)
+    watcher = await Watcher.open(queue, caller.consumer, watch)
     lost = True
     try:
         response = await door.open(request)
@@ -78,8 +82,17 @@ class _SocketDoor:
         self._watch = watch
         self._liveness = liveness
         self.response = web.WebSocketResponse(
-            autoping=False, autoclose=False, compress=False, max_msg_size=_MAX_INBOUND, heartbeat=None
+            autoping=False, autoclose=False, compress=False, max_msg_size=_MAX_INBOUND + 1, heartbeat=None
         )
+
+    def check(self, request: web.BaseRequest) -> None:
+        """Raises BadRequest for a handshake that is none."""
+        try:
+            acceptable = self.response.can_prepare(request).ok
+        except ValueError:  # a key outside ASCII
+            acceptable = False
+        if not acceptable:
+            raise BadRequest("this is no WebSocket handshake: Connection, version 13 or the key is not right")
 
     async def open(self, request: web.BaseRequest) -> web.StreamResponse:
         await self.response.prepare(request)
@@ -158,6 +171,9 @@ class _StreamDoor:
     def __init__(self, watch: op.Watch) -> None:
         self._watch = watch
         self.response = web.StreamResponse(headers={"Content-Type": watch.codec.value})
+
+    def check(self, request: web.BaseRequest) -> None:
+        """Every request may be answered so."""
 
     async def open(self, request: web.BaseRequest) -> web.StreamResponse:
         await self.response.prepare(request)

@@ -16,7 +16,7 @@ from tests.support.http import Stream
 from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COMMAND = (sys.executable, "-W", "error", "-m", "tests.support.runner", "serve")
+COMMAND = (sys.executable, "-W", "error", "-m", "easq", "serve")
 
 
 class Service:

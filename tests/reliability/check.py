@@ -1,0 +1,167 @@
+"""A history to its verdict: pure functions, each naming what of the service's promises the history breaks.
+
+A = attempted puts, K = acknowledged ones, D = delivered. A put or commit that was neither acknowledged nor refused may
+have happened, at any time after it was sent, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+
+from tests.reliability.oplog import Event
+
+Rule = Callable[[list[Event]], Iterator[str]]
+
+
+def violations(history: Iterable[Event]) -> list[str]:
+    """Everything that the history breaks, one line each. It has to end with a drain: all that is left is delivered."""
+    events = sorted(history, key=lambda event: event.t)
+    return list(chain.from_iterable(rule(events) for rule in RULES))
+
+
+def nothing_acknowledged_is_lost(events: list[Event]) -> Iterator[str]:
+    """K - D is empty: every acknowledged put was delivered, at the latest by the drain."""
+    delivered = {event.index for event in events if event.f == "deliver"}
+    for event in events:
+        if event.f == "put" and event.phase == "ok" and event.index not in delivered:
+            yield f"lost: {event.payload} was acknowledged as {event.index} and never delivered"
+
+
+def no_index_is_used_twice(events: list[Event]) -> Iterator[str]:
+    """One index, one payload, whoever tells of it; and they are 1 or more, and below 2^53."""
+    payloads: dict[int, str] = {}
+    acknowledged: set[int] = set()
+    for event in events:
+        if event.f not in {"put", "deliver"} or event.phase != "ok":
+            continue
+        if payloads.setdefault(event.index, event.payload) != event.payload:
+            yield f"reused: {event.index} is both {payloads[event.index]} and {event.payload}"
+        if event.f == "put" and event.index in acknowledged:
+            yield f"reused: {event.index} was given twice"
+        if event.f == "put":
+            acknowledged.add(event.index)
+        if not 0 < event.index < 2**53:
+            yield f"out of range: {event.index}"
+
+
+def indexes_go_up(events: list[Event]) -> Iterator[str]:
+    """An index is higher than that of every put acknowledged before this one was sent."""
+    highest = 0
+    floors: dict[tuple[str, int], int] = {}
+    for event in events:
+        if event.f != "put":
+            continue
+        if event.phase == "invoke":
+            floors[event.client, event.op] = highest
+        elif event.phase == "ok":
+            floor = floors[event.client, event.op]
+            if event.index <= floor:
+                yield f"went back: {event.payload} got {event.index} after {floor} was acknowledged"
+            highest = max(highest, event.index)
+
+
+def nothing_comes_from_nowhere(events: list[Event]) -> Iterator[str]:
+    """D is in A: what is delivered was sent, by someone, before, and was not refused."""
+    sent: set[str] = set()
+    refused: set[str] = set()
+    for event in events:
+        if event.f == "put" and event.phase == "invoke":
+            sent.add(event.payload)
+        elif event.f == "put" and event.phase == "fail":
+            refused.add(event.payload)
+        elif event.f == "deliver" and event.payload not in sent:
+            yield f"from nowhere: {event.payload} as {event.index}"
+        elif event.f == "deliver" and event.payload in refused:
+            yield f"refused, and stored all the same: {event.payload} as {event.index}"
+
+
+def each_put_is_at_most_one_item(events: list[Event]) -> Iterator[str]:
+    """Every payload was sent once, so it has one index."""
+    indexes: dict[str, set[int]] = {}
+    for event in events:
+        if event.f == "deliver":
+            indexes.setdefault(event.payload, set()).add(event.index)
+    for payload, found in indexes.items():
+        if len(found) > 1:
+            yield f"doubled: {payload} is {sorted(found)}"
+
+
+def nothing_committed_comes_back(events: list[Event]) -> Iterator[str]:
+    """After a commit was acknowledged, no connection opened later gets the item; across kills, too."""
+    committed: dict[int, float] = {}
+    opened: dict[str, float] = {}
+    for event in events:
+        if event.f == "commit" and event.phase == "ok":
+            for index in event.indexes:
+                committed.setdefault(index, event.t)
+        elif event.f == "open":
+            opened[event.connection] = event.t
+        elif event.f == "deliver" and committed.get(event.index, event.t) < opened[event.connection]:
+            yield f"back after its commit: {event.index} on {event.connection}"
+
+
+def the_window_holds(events: list[Event]) -> Iterator[str]:
+    """On a connection never more than its window is received and not yet sent to be committed, by anyone."""
+    windows: dict[str, int] = {}
+    out: dict[str, set[int]] = {}
+    for event in events:
+        if event.f == "open":
+            windows[event.connection], out[event.connection] = event.window, set()
+        elif event.f == "commit" and event.phase == "invoke":
+            for indexes in out.values():
+                indexes.difference_update(event.indexes)
+        elif event.f == "deliver":
+            out[event.connection].add(event.index)
+            if len(out[event.connection]) > windows[event.connection]:
+                yield f"above the window: {len(out[event.connection])} out on {event.connection}"
+
+
+def redelivery_has_a_cause(events: list[Event]) -> Iterator[str]:
+    """An item is delivered once, and once more for each kill of the service or end of a connection after that."""
+    deliveries: Counter[int] = Counter()
+    causes_at_first: dict[int, int] = {}
+    causes = 0
+    for event in events:
+        if event.f in {"kill", "close"}:
+            causes += 1
+        elif event.f == "deliver":
+            deliveries[event.index] += 1
+            first = causes_at_first.setdefault(event.index, causes)
+            if deliveries[event.index] > 1 + causes - first:
+                yield f"delivered again for no reason: {event.index}, {deliveries[event.index]} times"
+
+
+RULES: tuple[Rule, ...] = (
+    nothing_acknowledged_is_lost,
+    no_index_is_used_twice,
+    indexes_go_up,
+    nothing_comes_from_nowhere,
+    each_put_is_at_most_one_item,
+    nothing_committed_comes_back,
+    the_window_holds,
+    redelivery_has_a_cause,
+)
+
+
+def figures(history: Iterable[Event]) -> dict[str, int]:
+    """What the history is worth: how much was tried, acknowledged, left open, delivered and delivered again."""
+    events = list(history)
+    phases = Counter((event.f, event.phase) for event in events)
+    delivered = Counter(event.index for event in events if event.f == "deliver")
+    return {
+        "puts acknowledged": phases["put", "ok"],
+        "puts refused": phases["put", "fail"],
+        "puts in doubt": phases["put", "info"],
+        "of these stored": len(
+            {event.payload for event in events if event.f == "put" and event.phase == "info"}
+            & {event.payload for event in events if event.f == "deliver"}
+        ),
+        "items delivered": len(delivered),
+        "redeliveries": sum(delivered.values()) - len(delivered),
+        "commits acknowledged": sum(
+            len(event.indexes) for event in events if event.f == "commit" and event.phase == "ok"
+        ),
+        "kills": phases["kill", "ok"],
+    }

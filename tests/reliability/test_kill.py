@@ -1,0 +1,283 @@
+"""The service is killed with `kill -9` at random moments, again and again, on one data folder, under load."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Serve
+from tests.reliability.check import figures, violations
+from tests.reliability.oplog import Log, read
+from tests.support.http import Connection, Stream
+from tests.support.process import Service
+from tests.support.websocket import Refused, watch
+
+PUTTERS, WATCHERS, WINDOW = 32, 2, 16
+ROUNDS = int(os.environ.get("EASQ_KILL_ROUNDS", "20"))
+SEED = int(os.environ.get("EASQ_SEED", "20240601"))
+#: how a connection to a killed service ends
+LOST = (OSError, EOFError)
+
+
+class Load:
+    """Clients that go on whatever happens to the service, each with a log of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.up = threading.Event()
+        self.over = threading.Event()
+        self.stream: Stream | None = None
+        self.failures: list[BaseException] = []
+        self._threads: list[threading.Thread] = []
+
+    def start(self, name: str, body: Callable[[Log, Stream], None]) -> None:
+        """A client that runs `body` over and over, anew after each lost connection, while the load lasts."""
+
+        def run() -> None:
+            log = Log(self.folder, name)
+            try:
+                while not self.over.is_set():
+                    if not self.up.wait(0.05):
+                        continue
+                    assert self.stream is not None
+                    with contextlib.suppress(*LOST):
+                        body(log, self.stream)
+            except BaseException as error:
+                self.failures.append(error)
+            finally:
+                log.close()
+
+        thread = threading.Thread(target=run, name=name)
+        thread.start()
+        self._threads.append(thread)
+
+    def point_at(self, service: Service) -> None:
+        """The clients find the service where it is now."""
+        self.stream = service.stream().as_consumer("nobody")
+        self.up.set()
+
+    def stop(self) -> None:
+        """Every client has ended."""
+        self.over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def put_on(self, name: str) -> Callable[[Log, Stream], None]:
+        """A client that puts payloads that never were before, one after the other on one connection."""
+        count = 0
+
+        def body(log: Log, stream: Stream) -> None:
+            nonlocal count
+            with Connection(stream.port) as connection:
+                while self.up.is_set() and not self.over.is_set():
+                    count += 1
+                    payload = f"{name}-{count}"
+                    log.add("put", "invoke", op=count, payload=payload)
+                    try:
+                        answer = connection.ask("POST", stream.path, (), payload.encode())
+                    except LOST:
+                        log.add("put", "info", op=count, payload=payload)
+                        raise
+                    assert answer.status == 200, answer
+                    log.add("put", "ok", op=count, payload=payload, index=int(answer.body))
+
+        return body
+
+    def watch_on(self, name: str) -> Callable[[Log, Stream], None]:
+        """A client that commits each item as soon as it has it, over a connection of its own."""
+        count = 0
+
+        def body(log: Log, stream: Stream) -> None:
+            nonlocal count
+            count += 1
+            me = stream.as_consumer(name)
+            connection = f"{name}-{count}"
+            log.add("open", connection=connection, window=WINDOW)
+            try:
+                with watch(me, _window_=WINDOW) as watching, Connection(stream.port) as committing:
+                    watching.connection.socket.settimeout(1.0)
+                    while self.up.is_set() and not self.over.is_set():
+                        try:
+                            item = watching.next()
+                        except TimeoutError:
+                            continue
+                        log.add(
+                            "deliver", index=item.index, payload=item.data.decode(), connection=connection
+                        )
+                        commit(log, committing, me, [item.index])
+            except Refused as refused:
+                # 409: the service has not noticed yet that the connection before was lost
+                if refused.answer.status != 409:
+                    raise
+            finally:
+                log.add("close", connection=connection)
+
+        return body
+
+
+_operations = iter(range(1, 1 << 62))
+
+
+def commit(log: Log, connection: Connection, stream: Stream, indexes: list[int]) -> None:
+    """The items are committed, and the log says so; LOST when nobody knows."""
+    operation = next(_operations)
+    log.add("commit", "invoke", op=operation, indexes=indexes)
+    try:
+        target = stream.target(_indexes_=",".join(map(str, indexes)))
+        answer = connection.ask("PUT", target, stream.headers, b"")
+    except LOST:
+        log.add("commit", "info", op=operation, indexes=indexes)
+        raise
+    assert (answer.status, answer.body) == (200, b"OK"), answer
+    log.add("commit", "ok", op=operation, indexes=indexes)
+
+
+def drain(log: Log, stream: Stream) -> None:
+    """All that is left is delivered to a consumer with room for it, and committed in large steps."""
+    me = stream.as_consumer("drain")
+    left = stream.length()
+    log.add("open", connection="drain", window=10_000)
+    with watch(me, _window_=10_000) as watching, Connection(stream.port) as committing:
+        batch: list[int] = []
+        for number in range(left):
+            item = watching.next()
+            log.add("deliver", index=item.index, payload=item.data.decode(), connection="drain")
+            batch.append(item.index)
+            if len(batch) == 1000 or number == left - 1:
+                commit(log, committing, me, batch)
+                batch = []
+        assert watching.has_no_more(0.5)
+
+
+def test_nothing_is_lost_reused_or_repeated_when_the_service_is_killed(
+    serve: Serve, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """No acknowledged put is lost, no index is given twice, no committed item comes back, the window holds.
+
+    `EASQ_SEED` and `EASQ_KILL_ROUNDS` change the course and the length; the logs stay in the test's folder.
+    """
+    chance = random.Random(SEED)
+    folder = tmp_path / "oplog"
+    folder.mkdir()
+    nemesis = Log(folder, "nemesis")
+    service = serve("--leave-grace", "0s")
+    load = Load(folder)
+    ready: list[float] = []
+    for number in range(PUTTERS):
+        load.start(f"p{number}", load.put_on(f"p{number}"))
+    for number in range(WATCHERS):
+        load.start(f"w{number}", load.watch_on(f"w{number}"))
+    try:
+        for _ in range(ROUNDS):
+            load.point_at(service)
+            load.over.wait(chance.uniform(0.2, 1.2))
+            load.up.clear() if chance.random() < 0.1 else None
+            nemesis.add("kill")
+            service.kill()
+            load.up.clear()
+            service.start()
+            ready.append(service.seconds_to_ready)
+    finally:
+        load.stop()
+    assert load.failures == []
+    drain(nemesis, service.stream())
+    nemesis.close()
+
+    history = read(folder)
+    found = violations(history)
+    counted = figures(history) | {"seed": SEED, "slowest start in ms": round(max(ready) * 1000)}
+    for name, value in counted.items():
+        record_property(name, value)
+    print(counted)
+    assert found == [], f"{len(found)} violations, seed {SEED}, logs in {folder}: {found[:5]}"
+    assert service.stream().length() == 0
+    assert service.terminate() == 0, service.log.read_text()
+    assert counted["kills"] == ROUNDS
+    assert counted["puts acknowledged"] > 20 * ROUNDS
+    assert counted["commits acknowledged"] > ROUNDS
+    assert max(ready) < 10, "a start should take 2 s; this is five times that"
+
+
+def test_what_a_service_had_acknowledged_when_it_was_killed_is_there_again(serve: Serve) -> None:
+    """One of everything: items with tags and priorities, a commit, a delete, a group's half-way state, the end mark."""
+    service = serve()
+    queue = service.stream()
+    first, second = queue.as_consumer("u", "one"), queue.as_consumer("u", "two")
+    for number in range(6):
+        queue.put(str(number).encode(), kind=number % 2, _priority_=number // 4)
+    with watch(first, _window_=6) as watching, watch(second, _window_=1) as other:
+        assert watching.indexes(6) == [5, 6, 1, 2, 3, 4]
+        assert other.indexes(1) == [5]
+        first.commit(1, 2)
+        queue.delete(3)
+        queue.sink.put(b"result", requestId="r")
+        queue.ask("POST", (), b"", _eos_="true")
+        before = queue.get(_length_=99)
+        service.restart()
+    queue = service.stream()
+    assert queue.get(_length_=99) == before
+    assert queue.attributes()["meta.state"] == "End"
+    assert [item.data for item in queue.sink.get(requestId="r")] == [b"result"]
+    with watch(queue.as_consumer("x", "one")) as watching:
+        again = watching.take(3)
+        assert [item.index for item in again] == [5, 6, 4]
+    with watch(queue.as_consumer("x", "two")) as watching:
+        assert watching.indexes(5) == [5, 6, 1, 2, 4]
+    queue.ask("POST", (), b"", _eos_="false")
+    assert queue.put() == 7
+
+
+def test_a_start_takes_little_longer_with_many_items(
+    serve: Serve, record_property: Callable[[str, object], None]
+) -> None:
+    """Ten thousand items are there again in seconds, and the next put goes on where they end."""
+    service = serve()
+    with Connection(service.port) as connection:
+        for _ in range(100):
+            for _ in range(100):
+                connection.send_request("POST", service.stream().path, (), b"x" * 100)
+            for _ in range(100):
+                assert connection.read_answer().status == 200
+    began = time.monotonic()
+    service.restart()
+    took_s = time.monotonic() - began
+    record_property("restart with 10,000 items in ms", round(took_s * 1000))
+    assert service.stream().length() == 10_000
+    assert service.stream().put() == 10_001
+    assert took_s < 15
+
+
+@pytest.mark.parametrize("times", [3])
+def test_an_orderly_stop_under_load_loses_nothing_and_exits_0(
+    serve: Serve, tmp_path: Path, times: int
+) -> None:
+    """SIGTERM: what was acknowledged is there after the next start, and only unanswered puts are in doubt."""
+    folder = tmp_path / "oplog"
+    folder.mkdir()
+    nemesis = Log(folder, "nemesis")
+    service = serve("--leave-grace", "0s")
+    load = Load(folder)
+    for number in range(8):
+        load.start(f"p{number}", load.put_on(f"p{number}"))
+    load.start("w0", load.watch_on("w0"))
+    try:
+        for _ in range(times):
+            load.point_at(service)
+            load.over.wait(0.4)
+            load.up.clear()
+            nemesis.add("kill")
+            assert service.terminate() == 0, service.log.read_text()
+            service.start()
+    finally:
+        load.stop()
+    assert load.failures == []
+    drain(nemesis, service.stream())
+    nemesis.close()
+    assert violations(read(folder)) == []
