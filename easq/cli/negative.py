@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import ParamType, command, read_indexes, sink_option
+from easq.cli.options import command, read_indexes, sink_option
 
 if TYPE_CHECKING:
     from easq.cli.app import App
-
-_CODE = re.compile(r"[0-9]{1,20}|(?=.{1,20}$)[A-Z][A-Za-z]*(?:[.-][A-Z][A-Za-z]*)?")
-
-
-class Code(ParamType):
-    """The code of a negative: what the SDKs accept."""
-
-    name = "code"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """`value`, unchanged."""
-        if not _CODE.fullmatch(value):
-            self.fail(
-                f"{value!r} is no code: up to 20 characters, digits or words like EngineError", param, ctx
-            )
-        return str(value)
 
 
 @command(
@@ -38,7 +21,9 @@ class Code(ParamType):
     ),
 )
 @click.argument("indexes", nargs=-1, required=True, metavar="INDEX...|-")
-@click.option("--code", type=Code(), default="", help="Why, in a word; Shutdown does not count as a failure.")
+@click.option(
+    "--code", metavar="CODE", default="", help="Why, in a word; Shutdown does not count as a failure."
+)
 @click.option("--reason", default="", help="Why, in a sentence.")
 @sink_option
 def negative(app: App, indexes: tuple[str, ...], code: str, reason: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from easq.errors import ConfigError
 
@@ -16,7 +16,7 @@ _PRIVATE_SUFFIXES = (".local", ".internal", ".lan", ".home.arpa", ".svc")
 
 
 def stream_url(url: str, *, sink: bool) -> str:
-    """The address of a stream: `url` checked and without a trailing `/`, with `/sink` for the sink.
+    """The address of a stream: `url` checked, in ASCII and without a trailing `/`, with `/sink` for the sink.
 
     Raises ConfigError for what is no plain http or https address.
     """
@@ -33,10 +33,10 @@ def stream_url(url: str, *, sink: bool) -> str:
         raise ConfigError(f"the url {shown(url)} does not begin with http:// or https://", hint=_HINT)
     if "?" in url or "#" in url:
         raise ConfigError(f"the url {shown(url)} goes on with a query or fragment", hint=_HINT)
-    path = parts.path.rstrip("/")
+    path = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
     if sink and not path.endswith("/sink"):
         path += "/sink"
-    return f"{parts.scheme}://{parts.netloc}{path}"
+    return f"{parts.scheme}://{_ascii_netloc(parts, url)}{path}"
 
 
 def shown(url: str) -> str:
@@ -104,6 +104,16 @@ def _split(url: str) -> SplitResult:
     if port == 0 or parts.netloc.endswith(":"):
         raise ConfigError(f"the url {shown(url)} has no usable port", hint=_HINT)
     return parts
+
+
+def _ascii_netloc(parts: SplitResult, url: str) -> str:
+    if parts.netloc.isascii():
+        return parts.netloc
+    try:
+        host = (parts.hostname or "").encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise ConfigError(f"the url {shown(url)} has no usable host: {error}", hint=_HINT) from error
+    return f"{host}:{parts.port}" if parts.port else host
 
 
 def _is_name(host: str) -> bool:

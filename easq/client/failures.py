@@ -22,6 +22,10 @@ class Unconnected(Unreachable):
         self.lasting = lasting
 
 
+class Unanswered(Unreachable):
+    """A request went out, and its answer did not come, or not whole, in time."""
+
+
 def unconnected(error: BaseException, url: str) -> Unconnected:
     """Why no connection to `url` came about, from the first cause that says so."""
     address = shown(url)

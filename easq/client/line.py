@@ -111,12 +111,13 @@ def _secured(connected: socket.socket, address: SplitResult, settings: Settings)
 
 def _tunnel(connected: socket.socket, proxy: SplitResult, target: SplitResult, url: str) -> None:
     """Has the proxy connect on to `target`."""
-    host = f"[{target.hostname}]" if ":" in (target.hostname or "") else target.hostname
+    name = target.hostname or ""
+    host = f"[{name}]" if ":" in name else name.encode("idna").decode("ascii")
     request = f"CONNECT {host}:{_port(target)} HTTP/1.1\r\nHost: {host}:{_port(target)}\r\n"
     if proxy.username is not None:
         pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
         request += f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
-    connected.sendall(f"{request}\r\n".encode("idna" if not request.isascii() else "ascii"))
+    connected.sendall(f"{request}\r\n".encode("ascii"))
     answer = b""
     while b"\r\n\r\n" not in answer and len(answer) < _MAX_PROXY_ANSWER:
         # byte by byte at the end: what follows the empty line belongs to the target

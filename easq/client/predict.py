@@ -7,9 +7,10 @@ import uuid
 from collections.abc import Mapping
 from urllib.parse import parse_qsl
 
+from easq.client.failures import Unanswered
 from easq.client.queue import QueueClient, sub_path
 from easq.client.transport import Retry, Transport
-from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, Unreachable
+from easq.errors import DeadlineExceeded, EasqError, NotAQueueService
 from easq.model import REQUEST_ID, Frame, Tags
 from easq.wire.operations import Caller, Request
 
@@ -75,7 +76,6 @@ def predict_gateway(
         sent["Content-Type"] = content_type
     sent |= headers or {}
     request = Request("POST", tuple(parse_qsl(query, keep_blank_values=True)), sent, data, sub_path(route))
-    end = time.monotonic() + timeout_s
     try:
         reply = transport.exchange(
             url,
@@ -85,9 +85,7 @@ def predict_gateway(
             attempt_s=timeout_s / _ATTEMPT_PART,
             retry=Retry.PREDICT,
         )
-    except Unreachable as error:
-        if time.monotonic() < end:
-            raise
+    except Unanswered as error:
         raise DeadlineExceeded(
             f"no answer within {timeout_s:g} s: {error.message}", hint=error.hint
         ) from error

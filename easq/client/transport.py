@@ -24,7 +24,7 @@ import httpx
 
 from easq.client.backoff import full_jitter
 from easq.client.endpoint import proxy_for, shown
-from easq.client.failures import Unconnected, unconnected
+from easq.client.failures import Unanswered, Unconnected, unconnected
 from easq.client.headers import request_headers
 from easq.client.tls import tls_context
 from easq.client.trace import Trace, Tracer, hide_in, secrets_of
@@ -365,7 +365,7 @@ def _translate(error: Exception, url: str, limit_s: float) -> EasqError:
             f"the proxy on the way to {address} refused: {error}", hint="see HTTP_PROXY and NO_PROXY"
         )
     if isinstance(error, httpx.TimeoutException):
-        return Unreachable(
+        return Unanswered(
             f"no complete answer from {address} within {limit_s:.3g} s",
             hint="raise --request-timeout if it is slow",
         )

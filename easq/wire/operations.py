@@ -456,8 +456,8 @@ def _parse_get(given: _Given) -> Get:
     if length < 1:
         raise BadRequest("parameter _length_ is at least 1, not '0'")
     codec = given.codec()
-    accepts_json = "json" in given.headers.get("accept", "") and "*/*" not in given.headers.get("accept", "")
-    raw = given.boolean("_raw_", not accepts_json)
+    accept = given.headers.get("accept", "").lower()
+    raw = given.boolean("_raw_", "json" not in accept or "*/*" in accept)
     if codec is Codec.JSON and raw and length == 1:
         codec = Codec.RAW
     return Get(

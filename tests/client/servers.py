@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
+#: how long one look for bytes takes, so that a server ends soon
+_LOOK_S = 0.05
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -40,8 +44,18 @@ class Peer:
         return head.decode(), body
 
     def send(self, data: bytes) -> None:
+        """Sends all of `data`, unless the client is gone."""
         with suppress(OSError):
+            self.socket.settimeout(30)
             self.socket.sendall(data)
+            self.socket.settimeout(_LOOK_S)
+
+    def flood(self) -> None:
+        """Sends until the client is gone."""
+        with suppress(OSError):
+            self.socket.settimeout(30)
+            while not self.stop.is_set():
+                self.socket.sendall(bytes(65536))
 
     def answer(self, status: int = 200, body: bytes = b"", **headers: str) -> None:
         lines = [f"HTTP/1.1 {status} Text", f"Content-Length: {len(body)}"]
@@ -149,7 +163,7 @@ class Server:
         while not self.stop.is_set():
             with suppress(TimeoutError):
                 connected, _ = self.listener.accept()
-                connected.settimeout(0.05)
+                connected.settimeout(_LOOK_S)
                 self.connections += 1
                 thread = threading.Thread(target=self._serve, args=(connected,))
                 thread.start()
@@ -161,6 +175,34 @@ class Server:
                 self.handler(self, Peer(connected, self.stop))
             except BaseException as error:
                 self.errors.append(error)
+
+
+def encrypting(certificate: Path, handle: Callable[[Server, Peer], None]) -> Server:
+    """A server that does `handle` behind TLS; a handshake that fails is the client's business."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    def secure(server: Server, peer: Peer) -> None:
+        peer.socket.settimeout(5)
+        try:
+            encrypted = context.wrap_socket(peer.socket, server_side=True)
+        except OSError:
+            return
+        with encrypted:
+            encrypted.settimeout(_LOOK_S)
+            handle(server, Peer(encrypted, peer.stop))
+
+    return Server(secure)
+
+
+def secured(certificate: Path) -> Server:
+    """A server that speaks TLS and answers 200."""
+
+    def handle(server: Server, peer: Peer) -> None:
+        server.requests.append(peer.read_request())
+        peer.answer(200, b"safe")
+
+    return encrypting(certificate, handle)
 
 
 def answering(*answers: Callable[[Peer], None]) -> Server:

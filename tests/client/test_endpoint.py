@@ -13,6 +13,7 @@ from easq.errors import ConfigError
         ("http://h/api/predict/q/sink/", True, "http://h/api/predict/q/sink"),
         ("https://h:8443", True, "https://h:8443/sink"),
         ("HTTP://[::1]:3030/", False, "http://[::1]:3030"),
+        ("http://büro.test:81/ü/%C3%BC", False, "http://xn--bro-hoa.test:81/%C3%BC/%C3%BC"),
         ("http://test_group.qservice:80/a.b", False, "http://test_group.qservice:80/a.b"),
     ],
 )

@@ -1,5 +1,4 @@
 import pytest
-from servers import Peer, answering, broken, free_port, reply
 
 from easq import errors
 from easq.client.predict import predict_gateway, predict_queue
@@ -9,6 +8,7 @@ from easq.model import Frame
 from easq.wire.frames import encode_frames
 from easq.wire.operations import Caller, Codec
 from easq.wire.signature import sign
+from tests.client.servers import Peer, answering, broken, free_port, reply
 
 CALLER = Caller(token="canary-token-canary")
 RESULT = Frame(9, {"requestId": "r-1", "lastCode": "500"}, b"result")

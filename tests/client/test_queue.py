@@ -4,7 +4,6 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from servers import Server, answering, broken, reply
 
 from easq import errors
 from easq.client.queue import QueueClient, sub_path
@@ -12,6 +11,7 @@ from easq.client.transport import Settings, Transport
 from easq.model import NEWEST, Ack, Consumer, Frame, SearchResult
 from easq.wire.frames import encode_frames
 from easq.wire.operations import Caller, Codec, Request, parse
+from tests.client.servers import Server, answering, broken, reply
 
 PROTOBUF = "application/vnd.google.protobuf"
 BIG = 2**64 - 1

@@ -1,6 +1,7 @@
 from urllib.parse import quote, quote_plus
 
-from easq.client.trace import Tracer, mask, secrets_of
+from easq.client.trace import Tracer, secrets_of
+from easq.redact import mask
 
 TOKEN = "c2VjcmV0LWNhbmFyeS90b2tlbisx=="
 
@@ -51,11 +52,6 @@ def test_a_secret_across_the_cut_of_a_body_is_masked_too() -> None:
     lines: list[str] = []
     Tracer(lambda _, line: lines.append(line), [TOKEN]).body("<", b"x" * 1010 + TOKEN.encode())
     assert TOKEN[:4] not in lines[0]
-
-
-def test_short_secrets_are_masked_whole() -> None:
-    assert mask("abcdefgh") == "****"
-    assert mask("a" * 16 + "wxyz") == "****wxyz"
 
 
 def test_nobody_listening_costs_nothing() -> None:

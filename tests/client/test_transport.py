@@ -1,5 +1,3 @@
-import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,13 +5,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from servers import Peer, Server, answering, broken, eventually, free_port, reply
 
 from easq import errors
-from easq.client.failures import Unconnected
+from easq.client.failures import Unanswered, Unconnected
 from easq.client.transport import Retry, Settings, Transport
 from easq.model import Consumer
 from easq.wire.operations import Caller, Describe, Put, Request, to_request
+from tests.client.servers import Peer, Server, answering, broken, eventually, free_port, reply, secured
 
 TOKEN = "canary-token-canary"
 CALLER = Caller(Consumer("g", "u"), TOKEN)
@@ -271,11 +269,7 @@ def test_a_server_that_does_not_read_ends_by_the_deadline(transport: Transport) 
 def test_an_answer_above_the_bound_is_given_up() -> None:
     def endless(peer: Peer) -> None:
         peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
-        while not peer.stop.is_set():
-            try:
-                peer.socket.sendall(bytes(65536))
-            except OSError:
-                return
+        peer.flood()
 
     with Transport(Settings(max_answer_bytes=1_000_000, environ={})) as transport:
         with answering(endless) as server:
@@ -328,8 +322,8 @@ def test_half_an_answer_is_a_lost_connection(transport: Transport) -> None:
         (httpx.ConnectError("x"), Unconnected),
         (httpx.PoolTimeout("x"), Unconnected),
         (httpx.ProxyError("x"), Unconnected),
-        (httpx.ReadTimeout("x"), errors.Unreachable),
-        (httpx.WriteTimeout("x"), errors.Unreachable),
+        (httpx.ReadTimeout("x"), Unanswered),
+        (httpx.WriteTimeout("x"), Unanswered),
         (httpx.ReadError("x"), errors.Unreachable),
         (httpx.WriteError("x"), errors.Unreachable),
         (httpx.CloseError("x"), errors.Unreachable),
@@ -422,45 +416,6 @@ def test_an_endless_answer_that_is_refused_is_an_error(transport: Transport) -> 
     with answering(reply(409, b"taken")) as server:
         with pytest.raises(errors.AnotherWatcher, match=r"^taken$"):
             transport.open(server.url, GET, CALLER)
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
-    folder = tmp_path_factory.mktemp("tls")
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=easq -addext subjectAltName=IP:127.0.0.1"
-    )
-    try:
-        subprocess.run(
-            [*command.split(), "-keyout", "key.pem", "-out", "cert.pem"],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("openssl is not there")
-    both = folder / "both.pem"
-    both.write_bytes((folder / "key.pem").read_bytes() + (folder / "cert.pem").read_bytes())
-    return both
-
-
-def secured(certificate: Path) -> Server:
-    """A server that speaks TLS and answers 200."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-
-    def handle(server: Server, peer: Peer) -> None:
-        peer.socket.settimeout(5)
-        try:
-            with context.wrap_socket(peer.socket, server_side=True) as encrypted:
-                inner = Peer(encrypted, peer.stop)
-                server.requests.append(inner.read_request())
-                inner.answer(200, b"safe")
-        except OSError:
-            return
-
-    return Server(handle)
 
 
 def test_a_certificate_nobody_vouches_for_is_refused_with_the_reason(certificate: Path) -> None:

@@ -2,10 +2,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Peer, Server, eventually, free_port
 
 from easq import errors
 from easq.client.queue import QueueClient
@@ -14,6 +14,7 @@ from easq.client.watch import Watcher
 from easq.model import Consumer, Frame
 from easq.wire.frames import delimit, encode_frame
 from easq.wire.operations import Caller, Codec, Watch
+from tests.client.servers import Peer, Server, encrypting, eventually, free_port, secured
 
 TOKEN = "canary-token-canary"
 CALLER = Caller(Consumer("g", "u"), TOKEN)
@@ -248,11 +249,7 @@ def test_a_frame_that_claims_to_be_endless_is_given_up() -> None:
     def script(_: Watched, peer: Peer) -> None:
         peer.upgrade()
         peer.send(b"\x82\x7f" + (2**62).to_bytes(8, "big"))
-        while not peer.stop.is_set():
-            try:
-                peer.socket.sendall(bytes(1 << 20))
-            except OSError:
-                return
+        peer.flood()
 
     notices: list[str] = []
     with watching(Watched(script, pushing(2)), on_notice=notices.append) as watcher:
@@ -488,11 +485,7 @@ def test_a_refusal_that_never_ends_is_cut() -> None:
     def script(_: Watched, peer: Peer) -> None:
         peer.read_request()
         peer.send(b"HTTP/1.1 500 x\r\nContent-Length: 99999999999\r\n\r\n")
-        while not peer.stop.is_set():
-            try:
-                peer.socket.sendall(bytes(65536))
-            except OSError:
-                return
+        peer.flood()
 
     with pytest.raises(errors.NotAQueueService, match="more than"), watching(Watched(script)):
         pass
@@ -521,6 +514,30 @@ def test_the_trace_of_a_watch_has_no_secret() -> None:
     assert TOKEN not in text
     assert lines[0][1].startswith(f"> GET {server.url}?_watch_=true")
     assert any(line.startswith("< 101 in ") for _, line in lines)
+
+
+def test_a_watch_over_tls(certificate: Path) -> None:
+    def script(_: Server, peer: Peer) -> None:
+        peer.upgrade()
+        for index in range(1, 51):
+            peer.send_frame(encode_frame(Frame(index, {}, bytes(20_000)), Codec.PROTOBUF))
+        peer.serve_pings()
+
+    with encrypting(certificate, script) as server:
+        url = server.url.replace("http", "https", 1)
+        settings = Settings(cacert=str(certificate), environ={})
+        with Watcher(url, CALLER, Watch(), settings, ping_every_s=0.05) as watcher:
+            found = [watcher.next(10) for _ in range(50)]
+        assert [item.index for item in found if item] == list(range(1, 51))
+
+
+def test_a_watch_over_tls_that_nobody_vouches_for_is_refused(certificate: Path) -> None:
+    with (
+        secured(certificate) as server,
+        pytest.raises(errors.Unreachable, match=r"^TLS with https://.* failed: self"),
+    ):
+        Watcher(server.url.replace("http", "https", 1), CALLER, Watch(), SETTINGS).__enter__()
+    assert server.requests == []
 
 
 def test_a_watch_goes_through_the_proxy_of_its_host() -> None:

@@ -237,6 +237,7 @@ def test_what_the_sdks_send_is_understood(request_: Request, operation: Operatio
         ("_raw_=false", "*/*", Codec.JSON),
         ("_raw_=false", "application/json", Codec.JSON),
         ("", "application/json", Codec.JSON),
+        ("", "Application/JSON", Codec.JSON),
         ("", "application/json, */*", Codec.RAW),
         ("_raw_=true", "application/json", Codec.RAW),
         ("_length_=2", "", Codec.JSON),

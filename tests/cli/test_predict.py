@@ -1,0 +1,149 @@
+"""easq predict: through the queue and its sink, and straight through the gateway."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+
+from tests.cli.conftest import Easq, finish
+
+
+def answer(queue: Easq, count: int, *tags: str, data: str = "") -> None:
+    """Be the engine: take `count` items and put what they hold, in capitals, into the sink."""
+    done = queue("watch", "--commit", "output", "-n", str(count), "-o", "json", "-q", "--user", "engine")
+    assert done.status == 0
+    for line in done.out.splitlines():
+        record = json.loads(line)
+        result = data or record["data"].upper()
+        more = [part for tag in tags for part in ("--tags", tag)]
+        put = queue("put", "-k", "-d", result, "--tags", f"requestId={record['request_id']}", *more)
+        assert put.status == 0
+
+
+def sink_length(queue: Easq) -> str:
+    return queue("info", "-k", "--field", "stream.length").text
+
+
+def test_the_result_alone_is_printed_and_then_deleted(queue: Easq) -> None:
+    with queue.start("predict", "-d", "abc") as process:
+        answer(queue, 1)
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (0, b"ABC", b"")
+    assert sink_length(queue) == "0\n"
+
+
+def test_what_could_not_be_printed_is_not_deleted(queue: Easq) -> None:
+    with open("/dev/full", "wb") as full, queue.start("predict", "-d", "abc", stdout=full) as process:
+        answer(queue, 1)
+        assert process.wait() == 74
+    assert sink_length(queue) == "1\n"
+
+
+def test_many_results_are_in_the_order_of_the_requests(queue: Easq) -> None:
+    (queue.home / "in").write_bytes(b"a\nb\nc\nd\n")
+    with queue.start("predict", "-f", "in", "-c", "4", "-q") as process:
+        answer(queue, 4)
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (0, b"A\nB\nC\nD\n", b"")
+
+
+def test_json_is_the_frame_of_the_result(queue: Easq) -> None:
+    with queue.start("predict", "-d", "abc", "-o", "json", "--tags", "task=7") as process:
+        answer(queue, 1)
+        record = json.loads(process.communicate()[0])
+    assert (record["index"], record["data"]) == ("1", "ABC")
+
+
+@pytest.mark.parametrize(("code", "status"), [("404", 4), ("503", 5), ("Engine", 5), ("200", 0)])
+def test_a_failure_of_the_model_shows_what_it_answered(queue: Easq, code: str, status: int) -> None:
+    with queue.start("predict", "-d", "abc") as process:
+        answer(queue, 1, f"lastCode={code}", "lastReason=no \x1b[2J", data="the body")
+        out, err = process.communicate()
+    assert (process.returncode, out) == (status, b"the body")
+    expected = f"easq: the model answered {code}: no \\x1b[2J\n" if status else ""
+    assert err.decode() == expected
+    assert sink_length(queue) == "0\n"
+
+
+def test_a_result_that_does_not_come_is_a_deadline_that_names_the_request(queue: Easq) -> None:
+    done = queue("predict", "-d", "abc", "--timeout", "10ms")
+    request_id = json.loads(queue("get", "-o", "json").out)["request_id"]
+    assert (done.status, done.out) == (9, b"")
+    assert request_id in done.err
+    assert f"easq get -k --request-id {request_id}" in done.err
+
+
+def test_nothing_to_send(queue: Easq) -> None:
+    assert queue("predict").status == 2
+    assert queue("predict", "-f", "missing").err == "easq: cannot read missing: No such file or directory\n"
+
+
+class _Model(BaseHTTPRequestHandler):
+    """A gateway: answers a POST with its body reversed, or refuses it."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        refused = body == b"bad"
+        answer = b"no \x1b]0;x\x07\r\n" if refused else body[::-1]
+        self.send_response(400 if refused else 200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("X-Path", self.path)
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Model) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/api/predict/model"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_gateways_answer_is_untouched(easq: Easq, gateway: str) -> None:
+    done = easq("predict", "--via", "gateway", "--url", gateway, stdin=b"\n\xff\x00a")
+    assert (done.status, done.out, done.err) == (0, b"a\x00\xff\n", "")
+    (easq.home / "in").write_bytes(b"ab\ncd\n")
+    done = easq("predict", "--via", "gateway", "--url", gateway, "-f", "in", "-o", "json", "-q")
+    assert [json.loads(line)["data"] for line in done.out.splitlines()] == ["ba", "dc"]
+
+
+def test_a_refusal_of_the_gateway_is_refused_and_cannot_drive_the_terminal(easq: Easq, gateway: str) -> None:
+    args = ["predict", "--via", "gateway", "--url", gateway, "-d", "bad"]
+    assert easq(*args).status == 4
+    status, text = finish(easq.terminal(*args))
+    assert status == 4
+    assert text.startswith("easq: ")
+    assert all(c == "\n" or c.isprintable() for c in text)
+
+
+def test_some_answered_and_some_not_is_partial(easq: Easq, gateway: str) -> None:
+    done = easq("predict", "--via", "gateway", "--url", gateway, "-f", "-", stdin=b"ab\nbad\ncd\n")
+    assert (done.status, done.out) == (10, b"ba\ndc\n")
+    assert "easq: line 2: " in done.err
+    assert done.err.endswith("easq: 2 answered, 1 failed\n")
+
+
+def test_a_profile_says_which_way(easq: Easq, gateway: str) -> None:
+    easq("config", "--url", gateway)
+    easq("config", "set", "via", "gateway")
+    assert easq("predict", "-d", "ab").out == b"ba"
+    easq("config", "set", "via", "pigeon")
+    done = easq("predict", "-d", "ab")
+    assert (done.status, done.err) == (2, "easq: via 'pigeon' is not known here, only queue and gateway\n")
+
+
+def test_tags_go_with_the_queue_only(easq: Easq, gateway: str) -> None:
+    done = easq("predict", "--via", "gateway", "--url", gateway, "-d", "x", "--tags", "a=b")
+    assert (done.status, done.err) == (2, "easq: --tags and --priority go with --via queue\n")

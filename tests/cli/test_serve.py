@@ -1,0 +1,279 @@
+"""easq serve: how it starts, says where it is, ends, and runs around a command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import DEADLINE_S, Easq
+
+Started = Callable[..., "subprocess.Popen[bytes]"]
+
+#: prints what a command around which a service runs is told
+TELL = "import json, os; print(json.dumps({k: os.environ[k] for k in ('EASQ_URL', 'EASQ_SINK_URL', 'EASQ_TOKEN')}))"
+
+
+@pytest.fixture
+def started(easq: Easq) -> Iterator[Started]:
+    """Starts `easq serve`; what still runs in the end is ended."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(*options: str) -> subprocess.Popen[bytes]:
+        process = easq.start("serve", *options)
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def first_line(process: subprocess.Popen[bytes]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().decode()
+
+
+def address(process: subprocess.Popen[bytes]) -> str:
+    name, _, url = first_line(process).strip().partition("=")
+    assert name == "EASQ_URL"
+    return url
+
+
+def terminate(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> tuple[int, bytes, str]:
+    """Exit code, and the rest of stdout and stderr."""
+    process.send_signal(number)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    return process.returncode, out, err.decode()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def refuses(url: str) -> bool:
+    port = int(url.partition("://")[2].partition("/")[0].rpartition(":")[2])
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_it_says_where_it_is_keeps_what_it_was_given_and_ends_in_order(easq: Easq, started: Started) -> None:
+    """By default data is in the state folder; SIGTERM is exit code 0, and the next start has it all."""
+    database = easq.home / ".local" / "state" / "easq" / "easq.db"
+    process = started("--port", "0")
+    url = address(process)
+    assert easq("put", "-q", "-d", "x", "--url", url).text == "[OK] 1\n"
+    assert terminate(process) == (
+        0,
+        b"",
+        f"[INFO] queue qservice: {url} and {url}/sink\n[INFO] durability fsync, storage sqlite:{database}\n",
+    )
+    assert refuses(url)
+    again = started("--port", "0")
+    assert easq("get", "-o", "raw", "--url", address(again)).out == b"x"
+
+
+def test_ctrl_c_ends_it_in_order_too(started: Started) -> None:
+    process = started("--port", "0", "--storage", "memory:", "-q")
+    address(process)
+    assert terminate(process, signal.SIGINT) == (0, b"", "")
+
+
+def test_a_ready_file_is_written_once_requests_are_answered(easq: Easq, started: Started) -> None:
+    ready = easq.home / "ready"
+    process = started("--port", "0", "--storage", "memory:", "--ready-file", str(ready))
+    until(ready.exists)
+    line = ready.read_text()
+    assert easq("info", "--url", line.strip().removeprefix("EASQ_URL=")).status == 0
+    assert first_line(process) == line
+
+
+def test_each_queue_has_an_input_and_a_sink(easq: Easq, started: Started) -> None:
+    process = started("--port", "0", "--storage", "memory:", "--queue", "test_group.one", "--queue", "two")
+    one = address(process)
+    assert one.endswith("/api/predict/test_group.one")
+    two = one.replace("test_group.one", "two")
+    for url, data in ((one, "a"), (f"{one}/sink", "b"), (two, "c"), (f"{two}/sink", "d")):
+        assert easq("put", "-q", "-d", data, "--url", url).text == "[OK] 1\n"
+    found = [easq("get", "-o", "raw", "--url", url).text for url in (one, f"{one}/sink", two, f"{two}/sink")]
+    assert found == ["a", "b", "c", "d"]
+    root = one.partition("/api/")[0]
+    assert easq("get", "-o", "raw", "--url", f"{root}/").text == "a"
+    assert easq("get", "-o", "raw", "--url", f"{root}/sink").text == "b"
+
+
+def test_limits_and_names_of_the_options_reach_the_queue(easq: Easq, started: Started) -> None:
+    options = ("--max-length", "3", "--sink-max-length", "2", "--max-payload", "1k", "--max-bytes", "2KiB")
+    process = started("--port", "0", "--storage", "memory:", "--base-path", "/x", *options)
+    url = address(process)
+    assert url.endswith("/x/qservice")
+    fields = ("meta.maxPayloadBytes", "stream.approxMaxLength", "stream.maxBytes", "meta.durability")
+    asked = [word for field in fields for word in ("--field", field)]
+    assert easq("info", "--url", url, *asked).text.split() == ["1024", "3", "2048", "memory"]
+    assert easq("info", "-k", "--url", url, *asked).text.split() == ["1024", "2", "2048", "memory"]
+    for _ in range(2):
+        assert easq("put", "-k", "-d", "x", "--url", url).status == 0
+    full = easq("put", "-k", "-d", "x", "--url", url)
+    assert full.status == 4
+    assert "the queue is full: 2 of 2 items" in full.err
+
+
+def test_a_port_in_use_is_named(easq: Easq) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = easq("serve", "--port", str(port), "--storage", "memory:")
+    assert (done.status, done.out) == (13, b"")
+    assert done.err == (
+        f"easq: 127.0.0.1 port {port}: in use\nhint: choose another with --port, or --port 0\n"
+    )
+
+
+def test_other_machines_are_served_with_a_token_only(easq: Easq, started: Started) -> None:
+    refused = easq("serve", "--host", "0.0.0.0", "--port", "0", "--storage", "memory:")
+    assert (refused.status, refused.out) == (2, b"")
+    assert "0.0.0.0 is reached from other machines, and there is no token" in refused.err
+    (easq.home / "token").write_text("a-token-of-its-own\n")
+    process = started(
+        "--host", "0.0.0.0", "--port", "0", "--storage", "memory:", "--token-file", str(easq.home / "token")
+    )
+    url = address(process)
+    assert easq("info", "--url", url).status == 7
+    assert easq("info", "--url", url, "--token-file", "token").status == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--queue", "a/b"), "--queue: 'a/b' is not a queue name"),
+        (("--queue", "a", "--queue", "a"), "--queue: each name once, got a, a"),
+        (("--max-payload", "31MiB"), "--max-payload 32505856: 1 to 31457280 bytes"),
+        (("--max-payload", "x"), "'x' is not a size such as 512, 10k or 1MiB"),
+        (("--storage", "mysql://x"), "unknown storage 'mysql://x'"),
+        (("--port", "70000"), "70000 is not in the range"),
+        (("--max-length", "0"), "0 is not in the range"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(easq: Easq, options: tuple[str, ...], says: str) -> None:
+    done = easq("serve", "--port", "0", *options)
+    assert (done.status, done.out) == (2, b"")
+    assert says in done.err
+    assert not (easq.home / ".local").exists()
+
+
+def test_a_data_file_in_use_or_foreign_is_left_alone(easq: Easq, started: Started) -> None:
+    process = started("--port", "0", "--storage", "sqlite:data/q.db")
+    address(process)
+    second = easq("serve", "--port", "0", "--storage", "sqlite:data/q.db")
+    assert (second.status, second.out) == (74, b"")
+    assert "data/q.db is in use by another easq serve" in second.err
+    (easq.home / "foreign.db").write_text("a text")
+    foreign = easq("serve", "--port", "0", "--storage", "sqlite:foreign.db")
+    assert (foreign.status, foreign.out) == (74, b"")
+    assert "foreign.db cannot be read as easq's data: file is not a database" in foreign.err
+    assert (easq.home / "foreign.db").read_text() == "a text"
+
+
+def test_queues_that_are_not_named_are_kept_and_named(easq: Easq, started: Started) -> None:
+    first = started("--port", "0", "--storage", "sqlite:q.db", "--queue", "old")
+    assert easq("put", "-d", "x", "--url", address(first)).status == 0
+    terminate(first)
+    second = started("--port", "0", "--storage", "sqlite:q.db", "--queue", "new", "-q")
+    address(second)
+    code, _, err = terminate(second)
+    assert code == 0
+    assert err.endswith("warning kept but not served: old (name them with --queue)\n")
+    third = started("--port", "0", "--storage", "sqlite:q.db", "--queue", "old")
+    assert easq("get", "-o", "raw", "--url", address(third)).out == b"x"
+
+
+def test_verbose_logs_requests_without_payloads_and_tokens(easq: Easq, started: Started) -> None:
+    (easq.home / "token").write_text("canary-token-1234")
+    process = started(
+        "--port", "0", "--storage", "memory:", "--token-file", "token", "-v", "--log-format", "json"
+    )
+    url = address(process)
+    assert easq("put", "-d", "canary-payload", "--url", url, "--token-file", "token").status == 0
+    assert easq("info", "--url", url, "--token", "canary-wrong").status == 7
+    _, _, err = terminate(process)
+    records = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    messages = [record["message"].rpartition(" ")[0] for record in records if record["level"] == "info"]
+    assert messages == ["POST /api/predict/qservice 200", "GET /api/predict/qservice 401"]
+    assert "canary" not in err
+
+
+# -- around a command --------------------------------------------------------------------------------------------------
+
+
+def test_a_command_has_a_private_service(easq: Easq) -> None:
+    """It is told address, sink and token; stdout is its own, and the service is gone afterwards."""
+    done = easq("serve", "--", sys.executable, "-c", TELL)
+    assert (done.status, done.err) == (0, "")
+    told = json.loads(done.out)
+    assert told["EASQ_SINK_URL"] == told["EASQ_URL"] + "/sink"
+    assert len(told["EASQ_TOKEN"]) >= 32
+    assert refuses(told["EASQ_URL"])
+    assert not (easq.home / ".local").exists()
+    again = json.loads(easq("serve", "--", sys.executable, "-c", TELL).out)
+    assert again["EASQ_TOKEN"] != told["EASQ_TOKEN"]
+
+
+def test_the_commands_inside_use_it_and_nobody_else_can(easq: Easq) -> None:
+    script = (
+        f'easq() {{ "{sys.executable}" -m easq "$@"; }};'
+        " easq put -q -d ping && easq get -o raw && EASQ_TOKEN= easq get -o raw; echo $?"
+    )
+    done = easq("serve", "--", "sh", "-c", script)
+    assert done.text == "[OK] 1\nping7\n"
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)])
+def test_its_exit_code_is_ours(easq: Easq, script: str, code: int) -> None:
+    done = easq("serve", "--", "sh", "-c", script)
+    assert (done.status, done.out, done.err) == (code, b"", "")
+
+
+def test_its_stdin_is_ours(easq: Easq) -> None:
+    assert easq("serve", "--", "cat", stdin=b"through\n").out == b"through\n"
+
+
+def test_a_command_that_cannot_start(easq: Easq) -> None:
+    done = easq("serve", "--", "./no-such-command")
+    assert (done.status, done.out) == (12, b"")
+    assert done.err == "easq: ./no-such-command cannot be started: No such file or directory\n"
+
+
+def test_sigterm_reaches_the_command_and_the_service_ends_with_it(started: Started) -> None:
+    script = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
+        "print(os.environ['EASQ_URL'], flush=True)\n"
+        "while True: time.sleep(0.1)\n"
+    )
+    process = started("--", sys.executable, "-c", script)
+    url = first_line(process).strip()
+    assert not refuses(url)
+    assert terminate(process)[0] == 5
+    assert refuses(url)
+
+
+def test_storage_of_a_command_is_kept_where_asked(easq: Easq) -> None:
+    for expected in (1, 2):
+        done = easq(
+            "serve", "--storage", "sqlite:kept.db", "--", sys.executable, "-m", "easq", "put", "-q", "-d", "x"
+        )
+        assert done.text == f"[OK] {expected}\n"
+    assert Path(easq.home / "kept.db").exists()

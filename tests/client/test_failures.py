@@ -1,0 +1,45 @@
+import socket
+import ssl
+
+import pytest
+
+from easq import errors
+from easq.client.failures import Unconnected, unconnected
+
+URL = "https://user:secret@h:1/q?a=b"
+
+
+def verification() -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError(1, "x")
+    error.verify_message = "certificate has expired"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("cause", "message", "lasting"),
+    [
+        (ConnectionRefusedError(), "connection to https://h:1/q refused", False),
+        (verification(), "TLS with https://h:1/q failed: certificate has expired", True),
+        (socket.gaierror(socket.EAI_NONAME, "x"), "the name h of https://h:1/q does not resolve", True),
+        (socket.gaierror(socket.EAI_AGAIN, "x"), "the name h of https://h:1/q does not resolve", False),
+        (TimeoutError(), "cannot connect to https://h:1/q: no answer in time", False),
+        (
+            OSError(101, "Network is unreachable"),
+            "cannot connect to https://h:1/q: network is unreachable",
+            False,
+        ),
+        (RuntimeError(), "cannot connect to https://h:1/q: no answer in time", False),
+    ],
+)
+def test_the_innermost_cause_says_why(cause: Exception, message: str, lasting: bool) -> None:
+    outer = RuntimeError("outer")
+    outer.__cause__ = RuntimeError("middle")
+    outer.__cause__.__context__ = cause
+    found = unconnected(outer, URL)
+    assert (found.message, found.lasting) == (message, lasting)
+    assert found.hint or "unreachable" in message
+
+
+def test_it_is_unreachable_to_everybody_else() -> None:
+    assert isinstance(Unconnected("x"), errors.Unreachable)
+    assert Unconnected("x").kind == errors.Unreachable.kind

@@ -1,0 +1,86 @@
+import socket
+import time
+
+import pytest
+
+from easq import errors
+from easq.client.line import Line, open_line
+from easq.client.transport import Settings
+from tests.client.servers import Peer, Server, free_port
+
+SETTINGS = Settings(connect_timeout_s=2.0, environ={})
+
+
+def test_reading_ends_by_the_deadline_and_within_the_budget() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        line = Line(ours, "http://user:secret@h/q?a=b")
+        line.budget = 5
+        theirs.sendall(b"hello!")
+        assert line.recv(5) == b"hello"
+        with pytest.raises(
+            errors.NotAQueueService, match=r"^http://h/q sends more than a queue service does$"
+        ):
+            line.recv(5)
+        line.until = time.monotonic() + 0.05
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                line.recv(5)
+        with pytest.raises(TimeoutError):
+            line.send(b"x")
+        line.until = None
+        line.settimeout(0.01)
+        with pytest.raises(TimeoutError):
+            line.recv(5)
+        assert line.gettimeout() == 0.01
+        assert line.fileno() == ours.fileno()
+
+
+def test_when_something_was_heard_is_known() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        line = Line(ours, "http://h")
+        line.budget, line.heard_at = 5, 0.0
+        theirs.sendall(b"x")
+        line.recv(1)
+        assert line.heard_at > 0
+
+
+def test_a_line_that_does_not_come_about_says_why() -> None:
+    port = free_port()
+    with pytest.raises(errors.Unreachable, match=rf"^connection to http://127\.0\.0\.1:{port}/q refused$"):
+        open_line(f"http://127.0.0.1:{port}/q", SETTINGS)
+    with pytest.raises(errors.Unreachable, match="does not resolve"):
+        open_line("http://no-such-host.invalid/q", SETTINGS)
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 407 no\r\n\r\n", b"hello\r\n\r\n", b"x" * 20_000])
+def test_a_proxy_that_does_not_connect_is_named(said: bytes) -> None:
+    def proxy(_: Server, peer: Peer) -> None:
+        peer.read_request()
+        peer.send(said)
+        peer.socket.shutdown(socket.SHUT_WR)
+
+    with Server(proxy) as server:
+        settings = Settings(
+            connect_timeout_s=2.0, environ={"HTTP_PROXY": f"http://u:secret@127.0.0.1:{server.port}"}
+        )
+        with pytest.raises(
+            errors.Unreachable, match=rf"^the proxy http://127\.0\.0\.1:{server.port} does not"
+        ) as caught:
+            open_line("http://queue.example.test/q", settings)
+    assert "secret" not in caught.value.message
+
+
+def test_a_proxy_is_told_the_host_as_dns_has_it() -> None:
+    def proxy(server: Server, peer: Peer) -> None:
+        server.requests.append(peer.read_request())
+        peer.send(b"HTTP/1.1 200 ok\r\n\r\nrest")
+
+    with Server(proxy) as server:
+        settings = Settings(connect_timeout_s=2.0, environ={"HTTP_PROXY": f"http://127.0.0.1:{server.port}"})
+        line = open_line("http://büro.example.test:81/q", settings)
+        line.budget = 4
+        assert line.recv(4) == b"rest"
+        line.close()
+    assert server.heads()[0].startswith("CONNECT xn--bro-hoa.example.test:81 HTTP/1.1\r\n")

@@ -1,0 +1,32 @@
+import ssl
+from pathlib import Path
+
+import pytest
+
+from easq.client.tls import tls_context
+from easq.errors import ConfigError
+
+
+def test_certificates_and_names_are_checked_from_tls_1_2_on() -> None:
+    context = tls_context()
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert context.get_ca_certs()
+
+
+def test_a_given_ca_is_the_only_one(certificate: Path) -> None:
+    assert len(tls_context(cacert=str(certificate)).get_ca_certs()) == 1
+
+
+def test_insecure_takes_any_certificate() -> None:
+    context = tls_context(insecure=True)
+    assert context.verify_mode is ssl.CERT_NONE
+    assert not context.check_hostname
+
+
+def test_a_ca_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("nothing\n")
+    for name in ("empty.pem", "missing.pem"):
+        with pytest.raises(ConfigError, match=name):
+            tls_context(cacert=str(tmp_path / name))
