@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,10 +21,13 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """
     started: list[Service] = []
 
-    def start(*options: str, storage: str | None = None, token: str = "") -> Service:
+    def start(
+        *options: str, storage: str | None = None, token: str = "", program: Sequence[str] = ("easq",)
+    ) -> Service:
         folder = tmp_path / f"service-{len(started)}"
         folder.mkdir()
         service = Service(folder, storage or f"sqlite:{folder / 'data' / 'easq.db'}", options, token)
+        service.program = program
         started.append(service)
         service.start()
         return service

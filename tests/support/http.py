@@ -133,10 +133,15 @@ class Connection:
 
     def read(self, size: int) -> bytes:
         """Exactly `size` bytes."""
+        data = self.peek(size)
+        self._held = self._held[size:]
+        return data
+
+    def peek(self, size: int) -> bytes:
+        """Exactly `size` bytes, which the next `read` gives again; after a timeout nothing is lost."""
         while len(self._held) < size:
             self._receive()
-        data, self._held = self._held[:size], self._held[size:]
-        return data
+        return self._held[:size]
 
     def _receive(self) -> None:
         data = self.socket.recv(1 << 16)

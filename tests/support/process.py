@@ -16,7 +16,7 @@ from tests.support.http import Stream
 from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COMMAND = (sys.executable, "-W", "error", "-m", "easq", "serve")
+PYTHON = (sys.executable, "-W", "error", "-m")
 
 
 class Service:
@@ -29,6 +29,7 @@ class Service:
         self.storage = storage
         self.options = options
         self.wanted_port = 0
+        self.program: Sequence[str] = ("easq",)
         self._process: subprocess.Popen[bytes] | None = None
         self._url = ""
         self.seconds_to_ready = 0.0
@@ -36,7 +37,16 @@ class Service:
     @property
     def arguments(self) -> list[str]:
         """What is executed."""
-        return [*COMMAND, "--port", str(self.wanted_port), "--storage", self.storage, *self.options]
+        return [
+            *PYTHON,
+            *self.program,
+            "serve",
+            "--port",
+            str(self.wanted_port),
+            "--storage",
+            self.storage,
+            *self.options,
+        ]
 
     def start(self) -> None:
         """The service answers requests: it has printed its address, on its first line."""

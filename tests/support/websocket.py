@@ -43,7 +43,11 @@ def encode(
     if not masked:
         return head + payload
     mask = b"\x37\xfa\x21\x3d"  # always the same, as the Go SDK's
-    return head + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+    return head + mask + _masked(payload, mask)
+
+
+def _masked(payload: bytes, mask: bytes) -> bytes:
+    return bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
 
 
 class Refused(Exception):
@@ -88,18 +92,19 @@ class Watch:
         self.connection.send(encode(opcode, payload, **options))  # type: ignore[arg-type]
 
     def read(self) -> RawFrame:
-        """The next frame, whatever it is."""
-        first, second = self.connection.read(2)
-        length = second & 0x7F
-        if length == 126:
-            (length,) = struct.unpack(">H", self.connection.read(2))
-        elif length == 127:
-            (length,) = struct.unpack(">Q", self.connection.read(8))
+        """The next frame, whatever it is. A timeout on the way takes nothing away."""
+        first, second = self.connection.peek(2)
         masked = bool(second & 0x80)
-        mask = self.connection.read(4) if masked else bytes(4)
-        payload = self.connection.read(length)
+        length, start = second & 0x7F, 2
+        if length == 126:
+            (length,), start = struct.unpack(">H", self.connection.peek(4)[2:]), 4
+        elif length == 127:
+            (length,), start = struct.unpack(">Q", self.connection.peek(10)[2:]), 10
+        start += 4 * masked
+        frame = self.connection.read(start + length)
+        payload = frame[start:]
         if masked:
-            payload = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+            payload = _masked(payload, frame[start - 4 : start])
         return RawFrame(bool(first & 0x80), first >> 4 & 7, first & 15, masked, payload)
 
     def read_other_than_ping(self) -> RawFrame:

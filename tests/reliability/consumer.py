@@ -1,0 +1,43 @@
+"""A consumer in a process of its own, to be killed or stopped: `python -m tests.reliability.consumer PORT USER WINDOW`.
+
+It prints the index of each item it gets, and `commit INDEX` on its stdin makes it commit one.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from tests.support.http import Stream
+from tests.support.protobuf import read_item
+from tests.support.websocket import BINARY, PING, watch
+
+
+def main(port: int, user: str, window: int) -> None:
+    stream = Stream(port, "/api/predict/qservice").as_consumer(user)
+    with watch(stream, _window_=window) as watching:
+        watching.connection.socket.settimeout(None)
+
+        def ping() -> None:
+            while not over.wait(0.3):
+                watching.send(PING, b"ping")
+
+        def obey() -> None:
+            for line in sys.stdin:
+                answer = stream.commit(int(line.split()[1]))
+                print("committed", answer.header("X-Easq-Committed"), flush=True)
+
+        over = threading.Event()
+        for body in (ping, obey):
+            threading.Thread(target=body, daemon=True).start()
+        try:
+            while True:
+                frame = watching.read()
+                if frame.opcode == BINARY:
+                    print(read_item(frame.payload).index, flush=True)
+        finally:
+            over.set()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,90 @@
+"""`easq serve` with one bug in it, to show that the checks notice.
+
+python -m tests.reliability.planted BUG serve ...
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from easq.cli.main import main
+from easq.model import Frame
+from easq.storage import core, embedded, sqlite
+from easq.storage.base import Limits
+
+
+def acknowledged_before_stored() -> None:
+    """The index is answered as soon as it is allotted; the item is stored when its turn comes."""
+    under_way: set[Awaitable[None]] = set()
+
+    async def append(self: sqlite.Sqlite, stream: str, frame: Frame, *, priority: int, limits: Limits) -> int:
+        stream_core = self._core(stream)
+        index, effects = stream_core.allot(len(frame.data), limits)
+        stored = replace(frame, index=index)
+
+        def settle(_: Exception | None) -> None:
+            stream_core.show(index, priority)
+            self._fresh.setdefault(stream, []).append(Frame(index, stored.tags))
+
+        changes = [*self._changes(stream, effects), embedded.Stored(stream, stored, priority)]
+        under_way.add(self._submit(changes, settle))
+        return index
+
+    sqlite.Sqlite.append = append  # type: ignore[method-assign]
+
+
+def last_index_forgotten() -> None:
+    """Items are stored, the highest index ever given is not."""
+
+    class WithoutLast:
+        def __init__(self, connection: object) -> None:
+            self._connection = connection
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._connection, name)
+
+        def executemany(self, statement: str, rows: object) -> None:
+            if not statement.startswith("UPDATE stream SET last"):
+                self._connection.executemany(statement.replace("INSERT INTO", "INSERT OR REPLACE INTO"), rows)  # type: ignore[attr-defined]
+
+    original = sqlite.Sqlite._store
+
+    def store(self: sqlite.Sqlite, stored: list[embedded.Stored]) -> None:
+        writer = self._writer
+        self._writer = WithoutLast(writer)  # type: ignore[assignment]
+        try:
+            original(self, stored)
+        finally:
+            self._writer = writer
+
+    sqlite.Sqlite._store = store  # type: ignore[method-assign]
+
+
+def commits_forgotten() -> None:
+    """What was removed is gone from memory alone, until the next start."""
+    original = sqlite.Sqlite._record
+
+    def record(self: sqlite.Sqlite, change: embedded.Change) -> None:
+        if not isinstance(change, embedded.Removed):
+            original(self, change)
+
+    sqlite.Sqlite._record = record  # type: ignore[method-assign]
+
+
+def window_one_too_large() -> None:
+    """One item more than the window is handed out."""
+    core._Session.free = property(  # type: ignore[assignment]
+        lambda self: 0 if self.stopped else self.window + 1 - len(self.out)
+    )
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    bug.__name__.replace("_", "-"): bug
+    for bug in (acknowledged_before_stored, last_index_forgotten, commits_forgotten, window_one_too_large)
+}
+
+if __name__ == "__main__":
+    BUGS[sys.argv.pop(1)]()
+    main()

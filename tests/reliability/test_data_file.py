@@ -1,0 +1,153 @@
+"""A data file that is not easq's to use is refused in words, with exit code 74, and is not touched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Serve
+from tests.support.process import run_to_the_end
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The files of a folder and what they hold; the lock is the service's own."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+        if not path.name.endswith(".lock")
+    }
+
+
+def refused(folder: Path, path: Path) -> str:
+    """What the service says when it does not start on `path`, which then is as it was."""
+    before = contents(path.parent)
+    done = run_to_the_end(folder, f"sqlite:{path}")
+    assert done.returncode == 74, done
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("easq: ")
+    assert str(path) in done.stderr
+    assert contents(path.parent) == before
+    return done.stderr
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The path of a data file, in a folder of its own."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder / "easq.db"
+
+
+def test_a_text_file_is_refused(tmp_path: Path, data: Path) -> None:
+    data.write_text("my only copy of something\n" * 100)
+    assert "file is not a database" in refused(tmp_path, data)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path, data: Path) -> None:
+    """It may be what a full disk left of a real one: it is not filled anew."""
+    data.touch()
+    assert "the file is empty" in refused(tmp_path, data)
+
+
+def test_another_programs_database_is_refused(tmp_path: Path, data: Path) -> None:
+    with sqlite3.connect(data) as connection:
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
+    connection.close()
+    assert "it is another program's SQLite file" in refused(tmp_path, data)
+
+
+def test_a_schema_of_another_version_is_refused(serve: Serve, tmp_path: Path, data: Path) -> None:
+    service = serve(storage=f"sqlite:{data}")
+    service.stream().put()
+    assert service.terminate() == 0
+    connection = sqlite3.connect(data)
+    connection.execute("PRAGMA user_version = 99")
+    connection.execute("PRAGMA journal_mode = DELETE")
+    connection.close()
+    assert "its schema is version 99, this easq knows 1" in refused(tmp_path, data)
+
+
+@pytest.mark.parametrize("keep", [100, 4096, 5000])
+def test_a_file_that_was_cut_short_is_refused(serve: Serve, tmp_path: Path, data: Path, keep: int) -> None:
+    """Rather than served without what is missing."""
+    service = serve(storage=f"sqlite:{data}")
+    for _ in range(50):
+        service.stream().put(b"x" * 1000)
+    assert service.terminate() == 0
+    with data.open("r+b") as file:
+        file.truncate(keep)
+    refused(tmp_path, data)
+
+
+def test_a_file_in_use_is_refused_and_goes_on_being_served(serve: Serve, tmp_path: Path, data: Path) -> None:
+    """The second service on one file does not start; a killed one leaves no lock behind."""
+    service = serve(storage=f"sqlite:{data}")
+    service.stream().put(b"mine")
+    done = run_to_the_end(tmp_path, f"sqlite:{data}")
+    assert done.returncode == 74
+    assert done.stdout == ""
+    assert f"{data} is in use by another easq serve" in done.stderr
+    assert "hint: " in done.stderr
+    assert [item.data for item in service.stream().get()] == [b"mine"]
+    service.restart()
+    assert service.stream().length() == 1
+
+
+def test_a_folder_is_refused(tmp_path: Path, data: Path) -> None:
+    data.mkdir()
+    done = run_to_the_end(tmp_path, f"sqlite:{data}")
+    assert done.returncode == 74, done
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, data: Path) -> None:
+    data.parent.chmod(0o500)
+    try:
+        done = run_to_the_end(tmp_path, f"sqlite:{data}")
+    finally:
+        data.parent.chmod(0o700)
+    assert done.returncode == 74, done
+    assert "Permission denied" in done.stderr
+
+
+def test_only_its_owner_can_read_the_data(serve: Serve, tmp_path: Path) -> None:
+    """Whatever the umask: the folder 0700, each file in it 0600, also the log and the lock."""
+    folder = tmp_path / "fresh" / "state"
+    before = os.umask(0)
+    try:
+        service = serve(storage=f"sqlite:{folder / 'easq.db'}")
+    finally:
+        os.umask(before)
+    service.stream().put(b"secret")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    names = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert {"easq.db", "easq.db-wal", "easq.db.lock"} <= set(names)
+    assert set(names.values()) == {0o600}, names
+
+
+def test_a_start_that_was_cut_off_does_not_hinder_the_next(serve: Serve, data: Path) -> None:
+    """What a first start left half-made beside the file is made anew."""
+    data.with_name("easq.db.new").write_bytes(b"half")
+    data.with_name("easq.db.new-wal").write_bytes(b"half")
+    service = serve(storage=f"sqlite:{data}")
+    assert service.stream().put() == 1
+
+
+def test_queues_that_are_not_named_are_kept_and_said_so(serve: Serve, data: Path) -> None:
+    """They are served again when they are named again."""
+    service = serve("--queue", "old", storage=f"sqlite:{data}")
+    service.stream("old").put(b"kept")
+    service.terminate()
+    service = serve("--queue", "new", storage=f"sqlite:{data}")
+    assert "old" in service.log.read_text()
+    assert service.stream("old").ask("GET").status == 404
+    service.terminate()
+    service = serve("--queue", "new", "--queue", "old", storage=f"sqlite:{data}")
+    assert [item.data for item in service.stream("old").get()] == [b"kept"]
