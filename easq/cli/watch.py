@@ -32,6 +32,9 @@ _MAX_REMEMBERED = 100_000
 #: seconds until a commit that failed is tried again
 _RETRY_S = 1.0
 
+#: seconds between two looks whether the stream has ended: a service need not tell a watch that is open
+_END_LOOK_S = 1.0
+
 #: how many items are handed back by name; the closed connection gives back the others
 _MAX_HELD = 20_000
 
@@ -96,7 +99,7 @@ def watch(
     watch ends is handed back. A reader of the output that stops early may have taken more than it shows: -n
     says how many.
     """
-    from easq.errors import AnotherWatcher, NoData
+    from easq.errors import NoData, StreamEnded
     from easq.wire.operations import Watch
 
     policy = choose_policy(app, policy, auto_commit=auto_commit, window=window, count=count)
@@ -110,15 +113,14 @@ def watch(
     )
     client = app.queue()
     _announce(app, operation)
+    shown = 0
     try:
         with client.watch(operation, on_notice=app.printer.notice) as watcher:
-            session = Session(app, client, watcher, policy, window, auto_commit)
-            shown = session.run(count=count, until_end=until_end, idle_s=idle_timeout, timeout_s=timeout)
-    except AnotherWatcher as error:
-        consumer = f"{app.settings.get('group')}.{app.settings.get('user')}"
-        raise AnotherWatcher(
-            error.message, hint=error.hint or f"{consumer} watches already: --user NAME for another name"
-        ) from error
+            session = Session(app, client, watcher, policy, window, auto_commit, until_end)
+            shown = session.run(count=count, idle_s=idle_timeout, timeout_s=timeout)
+    except StreamEnded:  # it had ended before the watch began
+        if not until_end:
+            raise
     if count is not None and shown < count and not allow_empty:
         raise NoData(f"{shown} of {count} items came")
 
@@ -166,6 +168,7 @@ class Session:
     policy: str
     window: int
     auto_commit: bool
+    until_end: bool
     shown: int = 0
     epoch: int = 0
     #: pushed to us on this connection, neither committed nor given back
@@ -175,9 +178,7 @@ class Session:
     #: committed; one of them that comes again is not shown again
     done: dict[int, None] = field(default_factory=dict)
 
-    def run(
-        self, *, count: int | None, until_end: bool, idle_s: float | None, timeout_s: float | None
-    ) -> int:
+    def run(self, *, count: int | None, idle_s: float | None, timeout_s: float | None) -> int:
         """How many items were shown until one of the ends was reached; none is left in our hands then."""
         from easq.errors import EasqError, StorageError, StreamEnded, UsageError
 
@@ -192,7 +193,7 @@ class Session:
             self._hand_back()
         except StreamEnded:
             self._commit()
-            if not until_end:
+            if not self.until_end:
                 raise
         except (UsageError, StorageError):  # no answer at a prompt; stdout is full
             self._leave()
@@ -214,10 +215,24 @@ class Session:
             wait = max(0.0, min(ends) - time.monotonic()) if ends else None
             if self.to_commit:
                 wait = _RETRY_S if wait is None else min(wait, _RETRY_S)
+            if self.until_end:
+                wait = _END_LOOK_S if wait is None else min(wait, _END_LOOK_S)
             frame = self.watcher.next(wait)
-            if frame is None and ends and time.monotonic() >= min(ends):
+            if frame is None and ((ends and time.monotonic() >= min(ends)) or self._has_ended()):
                 return None
         return frame
+
+    def _has_ended(self) -> bool:
+        """Whether the end is waited for, and the stream has ended and is empty."""
+        from easq.errors import ServerError, Unreachable
+
+        if not self.until_end or self.to_commit:
+            return False
+        try:
+            attributes = self.client.attributes()
+        except (Unreachable, ServerError):
+            return False  # the watch itself finds out whether this lasts
+        return attributes.get("meta.state") == "End" and attributes.get("stream.length") == "0"
 
     def _take(self, frame: Frame) -> None:
         """The frame is shown, and committed or asked about as the policy says."""
@@ -231,6 +246,8 @@ class Session:
             )
             return
         self.open[frame.index] = None
+        if self.to_commit and self.app.printer.would_wait(len(frame.data)):
+            self._try_commit()
         self.app.printer.frame(self.shown, frame)
         self.app.printer.flush()
         self.shown += 1

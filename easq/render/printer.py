@@ -86,6 +86,18 @@ class Printer:
         except OSError as error:
             raise self._closed(error) from error
 
+    def would_wait(self, size: int) -> bool:
+        """Whether writing `size` bytes may have to wait for whoever reads stdout."""
+        import select
+        import stat
+
+        if self._out is None or self.output == "none":
+            return False
+        fd = self._out.fileno()
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return False
+        return size > select.PIPE_BUF // 2 or not select.select((), (fd,), (), 0)[1]
+
     def lines(self, lines: Iterable[str]) -> None:
         """Each of `lines` is on stdout, safe on a terminal, whole elsewhere."""
         for line in lines:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
@@ -31,6 +32,21 @@ class Done:
     @property
     def text(self) -> str:
         return self.out.decode()
+
+
+class Running(subprocess.Popen[bytes]):
+    """A process that does not outlive a test that fails, and is waited for with patience, not for ever."""
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *rest)  # type: ignore[arg-type]
+
+    def wait(self, timeout: float | None = None) -> int:
+        return super().wait(DEADLINE_S if timeout is None else timeout)
+
+    def communicate(self, *args: Any, **options: Any) -> tuple[bytes, bytes]:
+        return super().communicate(*args, **{"timeout": DEADLINE_S, **options})
 
 
 class Easq:
@@ -68,9 +84,9 @@ class Easq:
         )
         return Done(done.returncode, done.stdout, done.stderr.decode())
 
-    def start(self, *args: str, **options: object) -> subprocess.Popen[bytes]:
+    def start(self, *args: str, **options: Any) -> Running:
         """A run that goes on beside the test; stdin is empty."""
-        return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+        return Running(
             self.argv(args),
             **{
                 "stdin": subprocess.DEVNULL,

@@ -1,0 +1,313 @@
+"""easq watch: the policies, the ends, the signals, and whose hands an item is in afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+
+from tests.cli.conftest import Easq, finish
+from tests.conftest import Serve
+from tests.support.waiting import eventually
+
+NOTE = "[INFO] Start to watch: index: 0, indexOnly: false, autoCommit: false, window: 10\n"
+
+
+def fill(queue: Easq, count: int, *args: str) -> None:
+    lines = b"".join(b"%d\n" % number for number in range(1, count + 1))
+    assert queue("put", "-f", "-", "-q", *args, stdin=lines).status == 0
+
+
+def left(queue: Easq) -> list[str]:
+    done = queue("get", "-l", "999", "--allow-empty", "-o", "raw")
+    return done.text.split()
+
+
+def pending(queue: Easq, user: str = "default_user") -> int:
+    """How many items the consumer has in hand, by the queue's own word."""
+    for line in queue("info").text.splitlines():
+        found = re.search(rf"Id: default_group\.{user}, .*Pending: (\d+), Status: Running", line)
+        if found:
+            return int(found[1])
+    return -1
+
+
+def redeliveries(queue: Easq, count: int) -> list[tuple[str, str]]:
+    """What the next consumer of the group gets: each payload with its deliveryCount."""
+    done = queue("watch", "--commit", "output", "-n", str(count), "-o", "json", "-q", "--user", "next")
+    assert done.status == 0
+    records = [json.loads(line) for line in done.out.splitlines()]
+    return [(record["data"], record["tags"].get("deliveryCount", "1")) for record in records]
+
+
+def read_lines(process: subprocess.Popen[bytes], count: int) -> list[str]:
+    assert process.stdout is not None
+    return [process.stdout.readline().decode().rstrip("\n") for _ in range(count)]
+
+
+def test_without_a_terminal_a_policy_is_needed(queue: Easq) -> None:
+    done = queue("watch")
+    assert (done.status, done.out) == (2, b"")
+    assert done.err == (
+        "easq: no commit policy, and no terminal to ask on\n"
+        "hint: give one of --auto-commit, --commit output, --commit none\n"
+    )
+    done = queue("watch", "--commit", "ask")
+    assert (done.status, done.err) == (2, "easq: --commit ask needs a terminal to ask on\n")
+    assert finish(queue.terminal("watch", "--no-input"))[0] == 2
+
+
+def test_policies_that_cannot_work_are_refused(queue: Easq) -> None:
+    done = queue("watch", "--commit", "none", "-n", "11")
+    assert (done.status, done.out) == (2, b"")
+    assert done.err == ("easq: -n 11 with --commit none needs --window 11: no more than that is pushed\n")
+    assert queue("watch", "--auto-commit", "--commit", "output").status == 2
+    assert queue("watch", "--auto-commit", "--commit", "ask").status == 2
+
+
+@pytest.mark.parametrize("transport", ["ws", "http"])
+def test_output_commits_what_was_written(queue: Easq, transport: str) -> None:
+    fill(queue, 30)
+    done = queue("watch", "--commit", "output", "-n", "25", "-o", "raw", "--transport", transport)
+    assert (done.status, done.text.split(), done.err) == (0, [str(n) for n in range(1, 26)], NOTE)
+    assert left(queue) == ["26", "27", "28", "29", "30"]
+    assert redeliveries(queue, 5)[0][0] == "26"
+
+
+def test_what_was_pushed_and_not_taken_does_not_count_as_a_failure(serve: Serve, easq: Easq) -> None:
+    """Handed back more often than an item may fail, the items are still there."""
+    easq("config", "--url", serve(storage="memory:").url())
+    fill(easq, 3)
+    for _ in range(7):
+        assert easq("watch", "--commit", "none", "-n", "1", "-o", "raw").text == "1\n"
+    assert left(easq) == ["1", "2", "3"]
+    assert [data for data, _ in redeliveries(easq, 3)] == ["1", "2", "3"]
+
+
+def test_none_commits_nothing_and_hands_back(queue: Easq) -> None:
+    fill(queue, 3)
+    assert queue("watch", "--commit", "none", "-n", "2", "-o", "raw").text == "1\n2\n"
+    assert left(queue) == ["1", "2", "3"]
+    assert [data for data, _ in redeliveries(queue, 3)] == ["1", "2", "3"]
+
+
+def test_auto_commit_leaves_nothing(queue: Easq) -> None:
+    fill(queue, 3)
+    done = queue("watch", "--auto-commit", "-n", "3", "-o", "raw")
+    assert (done.status, done.text) == (0, "1\n2\n3\n")
+    assert left(queue) == []
+
+
+def test_fewer_than_asked_for_is_no_data(queue: Easq) -> None:
+    fill(queue, 2)
+    for option in ("--timeout", "--idle-timeout"):
+        done = queue("watch", "--commit", "none", "-n", "3", option, "500ms", "-o", "raw", "-q")
+        assert (done.status, done.text, done.err) == (3, "1\n2\n", "easq: 2 of 3 items came\n")
+    assert queue("watch", "--commit", "none", "-n", "3", "--timeout", "1ms", "--allow-empty").status == 0
+    assert queue("watch", "--commit", "output", "--idle-timeout", "500ms", "-o", "raw").text == "1\n2\n"
+    assert left(queue) == []
+
+
+def test_a_start_is_an_index_or_the_newest(queue: Easq) -> None:
+    fill(queue, 3)
+    assert queue("watch", "--commit", "none", "--index", "3", "-n", "1", "-o", "raw").text == "3\n"
+    for start in ("abc", "1.5", "18446744073709551616", "-1"):
+        done = queue("watch", "--commit", "none", "--index", start)
+        assert (done.status, done.out) == (2, b"")
+        assert f"{start!r} is not an index" in done.err
+    with queue.start("watch", "--commit", "output", "--index", "newest", "-n", "1", "-o", "raw") as watching:
+        eventually(lambda: pending(queue) == 0)
+        queue("put", "-d", "new")
+        assert watching.communicate()[0] == b"new\n"
+
+
+def test_tags_choose_and_index_only_leaves_the_payload_out(queue: Easq) -> None:
+    fill(queue, 2)
+    fill(queue, 1, "--tags", "run=7")
+    done = queue("watch", "--commit", "output", "-n", "1", "--tags", "run=7", "--index-only", "-o", "json")
+    record = json.loads(done.out)
+    assert (record["index"], record["size"], record["tags"]["run"]) == ("3", 0, "7")
+    assert done.err == NOTE.replace("indexOnly: false", "indexOnly: true") or done.err == ""
+
+
+def test_the_form_of_lines_in_a_pipe(queue: Easq) -> None:
+    (queue.home / "evil").write_bytes(b"\x1b[2J\xff")
+    queue("put", "evil", "--tags", "requestId=r")
+    done = queue("watch", "--commit", "none", "-n", "1")
+    assert re.fullmatch(rb"\[OK\] \[0 - 1\] tags\[.*requestId=r .*\] \x1b\[2J\xff\n", done.out)
+    table = queue("watch", "--commit", "none", "-n", "1", "-o", "table").text.splitlines()
+    assert table[0] == "n\tindex\trequest_id\ttags\tsize\tdata"
+    assert table[1].split("\t")[:3] == ["0", "1", "r"]
+
+
+def test_two_times_no_leaves_the_item_until_the_watch_ends(queue: Easq) -> None:
+    fill(queue, 2)
+    terminal = queue.terminal("watch", "-n", "2", "-q")
+    terminal.expect_exact("commit: 1 ? [Y/n]")
+    terminal.sendline("n")
+    terminal.expect_exact("negative: 1 ? [Y/n]")
+    terminal.sendline("n")
+    terminal.expect_exact("commit: 2 ? [Y/n]")
+    terminal.sendline("x")
+    terminal.expect_exact("commit: 2 ? [Y/n]")
+    terminal.sendline("y")
+    assert finish(terminal) == (0, "y\n")
+    assert left(queue) == ["1"]
+    assert [data for data, _ in redeliveries(queue, 1)] == ["1"]
+
+
+def test_yes_answers_every_question(queue: Easq) -> None:
+    fill(queue, 2)
+    status, text = finish(queue.terminal("watch", "-n", "2", "-y", "-o", "raw", "-q"))
+    assert (status, text) == (0, "1\n2\n")
+    assert left(queue) == []
+
+
+def test_end_of_input_at_the_prompt_hands_back(queue: Easq) -> None:
+    fill(queue, 3)
+    terminal = queue.terminal("watch", "-q")
+    terminal.expect_exact("commit: 1 ? [Y/n]")
+    terminal.sendeof()
+    assert finish(terminal) == (2, "\neasq: no answer: end of input at the prompt\n")
+    assert left(queue) == ["1", "2", "3"]
+    assert [data for data, _ in redeliveries(queue, 3)] == ["1", "2", "3"]
+
+
+def test_a_payload_cannot_drive_the_terminal(queue: Easq) -> None:
+    queue("put", "-d", "\x1b]0;t\x07a\rb\u202e", "--tags", "k=\x1b[2J")
+    terminal = queue.terminal("watch", "-n", "1", "-q")
+    terminal.expect_exact("\\x1b]0;t\\x07a\\rb\\u202e\r\ncommit: 1 ? [Y/n]")
+    assert b"\x1b" not in terminal.before
+    terminal.sendline("")
+    assert finish(terminal)[0] == 0
+
+
+def test_ctrl_c_at_a_prompt_hands_the_window_back_at_once(queue: Easq) -> None:
+    fill(queue, 3)
+    terminal = queue.terminal("watch", "-q")
+    terminal.expect_exact("commit: 1 ? [Y/n]")
+    terminal.sendline("y")
+    terminal.expect_exact("commit: 2 ? [Y/n]")
+    terminal.sendintr()
+    assert finish(terminal)[0] == 130
+    assert left(queue) == ["2", "3"]
+    assert [data for data, _ in redeliveries(queue, 2)] == ["2", "3"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_watch_in_good_order(queue: Easq, number: signal.Signals, status: int) -> None:
+    fill(queue, 3)
+    with queue.start("watch", "--commit", "output", "-o", "raw", "-q") as watching:
+        assert read_lines(watching, 3) == ["1", "2", "3"]
+        eventually(lambda: left(queue) == [])
+        watching.send_signal(number)
+        out, err = watching.communicate()
+    assert (watching.returncode, out, err) == (status, b"", b"")
+
+
+def test_a_signal_hands_back_what_was_not_committed(queue: Easq) -> None:
+    fill(queue, 3)
+    with queue.start("watch", "--commit", "none", "-o", "raw", "-q") as watching:
+        assert read_lines(watching, 3) == ["1", "2", "3"]
+        assert pending(queue) == 3
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait() == 130
+        watching.communicate()
+    assert [data for data, _ in redeliveries(queue, 3)] == ["1", "2", "3"]
+
+
+def test_a_reader_that_goes_away_ends_the_watch_quietly_and_what_it_missed_is_not_committed(
+    queue: Easq,
+) -> None:
+    size = 200_000  # more than a pipe holds, so that each write waits for the reader
+    (queue.home / "big").write_bytes(b"x" * size)
+    queue("put", "big", "big", "big")
+    read, write = os.pipe()
+    with queue.start("watch", "--commit", "output", "-o", "raw", "-q", stdout=write) as watching:
+        os.close(write)
+        taken = 0
+        while taken < size + 1:
+            taken += len(os.read(read, size + 1 - taken))
+        eventually(lambda: len(left(queue)) == 2)
+        os.close(read)
+        assert watching.stderr is not None
+        assert (watching.wait(), watching.stderr.read()) == (141, b"")
+    assert len(left(queue)) == 2
+
+
+def test_head_takes_what_it_wants(queue: Easq) -> None:
+    fill(queue, 100)
+    command = "python -m easq watch --commit output -o raw -q -n 100 | head -5"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], env=queue.environ, capture_output=True, check=False
+    )
+    assert done.stdout == b"1\n2\n3\n4\n5\n"
+    assert done.stderr == b""
+    assert done.returncode in (0, 141)
+    assert left(queue)[-1:] in ([], ["100"])
+
+
+def test_a_stdout_that_is_full_stops_the_watch_and_commits_nothing(queue: Easq) -> None:
+    fill(queue, 3)
+    with open("/dev/full", "wb") as full, queue.start("watch", "--commit", "output", stdout=full) as watching:
+        assert watching.wait() == 74
+    assert left(queue) == ["1", "2", "3"]
+    assert [data for data, _ in redeliveries(queue, 3)] == ["1", "2", "3"]
+
+
+def test_a_second_watcher_of_the_same_name_is_refused(queue: Easq) -> None:
+    with queue.start("watch", "--commit", "none", "-q") as first:
+        eventually(lambda: pending(queue) == 0)
+        done = queue("watch", "--commit", "none", "-q")
+        assert (done.status, done.out) == (4, b"")
+        assert "--user NAME" in done.err
+        assert queue("watch", "--commit", "none", "-n", "1", "--timeout", "1ms", "--user", "u2").status == 3
+        first.terminate()
+        assert first.wait() == 143
+        first.communicate()
+
+
+def test_an_ended_stream_ends_the_watch(queue: Easq) -> None:
+    fill(queue, 2)
+    url = json.loads(queue("config", "show", "-o", "json").out)["url"]
+    with queue.start("watch", "--commit", "output", "--until-end", "-o", "raw", "-q") as watching:
+        assert read_lines(watching, 2) == ["1", "2"]
+        end(url)
+        out, err = watching.communicate()
+    assert (watching.returncode, out, err) == (0, b"", b"")
+    assert queue("watch", "--commit", "output", "--until-end", "-q").status == 0
+    done = queue("watch", "--commit", "output", "-q")
+    assert done.status == 4
+    assert queue("watch", "--commit", "output", "--until-end", "-n", "1", "-q").status == 3
+
+
+def end(url: str) -> None:
+    from easq.client.queue import QueueClient
+    from easq.client.transport import Settings, Transport
+    from easq.wire.operations import Caller
+
+    with Transport(Settings()) as transport:
+        QueueClient(url, Caller(), transport).end()
+
+
+def test_a_restarted_service_is_watched_on_and_nobody_sees_an_item_twice(serve: Serve, easq: Easq) -> None:
+    """What was committed does not come again, what was not is shown again, and the watch goes on."""
+    service = serve()
+    easq("config", "--url", service.url())
+    fill(easq, 3)
+    with easq.start("watch", "--commit", "output", "-o", "raw") as watching:
+        assert read_lines(watching, 3) == ["1", "2", "3"]
+        eventually(lambda: left(easq) == [])
+        service.wanted_port = service.port
+        service.restart()
+        fill(easq, 2)
+        assert read_lines(watching, 2) == ["1", "2"]
+        eventually(lambda: left(easq) == [])
+        watching.terminate()
+        out, err = watching.communicate()
+    assert (watching.returncode, out) == (143, b"")
+    assert "connecting again" in err.decode()
