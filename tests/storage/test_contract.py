@@ -10,7 +10,7 @@ import pytest
 
 from easq.errors import QueueFull, StreamEnded
 from easq.model import NEWEST, Consumer, Frame
-from easq.storage.base import MOST_BYTES, Limits, Timing
+from easq.storage.base import MOST_BYTES, Appended, Limits, Timing
 from tests.storage.conftest import Engine, run_on
 
 Run: TypeAlias = Callable[[Callable[[Engine], Awaitable[Any]]], Any]
@@ -32,8 +32,9 @@ def test_what_was_put_is_read_back_whole(run: Run) -> None:
     tags = {"requestId": "r", "task_id": "b ar/ü\u202e", "empty": ""}
 
     async def body(engine: Engine) -> None:
-        index = await engine.storage.append("q", Frame(0, tags, data), priority=0, limits=Limits())
-        assert await engine.storage.read("q", start=0, length=1, tags={}) == [Frame(index, tags, data)]
+        appended = await engine.storage.append("q", Frame(0, tags, data), priority=0, limits=Limits())
+        assert appended == Appended(1, "r")
+        assert await engine.storage.read("q", start=0, length=1, tags={}) == [Frame(1, tags, data)]
 
     run(body)
 
