@@ -22,10 +22,10 @@ def violations(history: Iterable[Event]) -> list[str]:
 
 
 def nothing_acknowledged_is_lost(events: list[Event]) -> Iterator[str]:
-    """K - D is empty: every acknowledged put was delivered, at the latest by the drain."""
-    delivered = {event.index for event in events if event.f == "deliver"}
+    """K - D is empty: every acknowledged put was delivered, at the latest by the drain; nothing else in its place."""
+    delivered = {(event.index, event.payload) for event in events if event.f == "deliver"}
     for event in events:
-        if event.f == "put" and event.phase == "ok" and event.index not in delivered:
+        if event.f == "put" and event.phase == "ok" and (event.index, event.payload) not in delivered:
             yield f"lost: {event.payload} was acknowledged as {event.index} and never delivered"
 
 

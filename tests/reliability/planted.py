@@ -5,6 +5,7 @@ python -m tests.reliability.planted BUG serve ...
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -80,9 +81,20 @@ def window_one_too_large() -> None:
     )
 
 
+def files_end_at_4_mib() -> None:
+    """Not a bug but a fault: writing beyond fails, which SQLite takes for an I/O error, as a failing disk is one."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * 1024**2, 4 * 1024**2))
+
+
 BUGS: dict[str, Callable[[], None]] = {
     bug.__name__.replace("_", "-"): bug
-    for bug in (acknowledged_before_stored, last_index_forgotten, commits_forgotten, window_one_too_large)
+    for bug in (
+        acknowledged_before_stored,
+        last_index_forgotten,
+        commits_forgotten,
+        window_one_too_large,
+        files_end_at_4_mib,
+    )
 }
 
 if __name__ == "__main__":

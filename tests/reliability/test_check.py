@@ -83,6 +83,11 @@ def test_the_order_of_events_does_not_matter() -> None:
             put(1.6, "gone", 9), "lost: gone was acknowledged as 9 and never delivered", id="lost ack"
         ),
         pytest.param(
+            put(1.6, "gone", 2),
+            "lost: gone was acknowledged as 2 and never delivered",
+            id="lost, and its index reused",
+        ),
+        pytest.param(
             [*put(3.0, "c", 2), delivered(6.3, 2, "c", "c2")], "reused: 2 is both b and c", id="reused index"
         ),
         pytest.param(put(3.0, "b", 2), "reused: 2 was given twice", id="one index twice"),
