@@ -530,8 +530,11 @@ class Sqlite(Embedded):
         try:
             handle = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                for _ in range(BALLAST_BYTES >> 20):
-                    os.write(handle, bytes(1 << 20))
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(handle, 0, BALLAST_BYTES)
+                else:  # macOS
+                    for _ in range(BALLAST_BYTES >> 20):
+                        os.write(handle, bytes(1 << 20))
             finally:
                 os.close(handle)
         except OSError as error:

@@ -8,32 +8,26 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from easq.cli.main import main
 from easq.model import Frame
 from easq.storage import core, embedded, sqlite
-from easq.storage.base import Limits
+from easq.storage.base import Appended, Limits
 
 
 def acknowledged_before_stored() -> None:
     """The index is answered as soon as it is allotted; the item is stored when its turn comes."""
     under_way: set[Awaitable[None]] = set()
 
-    async def append(self: sqlite.Sqlite, stream: str, frame: Frame, *, priority: int, limits: Limits) -> int:
-        stream_core = self._core(stream)
-        index, effects = stream_core.allot(len(frame.data), limits)
-        stored = replace(frame, index=index)
+    async def append(
+        self: sqlite.Sqlite, stream: str, frame: Frame, priority: int, limits: Limits, *_: object
+    ) -> Appended:
+        changes: list[embedded.Change] = []
+        stored, settle = self._place(stream, frame, priority, limits, changes)
+        under_way.add(self._submit([*changes, stored], lambda _: settle(None)))
+        return Appended(stored.frame.index, frame.request_id)
 
-        def settle(_: Exception | None) -> None:
-            stream_core.show(index, priority)
-            self._fresh.setdefault(stream, []).append(Frame(index, stored.tags))
-
-        changes = [*self._changes(stream, effects), embedded.Stored(stream, stored, priority)]
-        under_way.add(self._submit(changes, settle))
-        return index
-
-    sqlite.Sqlite.append = append  # type: ignore[method-assign]
+    sqlite.Sqlite._append = append  # type: ignore[method-assign]
 
 
 def last_index_forgotten() -> None:

@@ -30,6 +30,7 @@ class Service:
         self.options = options
         self.wanted_port = 0
         self.program: Sequence[str] = ("easq",)
+        self.under: Sequence[str] = ()  # a command that runs the service, such as a tracer
         self._process: subprocess.Popen[bytes] | None = None
         self._url = ""
         self.seconds_to_ready = 0.0
@@ -38,6 +39,7 @@ class Service:
     def arguments(self) -> list[str]:
         """What is executed."""
         return [
+            *self.under,
             *PYTHON,
             *self.program,
             "serve",
