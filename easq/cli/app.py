@@ -188,7 +188,11 @@ class App:
             return True
         while True:
             self.printer.ask(f"{question} {'[Y/n]' if default else '[y/N]'}")
-            answer = self.stdin().readline()
+            try:
+                answer = self.stdin().readline()
+            except KeyboardInterrupt:
+                self.printer.after_answer()
+                raise
             if not answer.endswith(b"\n"):
                 self.printer.after_answer()
             if not answer:
