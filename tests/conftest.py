@@ -35,3 +35,16 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     yield start
     for service in started:
         service.kill()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests measured and counted (`record_property`) stands at the end of the log."""
+    found = {
+        (report.nodeid.rpartition("/")[2], name): value
+        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        for name, value in report.user_properties
+    }
+    if found:
+        terminalreporter.section("figures")
+    for (test, name), value in sorted(found.items()):
+        terminalreporter.line(f"{test}: {name} = {value}")
