@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from easq.broker.queue import Clock, Queue, Rules, check_name
+from easq.broker.queue import REAR_SUFFIX, Clock, Queue, Rules, check_name
 from easq.storage.base import Storage
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,11 @@ class Pair:
     sink: Queue
 
 
+def _pair(storage: Storage, name: str, rules: Rules, sink_rules: Rules, clock: Clock) -> Pair:
+    sink = Queue(storage, name, is_sink=True, rules=sink_rules, clock=clock)
+    return Pair(Queue(storage, name, is_sink=False, rules=rules, clock=clock, answers=sink), sink)
+
+
 class Broker:
     """All queues of one service; the first one is also reached at the root."""
 
@@ -28,11 +33,7 @@ class Broker:
     ) -> None:
         self.storage = storage
         self.pairs: Mapping[str, Pair] = {
-            check_name(name): Pair(
-                Queue(storage, name, is_sink=False, rules=rules, clock=clock),
-                Queue(storage, name, is_sink=True, rules=sink_rules, clock=clock),
-            )
-            for name in names
+            check_name(name): _pair(storage, name, rules, sink_rules, clock) for name in names
         }
         self.first = self.pairs[names[0]]
 
@@ -41,9 +42,9 @@ class Broker:
         warning.
         """
         for pair in self.pairs.values():
-            await pair.input.open()
             await pair.sink.open()
-        stored = {stream.split("/")[0] for stream in await self.storage.streams()}
+            await pair.input.open()
+        stored = {stream.removesuffix(REAR_SUFFIX).split("/")[0] for stream in await self.storage.streams()}
         left = sorted(stored - set(self.pairs))
         if left:
             log.warning("kept but not served: %s (name them with --queue)", ", ".join(left))

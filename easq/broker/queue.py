@@ -11,7 +11,9 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from easq.errors import AnotherWatcher, BadRequest, NotFound, PayloadTooLarge, StreamEnded
+from easq.broker.pace import Pace
+from easq.broker.rear import answer, rear_copy
+from easq.errors import AnotherWatcher, BadRequest, NotFound, PayloadTooLarge
 from easq.model import (
     DELIVERY_COUNT,
     HEADER_PREFIX,
@@ -20,13 +22,12 @@ from easq.model import (
     REQUEST_ID,
     TS_SINK,
     TS_SOURCE,
-    Ack,
     Attributes,
     Consumer,
     Frame,
     SearchResult,
 )
-from easq.storage.base import Limits, Storage, Subscription, is_enough
+from easq.storage.base import Appended, Burial, Limits, Storage, Subscription, is_enough
 from easq.wire import operations as op
 from easq.wire.sniff import sniff
 
@@ -42,6 +43,8 @@ ANSWER_EARLY_S = 0.2
 TAKEOVER_WAIT_S = 1.0
 #: and is refused when the first was heard from so recently, in seconds
 ALIVE_S = 5.0
+#: what a stream's name has more when it is a rear store
+REAR_SUFFIX = "#rear"
 #: tag of an input item: the sub-path that the put was sent to, which the engine calls
 PATH = "Path"
 
@@ -55,6 +58,7 @@ class Rules:
 
     max_payload: int = 8 * 1024**2
     limits: Limits = field(default_factory=Limits)
+    max_failures: int = 5  # an item is given up with so many in a group; 0: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,33 +77,70 @@ def check_name(name: str) -> str:
 
 
 class Queue:
-    """The operations of one stream, for any caller."""
+    """The operations of one stream, for any caller. Its rear store is another one, with all of them too."""
 
-    def __init__(self, storage: Storage, name: str, *, is_sink: bool, rules: Rules, clock: Clock) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        name: str,
+        *,
+        is_sink: bool,
+        rules: Rules,
+        clock: Clock,
+        answers: Queue | None = None,
+        is_rear: bool = False,
+    ) -> None:
         self.name = name
         self.is_sink = is_sink
         self.rules = rules
         self.clock = clock
         self.storage = storage
         self.stream = f"{name}/sink" if is_sink else name
+        self._answers = answers  # the sink, where an input item that nobody could do is answered
+        self.rear: Queue = self
+        if is_rear:
+            self.stream += REAR_SUFFIX
+        else:
+            self.rear = Queue(storage, name, is_sink=is_sink, rules=rules, clock=clock, is_rear=True)
         self._heard: dict[Consumer, tuple[int, float]] = {}  # consumer -> (session, when it last showed life)
+        self._pace = Pace()
         self._changed = asyncio.Event()  # a watcher left
 
     async def open(self) -> None:
-        """The stream exists, with what it held before."""
-        await self.storage.open(self.stream)
+        """The stream and its rear store exist, with what they held before."""
+        if self.rear is self:
+            await self.storage.open(self.stream)
+            return
+        await self.rear.open()
+        await self.storage.open(
+            self.stream,
+            Burial(
+                self.rules.max_failures,
+                self.rear.stream,
+                self.rules.limits,
+                rear_copy,
+                "" if self._answers is None else self._answers.stream,
+                lambda frame, failed: answer(frame, failed, self.clock.wall_ms()),
+            ),
+        )
 
     # -- put -------------------------------------------------------------------------------------------------------
 
-    async def put(self, put: op.Put) -> Ack:
-        """The item is stored. Raises PayloadTooLarge, QueueFull, BadRequest; then nothing is."""
+    async def put(self, put: op.Put) -> Appended:
+        """The item is stored, once for an idempotency key.
+
+        Raises PayloadTooLarge, QueueFull, BadRequest, StreamEnded and KeyReused; then nothing is.
+        """
         if len(put.data) > self.rules.max_payload:
             raise self.too_large(len(put.data))
         tags = self._tags(put)
-        index = await self.storage.append(
-            self.stream, Frame(NO_INDEX, tags, put.data), priority=put.priority, limits=self.rules.limits
+        return await self.storage.append(
+            self.stream,
+            Frame(NO_INDEX, tags, put.data),
+            priority=put.priority,
+            limits=self.rules.limits,
+            key=put.key,
         )
-        return Ack(index, tags[REQUEST_ID])
 
     def too_large(self, size: int) -> PayloadTooLarge:
         """The error for a payload of `size` bytes."""
@@ -172,6 +213,8 @@ class Queue:
     async def wake_readers(self) -> None:
         """Every long poll looks again: whether there is something, and whether its caller is still there."""
         await self.storage.wake(self.stream)
+        if self.rear is not self:
+            await self.storage.wake(self.rear.stream)
 
     async def _get_now(self, get: op.Get, start: int, length: int, minimum: int) -> list[Frame]:
         if get.auto_delete:
@@ -263,11 +306,12 @@ class Queue:
     async def attach(self, consumer: Consumer, watch: op.Watch) -> int:
         """The consumer has a connection. A live older one of the same name refuses it, a silent one is replaced.
 
-        Raises AnotherWatcher; StreamEnded when the stream ended and is empty.
+        One that connects again and again is answered ever later. Raises AnotherWatcher; StreamEnded when the stream
+        ended and nothing is left for the group.
         """
-        stats = await self.storage.attributes(self.stream, now=self.clock.now())
-        if stats.ended and not stats.length:
-            raise StreamEnded("the stream has ended and is empty")
+        delay = self._pace.delay(consumer, self.clock.now())
+        if delay > 0:
+            await asyncio.sleep(delay)
         await self._wait_for_name(consumer)
         window = min(watch.window or DEFAULT_WINDOW, MAX_WINDOW)
         after = NEWEST if watch.index == NEWEST else max(0, watch.index - 1)

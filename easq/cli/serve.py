@@ -85,6 +85,13 @@ if TYPE_CHECKING:
     "--auto-evict", is_flag=True, help="Drop the oldest items of a full queue instead of refusing puts."
 )
 @click.option(
+    "--max-delivery",
+    type=click.IntRange(0),
+    default=5,
+    show_default=True,
+    help="Failures after which an item goes to the rear store; 0 never.",
+)
+@click.option(
     "--leave-grace",
     type=DURATION,
     default="2s",
@@ -163,8 +170,8 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
         allowed_hosts=given["allowed_hosts"],
         storage=storage,
         durability=given["durability"],
-        rules=Rules(given["max_payload"], limits),
-        sink_rules=Rules(given["max_payload"], sink_limits),
+        rules=Rules(given["max_payload"], limits, given["max_delivery"]),
+        sink_rules=Rules(given["max_payload"], sink_limits, given["max_delivery"]),
         timing=Timing(leave_grace_s=given["leave_grace"], group_retention_s=given["group_retention"]),
         liveness=Liveness(given["silent_after"]),
     )

@@ -99,10 +99,11 @@ class App:
         place = self._place(raw_path, request.method)
         async with asyncio.timeout(_BODY_DEADLINE_S):
             body = await read_body(request, place.queue)
+        queue = place.queue.rear if caller.rear else place.queue
         operation = op.parse(op.Request(request.method, _query(raw_query), headers, body, place.path))
         if isinstance(operation, op.Watch):
-            return await self._watch(request, operation, place.queue, caller)
-        return await answer(operation, place.queue, caller, request, is_gone=lambda: self._is_gone(request))
+            return await self._watch(request, operation, queue, caller)
+        return await answer(operation, queue, caller, request, is_gone=lambda: self._is_gone(request))
 
     def _is_gone(self, request: web.BaseRequest) -> bool:
         return self.stopping or request.transport is None or request.transport.is_closing()

@@ -8,7 +8,7 @@ from aiohttp import HttpVersion11, web
 
 from easq.broker.queue import Queue
 from easq.errors import BadRequest, PayloadTooLarge
-from easq.model import Frame
+from easq.model import Ack, Frame
 from easq.wire import operations as op
 from easq.wire import replies
 from easq.wire.replies import Reply
@@ -62,7 +62,9 @@ async def answer(
     consumer = caller.consumer
     match operation:
         case op.Put():
-            return respond(replies.put_reply(await queue.put(operation)))
+            stored = await queue.put(operation)
+            ack = Ack(stored.index, stored.request_id)
+            return respond(replies.put_reply(ack, duplicate=stored.duplicate))
         case op.Get():
             return await _get(operation, queue, request, is_gone)
         case op.Describe():

@@ -11,7 +11,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from easq.broker.queue import Queue
 from easq.broker.watcher import Watcher
-from easq.errors import BadRequest, EasqError
+from easq.errors import BadRequest, EasqError, StreamEnded
 from easq.model import Frame
 from easq.wire import operations as op
 from easq.wire.frames import delimit, encode_frame
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 #: a connection that does not take a frame for so long is lost, in seconds
 WRITE_DEADLINE_S = 30.0
+#: reason of the close frame when the stream has ended
+END_REASON = b"eos"
 #: clients send pings and close frames only: a message has at most so many bytes (aiohttp refuses what it is given)
 _MAX_INBOUND = 1024
 #: the first push of an auto-committing watch waits so long: a connection that is dropped at once must drain nothing
@@ -115,14 +117,18 @@ class _SocketDoor:
             done, _ = await asyncio.wait({deliver, listen}, return_when=asyncio.FIRST_COMPLETED)
             if listen in done:
                 return listen.result()
-            lost = deliver.exception() is not None
-            if not lost:
+            failure = deliver.exception()
+            if failure is None:
                 await self._close(
                     WSCloseCode.POLICY_VIOLATION, b"replaced by another connection of this consumer"
                 )
-            elif not isinstance(deliver.exception(), (ConnectionError, TimeoutError)):
-                deliver.result()
-            return lost
+                return False
+            if isinstance(failure, StreamEnded):
+                await self._close(WSCloseCode.OK, END_REASON)
+                return False
+            if not isinstance(failure, (ConnectionError, TimeoutError)):
+                raise failure
+            return True
         except asyncio.CancelledError:
             await self._close(WSCloseCode.GOING_AWAY, b"the service stops")
             raise
@@ -192,6 +198,9 @@ class _StreamDoor:
         try:
             done, _ = await asyncio.wait({deliver, gone}, return_when=asyncio.FIRST_COMPLETED)
             failure = deliver.exception() if deliver in done else None
+            if isinstance(failure, StreamEnded):
+                await self.response.write_eof()
+                return False
             if failure is not None and not isinstance(failure, (ConnectionError, TimeoutError)):
                 raise failure
             return deliver not in done or failure is not None

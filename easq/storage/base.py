@@ -53,6 +53,43 @@ class Subscription:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """Why a group gave an item up: how often it was delivered and failed there, and the last code and reason."""
+
+    group: str
+    deliveries: int
+    failures: int
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Burial:
+    """What becomes of an item that failed `max_failures` times in a group (0: it is never given up).
+
+    `rear_copy` is appended to the stream `rear`, in the same step in which the item counts as committed for the group;
+    without room there (`rear_limits`) the item stays. When the last group gave it up and none committed, `answer` is
+    appended to the stream `sink`, where somebody may wait for a result; no limit holds there.
+    """
+
+    max_failures: int
+    rear: str
+    rear_limits: Limits
+    rear_copy: Callable[[Frame, Failed], Frame]
+    sink: str = ""
+    answer: Callable[[Frame, Failed], Frame] = lambda frame, _: frame
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The index and request id of an item; `duplicate` when the idempotency key had stored it before."""
+
+    index: int
+    request_id: str
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """One item handed to a consumer connection: the frame, and how often it was delivered to the group, this time
     included.
@@ -109,16 +146,25 @@ class Storage(ABC):
         """All that was acknowledged is stored, files are closed and the lock is free."""
 
     @abstractmethod
-    async def open(self, stream: str) -> None:
-        """The stream exists; what it held before is there, and what was pending is ready."""
+    async def open(self, stream: str, burial: Burial | None = None) -> None:
+        """The stream exists; what it held before is there, and what was pending is ready.
+
+        The streams that `burial` names are opened first.
+        """
 
     @abstractmethod
     async def streams(self) -> Sequence[str]:
         """The names of all stored streams, opened or not."""
 
     @abstractmethod
-    async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits) -> int:
+    async def append(
+        self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = ""
+    ) -> Appended:
         """The item is stored under a new index, higher than any before, and may be read and delivered.
+
+        With an idempotency `key` that stored an item before, nothing happens, and the answer is the first one's, also
+        when that item is long consumed: for 10 minutes, and for the last 100,000 keys of the stream, at least.
+        Raises KeyReused when that item had other data.
 
         Raises QueueFull and StreamEnded (nothing stored); StorageError when it is not known whether it was stored.
         """
@@ -163,8 +209,9 @@ class Storage(ABC):
 
     @abstractmethod
     async def lease(self, stream: str, session: int, *, index_only: bool) -> list[Lease]:
-        """Waits until items are there for this connection and returns them, pending at it. Empty: the connection
-        was replaced.
+        """Waits until items are there for this connection and returns them, pending at it.
+
+        Empty: the connection was replaced. Raises StreamEnded when the stream ended and its group has committed all.
         """
 
     @abstractmethod

@@ -8,6 +8,8 @@ The life of an entry, for one group:
                           ├──── closed ────────┤   at once
                           └──── lost ──────────┘   at once for the same user, for others after the grace
 
+    pending ──the last failure that is allowed──▶ given up: counts as committed, a copy goes to the rear store
+
     delete, truncate, a settled claim: gone, from any state, for all groups.
     claim: hidden from everyone until it is released or deleted.
 
@@ -20,7 +22,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from easq.errors import QueueFull, StreamEnded
@@ -34,15 +36,22 @@ SHUTDOWN = "Shutdown"
 _MIN_HOLES = 1024
 #: at most so many consumers that left are listed per group
 _MAX_LEFT = 1000
+#: an item that failed so often in a group is handed out alone: it must not drag a window of others with it
+_ALONE_AFTER = 2
 
 
 @dataclass(slots=True)
 class Effects:
-    """What a step asks of the engine. `removed` and `truncated_below` (0: none) name entries to forget."""
+    """What a step asks of the engine. `removed` and `truncated_below` (0: none) name entries to forget.
+
+    `given_up` are copied to the rear store; `unanswered` left because every group gave them up, and none committed.
+    """
 
     removed: list[int] = field(default_factory=list)
     truncated_below: int = 0
-    committed: list[tuple[str, int]] = field(default_factory=list)
+    committed: list[tuple[str, int, bool]] = field(default_factory=list)  # group, index, given up
+    given_up: list[tuple[str, int, Touch]] = field(default_factory=list)
+    unanswered: list[tuple[int, Touch]] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     forgotten_groups: list[str] = field(default_factory=list)
     touched: list[tuple[str, int]] = field(default_factory=list)
@@ -101,10 +110,11 @@ class _Session:
     box: list[int] = field(default_factory=list)  # of these, not yet fetched
     served: int = 0  # when it was last given an item, in hand-outs of the stream
     stopped: bool = False
+    alone: int = 0  # the item that this connection has, or waits for, to have nothing beside it
 
     @property
     def free(self) -> int:
-        return 0 if self.stopped else self.window - len(self.out)
+        return 0 if self.stopped or self.alone else self.window - len(self.out)
 
 
 @dataclass(slots=True)
@@ -137,7 +147,14 @@ class _Group:
     def __init__(self, name: str) -> None:
         self.name = name
         self.pending: dict[int, int] = {}  # index -> session
-        self.committed: set[int] = set()  # of the present entries
+        self.committed: set[int] = set()  # of the present entries, with those that were given up
+        self.given_up: set[int] = set()  # of the committed
+        self.alone: list[
+            tuple[int, int]
+        ] = []  # heap of (-priority, index): ready, and to be handed out alone
+        self.reserved: set[int] = (
+            set()
+        )  # connections that get nothing more until they are empty, then such an item
         self.touched: dict[int, Touch] = {}
         self.returned: list[tuple[int, int]] = []  # heap of (-priority, index)
         self.held: dict[int, tuple[float, str | None]] = {}  # index -> (until, only for this user)
@@ -150,6 +167,10 @@ class _Group:
 
     def unavailable(self, index: int) -> bool:
         return index in self.pending or index in self.committed or index in self.held
+
+    def goes_alone(self, index: int) -> bool:
+        touch = self.touched.get(index)
+        return touch is not None and touch.failures >= _ALONE_AFTER
 
     def view(self, after: int, tags: Tags) -> _View:
         for view in self.views:
@@ -170,8 +191,12 @@ class Stream:
         tags_of: Callable[[int], Tags],
         last: int = 0,
         ended: bool = False,
+        max_failures: int = 0,
+        has_rear_room: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self.timing = timing
+        self.max_failures = max_failures  # an item is given up with so many; 0: never
+        self.has_rear_room = has_rear_room
         self.ended = ended
         self.last = last  # highest index ever allotted
         self.shown = last  # highest index ever made visible, or known not to have been stored
@@ -196,14 +221,23 @@ class Stream:
         self._insert(index, priority, size)
 
     def restore_group(
-        self, name: str, committed: Iterable[int], touched: Iterable[tuple[int, Touch]], now: float
+        self,
+        name: str,
+        committed: Iterable[int],
+        given_up: Iterable[int],
+        touched: Iterable[tuple[int, Touch]],
+        now: float,
     ) -> None:
-        """A stored group is known, as one whose last consumer left now."""
+        """A stored group is known, as one whose last consumer left now. `committed` includes `given_up`."""
         group = self._groups.setdefault(name, _Group(name))
         group.left_at = now
         self.due = min(self.due, now + self.timing.group_retention_s)
         group.committed = {index for index in committed if index in self._entries}
+        group.given_up = {index for index in given_up if index in group.committed}
         group.touched = {index: touch for index, touch in touched if index in self._entries}
+        for index in group.touched:
+            if group.goes_alone(index):
+                self._return(group, index)
 
     def _insert(self, index: int, priority: int, size: int) -> None:
         shape = (priority, size)
@@ -221,11 +255,11 @@ class Stream:
         if self.ended:
             raise StreamEnded("the stream has ended and takes no more items")
         effects = Effects()
-        if not self._has_room(size, limits):
+        if not self.has_room(size, limits):
             self._drop_absent_claims(effects)
         if limits.evict and size <= limits.max_bytes:
             self._evict(size, limits, effects)
-        if not self._has_room(size, limits):
+        if not self.has_room(size, limits):
             held = len(self._entries) + len(self._allotted)
             raise QueueFull(
                 f"the queue is full: {held} of {limits.max_items} items,"
@@ -239,14 +273,15 @@ class Stream:
             self._dispatch_all(effects)
         return self.last, effects
 
-    def _has_room(self, size: int, limits: Limits) -> bool:
+    def has_room(self, size: int, limits: Limits) -> bool:
+        """Whether an item of `size` bytes fits."""
         return (
             len(self._entries) + len(self._allotted) < limits.max_items
             and self._size + self._allotted_size + size <= limits.max_bytes
         )
 
     def _evict(self, size: int, limits: Limits, effects: Effects) -> None:
-        while not self._has_room(size, limits):
+        while not self.has_room(size, limits):
             oldest = next(self.indexes_from(0), None)
             if oldest is None:
                 return
@@ -343,6 +378,7 @@ class Stream:
             for group in self._groups.values():
                 self._unlease(group, index)
                 group.committed.discard(index)
+                group.given_up.discard(index)
                 group.touched.pop(index, None)
                 group.held.pop(index, None)
         for priority, count in counts.items():
@@ -358,6 +394,8 @@ class Stream:
         """A connection of `consumer` is there; its older one, if any, is closed. Items kept for this user go to it
         first.
         """
+        if self._is_through(self._groups.get(consumer.group)):
+            raise StreamEnded("the stream has ended, and nothing in it is left for this group")
         effects = Effects()
         group = self._group(consumer.group, effects)
         member = group.members.get(consumer.user)
@@ -399,7 +437,7 @@ class Stream:
         mine = [index for index, (_, user) in group.held.items() if user == session.consumer.user]
         heap: list[tuple[int, int]] = []
         for index in mine:
-            if self._wanted(session.view, index):
+            if self._wanted(session.view, index) and not group.goes_alone(index):
                 heap.append((-self._entries[index][0], index))
             else:
                 del group.held[index]
@@ -428,6 +466,8 @@ class Stream:
         group = self._groups[session.consumer.group]
         member = group.members[session.consumer.user]
         del self._sessions[session.number]
+        if session.number in group.reserved:
+            self._unreserve(group, session)
         session.view.sessions.discard(session.number)
         if not session.view.sessions:
             group.views.remove(session.view)
@@ -443,9 +483,12 @@ class Stream:
             if index in unsent or not lost:
                 self._return(group, index)
                 continue
-            group.touched[index].failures += 1
+            touch = group.touched[index]
+            touch.failures += 1
+            touch.code, touch.reason = "", "the connection was lost"
             effects.touched.append((group.name, index))
-            self._hold(group, index, now + self.timing.leave_grace_s, session.consumer.user)
+            if not self._give_up(group, index, touch, effects):
+                self._hold(group, index, now + self.timing.leave_grace_s, session.consumer.user)
         session.out.clear()
         self._forget_left(group)
         self.due = min(self.due, *self._moments(group))
@@ -463,7 +506,7 @@ class Stream:
     def _return(self, group: _Group, index: int) -> None:
         entry = self._entries.get(index)
         if entry is not None and not group.unavailable(index) and index not in self._claimed:
-            heapq.heappush(group.returned, (-entry[0], index))
+            heapq.heappush(group.alone if group.goes_alone(index) else group.returned, (-entry[0], index))
 
     def active(self, number: int, now: float) -> None:
         """The connection showed life."""
@@ -502,6 +545,14 @@ class Stream:
             return len(self._entries) - len(self._claimed)
         return sum(1 for _ in self.indexes_from(0, priority))
 
+    def is_through(self, number: int) -> bool:
+        """Whether the stream has ended, and the connection's group has committed all that was in it."""
+        return self._is_through(self._groups[self._sessions[number].consumer.group])
+
+    def _is_through(self, group: _Group | None) -> bool:
+        committed = len(group.committed) if group is not None else 0
+        return self.ended and not self._allotted and committed == len(self._entries)
+
     def connected(self, number: int) -> bool:
         """Whether the connection is still the consumer's."""
         return number in self._sessions
@@ -519,19 +570,19 @@ class Stream:
         if not present:
             return 0, effects
         group = self._group(name, effects)
-        holders = [other for other in self._holders() if other is not group]
         gone, counted = [], 0
         for index in present:
-            if index in group.committed:
+            if index in group.committed and index not in group.given_up:
                 continue
             counted += 1
             self._unlease(group, index)
             group.held.pop(index, None)
             group.committed.add(index)
-            if all(index in other.committed for other in holders):
+            group.given_up.discard(index)
+            if self._is_done(index):
                 gone.append(index)
             else:
-                effects.committed.append((name, index))
+                effects.committed.append((name, index, False))
         self._remove(gone, effects)
         if self._is_idle(group):
             self._forget(group, effects)
@@ -542,10 +593,43 @@ class Stream:
         """The groups that hold items back: those with a consumer, and those whose last one left a short time ago."""
         return [group for group in self._groups.values() if group.connected or group.left_at is not None]
 
+    def _is_done(self, index: int) -> bool:
+        """Whether every group that holds items back has committed the entry."""
+        return all(index in group.committed for group in self._holders())
+
+    def _give_up(self, group: _Group, index: int, touch: Touch, effects: Effects) -> bool:
+        """Whether the item has no failure left in the group; then it counts as committed, and a copy goes to the rear.
+
+        Without room in the rear store it stays where it is, and comes again after the longest back-off.
+        """
+        if not self.max_failures or touch.failures < self.max_failures:
+            return False
+        if not self.has_rear_room(self._entries[index][1]):
+            return False
+        effects.given_up.append((group.name, index, replace(touch)))
+        group.committed.add(index)
+        group.given_up.add(index)
+        if self._is_done(index):
+            self._retire([index], effects)
+        else:
+            effects.committed.append((group.name, index, True))
+        return True
+
+    def _retire(self, indexes: Sequence[int], effects: Effects) -> None:
+        """Entries that their groups are done with are gone; those that nobody committed are unanswered."""
+        for index in indexes:
+            groups = [group for group in self._groups.values() if index in group.committed]
+            if groups and all(index in group.given_up for group in groups):
+                effects.unanswered.append((index, groups[-1].touched.get(index) or Touch()))
+        self._remove(indexes, effects)
+
     def _unlease(self, group: _Group, index: int) -> None:
         number = group.pending.pop(index, None)
         if number is not None:
-            self._sessions[number].out.discard(index)
+            session = self._sessions[number]
+            session.out.discard(index)
+            if session.alone == index:
+                session.alone = 0
 
     def negative(
         self, name: str, indexes: Iterable[int], *, code: str, reason: str, now: float
@@ -557,20 +641,21 @@ class Stream:
             return 0, effects
         counted = 0
         for index in dict.fromkeys(indexes):
-            number = group.pending.pop(index, None)
+            number = group.pending.get(index)
             if number is None:
                 continue
             counted += 1
-            session = self._sessions[number]
-            session.out.discard(index)
+            self._unlease(group, index)
             if code == SHUTDOWN:
-                session.stopped = True
+                self._sessions[number].stopped = True
                 self._return(group, index)
                 continue
             touch = group.touched.setdefault(index, Touch())
             touch.failures += 1
             touch.code, touch.reason = code, reason
             effects.touched.append((name, index))
+            if self._give_up(group, index, touch, effects):
+                continue
             delays = self.timing.backoff_s
             delay = delays[min(touch.failures, len(delays)) - 1]
             if delay > 0:
@@ -597,6 +682,7 @@ class Stream:
         """The ready item of the highest class and lowest index goes to the consumer with most free slots, until
         none fits.
         """
+        self._serve_reserved(group, effects)
         while True:
             best: tuple[tuple[int, int], _View] | None = None
             for view in group.views:
@@ -604,6 +690,8 @@ class Stream:
                     candidate = self._peek(group, view)
                     if candidate is not None and (best is None or candidate < best[0]):
                         best = (candidate, view)
+            if self._reserve(group, None if best is None else best[0], effects):
+                continue
             if best is None:
                 return
             (_, index), view = best
@@ -612,6 +700,52 @@ class Stream:
                 key=lambda session: (session.free, -session.served),
             )
             self._hand_out(group, session, index, effects)
+
+    def _serve_reserved(self, group: _Group, effects: Effects) -> None:
+        """A connection that was waiting to be empty, and is, has its item; if that is gone, it waits no longer."""
+        for number in list(group.reserved):
+            session = self._sessions[number]
+            if session.stopped or not self._ready(group, session.alone):
+                self._unreserve(group, session)
+            elif not session.out:
+                group.reserved.discard(number)
+                self._hand_out(group, session, session.alone, effects)
+
+    def _unreserve(self, group: _Group, session: _Session) -> None:
+        """The connection waits for no item; what it waited for, if it is still ready, is for whoever comes."""
+        group.reserved.discard(session.number)
+        index, session.alone = session.alone, 0
+        self._return(group, index)
+
+    def _reserve(self, group: _Group, other: tuple[int, int] | None, effects: Effects) -> bool:
+        """An item that goes alone, if it is before `other`, has a consumer: whichever has least pending gets nothing
+        more until it is empty, then it gets the item. The others go on with later items.
+        """
+        passed: list[tuple[int, int]] = []
+        found = False
+        while group.alone and not found and (other is None or group.alone[0] < other):
+            pair = heapq.heappop(group.alone)
+            if not self._ready(group, pair[1]):
+                continue
+            takers = [
+                session
+                for view in group.views
+                if self._wanted(view, pair[1])
+                for session in (self._sessions[number] for number in view.sessions)
+                if not session.stopped and not session.alone
+            ]
+            if not takers:
+                passed.append(pair)
+                continue
+            chosen = min(takers, key=lambda session: (len(session.out), session.served))
+            chosen.alone = pair[1]
+            group.reserved.add(chosen.number)
+            found = True
+        for pair in passed:
+            heapq.heappush(group.alone, pair)
+        if found:
+            self._serve_reserved(group, effects)
+        return found
 
     def _hand_out(self, group: _Group, session: _Session, index: int, effects: Effects) -> None:
         self._handouts += 1
@@ -625,6 +759,9 @@ class Stream:
 
     def _ready(self, group: _Group, index: int) -> bool:
         return index in self and not group.unavailable(index)
+
+    def _ready_among_others(self, group: _Group, index: int) -> bool:
+        return self._ready(group, index) and not group.goes_alone(index)
 
     def _wanted(self, view: _View, index: int) -> bool:
         if index <= view.after:
@@ -648,12 +785,14 @@ class Stream:
 
     def _peek_returned(self, group: _Group, view: _View) -> tuple[int, int] | None:
         heap = group.returned
-        while heap and not self._ready(group, heap[0][1]):
+        while heap and not self._ready_among_others(group, heap[0][1]):
             heapq.heappop(heap)
         if not heap or self._wanted(view, heap[0][1]):
             return heap[0] if heap else None
         fitting = (
-            pair for pair in sorted(heap) if self._ready(group, pair[1]) and self._wanted(view, pair[1])
+            pair
+            for pair in sorted(heap)
+            if self._ready_among_others(group, pair[1]) and self._wanted(view, pair[1])
         )
         return next(fitting, None)
 
@@ -662,7 +801,7 @@ class Stream:
         position = lane.after(max(view.cursors.get(priority, 0), view.after))
         while position < len(lane.indexes):
             index = lane.indexes[position]
-            if self._ready(group, index) and self._wanted(view, index):
+            if self._ready_among_others(group, index) and self._wanted(view, index):
                 return index
             view.cursors[priority] = index
             position += 1
@@ -718,7 +857,7 @@ class Stream:
         holders = self._holders()
         if holders:
             smallest = min((group.committed for group in holders), key=len)
-            self._remove(
+            self._retire(
                 sorted(index for index in smallest if all(index in group.committed for group in holders)),
                 effects,
             )

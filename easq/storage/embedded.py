@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import islice
 from math import inf
 from typing import TypeAlias
 
-from easq.errors import StorageError
+from easq.errors import KeyReused, StorageError, StreamEnded
 from easq.model import DELIVERY_COUNT, NEWEST, REQUEST_ID, Consumer, Frame, Tags
 from easq.storage.base import (
     MOST_BYTES,
+    Appended,
+    Burial,
+    Failed,
     Lease,
     Limits,
     Location,
@@ -28,11 +32,14 @@ from easq.storage.base import (
     is_enough,
 )
 from easq.storage.core import Effects, Stream, Touch
+from easq.storage.keys import KeyWindow
 
 #: delivery counts are made durable this long after they changed, at the latest, in seconds
 _LAZY_S = 0.1
 #: one fetch of a connection reads at most so many items, and so many bytes
 _FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
+#: what the service itself writes is stored whatever is there already
+NO_LIMITS = Limits(max_items=1 << 62, max_bytes=1 << 62)
 #: a scan gives way to others after so many entries
 _SCAN_CHUNK = 500
 
@@ -44,6 +51,26 @@ class Stored:
     stream: str
     frame: Frame
     priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """The idempotency key has stored an item whose data has this SHA-256."""
+
+    stream: str
+    key: str
+    index: int
+    request_id: str
+    digest: bytes
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeysForgotten:
+    """The idempotency keys of the stream with a lower number are forgotten."""
+
+    stream: str
+    below: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +91,12 @@ class Truncated:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The group has committed an entry that another group still holds."""
+    """The group has committed an entry, or given it up, that another group still holds."""
 
     stream: str
     group: str
     index: int
+    given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +126,9 @@ class Ended:
     ended: bool
 
 
-Change: TypeAlias = Stored | Removed | Truncated | Committed | Touched | GroupKept | Ended
+Change: TypeAlias = (
+    Stored | Keyed | KeysForgotten | Removed | Truncated | Committed | Touched | GroupKept | Ended
+)
 #: called on the event loop when changes are durable (None) or failed
 Settle: TypeAlias = Callable[[Exception | None], None]
 
@@ -131,6 +161,9 @@ class Embedded(Storage):
         self._fresh: dict[str, list[Frame]] = {}
         self._lazy: dict[tuple[str, int], set[str]] = {}
         self._lazy_timer: asyncio.TimerHandle | None = None
+        self._burials: dict[str, Burial] = {}
+        self._key_windows: dict[str, KeyWindow] = {}
+        self._keys_under_way: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._ticks: dict[str, tuple[float, asyncio.TimerHandle]] = {}
         self._failure: Exception | None = None
         self._on_failure: Callable[[Exception], None] = lambda _: None
@@ -153,6 +186,10 @@ class Embedded(Storage):
         """The stored entry's tags; empty when it is gone."""
 
     @abstractmethod
+    def _recall(self, stream: str, key: str) -> Keyed | None:
+        """What the idempotency key has stored; None when it is not known, or not any more."""
+
+    @abstractmethod
     def _find(self, stream: str, request_id: str) -> list[int]:
         """The indexes of the stored entries with this request id."""
 
@@ -171,10 +208,20 @@ class Embedded(Storage):
         if self._failure is None:
             await self._submit(self._lazy_changes())
 
-    def _adopt(self, stream: str, core: Stream) -> None:
+    def _adopt(self, stream: str, core: Stream, keys: KeyWindow, burial: Burial | None) -> None:
         self._cores[stream] = core
+        self._key_windows[stream] = keys
+        if burial is not None:
+            self._burials[stream] = burial
+            core.max_failures = burial.max_failures
+            rear = self._cores[burial.rear]
+            core.has_rear_room = lambda size: rear.has_room(size, burial.rear_limits) and self._has_space()
         self._waiters.setdefault(stream, [])
         self._schedule(stream)
+
+    def _has_space(self) -> bool:
+        """Whether the engine has room for another entry at all."""
+        return True
 
     def _fail(self, error: Exception) -> None:
         if self._failure is None:
@@ -191,7 +238,7 @@ class Embedded(Storage):
     def _changes(self, stream: str, effects: Effects) -> list[Change]:
         """What `effects` asks to be made durable; connections are woken on the way."""
         changes: list[Change] = [GroupKept(stream, group, True) for group in effects.groups]
-        changes += [Committed(stream, group, index) for group, index in effects.committed]
+        changes += [Committed(stream, *committed) for committed in effects.committed]
         if effects.truncated_below:
             changes.append(Truncated(stream, effects.truncated_below))
         if effects.removed:
@@ -205,18 +252,77 @@ class Embedded(Storage):
             event = self._events.get((stream, session))
             if event is not None:
                 event.set()
+        if self._cores[stream].ended:
+            self._wake_watchers(stream)
         self._schedule(stream)
         return changes
 
     async def _apply(self, stream: str, effects: Effects) -> None:
-        changes = self._changes(stream, effects)
+        buried, settle = self._bury(stream, effects)
+        changes = [*buried, *self._changes(stream, effects)]
         if changes:
-            await self._submit(changes)
+            await self._submit(changes, settle)
 
     def _apply_later(self, stream: str, effects: Effects) -> None:
-        changes = self._changes(stream, effects)
+        buried, settle = self._bury(stream, effects)
+        changes = [*buried, *self._changes(stream, effects)]
         if changes:
-            asyncio.ensure_future(self._submit(changes)).add_done_callback(_ignore)
+            asyncio.ensure_future(self._submit(changes, settle)).add_done_callback(_ignore)
+
+    def _bury(self, stream: str, effects: Effects) -> tuple[list[Change], Settle | None]:
+        """The copies and answers that are stored in one step with what `effects` removes, and who is told then."""
+        burial = self._burials.get(stream)
+        if burial is None or not (effects.given_up or effects.unanswered):
+            return [], None
+        changes: list[Change] = []
+        settles: list[Settle] = []
+        failed: dict[int, Failed] = {}
+        for group, index, touch in effects.given_up:
+            failed[index] = Failed(group, touch.deliveries, touch.failures, touch.code, touch.reason)
+            self._copy(stream, index, burial.rear, burial.rear_copy, failed[index], changes, settles)
+        for index, touch in effects.unanswered if burial.sink else ():
+            why = failed.get(index) or Failed("", touch.deliveries, touch.failures, touch.code, touch.reason)
+            self._copy(stream, index, burial.sink, burial.answer, why, changes, settles)
+
+        def settle(error: Exception | None) -> None:
+            for told in settles:
+                told(error)
+
+        return changes, settle
+
+    def _copy(
+        self,
+        stream: str,
+        index: int,
+        target: str,
+        make: Callable[[Frame, Failed], Frame],
+        why: Failed,
+        changes: list[Change],
+        settles: list[Settle],
+    ) -> None:
+        frame = self._load(stream, index)
+        if frame is not None:
+            stored, settle = self._place(target, make(frame, why), 0, NO_LIMITS, changes)
+            changes.append(stored)
+            settles.append(settle)
+
+    def _place(
+        self, stream: str, frame: Frame, priority: int, limits: Limits, changes: list[Change]
+    ) -> tuple[Stored, Settle]:
+        """The frame under a new index, and who makes it visible; what it evicts is added to `changes`."""
+        core = self._cores[stream]
+        index, effects = core.allot(len(frame.data), limits)
+        changes += self._changes(stream, effects)
+        stored = replace(frame, index=index)
+
+        def settle(error: Exception | None) -> None:
+            if error is None:
+                core.show(index, priority)
+                self._fresh.setdefault(stream, []).append(Frame(index, stored.tags))
+            else:
+                core.drop(index)
+
+        return Stored(stream, stored, priority), settle
 
     def _remember(self, stream: str, group: str, index: int) -> None:
         self._lazy.setdefault((stream, index), set()).add(group)
@@ -238,6 +344,12 @@ class Embedded(Storage):
                     changes.append(Touched(stream, group, index, replace(touch)))
         self._lazy.clear()
         return changes
+
+    def _wake_watchers(self, stream: str) -> None:
+        """Every connection looks whether the stream is over."""
+        for (watched, _), event in self._events.items():
+            if watched == stream:
+                event.set()
 
     def _schedule(self, stream: str) -> None:
         """The stream's rules run again when something waits for the time."""
@@ -272,20 +384,53 @@ class Embedded(Storage):
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
-    async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits) -> int:
-        core = self._core(stream)
-        index, effects = core.allot(len(frame.data), limits)
-        stored = replace(frame, index=index)
+    async def append(
+        self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = ""
+    ) -> Appended:
+        if key:
+            return await self._append_once(stream, frame, priority, limits, key)
+        return await self._append(stream, frame, priority, limits)
 
-        def settle(error: Exception | None) -> None:
-            if error is None:
-                core.show(index, priority)
-                self._fresh.setdefault(stream, []).append(Frame(index, stored.tags))
-            else:
-                core.drop(index)
+    async def _append(
+        self, stream: str, frame: Frame, priority: int, limits: Limits, key: str = "", digest: bytes = b""
+    ) -> Appended:
+        self._core(stream)
+        changes: list[Change] = []
+        stored, settle = self._place(stream, frame, priority, limits, changes)
+        index, request_id = stored.frame.index, frame.request_id
+        changes.append(stored)
+        if key:
+            changes += self._keyed(stream, key, index, request_id, digest)
+        await self._submit(changes, settle)
+        return Appended(index, request_id)
 
-        await self._submit([*self._changes(stream, effects), Stored(stream, stored, priority)], settle)
-        return index
+    def _keyed(self, stream: str, key: str, index: int, request_id: str, digest: bytes) -> Iterator[Change]:
+        now = asyncio.get_running_loop().time()
+        window = self._key_windows[stream]
+        yield Keyed(stream, key, index, request_id, digest, window.next(now))
+        below = window.forget(now)
+        if below:
+            yield KeysForgotten(stream, below)
+
+    async def _append_once(
+        self, stream: str, frame: Frame, priority: int, limits: Limits, key: str
+    ) -> Appended:
+        """As `_append`, unless the key has stored an item, or is just storing one: then that is waited for."""
+        digest = sha256(frame.data).digest()
+        while (under_way := self._keys_under_way.get((stream, key))) is not None:
+            await asyncio.wait({under_way})
+        self._core(stream)
+        known = self._recall(stream, key)
+        if known is not None:
+            if known.digest != digest:
+                raise KeyReused(f"the idempotency key {key[:80]!a} was used before, with another payload")
+            return Appended(known.index, known.request_id, duplicate=True)
+        mine = self._keys_under_way[stream, key] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._append(stream, frame, priority, limits, key, digest)
+        finally:
+            del self._keys_under_way[stream, key]
+            mine.set_result(None)
 
     async def read(self, stream: str, *, start: int, length: int, tags: Tags) -> list[Frame]:
         core = self._core(stream)
@@ -392,6 +537,8 @@ class Embedded(Storage):
                     leases.append(Lease(_counted(frame, deliveries), deliveries))
             if leases:
                 return leases
+            if core.is_through(session):
+                raise StreamEnded("the stream has ended")
             await event.wait()
         return []
 
@@ -448,6 +595,7 @@ class Embedded(Storage):
     async def end(self, stream: str, *, ended: bool) -> None:
         self._core(stream).ended = ended
         await self._submit([Ended(stream, ended)])
+        self._wake_watchers(stream)
 
 
 def _counted(frame: Frame, deliveries: int) -> Frame:

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 
 from easq.model import Frame, Tags
-from easq.storage.base import Timing
+from easq.storage.base import Burial, Timing
 from easq.storage.core import Stream
-from easq.storage.embedded import Change, Embedded, Removed, Settle, Stored, Truncated
+from easq.storage.embedded import Change, Embedded, Keyed, KeysForgotten, Removed, Settle, Stored, Truncated
+from easq.storage.keys import KeyWindow
 
 
 class Memory(Embedded):
@@ -20,14 +21,15 @@ class Memory(Embedded):
         super().__init__(timing or Timing())
         self._entries: dict[str, dict[int, Frame]] = {}
         self._by_request: dict[str, dict[str, list[int]]] = {}
+        self._keys: dict[str, dict[str, Keyed]] = {}
 
-    async def open(self, stream: str) -> None:
+    async def open(self, stream: str, burial: Burial | None = None) -> None:
         if stream not in self._cores:
             self._entries[stream] = {}
             self._by_request[stream] = {}
-            self._adopt(
-                stream, Stream(timing=self._timing, tags_of=lambda index: self._load_tags(stream, index))
-            )
+            self._keys[stream] = {}
+            core = Stream(timing=self._timing, tags_of=lambda index: self._load_tags(stream, index))
+            self._adopt(stream, core, KeyWindow(), burial)
 
     async def streams(self) -> Sequence[str]:
         return list(self._cores)
@@ -39,6 +41,12 @@ class Memory(Embedded):
                     self._entries[change.stream][change.frame.index] = change.frame
                     found = self._by_request[change.stream].setdefault(change.frame.request_id, [])
                     found.append(change.frame.index)
+                case Keyed():
+                    self._keys[change.stream][change.key] = change
+                case KeysForgotten():
+                    keys = self._keys[change.stream]
+                    for key in [key for key, known in keys.items() if known.number < change.below]:
+                        del keys[key]
                 case Removed():
                     self._forget(change.stream, change.indexes)
                 case Truncated():
@@ -67,6 +75,9 @@ class Memory(Embedded):
     def _load_tags(self, stream: str, index: int) -> Tags:
         frame = self._entries[stream].get(index)
         return {} if frame is None else frame.tags
+
+    def _recall(self, stream: str, key: str) -> Keyed | None:
+        return self._keys[stream].get(key)
 
     def _find(self, stream: str, request_id: str) -> list[int]:
         return list(self._by_request[stream].get(request_id, ()))

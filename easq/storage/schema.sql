@@ -28,12 +28,25 @@ CREATE TABLE consumer_group (
   PRIMARY KEY (stream, name)
 ) WITHOUT ROWID;
 
--- Entries that the group has committed while another group still holds them.
+-- Entries that the group has committed, or given up, while another group still holds them.
 CREATE TABLE committed (
-  item INTEGER NOT NULL,
-  name TEXT NOT NULL,
+  item     INTEGER NOT NULL,
+  name     TEXT NOT NULL,
+  given_up INTEGER NOT NULL,
   PRIMARY KEY (item, name)
 ) WITHOUT ROWID;
+
+-- Idempotency keys in the order they came (`number`), with what they stored; they outlive the entry.
+CREATE TABLE idempotency (
+  stream     INTEGER NOT NULL,
+  key        TEXT NOT NULL,
+  number     INTEGER NOT NULL,
+  item       INTEGER NOT NULL,
+  request_id TEXT NOT NULL,
+  digest     BLOB NOT NULL,
+  PRIMARY KEY (stream, key)
+) WITHOUT ROWID;
+CREATE INDEX idempotency_number ON idempotency (stream, number);
 
 -- How often the entry was delivered to the group and failed there, with the last code and reason.
 CREATE TABLE touched (

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from easq.errors import EasqError, QueueFull, StorageError
 from easq.model import Frame, Tags
-from easq.storage.base import Limits, Timing
+from easq.storage.base import Appended, Burial, Limits, Timing
 from easq.storage.core import Stream, Touch
 from easq.storage.embedded import (
     Change,
@@ -29,12 +29,15 @@ from easq.storage.embedded import (
     Embedded,
     Ended,
     GroupKept,
+    Keyed,
+    KeysForgotten,
     Removed,
     Settle,
     Stored,
     Touched,
     Truncated,
 )
+from easq.storage.keys import KeyWindow
 
 log = logging.getLogger(__name__)
 
@@ -192,18 +195,18 @@ class Sqlite(Embedded):
         self._written = CHECKPOINT_BYTES  # what an earlier run left in the log is copied back soon
         self._make_ballast()
 
-    async def open(self, stream: str) -> None:
+    async def open(self, stream: str, burial: Burial | None = None) -> None:
         if stream in self._cores:
             return
         job = _Job([], None, asyncio.get_running_loop().create_future(), stream=stream)
         self._jobs.put(job)
         await job.future
         try:
-            self._restore(stream)
+            self._restore(stream, burial)
         except sqlite3.Error as error:
             raise StorageError(f"{self._path} is damaged: {error}") from error
 
-    def _restore(self, stream: str) -> None:
+    def _restore(self, stream: str, burial: Burial | None) -> None:
         number, last, ended = self._reader.execute(
             "SELECT id, last, ended FROM stream WHERE name = ?", (stream,)
         ).fetchone()
@@ -220,11 +223,14 @@ class Sqlite(Embedded):
         ):
             core.restore(entry - base, priority, size)
         committed: dict[str, list[int]] = {}
+        given_up: dict[str, list[int]] = {}
         touched: dict[str, list[tuple[int, Touch]]] = {}
-        for entry, group in self._reader.execute(
-            "SELECT item, name FROM committed WHERE item >= ? AND item < ?", (base, end)
+        for entry, group, is_given_up in self._reader.execute(
+            "SELECT item, name, given_up FROM committed WHERE item >= ? AND item < ?", (base, end)
         ):
             committed.setdefault(group, []).append(entry - base)
+            if is_given_up:
+                given_up.setdefault(group, []).append(entry - base)
         for entry, group, *counts in self._reader.execute(
             "SELECT item, name, deliveries, failures, code, reason FROM touched WHERE item >= ? AND item < ?",
             (base, end),
@@ -232,8 +238,13 @@ class Sqlite(Embedded):
             touched.setdefault(group, []).append((entry - base, Touch(*counts)))
         now = self._loop.time()
         for (group,) in self._reader.execute("SELECT name FROM consumer_group WHERE stream = ?", (number,)):
-            core.restore_group(group, committed.get(group, ()), touched.get(group, ()), now)
-        self._adopt(stream, core)
+            core.restore_group(
+                group, committed.get(group, ()), given_up.get(group, ()), touched.get(group, ()), now
+            )
+        (last_key,) = self._reader.execute(
+            "SELECT coalesce(max(number), 0) FROM idempotency WHERE stream = ?", (number,)
+        ).fetchone()
+        self._adopt(stream, core, KeyWindow(last_key), burial)
 
     async def streams(self) -> Sequence[str]:
         return [name for (name,) in self._reader.execute("SELECT name FROM stream ORDER BY id")]
@@ -279,6 +290,16 @@ class Sqlite(Embedded):
         base = self._ids[stream] << INDEX_BITS
         return [entry - base for (entry,) in rows]
 
+    def _recall(self, stream: str, key: str) -> Keyed | None:
+        try:
+            row = self._reader.execute(
+                "SELECT item, request_id, digest, number FROM idempotency WHERE stream = ? AND key = ?",
+                (self._ids[stream], key),
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise self._broken(error) from error
+        return None if row is None else Keyed(stream, key, *row)
+
     def _id(self, stream: str, index: int) -> int:
         return self._ids[stream] << INDEX_BITS | index
 
@@ -289,12 +310,17 @@ class Sqlite(Embedded):
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits) -> int:
+    async def append(
+        self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = ""
+    ) -> Appended:
         if self._is_space_low():
             raise QueueFull(
                 "the disk of the queue service is full", hint="delete or commit items, or make room"
             )
-        return await super().append(stream, frame, priority=priority, limits=limits)
+        return await super().append(stream, frame, priority=priority, limits=limits, key=key)
+
+    def _has_space(self) -> bool:
+        return not (self._full or self._is_space_low())
 
     def _is_space_low(self) -> bool:
         now = self._loop.time()
@@ -381,11 +407,9 @@ class Sqlite(Embedded):
             for job in batch:
                 if job.stream:
                     execute("INSERT OR IGNORE INTO stream (name) VALUES (?)", (job.stream,))
-            stored = [
-                change for job in batch for change in job.changes if isinstance(change, Stored) and storing
-            ]
-            self._store(stored)
-            for job in batch:
+            taken = batch if storing else [job for job in batch if not job.stores]
+            self._store([change for job in taken for change in job.changes if isinstance(change, Stored)])
+            for job in taken:
                 for change in job.changes:
                     if not isinstance(change, Stored):
                         self._record(change)
@@ -431,7 +455,8 @@ class Sqlite(Embedded):
                 for statement in _FORGET_RANGE:
                     execute(statement, (base, base + change.below))
             case Committed():
-                execute("INSERT OR IGNORE INTO committed VALUES (?, ?)", (base | change.index, change.group))
+                row = (base | change.index, change.group, change.given_up)
+                execute("INSERT OR REPLACE INTO committed VALUES (?, ?, ?)", row)
             case Touched():
                 execute(
                     "INSERT OR REPLACE INTO touched SELECT ?, ?, ?, ?, ?, ?"
@@ -446,6 +471,11 @@ class Sqlite(Embedded):
                         base | change.index,
                     ),
                 )
+            case Keyed():
+                kept = (number, change.key, change.number, change.index, change.request_id, change.digest)
+                execute("INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?, ?)", kept)
+            case KeysForgotten():
+                execute("DELETE FROM idempotency WHERE stream = ? AND number < ?", (number, change.below))
             case GroupKept(kept=True):
                 execute("INSERT OR IGNORE INTO consumer_group VALUES (?, ?)", (number, change.group))
             case GroupKept():

@@ -18,7 +18,7 @@ from tests.conftest import Serve
 ROOT = Path(__file__).parents[2]
 
 #: seconds until a test gives up on a process; none waits that long unless it fails
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 
 
 @dataclass(frozen=True)

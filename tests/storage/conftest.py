@@ -45,7 +45,8 @@ class Engine:
         self, data: bytes = b"x", *, priority: int = 0, limits: Limits = NO_LIMITS, **tags: str
     ) -> int:
         tags.setdefault("requestId", f"r-{data.decode('latin-1')}")
-        return await self.storage.append("q", Frame(0, tags, data), priority=priority, limits=limits)
+        appended = await self.storage.append("q", Frame(0, tags, data), priority=priority, limits=limits)
+        return appended.index
 
     async def indexes(self, start: int = 0, length: int = 1000, tags: Tags | None = None) -> list[int]:
         frames = await self.storage.read("q", start=start, length=length, tags=tags or {})

@@ -10,7 +10,7 @@ import pytest
 
 from easq.errors import QueueFull, StreamEnded
 from easq.model import NEWEST, Consumer, Frame
-from easq.storage.base import MOST_BYTES, Limits, Timing
+from easq.storage.base import MOST_BYTES, Appended, Limits, Timing
 from tests.storage.conftest import Engine, run_on
 
 Run: TypeAlias = Callable[[Callable[[Engine], Awaitable[Any]]], Any]
@@ -32,8 +32,9 @@ def test_what_was_put_is_read_back_whole(run: Run) -> None:
     tags = {"requestId": "r", "task_id": "b ar/ü\u202e", "empty": ""}
 
     async def body(engine: Engine) -> None:
-        index = await engine.storage.append("q", Frame(0, tags, data), priority=0, limits=Limits())
-        assert await engine.storage.read("q", start=0, length=1, tags={}) == [Frame(index, tags, data)]
+        appended = await engine.storage.append("q", Frame(0, tags, data), priority=0, limits=Limits())
+        assert appended == Appended(1, "r")
+        assert await engine.storage.read("q", start=0, length=1, tags={}) == [Frame(1, tags, data)]
 
     run(body)
 
@@ -768,5 +769,58 @@ def test_a_consumer_that_left_is_complete_leaving_or_gone_with_work(run: Run) ->
         heir = await engine.attach("heir")
         await engine.storage.detach("q", heir, lost=False, now=engine.now)
         assert (await status())["g.heir"] == "Complete 0 0"
+
+    run(body)
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_still_delivered_before_a_stream_is_over(run: Run) -> None:
+    """A watcher gets the rest, and is let go with its last commit; a watch with nothing left is refused."""
+
+    async def body(engine: Engine) -> None:
+        await engine.put()
+        session = await engine.attach()
+        await engine.storage.end("q", ended=True)
+        assert await engine.leased(session) == [1]
+        assert await engine.has_nothing_for(session)
+        await engine.commit(1)
+        with pytest.raises(StreamEnded):
+            await engine.leased(session)
+        await engine.detach(session)
+        with pytest.raises(StreamEnded):
+            await engine.attach("late")
+        await engine.storage.end("q", ended=False)
+        again = await engine.attach("late")
+        await engine.put()
+        assert await engine.leased(again) == [2]
+
+    run(body)
+
+
+def test_a_waiting_watcher_is_let_go_when_its_empty_stream_ends(run: Run) -> None:
+    async def body(engine: Engine) -> None:
+        session = await engine.attach()
+        waiting = asyncio.ensure_future(engine.storage.lease("q", session, index_only=False))
+        await asyncio.sleep(0)
+        await engine.storage.end("q", ended=True)
+        with pytest.raises(StreamEnded):
+            await asyncio.wait_for(waiting, 10)
+
+    run(body)
+
+
+def test_a_group_that_is_through_is_let_go_while_another_is_not(run: Run) -> None:
+    async def body(engine: Engine) -> None:
+        await engine.put()
+        fast, slow = await engine.attach(group="fast"), await engine.attach(group="slow")
+        await engine.leased(fast)
+        await engine.leased(slow)
+        await engine.storage.end("q", ended=True)
+        await engine.commit(1, group="fast")
+        with pytest.raises(StreamEnded):
+            await engine.leased(fast)
+        assert await engine.has_nothing_for(slow)
 
     run(body)

@@ -1,0 +1,362 @@
+"""Items that fail too often: alone first, then to the rear store and, for whoever waits, an answer in the sink."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from easq.broker.rear import answer, rear_copy
+from easq.model import Frame
+from easq.storage.base import Burial, Failed, Limits, Timing
+from tests.storage.conftest import TIMING, Engine
+
+AT_ONCE = Timing(leave_grace_s=0.02, backoff_s=(0.0,))
+REAR_LIMITS = Limits(max_items=3)
+
+
+class Graves(Engine):
+    """An engine whose stream `q` has a rear store and a sink."""
+
+    max_failures = 2
+
+    async def start(self) -> None:
+        await self.storage.start(self.failures.append)
+        await self.storage.open("q#rear")
+        await self.storage.open("q/sink")
+        burial = Burial(
+            self.max_failures,
+            "q#rear",
+            REAR_LIMITS,
+            rear_copy,
+            "q/sink",
+            lambda frame, why: answer(frame, why, 7),
+        )
+        await self.storage.open("q", burial)
+
+    async def all_of(self, stream: str) -> list[tuple[dict[str, str], bytes]]:
+        frames = await self.storage.read(stream, start=0, length=100, tags={})
+        return [(dict(frame.tags), frame.data) for frame in frames]
+
+    async def fail(
+        self, session: int, index: int, times: int, *, group: str = "g", code: str = "", reason: str = ""
+    ) -> None:
+        for _ in range(times):
+            assert index in await self.leased(session)
+            await self.storage.negative("q", group, [index], code=code, reason=reason, now=self.now)
+
+
+@pytest.fixture
+def bury(engine_url: str) -> Callable[[Callable[[Graves], Awaitable[Any]]], Any]:
+    return lambda body: run_graves(engine_url, body, AT_ONCE)
+
+
+def run_graves(
+    url: str, body: Callable[[Graves], Awaitable[Any]], timing: Timing = TIMING, max_failures: int = 2
+) -> Any:
+    async def main() -> Any:
+        engine = Graves(url, timing)
+        engine.max_failures = max_failures
+        await engine.start()
+        try:
+            return await body(engine)
+        finally:
+            await engine.storage.close()
+            assert engine.failures == []
+
+    return asyncio.run(main())
+
+
+def test_an_item_out_of_failures_is_in_the_rear_store_and_answered(bury: Any) -> None:
+    async def body(engine: Graves) -> None:
+        await engine.put(b"poison", requestId="r", task="t")
+        session = await engine.attach()
+        await engine.fail(session, 1, 2, code="EngineError", reason="out of memory")
+        assert await engine.length() == 0
+        assert await engine.has_nothing_for(session)
+        tags = {"requestId": "r", "task": "t", "lastCode": "EngineError", "lastReason": "out of memory"}
+        why = {"rear@index": "1", "rear@group": "g", "rear@deliveries": "2", "rear@failures": "2"}
+        assert await engine.all_of("q#rear") == [({**tags, **why}, b"poison")]
+        told = {"lastCode": "500", "lastReason": "EngineError", "ts@sink": "7"}
+        assert await engine.all_of("q/sink") == [
+            (
+                {"requestId": "r", "task": "t", "Header:Content-Type": "text/plain; charset=utf-8", **told},
+                b"out of memory",
+            )
+        ]
+        await engine.restart()
+        assert await engine.length() == 0
+        assert len(await engine.all_of("q#rear")) == (0 if engine.url == "memory:" else 1)
+
+    bury(body)
+
+
+def test_a_numeric_code_is_the_answers_code(bury: Any) -> None:
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        session = await engine.attach()
+        await engine.fail(session, 1, 2, code="422", reason="no such image")
+        ((tags, data),) = await engine.all_of("q/sink")
+        assert (tags["lastCode"], tags["lastReason"], data) == ("422", "no such image", b"no such image")
+
+    bury(body)
+
+
+def test_lost_connections_count_and_closed_ones_do_not(bury: Any) -> None:
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        for _ in range(5):
+            session = await engine.attach()
+            await engine.leased(session)
+            await engine.detach(session)
+        for _ in range(2):
+            session = await engine.attach()
+            await engine.leased(session)
+            await engine.detach(session, lost=True)
+        ((tags, data),) = await engine.all_of("q/sink")
+        assert (tags["lastCode"], data) == ("500", b"the connection was lost")
+        ((rear, _),) = await engine.all_of("q#rear")
+        assert (rear["rear@deliveries"], rear["rear@failures"]) == ("7", "2")
+
+    bury(body)
+
+
+def test_shutdown_never_counts(bury: Any) -> None:
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        for n in range(5):
+            session = await engine.attach(f"u{n}")
+            await engine.fail(session, 1, 1, code="Shutdown")
+            await engine.detach(session)
+        assert await engine.length() == 1
+        assert await engine.all_of("q#rear") == []
+
+    bury(body)
+
+
+def test_zero_means_never(engine_url: str) -> None:
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        session = await engine.attach()
+        await engine.fail(session, 1, 20)
+        assert await engine.length() == 1
+
+    run_graves(engine_url, body, AT_ONCE, max_failures=0)
+
+
+def test_each_group_gives_up_for_itself_and_one_commit_is_an_answer_enough(bury: Any) -> None:
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        bad, good = await engine.attach(group="bad"), await engine.attach(group="good")
+        await engine.fail(bad, 1, 2, group="bad")
+        assert await engine.length() == 1
+        assert [tags["rear@group"] for tags, _ in await engine.all_of("q#rear")] == ["bad"]
+        assert await engine.leased(good) == [1]
+        await engine.commit(1, group="good")
+        assert await engine.length() == 0
+        assert await engine.all_of("q/sink") == []
+
+    bury(body)
+
+
+def test_the_last_group_to_give_up_answers(bury: Any) -> None:
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        one, two = await engine.attach(group="one"), await engine.attach(group="two")
+        await engine.fail(one, 1, 2, group="one", reason="first")
+        if engine.url != "memory:":
+            await engine.restart()
+            one, two = await engine.attach(group="one"), await engine.attach(group="two")
+            assert await engine.has_nothing_for(one)
+        assert await engine.all_of("q/sink") == []
+        await engine.fail(two, 1, 2, group="two", reason="second")
+        assert await engine.length() == 0
+        assert [data for _, data in await engine.all_of("q/sink")] == [b"second"]
+        assert len(await engine.all_of("q#rear")) == 2
+
+    bury(body)
+
+
+def test_a_late_commit_of_what_was_given_up_counts(bury: Any) -> None:
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        one, two = await engine.attach(group="one"), await engine.attach(group="two")
+        await engine.fail(one, 1, 2, group="one")
+        assert await engine.commit(1, group="one") == 1
+        await engine.fail(two, 1, 2, group="two")
+        assert await engine.length() == 0
+        assert await engine.all_of("q/sink") == []
+
+    bury(body)
+
+
+def test_a_full_rear_store_leaves_the_item_where_it_is(bury: Any) -> None:
+    async def body(engine: Graves) -> None:
+        for n in range(4):
+            await engine.put(str(n).encode())
+        session = await engine.attach(window=1)
+        for index in (1, 2, 3):
+            await engine.fail(session, index, 2)
+        assert len(await engine.all_of("q#rear")) == 3
+        await engine.fail(session, 4, 6)
+        assert await engine.length() == 1
+        await engine.storage.truncate("q#rear", 100)
+        await engine.fail(session, 4, 1)
+        assert await engine.length() == 0
+        assert [data for _, data in await engine.all_of("q#rear")] == [b"3"]
+
+    bury(body)
+
+
+def test_an_answer_is_exempt_from_the_sinks_limits(bury: Any) -> None:
+    """Whatever the sink holds, whoever waits for this item is told."""
+
+    async def body(engine: Graves) -> None:
+        for n in range(3):
+            await engine.storage.append(
+                "q/sink", Frame(0, {"requestId": str(n)}, b""), priority=0, limits=Limits(3)
+            )
+        await engine.put()
+        session = await engine.attach()
+        await engine.fail(session, 1, 2)
+        assert len(await engine.all_of("q/sink")) == 4
+
+    bury(body)
+
+
+# -- alone -------------------------------------------------------------------------------------------------------------
+
+
+def test_after_two_failures_an_item_is_handed_out_alone(engine_url: str) -> None:
+    """It waits for the connection to be empty, nothing comes beside it, and what is later goes on after it."""
+
+    async def body(engine: Graves) -> None:
+        for _ in range(4):
+            await engine.put()
+        session = await engine.attach(window=3)
+        assert await engine.leased(session, 3) == [1, 2, 3]
+        await engine.negative(1)
+        assert await engine.leased(session) == [1]
+        await engine.negative(1)
+        await engine.put()
+        assert await engine.has_nothing_for(session)
+        await engine.commit(2)
+        assert await engine.has_nothing_for(session)
+        await engine.commit(3)
+        assert await engine.leased(session) == [1]
+        assert await engine.has_nothing_for(session)
+        await engine.commit(1)
+        assert await engine.leased(session, 2) == [4, 5]
+
+    run_graves(engine_url, body, AT_ONCE, max_failures=9)
+
+
+def test_others_go_on_while_one_empties_itself(engine_url: str) -> None:
+    async def body(engine: Graves) -> None:
+        for _ in range(6):
+            await engine.put()
+        few, many = await engine.attach("few", window=2), await engine.attach("many", window=4)
+        held = {few: await engine.leased(few, 2), many: await engine.leased(many, 4)}
+        poison = held[few][0]
+        other = held[few][1]
+        await engine.negative(poison)
+        assert await engine.leased(few) == [poison]
+        await engine.negative(poison)
+        for _ in range(4):
+            await engine.put()
+        await engine.commit(*held[many])
+        assert await engine.leased(many, 4) == [7, 8, 9, 10]
+        assert await engine.has_nothing_for(few)
+        await engine.commit(other)
+        assert await engine.leased(few) == [poison]
+
+    run_graves(engine_url, body, AT_ONCE, max_failures=9)
+
+
+def test_one_poison_item_drags_nobody_to_the_rear(engine_url: str) -> None:
+    """A consumer that dies of item 3 with all it holds: only item 3 ends in the rear store."""
+
+    async def body(engine: Graves) -> None:
+        for _ in range(8):
+            await engine.put()
+        done: list[int] = []
+        for _ in range(30):
+            session = await engine.attach(window=4)
+            taken = await engine.leased(session) if await engine.length() else []
+            if 3 in taken:
+                await engine.detach(session, lost=True)
+                continue
+            await engine.commit(*taken)
+            done += taken
+            await engine.detach(session)
+            if not await engine.length():
+                break
+        assert [tags["rear@index"] for tags, _ in await engine.all_of("q#rear")] == ["3"]
+        assert sorted(done) == [1, 2, 4, 5, 6, 7, 8]
+
+    run_graves(engine_url, body, AT_ONCE, max_failures=4)
+
+
+def test_a_reserved_consumer_that_leaves_frees_the_item(engine_url: str) -> None:
+    async def body(engine: Graves) -> None:
+        for _ in range(2):
+            await engine.put()
+        first = await engine.attach("first", window=2)
+        await engine.leased(first, 2)
+        await engine.negative(1)
+        assert await engine.leased(first) == [1]
+        await engine.negative(1)
+        assert await engine.has_nothing_for(first)
+        second = await engine.attach("second", window=2)
+        assert await engine.has_nothing_for(second)
+        await engine.detach(first)
+        assert await engine.leased(second) == [1]
+        await engine.commit(1)
+        assert await engine.leased(second) == [2]
+
+    run_graves(engine_url, body, AT_ONCE, max_failures=9)
+
+
+def test_deleting_what_a_consumer_waits_for_lets_it_go_on(engine_url: str) -> None:
+    async def body(engine: Graves) -> None:
+        for _ in range(3):
+            await engine.put()
+        session = await engine.attach(window=2)
+        await engine.leased(session, 2)
+        await engine.negative(1)
+        assert await engine.leased(session) == [1]
+        await engine.negative(1)
+        assert await engine.has_nothing_for(session)
+        await engine.storage.delete("q", [1])
+        assert await engine.leased(session) == [3]
+
+    run_graves(engine_url, body, AT_ONCE, max_failures=9)
+
+
+def test_failures_make_an_item_go_alone_after_a_restart_too(tmp_path: Any) -> None:
+    async def body(engine: Graves) -> None:
+        for _ in range(3):
+            await engine.put()
+        session = await engine.attach(window=1)
+        await engine.fail(session, 1, 2)
+        await engine.restart()
+        again = await engine.attach(window=3)
+        assert await engine.leased(again) == [1]
+        assert await engine.has_nothing_for(again)
+        await engine.commit(1)
+        assert await engine.leased(again, 2) == [2, 3]
+
+    run_graves(f"sqlite:{tmp_path / 'q.db'}", body, AT_ONCE, max_failures=9)
+
+
+def test_an_answer_without_a_reason_has_the_code_alone() -> None:
+    told = answer(Frame(4, {"requestId": "r", "deliveryCount": "3"}, b"x"), Failed("g", 2, 2, "", ""), 9)
+    assert told.data == b""
+    assert dict(told.tags) == {
+        "requestId": "r",
+        "ts@sink": "9",
+        "lastCode": "500",
+        "Header:Content-Type": "text/plain; charset=utf-8",
+    }
