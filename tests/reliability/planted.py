@@ -5,35 +5,30 @@ python -m tests.reliability.planted BUG serve ...
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
 
 from easq.cli.main import main
-from easq.model import Frame
 from easq.storage import core, embedded, sqlite
-from easq.storage.base import Limits
 
 
 def acknowledged_before_stored() -> None:
     """The index is answered as soon as it is allotted; the item is stored when its turn comes."""
-    under_way: set[Awaitable[None]] = set()
+    original = sqlite.Sqlite._submit
 
-    async def append(self: sqlite.Sqlite, stream: str, frame: Frame, *, priority: int, limits: Limits) -> int:
-        stream_core = self._core(stream)
-        index, effects = stream_core.allot(len(frame.data), limits)
-        stored = replace(frame, index=index)
+    def submit(
+        self: sqlite.Sqlite, changes: Sequence[embedded.Change], settle: embedded.Settle | None = None
+    ) -> Awaitable[None]:
+        stored = original(self, changes, settle)
+        if not any(isinstance(change, embedded.Stored) for change in changes):
+            return stored
+        at_once = asyncio.get_running_loop().create_future()
+        at_once.set_result(None)
+        return at_once
 
-        def settle(_: Exception | None) -> None:
-            stream_core.show(index, priority)
-            self._fresh.setdefault(stream, []).append(Frame(index, stored.tags))
-
-        changes = [*self._changes(stream, effects), embedded.Stored(stream, stored, priority)]
-        under_way.add(self._submit(changes, settle))
-        return index
-
-    sqlite.Sqlite.append = append  # type: ignore[method-assign]
+    sqlite.Sqlite._submit = submit  # type: ignore[method-assign]
 
 
 def last_index_forgotten() -> None:
