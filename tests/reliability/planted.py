@@ -5,29 +5,30 @@ python -m tests.reliability.planted BUG serve ...
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from easq.cli.main import main
-from easq.model import Frame
 from easq.storage import core, embedded, sqlite
-from easq.storage.base import Appended, Limits
 
 
 def acknowledged_before_stored() -> None:
     """The index is answered as soon as it is allotted; the item is stored when its turn comes."""
-    under_way: set[Awaitable[None]] = set()
+    original = sqlite.Sqlite._submit
 
-    async def append(
-        self: sqlite.Sqlite, stream: str, frame: Frame, priority: int, limits: Limits, *_: object
-    ) -> Appended:
-        changes: list[embedded.Change] = []
-        stored, settle = self._place(stream, frame, priority, limits, changes)
-        under_way.add(self._submit([*changes, stored], lambda _: settle(None)))
-        return Appended(stored.frame.index, frame.request_id)
+    def submit(
+        self: sqlite.Sqlite, changes: Sequence[embedded.Change], settle: embedded.Settle | None = None
+    ) -> Awaitable[None]:
+        stored = original(self, changes, settle)
+        if not any(isinstance(change, embedded.Stored) for change in changes):
+            return stored
+        at_once = asyncio.get_running_loop().create_future()
+        at_once.set_result(None)
+        return at_once
 
-    sqlite.Sqlite._append = append  # type: ignore[method-assign]
+    sqlite.Sqlite._submit = submit  # type: ignore[method-assign]
 
 
 def last_index_forgotten() -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import Serve
 from tests.reliability.check import figures, violations
 from tests.reliability.oplog import Log, read
-from tests.support.http import Connection, Stream
+from tests.support.http import PROTOBUF, Connection, Stream
 from tests.support.process import Service
 from tests.support.websocket import Refused, watch
 
@@ -70,21 +70,28 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def put_on(self, name: str) -> Callable[[Log, Stream], None]:
-        """A client that puts payloads that never were before, one after the other on one connection."""
+    def put_on(self, name: str, *, keyed: bool = False) -> Callable[[Log, Stream], None]:
+        """A client that puts payloads that never were before, one after the other on one connection.
+
+        `keyed` ones send a put whose answer was lost once more, under its idempotency key, until it is answered.
+        """
         count = 0
+        in_doubt = ""
 
         def body(log: Log, stream: Stream) -> None:
-            nonlocal count
+            nonlocal count, in_doubt
             with Connection(stream.port) as connection:
                 while self.up.is_set() and not self.over.is_set():
-                    count += 1
-                    payload = f"{name}-{count}"
-                    log.add("put", "invoke", op=count, payload=payload)
+                    if not in_doubt:
+                        count += 1
+                        log.add("put", "invoke", op=count, payload=f"{name}-{count}")
+                    payload, in_doubt = f"{name}-{count}", ""
+                    headers = [("Idempotency-Key", payload)] if keyed else []
                     try:
-                        answer = connection.ask("POST", stream.path, (), payload.encode())
+                        answer = connection.ask("POST", stream.path, headers, payload.encode())
                     except LOST:
                         log.add("put", "info", op=count, payload=payload)
+                        in_doubt = payload if keyed else ""
                         raise
                     assert answer.status == 200, answer
                     log.add("put", "ok", op=count, payload=payload, index=int(answer.body))
@@ -184,7 +191,7 @@ def run_under_kills(service: Service, folder: Path, rounds: int, seed: int) -> O
     load = Load(folder)
     ready: list[float] = []
     for number in range(PUTTERS):
-        load.start(f"p{number}", load.put_on(f"p{number}"))
+        load.start(f"p{number}", load.put_on(f"p{number}", keyed=number % 2 == 1))
     load.start("w0", load.watch_on("w0"))
     load.start("w1", load.watch_on("w1", quiet_s=0.05))
     try:
@@ -211,6 +218,8 @@ def test_nothing_is_lost_reused_or_repeated_when_the_service_is_killed(
     serve: Serve, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """No acknowledged put is lost, no index is given twice, no committed item comes back, the window holds.
+
+    Half of the putters send again what was not answered, with a key: it is there once.
 
     `EASQ_SEED` and `EASQ_KILL_ROUNDS` change the course and the length; the logs stay in the test's folder.
     """
@@ -244,7 +253,7 @@ def test_a_service_with_a_planted_bug_is_caught(
 ) -> None:
     """The same run, shorter, over a service that breaks one promise: the checker names that promise."""
     service = serve("--leave-grace", "0s", program=("tests.reliability.planted", bug))
-    outcome = run_under_kills(service, tmp_path / "oplog", 4, SEED)
+    outcome = run_under_kills(service, tmp_path / "oplog", 3, SEED)
     assert [found for found in outcome.violations if found.startswith(complaint)], outcome
 
 
@@ -275,6 +284,45 @@ def test_what_a_service_had_acknowledged_when_it_was_killed_is_there_again(serve
         assert watching.indexes(5) == [5, 6, 1, 2, 4]
     queue.ask("POST", (), b"", _eos_="false")
     assert queue.put() == 7
+
+
+def test_a_key_is_remembered_when_the_item_is_gone_and_the_service_was_killed(serve: Serve) -> None:
+    """A put that is sent again has the answer of the first time, and stores nothing; another body is 422."""
+    service = serve()
+    key = [("Idempotency-Key", "once")]
+    first = service.stream().ask("POST", key, b"payload")
+    assert first.header("X-Easq-Duplicate") is None
+    for _ in range(2):
+        again = service.stream().ask("POST", key, b"payload")
+        assert (again.status, again.body, again.header("X-Easq-Duplicate")) == (200, first.body, "1")
+        name = "X-Eas-Queueservice-Request-Id"
+        assert again.header(name) == first.header(name)
+        assert service.stream().ask("POST", key, b"another").status == 422
+        service.stream().commit(1)
+        assert service.stream().length() == 0
+        service.restart()
+    assert service.stream().sink.ask("POST", key, b"payload").header("X-Easq-Duplicate") is None
+    assert service.stream().put() == 2
+
+
+def test_an_item_out_of_deliveries_waits_in_the_rear_also_after_a_kill(serve: Serve) -> None:
+    """It is gone from the queue, its copy is whole, and who waits for a result is told."""
+    service = serve("--max-delivery", "2", "--leave-grace", "0s")
+    queue = service.stream().as_consumer("u")
+    queue.put(b"poison", requestId="r", task="7")
+    with watch(queue, _window_=1) as watching:
+        for _ in range(2):
+            assert watching.next().data == b"poison"
+            queue.negative(1, code="500", reason="no luck")
+        assert watching.has_no_more(0.5)
+    service.restart()
+    queue = service.stream()
+    assert queue.length() == 0
+    (told,) = queue.sink.get(requestId="r")
+    assert (told.data, told.tags["lastCode"], told.tags["task"]) == (b"no luck", "500", "7")
+    rear = [("X-EAS-QueueService-Access-Rear", "true"), PROTOBUF]
+    (copy,) = queue.ask("GET", rear, _raw_="false", _auto_delete_="false").items
+    assert (copy.data, copy.tags["task"], copy.tags["lastReason"]) == (b"poison", "7", "no luck")
 
 
 def test_a_start_takes_little_longer_with_many_items(
