@@ -71,7 +71,7 @@ def test_redelivery_to_another_consumer(
             taken.append(time.monotonic() - began)
             over.set()
             pinger.join()
-            stream.commit(*(item.index for item in [*first, *heir.take(4)]))
+            stream.as_consumer("heir").commit(*(item.index for item in [*first, *heir.take(4)]))
         leaving.connection.close()
     note(record_property, f"redelivery after a {how}", taken, promised)
 
