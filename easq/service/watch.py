@@ -57,6 +57,9 @@ async def serve_watch(
         raise
     finally:
         await _leave(watcher, lost=lost)
+        if lost and request.transport is not None:
+            # no close frame: to a client that wakes up again this is a lost connection, as it is to us
+            request.transport.abort()
 
 
 async def _leave(watcher: Watcher, *, lost: bool) -> None:
