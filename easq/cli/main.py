@@ -21,6 +21,7 @@ from easq.cli.negative import negative
 from easq.cli.options import Group, shared_options
 from easq.cli.predict import predict
 from easq.cli.put import put
+from easq.cli.search import search
 from easq.cli.serve import serve
 from easq.cli.trunc import trunc
 from easq.cli.watch import watch
@@ -38,6 +39,7 @@ COMMANDS: tuple[click.Command, ...] = (
     predict,
     commit,
     negative,
+    search,
     serve,
     demo,
     completion,
