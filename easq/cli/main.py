@@ -13,6 +13,7 @@ from easq.cli.app import App, environment, exit_status, sigterm_raises
 from easq.cli.commit import commit
 from easq.cli.completion import COMPLETE_VARIABLE, completion
 from easq.cli.config import config
+from easq.cli.count import count
 from easq.cli.delete import delete
 from easq.cli.demo import demo
 from easq.cli.get import get
@@ -40,6 +41,7 @@ COMMANDS: tuple[click.Command, ...] = (
     commit,
     negative,
     search,
+    count,
     serve,
     demo,
     completion,
