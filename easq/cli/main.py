@@ -16,6 +16,7 @@ from easq.cli.config import config
 from easq.cli.count import count
 from easq.cli.delete import delete
 from easq.cli.demo import demo
+from easq.cli.end import end
 from easq.cli.get import get
 from easq.cli.info import info
 from easq.cli.negative import negative
@@ -42,6 +43,7 @@ COMMANDS: tuple[click.Command, ...] = (
     negative,
     search,
     count,
+    end,
     serve,
     demo,
     completion,
