@@ -26,6 +26,7 @@ from easq.cli.put import put
 from easq.cli.search import search
 from easq.cli.serve import serve
 from easq.cli.trunc import trunc
+from easq.cli.wait import wait
 from easq.cli.watch import watch
 from easq.errors import EasqError, Exit, UsageError
 
@@ -44,6 +45,7 @@ COMMANDS: tuple[click.Command, ...] = (
     search,
     count,
     end,
+    wait,
     serve,
     demo,
     completion,
