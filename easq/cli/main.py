@@ -13,16 +13,20 @@ from easq.cli.app import App, environment, exit_status, sigterm_raises
 from easq.cli.commit import commit
 from easq.cli.completion import COMPLETE_VARIABLE, completion
 from easq.cli.config import config
+from easq.cli.count import count
 from easq.cli.delete import delete
 from easq.cli.demo import demo
+from easq.cli.end import end
 from easq.cli.get import get
 from easq.cli.info import info
 from easq.cli.negative import negative
 from easq.cli.options import Group, shared_options
 from easq.cli.predict import predict
 from easq.cli.put import put
+from easq.cli.search import search
 from easq.cli.serve import serve
 from easq.cli.trunc import trunc
+from easq.cli.wait import wait
 from easq.cli.watch import watch
 from easq.errors import EasqError, Exit, UsageError
 
@@ -38,6 +42,10 @@ COMMANDS: tuple[click.Command, ...] = (
     predict,
     commit,
     negative,
+    search,
+    count,
+    end,
+    wait,
     serve,
     demo,
     completion,

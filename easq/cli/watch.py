@@ -32,7 +32,8 @@ _MAX_REMEMBERED = 100_000
 #: seconds until a commit that failed is tried again
 _RETRY_S = 1.0
 
-#: seconds between two looks whether the stream has ended: a service need not tell a watch that is open
+#: seconds between two looks whether the stream has ended. easq serve tells an open watch (close reason `eos`, or the
+#: end of the HTTP answer and 410 from then on), but no document says that other services do
 _END_LOOK_S = 1.0
 
 #: how many items are handed back by name; the closed connection gives back the others
@@ -118,8 +119,9 @@ def watch(
         with client.watch(operation, on_notice=app.printer.notice) as watcher:
             session = Session(app, client, watcher, policy, window, auto_commit, until_end)
             shown = session.run(count=count, idle_s=idle_timeout, timeout_s=timeout)
-    except StreamEnded:  # it had ended before the watch began
+    except StreamEnded as error:  # during the watch, or before it began
         if not until_end:
+            error.hint = error.hint or "with --until-end this is a good end"
             raise
     if count is not None and shown < count and not allow_empty:
         raise NoData(f"{shown} of {count} items came")

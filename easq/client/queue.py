@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
 from easq.client.trace import hide
 from easq.client.transport import Retry, Transport
 from easq.errors import EasqError, UsageError
-from easq.model import NEWEST, NO_INDEX, Ack, Frame, SearchResult, Tags
+from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Frame, SearchResult, Tags
 from easq.wire import operations, replies
 from easq.wire.operations import Caller, Codec, Operation
 from easq.wire.replies import Reply
@@ -35,6 +36,11 @@ class QueueClient:
         self.url = url
         self.caller = caller
         self._transport = transport
+
+    def in_group(self, group: str) -> QueueClient:
+        """A client of the same stream, called by a member of `group`."""
+        consumer = replace(self.caller.consumer, group=group)
+        return QueueClient(self.url, replace(self.caller, consumer=consumer), self._transport)
 
     def put(
         self,
@@ -104,6 +110,22 @@ class QueueClient:
             if now - began < wait_s / 2:
                 time.sleep(min(_IDLE_PAUSE_S, max(end - now, 0.0)))
 
+    def find(
+        self, request_id: str, *, timeout_s: float = 0.0, deadline_s: float | None = None
+    ) -> Frame | None:
+        """The first item of a request, which stays where it is, or None when none came within `timeout_s`.
+
+        One question, whose `timeout_s` may be cut.
+
+        Args:
+            deadline_s: bound on the whole exchange; a failed one is then not repeated.
+        """
+        wait_s = round(min(timeout_s, self._poll_s), 3)
+        tags = _checked({REQUEST_ID: request_id})
+        get = operations.Get(NO_INDEX, 1, wait_s, False, tags, Codec.PROTOBUF)
+        frames = self._ask(get, _read_list, deadline_s=deadline_s)
+        return frames[0] if frames else None
+
     def search(self, index: int) -> SearchResult:
         """Where the item `index` stands for the caller's group. Raises NotFound when it is gone."""
         return self._ask(operations.Search(index), replies.read_search)
@@ -134,9 +156,13 @@ class QueueClient:
         """Removes every item with an index strictly lower than `index`, for all groups."""
         self._ask(operations.Truncate(index), replies.read_ok)
 
-    def attributes(self) -> dict[str, str]:
-        """The attributes of the stream."""
-        return self._ask(operations.Describe(), _read_attributes)
+    def attributes(self, *, deadline_s: float | None = None) -> dict[str, str]:
+        """The attributes of the stream.
+
+        Args:
+            deadline_s: bound on the whole exchange; a failed one is then not repeated.
+        """
+        return self._ask(operations.Describe(), _read_attributes, deadline_s=deadline_s)
 
     def end(self, *, force: bool = False, undo: bool = False) -> None:
         """Ends the stream once all is delivered, or at once with `force`; `undo` reopens it."""
@@ -168,8 +194,22 @@ class QueueClient:
         for chunk in _chunks(tuple(indexes)):
             self._ask(operation(chunk), replies.read_ok)
 
-    def _ask(self, operation: Operation, read: Callable[[Reply], T], *, retry: Retry = Retry.READ) -> T:
-        reply = self._transport.exchange(self.url, operations.to_request(operation), self.caller, retry=retry)
+    def _ask(
+        self,
+        operation: Operation,
+        read: Callable[[Reply], T],
+        *,
+        retry: Retry = Retry.READ,
+        deadline_s: float | None = None,
+    ) -> T:
+        """What `read` makes of the answer. With a deadline the caller has a pace of its own: no retries."""
+        reply = self._transport.exchange(
+            self.url,
+            operations.to_request(operation),
+            self.caller,
+            deadline_s=deadline_s,
+            retry=retry if deadline_s is None else Retry.NEVER,
+        )
         try:
             return read(reply)
         except EasqError as error:

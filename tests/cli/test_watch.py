@@ -277,27 +277,76 @@ def test_a_second_watcher_of_the_same_name_is_refused(queue: Easq) -> None:
         first.communicate()
 
 
-def test_an_ended_stream_ends_the_watch(queue: Easq) -> None:
+GOOD_END = "hint: with --until-end this is a good end\n"
+NOTHING_LEFT = f"easq: the stream has ended, and nothing in it is left for this group\n{GOOD_END}"
+#: what an open watch says when the stream ends; over HTTP only the next connect tells why the answer ended
+ENDED = {"ws": f"easq: the stream has ended\n{GOOD_END}", "http": NOTHING_LEFT}
+
+
+@pytest.mark.parametrize("transport", ["ws", "http"])
+def test_an_ended_stream_ends_an_open_watch(queue: Easq, transport: str) -> None:
+    for more, status, said in ((["--until-end"], 0, ""), ([], 4, ENDED[transport])):
+        fill(queue, 2)
+        args = ["--commit", "output", "-o", "raw", "-q", "--transport", transport, *more]
+        with queue.start("watch", *args) as watching:
+            assert read_lines(watching, 2) == ["1", "2"]
+            assert queue("end", "-y").status == 0
+            out, err = watching.communicate()
+        assert (watching.returncode, out, err.decode()) == (status, b"", said)
+        queue("end", "--undo")
+
+
+@pytest.mark.parametrize("transport", ["ws", "http"])
+def test_a_watch_of_a_stream_with_nothing_left_does_not_begin(queue: Easq, transport: str) -> None:
+    queue("end", "-y")
+    args = ["watch", "--commit", "output", "-q", "--transport", transport]
+    done = queue(*args)
+    assert (done.status, done.out, done.err) == (4, b"", NOTHING_LEFT)
+    done = queue(*args, "--until-end")
+    assert (done.status, done.out, done.err) == (0, b"", "")
+    done = queue(*args, "--until-end", "-n", "1")
+    assert (done.status, done.out, done.err) == (3, b"", "easq: 0 of 1 items came\n")
+
+
+@pytest.mark.parametrize("transport", ["ws", "http"])
+def test_what_is_there_at_the_end_is_still_delivered(queue: Easq, transport: str) -> None:
+    fill(queue, 3)
+    queue("end", "-y")
+    done = queue("watch", "--commit", "output", "-o", "raw", "-q", "--until-end", "--transport", transport)
+    assert (done.status, done.text, done.err) == (0, "1\n2\n3\n", "")
+    assert left(queue) == []
+
+
+@pytest.mark.parametrize("transport", ["ws", "http"])
+def test_the_end_has_come_once_the_own_group_is_done(queue: Easq, transport: str) -> None:
+    """What another group still holds does not keep a watch open, what its own group holds does."""
     fill(queue, 2)
-    url = json.loads(queue("config", "show", "-o", "json").out)["url"]
-    with queue.start("watch", "--commit", "output", "--until-end", "-o", "raw", "-q") as watching:
+    other = ["watch", "--commit", "none", "-o", "raw", "-q", "--group", "other"]
+    mine = ["watch", "--commit", "none", "-o", "raw", "-q", "--until-end", "--transport", transport]
+    with queue.start(*other) as slow, queue.start(*mine) as watching:
+        assert read_lines(slow, 2) == read_lines(watching, 2) == ["1", "2"]
+        queue("end", "-y")
+        queue("commit", "1")
+        assert watching.poll() is None
+        queue("commit", "2")
+        out, err = watching.communicate()
+        assert (watching.returncode, out, err) == (0, b"", b"")
+        assert (left(queue), slow.poll()) == (["1", "2"], None)
+        slow.terminate()
+        assert slow.wait() == 143
+        slow.communicate()
+
+
+@pytest.mark.parametrize("transport", ["ws", "http"])
+def test_a_forced_end_takes_what_a_watch_has_in_hand(queue: Easq, transport: str) -> None:
+    fill(queue, 2)
+    args = ["--commit", "none", "-o", "raw", "-q", "--until-end", "--transport", transport]
+    with queue.start("watch", *args) as watching:
         assert read_lines(watching, 2) == ["1", "2"]
-        end(url)
+        queue("end", "--force", "-y")
         out, err = watching.communicate()
     assert (watching.returncode, out, err) == (0, b"", b"")
-    assert queue("watch", "--commit", "output", "--until-end", "-q").status == 0
-    done = queue("watch", "--commit", "output", "-q")
-    assert done.status == 4
-    assert queue("watch", "--commit", "output", "--until-end", "-n", "1", "-q").status == 3
-
-
-def end(url: str) -> None:
-    from easq.client.queue import QueueClient
-    from easq.client.transport import Settings, Transport
-    from easq.wire.operations import Caller
-
-    with Transport(Settings()) as transport:
-        QueueClient(url, Caller(), transport).end()
+    assert left(queue) == []
 
 
 def test_a_restarted_service_is_watched_on_and_nobody_sees_an_item_twice(serve: Serve, easq: Easq) -> None:

@@ -247,6 +247,40 @@ def test_search_count_end_and_attributes() -> None:
     ]
 
 
+def test_an_item_is_found_by_its_request_and_stays() -> None:
+    server = answering(frames(Frame(BIG, {"requestId": "r"})), reply(204))
+    with calling(server) as queue:
+        found = queue.find("r")
+        assert found is not None
+        assert found.index == BIG
+        assert queue.find("r", timeout_s=3600.0) is None
+    query = "?_index_=0&_length_=1&_timeout_={}&_auto_delete_=false&_raw_=false&requestId=r"
+    assert [asked(server, at) for at in (0, 1)] == [
+        ("GET", query.format("0s")),
+        ("GET", query.format("20s")),
+    ]
+
+
+def test_with_a_deadline_a_question_is_asked_once() -> None:
+    server = answering(reply(503), reply(503))
+    with calling(server) as queue:
+        with pytest.raises(errors.Unavailable):
+            queue.attributes(deadline_s=30.0)
+        with pytest.raises(errors.Unavailable):
+            queue.find("r", deadline_s=30.0)
+    assert len(server.requests) == 2
+
+
+def test_a_member_of_another_group_asks_under_its_name() -> None:
+    server = answering(reply(200, b"1"))
+    with calling(server, token="t") as queue:
+        assert queue.in_group("other").count() == 1
+    head = server.heads()[0]
+    assert "X-EAS-QueueService-Gid: other" in head
+    assert "X-EAS-QueueService-Uid: u" in head
+    assert "Authorization: t" in head
+
+
 def test_an_item_that_is_gone_is_not_found() -> None:
     with calling(answering(reply(404, b"no data in stream"))) as queue:
         with pytest.raises(errors.NotFound, match=r"^no data in stream$"):

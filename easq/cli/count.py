@@ -1,0 +1,35 @@
+"""easq count: how many items are present."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from easq.cli.options import as_tags, command, stream_options, tags_option
+
+if TYPE_CHECKING:
+    from easq.cli.app import App
+
+
+@command(
+    "count",
+    examples=(
+        "easq count",
+        "easq count -k --tags task=demo",
+        "easq count --priority 1",
+        "easq count --rear -o json",
+    ),
+)
+@tags_option("Only items with this tag, k=v; may be repeated.")
+@click.option("--priority", type=click.IntRange(0, 2**31 - 1), help="Only items of this priority.")
+@stream_options
+def count(app: App, tags: tuple[tuple[str, str], ...], priority: int | None) -> None:
+    """Count the items that are present, the pending ones included."""
+    number = app.queue().count(tags=as_tags(tags), priority=priority)
+    if app.output == "json":
+        app.printer.record({"count": number})
+    elif app.output == "table":
+        app.printer.table(("count",), [(str(number),)])
+    else:
+        app.printer.line(str(number))

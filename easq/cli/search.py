@@ -1,0 +1,78 @@
+"""easq search: where an item stands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from easq.cli.options import command, parse_index, sink_option
+
+if TYPE_CHECKING:
+    from easq.cli.app import App
+    from easq.client.queue import QueueClient
+
+
+@command(
+    "search",
+    examples=(
+        "easq search 3",
+        "easq search ef6940e3-159c-45f3-a96d-bc0acd71275f",
+        "easq search 3 --group default_group",
+        "easq search 3 -o json | jq .WaitCount",
+    ),
+)
+@click.argument("item", metavar="INDEX|REQUEST_ID")
+@sink_option
+def search(app: App, item: str) -> None:
+    """Show whether an item is being worked on, by whom, and how many are before it.
+
+    The answer is for one consumer group: the engine's, which has the name of the queue, unless --group names
+    another. A group in the environment or a profile is not asked about.
+    """
+    client = app.queue()
+    index = _index(client, item)
+    result = client.in_group(app.options.get("group") or _engine_group(client)).search(index)
+    shown = {
+        "index": str(index),
+        "ConsumerId": result.consumer_id,
+        "IsPending": str(result.is_pending).lower(),
+        "WaitCount": str(result.wait_count),
+    }
+    if app.output == "json":
+        app.printer.record({**shown, "IsPending": result.is_pending, "WaitCount": result.wait_count})
+    elif app.output == "table":
+        from easq.render.rows import ATTRIBUTE_COLUMNS
+
+        app.printer.table(ATTRIBUTE_COLUMNS, shown.items())
+    else:
+        app.printer.lines(f"{key} : {value}" for key, value in shown.items())
+
+
+def _index(client: QueueClient, item: str) -> int:
+    """The index that `item` is, or that the item of this request has. Raises NotFound, UsageError."""
+    from easq.errors import NotFound, UsageError
+    from easq.wire.replies import NO_DATA_IN_STREAM
+
+    if item.isascii() and item.isdigit():
+        try:
+            return parse_index(item)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    if not item:
+        raise UsageError("INDEX|REQUEST_ID is empty")
+    frame = client.find(item)
+    if frame is None:
+        raise NotFound(NO_DATA_IN_STREAM)
+    return frame.index
+
+
+def _engine_group(client: QueueClient) -> str:
+    """The group that works on the queue: engines take the queue's name. Raises NotAQueueService."""
+    from easq.errors import NotAQueueService
+    from easq.wire.operations import valid_name
+
+    name = client.attributes().get("meta.name", "")
+    if not valid_name(name):
+        raise NotAQueueService(f"meta.name is {name!r}, not a group", hint="give one with --group")
+    return name

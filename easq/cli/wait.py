@@ -1,0 +1,243 @@
+"""easq wait: until a condition of the queue holds."""
+
+from __future__ import annotations
+
+import operator
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from easq.cli.options import DURATION, ParamType, command, sink_option
+
+if TYPE_CHECKING:
+    from easq.cli.app import App
+    from easq.client.queue import QueueClient
+
+#: seconds between two looks: the first pause, then twice as long each time, and the longest
+_PAUSE_S, _MAX_PAUSE_S = 0.1, 1.0
+
+#: seconds that a queue which answered before may be out of reach
+_PATIENCE_S = 60.0
+
+#: seconds that a look which begins before the deadline may end after it
+_SLACK_S = 0.5
+
+_OPERATORS: Mapping[str, Callable[[int, int], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    "=": operator.eq,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    ">": operator.gt,
+}
+_COMPARISON = re.compile(r"\s*(<=?|==?|!=|>=?)\s*([0-9]{1,20})\s*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`OP N`."""
+
+    operator: str
+    number: int
+
+    def holds(self, value: int) -> bool:
+        """Whether `value` is so."""
+        return _OPERATORS[self.operator](value, self.number)
+
+    def __str__(self) -> str:
+        return f"{self.operator} {self.number}"
+
+
+class ComparisonType(ParamType):
+    """`OP N` on the command line."""
+
+    name = "op n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Comparison:
+        """`value` as a comparison."""
+        found = _COMPARISON.fullmatch(str(value))
+        if found is None:
+            self.fail(
+                f"{value!r} is no comparison such as '>= 10': one of < <= = == != >= > and N", param, ctx
+            )
+        return Comparison(found[1], int(found[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at the queue found: whether the condition holds, for which value, and that in words."""
+
+    held: bool
+    value: int | str
+    seen: str
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What is waited for; `look` is given how long it may wait, and how long the exchange may take."""
+
+    text: str
+    look: Callable[[QueueClient, float, float], Look]
+    of_sink: bool = False  # whatever -k says
+    ready: bool = False  # out of reach is no failure
+
+
+@command(
+    "wait",
+    examples=(
+        "easq wait --ready --timeout 30s",
+        "easq wait --empty --timeout 10m && easq end -y",
+        "easq wait --length '< 100' && easq put -f more.txt",
+        "easq wait --result ef6940e3-159c-45f3-a96d-bc0acd71275f --timeout 5m",
+    ),
+)
+@click.option("--empty", is_flag=True, help="Nothing is in the stream, nor pending.")
+@click.option(
+    "--length", type=ComparisonType(), metavar="'OP N'", help="So many items are, pending ones too."
+)
+@click.option("--result", metavar="REQUEST_ID", help="The sink holds the result; it stays there.")
+@click.option("--consumers", type=ComparisonType(), metavar="'OP N'", help="So many watch, in all groups.")
+@click.option("--ready", is_flag=True, help="The queue answers; until then it may be out of reach.")
+@click.option("--timeout", type=DURATION, help="How long to wait; 0 looks once.  [default: for ever]")
+@sink_option
+def wait(
+    app: App,
+    empty: bool,
+    length: Comparison | None,
+    result: str | None,
+    consumers: Comparison | None,
+    ready: bool,
+    timeout: float | None,
+) -> None:
+    """Wait until a condition holds, one of the first five options. Nothing is printed.
+
+    OP is one of < <= = == != >= >. Exits 9 when the condition did not hold within --timeout.
+    """
+    condition = _condition(empty, length, result, consumers, ready)
+    client = app.queue(sink=True if condition.of_sink else None)
+    found = _wait(app, client, condition, timeout)
+    if app.output == "json":
+        app.printer.record({"condition": condition.text, "held": True, "value": found.value})
+
+
+def _condition(
+    empty: bool,
+    length: Comparison | None,
+    result: str | None,
+    consumers: Comparison | None,
+    ready: bool,
+) -> Condition:
+    """The one that was asked for. Raises UsageError for none, and for more."""
+    from easq.errors import UsageError
+
+    asked: list[Condition] = []
+    if empty:
+        asked.append(Condition("empty", _length_looks(Comparison("=", 0))))
+    if length is not None:
+        asked.append(Condition(f"length {length}", _length_looks(length)))
+    if result is not None:
+        if not result:
+            raise UsageError("the request id of --result is empty")
+        asked.append(Condition(f"result {result}", _result_looks(result), of_sink=True))
+    if consumers is not None:
+        asked.append(Condition(f"consumers {consumers}", _consumers_look(consumers)))
+    if ready:
+        asked.append(Condition("ready", _ready_look, ready=True))
+    if len(asked) != 1:
+        raise UsageError(
+            "exactly one of --empty, --length, --result, --consumers and --ready is needed",
+            hint="easq wait --help",
+        )
+    return asked[0]
+
+
+def _length_looks(comparison: Comparison) -> Callable[[QueueClient, float, float], Look]:
+    def look(client: QueueClient, _wait_s: float, deadline_s: float) -> Look:
+        from easq.errors import NotAQueueService
+
+        text = client.attributes(deadline_s=deadline_s).get("stream.length", "")
+        if not text.isascii() or not text.isdigit():
+            raise NotAQueueService(f"stream.length is {text!r}, not a number")
+        return Look(comparison.holds(int(text)), int(text), f"the length is {int(text)}")
+
+    return look
+
+
+def _result_looks(request_id: str) -> Callable[[QueueClient, float, float], Look]:
+    def look(client: QueueClient, wait_s: float, deadline_s: float) -> Look:
+        frame = client.find(request_id, timeout_s=wait_s, deadline_s=deadline_s)
+        return Look(frame is not None, str(frame.index) if frame else "", "the sink does not hold it")
+
+    return look
+
+
+def _consumers_look(comparison: Comparison) -> Callable[[QueueClient, float, float], Look]:
+    def look(client: QueueClient, _wait_s: float, deadline_s: float) -> Look:
+        number = _running(client.attributes(deadline_s=deadline_s))
+        return Look(comparison.holds(number), number, f"there are {number}")
+
+    return look
+
+
+def _running(attributes: Mapping[str, str]) -> int:
+    """How many consumers are connected; the totals count those that left, too. Raises NotAQueueService."""
+    from easq.errors import NotAQueueService
+    from easq.wire.replies import ConsumerLine
+
+    try:
+        lines = [
+            ConsumerLine.parse(line) for key, line in attributes.items() if key.startswith("consumers.list.")
+        ]
+    except ValueError as error:
+        raise NotAQueueService(f"the list of consumers cannot be read: {error}") from error
+    return sum(line.status == "Running" for line in lines)
+
+
+def _ready_look(client: QueueClient, _wait_s: float, deadline_s: float) -> Look:
+    attributes = client.attributes(deadline_s=deadline_s)
+    return Look(True, attributes.get("meta.state", ""), "it answers")
+
+
+def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float | None) -> Look:
+    """The look that found the condition to hold.
+
+    Raises DeadlineExceeded; at once what the service refuses; and what keeps it out of reach, when that lasts.
+    """
+    from easq.errors import DeadlineExceeded, NotAQueueService, QueueFull, ServerError, Unreachable
+    from easq.wire.durations import format_duration
+
+    settings = app.transport.settings
+    now = time.monotonic()
+    end = inf if timeout_s is None else now + timeout_s
+    give_up = inf if condition.ready else now + settings.connect_timeout_s
+    pause_s = _PAUSE_S
+    while True:
+        left_s = max(end - now, 0.0)
+        bound_s = min(left_s + _SLACK_S, settings.request_timeout_s)
+        try:
+            found = condition.look(client, left_s, bound_s)
+        except NotAQueueService:
+            raise
+        except (Unreachable, ServerError, QueueFull) as error:
+            if time.monotonic() >= give_up:
+                raise
+            seen = error.message
+        else:
+            if found.held:
+                return found
+            seen = found.seen
+            if not condition.ready:
+                give_up = time.monotonic() + _PATIENCE_S
+        now = time.monotonic()
+        if timeout_s is not None and now >= end:
+            waited = format_duration(timeout_s)
+            raise DeadlineExceeded(f"waited {waited} in vain for {condition.text}: {seen}")
+        time.sleep(min(pause_s, end - now))
+        pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+        now = time.monotonic()

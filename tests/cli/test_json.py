@@ -1,0 +1,73 @@
+"""-o json: what any command prints is JSON, one object a line, and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+
+from easq.cli.main import root
+from tests.cli.conftest import Easq
+
+#: those that print for people and shells alone
+WITHOUT = {"completion", "demo", "serve"}
+
+#: each command with arguments that it succeeds with, on an input of five items, and a sink of one result `r-1`
+RUNS: dict[str, list[str]] = {
+    "config": ["--url", "http://127.0.0.1:1/q", "-p", "other"],
+    "config list": [],
+    "config path": [],
+    "config rm": ["spare", "-y"],
+    "config set": ["user", "me", "-p", "other"],
+    "config show": ["--origin"],
+    "config unset": ["user", "-p", "spare"],
+    "config use": ["spare"],
+    "config validate": ["--connect"],
+    "info": [],
+    "put": ["-d", "x"],
+    "get": ["-l", "9"],
+    "delete": ["1", "2", "-y"],
+    "trunc": ["--all", "-y"],
+    "watch": ["--commit", "output", "-n", "2"],
+    "predict": ["-d", "x", "--tags", "requestId=r-1"],
+    "commit": ["1"],
+    "negative": ["1"],
+    "search": ["3"],
+    "count": [],
+    "end": ["-y"],
+    "wait": ["--result", "r-1"],
+}
+
+
+def leaves(group: click.Group, above: str = "") -> dict[str, click.Command]:
+    """The commands by their words; a group is one, too, when it does something by itself."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        if command.hidden:
+            continue
+        words = f"{above}{name}"
+        if isinstance(command, click.Group):
+            found |= leaves(command, f"{words} ")
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            found[words] = command
+    return found
+
+
+def test_every_command_is_tried() -> None:
+    assert set(leaves(root)) - WITHOUT == set(RUNS)
+
+
+@pytest.mark.parametrize("words", RUNS)
+def test_what_it_prints_is_json(queue: Easq, words: str) -> None:
+    queue("put", "-q", "-f", "-", stdin=b"1\n2\n3\n4\n5\n")
+    queue("put", "-q", "-k", "-d", "result", "--tags", "requestId=r-1")
+    queue("config", "-p", "spare", "--url", "http://127.0.0.1:1/q", "--user", "me")
+    done = queue(*words.split(), *RUNS[words], "-o", "json")
+    assert done.status == 0
+    assert done.out.endswith(b"\n")
+    for line in [*done.out.splitlines(), *done.err.encode().splitlines()]:
+        assert isinstance(json.loads(line), dict)
+    failed = queue(*words.split(), "--no-such-option", "-o", "json")
+    assert (failed.status, failed.out) == (2, b"")
+    assert json.loads(failed.err)["error"]["kind"] == "usage"
