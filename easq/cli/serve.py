@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What a put survives once acknowledged: fsync power loss, os a killed process.",
 )
+@click.option("--recover", is_flag=True, help="Copy the data into a new file first, after the disk failed.")
 @click.option(
     "--max-length",
     type=click.IntRange(1),
@@ -170,6 +171,7 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
         allowed_hosts=given["allowed_hosts"],
         storage=storage,
         durability=given["durability"],
+        recover=given["recover"],
         rules=Rules(given["max_payload"], limits, given["max_delivery"]),
         sink_rules=Rules(given["max_payload"], sink_limits, given["max_delivery"]),
         timing=Timing(leave_grace_s=given["leave_grace"], group_retention_s=given["group_retention"]),

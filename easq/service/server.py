@@ -49,6 +49,7 @@ class Settings:
     allow_open: bool = False
     storage: str = "memory:"
     durability: str = "fsync"
+    recover: bool = False
     rules: Rules = field(default_factory=Rules)
     sink_rules: Rules = field(default_factory=Rules)
     timing: Timing = field(default_factory=Timing)
@@ -80,7 +81,10 @@ class Server:
         settings.check()
         self._settings = settings
         self._storage: Storage = open_storage(
-            settings.storage, durability=settings.durability, timing=settings.timing
+            settings.storage,
+            durability=settings.durability,
+            timing=settings.timing,
+            recover=settings.recover,
         )
         self._runner: web.ServerRunner | None = None
         self._site: web.TCPSite | None = None

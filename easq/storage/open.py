@@ -8,7 +8,9 @@ from easq.errors import UsageError
 from easq.storage.base import Storage, Timing
 
 
-def open_storage(url: str, *, durability: str = "fsync", timing: Timing | None = None) -> Storage:
+def open_storage(
+    url: str, *, durability: str = "fsync", timing: Timing | None = None, recover: bool = False
+) -> Storage:
     """The engine that `url` names, not started yet. Raises UsageError for a URL that names none."""
     scheme, colon, rest = url.partition(":")
     if colon and scheme == "memory" and not rest:
@@ -18,5 +20,5 @@ def open_storage(url: str, *, durability: str = "fsync", timing: Timing | None =
     if colon and scheme == "sqlite" and rest:
         from easq.storage.sqlite import Sqlite
 
-        return Sqlite(Path(rest).expanduser(), durability=durability, timing=timing)
+        return Sqlite(Path(rest).expanduser(), durability=durability, timing=timing, recover=recover)
     raise UsageError(f"unknown storage {url!r}", hint="use memory: or sqlite:PATH")

@@ -86,8 +86,16 @@ class Sqlite(Embedded):
     process.
     """
 
-    def __init__(self, path: Path, *, durability: str = "fsync", timing: Timing | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        durability: str = "fsync",
+        timing: Timing | None = None,
+        recover: bool = False,
+    ) -> None:
         super().__init__(timing or Timing())
+        self._recover = recover
         self.durability = durability
         self._path = path
         self._ids: dict[str, int] = {}
@@ -110,6 +118,8 @@ class Sqlite(Embedded):
             self._take_lock()
             if not self._path.exists():
                 self._create()
+            if self._failed_mark.exists():
+                self._recover_file()
             self._writer = self._connect("rw")
             self._check_identity()
             self._prepare_writer()
@@ -152,11 +162,16 @@ class Sqlite(Embedded):
             os.close(self._lock)
             self._lock = None
 
-    def _create(self) -> None:
-        """The file appears under its name whole: made beside it, synced, renamed."""
+    def _fresh_path(self) -> Path:
+        """Where a new file is made before it has its name; nothing is there."""
         fresh = self._path.with_name(self._path.name + ".new")
         for leftover in (fresh, Path(f"{fresh}-wal"), Path(f"{fresh}-shm"), Path(f"{fresh}-journal")):
             leftover.unlink(missing_ok=True)
+        return fresh
+
+    def _create(self) -> None:
+        """The file appears under its name whole: made beside it, synced, renamed."""
+        fresh = self._fresh_path()
         os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(fresh, isolation_level=None)
         try:
@@ -172,6 +187,51 @@ class Sqlite(Embedded):
         _sync(fresh)
         os.rename(fresh, self._path)
         _sync(self._path.parent)
+
+    @property
+    def _failed_mark(self) -> Path:
+        return self._path.with_name(self._path.name + ".failed")
+
+    def _fail(self, error: Exception) -> None:
+        """The next start is warned, as far as the disk still lets it be: see `_recover_file`."""
+        if self._failure is None:
+            try:
+                os.close(os.open(self._failed_mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                _sync(self._path.parent)
+            except OSError as reason:
+                log.error("%s: %s", self._failed_mark, reason.strerror)
+        super()._fail(error)
+
+    def _recover_file(self) -> None:
+        """What can be read is in a new file under the old name, and on the disk.
+
+        After a failed sync the system may hold pages for written that never were; reading them proves nothing, so the
+        file is not written on until all of it was written anew. Raises StorageError when that was not asked for.
+        """
+        if not self._recover:
+            raise StorageError(
+                f"the disk failed under {self._path} when it was last written",
+                hint="once the disk is sound again, start with --recover: it copies all that can be read",
+            )
+        fresh = self._fresh_path()
+        connection = self._connect("rw")
+        try:
+            connection.execute("VACUUM INTO ?", (str(fresh),))
+        finally:
+            connection.close()
+        copy = sqlite3.connect(fresh, isolation_level=None)
+        try:
+            copy.execute("PRAGMA journal_mode = WAL")
+        finally:
+            copy.close()
+        os.chmod(fresh, 0o600)
+        _sync(fresh)
+        for leftover in (Path(f"{self._path}-wal"), Path(f"{self._path}-shm")):
+            leftover.unlink(missing_ok=True)
+        os.rename(fresh, self._path)
+        self._failed_mark.unlink()
+        _sync(self._path.parent)
+        log.warning("%s was copied after a failure of the disk", self._path)
 
     def _check_identity(self) -> None:
         if self._path.stat().st_size == 0:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import Serve
 from tests.support.http import Connection
-from tests.support.process import Service
+from tests.support.process import Service, run_to_the_end
 from tests.support.websocket import watch
 
 
@@ -37,12 +37,20 @@ def test_a_write_that_fails_ends_the_service_without_an_answer(serve: Serve) -> 
     assert "Traceback" not in log
 
     service.program = ("easq",)
+    refused = run_to_the_end(service.folder, service.storage)
+    assert (refused.returncode, refused.stdout) == (74, "")
+    assert "the disk failed under" in refused.stderr
+    assert "start with --recover" in refused.stderr
+    service.options = ("--recover",)
     service.start()
     found = [item.index for item in service.stream().get(_length_=1000)]
     assert len(acknowledged) > 10
     assert found[: len(acknowledged)] == acknowledged
     assert len(found) - len(acknowledged) in {0, 1}
     assert service.stream().put() > found[-1]
+    service.options = ()
+    service.restart()
+    assert len(service.stream().get(_length_=1000)) == len(found) + 1
 
 
 def test_nothing_is_committed_on_a_disk_that_failed(serve: Serve) -> None:
@@ -54,7 +62,7 @@ def test_nothing_is_committed_on_a_disk_that_failed(serve: Serve) -> None:
     with pytest.raises((EOFError, OSError)):
         queue.commit(first)
     assert service.wait() == 74
-    service.program = ("easq",)
+    service.program, service.options = ("easq",), ("--recover",)
     service.start()
     with watch(service.stream().as_consumer("u")) as watching:
         assert watching.next().data == b"first"
