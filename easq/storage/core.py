@@ -23,6 +23,7 @@ import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from math import inf
 
 from easq.errors import QueueFull, StreamEnded
@@ -107,7 +108,7 @@ class _Session:
     auto_commit: bool
     view: _View
     out: set[int] = field(default_factory=set)  # pending at this connection
-    box: list[int] = field(default_factory=list)  # of these, not yet fetched
+    box: dict[int, None] = field(default_factory=dict)  # of these, not yet fetched, in order
     served: int = 0  # when it was last given an item, in hand-outs of the stream
     stopped: bool = False
     alone: int = 0  # the item that this connection has, or waits for, to have nothing beside it
@@ -477,10 +478,9 @@ class Stream:
         member.session = None
         member.active_at = now
         member.left_pending = bool(session.out)
-        unsent = set(session.box)
         for index in sorted(session.out):
             del group.pending[index]
-            if index in unsent or not lost:
+            if index in session.box or not lost:
                 self._return(group, index)
                 continue
             touch = group.touched[index]
@@ -490,6 +490,7 @@ class Stream:
             if not self._give_up(group, index, touch, effects):
                 self._hold(group, index, now + self.timing.leave_grace_s, session.consumer.user)
         session.out.clear()
+        session.box.clear()
         self._forget_left(group)
         self.due = min(self.due, *self._moments(group))
 
@@ -521,18 +522,16 @@ class Stream:
             return []
         group = self._groups[session.consumer.group]
         fetched: list[tuple[int, int]] = []
-        position = size = 0
-        while position < len(session.box) and len(fetched) < most:
-            index = session.box[position]
-            if index in session.out:
-                size += self._entries[index][1]
-                if fetched and size > most_bytes:
-                    break
-                touch = group.touched.setdefault(index, Touch())
-                touch.deliveries += 1
-                fetched.append((index, touch.deliveries))
-            position += 1
-        del session.box[:position]
+        size = 0
+        for index in islice(session.box, most):
+            size += self._entries[index][1]
+            if fetched and size > most_bytes:
+                break
+            touch = group.touched.setdefault(index, Touch())
+            touch.deliveries += 1
+            fetched.append((index, touch.deliveries))
+        for index, _ in fetched:
+            del session.box[index]
         return fetched
 
     def group_of(self, number: int) -> str:
@@ -628,6 +627,7 @@ class Stream:
         if number is not None:
             session = self._sessions[number]
             session.out.discard(index)
+            session.box.pop(index, None)
             if session.alone == index:
                 session.alone = 0
 
@@ -751,7 +751,7 @@ class Stream:
         self._handouts += 1
         session.served = self._handouts
         session.out.add(index)
-        session.box.append(index)
+        session.box[index] = None
         group.pending[index] = session.number
         group.highest = max(group.highest, index)
         group.members[session.consumer.user].index = index

@@ -1,0 +1,40 @@
+"""The rules of a stream where only the core itself can be brought: between hand-out and fetch, and out of the blue."""
+
+from __future__ import annotations
+
+from easq.model import Consumer
+from easq.storage.base import Limits, Subscription, Timing
+from easq.storage.core import Stream
+
+TIMING = Timing(leave_grace_s=2.0, group_retention_s=60.0, backoff_s=(0.0,))
+NOW = 100.0
+
+
+def stream_of(*sizes: int, max_failures: int = 0) -> Stream:
+    """A stream with items of these sizes, from index 1 on."""
+    stream = Stream(timing=TIMING, tags_of=lambda _: {}, max_failures=max_failures)
+    for size in sizes:
+        index, _ = stream.allot(size, Limits())
+        stream.show(index, 0)
+    return stream
+
+
+def attach(stream: Stream, user: str = "u", group: str = "g", *, window: int = 10, now: float = NOW) -> int:
+    session, _ = stream.attach(Consumer(group, user), Subscription(window), now)
+    return session
+
+
+def fetched(stream: Stream, session: int) -> list[tuple[int, int]]:
+    return stream.fetch(session, most=100, most_bytes=1000)
+
+
+# -- handed out, not fetched -------------------------------------------------------------------------------------------
+
+
+def test_what_comes_back_before_it_was_fetched_is_fetched_once() -> None:
+    """Its place among what waits is the new one."""
+    stream = stream_of(1, 1)
+    session = attach(stream)
+    assert stream.negative("g", [1], code="", reason="", now=NOW)[0] == 1
+    assert fetched(stream, session) == [(2, 1), (1, 1)]
+    assert fetched(stream, session) == []
