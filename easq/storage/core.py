@@ -640,6 +640,7 @@ class Stream:
         if group is None:
             return 0, effects
         counted = 0
+        stopped: set[int] = set()
         for index in dict.fromkeys(indexes):
             number = group.pending.get(index)
             if number is None:
@@ -647,7 +648,7 @@ class Stream:
             counted += 1
             self._unlease(group, index)
             if code == SHUTDOWN:
-                self._sessions[number].stopped = True
+                stopped.add(number)
                 self._return(group, index)
                 continue
             touch = group.touched.setdefault(index, Touch())
@@ -662,8 +663,17 @@ class Stream:
                 self._hold(group, index, now + delay, None)
             else:
                 self._return(group, index)
+        for number in stopped:
+            self._stop(group, self._sessions[number])
         self._dispatch(group, effects)
         return counted, effects
+
+    def _stop(self, group: _Group, session: _Session) -> None:
+        """The connection gets nothing more: what it has not fetched yet is ready for others."""
+        session.stopped = True
+        for index in list(session.box):
+            self._unlease(group, index)
+            self._return(group, index)
 
     # -- handing out -----------------------------------------------------------------------------------------------
 

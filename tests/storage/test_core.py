@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from easq.model import Consumer
 from easq.storage.base import Limits, Subscription, Timing
-from easq.storage.core import Stream
+from easq.storage.core import SHUTDOWN, Stream
 
 TIMING = Timing(leave_grace_s=2.0, group_retention_s=60.0, backoff_s=(0.0,))
 NOW = 100.0
@@ -38,3 +38,14 @@ def test_what_comes_back_before_it_was_fetched_is_fetched_once() -> None:
     assert stream.negative("g", [1], code="", reason="", now=NOW)[0] == 1
     assert fetched(stream, session) == [(2, 1), (1, 1)]
     assert fetched(stream, session) == []
+
+
+def test_a_consumer_that_shuts_down_is_not_sent_what_it_has_not_fetched() -> None:
+    stream = stream_of(1, 1, 1)
+    leaving = attach(stream, "leaving")
+    assert stream.fetch(leaving, most=1, most_bytes=1000) == [(1, 1)]
+    other = attach(stream, "other")
+    counted, effects = stream.negative("g", [1, 2], code=SHUTDOWN, reason="", now=NOW)
+    assert (counted, effects.woken) == (2, {other})
+    assert fetched(stream, leaving) == []
+    assert fetched(stream, other) == [(1, 2), (2, 1), (3, 1)]
