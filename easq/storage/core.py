@@ -333,10 +333,17 @@ class Stream:
                     break
         return best
 
-    def claim(self, indexes: Iterable[int]) -> None:
-        """The present items are hidden from everyone."""
+    def claim(self, indexes: Iterable[int]) -> Effects:
+        """The present items are hidden from everyone, also from connections that have not fetched them yet."""
+        effects = Effects()
         for index in indexes:
             self._claimed[index] = self._entries[index][1]
+            for group in self._groups.values():
+                number = group.pending.get(index)
+                if number is not None and index in self._sessions[number].box:
+                    self._unlease(group, index)
+        self._dispatch_all(effects)
+        return effects
 
     def release(self, indexes: Iterable[int]) -> Effects:
         """Claimed items that still exist are visible again, and ready for each group that does not have them."""
@@ -438,7 +445,7 @@ class Stream:
         mine = [index for index, (_, user) in group.held.items() if user == session.consumer.user]
         heap: list[tuple[int, int]] = []
         for index in mine:
-            if self._wanted(session.view, index) and not group.goes_alone(index):
+            if self._wanted(session.view, index) and index in self and not group.goes_alone(index):
                 heap.append((-self._entries[index][0], index))
             else:
                 del group.held[index]

@@ -49,3 +49,25 @@ def test_a_consumer_that_shuts_down_is_not_sent_what_it_has_not_fetched() -> Non
     assert (counted, effects.woken) == (2, {other})
     assert fetched(stream, leaving) == []
     assert fetched(stream, other) == [(1, 2), (2, 1), (3, 1)]
+
+
+def test_what_is_claimed_before_it_was_fetched_is_not_sent_until_it_is_released() -> None:
+    stream = stream_of(1, 1)
+    session = attach(stream, window=1)
+    assert stream.claim([1]).woken == {session}
+    assert fetched(stream, session) == [(2, 1)]
+    stream.release([1])
+    stream.commit("g", [2])
+    assert fetched(stream, session) == [(1, 1)]
+
+
+def test_what_is_claimed_is_not_sent_to_the_user_it_was_kept_for() -> None:
+    stream = stream_of(1)
+    session = attach(stream)
+    assert fetched(stream, session) == [(1, 1)]
+    stream.detach(session, lost=True, now=NOW)
+    stream.claim([1])
+    again = attach(stream)
+    assert fetched(stream, again) == []
+    stream.release([1])
+    assert fetched(stream, again) == [(1, 2)]
