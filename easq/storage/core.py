@@ -429,6 +429,8 @@ class Stream:
         )
         group.connected += 1
         group.left_at = None
+        # when every group was long absent nobody held anything back: what this one had committed then can leave now
+        self._remove_unheld(effects)
         self._give_back(group, session, effects)
         self._dispatch(group, effects)
         return session.number, effects

@@ -71,3 +71,20 @@ def test_what_is_claimed_is_not_sent_to_the_user_it_was_kept_for() -> None:
     assert fetched(stream, again) == []
     stream.release([1])
     assert fetched(stream, again) == [(1, 2)]
+
+
+# -- groups that hold items back ---------------------------------------------------------------------------------------
+
+
+def test_what_a_group_had_committed_leaves_when_it_comes_back_alone() -> None:
+    """Another group held the item; both were away for too long, and then nobody held anything."""
+    stream = stream_of(1, 1)
+    one, two = attach(stream, group="one"), attach(stream, group="two")
+    stream.commit("one", [1])
+    for session in (one, two):
+        stream.detach(session, lost=False, now=NOW)
+    stream.tick(NOW + TIMING.group_retention_s)
+    assert stream.stats(NOW).length == 2
+    _, effects = stream.attach(Consumer("one", "u"), Subscription(10), NOW + 61)
+    assert effects.removed == [1]
+    assert list(stream.indexes_from(0)) == [2]
