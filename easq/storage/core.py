@@ -251,15 +251,16 @@ class Stream:
     def allot(self, size: int, limits: Limits) -> tuple[int, Effects]:
         """A new index is reserved for an item of `size` bytes; `show` or `drop` follows, in the order of allotting.
 
-        Raises StreamEnded; QueueFull when there is no room even without the claims of absent groups.
+        Raises StreamEnded; QueueFull when there is no room even without the claims of absent groups. Then nothing has
+        changed.
         """
         if self.ended:
             raise StreamEnded("the stream has ended and takes no more items")
         effects = Effects()
-        if not self.has_room(size, limits):
+        if not self.has_room(size, limits) and self._can_make_room(size, limits):
             self._drop_absent_claims(effects)
-        if limits.evict and size <= limits.max_bytes:
-            self._evict(size, limits, effects)
+            if limits.evict:
+                self._evict(size, limits, effects)
         if not self.has_room(size, limits):
             held = len(self._entries) + len(self._allotted)
             raise QueueFull(
@@ -279,6 +280,20 @@ class Stream:
         return (
             len(self._entries) + len(self._allotted) < limits.max_items
             and self._size + self._allotted_size + size <= limits.max_bytes
+        )
+
+    def _can_make_room(self, size: int, limits: Limits) -> bool:
+        """Whether an item of `size` bytes fits when absent groups let go, and everything that may be is evicted."""
+        unheld = set(self._committed_by([group for group in self._groups.values() if group.connected]))
+        if limits.evict:
+            left = [held for index, held in self._claimed.items() if index not in unheld]
+            count, total = len(left), sum(left)
+        else:
+            count = len(self._entries) - len(unheld)
+            total = self._size - sum(self._entries[index][1] for index in unheld)
+        return (
+            count + len(self._allotted) < limits.max_items
+            and total + self._allotted_size + size <= limits.max_bytes
         )
 
     def _evict(self, size: int, limits: Limits, effects: Effects) -> None:
@@ -873,13 +888,12 @@ class Stream:
 
     def _remove_unheld(self, effects: Effects) -> None:
         """Entries that every holding group has committed are gone; without a holding group nothing is."""
-        holders = self._holders()
-        if holders:
-            smallest = min((group.committed for group in holders), key=len)
-            self._retire(
-                sorted(index for index in smallest if all(index in group.committed for group in holders)),
-                effects,
-            )
+        self._retire(self._committed_by(self._holders()), effects)
+
+    def _committed_by(self, groups: Sequence[_Group]) -> list[int]:
+        """The entries that all of `groups` have committed, ascending; none when there are no groups."""
+        smallest = min((group.committed for group in groups), key=len, default=set[int]())
+        return sorted(index for index in smallest if all(index in group.committed for group in groups))
 
     # -- what is asked ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from easq.errors import QueueFull
 from easq.model import Consumer
 from easq.storage.base import Limits, Subscription, Timing
 from easq.storage.core import SHUTDOWN, Stream
@@ -88,3 +91,28 @@ def test_what_a_group_had_committed_leaves_when_it_comes_back_alone() -> None:
     _, effects = stream.attach(Consumer("one", "u"), Subscription(10), NOW + 61)
     assert effects.removed == [1]
     assert list(stream.indexes_from(0)) == [2]
+
+
+# -- room --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_put_that_is_refused_evicts_nothing() -> None:
+    """What is claimed cannot be evicted, so there would be no room without the rest either."""
+    stream = stream_of(6, 2)
+    stream.claim([1])
+    with pytest.raises(QueueFull):
+        stream.allot(5, Limits(max_bytes=10, evict=True))
+    assert list(stream.indexes_from(0)) == [2]
+    assert stream.allot(4, Limits(max_bytes=10, evict=True))[1].removed == [2]
+
+
+def test_a_put_that_is_refused_takes_no_absent_group_its_claim() -> None:
+    stream = stream_of(3, 3)
+    attach(stream, group="here")
+    absent = attach(stream, group="absent")
+    stream.detach(absent, lost=False, now=NOW)
+    stream.commit("here", [1])
+    with pytest.raises(QueueFull):
+        stream.allot(8, Limits(max_bytes=10))
+    assert list(stream.indexes_from(0)) == [1, 2]
+    assert stream.allot(7, Limits(max_bytes=10))[1].removed == [1]
