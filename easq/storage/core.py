@@ -727,6 +727,8 @@ class Stream:
             if self._reserve(group, None if best is None else best[0], effects):
                 continue
             if best is None:
+                if self._release_reserved(group):
+                    continue
                 return
             (_, index), view = best
             session = max(
@@ -751,6 +753,27 @@ class Stream:
         index, session.alone = session.alone, 0
         self._return(group, index)
 
+    def _release_reserved(self, group: _Group) -> bool:
+        """Nothing else is to be handed out: an item that waits for one connection to be empty, while another that
+        could take it is, waits no longer. Whether there was one.
+        """
+        for number in group.reserved:
+            session = self._sessions[number]
+            if not all(taker.out for taker in self._takers(group, session.alone)):
+                self._unreserve(group, session)
+                return True
+        return False
+
+    def _takers(self, group: _Group, index: int) -> list[_Session]:
+        """The connections that want the item, and neither have nor wait for one that goes alone."""
+        return [
+            session
+            for view in group.views
+            if self._wanted(view, index)
+            for session in (self._sessions[number] for number in view.sessions)
+            if not session.stopped and not session.alone
+        ]
+
     def _reserve(self, group: _Group, other: tuple[int, int] | None, effects: Effects) -> bool:
         """An item that goes alone, if it is before `other`, has a consumer: whichever has least pending gets nothing
         more until it is empty, then it gets the item. The others go on with later items.
@@ -761,13 +784,7 @@ class Stream:
             pair = heapq.heappop(group.alone)
             if not self._ready(group, pair[1]):
                 continue
-            takers = [
-                session
-                for view in group.views
-                if self._wanted(view, pair[1])
-                for session in (self._sessions[number] for number in view.sessions)
-                if not session.stopped and not session.alone
-            ]
+            takers = self._takers(group, pair[1])
             if not takers:
                 passed.append(pair)
                 continue

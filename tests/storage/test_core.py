@@ -116,3 +116,20 @@ def test_a_put_that_is_refused_takes_no_absent_group_its_claim() -> None:
         stream.allot(8, Limits(max_bytes=10))
     assert list(stream.indexes_from(0)) == [1, 2]
     assert stream.allot(7, Limits(max_bytes=10))[1].removed == [1]
+
+
+# -- alone -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_item_that_goes_alone_goes_to_whoever_has_nothing_else_to_do() -> None:
+    stream = stream_of(1, 1)
+    busy = attach(stream, "busy")
+    assert fetched(stream, busy) == [(1, 1), (2, 1)]
+    stream.negative("g", [1], code="", reason="", now=NOW)
+    assert fetched(stream, busy) == [(1, 2)]
+    stream.negative("g", [1], code="", reason="", now=NOW)
+    assert fetched(stream, busy) == []
+    idle = attach(stream, "idle")
+    assert fetched(stream, idle) == [(1, 3)]
+    stream.commit("g", [2])
+    assert fetched(stream, busy) == []
