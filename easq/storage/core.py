@@ -718,24 +718,26 @@ class Stream:
         """
         self._serve_reserved(group, effects)
         while True:
-            best: tuple[tuple[int, int], _View] | None = None
+            best: tuple[int, int] | None = None
+            takers: set[int] = set()  # connections that want it
             for view in group.views:
                 if any(self._sessions[number].free > 0 for number in view.sessions):
                     candidate = self._peek(group, view)
-                    if candidate is not None and (best is None or candidate < best[0]):
-                        best = (candidate, view)
-            if self._reserve(group, None if best is None else best[0], effects):
+                    if candidate is not None and candidate == best:
+                        takers |= view.sessions
+                    elif candidate is not None and (best is None or candidate < best):
+                        best, takers = candidate, set(view.sessions)
+            if self._reserve(group, best, effects):
                 continue
             if best is None:
                 if self._release_reserved(group):
                     continue
                 return
-            (_, index), view = best
             session = max(
-                (self._sessions[number] for number in view.sessions),
-                key=lambda session: (session.free, -session.served),
+                (self._sessions[number] for number in takers),
+                key=lambda session: (session.free, -session.served, -session.number),
             )
-            self._hand_out(group, session, index, effects)
+            self._hand_out(group, session, best[1], effects)
 
     def _serve_reserved(self, group: _Group, effects: Effects) -> None:
         """A connection that was waiting to be empty, and is, has its item; if that is gone, it waits no longer."""

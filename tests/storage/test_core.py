@@ -133,3 +133,18 @@ def test_an_item_that_goes_alone_goes_to_whoever_has_nothing_else_to_do() -> Non
     assert fetched(stream, idle) == [(1, 3)]
     stream.commit("g", [2])
     assert fetched(stream, busy) == []
+
+
+# -- who gets it -------------------------------------------------------------------------------------------------------
+
+
+def test_the_consumer_with_most_free_slots_gets_it_whatever_else_they_want() -> None:
+    """Also when the consumers of a group started at different indexes."""
+    stream = stream_of(1)
+    stream.delete([1])
+    small, _ = stream.attach(Consumer("g", "small"), Subscription(1), NOW)
+    large, _ = stream.attach(Consumer("g", "large"), Subscription(5, after=1), NOW)
+    index, _ = stream.allot(1, Limits())
+    stream.show(index, 0)
+    stream.dispatch()
+    assert (fetched(stream, small), fetched(stream, large)) == ([], [(2, 1)])
