@@ -23,6 +23,7 @@ import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from math import inf
 
 from easq.errors import QueueFull, StreamEnded
@@ -107,7 +108,7 @@ class _Session:
     auto_commit: bool
     view: _View
     out: set[int] = field(default_factory=set)  # pending at this connection
-    box: list[int] = field(default_factory=list)  # of these, not yet fetched
+    box: dict[int, None] = field(default_factory=dict)  # of these, not yet fetched, in order
     served: int = 0  # when it was last given an item, in hand-outs of the stream
     stopped: bool = False
     alone: int = 0  # the item that this connection has, or waits for, to have nothing beside it
@@ -250,15 +251,16 @@ class Stream:
     def allot(self, size: int, limits: Limits) -> tuple[int, Effects]:
         """A new index is reserved for an item of `size` bytes; `show` or `drop` follows, in the order of allotting.
 
-        Raises StreamEnded; QueueFull when there is no room even without the claims of absent groups.
+        Raises StreamEnded; QueueFull when there is no room even without the claims of absent groups. Then nothing has
+        changed.
         """
         if self.ended:
             raise StreamEnded("the stream has ended and takes no more items")
         effects = Effects()
-        if not self.has_room(size, limits):
+        if not self.has_room(size, limits) and self._can_make_room(size, limits):
             self._drop_absent_claims(effects)
-        if limits.evict and size <= limits.max_bytes:
-            self._evict(size, limits, effects)
+            if limits.evict:
+                self._evict(size, limits, effects)
         if not self.has_room(size, limits):
             held = len(self._entries) + len(self._allotted)
             raise QueueFull(
@@ -278,6 +280,20 @@ class Stream:
         return (
             len(self._entries) + len(self._allotted) < limits.max_items
             and self._size + self._allotted_size + size <= limits.max_bytes
+        )
+
+    def _can_make_room(self, size: int, limits: Limits) -> bool:
+        """Whether an item of `size` bytes fits when absent groups let go, and everything that may be is evicted."""
+        unheld = set(self._committed_by([group for group in self._groups.values() if group.connected]))
+        if limits.evict:
+            left = [held for index, held in self._claimed.items() if index not in unheld]
+            count, total = len(left), sum(left)
+        else:
+            count = len(self._entries) - len(unheld)
+            total = self._size - sum(self._entries[index][1] for index in unheld)
+        return (
+            count + len(self._allotted) < limits.max_items
+            and total + self._allotted_size + size <= limits.max_bytes
         )
 
     def _evict(self, size: int, limits: Limits, effects: Effects) -> None:
@@ -332,10 +348,17 @@ class Stream:
                     break
         return best
 
-    def claim(self, indexes: Iterable[int]) -> None:
-        """The present items are hidden from everyone."""
+    def claim(self, indexes: Iterable[int]) -> Effects:
+        """The present items are hidden from everyone, also from connections that have not fetched them yet."""
+        effects = Effects()
         for index in indexes:
             self._claimed[index] = self._entries[index][1]
+            for group in self._groups.values():
+                number = group.pending.get(index)
+                if number is not None and index in self._sessions[number].box:
+                    self._unlease(group, index)
+        self._dispatch_all(effects)
+        return effects
 
     def release(self, indexes: Iterable[int]) -> Effects:
         """Claimed items that still exist are visible again, and ready for each group that does not have them."""
@@ -421,6 +444,8 @@ class Stream:
         )
         group.connected += 1
         group.left_at = None
+        # when every group was long absent nobody held anything back: what this one had committed then can leave now
+        self._remove_unheld(effects)
         self._give_back(group, session, effects)
         self._dispatch(group, effects)
         return session.number, effects
@@ -437,7 +462,7 @@ class Stream:
         mine = [index for index, (_, user) in group.held.items() if user == session.consumer.user]
         heap: list[tuple[int, int]] = []
         for index in mine:
-            if self._wanted(session.view, index) and not group.goes_alone(index):
+            if self._wanted(session.view, index) and index in self and not group.goes_alone(index):
                 heap.append((-self._entries[index][0], index))
             else:
                 del group.held[index]
@@ -477,10 +502,9 @@ class Stream:
         member.session = None
         member.active_at = now
         member.left_pending = bool(session.out)
-        unsent = set(session.box)
         for index in sorted(session.out):
             del group.pending[index]
-            if index in unsent or not lost:
+            if index in session.box or not lost:
                 self._return(group, index)
                 continue
             touch = group.touched[index]
@@ -490,6 +514,7 @@ class Stream:
             if not self._give_up(group, index, touch, effects):
                 self._hold(group, index, now + self.timing.leave_grace_s, session.consumer.user)
         session.out.clear()
+        session.box.clear()
         self._forget_left(group)
         self.due = min(self.due, *self._moments(group))
 
@@ -521,18 +546,16 @@ class Stream:
             return []
         group = self._groups[session.consumer.group]
         fetched: list[tuple[int, int]] = []
-        position = size = 0
-        while position < len(session.box) and len(fetched) < most:
-            index = session.box[position]
-            if index in session.out:
-                size += self._entries[index][1]
-                if fetched and size > most_bytes:
-                    break
-                touch = group.touched.setdefault(index, Touch())
-                touch.deliveries += 1
-                fetched.append((index, touch.deliveries))
-            position += 1
-        del session.box[:position]
+        size = 0
+        for index in islice(session.box, most):
+            size += self._entries[index][1]
+            if fetched and size > most_bytes:
+                break
+            touch = group.touched.setdefault(index, Touch())
+            touch.deliveries += 1
+            fetched.append((index, touch.deliveries))
+        for index, _ in fetched:
+            del session.box[index]
         return fetched
 
     def group_of(self, number: int) -> str:
@@ -628,6 +651,7 @@ class Stream:
         if number is not None:
             session = self._sessions[number]
             session.out.discard(index)
+            session.box.pop(index, None)
             if session.alone == index:
                 session.alone = 0
 
@@ -640,6 +664,7 @@ class Stream:
         if group is None:
             return 0, effects
         counted = 0
+        stopped: set[int] = set()
         for index in dict.fromkeys(indexes):
             number = group.pending.get(index)
             if number is None:
@@ -647,7 +672,7 @@ class Stream:
             counted += 1
             self._unlease(group, index)
             if code == SHUTDOWN:
-                self._sessions[number].stopped = True
+                stopped.add(number)
                 self._return(group, index)
                 continue
             touch = group.touched.setdefault(index, Touch())
@@ -662,8 +687,17 @@ class Stream:
                 self._hold(group, index, now + delay, None)
             else:
                 self._return(group, index)
+        for number in stopped:
+            self._stop(group, self._sessions[number])
         self._dispatch(group, effects)
         return counted, effects
+
+    def _stop(self, group: _Group, session: _Session) -> None:
+        """The connection gets nothing more: what it has not fetched yet is ready for others."""
+        session.stopped = True
+        for index in list(session.box):
+            self._unlease(group, index)
+            self._return(group, index)
 
     # -- handing out -----------------------------------------------------------------------------------------------
 
@@ -684,22 +718,26 @@ class Stream:
         """
         self._serve_reserved(group, effects)
         while True:
-            best: tuple[tuple[int, int], _View] | None = None
+            best: tuple[int, int] | None = None
+            takers: set[int] = set()  # connections that want it
             for view in group.views:
                 if any(self._sessions[number].free > 0 for number in view.sessions):
                     candidate = self._peek(group, view)
-                    if candidate is not None and (best is None or candidate < best[0]):
-                        best = (candidate, view)
-            if self._reserve(group, None if best is None else best[0], effects):
+                    if candidate is not None and candidate == best:
+                        takers |= view.sessions
+                    elif candidate is not None and (best is None or candidate < best):
+                        best, takers = candidate, set(view.sessions)
+            if self._reserve(group, best, effects):
                 continue
             if best is None:
+                if self._release_reserved(group):
+                    continue
                 return
-            (_, index), view = best
             session = max(
-                (self._sessions[number] for number in view.sessions),
-                key=lambda session: (session.free, -session.served),
+                (self._sessions[number] for number in takers),
+                key=lambda session: (session.free, -session.served, -session.number),
             )
-            self._hand_out(group, session, index, effects)
+            self._hand_out(group, session, best[1], effects)
 
     def _serve_reserved(self, group: _Group, effects: Effects) -> None:
         """A connection that was waiting to be empty, and is, has its item; if that is gone, it waits no longer."""
@@ -717,6 +755,27 @@ class Stream:
         index, session.alone = session.alone, 0
         self._return(group, index)
 
+    def _release_reserved(self, group: _Group) -> bool:
+        """Nothing else is to be handed out: an item that waits for one connection to be empty, while another that
+        could take it is, waits no longer. Whether there was one.
+        """
+        for number in group.reserved:
+            session = self._sessions[number]
+            if not all(taker.out for taker in self._takers(group, session.alone)):
+                self._unreserve(group, session)
+                return True
+        return False
+
+    def _takers(self, group: _Group, index: int) -> list[_Session]:
+        """The connections that want the item, and neither have nor wait for one that goes alone."""
+        return [
+            session
+            for view in group.views
+            if self._wanted(view, index)
+            for session in (self._sessions[number] for number in view.sessions)
+            if not session.stopped and not session.alone
+        ]
+
     def _reserve(self, group: _Group, other: tuple[int, int] | None, effects: Effects) -> bool:
         """An item that goes alone, if it is before `other`, has a consumer: whichever has least pending gets nothing
         more until it is empty, then it gets the item. The others go on with later items.
@@ -727,13 +786,7 @@ class Stream:
             pair = heapq.heappop(group.alone)
             if not self._ready(group, pair[1]):
                 continue
-            takers = [
-                session
-                for view in group.views
-                if self._wanted(view, pair[1])
-                for session in (self._sessions[number] for number in view.sessions)
-                if not session.stopped and not session.alone
-            ]
+            takers = self._takers(group, pair[1])
             if not takers:
                 passed.append(pair)
                 continue
@@ -751,7 +804,7 @@ class Stream:
         self._handouts += 1
         session.served = self._handouts
         session.out.add(index)
-        session.box.append(index)
+        session.box[index] = None
         group.pending[index] = session.number
         group.highest = max(group.highest, index)
         group.members[session.consumer.user].index = index
@@ -854,13 +907,12 @@ class Stream:
 
     def _remove_unheld(self, effects: Effects) -> None:
         """Entries that every holding group has committed are gone; without a holding group nothing is."""
-        holders = self._holders()
-        if holders:
-            smallest = min((group.committed for group in holders), key=len)
-            self._retire(
-                sorted(index for index in smallest if all(index in group.committed for group in holders)),
-                effects,
-            )
+        self._retire(self._committed_by(self._holders()), effects)
+
+    def _committed_by(self, groups: Sequence[_Group]) -> list[int]:
+        """The entries that all of `groups` have committed, ascending; none when there are no groups."""
+        smallest = min((group.committed for group in groups), key=len, default=set[int]())
+        return sorted(index for index in smallest if all(index in group.committed for group in groups))
 
     # -- what is asked ---------------------------------------------------------------------------------------------
 

@@ -474,7 +474,7 @@ class Embedded(Storage):
         frames = [frame for frame in frames if frame.index in core]
         if not is_enough(frames, minimum):
             return []
-        core.claim([frame.index for frame in frames])
+        await self._apply(stream, core.claim([frame.index for frame in frames]))
         return frames
 
     async def release(self, stream: str, indexes: Sequence[int]) -> None:

@@ -301,17 +301,19 @@ def test_one_poison_item_drags_nobody_to_the_rear(engine_url: str) -> None:
 
 def test_a_reserved_consumer_that_leaves_frees_the_item(engine_url: str) -> None:
     async def body(engine: Graves) -> None:
-        for _ in range(2):
+        for _ in range(4):
             await engine.put()
         first = await engine.attach("first", window=2)
-        await engine.leased(first, 2)
+        assert await engine.leased(first, 2) == [1, 2]
+        second = await engine.attach("second", window=2)
+        assert await engine.leased(second, 2) == [3, 4]
         await engine.negative(1)
         assert await engine.leased(first) == [1]
         await engine.negative(1)
         assert await engine.has_nothing_for(first)
-        second = await engine.attach("second", window=2)
-        assert await engine.has_nothing_for(second)
         await engine.detach(first)
+        assert await engine.has_nothing_for(second)
+        await engine.commit(3, 4)
         assert await engine.leased(second) == [1]
         await engine.commit(1)
         assert await engine.leased(second) == [2]

@@ -1,0 +1,128 @@
+"""A disk that keeps what `Effects` ask for, in order and late, and loses what is under way when the power goes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from easq.model import Tags
+from easq.storage.base import Timing
+from easq.storage.core import Effects, Stream, Touch
+
+#: delivery counts are written so long after they changed, in seconds
+LAZY_S = 0.1
+
+
+@dataclass
+class Job:
+    """One atomic write: what changes, whether it succeeds, and who is told."""
+
+    effects: Effects = field(default_factory=Effects)
+    stored: tuple[int, int, int, Tags] | None = None  # index, priority, size, tags
+    touches: list[tuple[str, int, Touch]] = field(default_factory=list)
+    ended: bool | None = None
+    fails: bool = False
+    told: Callable[[], None] = lambda: None
+
+
+class Disk:
+    """What is stored, and the writes under way."""
+
+    def __init__(self) -> None:
+        self.items: dict[int, tuple[int, int, Tags]] = {}
+        self.last = 0
+        self.ended = False
+        self.groups: set[str] = set()
+        self.committed: dict[str, dict[int, bool]] = {}  # group -> index -> given up
+        self.touched: dict[str, dict[int, Touch]] = {}
+        self.jobs: deque[Job] = deque()
+        self.lazy: dict[tuple[str, int], None] = {}
+        self.lazy_due = 0.0
+
+    def submit(self, job: Job, now: float) -> None:
+        """The write is under way; counts that changed follow later."""
+        for index in job.effects.removed:
+            self._forget_lazy(lambda known, gone=index: known == gone)  # type: ignore[misc]
+        if job.effects.truncated_below:
+            self._forget_lazy(lambda known: known < job.effects.truncated_below)
+        for group, index in job.effects.touched:
+            self.remember(group, index, now)
+        self.jobs.append(job)
+
+    def _forget_lazy(self, gone: Callable[[int], bool]) -> None:
+        for key in [key for key in self.lazy if gone(key[1])]:
+            del self.lazy[key]
+
+    def remember(self, group: str, index: int, now: float) -> None:
+        """The counts of an item in a group are written within `LAZY_S`."""
+        if not self.lazy:
+            self.lazy_due = now + LAZY_S
+        self.lazy[group, index] = None
+
+    def flush(self, touch: Callable[[str, int], Touch | None]) -> Iterator[tuple[str, int, Touch]]:
+        """The counts that changed are under way."""
+        job = Job()
+        for group, index in self.lazy:
+            known = touch(group, index)
+            if known is not None:
+                job.touches.append((group, index, replace(known)))
+        self.lazy.clear()
+        self.jobs.append(job)
+        yield from job.touches
+
+    def sync(self, count: int) -> list[Job]:
+        """The next `count` writes are stored, or have failed; in order."""
+        done = [self.jobs.popleft() for _ in range(min(count, len(self.jobs)))]
+        for job in done:
+            if not job.fails:
+                self._write(job)
+        return done
+
+    def cut_power(self, count: int) -> None:
+        """`count` of the writes under way are stored without anybody being told, the others never."""
+        self.sync(count)
+        self.jobs.clear()
+        self.lazy.clear()
+
+    def _write(self, job: Job) -> None:
+        if job.stored is not None:
+            index, *entry = job.stored
+            self.items[index] = (entry[0], entry[1], entry[2])
+            self.last = max(self.last, index)
+        effects = job.effects
+        self.groups.update(effects.groups)
+        for group, index, given_up in effects.committed:
+            self.committed.setdefault(group, {})[index] = given_up
+        gone = set(effects.removed) | {index for index in self.items if index < effects.truncated_below}
+        for index in gone:
+            self.items.pop(index, None)
+            for rows in (*self.committed.values(), *self.touched.values()):
+                rows.pop(index, None)
+        self.groups.difference_update(effects.forgotten_groups)
+        for group, index, touch in job.touches:
+            if index in self.items:
+                self.touched.setdefault(group, {})[index] = touch
+        if job.ended is not None:
+            self.ended = job.ended
+
+    def start(
+        self, timing: Timing, max_failures: int, has_rear_room: Callable[[int], bool], now: float
+    ) -> Stream:
+        """A stream with what is stored."""
+        stream = Stream(
+            timing=timing,
+            tags_of=lambda index: self.items[index][2] if index in self.items else {},
+            last=self.last,
+            ended=self.ended,
+            max_failures=max_failures,
+            has_rear_room=has_rear_room,
+        )
+        for index, (priority, size, _) in sorted(self.items.items()):
+            stream.restore(index, priority, size)
+        for group in sorted(self.groups):
+            committed = self.committed.get(group, {})
+            given_up = [index for index, is_given_up in committed.items() if is_given_up]
+            touched = [(index, replace(touch)) for index, touch in self.touched.get(group, {}).items()]
+            stream.restore_group(group, committed, given_up, touched, now)
+        return stream

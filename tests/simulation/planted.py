@@ -1,0 +1,152 @@
+"""Bugs planted in the rules of a stream, each of which the books have to notice."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+
+import pytest
+
+from easq.model import Consumer
+from easq.storage import core
+from easq.storage.base import Subscription
+from easq.storage.core import Effects, Stream, Touch
+
+
+def takeover_forgets_what_is_out(patch: pytest.MonkeyPatch) -> None:
+    """A second connection of one name replaces the first, whose items stay with nobody."""
+    original = Stream.attach
+
+    def attach(
+        self: Stream, consumer: Consumer, subscription: Subscription, now: float
+    ) -> tuple[int, Effects]:
+        replaced = self.sessions().get(consumer)
+        if replaced is not None:
+            self._sessions[replaced].out.clear()
+        return original(self, consumer, subscription, now)
+
+    patch.setattr(Stream, "attach", attach)
+
+
+def redelivery_loses_priority(patch: pytest.MonkeyPatch) -> None:
+    """What comes back is an item of the lowest class."""
+    original = Stream._return
+
+    def give_back(self: Stream, group: core._Group, index: int) -> None:
+        entry = self._entries.get(index)
+        if entry is None or group.unavailable(index) or index in self._claimed or group.goes_alone(index):
+            original(self, group, index)
+        else:
+            heapq.heappush(group.returned, (0, index))
+
+    patch.setattr(Stream, "_return", give_back)
+
+
+def truncate_takes_one_more(patch: pytest.MonkeyPatch) -> None:
+    """Up to and with the index, instead of below it."""
+    original = Stream.truncate
+    patch.setattr(Stream, "truncate", lambda self, below: original(self, below + 1))
+
+
+def counts_start_anew_after_a_restart(patch: pytest.MonkeyPatch) -> None:
+    """Deliveries and failures are stored, and not read."""
+    original = Stream.restore_group
+
+    def restore_group(
+        self: Stream,
+        name: str,
+        committed: Iterable[int],
+        given_up: Iterable[int],
+        _: Iterable[tuple[int, Touch]],
+        now: float,
+    ) -> None:
+        original(self, name, committed, given_up, (), now)
+
+    patch.setattr(Stream, "restore_group", restore_group)
+
+
+def lost_connection_keeps_what_is_out(patch: pytest.MonkeyPatch) -> None:
+    """Items of a connection that broke wait for it for ever."""
+    original = Stream._leave
+
+    def leave(self: Stream, session: core._Session, *, lost: bool, now: float, effects: Effects) -> None:
+        if lost:
+            session.out.clear()
+        original(self, session, lost=lost, now=now, effects=effects)
+
+    patch.setattr(Stream, "_leave", leave)
+
+
+def commits_are_not_stored(patch: pytest.MonkeyPatch) -> None:
+    """What one of several groups has committed is known until the next start."""
+    original = Stream.commit
+
+    def commit(self: Stream, name: str, indexes: Iterable[int]) -> tuple[int, Effects]:
+        counted, effects = original(self, name, indexes)
+        effects.committed.clear()
+        return counted, effects
+
+    patch.setattr(Stream, "commit", commit)
+
+
+def one_failure_too_many(patch: pytest.MonkeyPatch) -> None:
+    """An item is given up one failure late."""
+    original = Stream._give_up
+
+    def give_up(self: Stream, group: core._Group, index: int, touch: Touch, effects: Effects) -> bool:
+        self.max_failures += bool(self.max_failures)
+        try:
+            return original(self, group, index, touch, effects)
+        finally:
+            self.max_failures -= bool(self.max_failures)
+
+    patch.setattr(Stream, "_give_up", give_up)
+
+
+def poison_comes_with_company(patch: pytest.MonkeyPatch) -> None:
+    """An item that failed often is handed out like any other."""
+    patch.setattr(core._Group, "goes_alone", lambda *_: False)
+
+
+def window_is_one_larger(patch: pytest.MonkeyPatch) -> None:
+    """One item more than the window is handed out."""
+    patch.setattr(
+        core._Session,
+        "free",
+        property(lambda self: 0 if self.stopped or self.alone else self.window + 1 - len(self.out)),
+    )
+
+
+def claims_are_seen(patch: pytest.MonkeyPatch) -> None:
+    """A claimed item is handed out all the same."""
+    patch.setattr(Stream, "__contains__", lambda self, index: index in self._entries)
+
+
+def time_is_not_due(patch: pytest.MonkeyPatch) -> None:
+    """Nothing is done at its time, unless something else is due."""
+    original = Stream._hold
+
+    def hold(self: Stream, group: core._Group, index: int, until: float, user: str | None) -> None:
+        due = self.due
+        original(self, group, index, until, user)
+        self.due = due
+
+    patch.setattr(Stream, "_hold", hold)
+
+
+BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    bug.__name__: bug
+    for bug in (
+        takeover_forgets_what_is_out,
+        redelivery_loses_priority,
+        truncate_takes_one_more,
+        counts_start_anew_after_a_restart,
+        lost_connection_keeps_what_is_out,
+        commits_are_not_stored,
+        one_failure_too_many,
+        poison_comes_with_company,
+        window_is_one_larger,
+        claims_are_seen,
+        time_is_not_due,
+    )
+}

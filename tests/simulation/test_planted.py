@@ -1,0 +1,50 @@
+"""The books notice: each planted bug breaks a promise in one of the first lives, and that promise is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.books import Broken
+from tests.simulation.planted import BUGS
+from tests.simulation.world import play
+
+#: a bug that shows in none of so many lives is not caught
+_LIVES = 60
+#: planted bug -> the promises of which one is named
+NAMED = {
+    "takeover_forgets_what_is_out": ("I15", "I13", "P10"),
+    "redelivery_loses_priority": ("P8",),
+    "truncate_takes_one_more": ("truncate counts", "I1"),
+    "counts_start_anew_after_a_restart": ("I9",),
+    "lost_connection_keeps_what_is_out": ("P12", "P13", "I15", "I13"),
+    "commits_are_not_stored": ("P9",),
+    "one_failure_too_many": ("P13",),
+    "poison_comes_with_company": ("P13",),
+    "window_is_one_larger": ("I6", "I13"),
+    "claims_are_seen": ("P17", "I1", "I13"),
+    "time_is_not_due": ("P11",),
+}
+
+
+def lives() -> None:
+    for seed in range(_LIVES):
+        play(seed)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    BUGS[bug](monkeypatch)
+    with pytest.raises(Broken) as caught:
+        lives()
+    _, _, told = str(caught.value).splitlines()[0].partition(": Broken: ")
+    assert told.startswith(NAMED[bug])
+
+
+def test_a_failure_tells_its_seed_and_every_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    BUGS["window_is_one_larger"](monkeypatch)
+    with pytest.raises(Broken) as caught:
+        lives()
+    first, *story = str(caught.value).splitlines()
+    assert first.startswith("seed ")
+    assert any(" put 1 " in line for line in story)
+    assert any(" attach " in line for line in story)

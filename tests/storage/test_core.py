@@ -1,0 +1,150 @@
+"""The rules of a stream where only the core itself can be brought: between hand-out and fetch, and out of the blue."""
+
+from __future__ import annotations
+
+import pytest
+
+from easq.errors import QueueFull
+from easq.model import Consumer
+from easq.storage.base import Limits, Subscription, Timing
+from easq.storage.core import SHUTDOWN, Stream
+
+TIMING = Timing(leave_grace_s=2.0, group_retention_s=60.0, backoff_s=(0.0,))
+NOW = 100.0
+
+
+def stream_of(*sizes: int, max_failures: int = 0) -> Stream:
+    """A stream with items of these sizes, from index 1 on."""
+    stream = Stream(timing=TIMING, tags_of=lambda _: {}, max_failures=max_failures)
+    for size in sizes:
+        index, _ = stream.allot(size, Limits())
+        stream.show(index, 0)
+    return stream
+
+
+def attach(stream: Stream, user: str = "u", group: str = "g", *, window: int = 10, now: float = NOW) -> int:
+    session, _ = stream.attach(Consumer(group, user), Subscription(window), now)
+    return session
+
+
+def fetched(stream: Stream, session: int) -> list[tuple[int, int]]:
+    return stream.fetch(session, most=100, most_bytes=1000)
+
+
+# -- handed out, not fetched -------------------------------------------------------------------------------------------
+
+
+def test_what_comes_back_before_it_was_fetched_is_fetched_once() -> None:
+    """Its place among what waits is the new one."""
+    stream = stream_of(1, 1)
+    session = attach(stream)
+    assert stream.negative("g", [1], code="", reason="", now=NOW)[0] == 1
+    assert fetched(stream, session) == [(2, 1), (1, 1)]
+    assert fetched(stream, session) == []
+
+
+def test_a_consumer_that_shuts_down_is_not_sent_what_it_has_not_fetched() -> None:
+    stream = stream_of(1, 1, 1)
+    leaving = attach(stream, "leaving")
+    assert stream.fetch(leaving, most=1, most_bytes=1000) == [(1, 1)]
+    other = attach(stream, "other")
+    counted, effects = stream.negative("g", [1, 2], code=SHUTDOWN, reason="", now=NOW)
+    assert (counted, effects.woken) == (2, {other})
+    assert fetched(stream, leaving) == []
+    assert fetched(stream, other) == [(1, 2), (2, 1), (3, 1)]
+
+
+def test_what_is_claimed_before_it_was_fetched_is_not_sent_until_it_is_released() -> None:
+    stream = stream_of(1, 1)
+    session = attach(stream, window=1)
+    assert stream.claim([1]).woken == {session}
+    assert fetched(stream, session) == [(2, 1)]
+    stream.release([1])
+    stream.commit("g", [2])
+    assert fetched(stream, session) == [(1, 1)]
+
+
+def test_what_is_claimed_is_not_sent_to_the_user_it_was_kept_for() -> None:
+    stream = stream_of(1)
+    session = attach(stream)
+    assert fetched(stream, session) == [(1, 1)]
+    stream.detach(session, lost=True, now=NOW)
+    stream.claim([1])
+    again = attach(stream)
+    assert fetched(stream, again) == []
+    stream.release([1])
+    assert fetched(stream, again) == [(1, 2)]
+
+
+# -- groups that hold items back ---------------------------------------------------------------------------------------
+
+
+def test_what_a_group_had_committed_leaves_when_it_comes_back_alone() -> None:
+    """Another group held the item; both were away for too long, and then nobody held anything."""
+    stream = stream_of(1, 1)
+    one, two = attach(stream, group="one"), attach(stream, group="two")
+    stream.commit("one", [1])
+    for session in (one, two):
+        stream.detach(session, lost=False, now=NOW)
+    stream.tick(NOW + TIMING.group_retention_s)
+    assert stream.stats(NOW).length == 2
+    _, effects = stream.attach(Consumer("one", "u"), Subscription(10), NOW + 61)
+    assert effects.removed == [1]
+    assert list(stream.indexes_from(0)) == [2]
+
+
+# -- room --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_put_that_is_refused_evicts_nothing() -> None:
+    """What is claimed cannot be evicted, so there would be no room without the rest either."""
+    stream = stream_of(6, 2)
+    stream.claim([1])
+    with pytest.raises(QueueFull):
+        stream.allot(5, Limits(max_bytes=10, evict=True))
+    assert list(stream.indexes_from(0)) == [2]
+    assert stream.allot(4, Limits(max_bytes=10, evict=True))[1].removed == [2]
+
+
+def test_a_put_that_is_refused_takes_no_absent_group_its_claim() -> None:
+    stream = stream_of(3, 3)
+    attach(stream, group="here")
+    absent = attach(stream, group="absent")
+    stream.detach(absent, lost=False, now=NOW)
+    stream.commit("here", [1])
+    with pytest.raises(QueueFull):
+        stream.allot(8, Limits(max_bytes=10))
+    assert list(stream.indexes_from(0)) == [1, 2]
+    assert stream.allot(7, Limits(max_bytes=10))[1].removed == [1]
+
+
+# -- alone -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_item_that_goes_alone_goes_to_whoever_has_nothing_else_to_do() -> None:
+    stream = stream_of(1, 1)
+    busy = attach(stream, "busy")
+    assert fetched(stream, busy) == [(1, 1), (2, 1)]
+    stream.negative("g", [1], code="", reason="", now=NOW)
+    assert fetched(stream, busy) == [(1, 2)]
+    stream.negative("g", [1], code="", reason="", now=NOW)
+    assert fetched(stream, busy) == []
+    idle = attach(stream, "idle")
+    assert fetched(stream, idle) == [(1, 3)]
+    stream.commit("g", [2])
+    assert fetched(stream, busy) == []
+
+
+# -- who gets it -------------------------------------------------------------------------------------------------------
+
+
+def test_the_consumer_with_most_free_slots_gets_it_whatever_else_they_want() -> None:
+    """Also when the consumers of a group started at different indexes."""
+    stream = stream_of(1)
+    stream.delete([1])
+    small, _ = stream.attach(Consumer("g", "small"), Subscription(1), NOW)
+    large, _ = stream.attach(Consumer("g", "large"), Subscription(5, after=1), NOW)
+    index, _ = stream.allot(1, Limits())
+    stream.show(index, 0)
+    stream.dispatch()
+    assert (fetched(stream, small), fetched(stream, large)) == ([], [(2, 1)])
