@@ -5,6 +5,7 @@ It prints the index of each item it gets, and `commit INDEX` on its stdin makes 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 
@@ -19,8 +20,9 @@ def main(port: int, user: str, window: int) -> None:
         watching.connection.socket.settimeout(None)
 
         def ping() -> None:
-            while not over.wait(0.3):
-                watching.send(PING, b"ping")
+            with contextlib.suppress(OSError):
+                while not over.wait(0.3):
+                    watching.send(PING, b"ping")
 
         def obey() -> None:
             for line in sys.stdin:
@@ -28,15 +30,18 @@ def main(port: int, user: str, window: int) -> None:
                 print("committed", answer.header("X-Easq-Committed"), flush=True)
 
         over = threading.Event()
-        for body in (ping, obey):
-            threading.Thread(target=body, daemon=True).start()
+        threads = [threading.Thread(target=body, daemon=True) for body in (ping, obey)]
+        for thread in threads:
+            thread.start()
         try:
             while True:
                 frame = watching.read()
                 if frame.opcode == BINARY:
                     print(read_item(frame.payload).index, flush=True)
-        finally:
-            over.set()
+        except (EOFError, OSError):
+            pass  # the service has given this consumer up; what it is told to commit it still commits
+        over.set()
+        threads[1].join()
 
 
 if __name__ == "__main__":
