@@ -15,6 +15,7 @@ from easq.cli.completion import COMPLETE_VARIABLE, completion
 from easq.cli.config import config
 from easq.cli.delete import delete
 from easq.cli.demo import demo
+from easq.cli.endpoints import endpoints
 from easq.cli.get import get
 from easq.cli.info import info
 from easq.cli.negative import negative
@@ -36,6 +37,7 @@ COMMANDS: tuple[click.Command, ...] = (
     trunc,
     watch,
     predict,
+    endpoints,
     commit,
     negative,
     serve,

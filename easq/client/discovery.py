@@ -37,6 +37,8 @@ PATHS = (
 )
 #: seconds between two questions, as Alibaba's page advises
 REFRESH_S = 5.0
+#: seconds between two questions of one run in any case
+_LEAST_PAUSE_S = 0.1
 #: of the refresh, so that not all clients ask at once
 _JITTER = 0.1
 #: seconds, and part of the refresh, that one question takes at most
@@ -128,7 +130,7 @@ class Discovery:
             if kept and 0 <= time.time() - kept.time < self.refresh_s:
                 self._hold(kept.instances, kept.time)
                 return
-            deadline_s = self._deadline_s if within_s is None else min(within_s, self._deadline_s)
+            deadline_s = _DEADLINE_S if within_s is None else min(within_s, _DEADLINE_S)
             try:
                 self._ask(deadline_s, Retry.NEVER if kept else Retry.READ)
             except EasqError as error:
@@ -149,21 +151,21 @@ class Discovery:
     def refresh(self) -> bool:
         """The service was asked once. Whether its answer is good: then it holds, else all is as it was."""
         try:
-            self._ask(self._deadline_s, Retry.NEVER)
+            self._ask(min(_DEADLINE_S, self._pause_s * _DEADLINE_PART), Retry.NEVER)
         except EasqError as error:
             self._failed(error)
             return False
         return True
 
     @property
-    def _deadline_s(self) -> float:
-        return min(_DEADLINE_S, self.refresh_s * _DEADLINE_PART)
+    def _pause_s(self) -> float:
+        return max(self.refresh_s, _LEAST_PAUSE_S)
 
     def _run(self) -> None:
-        wait_s = max(0.0, self.refresh_s - self.age_s)
+        wait_s = max(0.0, self._pause_s - self.age_s)
         while not self._stopped.wait(wait_s * random.uniform(1 - _JITTER, 1 + _JITTER)):
             self.refresh()
-            wait_s = self.refresh_s
+            wait_s = self._pause_s
         self._transport.close()
 
     def _ask(self, deadline_s: float, retry: Retry) -> None:
