@@ -226,6 +226,7 @@ def _through_instances(
     """How to ask; nothing is left to do with an answer that was printed."""
     import time
 
+    from easq.client.endpoint import is_private
     from easq.client.predict import predict_direct, service_path
     from easq.model import Frame
 
@@ -238,6 +239,8 @@ def _through_instances(
     discovery.fill(within_s=timeout_s)
     if single:
         timeout_s = max(0.001, timeout_s - (time.monotonic() - began))
+    if sign == "token" and not all(is_private(f"http://{one.address}") for one in discovery.instances):
+        app.printer.warn("the token travels unencrypted, over http and beyond this network")
 
     def ask(item: Item) -> Answer:
         kind = content_type or item.content_type

@@ -168,6 +168,27 @@ def test_the_token_itself_or_none_on_demand(easq: Easq, service: Service) -> Non
     )
 
 
+def test_a_token_that_goes_to_a_public_address_in_the_clear_is_warned_about(
+    easq: Easq, service: Service
+) -> None:
+    private = {"ip": "127.0.0.1", "port": service.instances[0].port, "weight": 1}
+    items = [private, {"ip": "8.8.8.8", "port": 9, "weight": 0}]  # drained: nothing is sent there
+    service.listed.now = reply(200, json.dumps({"endpoints": {"items": items}}).encode())
+    done = easq("predict", "-d", "ab", "--sign", "token", env={"EASQ_TOKEN": TOKEN})
+    assert (done.status, done.out) == (0, b"ba")
+    assert done.err == ("easq: warning: the token travels unencrypted, over http and beyond this network\n")
+    assert easq("predict", "-d", "ab", env={"EASQ_TOKEN": TOKEN}).err == ""
+
+
+def test_an_endpoint_that_is_none_is_found_by_config_validate(easq: Easq, service: Service) -> None:
+    assert easq("config", "validate").status == 0
+    easq("config", "set", "endpoint", "ftp://h")
+    done = easq("config", "validate")
+    assert done.status == 13
+    assert "profiles.default: the endpoint ftp://h does not begin with http:// or https://" in done.err
+    assert service.discovery.requests == []
+
+
 def test_no_talk_and_no_file_shows_token_or_signature(easq: Easq, service: Service) -> None:
     runs = [
         easq("predict", "-d", "ab", "-vvv", "--sign", sign, env={"EASQ_TOKEN": TOKEN})

@@ -99,6 +99,7 @@ BAD: dict[str, tuple[Callable[[Peer], None], str]] = {
     "html": (reply(200, b"<html></html>", Content_Type="text/html"), "not JSON"),
     "half": (reply(200, GOOD_TEXT[:30]), "not JSON"),
     "huge": (huge, "above the limit of 1048576 bytes"),
+    "100,000 entries": (saying(*[entry()] * 100_000), "above the limit of 1048576 bytes"),
     "redirect": (elsewhere, "a redirect"),
     "reset": (broken, "lost before the answer"),
     "only bad entries": (
@@ -274,6 +275,15 @@ def test_the_first_answer_must_be_good(watched: Watched, name: str, kind: type[e
     with watched.client() as discovery, pytest.raises(kind, match=r"^discovery at |^the answer of discovery"):
         discovery.fill(within_s=0.5)
     assert watched.warnings == []
+
+
+def test_this_machine_is_no_instance_of_a_service_elsewhere(tmp_path: Path) -> None:
+    file = list_file(tmp_path, "http://10.255.255.1:9", "svc")
+    write_list(file, "svc", [FIRST], time.time())
+    with Discovery("http://10.255.255.1:9", "svc", SETTINGS, folder=tmp_path) as discovery:
+        with pytest.raises(errors.EasqError):
+            discovery.fill(within_s=0.2)
+        assert discovery.instances == ()
 
 
 def test_no_discovery_at_all_is_unreachable() -> None:
