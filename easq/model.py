@@ -72,3 +72,17 @@ class SearchResult:
     consumer_id: str
     is_pending: bool
     wait_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One instance of a service that is called directly: a literal IP, a port, and its part of the requests."""
+
+    ip: str
+    port: int
+    weight: int
+
+    @property
+    def address(self) -> str:
+        """`IP:PORT`, as it stands in a URL."""
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"

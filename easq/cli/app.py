@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from easq.errors import ConfigError, EasqError, UsageError
 
 if TYPE_CHECKING:
+    from easq.client.discovery import Discovery
     from easq.client.queue import QueueClient
     from easq.client.transport import Transport
     from easq.config import Config, Resolved, Value
@@ -38,6 +40,7 @@ class App:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
         self.options: dict[str, Any] = {}
+        self.warnings: deque[str] = deque()  #: of other threads, until `tell_warnings`
 
     # output
 
@@ -65,6 +68,11 @@ class App:
         asked = self.environ.get("EASQ_OUTPUT")
         if asked and asked not in OUTPUTS:
             raise UsageError(f"EASQ_OUTPUT is {asked!r}, not one of {', '.join(OUTPUTS)}")
+
+    def tell_warnings(self) -> None:
+        """What other threads warned of so far has been said; only the main one may meet a closed stdout."""
+        while self.warnings:
+            self.printer.warn(self.warnings.popleft())
 
     # configuration
 
@@ -137,6 +145,36 @@ class App:
             )
         )
 
+    @cached_property
+    def instances(self) -> Transport:
+        """The HTTP client for instances that are called directly: no proxy is on the way to them."""
+        from dataclasses import replace
+
+        from easq.client.transport import Transport
+
+        return Transport(replace(self.transport.settings, environ={}))
+
+    @cached_property
+    def discovery(self) -> Discovery:
+        """Where the instances of the service are known. Raises ConfigError where nothing says which service."""
+        from easq.client.discovery import REFRESH_S, Discovery
+        from easq.client.kept import cache_folder
+
+        for key in ("endpoint", "service"):
+            if not self.settings.get(key):
+                raise ConfigError(
+                    f"no {key} is known for direct connect",
+                    hint=f"--{key}, or EASQ_{key.upper()}, or easq config set {key} VALUE",
+                )
+        return Discovery(
+            self.settings.get("endpoint"),
+            self.settings.get("service"),
+            self.transport.settings,
+            refresh_s=self.options.get("refresh", REFRESH_S),
+            folder=cache_folder(self.environ),
+            warn=self.warnings.append,
+        )
+
     def caller(self) -> Caller:
         """Who asks. Raises ConfigError or UsageError for a name that no header may carry."""
         from easq.model import Consumer
@@ -164,9 +202,11 @@ class App:
         return QueueClient(url, caller, self.transport)
 
     def close(self) -> None:
-        """Connections are closed."""
-        if "transport" in self.__dict__:
-            self.transport.close()
+        """Connections are closed, and all warnings said."""
+        for client in ("discovery", "instances", "transport"):
+            if client in self.__dict__:
+                self.__dict__[client].close()
+        self.tell_warnings()
 
     # input
 

@@ -162,16 +162,17 @@ def path(app: App) -> None:
 @click.option("--connect", is_flag=True, help="Ask the queue for its attributes, too.")
 def validate(app: App, connect: bool) -> None:
     """Say what is wrong in the file."""
-    from easq.client.endpoint import stream_url
+    from easq.client.endpoint import endpoint_url, stream_url
     from easq.config import config_path, load, problems
     from easq.errors import ConfigError
 
     loaded = load(config_path(app.environ))
     found = problems(loaded)
     for name, values in loaded.profiles.items():
-        if isinstance(values.get("url"), str):
+        for key, check in (("url", lambda text: stream_url(text, sink=False)), ("endpoint", endpoint_url)):
             try:
-                stream_url(values["url"], sink=False)
+                if isinstance(values.get(key), str):
+                    check(values[key])
             except ConfigError as error:
                 found.append(f"{loaded.path}: profiles.{name}: {error.message}")
     for problem in found:

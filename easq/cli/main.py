@@ -17,6 +17,7 @@ from easq.cli.count import count
 from easq.cli.delete import delete
 from easq.cli.demo import demo
 from easq.cli.end import end
+from easq.cli.endpoints import endpoints
 from easq.cli.get import get
 from easq.cli.info import info
 from easq.cli.negative import negative
@@ -40,6 +41,7 @@ COMMANDS: tuple[click.Command, ...] = (
     trunc,
     watch,
     predict,
+    endpoints,
     commit,
     negative,
     search,

@@ -322,6 +322,18 @@ def stream_options(function: F) -> F:
     return sink(rear(function))
 
 
+def direct_options(function: F) -> F:
+    """`function` takes the options that say which service is called directly, which end in the App."""
+    for names, attributes in (
+        ("--refresh", {"type": DURATION, "help": "How often discovery is asked.  [default: 5s]"}),
+        ("--service", {"metavar": "NAME", "help": "The service that is called directly."}),
+        ("--endpoint", {"metavar": "URL", "help": "Its discovery, http://pai-eas-vpc.REGION.aliyuncs.com."}),
+    ):
+        option: Callable[[F], F] = click.option(names, expose_value=False, callback=_keep, **attributes)
+        function = option(function)
+    return function
+
+
 def sink_option(function: F) -> F:
     """`function` takes -k, which ends in the App."""
     option: Callable[[F], F] = click.option(

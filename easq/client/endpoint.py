@@ -39,6 +39,20 @@ def stream_url(url: str, *, sink: bool) -> str:
     return f"{parts.scheme}://{_ascii_netloc(parts, url)}{path}"
 
 
+def endpoint_url(endpoint: str) -> str:
+    """The address of a discovery service: `endpoint` checked, as http where it names no scheme, as in the SDKs.
+
+    Raises ConfigError for what is no such address.
+    """
+    try:
+        return stream_url(endpoint if "://" in endpoint else f"http://{endpoint}", sink=False)
+    except ConfigError as error:
+        raise ConfigError(
+            error.message.replace("the url", "the endpoint", 1),
+            hint="write it as http://pai-eas-vpc.REGION.aliyuncs.com",
+        ) from error
+
+
 def shown(url: str) -> str:
     """`url` as messages may show it: without user, password, query and fragment."""
     bare = re.split(r"[?#]", url, maxsplit=1)[0]

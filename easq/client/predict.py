@@ -1,18 +1,23 @@
-"""An inference asked for and its result: by way of the queue, or straight from the gateway."""
+"""An inference asked for and its result: by way of the queue, from the gateway, or from an instance itself."""
 
 from __future__ import annotations
 
 import time
 import uuid
 from collections.abc import Mapping
-from urllib.parse import parse_qsl
+from dataclasses import dataclass
+from email.utils import formatdate
+from urllib.parse import parse_qsl, quote
 
+from easq.client.backoff import full_jitter
+from easq.client.discovery import Discovery
 from easq.client.failures import Unanswered
 from easq.client.queue import QueueClient, sub_path
-from easq.client.transport import Retry, Transport
-from easq.errors import DeadlineExceeded, EasqError, NotAQueueService
-from easq.model import REQUEST_ID, Frame, Tags
+from easq.client.transport import PATH_SAFE, Retry, Times, Transport
+from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, ServerError, Unreachable
+from easq.model import REQUEST_ID, Frame, Instance, Tags
 from easq.wire.operations import Caller, Request
+from easq.wire.signature import sign
 
 #: of the time for a prediction, the part that one attempt may take at most
 _ATTEMPT_PART = 3
@@ -90,3 +95,104 @@ def predict_gateway(
             f"no answer within {timeout_s:g} s: {error.message}", hint=error.hint
         ) from error
     return reply.body
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An answer of an instance, its bytes untouched, and how it came."""
+
+    data: bytes
+    instance: Instance
+    attempt: int  #: from 1
+    times: Times  #: connecting and the first byte in the last attempt, the total over all
+
+
+def predict_direct(
+    transport: Transport,
+    discovery: Discovery,
+    data: bytes,
+    *,
+    path: str = "",
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float,
+) -> Served:
+    """The answer of one of the service's instances to a POST of `data`.
+
+    An attempt that fails in a way that another instance may do better goes to one not yet tried for this request
+    while there is one; once all were tried there is a pause, then all again, while `timeout_s` lasts. One attempt
+    takes a third of it at most. An instance may have got a request that was then sent to another.
+    """
+    began = time.monotonic()
+    end = began + timeout_s
+    discovery.fill(within_s=timeout_s)
+    discovery.keep_fresh()
+    request = Request("POST", headers=headers or {}, body=data, path=service_path(discovery.service, path))
+    ever: set[str] = set()
+    this_round: set[str] = set()
+    attempts = rounds = 0
+    error: EasqError = Unreachable(f"{discovery.service} has no instance")
+    while True:
+        # one that the list names only now goes before all that were tried
+        instance = discovery.next(ever) or discovery.next(this_round)
+        if instance is None:
+            rounds += 1
+            pause_s = full_jitter(rounds)
+            if time.monotonic() + pause_s >= end:
+                raise _after(attempts, len(ever), error, timeout_s)
+            time.sleep(pause_s)
+            this_round.clear()
+            continue
+        ever.add(instance.address)
+        this_round.add(instance.address)
+        attempts += 1
+        times = Times()
+        try:
+            reply = transport.exchange(
+                f"http://{instance.address}",
+                request,
+                None,
+                deadline_s=max(0.001, min(timeout_s / _ATTEMPT_PART, end - time.monotonic())),
+                retry=Retry.NEVER,
+                times=times,
+            )
+        except EasqError as failure:
+            error = failure
+            if not _another_may_do_better(error):
+                raise
+            if time.monotonic() >= end:
+                raise _after(attempts, len(ever), error, timeout_s) from failure
+            continue
+        times.total_s = time.monotonic() - began
+        return Served(reply.body, instance, attempts, times)
+
+
+def service_path(service: str, path: str) -> str:
+    """The path of a request to `service`, decoded; `path`, as written behind its address, goes behind it."""
+    return f"/api/predict/{service}{sub_path(path)}"
+
+
+def signed(token: str, data: bytes, content_type: str, path: str) -> dict[str, str]:
+    """The headers that sign a POST of `data` to `path` (decoded) now: the date is true GMT, the path as it is sent.
+
+    They say who sends without showing the token.
+    """
+    sent_path = quote(path, safe=PATH_SAFE)
+    return sign(token, data, content_type or "application/octet-stream", formatdate(usegmt=True), sent_path)
+
+
+def _another_may_do_better(error: EasqError) -> bool:
+    """No connection, a lost one, no answer in time, 502, 503, 504; never what the model itself said."""
+    if isinstance(error, NotAQueueService):
+        return False
+    return isinstance(error, Unreachable) or (
+        isinstance(error, ServerError) and error.status in (502, 503, 504)
+    )
+
+
+def _after(attempts: int, instances: int, error: EasqError, timeout_s: float) -> EasqError:
+    """The last error, and how often was tried; DeadlineExceeded where no answer came in time."""
+    tried = f"{attempts} attempts on {instances} instance{'' if instances == 1 else 's'}"
+    if isinstance(error, Unanswered):
+        text = f"no answer within {timeout_s:g} s: {error.message} ({tried})"
+        return DeadlineExceeded(text, hint=error.hint)
+    return type(error)(f"{error.message} (the last of {tried})", hint=error.hint, status=error.status)

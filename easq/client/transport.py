@@ -32,6 +32,8 @@ from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, U
 from easq.wire.operations import Caller, Request
 from easq.wire.replies import STORED_HEADER, Reply, read_error
 
+#: what stands in the path of a request as it is, beside letters and digits
+PATH_SAFE = "/-._~!$&'()*+,;=:@"
 #: all header names and values of an answer together, in bytes
 _MAX_HEADER_BYTES = 64 * 1024
 #: how often a put is tried while the queue is full: it does not get better by itself
@@ -69,6 +71,15 @@ class Retry(Enum):
     NEVER = "never"
 
 
+@dataclass(slots=True)
+class Times:
+    """What the last attempt of an exchange took, in seconds from its beginning."""
+
+    connect_s: float | None = None  #: None where a connection was there already
+    first_byte_s: float | None = None  #: of the answer; None where there was none
+    total_s: float = 0.0
+
+
 class Transport:
     """Exchanges requests for replies. Usable from several threads at once; a context manager."""
 
@@ -103,6 +114,7 @@ class Transport:
         deadline_s: float | None = None,
         attempt_s: float | None = None,
         retry: Retry = Retry.READ,
+        times: Times | None = None,
     ) -> Reply:
         """The 2xx reply to `request`; whatever else it was answered with in the end is raised as its error.
 
@@ -112,6 +124,7 @@ class Transport:
             connection
                 that does not come about is tried for the connect timeout only.
             attempt_s: bound on one attempt, at most the request timeout, which is the default.
+            times: is told what the last attempt took.
         """
         settings = self.settings
         start = time.monotonic()
@@ -123,7 +136,7 @@ class Transport:
         while True:
             give_up = end
             try:
-                reply = self._attempt(url, request, headers, min(end, time.monotonic() + limit_s))
+                reply = self._attempt(url, request, headers, min(end, time.monotonic() + limit_s), times)
                 if 200 <= reply.status < 300:
                     return reply
                 error: EasqError = read_error(hide_in(reply, secrets_of(headers)))
@@ -155,12 +168,19 @@ class Transport:
         self._deadline.until = None
         return ByteStream(url, response)
 
-    def _attempt(self, url: str, request: Request, headers: Mapping[str, str], until: float) -> Reply:
+    def _attempt(
+        self, url: str, request: Request, headers: Mapping[str, str], until: float, times: Times | None
+    ) -> Reply:
         response, tracer, began = self._send(url, request, headers, until - time.monotonic())
         try:
             return self._read(url, response, tracer, began)
         finally:
             response.close()
+            if times is not None:
+                connected, first = self._deadline.connected, self._deadline.first_byte
+                times.connect_s = None if connected is None else connected - began
+                times.first_byte_s = None if first is None else first - began
+                times.total_s = time.monotonic() - began
 
     def _send(
         self, url: str, request: Request, headers: Mapping[str, str], limit_s: float
@@ -171,7 +191,7 @@ class Transport:
         tracer.headers(">", headers)
         tracer.body(">", request.body)
         began = time.monotonic()
-        self._deadline.until = began + limit_s
+        self._deadline.begin(began + limit_s)
         # everything but connecting is bounded by the deadline, below httpx
         timeout = httpx.Timeout(None, connect=max(min(limit_s, self.settings.connect_timeout_s), 0.001))
         try:
@@ -276,9 +296,15 @@ class ByteStream:
 
 
 class _Deadline(threading.local):
-    """When the exchange of the current thread ends, on the monotonic clock."""
+    """When the exchange of the current thread ends, and how far it came, on the monotonic clock."""
 
     until: float | None = None
+    connected: float | None = None
+    first_byte: float | None = None
+
+    def begin(self, until: float) -> None:
+        """Another exchange ends at `until`."""
+        self.until, self.connected, self.first_byte = until, None, None
 
     def bound(self, timeout: float | None, error: type[Exception]) -> float | None:
         """`timeout` cut to what is left; raises `error` when nothing is."""
@@ -298,7 +324,10 @@ class _BoundedStream(httpcore.NetworkStream):
         self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, self._deadline.bound(timeout, httpcore.ReadTimeout))
+        data = self._inner.read(max_bytes, self._deadline.bound(timeout, httpcore.ReadTimeout))
+        if data and self._deadline.first_byte is None:
+            self._deadline.first_byte = time.monotonic()
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         # one call sends in pieces, each with its own timeout; small pieces bring the deadline back in between
@@ -337,12 +366,13 @@ class _BoundedBackend(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         bounded = self._deadline.bound(timeout, httpcore.ConnectTimeout)
         stream = self._inner.connect_tcp(host, port, bounded, local_address, socket_options)
+        self._deadline.connected = time.monotonic()
         return _BoundedStream(stream, self._deadline)
 
 
 def _target(url: str, request: Request) -> str:
     """The whole address of a request: the path behind `url` and the query percent-encoded, a blank as `+`."""
-    path = quote(request.path, safe="/-._~!$&'()*+,;=:@")
+    path = quote(request.path, safe=PATH_SAFE)
     query = urlencode(request.query)
     return f"{url}{path}?{query}" if query else url + path
 

@@ -141,7 +141,10 @@ def test_a_profile_says_which_way(easq: Easq, gateway: str) -> None:
     assert easq("predict", "-d", "ab").out == b"ba"
     easq("config", "set", "via", "pigeon")
     done = easq("predict", "-d", "ab")
-    assert (done.status, done.err) == (2, "easq: via 'pigeon' is not known here, only queue and gateway\n")
+    assert (done.status, done.err) == (
+        2,
+        "easq: via 'pigeon' is not known here, only queue, gateway and direct\n",
+    )
 
 
 def test_tags_go_with_the_queue_only(easq: Easq, gateway: str) -> None:

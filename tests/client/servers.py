@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,15 @@ class Peer:
             if opcode != 9:
                 return opcode, data
             self.send_frame(data, 10)
+
+    def gone(self) -> bool:
+        """Whether the client has closed its side."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def _more(self) -> bool:
         while not self.stop.is_set():
@@ -221,6 +231,56 @@ def answering(*answers: Callable[[Peer], None]) -> Server:
 
 def reply(status: int = 200, body: bytes = b"", **headers: str) -> Callable[[Peer], None]:
     return lambda peer: peer.answer(status, body, **headers)
+
+
+@dataclass
+class Behaviour:
+    """What a server of `behaving` does with each request from now on."""
+
+    now: Callable[[Peer], None]
+
+
+def behaving(behaviour: Behaviour, port: int = 0) -> Server:
+    """A server that does with a request what `behaviour` says at that moment, over any connections."""
+
+    def handle(server: Server, peer: Peer) -> None:
+        while True:
+            request = peer.read_request()
+            if not request[0]:
+                return
+            server.requests.append(request)
+            behaviour.now(peer)
+
+    return Server(handle, port)
+
+
+def listing(*servers: Server, weights: Sequence[int] = ()) -> Callable[[Peer], None]:
+    """The answer of discovery that names `servers`."""
+    items = [
+        {"app": "svc", "ip": "127.0.0.1", "port": server.port, "weight": weight}
+        for server, weight in zip(servers, weights or [100] * len(servers), strict=True)
+    ]
+    return reply(200, json.dumps({"correlative": ["svc"], "endpoints": {"items": items}}).encode())
+
+
+def half(peer: Peer) -> None:
+    """The connection breaks inside the answer."""
+    peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+    peer.socket.shutdown(socket.SHUT_RDWR)
+
+
+def silent(peer: Peer) -> None:
+    """No answer comes."""
+    while not peer.stop.is_set() and not peer.gone():
+        peer.stop.wait(0.02)
+
+
+def dripping(peer: Peer) -> None:
+    """The answer comes one byte at a time."""
+    peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    while not peer.stop.is_set() and not peer.gone():
+        peer.send(b" ")
+        peer.stop.wait(0.05)
 
 
 def broken(peer: Peer) -> None:

@@ -1,0 +1,82 @@
+"""The last good list of instances, on disk: `$XDG_CACHE_HOME/easq/upstreams-KEY.json`, one file a service.
+
+A run that finds a young one there asks nobody. It is a convenience: where it cannot be read or written, the list
+is asked for. What is read is held to the same rules as an answer, for it decides where tokens go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from easq.model import Instance
+from easq.wire.upstreams import read_upstreams, write_upstreams
+
+#: bytes; a list of as many instances as are taken fits in it
+_MAX_BYTES = 2 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A list of instances, and when it was the answer, in Unix seconds."""
+
+    instances: tuple[Instance, ...]
+    time: float
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Where easq keeps what it can ask for again."""
+    base = Path(environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # the XDG rule: a relative path is ignored
+        base = Path(environ.get("HOME") or Path.home()) / ".cache"
+    return base / "easq"
+
+
+def list_file(folder: Path, endpoint: str, service: str) -> Path:
+    """The file of `service` at `endpoint`."""
+    key = hashlib.sha256(f"{endpoint}\n{service}".encode()).hexdigest()[:32]
+    return folder / f"upstreams-{key}.json"
+
+
+def read_list(file: Path, *, loopback: bool) -> Kept | None:
+    """What is kept in `file`; None where that is nothing, or may have been written by somebody else."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as opened:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                return None
+            data = opened.read(_MAX_BYTES + 1)
+        document = json.loads(data)
+        moment, body = document["time"], json.dumps(document["answer"]).encode()
+        found = read_upstreams(body, loopback=loopback)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if type(moment) not in (int, float) or not found.instances:
+        return None
+    return Kept(found.instances, float(moment))
+
+
+def write_list(file: Path, service: str, instances: Sequence[Instance], time: float) -> None:
+    """`file` holds the list, whole and readable by nobody else; or, where it cannot, what it held before."""
+    answer = json.loads(write_upstreams(service, instances))
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    with contextlib.suppress(OSError):
+        if not file.parent.is_dir():
+            file.parent.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(mode=0o700, exist_ok=True)
+        try:
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with open(fd, "w", encoding="utf-8") as opened:
+                json.dump({"time": time, "answer": answer}, opened)
+            draft.rename(file)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
