@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
+from math import inf
 
 import pytest
 
@@ -11,6 +12,16 @@ from easq.model import Consumer
 from easq.storage import core
 from easq.storage.base import Subscription
 from easq.storage.core import Effects, Stream, Touch
+
+
+def _nobody_has(stream: Stream, session: core._Session) -> None:
+    """What is out at the connection is neither pending nor ready."""
+    group = stream._groups[session.consumer.group]
+    for index in session.out:
+        del group.pending[index]
+        group.held[index] = (inf, None)
+    session.out.clear()
+    session.box.clear()
 
 
 def takeover_forgets_what_is_out(patch: pytest.MonkeyPatch) -> None:
@@ -22,7 +33,7 @@ def takeover_forgets_what_is_out(patch: pytest.MonkeyPatch) -> None:
     ) -> tuple[int, Effects]:
         replaced = self.sessions().get(consumer)
         if replaced is not None:
-            self._sessions[replaced].out.clear()
+            _nobody_has(self, self._sessions[replaced])
         return original(self, consumer, subscription, now)
 
     patch.setattr(Stream, "attach", attach)
@@ -71,7 +82,7 @@ def lost_connection_keeps_what_is_out(patch: pytest.MonkeyPatch) -> None:
 
     def leave(self: Stream, session: core._Session, *, lost: bool, now: float, effects: Effects) -> None:
         if lost:
-            session.out.clear()
+            _nobody_has(self, session)
         original(self, session, lost=lost, now=now, effects=effects)
 
     patch.setattr(Stream, "_leave", leave)

@@ -1,0 +1,154 @@
+"""The engines under test, on an event loop whose clock only the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Awaitable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from easq.broker.broker import Broker
+from easq.broker.queue import Clock, Queue, Rules
+from easq.model import Consumer, Frame
+from easq.storage.base import Lease, Limits, Storage, Subscription, Timing
+from easq.storage.memory import Memory
+from easq.storage.sqlite import Sqlite
+from tests.model.reference import GRACE_S, MAX_BYTES, MAX_FAILURES, MAX_ITEMS, RETENTION_S
+
+T = TypeVar("T")
+START = 1000.0
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """A loop whose time stands still until `wait`."""
+
+    moment = START
+
+    def time(self) -> float:
+        return self.moment
+
+    def run(self, work: Awaitable[T]) -> T:
+        """The answer of `work`, which waits for nothing but the engine."""
+        return self.run_until_complete(work)
+
+    def wait(self, seconds: float) -> None:
+        """Time goes by, and what is due is done."""
+        self.moment += seconds
+        for _ in range(3):
+            self.run_until_complete(asyncio.sleep(0))
+
+    def finish(self) -> None:
+        self.run_until_complete(self.shutdown_default_executor())
+        self.close()
+
+
+class Engine:
+    """One engine with the queue `q`, its sink and its rear store."""
+
+    def __init__(self, loop: Loop, backoff_s: float, folder: Path | None) -> None:
+        self.loop = loop
+        self.folder = folder
+        self.timing = Timing(
+            leave_grace_s=GRACE_S, group_retention_s=RETENTION_S, backoff_s=(backoff_s,), forget_s=20.0
+        )
+        self.generation = 0
+        self.failures: list[Exception] = []
+        self.start()
+
+    @property
+    def path(self) -> Path:
+        assert self.folder is not None
+        return self.folder / str(self.generation) / "q.db"
+
+    def start(self) -> None:
+        """The engine runs on what its folder holds."""
+        if self.folder is None:
+            self.storage: Storage = Memory(self.timing)
+        else:
+            self.path.parent.mkdir(exist_ok=True)
+            self.path.with_name("q.db.ballast").touch()  # there is no disk to be filled here
+            self.storage = Sqlite(self.path, durability="os", timing=self.timing)
+        rules = Rules(limits=Limits(MAX_ITEMS, MAX_BYTES), max_failures=MAX_FAILURES)
+        broker = Broker(
+            self.storage, ["q"], rules=rules, sink_rules=rules, clock=Clock(self.loop.time, lambda: 7)
+        )
+        self.queue: Queue = broker.first.input
+        self.sink: Queue = broker.first.sink
+        self.loop.run(self.storage.start(self.failures.append))
+        self.loop.run(self.sink.open())
+        self.loop.run(self.queue.open())
+
+    def restart(self) -> None:
+        """Stopped in order, and started again."""
+        self.close()
+        self.start()
+
+    def kill(self) -> None:
+        """Started again on what the files held at this moment; what was only in memory is gone."""
+        abandoned, files = self.storage, self.path.parent
+        self.generation += 1
+        self.path.parent.mkdir()
+        for file in ("q.db", "q.db-wal"):
+            shutil.copy(files / file, self.path.parent / file)
+        self.loop.run(abandoned.close())
+        self.start()
+
+    def close(self) -> None:
+        self.loop.run(self.storage.close())
+        assert self.failures == []
+
+    def stored_groups(self) -> set[str]:
+        """The groups of the queue that the file knows."""
+        connection = sqlite3.connect(self.path)
+        try:
+            rows = connection.execute(
+                "SELECT g.name FROM consumer_group g JOIN stream s ON s.id = g.stream WHERE s.name = 'q'"
+            ).fetchall()
+        finally:
+            connection.close()
+        return {name for (name,) in rows}
+
+    # -- what a step does ------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """All that was asked for is durable and handed out: a write that came after it is."""
+
+        async def after_all() -> None:
+            await self.storage.open("settle")
+            await self.storage.append("settle", Frame(0, {"requestId": "s"}), priority=0, limits=Limits())
+            await self.storage.truncate("settle", 1 << 62)
+
+        self.loop.run(after_all())
+
+    def answer(self, work: Coroutine[Any, Any, T]) -> T | str:
+        """What the step answered, or the name of the error it was refused with."""
+        try:
+            return self.loop.run(work)
+        except Exception as error:
+            return type(error).__name__
+
+    def attach(self, group: str, user: str, window: int, after: int, tags: dict[str, str]) -> int | str:
+        subscription = Subscription(window, after, tags)
+        return self.answer(
+            self.storage.attach("q", Consumer(group, user), subscription, now=self.loop.time())
+        )
+
+    def detach(self, number: int, *, lost: bool) -> None:
+        self.loop.run(self.storage.detach("q", number, lost=lost, now=self.loop.time()))
+
+    def read(self, number: int) -> list[Lease] | str:
+        """What the connection is sent now; it does not wait for more."""
+
+        async def now() -> list[Lease]:
+            task = asyncio.ensure_future(self.storage.lease("q", number, index_only=False))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            if task.done():
+                return task.result()
+            task.cancel()
+            await asyncio.wait({task})
+            return []
+
+        return self.answer(now())

@@ -1,0 +1,83 @@
+"""Bugs planted in the engines, each of which the reference contradicts; those of the rules are the simulation's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from easq.model import Frame, Tags
+from easq.storage.embedded import Change, Embedded, Keyed, Removed, Settle
+from easq.storage.memory import Memory
+from easq.storage.sqlite import Sqlite
+from tests.simulation import planted as rules
+
+
+def deleted_before_the_response(patch: pytest.MonkeyPatch) -> None:
+    """An auto-deleting get removes what it found before it is known whether the answer can be written."""
+    original = Embedded.take
+
+    async def take(
+        self: Embedded, stream: str, *, start: int, length: int, tags: Tags, minimum: int
+    ) -> list[Frame]:
+        frames = await original(self, stream, start=start, length=length, tags=tags, minimum=minimum)
+        await self.delete(stream, [frame.index for frame in frames])
+        return frames
+
+    patch.setattr(Embedded, "take", take)
+
+
+def key_dropped_at_consumption(patch: pytest.MonkeyPatch) -> None:
+    """An idempotency key is remembered as long as its item is there."""
+    in_memory, in_file = Memory._submit, Sqlite._record
+
+    def submit(self: Memory, changes: Sequence[Change], settle: Settle | None = None) -> object:
+        for change in changes:
+            if isinstance(change, Removed):
+                keys = self._keys[change.stream]
+                for key in [key for key, known in keys.items() if known.index in change.indexes]:
+                    del keys[key]
+        return in_memory(self, changes, settle)
+
+    def record(self: Sqlite, change: Change) -> None:
+        in_file(self, change)
+        for index in change.indexes if isinstance(change, Removed) else ():
+            statement = "DELETE FROM idempotency WHERE stream = ? AND item = ?"
+            self._writer.execute(statement, (self._ids[change.stream], index))
+
+    patch.setattr(Memory, "_submit", submit)
+    patch.setattr(Sqlite, "_record", record)
+
+
+def keys_are_not_stored(patch: pytest.MonkeyPatch) -> None:
+    """What a key has stored is known until the next start."""
+    original = Sqlite._recall
+
+    def recall(self: Sqlite, stream: str, key: str) -> Keyed | None:
+        known = original(self, stream, key)
+        return known if known is not None and known.index > self.first_index[stream] else None  # type: ignore[attr-defined]
+
+    restore = Sqlite._restore
+
+    def remember(self: Sqlite, stream: str, burial: object) -> None:
+        restore(self, stream, burial)  # type: ignore[arg-type]
+        self.__dict__.setdefault("first_index", {})[stream] = self._cores[stream].last
+
+    patch.setattr(Sqlite, "_recall", recall)
+    patch.setattr(Sqlite, "_restore", remember)
+
+
+BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    bug.__name__: bug
+    for bug in (
+        deleted_before_the_response,
+        key_dropped_at_consumption,
+        keys_are_not_stored,
+        rules.takeover_forgets_what_is_out,
+        rules.redelivery_loses_priority,
+        rules.truncate_takes_one_more,
+        rules.lost_connection_keeps_what_is_out,
+    )
+}
+#: these show after a restart only (the simulation has more of them)
+AFTER_A_RESTART = {"keys_are_not_stored"}

@@ -1,0 +1,350 @@
+"""The queue as its promises tell it, in plain lists and dictionaries: slow, obvious, and none of the product's code.
+
+An item is ready for a group when it is present, not claimed, and neither committed, pending nor held back there. After
+every step each group's ready items go to its connections, highest class and lowest index first, each to the connection
+with most free slots. An item has two failures at most, so none ever goes alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+GRACE_S, RETENTION_S, MAX_FAILURES = 2.0, 10.0, 2
+MAX_ITEMS, MAX_BYTES = 12, 200
+
+
+@dataclass
+class Item:
+    index: int
+    priority: int
+    tags: dict[str, str]
+    data: bytes
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return (-self.priority, self.index)
+
+    def has(self, tags: dict[str, str]) -> bool:
+        return all(self.tags.get(key) == value for key, value in tags.items())
+
+
+@dataclass
+class Connection:
+    number: int
+    group: str
+    user: str
+    window: int
+    after: int
+    tags: dict[str, str]
+    served: int
+    out: list[int] = field(default_factory=list)  # handed out and not done
+    unsent: list[int] = field(default_factory=list)  # of these, not read yet
+    stopped: bool = False
+
+    @property
+    def free(self) -> int:
+        return 0 if self.stopped else self.window - len(self.out)
+
+    def wants(self, item: Item) -> bool:
+        return item.index > self.after and item.has(self.tags)
+
+
+@dataclass(eq=False)
+class Group:
+    committed: set[int] = field(default_factory=set)
+    given_up: set[int] = field(default_factory=set)
+    deliveries: dict[int, int] = field(default_factory=dict)
+    failures: dict[int, int] = field(default_factory=dict)
+    why: dict[int, tuple[str, str]] = field(default_factory=dict)  # code and reason of the last failure
+    held: dict[int, tuple[float, str]] = field(default_factory=dict)  # until when, and for which user
+    left_at: float | None = None
+
+
+class Refused(Exception):
+    """The step is refused, for the reason that its text names."""
+
+
+class Reference:
+    def __init__(self, now: float, backoff_s: float) -> None:
+        self.now = now
+        self.backoff_s = backoff_s
+        self.last = self.handouts = self.numbers = 0
+        self.ended = False
+        self.items: dict[int, Item] = {}
+        self.claimed: set[int] = set()
+        self.groups: dict[str, Group] = {}
+        self.connections: dict[int, Connection] = {}
+        self.keys: dict[str, tuple[int, str, bytes]] = {}
+        self.rear: list[tuple[dict[str, str], bytes]] = []
+        self.sink: list[tuple[dict[str, str], bytes]] = []
+        self.flush()
+
+    # -- items -----------------------------------------------------------------------------------------------------
+
+    def put(self, data: bytes, tags: dict[str, str], priority: int, key: str) -> tuple[int, str, bool]:
+        if key in self.keys:
+            index, request_id, first = self.keys[key]
+            if first != data:
+                raise Refused("KeyReused")
+            return index, request_id, True
+        if self.ended:
+            raise Refused("StreamEnded")
+        if not self.fits(len(data), set(self.items)):
+            here = [group for name, group in self.groups.items() if self.of(name)]
+            unheld = {
+                index for index in self.items if here and all(index in group.committed for group in here)
+            }
+            if not self.fits(len(data), self.items.keys() - unheld):
+                raise Refused("QueueFull")
+            for group in self.groups.values():
+                group.left_at = None
+            self.sweep()
+        self.last += 1
+        self.items[self.last] = Item(self.last, priority, tags, data)
+        if key:
+            self.keys[key] = (self.last, tags["requestId"], data)
+        self.push()
+        return self.last, tags["requestId"], False
+
+    def fits(self, size: int, indexes: set[int]) -> bool:
+        held = sum(len(self.items[index].data) for index in indexes)
+        return len(indexes) < MAX_ITEMS and held + size <= MAX_BYTES
+
+    def present(self, tags: dict[str, str] | None = None, start: int = 0) -> list[Item]:
+        items = [item for index, item in sorted(self.items.items()) if index not in self.claimed]
+        return [item for item in items if item.index >= start and item.has(tags or {})]
+
+    def get(self, start: int, length: int, tags: dict[str, str]) -> list[Item]:
+        if start < 0:
+            start = max((item.index for item in self.present()), default=1)
+        return self.present(tags, start)[:length]
+
+    def claim(self, indexes: list[int]) -> None:
+        self.claimed.update(indexes)
+        for connection in self.connections.values():
+            for index in set(indexes) & set(connection.unsent):
+                self.take_back(connection, index)
+        self.push()
+
+    def release(self, indexes: list[int]) -> None:
+        self.claimed.difference_update(indexes)
+        self.push()
+
+    def delete(self, indexes: list[int]) -> int:
+        gone = set(indexes) & self.items.keys()
+        for index in gone:
+            self.remove(index)
+        self.push()
+        return len(gone)
+
+    def remove(self, index: int) -> None:
+        del self.items[index]
+        self.claimed.discard(index)
+        for group in self.groups.values():
+            group.committed.discard(index)
+            group.given_up.discard(index)
+            for rows in (group.deliveries, group.failures, group.why, group.held):
+                rows.pop(index, None)
+        for connection in self.connections.values():
+            self.take_back(connection, index)
+
+    def truncate(self, below: int) -> int:
+        return self.delete([index for index in self.items if index < below])
+
+    # -- consumers -------------------------------------------------------------------------------------------------
+
+    def of(self, group: str) -> list[Connection]:
+        return [connection for connection in self.connections.values() if connection.group == group]
+
+    def is_through(self, name: str) -> bool:
+        return self.ended and self.items.keys() == self.groups.get(name, Group()).committed
+
+    def attach(self, name: str, user: str, window: int, after: int, tags: dict[str, str]) -> int:
+        if self.is_through(name):
+            raise Refused("StreamEnded")
+        group = self.groups.setdefault(name, Group())
+        for old in [old for old in self.of(name) if old.user == user]:
+            self.leave(old, lost=False)
+        self.numbers += 1
+        new = Connection(self.numbers, name, user, window, after, tags, self.handouts)
+        self.connections[new.number] = new
+        group.left_at = None
+        self.sweep()
+        mine = sorted(self.items[index].rank for index, (_, whose) in group.held.items() if whose == user)
+        for _, index in mine:
+            if index in self.claimed or not new.wants(self.items[index]):
+                del group.held[index]
+        kept = [rank for rank in mine if rank[1] in group.held]
+        while kept and new.free:
+            others = [item.rank for item in self.ready(name) if new.wants(item)]
+            _, index = min([kept[0], *others])
+            if group.held.pop(index, None):
+                kept.pop(0)
+            self.hand_out(new, index)
+        self.push()
+        return new.number
+
+    def detach(self, number: int, *, lost: bool) -> None:
+        if number in self.connections:
+            self.leave(self.connections[number], lost=lost)
+            self.push()
+
+    def leave(self, connection: Connection, *, lost: bool) -> None:
+        del self.connections[connection.number]
+        group = self.groups[connection.group]
+        if not self.of(connection.group):
+            group.left_at = self.now
+        for index in sorted(set(connection.out) - set(connection.unsent)) if lost else ():
+            if not self.failed(connection.group, index, "", "the connection was lost"):
+                group.held[index] = (self.now + GRACE_S, connection.user)
+
+    def take_back(self, connection: Connection, index: int) -> None:
+        for indexes in (connection.out, connection.unsent):
+            if index in indexes:
+                indexes.remove(index)
+
+    def ready(self, name: str) -> list[Item]:
+        group = self.groups[name]
+        pending = {index for connection in self.of(name) for index in connection.out}
+        return [
+            item for item in self.present() if item.index not in {*pending, *group.committed, *group.held}
+        ]
+
+    def push(self) -> None:
+        for name in self.groups:
+            while True:
+                free = [connection for connection in self.of(name) if connection.free > 0]
+                items = [item for item in self.ready(name) if any(one.wants(item) for one in free)]
+                if not items:
+                    break
+                item = min(items, key=lambda item: item.rank)
+                takers = [connection for connection in free if connection.wants(item)]
+                self.hand_out(min(takers, key=lambda one: (-one.free, one.served, one.number)), item.index)
+
+    def hand_out(self, connection: Connection, index: int) -> None:
+        self.handouts += 1
+        connection.served = self.handouts
+        connection.out.append(index)
+        connection.unsent.append(index)
+
+    def read(self, number: int) -> list[tuple[Item, int]]:
+        if number not in self.connections:
+            return []
+        connection = self.connections[number]
+        sent, connection.unsent = connection.unsent, []
+        if not sent and self.is_through(connection.group):
+            raise Refused("StreamEnded")
+        deliveries = self.groups[connection.group].deliveries
+        for index in sent:
+            deliveries[index] = deliveries.get(index, 0) + 1
+        return [(self.items[index], deliveries[index]) for index in sent]
+
+    def commit(self, name: str, indexes: list[int]) -> int:
+        present = set(indexes) & self.items.keys()
+        group = self.groups.setdefault(name, Group()) if present else Group()
+        counted = present - (group.committed - group.given_up)
+        for connection in self.of(name):
+            for index in counted:
+                self.take_back(connection, index)
+        for index in counted:
+            group.held.pop(index, None)
+        group.committed |= counted
+        group.given_up -= counted
+        for index in counted:
+            if all(index in other.committed for other in self.holders()):
+                self.remove(index)
+        self.push()
+        return len(counted)
+
+    def negative(self, name: str, indexes: list[int], code: str, reason: str) -> int:
+        pending = [
+            (one, index) for index in dict.fromkeys(indexes) for one in self.of(name) if index in one.out
+        ]
+        for connection, index in pending:
+            self.take_back(connection, index)
+            if code == "Shutdown":
+                connection.stopped = True
+            elif not self.failed(name, index, code, reason) and self.backoff_s:
+                self.groups[name].held[index] = (self.now + self.backoff_s, "")
+        for connection, _ in pending:
+            for index in list(connection.unsent) if connection.stopped else ():
+                self.take_back(connection, index)
+        self.push()
+        return len(pending)
+
+    def failed(self, name: str, index: int, code: str, reason: str) -> bool:
+        """One failure more. Whether it was the last: then the group has given the item up."""
+        group, item = self.groups[name], self.items[index]
+        group.failures[index] = group.failures.get(index, 0) + 1
+        group.why[index] = (code, reason)
+        if group.failures[index] < MAX_FAILURES:
+            return False
+        counts = {"rear@deliveries": str(group.deliveries.get(index, 0)), "rear@failures": str(MAX_FAILURES)}
+        why = {"rear@index": str(index), "rear@group": name, **counts}
+        last = {key: text for key, text in (("lastCode", code), ("lastReason", reason)) if text}
+        self.rear.append(({**item.tags, **why, **last}, item.data))
+        group.committed.add(index)
+        group.given_up.add(index)
+        if all(index in other.committed for other in self.holders()):
+            self.retire(index, group)
+        return True
+
+    def retire(self, index: int, last_group: Group | None = None) -> None:
+        """The item leaves; when every group gave it up, whoever waits is told."""
+        groups = [group for group in self.groups.values() if index in group.committed]
+        if all(index in group.given_up for group in groups):
+            code, reason = (last_group or groups[-1]).why.get(index, ("", ""))
+            said = reason if code.isdigit() or not code else code
+            last = {"lastCode": code if code.isdigit() else "500", **({"lastReason": said} if said else {})}
+            kind = {"Header:Content-Type": "text/plain; charset=utf-8"}
+            self.sink.append(({**self.items[index].tags, "ts@sink": "7", **last, **kind}, reason.encode()))
+        self.remove(index)
+
+    def holders(self) -> list[Group]:
+        return [group for name, group in self.groups.items() if self.of(name) or group.left_at is not None]
+
+    def sweep(self) -> None:
+        for index in sorted(self.items) if self.holders() else ():
+            if all(index in group.committed for group in self.holders()):
+                self.retire(index)
+
+    # -- time and the disk -----------------------------------------------------------------------------------------
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        for group in self.groups.values():
+            group.held = {index: kept for index, kept in group.held.items() if kept[0] > self.now}
+        lapsed = [
+            group
+            for group in self.groups.values()
+            if group.left_at is not None and group.left_at + RETENTION_S <= self.now
+        ]
+        for group in lapsed:
+            group.left_at = None
+        if lapsed:
+            self.sweep()
+        self.push()
+        self.flush()
+
+    def flush(self) -> None:
+        """The counts are stored as they are."""
+        self.counts = {
+            name: copy.deepcopy((group.deliveries, group.failures, group.why))
+            for name, group in self.groups.items()
+        }
+
+    def restart(self, stored: set[str], *, killed: bool) -> None:
+        """`stored` groups are known again, with the counts that were stored before a kill."""
+        if not killed:
+            self.flush()
+        self.connections, self.claimed = {}, set()
+        self.groups = {name: group for name, group in self.groups.items() if name in stored}
+        for name in stored:
+            group = self.groups.setdefault(name, Group())
+            group.deliveries, group.failures, group.why = (
+                {index: value for index, value in rows.items() if index in self.items}
+                for rows in self.counts.get(name, ({}, {}, {}))
+            )
+            group.held, group.left_at = {}, self.now
+        self.numbers = self.handouts = 0

@@ -1,0 +1,31 @@
+"""Random steps against the real engines and a plain reference: every answer is equal.
+
+`EASQ_EXAMPLES=5000 pytest -n 2 tests/model` runs so many, each time others; a failure prints the shortest steps found.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.model.machine import Machine, Restarts
+
+EXAMPLES = int(os.environ.get("EASQ_EXAMPLES", "0"))
+#: what the suite runs is the same each time; more examples are others each time
+SETTINGS = settings(
+    max_examples=EXAMPLES or 80,
+    stateful_step_count=50,
+    derandomize=not EXAMPLES,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.parametrize("machine", [Machine, Restarts])
+def test_every_answer_is_the_references(machine: type[Machine]) -> None:
+    """Memory and SQLite give the same answers, and SQLite also when it is stopped or killed in between."""
+    run_state_machine_as_test(machine, settings=SETTINGS)

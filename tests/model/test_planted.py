@@ -1,0 +1,22 @@
+"""The reference contradicts: with each planted bug some answer of an engine is another one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.model.machine import InMemory, Machine, Restarts
+from tests.model.planted import AFTER_A_RESTART, BUGS
+from tests.model.test_model import SETTINGS
+
+#: the first answer that differs is enough here, the shortest way to it is not looked for
+AT_ONCE = settings(SETTINGS, max_examples=1000, derandomize=True, phases=[Phase.generate], print_blob=False)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    BUGS[bug](monkeypatch)
+    machine: type[Machine] = Restarts if bug in AFTER_A_RESTART else InMemory
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(machine, settings=AT_ONCE)
