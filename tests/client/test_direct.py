@@ -218,6 +218,23 @@ def test_all_busy_is_unavailable_and_each_is_asked_before_one_is_again() -> None
         assert max(counts) - min(counts) <= 1
 
 
+def test_once_all_were_tried_there_is_a_pause_before_each_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rounds: list[int] = []
+
+    def pause_s(number: int) -> float:
+        rounds.append(number)
+        return 0.0 if number < 4 else 1e9
+
+    monkeypatch.setattr("easq.client.predict.full_jitter", pause_s)
+    with cluster(reply(503), reply(502), reply(504)) as service, service.client() as discovery:
+        with pytest.raises(errors.ServerError, match=r"\(the last of 12 attempts on 3 instances\)"):
+            service.ask(discovery, timeout_s=60.0)
+        assert service.counts() == [4, 4, 4]
+    assert rounds == [1, 2, 3, 4]
+
+
 def test_all_down_and_back_again_is_answered_by_a_request_that_waits() -> None:
     with cluster(reply(503), reply(503)) as service, service.client() as discovery:
         with ThreadPoolExecutor(1) as pool:

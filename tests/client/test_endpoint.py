@@ -1,6 +1,6 @@
 import pytest
 
-from easq.client.endpoint import is_loopback, is_private, proxy_for, shown, stream_url
+from easq.client.endpoint import endpoint_url, is_loopback, is_private, proxy_for, shown, stream_url
 from easq.errors import ConfigError
 
 
@@ -43,6 +43,23 @@ def test_what_is_no_plain_address_is_refused_without_its_secret(url: str) -> Non
         stream_url(url, sink=False)
     assert caught.value.hint
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "found"),
+    [
+        ("pai-eas-vpc.cn-shanghai.aliyuncs.com", "http://pai-eas-vpc.cn-shanghai.aliyuncs.com"),
+        ("127.0.0.1:3030", "http://127.0.0.1:3030"),
+        ("https://h/", "https://h"),
+    ],
+)
+def test_the_address_of_a_discovery_may_be_a_bare_host(endpoint: str, found: str) -> None:
+    assert endpoint_url(endpoint) == found
+
+
+def test_an_address_that_is_no_discovery_is_called_an_endpoint() -> None:
+    with pytest.raises(ConfigError, match=r"^the endpoint http://h holds a user or password$"):
+        endpoint_url("u:geheim@h")
 
 
 def test_an_address_is_shown_without_secrets() -> None:
