@@ -167,6 +167,7 @@ def test_the_options_of_serve_that_are_named_exist(environ: Mapping[str, str]) -
         assert re.search(rf"{option}\b", done.stdout), option
 
 
+@pytest.mark.long
 def test_one_command_line_installs_and_shows_the_main_job(tmp_path: Path) -> None:
     """In a copy of the checkout, with nothing of this environment's packages."""
     checkout = tmp_path / "easq"

@@ -14,6 +14,7 @@ from tests.model.test_model import SETTINGS
 AT_ONCE = settings(SETTINGS, max_examples=1000, derandomize=True, phases=[Phase.generate], print_blob=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     BUGS[bug](monkeypatch)

@@ -239,6 +239,7 @@ def test_nothing_is_lost_reused_or_repeated_when_the_service_is_killed(
     assert max(outcome.ready_s) < 10, "a start should take 2 s; this is five times that"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("bug", "complaint"),
     [

@@ -182,6 +182,7 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(
     assert found == []
 
 
+@pytest.mark.long
 @needs_strace
 def test_a_service_that_does_not_sync_is_caught(serve: Serve, tmp_path: Path) -> None:
     """With durability `os` the same method finds acknowledged puts missing: it can see a loss."""
@@ -191,6 +192,7 @@ def test_a_service_that_does_not_sync_is_caught(serve: Serve, tmp_path: Path) ->
     assert not any("unreadable" in complaint for complaint in found)
 
 
+@pytest.mark.long
 @needs_strace
 def test_a_service_that_answers_before_it_stores_is_caught(serve: Serve, tmp_path: Path) -> None:
     run = traced_run(serve, program=("tests.reliability.planted", "acknowledged-before-stored"))

@@ -49,8 +49,11 @@ print(json.dumps({
 
 @pytest.mark.parametrize(
     ("queue", "token"),
-    [("qservice", ""), ("qservice", "dG9rZW4="), ("test_group.qservice", "")],
-    ids=["no token", "a token", "a queue of a group"],
+    [
+        pytest.param("qservice", "", id="no token"),
+        pytest.param("qservice", "dG9rZW4=", id="a token", marks=pytest.mark.long),
+        pytest.param("test_group.qservice", "", id="a queue of a group", marks=pytest.mark.long),
+    ],
 )
 def test_the_sdks_own_queue_tests_pass(serve: Serve, run_sdk: RunSdk, queue: str, token: str) -> None:
     """Exactly the seven tests that need no engine ran, in their own order and process, and every one passed."""
