@@ -270,6 +270,11 @@ class Sqlite(Embedded):
         number, last, ended = self._reader.execute(
             "SELECT id, last, ended FROM stream WHERE name = ?", (stream,)
         ).fetchone()
+        if (number + 1) >> (63 - INDEX_BITS):
+            raise StorageError(
+                f"{self._path} holds {number} streams, and there is no room for more",
+                hint="name another file with --storage sqlite:PATH",
+            )
         self._ids[stream] = number
         base, end = number << INDEX_BITS, (number + 1) << INDEX_BITS
         core = Stream(

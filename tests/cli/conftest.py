@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pexpect
 import pytest
 
-from tests.conftest import Serve
+from tests.support.process import Service
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,17 +116,29 @@ def easq(tmp_path: Path) -> Easq:
     return Easq(tmp_path)
 
 
+@pytest.fixture(scope="session")
+def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[str]]:
+    """Addresses of queues that nobody has used yet, all of one service that lives as long as the run."""
+    queues = [f"q{number}" for number in range(1000)]
+    options = [word for queue in queues for word in ("--queue", queue)]
+    service = Service(tmp_path_factory.mktemp("shared"), "memory:", options, "")
+    service.start()
+    yield (service.url(queue) for queue in queues)
+    service.kill()
+
+
 @pytest.fixture
-def url(serve: Serve) -> str:
+def url(names: Iterator[str]) -> str:
     """The address of an empty queue."""
-    return serve(storage="memory:").url()
+    return next(names)
 
 
 @pytest.fixture
 def queue(easq: Easq, url: str) -> Easq:
-    """easq with an empty queue as its current profile."""
-    done = easq("config", "--url", url)
-    assert (done.status, done.err) == (0, "")
+    """easq with an empty queue as its current profile, as `easq config --url URL` saves it."""
+    easq.config.parent.mkdir(parents=True, mode=0o700)
+    easq.config.touch(mode=0o600)
+    easq.config.write_text(f'version = 1\nprofile = "default"\n\n[profiles.default]\nurl = "{url}"\n')
     return easq
 
 

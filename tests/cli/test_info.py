@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.cli.conftest import Easq
+from tests.conftest import Serve
+
+
+@pytest.fixture
+def url(serve: Serve) -> str:
+    """The address of an empty queue named `qservice`."""
+    return serve(storage="memory:").url()
 
 
 def test_fields_are_values_alone_in_the_order_asked_for(queue: Easq) -> None:

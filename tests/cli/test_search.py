@@ -7,7 +7,14 @@ import json
 import pytest
 
 from tests.cli.conftest import Easq
+from tests.conftest import Serve
 from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def url(serve: Serve) -> str:
+    """The address of an empty queue named `qservice`."""
+    return serve(storage="memory:").url()
 
 
 @pytest.fixture

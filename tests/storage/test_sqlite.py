@@ -297,3 +297,22 @@ def test_a_failed_write_acknowledges_nothing_and_is_reported_once(tmp_path: Path
         await engine.storage.close()
 
     asyncio.run(main())
+
+
+def test_one_stream_too_many_is_refused(tmp_path: Path) -> None:
+    """An entry's id holds ten bits of its stream's number."""
+    path = tmp_path / "easq.db"
+    _start(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT INTO stream (id, name) VALUES (1021, 'earlier')")
+    connection.close()
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{path}")
+        await engine.start()  # the stream `q` is number 1022, the last one
+        assert await engine.put() == 1
+        with pytest.raises(StorageError, match="there is no room for more"):
+            await engine.storage.open("one more")
+        await engine.storage.close()
+
+    asyncio.run(main())
