@@ -166,8 +166,9 @@ def test_path_names_the_file(easq: Easq) -> None:
     assert easq("config", "path", env={"EASQ_CONFIG": "/x/y"}).text == "/x/y\n"
 
 
-def test_validate_says_what_is_wrong_and_whether_the_queue_answers(queue: Easq) -> None:
-    assert queue("config", "validate", "--connect").text == f"[OK] {queue.config}\n[OK] qservice answers\n"
+def test_validate_says_what_is_wrong_and_whether_the_queue_answers(queue: Easq, url: str) -> None:
+    name = url.rpartition("/")[2]
+    assert queue("config", "validate", "--connect").text == f"[OK] {queue.config}\n[OK] {name} answers\n"
     queue.config.write_text('[profiles.default]\nurl = "nohost"\nuser = 3\nx = 1\n')
     done = queue("config", "validate")
     assert (done.status, done.out) == (13, b"")
