@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 from easq import config
 from easq.errors import Exit
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -91,11 +91,8 @@ def service(home: Path, environ: Mapping[str, str], port: int) -> Iterator[Path]
             ["easq", "serve", "--port", str(port)], env=environ, cwd=home, stdout=out, stderr=out
         )
     try:
-        deadline = time.monotonic() + PATIENCE_S
-        while said.read_bytes().count(b"\n") < 3:
-            assert time.monotonic() < deadline, said.read_text()
-            assert process.poll() is None, said.read_text()
-            time.sleep(0.02)
+        eventually(lambda: said.read_bytes().count(b"\n") == 3 or process.poll() is not None)
+        assert process.poll() is None, said.read_text()
         yield said
     finally:
         process.terminate()

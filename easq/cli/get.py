@@ -34,7 +34,10 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 @click.option("--request-id", metavar="ID", help="Only the item of this request.")
 @click.option("--delete", is_flag=True, help="Delete, for all groups, what was printed.")
 @click.option(
-    "--output-dir", type=click.Path(), metavar="DIR", help="Write each payload into a file of its own."
+    "--output-dir",
+    type=click.Path(readable=False),
+    metavar="DIR",
+    help="Write each payload into a file of its own.",
 )
 @click.option("--allow-empty", is_flag=True, help="Finding nothing is no failure.")
 @stream_options

@@ -48,8 +48,8 @@ class Answer:
     ),
 )
 @click.option("-d", "--data", metavar="STR", help="One request, this text itself.")
-@click.option("-f", "--file", type=click.Path(), help="One request a line; - is stdin.")
-@click.argument("paths", nargs=-1, type=click.Path(), metavar="[PATH]...")
+@click.option("-f", "--file", type=click.Path(readable=False), help="One request a line; - is stdin.")
+@click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="[PATH]...")
 @click.option(
     "--via",
     type=click.Choice(("queue", "gateway", "direct")),

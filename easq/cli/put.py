@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     ),
 )
 @click.option("-d", "--data", metavar="STR", help="One item, this text itself.")
-@click.option("-f", "--file", type=click.Path(), help="One item a line; - is stdin.")
-@click.argument("paths", nargs=-1, type=click.Path(), metavar="[PATH]...")
+@click.option("-f", "--file", type=click.Path(readable=False), help="One item a line; - is stdin.")
+@click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="[PATH]...")
 @tags_option("Tag of every item, k=v; may be repeated.")
 @click.option("--priority", type=click.IntRange(min=0), help="0 is normal, 1 is pushed before it.")
 @click.option(

@@ -7,13 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import DEADLINE_S, Easq
+from tests.support.waiting import eventually
 
 Started = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -55,13 +55,6 @@ def terminate(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) ->
     return process.returncode, out, err.decode()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def refuses(url: str) -> bool:
     port = int(url.partition("://")[2].partition("/")[0].rpartition(":")[2])
     try:
@@ -96,7 +89,7 @@ def test_ctrl_c_ends_it_in_order_too(started: Started) -> None:
 def test_a_ready_file_is_written_once_requests_are_answered(easq: Easq, started: Started) -> None:
     ready = easq.home / "ready"
     process = started("--port", "0", "--storage", "memory:", "--ready-file", str(ready))
-    until(ready.exists)
+    eventually(ready.exists)
     line = ready.read_text()
     assert easq("info", "--url", line.strip().removeprefix("EASQ_URL=")).status == 0
     assert first_line(process) == line
@@ -258,10 +251,10 @@ def test_a_command_that_cannot_start(easq: Easq) -> None:
 
 def test_sigterm_reaches_the_command_and_the_service_ends_with_it(started: Started) -> None:
     script = (
-        "import os, signal, sys, time\n"
+        "import os, signal, sys\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
         "print(os.environ['EASQ_URL'], flush=True)\n"
-        "while True: time.sleep(0.1)\n"
+        "while True: signal.pause()\n"
     )
     process = started("--", sys.executable, "-c", script)
     url = first_line(process).strip()

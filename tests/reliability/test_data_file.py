@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Serve
-from tests.support.process import run_to_the_end
+from tests.support.process import AS_ANYONE, run_to_the_end
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -106,11 +106,10 @@ def test_a_folder_is_refused(tmp_path: Path, data: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, data: Path) -> None:
     data.parent.chmod(0o500)
     try:
-        done = run_to_the_end(tmp_path, f"sqlite:{data}")
+        done = run_to_the_end(tmp_path, f"sqlite:{data}", under=AS_ANYONE)
     finally:
         data.parent.chmod(0o700)
     assert done.returncode == 74, done

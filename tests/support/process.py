@@ -17,6 +17,10 @@ from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PYTHON = (sys.executable, "-W", "error", "-m")
+#: runs a command for which the permissions of files hold, also where the tests are run by root (util-linux)
+AS_ANYONE: Sequence[str] = (
+    ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+)
 
 
 class Service:
@@ -149,9 +153,12 @@ class Service:
         self.start()
 
 
-def run_to_the_end(folder: Path, storage: str, *options: str) -> subprocess.CompletedProcess[str]:
+def run_to_the_end(
+    folder: Path, storage: str, *options: str, under: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     """A service that is expected to refuse to start: its exit code and what it said."""
     service = Service(folder, storage, options, "")
+    service.under = under
     return subprocess.run(
         service.arguments,
         stdin=subprocess.DEVNULL,
