@@ -31,7 +31,19 @@ from easq.storage.base import (
     Timing,
     is_enough,
 )
-from easq.storage.core import Effects, Stream, Touch
+from easq.storage.changes import (
+    Change,
+    Committed,
+    Ended,
+    GroupKept,
+    Keyed,
+    KeysForgotten,
+    Removed,
+    Stored,
+    Touched,
+    Truncated,
+)
+from easq.storage.core import Effects, Stream
 from easq.storage.keys import KeyWindow
 
 #: delivery counts are made durable this long after they changed, at the latest, in seconds
@@ -44,91 +56,6 @@ NO_LIMITS = Limits(max_items=1 << 62, max_bytes=1 << 62)
 _SCAN_CHUNK = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """The frame is stored under its index."""
-
-    stream: str
-    frame: Frame
-    priority: int
-
-
-@dataclass(frozen=True, slots=True)
-class Keyed:
-    """The idempotency key has stored an item whose data has this SHA-256."""
-
-    stream: str
-    key: str
-    index: int
-    request_id: str
-    digest: bytes
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class KeysForgotten:
-    """The idempotency keys of the stream with a lower number are forgotten."""
-
-    stream: str
-    below: int
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """The entries are gone, with all that groups remember of them."""
-
-    stream: str
-    indexes: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Truncated:
-    """All entries under `below` are gone, with all that groups remember of them."""
-
-    stream: str
-    below: int
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """The group has committed an entry, or given it up, that another group still holds."""
-
-    stream: str
-    group: str
-    index: int
-    given_up: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Touched:
-    """What the group remembers of an entry."""
-
-    stream: str
-    group: str
-    index: int
-    touch: Touch
-
-
-@dataclass(frozen=True, slots=True)
-class GroupKept:
-    """The group is known, or forgotten."""
-
-    stream: str
-    group: str
-    kept: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The stream's end mark."""
-
-    stream: str
-    ended: bool
-
-
-Change: TypeAlias = (
-    Stored | Keyed | KeysForgotten | Removed | Truncated | Committed | Touched | GroupKept | Ended
-)
 #: called on the event loop when changes are durable (None) or failed
 Settle: TypeAlias = Callable[[Exception | None], None]
 

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Sequence
 
 from easq.model import Frame, Tags
 from easq.storage.base import Burial, Timing
+from easq.storage.changes import Change, Keyed, KeysForgotten, Removed, Stored, Truncated
 from easq.storage.core import Stream
-from easq.storage.embedded import Change, Embedded, Keyed, KeysForgotten, Removed, Settle, Stored, Truncated
+from easq.storage.embedded import Embedded, Settle
 from easq.storage.keys import KeyWindow
 
 

@@ -22,21 +22,20 @@ from pathlib import Path
 from easq.errors import EasqError, QueueFull, StorageError
 from easq.model import Frame, Tags
 from easq.storage.base import Appended, Burial, Limits, Timing
-from easq.storage.core import Stream, Touch
-from easq.storage.embedded import (
+from easq.storage.changes import (
     Change,
     Committed,
-    Embedded,
     Ended,
     GroupKept,
     Keyed,
     KeysForgotten,
     Removed,
-    Settle,
     Stored,
     Touched,
     Truncated,
 )
+from easq.storage.core import Stream, Touch
+from easq.storage.embedded import Embedded, Settle
 from easq.storage.keys import KeyWindow
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from easq.model import Frame, Tags
-from easq.storage.embedded import Change, Embedded, Keyed, Removed, Settle
+from easq.storage.changes import Change, Keyed, Removed
+from easq.storage.embedded import Embedded, Settle
 from easq.storage.memory import Memory
 from easq.storage.sqlite import Sqlite
 from tests.simulation import planted as rules

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from easq.cli.main import main
 from easq.storage import core, embedded, sqlite
+from easq.storage.changes import Change, Removed, Stored
 
 
 def acknowledged_before_stored() -> None:
@@ -19,10 +20,10 @@ def acknowledged_before_stored() -> None:
     original = sqlite.Sqlite._submit
 
     def submit(
-        self: sqlite.Sqlite, changes: Sequence[embedded.Change], settle: embedded.Settle | None = None
+        self: sqlite.Sqlite, changes: Sequence[Change], settle: embedded.Settle | None = None
     ) -> Awaitable[None]:
         stored = original(self, changes, settle)
-        if not any(isinstance(change, embedded.Stored) for change in changes):
+        if not any(isinstance(change, Stored) for change in changes):
             return stored
         at_once = asyncio.get_running_loop().create_future()
         at_once.set_result(None)
@@ -47,7 +48,7 @@ def last_index_forgotten() -> None:
 
     original = sqlite.Sqlite._store
 
-    def store(self: sqlite.Sqlite, stored: list[embedded.Stored]) -> None:
+    def store(self: sqlite.Sqlite, stored: list[Stored]) -> None:
         writer = self._writer
         self._writer = WithoutLast(writer)  # type: ignore[assignment]
         try:
@@ -62,8 +63,8 @@ def commits_forgotten() -> None:
     """What was removed is gone from memory alone, until the next start."""
     original = sqlite.Sqlite._record
 
-    def record(self: sqlite.Sqlite, change: embedded.Change) -> None:
-        if not isinstance(change, embedded.Removed):
+    def record(self: sqlite.Sqlite, change: Change) -> None:
+        if not isinstance(change, Removed):
             original(self, change)
 
     sqlite.Sqlite._record = record  # type: ignore[method-assign]

@@ -127,7 +127,8 @@ def test_keys_stored_before_a_start_count_as_new() -> None:
 
 def test_forgotten_keys_are_gone_and_the_others_are_not(run: Run) -> None:
     async def body(engine: Engine) -> None:
-        from easq.storage.embedded import Embedded, KeysForgotten
+        from easq.storage.changes import KeysForgotten
+        from easq.storage.embedded import Embedded
 
         assert isinstance(engine.storage, Embedded)
         for n in range(5):

@@ -1,0 +1,97 @@
+"""What a step made of a stream has to be stored: each change one row, or a few, of an engine that keeps things."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from easq.model import Frame
+from easq.storage.core import Touch
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The frame is stored under its index."""
+
+    stream: str
+    frame: Frame
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """The idempotency key has stored an item whose data has this SHA-256."""
+
+    stream: str
+    key: str
+    index: int
+    request_id: str
+    digest: bytes
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeysForgotten:
+    """The idempotency keys of the stream with a lower number are forgotten."""
+
+    stream: str
+    below: int
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The entries are gone, with all that groups remember of them."""
+
+    stream: str
+    indexes: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Truncated:
+    """All entries under `below` are gone, with all that groups remember of them."""
+
+    stream: str
+    below: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The group has committed an entry, or given it up, that another group still holds."""
+
+    stream: str
+    group: str
+    index: int
+    given_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What the group remembers of an entry."""
+
+    stream: str
+    group: str
+    index: int
+    touch: Touch
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKept:
+    """The group is known, or forgotten."""
+
+    stream: str
+    group: str
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The stream's end mark."""
+
+    stream: str
+    ended: bool
+
+
+Change: TypeAlias = (
+    Stored | Keyed | KeysForgotten | Removed | Truncated | Committed | Touched | GroupKept | Ended
+)
