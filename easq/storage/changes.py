@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from easq.model import Frame
-from easq.storage.core import Touch
+from easq.storage.effects import Touch
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ from easq.storage.changes import (
     Touched,
     Truncated,
 )
-from easq.storage.core import Effects, Stream
+from easq.storage.core import Stream
+from easq.storage.effects import Effects
 from easq.storage.keys import KeyWindow
 
 #: delivery counts are made durable this long after they changed, at the latest, in seconds
@@ -142,7 +143,9 @@ class Embedded(Storage):
             self._burials[stream] = burial
             core.max_failures = burial.max_failures
             rear = self._cores[burial.rear]
-            core.has_rear_room = lambda size: rear.has_room(size, burial.rear_limits) and self._has_space()
+            core.has_rear_room = lambda size: (
+                rear.entries.has_room(size, burial.rear_limits) and self._has_space()
+            )
         self._waiters.setdefault(stream, [])
         self._schedule(stream)
 
@@ -244,10 +247,10 @@ class Embedded(Storage):
 
         def settle(error: Exception | None) -> None:
             if error is None:
-                core.show(index, priority)
+                core.entries.show(index, priority)
                 self._fresh.setdefault(stream, []).append(Frame(index, stored.tags))
             else:
-                core.drop(index)
+                core.entries.drop(index)
 
         return Stored(stream, stored, priority), settle
 
@@ -362,7 +365,7 @@ class Embedded(Storage):
     async def read(self, stream: str, *, start: int, length: int, tags: Tags) -> list[Frame]:
         core = self._core(stream)
         if start == NEWEST:
-            start = core.last_present() or 1
+            start = core.entries.last_visible() or 1
         frames: list[Frame] = []
         size = 0
         async for index in self._matching(stream, core, start, tags):
@@ -381,13 +384,19 @@ class Embedded(Storage):
         """The present indexes from `start` on with all of `tags`; others get their turn during a long scan."""
         if REQUEST_ID in tags:
             for index in sorted(self._find(stream, tags[REQUEST_ID])):
-                if index >= start and index in core and _carries(self._load_tags(stream, index), tags):
+                if (
+                    index >= start
+                    and core.entries.visible(index)
+                    and _carries(self._load_tags(stream, index), tags)
+                ):
                     yield index
             return
         while True:
-            chunk = list(islice(core.indexes_from(start), _SCAN_CHUNK))
+            chunk = list(islice(core.entries.indexes_from(start), _SCAN_CHUNK))
             for index in chunk:
-                if index in core and (not tags or _carries(self._load_tags(stream, index), tags)):
+                if core.entries.visible(index) and (
+                    not tags or _carries(self._load_tags(stream, index), tags)
+                ):
                     yield index
             if len(chunk) < _SCAN_CHUNK:
                 return
@@ -398,7 +407,7 @@ class Embedded(Storage):
         frames = await self.read(stream, start=start, length=length, tags=tags)
         core = self._core(stream)
         # a long scan lets others run: what they took or removed meanwhile is not ours
-        frames = [frame for frame in frames if frame.index in core]
+        frames = [frame for frame in frames if core.entries.visible(frame.index)]
         if not is_enough(frames, minimum):
             return []
         await self._apply(stream, core.claim([frame.index for frame in frames]))
@@ -408,14 +417,14 @@ class Embedded(Storage):
         core = self._core(stream)
         effects = core.release(indexes)
         for index in indexes:
-            if index in core:
+            if core.entries.visible(index):
                 self._wake(stream, Frame(index, self._load_tags(stream, index)))
         await self._apply(stream, effects)
 
     async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
         core = self._core(stream)
         if start == NEWEST:
-            start = core.last + 1
+            start = core.entries.last + 1
         waiter = _Waiter(start, tags, taking, asyncio.get_running_loop().create_future())
         waiters = self._waiters[stream]
         waiters.append(waiter)
@@ -434,7 +443,7 @@ class Embedded(Storage):
     async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
         core = self._core(stream)
         if subscription.after == NEWEST:
-            subscription = replace(subscription, after=core.last)
+            subscription = replace(subscription, after=core.entries.last)
         session, effects = core.attach(consumer, subscription, now)
         self._events[stream, session] = asyncio.Event()
         self._events[stream, session].set()
@@ -503,8 +512,8 @@ class Embedded(Storage):
     async def count(self, stream: str, *, tags: Tags, priority: int | None) -> int:
         core = self._core(stream)
         if not tags:
-            return core.count(priority)
-        of_class = None if priority is None else set(core.indexes_from(0, priority))
+            return core.entries.count(priority)
+        of_class = None if priority is None else set(core.entries.indexes_from(0, priority))
         total = 0
         async for index in self._matching(stream, core, 0, tags):
             total += of_class is None or index in of_class

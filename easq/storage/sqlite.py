@@ -7,16 +7,13 @@ window, there is no timer. Readers use a second, read-only connection on the eve
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
-import os
 import queue
 import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from easq.errors import EasqError, QueueFull, StorageError
@@ -34,15 +31,14 @@ from easq.storage.changes import (
     Touched,
     Truncated,
 )
-from easq.storage.core import Stream, Touch
+from easq.storage.core import Stream
+from easq.storage.datafile import RESERVE_BYTES, DataFile
+from easq.storage.effects import Touch
 from easq.storage.embedded import Embedded, Settle
 from easq.storage.keys import KeyWindow
 
 log = logging.getLogger(__name__)
 
-#: "easq" in ASCII: SQLite's mark of whose file this is
-APPLICATION_ID = 0x65617371
-SCHEMA_VERSION = 1
 #: bits of an entry's id that hold its index
 INDEX_BITS = 53
 #: one transaction takes at most so many jobs, and stops taking after so many payload bytes
@@ -51,10 +47,6 @@ BATCH_JOBS, BATCH_BYTES = 512, 4 * 1024**2
 CHECKPOINT_BYTES = 16 * 1024**2
 #: the write-ahead log is cut to nothing when there was nothing to write for so long, in seconds
 IDLE_S = 2.0
-#: given back when the disk is full, so that deletes and commits go on
-BALLAST_BYTES = 16 * 1024**2
-#: puts are refused when the disk has less left than this
-RESERVE_BYTES = 32 * 1024**2
 #: SQLite before it can, with two writing connections, leave a write-ahead log torn; easq has one, and says so
 SAFE_SQLITE = (3, 51, 3)
 
@@ -97,10 +89,10 @@ class Sqlite(Embedded):
         self._recover = recover
         self.durability = durability
         self._path = path
+        self._file = DataFile(path)
         self._ids: dict[str, int] = {}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._lock: int | None = None
         self._space_checked = 0.0
         self._space_low = False
         self._full = False
@@ -113,134 +105,29 @@ class Sqlite(Embedded):
         if sqlite3.sqlite_version_info < SAFE_SQLITE:
             log.debug("SQLite %s: below 3.51.3, one writing connection only", sqlite3.sqlite_version)
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._take_lock()
-            if not self._path.exists():
-                self._create()
-            if self._failed_mark.exists():
-                self._recover_file()
-            self._writer = self._connect("rw")
-            self._check_identity()
+            self._writer = self._file.open(recover=self._recover)
             self._prepare_writer()
-            self._reader = self._connect("ro")
+            self._reader = self._file.connect("ro")
             self._reader.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
-            self._drop_lock()
+            self._file.drop_lock()
             raise StorageError(
                 f"{self._path} cannot be read as easq's data: {error}",
                 hint="name another file with --storage sqlite:PATH, or put a good copy in its place",
             ) from error
         except OSError as error:
-            self._drop_lock()
+            self._file.drop_lock()
             raise StorageError(f"{error.filename or self._path}: {error.strerror}") from error
         except EasqError:
-            self._drop_lock()
+            self._file.drop_lock()
             raise
         self._thread = threading.Thread(target=self._write_all, name="easq-writer", daemon=True)
         self._thread.start()
 
-    def _connect(self, mode: str) -> sqlite3.Connection:
-        uri = f"{self._path.absolute().as_uri()}?mode={mode}"
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-
-    def _take_lock(self) -> None:
-        lock_path = self._path.with_name(self._path.name + ".lock")
-        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
-            raise StorageError(
-                f"{self._path} is in use by another easq serve",
-                hint="stop that one, or name another file with --storage sqlite:PATH",
-            ) from error
-        self._lock = lock
-
-    def _drop_lock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def _fresh_path(self) -> Path:
-        """Where a new file is made before it has its name; nothing is there."""
-        fresh = self._path.with_name(self._path.name + ".new")
-        for leftover in (fresh, Path(f"{fresh}-wal"), Path(f"{fresh}-shm"), Path(f"{fresh}-journal")):
-            leftover.unlink(missing_ok=True)
-        return fresh
-
-    def _create(self) -> None:
-        """The file appears under its name whole: made beside it, synced, renamed."""
-        fresh = self._fresh_path()
-        os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(fresh, isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            schema = resources.files("easq.storage").joinpath("schema.sql").read_text(encoding="utf-8")
-            connection.executescript(f"BEGIN; {schema} COMMIT;")
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        finally:
-            connection.close()
-        _sync(fresh)
-        os.rename(fresh, self._path)
-        _sync(self._path.parent)
-
-    @property
-    def _failed_mark(self) -> Path:
-        return self._path.with_name(self._path.name + ".failed")
-
     def _fail(self, error: Exception) -> None:
-        """The next start is warned, as far as the disk still lets it be: see `_recover_file`."""
         if self._failure is None:
-            try:
-                os.close(os.open(self._failed_mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-                _sync(self._path.parent)
-            except OSError as reason:
-                log.error("%s: %s", self._failed_mark, reason.strerror)
+            self._file.mark_failed()
         super()._fail(error)
-
-    def _recover_file(self) -> None:
-        """What can be read is in a new file under the old name, and on the disk.
-
-        After a failed sync the system may hold pages for written that never were; reading them proves nothing, so the
-        file is not written on until all of it was written anew. Raises StorageError when that was not asked for.
-        """
-        if not self._recover:
-            raise StorageError(
-                f"the disk failed under {self._path} when it was last written",
-                hint="once the disk is sound again, start with --recover: it copies all that can be read",
-            )
-        fresh = self._fresh_path()
-        connection = self._connect("rw")
-        try:
-            connection.execute("VACUUM INTO ?", (str(fresh),))
-        finally:
-            connection.close()
-        copy = sqlite3.connect(fresh, isolation_level=None)
-        try:
-            copy.execute("PRAGMA journal_mode = WAL")
-        finally:
-            copy.close()
-        os.chmod(fresh, 0o600)
-        _sync(fresh)
-        for leftover in (Path(f"{self._path}-wal"), Path(f"{self._path}-shm")):
-            leftover.unlink(missing_ok=True)
-        os.rename(fresh, self._path)
-        self._failed_mark.unlink()
-        _sync(self._path.parent)
-        log.warning("%s was copied after a failure of the disk", self._path)
-
-    def _check_identity(self) -> None:
-        if self._path.stat().st_size == 0:
-            raise sqlite3.DatabaseError("the file is empty")
-        (application,) = self._writer.execute("PRAGMA application_id").fetchone()
-        (version,) = self._writer.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID:
-            raise sqlite3.DatabaseError("it is another program's SQLite file")
-        if version != SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(f"its schema is version {version}, this easq knows {SCHEMA_VERSION}")
 
     def _prepare_writer(self) -> None:
         for pragma in (
@@ -252,7 +139,7 @@ class Sqlite(Embedded):
         ):
             self._writer.execute(f"PRAGMA {pragma}")
         self._written = CHECKPOINT_BYTES  # what an earlier run left in the log is copied back soon
-        self._make_ballast()
+        self._file.make_ballast()
 
     async def open(self, stream: str, burial: Burial | None = None) -> None:
         if stream in self._cores:
@@ -285,7 +172,7 @@ class Sqlite(Embedded):
         for entry, priority, size in self._reader.execute(
             "SELECT id, priority, size FROM item WHERE id >= ? AND id < ? ORDER BY id", (base, end)
         ):
-            core.restore(entry - base, priority, size)
+            core.entries.insert(entry - base, priority, size)
         committed: dict[str, list[int]] = {}
         given_up: dict[str, list[int]] = {}
         touched: dict[str, list[tuple[int, Touch]]] = {}
@@ -324,7 +211,7 @@ class Sqlite(Embedded):
             self._thread = None
             self._reader.close()
             self._writer.close()
-            self._drop_lock()
+            self._file.drop_lock()
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -390,8 +277,7 @@ class Sqlite(Embedded):
         now = self._loop.time()
         if now - self._space_checked >= 1.0:
             self._space_checked = now
-            status = os.statvfs(self._path.parent)
-            self._space_low = status.f_bavail * status.f_frsize < RESERVE_BYTES
+            self._space_low = self._file.free_bytes() < RESERVE_BYTES
         return self._space_low
 
     def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
@@ -415,7 +301,7 @@ class Sqlite(Embedded):
                     self._checkpoint("PASSIVE")
             elif not last:
                 self._checkpoint("TRUNCATE")
-                self._make_ballast()
+                self._file.make_ballast()
                 dirty = False
             if last:
                 self._checkpoint("TRUNCATE")
@@ -454,7 +340,7 @@ class Sqlite(Embedded):
                 if job.stores:
                     job.error = QueueFull("the disk of the queue service is full")
         try:
-            self._ballast.unlink(missing_ok=True)
+            self._file.drop_ballast()
             self._checkpoint("TRUNCATE")
             self._transact(batch, storing=False)
         except sqlite3.Error as error:
@@ -578,32 +464,6 @@ class Sqlite(Embedded):
             log.warning("checkpoint: %s", error)
         self._written = 0
 
-    # -- the ballast -----------------------------------------------------------------------------------------------
-
-    @property
-    def _ballast(self) -> Path:
-        return self._path.with_name(self._path.name + ".ballast")
-
-    def _make_ballast(self) -> None:
-        """Space is put aside for the time when the disk is full, as far as there is plenty now."""
-        if self._ballast.exists():
-            return
-        status = os.statvfs(self._path.parent)
-        if status.f_bavail * status.f_frsize < RESERVE_BYTES + 2 * BALLAST_BYTES:
-            return
-        try:
-            handle = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(handle, 0, BALLAST_BYTES)
-                else:  # macOS
-                    for _ in range(BALLAST_BYTES >> 20):
-                        os.write(handle, bytes(1 << 20))
-            finally:
-                os.close(handle)
-        except OSError as error:
-            log.warning("no ballast: %s", error)
-
 
 _FORGET_ONE = (
     "DELETE FROM item WHERE id = ?",
@@ -619,11 +479,3 @@ _FORGET_RANGE = (
 
 def _is_full(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

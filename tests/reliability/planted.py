@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 from easq.cli.main import main
-from easq.storage import core, embedded, sqlite
+from easq.storage import embedded, groups, sqlite
 from easq.storage.changes import Change, Removed, Stored
 
 
@@ -74,7 +74,7 @@ def commits_forgotten() -> None:
 
 def window_one_too_large() -> None:
     """One item more than the window is handed out."""
-    core._Session.free = property(  # type: ignore[assignment]
+    groups.Session.free = property(  # type: ignore[assignment]
         lambda self: 0 if self.stopped else self.window + 1 - len(self.out)
     )
 

@@ -12,7 +12,7 @@ from math import inf
 
 from easq.model import Tags
 from easq.storage.base import Limits, Timing
-from easq.storage.core import Effects
+from easq.storage.effects import Effects
 
 #: an item that failed so often in a group is handed out alone
 ALONE_AFTER = 2

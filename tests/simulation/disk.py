@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from easq.model import Tags
 from easq.storage.base import Timing
-from easq.storage.core import Effects, Stream, Touch
+from easq.storage.core import Stream
+from easq.storage.effects import Effects, Touch
 
 #: delivery counts are written so long after they changed, in seconds
 LAZY_S = 0.1
@@ -119,7 +120,7 @@ class Disk:
             has_rear_room=has_rear_room,
         )
         for index, (priority, size, _) in sorted(self.items.items()):
-            stream.restore(index, priority, size)
+            stream.entries.insert(index, priority, size)
         for group in sorted(self.groups):
             committed = self.committed.get(group, {})
             given_up = [index for index, is_given_up in committed.items() if is_given_up]

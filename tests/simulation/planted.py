@@ -9,12 +9,15 @@ from math import inf
 import pytest
 
 from easq.model import Consumer
-from easq.storage import core
 from easq.storage.base import Subscription
-from easq.storage.core import Effects, Stream, Touch
+from easq.storage.core import Stream
+from easq.storage.effects import Effects, Touch
+from easq.storage.entries import Entries
+from easq.storage.groups import Group, Session
+from easq.storage.handout import Handout
 
 
-def _nobody_has(stream: Stream, session: core._Session) -> None:
+def _nobody_has(stream: Stream, session: Session) -> None:
     """What is out at the connection is neither pending nor ready."""
     group = stream._groups[session.consumer.group]
     for index in session.out:
@@ -41,16 +44,15 @@ def takeover_forgets_what_is_out(patch: pytest.MonkeyPatch) -> None:
 
 def redelivery_loses_priority(patch: pytest.MonkeyPatch) -> None:
     """What comes back is an item of the lowest class."""
-    original = Stream._return
+    original = Handout.put_back
 
-    def give_back(self: Stream, group: core._Group, index: int) -> None:
-        entry = self._entries.get(index)
-        if entry is None or group.unavailable(index) or index in self._claimed or group.goes_alone(index):
-            original(self, group, index)
-        else:
+    def put_back(self: Handout, group: Group, index: int) -> None:
+        if self._ready_among_others(group, index):
             heapq.heappush(group.returned, (0, index))
+        else:
+            original(self, group, index)
 
-    patch.setattr(Stream, "_return", give_back)
+    patch.setattr(Handout, "put_back", put_back)
 
 
 def truncate_takes_one_more(patch: pytest.MonkeyPatch) -> None:
@@ -80,7 +82,7 @@ def lost_connection_keeps_what_is_out(patch: pytest.MonkeyPatch) -> None:
     """Items of a connection that broke wait for it for ever."""
     original = Stream._leave
 
-    def leave(self: Stream, session: core._Session, *, lost: bool, now: float, effects: Effects) -> None:
+    def leave(self: Stream, session: Session, *, lost: bool, now: float, effects: Effects) -> None:
         if lost:
             _nobody_has(self, session)
         original(self, session, lost=lost, now=now, effects=effects)
@@ -104,7 +106,7 @@ def one_failure_too_many(patch: pytest.MonkeyPatch) -> None:
     """An item is given up one failure late."""
     original = Stream._give_up
 
-    def give_up(self: Stream, group: core._Group, index: int, touch: Touch, effects: Effects) -> bool:
+    def give_up(self: Stream, group: Group, index: int, touch: Touch, effects: Effects) -> bool:
         self.max_failures += bool(self.max_failures)
         try:
             return original(self, group, index, touch, effects)
@@ -116,13 +118,13 @@ def one_failure_too_many(patch: pytest.MonkeyPatch) -> None:
 
 def poison_comes_with_company(patch: pytest.MonkeyPatch) -> None:
     """An item that failed often is handed out like any other."""
-    patch.setattr(core._Group, "goes_alone", lambda *_: False)
+    patch.setattr(Group, "goes_alone", lambda *_: False)
 
 
 def window_is_one_larger(patch: pytest.MonkeyPatch) -> None:
     """One item more than the window is handed out."""
     patch.setattr(
-        core._Session,
+        Session,
         "free",
         property(lambda self: 0 if self.stopped or self.alone else self.window + 1 - len(self.out)),
     )
@@ -130,14 +132,14 @@ def window_is_one_larger(patch: pytest.MonkeyPatch) -> None:
 
 def claims_are_seen(patch: pytest.MonkeyPatch) -> None:
     """A claimed item is handed out all the same."""
-    patch.setattr(Stream, "__contains__", lambda self, index: index in self._entries)
+    patch.setattr(Entries, "visible", Entries.__contains__)
 
 
 def time_is_not_due(patch: pytest.MonkeyPatch) -> None:
     """Nothing is done at its time, unless something else is due."""
     original = Stream._hold
 
-    def hold(self: Stream, group: core._Group, index: int, until: float, user: str | None) -> None:
+    def hold(self: Stream, group: Group, index: int, until: float, user: str | None) -> None:
         due = self.due
         original(self, group, index, until, user)
         self.due = due

@@ -14,7 +14,8 @@ from random import Random
 from easq.errors import QueueFull, StreamEnded
 from easq.model import Consumer
 from easq.storage.base import Limits, Subscription, Timing
-from easq.storage.core import SHUTDOWN, Effects
+from easq.storage.core import SHUTDOWN
+from easq.storage.effects import Effects
 from tests.simulation.books import Books, Broken, Item, Seat, hold
 from tests.simulation.disk import Disk, Job
 
@@ -140,7 +141,7 @@ class World:
         """What is told of the stream is what the books say (I1, I3, I13)."""
         books, stream = self.books, self.stream
         seen = [index for index in sorted(books.items) if index not in books.claimed]
-        there = list(stream.indexes_from(0))
+        there = list(stream.entries.indexes_from(0))
         hold("I1 what is there, in order", there == seen, there, seen)
         stats = stream.stats(self.now)
         size = sum(books.items[index].size for index in seen)
@@ -222,10 +223,10 @@ class World:
 
         def told() -> None:
             if fails:
-                self.stream.drop(index)
+                self.stream.entries.drop(index)
                 self.books.drop(index)
             else:
-                self.stream.show(index, priority)
+                self.stream.entries.show(index, priority)
                 self.books.show(index)
 
         self.submit(Job(stored=(index, priority, item.size, tags), fails=fails), told)

@@ -18,7 +18,7 @@ def stream_of(*sizes: int, max_failures: int = 0) -> Stream:
     stream = Stream(timing=TIMING, tags_of=lambda _: {}, max_failures=max_failures)
     for size in sizes:
         index, _ = stream.allot(size, Limits())
-        stream.show(index, 0)
+        stream.entries.show(index, 0)
     return stream
 
 
@@ -90,7 +90,7 @@ def test_what_a_group_had_committed_leaves_when_it_comes_back_alone() -> None:
     assert stream.stats(NOW).length == 2
     _, effects = stream.attach(Consumer("one", "u"), Subscription(10), NOW + 61)
     assert effects.removed == [1]
-    assert list(stream.indexes_from(0)) == [2]
+    assert list(stream.entries.indexes_from(0)) == [2]
 
 
 # -- room --------------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_a_put_that_is_refused_evicts_nothing() -> None:
     stream.claim([1])
     with pytest.raises(QueueFull):
         stream.allot(5, Limits(max_bytes=10, evict=True))
-    assert list(stream.indexes_from(0)) == [2]
+    assert list(stream.entries.indexes_from(0)) == [2]
     assert stream.allot(4, Limits(max_bytes=10, evict=True))[1].removed == [2]
 
 
@@ -114,7 +114,7 @@ def test_a_put_that_is_refused_takes_no_absent_group_its_claim() -> None:
     stream.commit("here", [1])
     with pytest.raises(QueueFull):
         stream.allot(8, Limits(max_bytes=10))
-    assert list(stream.indexes_from(0)) == [1, 2]
+    assert list(stream.entries.indexes_from(0)) == [1, 2]
     assert stream.allot(7, Limits(max_bytes=10))[1].removed == [1]
 
 
@@ -145,6 +145,6 @@ def test_the_consumer_with_most_free_slots_gets_it_whatever_else_they_want() -> 
     small, _ = stream.attach(Consumer("g", "small"), Subscription(1), NOW)
     large, _ = stream.attach(Consumer("g", "large"), Subscription(5, after=1), NOW)
     index, _ = stream.allot(1, Limits())
-    stream.show(index, 0)
+    stream.entries.show(index, 0)
     stream.dispatch()
     assert (fetched(stream, small), fetched(stream, large)) == ([], [(2, 1)])

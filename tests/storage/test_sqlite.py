@@ -15,8 +15,9 @@ import pytest
 from easq.errors import QueueFull, StorageError
 from easq.model import Frame
 from easq.storage.base import Limits
+from easq.storage.datafile import SCHEMA_VERSION
 from easq.storage.open import open_storage
-from easq.storage.sqlite import SCHEMA_VERSION, Sqlite
+from easq.storage.sqlite import Sqlite
 from tests.storage.conftest import Engine
 
 Run: TypeAlias = Callable[[Callable[[Engine], Awaitable[Any]]], Any]

@@ -1,0 +1,195 @@
+"""The data file of the embedded engine, and the files beside it: made whole, locked, recognised, copied anew.
+
+Beside `PATH` lie SQLite's own `-wal` and `-shm`, and `.lock` (one process), `.new` (a file being made), `.failed` (the
+disk failed under it), `.ballast` (space that is given back when the disk is full).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+from importlib import resources
+from pathlib import Path
+
+from easq.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+#: "easq" in ASCII: SQLite's mark of whose file this is
+APPLICATION_ID = 0x65617371
+SCHEMA_VERSION = 1
+#: given back when the disk is full, so that deletes and commits go on
+BALLAST_BYTES = 16 * 1024**2
+#: puts are refused when the disk has less left than this
+RESERVE_BYTES = 32 * 1024**2
+
+
+class DataFile:
+    """The file `path` and what belongs to it. Every method but `connect` wants the lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    def connect(self, mode: str) -> sqlite3.Connection:
+        """A connection to the file as it is; `mode` is `rw` or `ro`."""
+        uri = f"{self.path.absolute().as_uri()}?mode={mode}"
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+
+    def open(self, *, recover: bool) -> sqlite3.Connection:
+        """The locked file's one connection for writing; the file is made when there is none.
+
+        Raises StorageError when another process has it, or the disk failed under it and `recover` was not asked for;
+        sqlite3.Error and OSError for what cannot be read. The lock may be held then.
+        """
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._take_lock()
+        if not self.path.exists():
+            self._create()
+        if self._mark.exists():
+            self._copy(wanted=recover)
+        connection = self.connect("rw")
+        self._check_identity(connection)
+        return connection
+
+    def _take_lock(self) -> None:
+        lock_path = self.path.with_name(self.path.name + ".lock")
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise StorageError(
+                f"{self.path} is in use by another easq serve",
+                hint="stop that one, or name another file with --storage sqlite:PATH",
+            ) from error
+        self._lock = lock
+
+    def drop_lock(self) -> None:
+        """Another process may have the file."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _create(self) -> None:
+        """The file appears under its name whole: made beside it, synced, renamed."""
+        fresh = self._fresh_path()
+        os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(fresh, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            schema = resources.files("easq.storage").joinpath("schema.sql").read_text(encoding="utf-8")
+            connection.executescript(f"BEGIN; {schema} COMMIT;")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            connection.close()
+        _sync(fresh)
+        os.rename(fresh, self.path)
+        _sync(self.path.parent)
+
+    def _copy(self, *, wanted: bool) -> None:
+        """What can be read is in a new file under the old name, and on the disk.
+
+        After a failed sync the system may hold pages for written that never were; reading them proves nothing, so the
+        file is not written on until all of it was written anew. Raises StorageError when that was not asked for.
+        """
+        if not wanted:
+            raise StorageError(
+                f"the disk failed under {self.path} when it was last written",
+                hint="once the disk is sound again, start with --recover: it copies all that can be read",
+            )
+        fresh = self._fresh_path()
+        connection = self.connect("rw")
+        try:
+            connection.execute("VACUUM INTO ?", (str(fresh),))
+        finally:
+            connection.close()
+        copy = sqlite3.connect(fresh, isolation_level=None)
+        try:
+            copy.execute("PRAGMA journal_mode = WAL")
+        finally:
+            copy.close()
+        os.chmod(fresh, 0o600)
+        _sync(fresh)
+        for leftover in (Path(f"{self.path}-wal"), Path(f"{self.path}-shm")):
+            leftover.unlink(missing_ok=True)
+        os.rename(fresh, self.path)
+        self._mark.unlink()
+        _sync(self.path.parent)
+        log.warning("%s was copied after a failure of the disk", self.path)
+
+    def _check_identity(self, connection: sqlite3.Connection) -> None:
+        if self.path.stat().st_size == 0:
+            raise sqlite3.DatabaseError("the file is empty")
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
+            raise sqlite3.DatabaseError("it is another program's SQLite file")
+        if version != SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"its schema is version {version}, this easq knows {SCHEMA_VERSION}")
+
+    def _fresh_path(self) -> Path:
+        """Where a new file is made before it has its name; nothing is there."""
+        fresh = self.path.with_name(self.path.name + ".new")
+        for leftover in (fresh, Path(f"{fresh}-wal"), Path(f"{fresh}-shm"), Path(f"{fresh}-journal")):
+            leftover.unlink(missing_ok=True)
+        return fresh
+
+    @property
+    def _mark(self) -> Path:
+        return self.path.with_name(self.path.name + ".failed")
+
+    def mark_failed(self) -> None:
+        """The next start is warned, as far as the disk still lets it be."""
+        try:
+            os.close(os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            _sync(self.path.parent)
+        except OSError as reason:
+            log.error("%s: %s", self._mark, reason.strerror)
+
+    # -- space -----------------------------------------------------------------------------------------------------
+
+    def free_bytes(self) -> int:
+        """What the disk has left."""
+        status = os.statvfs(self.path.parent)
+        return status.f_bavail * status.f_frsize
+
+    @property
+    def _ballast(self) -> Path:
+        return self.path.with_name(self.path.name + ".ballast")
+
+    def drop_ballast(self) -> None:
+        """The space that was put aside is free."""
+        self._ballast.unlink(missing_ok=True)
+
+    def make_ballast(self) -> None:
+        """Space is put aside for the time when the disk is full, as far as there is plenty now."""
+        if self._ballast.exists():
+            return
+        if self.free_bytes() < RESERVE_BYTES + 2 * BALLAST_BYTES:
+            return
+        try:
+            handle = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(handle, 0, BALLAST_BYTES)
+                else:  # macOS
+                    for _ in range(BALLAST_BYTES >> 20):
+                        os.write(handle, bytes(1 << 20))
+            finally:
+                os.close(handle)
+        except OSError as error:
+            log.warning("no ballast: %s", error)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

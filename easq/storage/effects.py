@@ -1,0 +1,34 @@
+"""What a step of a stream asks of its engine: what to make durable, and whom to wake."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Touch:
+    """What a group remembers of an item that was delivered to it at least once."""
+
+    deliveries: int = 0
+    failures: int = 0
+    code: str = ""
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a step asks of the engine. `removed` and `truncated_below` (0: none) name entries to forget.
+
+    `given_up` are copied to the rear store; `unanswered` left because every group gave them up, and none committed.
+    """
+
+    removed: list[int] = field(default_factory=list)
+    truncated_below: int = 0
+    committed: list[tuple[str, int, bool]] = field(default_factory=list)  # group, index, given up
+    given_up: list[tuple[str, int, Touch]] = field(default_factory=list)
+    unanswered: list[tuple[int, Touch]] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    forgotten_groups: list[str] = field(default_factory=list)
+    touched: list[tuple[str, int]] = field(default_factory=list)
+    woken: set[int] = field(default_factory=set)
+    replaced: set[int] = field(default_factory=set)

@@ -1,0 +1,210 @@
+"""What is in a stream: entries by class and index, those claimed, and those that are being stored.
+
+Priority and size of each entry, never its tags or data: those are the engine's. No consumer is known here.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, bisect_right
+from collections.abc import Container, Iterable, Iterator, Sequence
+
+from easq.errors import QueueFull
+from easq.storage.base import Limits
+
+#: a lane is rebuilt when it has more removed entries than this, and more than present ones
+_MIN_HOLES = 1024
+#: at most so many shapes (priority and size) are kept to be shared
+_MAX_SHAPES = 4096
+
+
+class _Lane:
+    """The indexes of one priority class, ascending; removed ones stay as holes until the next rebuild."""
+
+    __slots__ = ("head", "holes", "indexes")
+
+    def __init__(self) -> None:
+        self.indexes: list[int] = []
+        self.head = 0
+        self.holes = 0
+
+    def after(self, index: int) -> int:
+        """The position of the first entry above `index`."""
+        return max(self.head, bisect_right(self.indexes, index, lo=self.head))
+
+    def dropped(self, present: Container[int], count: int) -> None:
+        """`count` of the lane's entries are not `present` any more."""
+        self.holes += count
+        indexes, head = self.indexes, self.head
+        while head < len(indexes) and indexes[head] not in present:
+            head += 1
+        self.head = head
+        if self.holes > _MIN_HOLES and self.holes > len(indexes) // 2:
+            self.indexes = [index for index in indexes if index in present]
+            self.head = self.holes = 0
+
+
+class Entries:
+    """`index in entries` is whether it is stored and not removed, `visible` whether it is not claimed either."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last  # highest index ever allotted
+        self.shown = last  # highest index ever made visible, or known not to have been stored
+        self._present: dict[int, tuple[int, int]] = {}  # index -> (priority, size)
+        self._shapes: dict[tuple[int, int], tuple[int, int]] = {}  # equal tuples kept once: memory
+        self._lanes: dict[int, _Lane] = {}
+        self._claimed: dict[int, int] = {}  # index -> size
+        self._size = 0
+        self._allotted: dict[int, int] = {}  # index -> size, not stored yet
+        self._allotted_size = 0
+
+    # -- coming ----------------------------------------------------------------------------------------------------
+
+    def insert(self, index: int, priority: int, size: int) -> None:
+        """The entry is present; called in index order."""
+        shape = (priority, size)
+        self._present[index] = self._shapes.setdefault(shape, shape)
+        if len(self._shapes) > _MAX_SHAPES:
+            self._shapes.clear()
+        self._lanes.setdefault(priority, _Lane()).indexes.append(index)
+        self._size += size
+
+    def allot(self, size: int, limits: Limits) -> int:
+        """A new index is reserved; `show` or `drop` follows, in the order of allotting. Raises QueueFull."""
+        if not self.has_room(size, limits):
+            held = len(self._present) + len(self._allotted)
+            raise QueueFull(
+                f"the queue is full: {held} of {limits.max_items} items,"
+                f" {self._size + self._allotted_size} of {limits.max_bytes} bytes",
+                hint="wait until items were committed or deleted",
+            )
+        self.last += 1
+        self._allotted[self.last] = size
+        self._allotted_size += size
+        return self.last
+
+    def show(self, index: int, priority: int) -> None:
+        """The allotted entry is stored: it is present."""
+        size = self._allotted.pop(index)
+        self._allotted_size -= size
+        self.shown = index
+        self.insert(index, priority, size)
+
+    def drop(self, index: int) -> None:
+        """The allotted entry was not stored; its index is never used again."""
+        self._allotted_size -= self._allotted.pop(index)
+        self.shown = max(self.shown, index)
+
+    def has_room(self, size: int, limits: Limits) -> bool:
+        """Whether an entry of `size` bytes fits."""
+        return self._fits(len(self._present), self._size, size, limits)
+
+    def would_have_room(self, size: int, limits: Limits, *, without: Iterable[int]) -> bool:
+        """Whether it fits when `without` are gone and, if the limits say so, all that may be evicted is."""
+        gone = set(without)
+        if limits.evict:
+            left = [held for index, held in self._claimed.items() if index not in gone]
+            return self._fits(len(left), sum(left), size, limits)
+        total = self._size - sum(self._present[index][1] for index in gone)
+        return self._fits(len(self._present) - len(gone), total, size, limits)
+
+    def _fits(self, count: int, total: int, size: int, limits: Limits) -> bool:
+        return (
+            count + len(self._allotted) < limits.max_items
+            and total + self._allotted_size + size <= limits.max_bytes
+        )
+
+    # -- going -----------------------------------------------------------------------------------------------------
+
+    def claim(self, index: int) -> None:
+        """The present entry is hidden."""
+        self._claimed[index] = self._present[index][1]
+
+    def release(self, index: int) -> bool:
+        """The entry is hidden no longer; whether it was."""
+        return self._claimed.pop(index, None) is not None
+
+    def remove(self, indexes: Sequence[int]) -> None:
+        """The present entries are gone."""
+        counts: dict[int, int] = {}
+        for index in indexes:
+            priority, size = self._present.pop(index)
+            self._claimed.pop(index, None)
+            self._size -= size
+            counts[priority] = counts.get(priority, 0) + 1
+        for priority, count in counts.items():
+            lane = self._lanes[priority]
+            lane.dropped(self._present, count)
+            if lane.head == len(lane.indexes):
+                del self._lanes[priority]
+
+    # -- what there is ---------------------------------------------------------------------------------------------
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._present
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+    def visible(self, index: int) -> bool:
+        """Whether the entry is present and not claimed."""
+        return index in self._present and index not in self._claimed
+
+    def count(self, priority: int | None = None) -> int:
+        """How many entries are present and not claimed, of one class or of all."""
+        if priority is None:
+            return len(self._present) - len(self._claimed)
+        return sum(1 for _ in self.indexes_from(0, priority))
+
+    @property
+    def visible_size(self) -> int:
+        """The bytes of what is present and not claimed."""
+        return self._size - sum(self._claimed.values())
+
+    @property
+    def has_allotted(self) -> bool:
+        """Whether an entry is being stored."""
+        return bool(self._allotted)
+
+    def rank(self, index: int) -> tuple[int, int]:
+        """The place of a present entry: (-priority, index), lowest first."""
+        return -self._present[index][0], index
+
+    def size_of(self, index: int) -> int:
+        """The bytes of a present entry."""
+        return self._present[index][1]
+
+    def classes(self) -> list[int]:
+        """The priorities of present entries, highest first."""
+        return sorted(self._lanes, reverse=True)
+
+    def lane(self, priority: int, after: int) -> Iterator[int]:
+        """The indexes of a class above `after`, ascending, with some that are gone; nothing may change meanwhile."""
+        lane = self._lanes[priority]
+        indexes = lane.indexes
+        for position in range(lane.after(after), len(indexes)):
+            yield indexes[position]
+
+    def indexes_from(self, start: int, priority: int | None = None) -> Iterator[int]:
+        """What is visible, of one class or of all, from `start` on, ascending; nothing may change meanwhile."""
+        classes = self._lanes if priority is None else self._lanes.keys() & {priority}
+        runs = [filter(self.visible, self.lane(one, start - 1)) for one in classes]
+        return runs[0] if len(runs) == 1 else heapq.merge(*runs)
+
+    def below(self, index: int) -> list[int]:
+        """The present entries under `index`, claimed ones too."""
+        found: list[int] = []
+        for lane in self._lanes.values():
+            end = bisect_left(lane.indexes, index)
+            found += [index for index in lane.indexes[lane.head : end] if index in self._present]
+        return found
+
+    def last_visible(self) -> int:
+        """The highest visible index, 0 when there is none."""
+        best = 0
+        for lane in self._lanes.values():
+            positions = range(len(lane.indexes) - 1, lane.head - 1, -1)
+            best = max(
+                best, next((lane.indexes[at] for at in positions if self.visible(lane.indexes[at])), 0)
+            )
+        return best

@@ -1,0 +1,132 @@
+"""The consumer groups of a stream: what each has done with the entries, and who of it is connected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from easq.model import Consumer, Tags
+from easq.storage.base import Timing
+from easq.storage.effects import Touch
+
+#: at most so many consumers that left are listed per group
+_MAX_LEFT = 1000
+#: an item that failed so often in a group is handed out alone: it must not drag a window of others with it
+_ALONE_AFTER = 2
+
+
+class View:
+    """How far the consumers with one start and one tag filter have looked, per priority class."""
+
+    __slots__ = ("after", "cursors", "sessions", "tags")
+
+    def __init__(self, after: int, tags: Tags) -> None:
+        self.after = after
+        self.tags = dict(tags)
+        self.cursors: dict[int, int] = {}
+        self.sessions: set[int] = set()
+
+
+@dataclass(slots=True)
+class Session:
+    """One watch connection."""
+
+    number: int
+    consumer: Consumer
+    window: int
+    auto_commit: bool
+    view: View
+    out: set[int] = field(default_factory=set)  # pending at this connection
+    box: dict[int, None] = field(default_factory=dict)  # of these, not yet fetched, in order
+    served: int = 0  # when it was last given an item, in hand-outs of the stream
+    stopped: bool = False
+    alone: int = 0  # the item that this connection has, or waits for, to have nothing beside it
+
+    @property
+    def free(self) -> int:
+        return 0 if self.stopped or self.alone else self.window - len(self.out)
+
+
+@dataclass(slots=True)
+class Member:
+    """A consumer as attributes list it, connected or not."""
+
+    consumer: Consumer
+    session: int | None
+    window: int
+    auto_commit: bool
+    tags: Tags
+    index: int = 0
+    active_at: float = 0.0
+    left_pending: bool = False
+
+
+class Group:
+    """One consumer group over the stream."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.pending: dict[int, int] = {}  # index -> session
+        self.committed: set[int] = set()  # of the present entries, with those that were given up
+        self.given_up: set[int] = set()  # of the committed
+        # heap of (-priority, index): ready, and to be handed out alone
+        self.alone: list[tuple[int, int]] = []
+        # connections that get nothing more until they are empty, then such an item
+        self.reserved: set[int] = set()
+        self.touched: dict[int, Touch] = {}
+        self.returned: list[tuple[int, int]] = []  # heap of (-priority, index)
+        self.held: dict[int, tuple[float, str | None]] = {}  # index -> (until, only for this user)
+        self.timers: list[tuple[float, int]] = []  # heap of (until, index)
+        self.views: list[View] = []
+        self.members: dict[str, Member] = {}
+        self.connected = 0
+        self.left_at: float | None = None  # set while the group is absent and still holds items back
+        self.highest = 0  # highest index handed out
+
+    @property
+    def holds(self) -> bool:
+        """Whether it holds items back: it has a consumer, or its last one left a short time ago."""
+        return bool(self.connected) or self.left_at is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to remember of it."""
+        return not (self.holds or self.committed or self.touched or self.members or self.held)
+
+    def unavailable(self, index: int) -> bool:
+        return index in self.pending or index in self.committed or index in self.held
+
+    def goes_alone(self, index: int) -> bool:
+        touch = self.touched.get(index)
+        return touch is not None and touch.failures >= _ALONE_AFTER
+
+    def view(self, after: int, tags: Tags) -> View:
+        for view in self.views:
+            if view.after == after and view.tags == tags:
+                return view
+        view = View(after, tags)
+        self.views.append(view)
+        return view
+
+    def forget(self, index: int) -> None:
+        """The entry is gone; nothing of it is pending."""
+        self.committed.discard(index)
+        self.given_up.discard(index)
+        self.touched.pop(index, None)
+        self.held.pop(index, None)
+
+    def forget_left(self) -> None:
+        """Of the consumers that left only the latest are listed."""
+        left = [member for member in self.members.values() if member.session is None]
+        for member in sorted(left, key=lambda member: member.active_at)[: max(0, len(left) - _MAX_LEFT)]:
+            del self.members[member.consumer.user]
+
+    def moments(self, timing: Timing) -> Iterator[float]:
+        """When something is to be done by itself."""
+        if self.timers:
+            yield self.timers[0][0]
+        if self.left_at is not None:
+            yield self.left_at + timing.group_retention_s
+        for member in self.members.values():
+            if member.session is None:
+                yield member.active_at + timing.forget_s

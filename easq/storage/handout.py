@@ -1,0 +1,220 @@
+"""Which connection of a group gets which item next.
+
+The ready item of the highest class and lowest index goes to the consumer with most free slots. An item that failed
+before goes to a connection that has nothing else.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+
+from easq.model import Tags
+from easq.storage.effects import Effects
+from easq.storage.entries import Entries
+from easq.storage.groups import Group, Session, View
+
+
+class Handout:
+    """Hands the entries of one stream to its connections."""
+
+    def __init__(
+        self, entries: Entries, sessions: Mapping[int, Session], tags_of: Callable[[int], Tags]
+    ) -> None:
+        self._entries = entries
+        self._sessions = sessions
+        self._tags_of = tags_of
+        self.count = 0  # items handed out so far
+
+    def dispatch(self, group: Group, effects: Effects) -> None:
+        """The ready item of the highest class and lowest index goes to the consumer with most free slots, until
+        none fits.
+        """
+        self._serve_reserved(group, effects)
+        while True:
+            best: tuple[int, int] | None = None
+            takers: set[int] = set()  # connections that want it
+            for view in group.views:
+                if any(self._sessions[number].free > 0 for number in view.sessions):
+                    candidate = self._peek(group, view)
+                    if candidate is not None and candidate == best:
+                        takers |= view.sessions
+                    elif candidate is not None and (best is None or candidate < best):
+                        best, takers = candidate, set(view.sessions)
+            if self._reserve(group, best, effects):
+                continue
+            if best is None:
+                if self._release_reserved(group):
+                    continue
+                return
+            session = max(
+                (self._sessions[number] for number in takers),
+                key=lambda session: (session.free, -session.served, -session.number),
+            )
+            self._hand_out(group, session, best[1], effects)
+
+    def give_back(self, group: Group, session: Session, effects: Effects) -> None:
+        """What is held for this very user is its again, in order; what it no longer wants is ready for all."""
+        mine = [index for index, (_, user) in group.held.items() if user == session.consumer.user]
+        heap: list[tuple[int, int]] = []
+        for index in mine:
+            visible = self._entries.visible(index)
+            if visible and self._wanted(session.view, index) and not group.goes_alone(index):
+                heap.append(self._entries.rank(index))
+            else:
+                del group.held[index]
+                self.put_back(group, index)
+        heapq.heapify(heap)
+        while heap and session.free > 0:
+            other = self._peek(group, session.view)
+            if other is not None and other < heap[0]:
+                self._hand_out(group, session, other[1], effects)
+            else:
+                index = heapq.heappop(heap)[1]
+                del group.held[index]
+                self._hand_out(group, session, index, effects)
+
+    def put_back(self, group: Group, index: int) -> None:
+        """The item is ready for the group again, in its class and place, if nothing is in the way."""
+        if self._ready(group, index):
+            heap = group.alone if group.goes_alone(index) else group.returned
+            heapq.heappush(heap, self._entries.rank(index))
+
+    def take_away(self, group: Group, index: int) -> None:
+        """The item is pending in the group no longer."""
+        number = group.pending.pop(index, None)
+        if number is not None:
+            session = self._sessions[number]
+            session.out.discard(index)
+            session.box.pop(index, None)
+            if session.alone == index:
+                session.alone = 0
+
+    def unreserve(self, group: Group, session: Session) -> None:
+        """The connection waits for no item; what it waited for, if it is still ready, is for whoever comes."""
+        group.reserved.discard(session.number)
+        index, session.alone = session.alone, 0
+        self.put_back(group, index)
+
+    def stop(self, group: Group, session: Session) -> None:
+        """The connection gets nothing more: what it has not fetched yet is ready for others."""
+        session.stopped = True
+        for index in list(session.box):
+            self.take_away(group, index)
+            self.put_back(group, index)
+
+    # -- items that go alone ---------------------------------------------------------------------------------------
+
+    def _serve_reserved(self, group: Group, effects: Effects) -> None:
+        """A connection that was waiting to be empty, and is, has its item; if that is gone, it waits no longer."""
+        for number in list(group.reserved):
+            session = self._sessions[number]
+            if session.stopped or not self._ready(group, session.alone):
+                self.unreserve(group, session)
+            elif not session.out:
+                group.reserved.discard(number)
+                self._hand_out(group, session, session.alone, effects)
+
+    def _release_reserved(self, group: Group) -> bool:
+        """Nothing else is to be handed out: an item that waits for one connection to be empty, while another that
+        could take it is, waits no longer. Whether there was one.
+        """
+        for number in group.reserved:
+            session = self._sessions[number]
+            if not all(taker.out for taker in self._takers(group, session.alone)):
+                self.unreserve(group, session)
+                return True
+        return False
+
+    def _takers(self, group: Group, index: int) -> list[Session]:
+        """The connections that want the item, and neither have nor wait for one that goes alone."""
+        return [
+            session
+            for view in group.views
+            if self._wanted(view, index)
+            for session in (self._sessions[number] for number in view.sessions)
+            if not session.stopped and not session.alone
+        ]
+
+    def _reserve(self, group: Group, other: tuple[int, int] | None, effects: Effects) -> bool:
+        """An item that goes alone, if it is before `other`, has a consumer: whichever has least pending gets nothing
+        more until it is empty, then it gets the item. The others go on with later items.
+        """
+        passed: list[tuple[int, int]] = []
+        found = False
+        while group.alone and not found and (other is None or group.alone[0] < other):
+            pair = heapq.heappop(group.alone)
+            if not self._ready(group, pair[1]):
+                continue
+            takers = self._takers(group, pair[1])
+            if not takers:
+                passed.append(pair)
+                continue
+            chosen = min(takers, key=lambda session: (len(session.out), session.served))
+            chosen.alone = pair[1]
+            group.reserved.add(chosen.number)
+            found = True
+        for pair in passed:
+            heapq.heappush(group.alone, pair)
+        if found:
+            self._serve_reserved(group, effects)
+        return found
+
+    # -- what is next ----------------------------------------------------------------------------------------------
+
+    def _hand_out(self, group: Group, session: Session, index: int, effects: Effects) -> None:
+        self.count += 1
+        session.served = self.count
+        session.out.add(index)
+        session.box[index] = None
+        group.pending[index] = session.number
+        group.highest = max(group.highest, index)
+        group.members[session.consumer.user].index = index
+        effects.woken.add(session.number)
+
+    def _ready(self, group: Group, index: int) -> bool:
+        return self._entries.visible(index) and not group.unavailable(index)
+
+    def _ready_among_others(self, group: Group, index: int) -> bool:
+        return self._ready(group, index) and not group.goes_alone(index)
+
+    def _wanted(self, view: View, index: int) -> bool:
+        if index <= view.after:
+            return False
+        if not view.tags:
+            return True
+        tags = self._tags_of(index)
+        return all(tags.get(key) == value for key, value in view.tags.items())
+
+    def _peek(self, group: Group, view: View) -> tuple[int, int] | None:
+        """The (-priority, index) that the view's consumers get next."""
+        returned = self._peek_returned(group, view)
+        for priority in self._entries.classes():
+            if returned is not None and -returned[0] > priority:
+                return returned
+            index = self._peek_lane(group, view, priority)
+            if index is not None:
+                fresh = (-priority, index)
+                return fresh if returned is None else min(fresh, returned)
+        return returned
+
+    def _peek_returned(self, group: Group, view: View) -> tuple[int, int] | None:
+        heap = group.returned
+        while heap and not self._ready_among_others(group, heap[0][1]):
+            heapq.heappop(heap)
+        if not heap or self._wanted(view, heap[0][1]):
+            return heap[0] if heap else None
+        fitting = (
+            pair
+            for pair in sorted(heap)
+            if self._ready_among_others(group, pair[1]) and self._wanted(view, pair[1])
+        )
+        return next(fitting, None)
+
+    def _peek_lane(self, group: Group, view: View, priority: int) -> int | None:
+        start = max(view.cursors.get(priority, 0), view.after)
+        for index in self._entries.lane(priority, start):
+            if self._ready_among_others(group, index) and self._wanted(view, index):
+                return index
+            view.cursors[priority] = index
+        return None
