@@ -16,7 +16,8 @@ from easq.model import Consumer, Frame
 from easq.storage.base import Lease
 from easq.wire import operations as op
 from tests.model.engines import START, Engine, Loop
-from tests.model.reference import Item, Reference, Refused
+from tests.model.reference import Reference, Refused
+from tests.model.values import Item
 
 #: all that is here, in one get
 ALL = op.Get(length=10_000, auto_delete=False)

@@ -62,7 +62,7 @@ def keys_are_not_stored(patch: pytest.MonkeyPatch) -> None:
 
     def remember(self: Sqlite, stream: str, burial: object) -> None:
         restore(self, stream, burial)  # type: ignore[arg-type]
-        self.__dict__.setdefault("first_index", {})[stream] = self._cores[stream].last
+        self.__dict__.setdefault("first_index", {})[stream] = self._cores[stream].entries.last
 
     patch.setattr(Sqlite, "_recall", recall)
     patch.setattr(Sqlite, "_restore", remember)

@@ -7,58 +7,12 @@ with most free slots. An item has two failures at most, so none ever goes alone.
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field
+from dataclasses import replace
+
+from tests.model.values import Connection, Group, Item
 
 GRACE_S, RETENTION_S, MAX_FAILURES = 2.0, 10.0, 2
 MAX_ITEMS, MAX_BYTES = 12, 200
-
-
-@dataclass
-class Item:
-    index: int
-    priority: int
-    tags: dict[str, str]
-    data: bytes
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        return (-self.priority, self.index)
-
-    def has(self, tags: dict[str, str]) -> bool:
-        return all(self.tags.get(key) == value for key, value in tags.items())
-
-
-@dataclass
-class Connection:
-    number: int
-    group: str
-    user: str
-    window: int
-    after: int
-    tags: dict[str, str]
-    served: int
-    out: list[int] = field(default_factory=list)  # handed out and not done
-    unsent: list[int] = field(default_factory=list)  # of these, not read yet
-    stopped: bool = False
-
-    @property
-    def free(self) -> int:
-        return 0 if self.stopped else self.window - len(self.out)
-
-    def wants(self, item: Item) -> bool:
-        return item.index > self.after and item.has(self.tags)
-
-
-@dataclass(eq=False)
-class Group:
-    committed: set[int] = field(default_factory=set)
-    given_up: set[int] = field(default_factory=set)
-    deliveries: dict[int, int] = field(default_factory=dict)
-    failures: dict[int, int] = field(default_factory=dict)
-    why: dict[int, tuple[str, str]] = field(default_factory=dict)  # code and reason of the last failure
-    held: dict[int, tuple[float, str]] = field(default_factory=dict)  # until when, and for which user
-    left_at: float | None = None
 
 
 class Refused(Exception):
@@ -142,10 +96,7 @@ class Reference:
         del self.items[index]
         self.claimed.discard(index)
         for group in self.groups.values():
-            group.committed.discard(index)
-            group.given_up.discard(index)
-            for rows in (group.deliveries, group.failures, group.why, group.held):
-                rows.pop(index, None)
+            group.forget(index)
         for connection in self.connections.values():
             self.take_back(connection, index)
 
@@ -235,10 +186,10 @@ class Reference:
         sent, connection.unsent = connection.unsent, []
         if not sent and self.is_through(connection.group):
             raise Refused("StreamEnded")
-        deliveries = self.groups[connection.group].deliveries
-        for index in sent:
-            deliveries[index] = deliveries.get(index, 0) + 1
-        return [(self.items[index], deliveries[index]) for index in sent]
+        touches = [self.groups[connection.group].touch(index) for index in sent]
+        for touch in touches:
+            touch.deliveries += 1
+        return [(self.items[index], touch.deliveries) for index, touch in zip(sent, touches, strict=True)]
 
     def commit(self, name: str, indexes: list[int]) -> int:
         present = set(indexes) & self.items.keys()
@@ -276,11 +227,11 @@ class Reference:
     def failed(self, name: str, index: int, code: str, reason: str) -> bool:
         """One failure more. Whether it was the last: then the group has given the item up."""
         group, item = self.groups[name], self.items[index]
-        group.failures[index] = group.failures.get(index, 0) + 1
-        group.why[index] = (code, reason)
-        if group.failures[index] < MAX_FAILURES:
+        touch = group.touch(index)
+        touch.failures, touch.code, touch.reason = touch.failures + 1, code, reason
+        if touch.failures < MAX_FAILURES:
             return False
-        counts = {"rear@deliveries": str(group.deliveries.get(index, 0)), "rear@failures": str(MAX_FAILURES)}
+        counts = {"rear@deliveries": str(touch.deliveries), "rear@failures": str(MAX_FAILURES)}
         why = {"rear@index": str(index), "rear@group": name, **counts}
         last = {key: text for key, text in (("lastCode", code), ("lastReason", reason)) if text}
         self.rear.append(({**item.tags, **why, **last}, item.data))
@@ -294,7 +245,8 @@ class Reference:
         """The item leaves; when every group gave it up, whoever waits is told."""
         groups = [group for group in self.groups.values() if index in group.committed]
         if all(index in group.given_up for group in groups):
-            code, reason = (last_group or groups[-1]).why.get(index, ("", ""))
+            touch = (last_group or groups[-1]).touch(index)
+            code, reason = touch.code, touch.reason
             said = reason if code.isdigit() or not code else code
             last = {"lastCode": code if code.isdigit() else "500", **({"lastReason": said} if said else {})}
             kind = {"Header:Content-Type": "text/plain; charset=utf-8"}
@@ -330,7 +282,7 @@ class Reference:
     def flush(self) -> None:
         """The counts are stored as they are."""
         self.counts = {
-            name: copy.deepcopy((group.deliveries, group.failures, group.why))
+            name: {index: replace(touch) for index, touch in group.touches.items()}
             for name, group in self.groups.items()
         }
 
@@ -342,9 +294,7 @@ class Reference:
         self.groups = {name: group for name, group in self.groups.items() if name in stored}
         for name in stored:
             group = self.groups.setdefault(name, Group())
-            group.deliveries, group.failures, group.why = (
-                {index: value for index, value in rows.items() if index in self.items}
-                for rows in self.counts.get(name, ({}, {}, {}))
-            )
+            known = self.counts.get(name, {})
+            group.touches = {index: replace(touch) for index, touch in known.items() if index in self.items}
             group.held, group.left_at = {}, self.now
         self.numbers = self.handouts = 0

@@ -1,0 +1,67 @@
+"""What the reference keeps: items, connections, groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Item:
+    index: int
+    priority: int
+    tags: dict[str, str]
+    data: bytes
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return (-self.priority, self.index)
+
+    def has(self, tags: dict[str, str]) -> bool:
+        return all(self.tags.get(key) == value for key, value in tags.items())
+
+
+@dataclass
+class Connection:
+    number: int
+    group: str
+    user: str
+    window: int
+    after: int
+    tags: dict[str, str]
+    served: int
+    out: list[int] = field(default_factory=list)  # handed out and not done
+    unsent: list[int] = field(default_factory=list)  # of these, not read yet
+    stopped: bool = False
+
+    @property
+    def free(self) -> int:
+        return 0 if self.stopped else self.window - len(self.out)
+
+    def wants(self, item: Item) -> bool:
+        return item.index > self.after and item.has(self.tags)
+
+
+@dataclass
+class Touch:
+    deliveries: int = 0
+    failures: int = 0
+    code: str = ""  # of the last failure, as the reason
+    reason: str = ""
+
+
+@dataclass(eq=False)
+class Group:
+    committed: set[int] = field(default_factory=set)
+    given_up: set[int] = field(default_factory=set)
+    touches: dict[int, Touch] = field(default_factory=dict)
+    held: dict[int, tuple[float, str]] = field(default_factory=dict)  # until when, and for which user
+    left_at: float | None = None
+
+    def touch(self, index: int) -> Touch:
+        return self.touches.setdefault(index, Touch())
+
+    def forget(self, index: int) -> None:
+        self.committed.discard(index)
+        self.given_up.discard(index)
+        self.touches.pop(index, None)
+        self.held.pop(index, None)
