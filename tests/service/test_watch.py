@@ -15,7 +15,7 @@ from easq.storage.base import Timing
 from tests.service.conftest import Open
 from tests.support.http import PROTOBUF, Connection, Stream
 from tests.support.protobuf import read_item
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, promptly
 from tests.support.websocket import (
     BINARY,
     CLOSE,
@@ -629,11 +629,15 @@ def test_a_frame_that_is_none_ends_the_connection_with_its_code(start: Open, wir
     queue = start(timing=Timing(leave_grace_s=NEVER_S)).queue
     fill(queue, 2)
     me = queue.as_consumer("me")
-    with watch(me) as watching:
-        assert watching.indexes(2) == [1, 2]
-        watching.connection.send(wire)
-        assert watching.read_close() == code
-        eventually(watching.connection.is_over)
+
+    def be_refused() -> None:
+        with watch(me) as watching:
+            assert watching.indexes(2) == [1, 2]
+            watching.connection.send(wire)
+            assert watching.read_close() == code
+            eventually(watching.connection.is_over)
+
+    promptly(be_refused)
     with watch(me) as watching:
         assert watching.indexes(2) == [1, 2]
 
