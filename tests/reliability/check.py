@@ -22,10 +22,15 @@ def violations(history: Iterable[Event]) -> list[str]:
 
 
 def nothing_acknowledged_is_lost(events: list[Event]) -> Iterator[str]:
-    """K - D is empty: every acknowledged put was delivered, at the latest by the drain; nothing else in its place."""
+    """K - D - X is empty: every acknowledged put that nobody deleted was delivered, at the latest by the drain;
+    nothing else in its place.
+    """
     delivered = {(event.index, event.payload) for event in events if event.f == "deliver"}
+    deleted = {index for event in events if event.f == "delete" for index in event.indexes}
     for event in events:
-        if event.f == "put" and event.phase == "ok" and (event.index, event.payload) not in delivered:
+        if event.f != "put" or event.phase != "ok" or event.index in deleted:
+            continue
+        if (event.index, event.payload) not in delivered:
             yield f"lost: {event.payload} was acknowledged as {event.index} and never delivered"
 
 
@@ -47,16 +52,16 @@ def no_index_is_used_twice(events: list[Event]) -> Iterator[str]:
 
 
 def indexes_go_up(events: list[Event]) -> Iterator[str]:
-    """An index is higher than that of every put acknowledged before this one was sent."""
+    """An index is higher than that of every put acknowledged before this one was sent (for the first time)."""
     highest = 0
-    floors: dict[tuple[str, int], int] = {}
+    floors: dict[str, int] = {}
     for event in events:
         if event.f != "put":
             continue
         if event.phase == "invoke":
-            floors[event.client, event.op] = highest
+            floors.setdefault(event.payload, highest)
         elif event.phase == "ok":
-            floor = floors[event.client, event.op]
+            floor = floors[event.payload]
             if event.index <= floor:
                 yield f"went back: {event.payload} got {event.index} after {floor} was acknowledged"
             highest = max(highest, event.index)
@@ -78,7 +83,7 @@ def nothing_comes_from_nowhere(events: list[Event]) -> Iterator[str]:
 
 
 def each_put_is_at_most_one_item(events: list[Event]) -> Iterator[str]:
-    """Every payload was sent once, so it has one index."""
+    """Every payload was sent once, or under a key that makes it one item: it has one index."""
     indexes: dict[str, set[int]] = {}
     for event in events:
         if event.f == "deliver":
@@ -89,27 +94,29 @@ def each_put_is_at_most_one_item(events: list[Event]) -> Iterator[str]:
 
 
 def nothing_committed_comes_back(events: list[Event]) -> Iterator[str]:
-    """After a commit was acknowledged, no connection opened later gets the item; across kills, too."""
-    committed: dict[int, float] = {}
+    """After a commit or delete was acknowledged, no connection opened later gets the item; across kills, too."""
+    done: dict[int, tuple[float, str]] = {}
     opened: dict[str, float] = {}
     for event in events:
-        if event.f == "commit" and event.phase == "ok":
+        if event.f in {"commit", "delete"} and event.phase == "ok":
             for index in event.indexes:
-                committed.setdefault(index, event.t)
+                done.setdefault(index, (event.t, event.f))
         elif event.f == "open":
             opened[event.connection] = event.t
-        elif event.f == "deliver" and committed.get(event.index, event.t) < opened[event.connection]:
-            yield f"back after its commit: {event.index} on {event.connection}"
+        elif event.f == "deliver" and event.index in done:
+            moment, how = done[event.index]
+            if moment < opened[event.connection]:
+                yield f"back after its {how}: {event.index} on {event.connection}"
 
 
 def the_window_holds(events: list[Event]) -> Iterator[str]:
-    """On a connection never more than its window is received and not yet sent to be committed, by anyone."""
+    """On a connection never more than its window is received and not yet sent to be done with, by anyone."""
     windows: dict[str, int] = {}
     out: dict[str, set[int]] = {}
     for event in events:
         if event.f == "open":
             windows[event.connection], out[event.connection] = event.window, set()
-        elif event.f == "commit" and event.phase == "invoke":
+        elif event.f in {"commit", "negative", "delete"} and event.phase == "invoke":
             for indexes in out.values():
                 indexes.difference_update(event.indexes)
         elif event.f == "deliver":
@@ -119,12 +126,12 @@ def the_window_holds(events: list[Event]) -> Iterator[str]:
 
 
 def redelivery_has_a_cause(events: list[Event]) -> Iterator[str]:
-    """An item is delivered once, and once more for each kill of the service or end of a connection after that."""
+    """An item is delivered once, and once more for each kill, end of a connection or negative after that."""
     deliveries: Counter[int] = Counter()
     causes_at_first: dict[int, int] = {}
     causes = 0
     for event in events:
-        if event.f in {"kill", "close"}:
+        if event.f in {"kill", "close", "negative"}:
             causes += 1
         elif event.f == "deliver":
             deliveries[event.index] += 1

@@ -15,8 +15,9 @@ from typing import Any
 class Event:
     """One event of a history.
 
-    `f` is put, deliver, commit, open or kill. `phase` is invoke before the first byte goes out, then ok (a 2xx was
-    read), fail (certainly without effect) or info (who knows). `op` joins the phases of one operation.
+    `f` is put, deliver, commit, negative, delete, open, close or kill. `phase` is invoke before the first byte goes
+    out, then ok (a 2xx was read), fail (certainly without effect) or info (who knows). `op` joins the phases of one
+    operation.
     """
 
     t: float

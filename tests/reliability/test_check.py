@@ -52,6 +52,14 @@ GOOD = [
 ]
 
 
+def deleted(t: float, *indexes: int) -> Event:
+    return Event(t, "d", "delete", indexes=indexes)
+
+
+def test_what_was_deleted_need_not_be_delivered() -> None:
+    assert violations([*GOOD, *put(1.6, "x", 11), deleted(2.0, 11)]) == []
+
+
 def test_a_good_history_has_no_violations() -> None:
     """Neither have lost answers: a put in doubt may be there, and a commit in doubt may be undone."""
     assert violations(GOOD) == []
@@ -112,6 +120,11 @@ def test_the_order_of_events_does_not_matter() -> None:
         pytest.param([delivered(6.3, 8, "doubtful", "c2")], "doubled: doubtful is [3, 8]", id="doubled"),
         pytest.param(
             [delivered(6.3, 1, "a", "c2")], "back after its commit: 1 on c2", id="redelivery after commit"
+        ),
+        pytest.param(
+            [*put(1.6, "x", 11), deleted(2.0, 11), delivered(6.3, 11, "x", "c2")],
+            "back after its delete: 11 on c2",
+            id="delivery after delete",
         ),
         pytest.param(
             [

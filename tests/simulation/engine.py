@@ -1,0 +1,202 @@
+"""The engine itself on a disk and a clock that are the test's: writes take virtual time, and power cuts lose them.
+
+All of it but SQL is the product's: the verbs, keys, burials, group commit's order, the rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from easq.errors import QueueFull
+from easq.model import Frame, Tags
+from easq.storage.base import Burial, Timing
+from easq.storage.changes import (
+    Change,
+    Committed,
+    Ended,
+    GroupKept,
+    Keyed,
+    KeysForgotten,
+    Removed,
+    Stored,
+    Touched,
+    Truncated,
+)
+from easq.storage.core import Stream
+from easq.storage.effects import Touch
+from easq.storage.embedded import Embedded, Settle
+from easq.storage.keys import KeyWindow
+
+
+class _Instant(selectors.SelectSelector):
+    """Nothing ever comes from outside: waiting is moving the clock."""
+
+    moment = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert timeout is not None, "everybody waits, and nothing will come"
+        self.moment += max(timeout, 0.0)
+        return []
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop in virtual time: when nobody can go on, it is the next timer's moment."""
+
+    def __init__(self) -> None:
+        self._instant = _Instant()
+        super().__init__(self._instant)
+
+    def time(self) -> float:
+        return self._instant.moment
+
+
+@dataclass
+class Kept:
+    """What is durable of one stream."""
+
+    entries: dict[int, tuple[Frame, int]] = field(default_factory=dict)  # -> frame, priority
+    last: int = 0
+    ended: bool = False
+    groups: set[str] = field(default_factory=set)
+    committed: dict[tuple[str, int], bool] = field(default_factory=dict)  # -> given up
+    touched: dict[tuple[str, int], Touch] = field(default_factory=dict)
+    keys: dict[str, Keyed] = field(default_factory=dict)
+    number: int = 0  # of the last key
+
+    def write(self, change: Change) -> None:
+        match change:
+            case Stored():
+                self.last = max(self.last, change.frame.index)
+                self.entries[change.frame.index] = change.frame, change.priority
+            case Keyed():
+                self.keys[change.key] = change
+                self.number = max(self.number, change.number)
+            case KeysForgotten():
+                self.keys = {key: known for key, known in self.keys.items() if known.number >= change.below}
+            case Removed():
+                self.forget(set(change.indexes))
+            case Truncated():
+                self.forget({index for index in self.entries if index < change.below})
+            case Committed():
+                self.committed[change.group, change.index] = change.given_up
+            case Touched():
+                if change.index in self.entries:
+                    self.touched[change.group, change.index] = change.touch
+            case GroupKept():
+                (self.groups.add if change.kept else self.groups.discard)(change.group)
+            case Ended():
+                self.ended = change.ended
+
+    def forget(self, gone: set[int]) -> None:
+        for index in gone:
+            self.entries.pop(index, None)
+        self.committed = {pair: up for pair, up in self.committed.items() if pair[1] not in gone}
+        self.touched = {pair: touch for pair, touch in self.touched.items() if pair[1] not in gone}
+
+
+@dataclass
+class _Job:
+    changes: Sequence[Change]
+    settle: Settle | None
+    future: asyncio.Future[None]
+
+
+class OnDisk(Embedded):
+    """The embedded engine over `disk`, stream by stream. `takes_s` says how long a write takes, `fails` whether there
+    is no space for a put.
+    """
+
+    durability = "virtual"
+
+    def __init__(
+        self, disk: dict[str, Kept], timing: Timing, takes_s: Callable[[], float], fails: Callable[[], bool]
+    ) -> None:
+        super().__init__(timing)
+        self._disk = disk
+        self._takes_s = takes_s
+        self._fails = fails
+        self._waiting: list[_Job] = []
+        self._batch: list[_Job] = []
+        self._writing: asyncio.TimerHandle | None = None
+
+    async def open(self, stream: str, burial: Burial | None = None) -> None:
+        kept = self._disk.setdefault(stream, Kept())
+        core = Stream(
+            timing=self._timing,
+            tags_of=lambda index: self._load_tags(stream, index),
+            last=kept.last,
+            ended=kept.ended,
+        )
+        for index, (frame, priority) in sorted(kept.entries.items()):
+            core.entries.insert(index, priority, len(frame.data))
+        now = asyncio.get_running_loop().time()
+        for group in sorted(kept.groups):
+            committed = {index: up for (name, index), up in kept.committed.items() if name == group}
+            given_up = [index for index, up in committed.items() if up]
+            touched = [(index, replace(t)) for (name, index), t in kept.touched.items() if name == group]
+            core.restore_group(group, committed, given_up, touched, now)
+        self._adopt(stream, core, KeyWindow(kept.number), burial)
+
+    async def streams(self) -> Sequence[str]:
+        return list(self._disk)
+
+    def cut_power(self, *, written: bool) -> None:
+        """Nothing is written or told any more. The write under way is on the disk, or never will be."""
+        self._failure = ConnectionAbortedError("the power is gone")
+        if self._writing is not None:
+            self._writing.cancel()
+        if self._lazy_timer is not None:
+            self._lazy_timer.cancel()
+        if written:
+            self._write()
+
+    def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
+        job = _Job(changes, settle, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        if self._writing is None:
+            self._begin()
+        return job.future
+
+    def _begin(self) -> None:
+        self._batch, self._waiting = self._waiting, []
+        loop = asyncio.get_running_loop()
+        self._writing = loop.call_later(self._takes_s(), self._end) if self._batch else None
+
+    def _end(self) -> None:
+        refused = self._write()
+        for job in self._batch:
+            error = QueueFull("no space") if job in refused else None
+            if job.settle is not None:
+                job.settle(error)
+            if not job.future.done():
+                job.future.set_exception(error) if error else job.future.set_result(None)
+        self._settled()
+        self._begin()
+
+    def _write(self) -> list[_Job]:
+        """The batch is on the disk, in its order; what it refused is not."""
+        refused = []
+        for job in self._batch:
+            if all(isinstance(change, Stored | Keyed) for change in job.changes) and self._fails():
+                refused.append(job)
+                continue
+            for change in job.changes:
+                self._disk[change.stream].write(change)
+        return refused
+
+    def _load(self, stream: str, index: int) -> Frame | None:
+        return self._disk[stream].entries.get(index, (None, 0))[0]
+
+    def _load_tags(self, stream: str, index: int) -> Tags:
+        frame = self._load(stream, index)
+        return {} if frame is None else frame.tags
+
+    def _recall(self, stream: str, key: str) -> Keyed | None:
+        return self._disk[stream].keys.get(key)
+
+    def _find(self, stream: str, request_id: str) -> list[int]:
+        entries = self._disk[stream].entries.values()
+        return [frame.index for frame, _ in entries if frame.request_id == request_id]
