@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pexpect
@@ -37,10 +38,15 @@ class Done:
 class Running(subprocess.Popen[bytes]):
     """A process that does not outlive a test that fails, and is waited for with patience, not for ever."""
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if kind is not None:
             self.kill()
-        super().__exit__(kind, *rest)  # type: ignore[arg-type]
+        super().__exit__(kind, error, trace)
 
     def wait(self, timeout: float | None = None) -> int:
         return super().wait(DEADLINE_S if timeout is None else timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 
@@ -20,8 +21,8 @@ def test_the_file_is_what_the_command_prints(easq: Easq, shell: str) -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_takes_the_script(shell: str) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"no {shell} here")
+    if shutil.which(shell) is None and not os.environ.get("CI"):
+        pytest.skip(f"{shell} is not installed")
     script = ROOT / "completions" / f"easq.{shell}"
     subprocess.run([shell, "-n", str(script)], check=True, capture_output=True)
 

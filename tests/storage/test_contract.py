@@ -445,15 +445,21 @@ def test_newest_skips_what_is_there(run: Run) -> None:
     run(body)
 
 
+async def consumer_with(engine: Engine, count: int, user: str) -> int:
+    """A connection that has so many new items, as many as it takes."""
+    for _ in range(count):
+        await engine.put()
+    session = await engine.attach(user, window=count)
+    assert await engine.leased(session, count) == list(range(1, count + 1))
+    return session
+
+
 # -- leaving -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_closed_connection_returns_its_items_at_once(run: Run) -> None:
     async def body(engine: Engine) -> None:
-        for _ in range(3):
-            await engine.put()
-        first = await engine.attach("first", window=3)
-        assert await engine.leased(first, 3) == [1, 2, 3]
+        first = await consumer_with(engine, 3, "first")
         second = await engine.attach("second", window=3)
         await engine.detach(first)
         assert await engine.leased(second, 3) == [1, 2, 3]
@@ -465,10 +471,7 @@ def test_a_lost_connection_keeps_its_items_for_the_same_user(run: Run) -> None:
     """The same user gets them at once and in order, another one only after the grace."""
 
     async def body(engine: Engine) -> None:
-        for _ in range(3):
-            await engine.put()
-        first = await engine.attach("first", window=3)
-        assert await engine.leased(first, 3) == [1, 2, 3]
+        first = await consumer_with(engine, 3, "first")
         second = await engine.attach("second", window=3)
         await engine.detach(first, lost=True)
         assert await engine.has_nothing_for(second)
