@@ -49,7 +49,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "httpx": ("easq.client.transport",),
     "redis": ("easq.storage.redis",),
     "rich": ("easq.render.printer",),
-    "sqlite3": ("easq.storage.sqlite", "easq.storage.datafile"),
+    "sqlite3": ("easq.storage.sqlite", "easq.storage.datafile", "easq.storage.writer"),
     "tomli_w": ("easq.config",),
     "tomllib": ("easq.config",),
     "websocket": ("easq.client.watch",),

@@ -69,6 +69,11 @@ class Clock:
     wall_ms: Callable[[], int]
 
 
+def _is_own(tag: str) -> bool:
+    """Whether the service alone says what this tag of an input item holds."""
+    return tag.startswith((HEADER_PREFIX, "ts@")) or tag == DELIVERY_COUNT
+
+
 def check_name(name: str) -> str:
     """`name`, when it may be a queue's: 1-128 of `A-Z a-z 0-9 . _ -`. Raises BadRequest."""
     if not _NAME.fullmatch(name) or name in {".", ".."}:
@@ -165,11 +170,7 @@ class Queue:
             given = {key: value for key, value in put.tags.items() if key not in {TS_SINK, DELIVERY_COUNT}}
             tags = {**headers, **given, TS_SINK: moment}
         else:
-            given = {
-                key: value
-                for key, value in put.tags.items()
-                if not key.startswith((HEADER_PREFIX, "ts@")) and key != DELIVERY_COUNT
-            }
+            given = {key: value for key, value in put.tags.items() if not _is_own(key)}
             tags = {**headers, **given, TS_SOURCE: moment}
         if put.path:
             tags[PATH] = put.path

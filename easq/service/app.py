@@ -21,9 +21,6 @@ from easq.wire.replies import Reply, error_reply
 
 log = logging.getLogger(__name__)
 
-#: a body has to come in within so many seconds
-_BODY_DEADLINE_S = 30.0
-
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -92,15 +89,15 @@ class App:
         raw_path, _, raw_query = request.raw_path.partition("?")
         if raw_path == "/healthz":
             return self._health(request)
-        caller = op.parse_caller(headers)
+        lower = op.lower_case(headers)
+        caller = op.parse_caller(lower)
         self._guard.check_token(caller.token)
         if self.stopping:
             raise Unavailable("the service stops")
         place = self._place(raw_path, request.method)
-        async with asyncio.timeout(_BODY_DEADLINE_S):
-            body = await read_body(request, place.queue)
+        body = await read_body(request, place.queue)
         queue = place.queue.rear if caller.rear else place.queue
-        operation = op.parse(op.Request(request.method, _query(raw_query), headers, body, place.path))
+        operation = op.parse(op.Request(request.method, _query(raw_query), lower, body, place.path))
         if isinstance(operation, op.Watch):
             return await self._watch(request, operation, queue, caller)
         return await answer(operation, queue, caller, request, is_gone=lambda: self._is_gone(request))

@@ -6,6 +6,7 @@ import hmac
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from easq.errors import AuthFailed, Forbidden
@@ -99,6 +100,7 @@ def _host_port(host: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else None
 
 
+@lru_cache(maxsize=256)
 def _canonical_host(host: str) -> str:
     name = host.strip("[]").removesuffix(".").lower()
     try:

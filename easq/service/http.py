@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from aiohttp import HttpVersion11, web
@@ -17,10 +18,12 @@ from easq.wire.replies import Reply
 _COMMITTED = "X-Easq-Committed"
 #: a body that is no payload (the form of a negative) has at most so many bytes
 _MAX_FORM = 64 * 1024
+#: a body has to come in within so many seconds
+_DEADLINE_S = 30.0
 
 
 async def read_body(request: web.BaseRequest, queue: Queue) -> bytes:
-    """The request's body. Raises PayloadTooLarge as soon as it is known to be above the limit."""
+    """The request's body. Raises PayloadTooLarge as soon as it is known to be above the limit; TimeoutError."""
     limit = queue.rules.max_payload if request.method == "POST" else _MAX_FORM
     declared = request.content_length
     if declared is not None and declared > limit:
@@ -29,8 +32,15 @@ async def read_body(request: web.BaseRequest, queue: Queue) -> bytes:
         # it is wanted: curl waits a second for this before it sends a large body, others for ever
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # of the answer, nothing is sent yet
-    if declared is not None:
-        return await request.content.readexactly(declared) if declared else b""
+    if request.content.is_eof():
+        return request.content.read_nowait(-1)  # all of it came with the head: nothing to wait for
+    async with asyncio.timeout(_DEADLINE_S):
+        return await _read(request, queue, limit)
+
+
+async def _read(request: web.BaseRequest, queue: Queue, limit: int) -> bytes:
+    if request.content_length is not None:
+        return await request.content.readexactly(request.content_length)
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.content.iter_any():

@@ -50,9 +50,10 @@ class DataFile:
             self._create()
         if self._mark.exists():
             self._copy(wanted=recover)
-        connection = self.connect("rw")
-        self._check_identity(connection)
-        return connection
+        # kept even if the file is refused: closing the last connection would copy the log into it, and remove the log
+        self._connection = self.connect("rw")
+        self._check_identity(self._connection)
+        return self._connection
 
     def _take_lock(self) -> None:
         lock_path = self.path.with_name(self.path.name + ".lock")
@@ -88,9 +89,9 @@ class DataFile:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             connection.close()
-        _sync(fresh)
+        sync(fresh)
         os.rename(fresh, self.path)
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
     def _copy(self, *, wanted: bool) -> None:
         """What can be read is in a new file under the old name, and on the disk.
@@ -115,12 +116,12 @@ class DataFile:
         finally:
             copy.close()
         os.chmod(fresh, 0o600)
-        _sync(fresh)
+        sync(fresh)
         for leftover in (Path(f"{self.path}-wal"), Path(f"{self.path}-shm")):
             leftover.unlink(missing_ok=True)
         os.rename(fresh, self.path)
         self._mark.unlink()
-        _sync(self.path.parent)
+        sync(self.path.parent)
         log.warning("%s was copied after a failure of the disk", self.path)
 
     def _check_identity(self, connection: sqlite3.Connection) -> None:
@@ -148,7 +149,7 @@ class DataFile:
         """The next start is warned, as far as the disk still lets it be."""
         try:
             os.close(os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            _sync(self.path.parent)
+            sync(self.path.parent)
         except OSError as reason:
             log.error("%s: %s", self._mark, reason.strerror)
 
@@ -187,7 +188,8 @@ class DataFile:
             log.warning("no ballast: %s", error)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """The file, or the folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -243,7 +243,7 @@ class Embedded(Storage):
         core = self._cores[stream]
         index, effects = core.allot(len(frame.data), limits)
         changes += self._changes(stream, effects)
-        stored = replace(frame, index=index)
+        stored = Frame(index, frame.tags, frame.data)
 
         def settle(error: Exception | None) -> None:
             if error is None:
