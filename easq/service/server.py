@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -216,6 +217,9 @@ def write_ready_file(path: Path, text: str) -> None:
 
 async def serve(settings: Settings, on_ready: Callable[[Server], None]) -> None:
     """The service runs until SIGTERM or SIGINT. Raises StorageError when its storage failed."""
+    # requests leave next to no cycles: looking for them after every 700 objects took a tenth of the time
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     server = Server(settings)
     await server.start()
     _stop_on_signals(server)

@@ -32,6 +32,8 @@ class DataFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._had_log = False
 
     def connect(self, mode: str) -> sqlite3.Connection:
         """A connection to the file as it is; `mode` is `rw` or `ro`."""
@@ -50,7 +52,8 @@ class DataFile:
             self._create()
         if self._mark.exists():
             self._copy(wanted=recover)
-        # kept even if the file is refused: closing the last connection would copy the log into it, and remove the log
+        log = Path(f"{self.path}-wal")
+        self._had_log = log.exists() and log.stat().st_size > 0
         self._connection = self.connect("rw")
         self._check_identity(self._connection)
         return self._connection
@@ -67,6 +70,13 @@ class DataFile:
                 hint="stop that one, or name another file with --storage sqlite:PATH",
             ) from error
         self._lock = lock
+
+    def refuse(self) -> None:
+        """The file is as it was found, and another process may have it."""
+        # closing the last connection copies the log into the file and removes it: a log that was there stays
+        if self._connection is not None and not self._had_log:
+            self._connection.close()
+        self.drop_lock()
 
     def drop_lock(self) -> None:
         """Another process may have the file."""

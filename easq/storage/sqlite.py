@@ -71,16 +71,16 @@ class Sqlite(Embedded):
             self._reader = self._file.connect("ro")
             self._reader.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
-            self._file.drop_lock()
+            self._file.refuse()
             raise StorageError(
                 f"{self._path} cannot be read as easq's data: {error}",
                 hint="name another file with --storage sqlite:PATH, or put a good copy in its place",
             ) from error
         except OSError as error:
-            self._file.drop_lock()
+            self._file.refuse()
             raise StorageError(f"{error.filename or self._path}: {error.strerror}") from error
         except EasqError:
-            self._file.drop_lock()
+            self._file.refuse()
             raise
 
     def _fail(self, error: Exception) -> None:
