@@ -470,11 +470,13 @@ class Stream:
         group = self._groups.get(name)
         if group is not None and index in group.pending:
             return Location(self._sessions[group.pending[index]].consumer.user, 0)
-        rank, ahead = self.entries.rank(index), 0
-        for other in self.entries.indexes_from(0):
-            ranks_before = self.entries.rank(other) < rank
-            if ranks_before and (group is None or not (other in group.pending or other in group.committed)):
-                ahead += 1
+        ahead = self.entries.ahead(index)
+        if group is not None:
+            rank = self.entries.rank(index)
+            for handled in (group.pending, group.committed):
+                ahead -= sum(
+                    1 for other in handled if self.entries.visible(other) and self.entries.rank(other) < rank
+                )
         return Location(None, ahead)
 
     def stats(self, now: float) -> StreamStats:
