@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "easq"
 
-_GROUND = {"errors", "model", "redact", "wire", "runner"}
+_GROUND = {"errors", "model", "redact", "wire", "runner", "balance"}
 _CLIENT = {"config", "client", "render", "worker"}
 _SERVICE = {"storage", "broker", "service"}
 
@@ -26,11 +26,12 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "redact": set(),
     "wire": {"errors", "model"},
     "runner": {"errors", "model", "wire"},
+    "balance": {"model"},
     "storage": {"errors", "model", "wire"},
     "broker": {"errors", "model", "wire", "storage"},
     "service": _GROUND | {"storage", "broker"},
     "config": {"errors", "model", "redact", "wire"},
-    "client": {"errors", "model", "redact", "wire"},
+    "client": {"errors", "model", "redact", "wire", "balance"},
     "render": {"errors", "model", "redact", "wire"},
     "worker": _GROUND | {"client"},
     "cli": _GROUND | _CLIENT,

@@ -33,7 +33,7 @@ def endpoints(app: App, name: str | None, probing: bool) -> None:
     that is younger than --refresh, or else what discovery says now. With --probe, exits 6 where none of
     them can be reached.
     """
-    from easq.client.balance import shares
+    from easq.balance import shares
     from easq.client.probe import probe
     from easq.errors import Unreachable, UsageError
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from easq.client.balance import Balance
+from easq.balance import Balance
 from easq.client.endpoint import endpoint_url, is_loopback, shown
 from easq.client.kept import list_file, read_list, write_list
 from easq.client.transport import Retry, Settings, Transport

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from easq import errors
-from easq.client.balance import Balance
+from easq.balance import Balance
 from easq.client.discovery import PATHS, Discovery
 from easq.client.kept import list_file, read_list, write_list
 from easq.client.transport import Settings
