@@ -22,13 +22,14 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 from easq.errors import ChildFailed, ServerError, UsageError
+from easq.wire.hops import end_to_end
 
 #: a call may take so long unless it is told otherwise, in seconds
 DEFAULT_TIMEOUT_S = 60.0
@@ -51,13 +52,6 @@ _POLL_S = 0.05
 _MAX_IDLE_S = 2.0
 #: the system has no room for one more process, or this call's environment is too large: no fault of the command
 _NOT_NOW = {errno.E2BIG, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-#: belong to one connection, or are made anew
-_HOP_BY_HOP = frozenset(
-    {
-        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te"),
-        *("trailer", "transfer-encoding", "upgrade", "host", "content-length", "expect"),
-    }
-)
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
 _URL_SAFE = "/%:@!$&'()*+,;=~"
 _HINT = "write it as echo, exec:COMMAND or http://HOST:PORT/PATH"
@@ -118,6 +112,9 @@ class ModelFailed(ServerError):
 class Model(Protocol):
     """Something that answers calls, from many threads at once."""
 
+    #: whether a call waits for something, so that an event loop leaves it to a thread
+    waits: bool
+
     def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
         """The answer, within `timeout_s` in total.
 
@@ -156,6 +153,8 @@ def parse_model(text: str) -> Model:
 class Echo:
     """Answers each call with its own data, as the type it came as."""
 
+    waits = False
+
     def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:  # noqa: ARG002
         """The data of the call."""
         return Answer(
@@ -175,6 +174,8 @@ class Exec:
     A status other than 0 is a failure, and the last line on stderr its reason. What the command leaves running in
     the background lives on, and is not waited for.
     """
+
+    waits = True
 
     def __init__(self, argv: Sequence[str], *, max_answer: int = MAX_ANSWER) -> None:
         self._argv = tuple(argv)
@@ -265,6 +266,8 @@ class Exec:
 
 class Http:
     """Calls a service at one address, over connections that are kept and used again."""
+
+    waits = True
 
     def __init__(self, url: str, *, max_answer: int = MAX_ANSWER) -> None:
         """Raises UsageError for what is no plain http or https address."""
@@ -483,23 +486,11 @@ def _sent_headers(call: Call) -> dict[str, bytes]:
     Raises ModelFailed for one that would break the request.
     """
     sent: dict[str, bytes] = {}
-    for name, value in _end_to_end(call.headers.items()):
+    for name, value in end_to_end(call.headers.items()):
         if not _NAME.fullmatch(name) or {"\r", "\n", "\0"} & set(value):
             raise ModelFailed(f"the header {name[:40]!r} cannot be sent", status=400)
         sent[name] = value.strip().encode("utf-8", "surrogateescape")
     return sent
-
-
-def _end_to_end(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Those that belong to the content, not to one connection, nor are named by its `Connection` header."""
-    given = list(headers)
-    named = {
-        word.strip().lower()
-        for name, value in given
-        if name.lower() == "connection"
-        for word in value.split(",")
-    }
-    return tuple((name, value) for name, value in given if name.lower() not in _HOP_BY_HOP | named)
 
 
 def _read(response: http.client.HTTPResponse, limit: int) -> Answer:
@@ -514,7 +505,7 @@ def _read(response: http.client.HTTPResponse, limit: int) -> Answer:
             raise too_large
     if response.length:
         raise ModelFailed("the answer broke off", status=502)
-    return Answer(bytes(data), response.status, _end_to_end(response.getheaders()))
+    return Answer(bytes(data), response.status, end_to_end(response.getheaders()))
 
 
 def _judged(answer: Answer) -> Answer:

@@ -1,0 +1,180 @@
+"""A served model whose instances fail on request: in the test's process, or in one of its own.
+
+Nothing of this can be reached in `easq serve`: the faults stand here, and the service only has the place for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import web
+
+from easq.service.instance import Instance, Limits
+from easq.service.platform import Service
+from easq.service.server import Server, Settings
+from tests.support.local import Local
+from tests.support.waiting import PATIENCE_S
+
+
+class Cloud(Local):
+    """A service `model`, with what the cloud puts around it. Instances are numbered from 0."""
+
+    def __init__(
+        self,
+        model: str = "echo",
+        *,
+        weights: Sequence[int] = (100,),
+        timeout_s: float = 30.0,
+        max_payload: int = 8 * 1024**2,
+        open_instances: bool = False,
+        **settings: Any,
+    ) -> None:
+        limits = Limits(max_payload, timeout_s)
+        service = Service(model, "model", weights, limits, open_instances)
+        super().__init__(Settings(**{"port": 0, "queues": ("q",), "service": service, **settings}))
+
+    @property
+    def origin(self) -> str:
+        """Where discovery is asked."""
+        return self._server.origin
+
+    @property
+    def url(self) -> str:
+        """The gateway's address of the service."""
+        return self._server.url("model")
+
+    @property
+    def instances(self) -> list[Instance]:
+        return self._server.platform.instances
+
+    @property
+    def ports(self) -> list[int]:
+        return [instance.port for instance in self.instances]
+
+    @property
+    def addresses(self) -> list[str]:
+        return [instance.address for instance in self.instances]
+
+    def counts(self) -> list[int]:
+        """The requests that each instance got."""
+        return [instance.requests for instance in self.instances]
+
+    def asked(self, door: str) -> int:
+        """The requests at `gateway`, `discovery` or `modelarts`."""
+        return self._server.platform.requests[door]
+
+    def kill(self, number: int) -> None:
+        """The instance is away, its connections were reset."""
+        self.do(lambda _: self.instances[number].kill())
+
+    def back(self, number: int) -> None:
+        """The instance that was killed answers again; one with a fault has none."""
+
+        async def heal(_: Server) -> None:
+            instance = self.instances[number]
+            if instance.instead is None:
+                await instance.back()
+            instance.instead = None
+
+        self.do(heal)
+
+    def fault(self, number: int, kind: str) -> None:
+        """From the next request on the instance is `hung`, `busy` (503), or cuts each answer in `half`."""
+
+        async def fail(_: Server) -> None:
+            self.instances[number].instead = {"hung": _hung, "busy": _busy, "half": _half}[kind]
+
+        self.do(fail)
+
+    def weigh(self, number: int, weight: int) -> None:
+        """The lists give the instance this weight."""
+
+        async def change(server: Server) -> None:
+            server.platform.set_weight(number, weight)
+
+        self.do(change)
+
+    def list(self, number: int, listed: bool) -> None:
+        """The lists name the instance, or not."""
+
+        async def change(server: Server) -> None:
+            server.platform.set_listed(number, listed)
+
+        self.do(change)
+
+
+async def _hung(request: web.BaseRequest) -> web.StreamResponse:
+    """No answer while the caller is there."""
+    while request.transport is not None and not request.transport.is_closing():
+        await asyncio.sleep(0.02)
+    raise ConnectionError
+
+
+async def _busy(request: web.BaseRequest) -> web.StreamResponse:
+    await request.read()
+    return web.Response(status=503, text="no worker is free")
+
+
+async def _half(request: web.BaseRequest) -> web.StreamResponse:
+    """The head says more than there comes."""
+    body = await request.read()
+    response = web.StreamResponse()
+    response.content_length = len(body) + 1000
+    await response.prepare(request)
+    await response.write(body)
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+class CloudProcess:
+    """A Cloud in a process of its own, so that it shares no interpreter with who loads it."""
+
+    def __init__(self, model: str = "echo", **options: Any) -> None:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.platform"], stdin=pipe, stdout=pipe, text=True
+        )
+        self._say({"model": model, **options})
+        self.origin, self.url, self.addresses = self._hear()
+
+    def do(self, verb: str, *arguments: Any) -> Any:
+        """What the Cloud's method or property `verb` gives."""
+        self._say([verb, *arguments])
+        return self._hear()
+
+    def stop(self) -> None:
+        """It has ended in order."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        assert self._process.wait(PATIENCE_S) == 0
+        self._process.stdout.close()
+
+    def _say(self, what: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    def _hear(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+def _main() -> None:
+    cloud = Cloud(**json.loads(sys.stdin.readline()))
+    cloud.start()
+    print(json.dumps([cloud.origin, cloud.url, cloud.addresses]), flush=True)
+    for line in sys.stdin:
+        verb, *arguments = json.loads(line)
+        print(json.dumps(getattr(cloud, verb)(*arguments)), flush=True)
+    cloud.stop()
+
+
+if __name__ == "__main__":
+    _main()
