@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
+from tests.support.platform import Cloud
 from tests.support.process import Service
 
 Serve: TypeAlias = Callable[..., Service]
+OpenCloud: TypeAlias = Callable[..., Cloud]
 
 
 @pytest.fixture
@@ -35,6 +37,22 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     yield start
     for service in started:
         service.kill()
+
+
+@pytest.fixture
+def cloud() -> Iterator[OpenCloud]:
+    """A factory of services with a model, in this process: `cloud("echo", weights=(100, 50), token="t")`."""
+    running: list[Cloud] = []
+
+    def open_one(model: str = "echo", **options: Any) -> Cloud:
+        made = Cloud(model, **options)
+        made.start()
+        running.append(made)
+        return made
+
+    yield open_one
+    for made in running:
+        made.stop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

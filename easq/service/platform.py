@@ -15,9 +15,10 @@ import hmac
 import json
 import logging
 import re
+import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qs, unquote
 
@@ -59,6 +60,10 @@ _LOOKUP = "/predict/endpoints"
 _CONNECT_S = 5.0
 #: beyond a call's own time, so that the instance is the one that says so, in seconds
 _SPARE_S = 2.0
+#: how often is looked whether the caller is still there, in seconds
+_LOOK_S = 0.1
+#: an instance that gave no answer is passed over for so long, in seconds
+_SUSPECT_S = 5.0
 #: the gateway speaks to an instance in its own name: the token is its own, and a page's origin is checked at the door
 _OURS = frozenset({"authorization", "origin", "cookie"})
 
@@ -94,6 +99,7 @@ class Platform:
         self._seats: list[_Seat] = []
         self._balance = Balance()
         self._session: aiohttp.ClientSession | None = None
+        self._suspects: dict[str, float] = {}  # address -> until when, by the monotonic clock
         self._relays: set[web.WebSocketResponse] = set()
         #: requests that came in, by door: gateway, discovery, modelarts
         self.requests: Counter[str] = Counter()
@@ -205,7 +211,8 @@ class Platform:
         return _modelarts(200, {"service_id": name, "host_endpoints": endpoints})
 
     async def gateway(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The answer of the instance whose turn it is. One that cannot be connected to is passed over.
+        """The answer of the instance whose turn it is. One that cannot be connected to is passed over, as is for
+        some seconds one that gave no answer, or not all of it: the caller's next attempt should meet another.
 
         Raises AuthFailed, Unavailable without an instance, Unreachable and DeadlineExceeded.
         """
@@ -218,19 +225,34 @@ class Platform:
         body = b"" if socket else await read_payload(request, self._service.limits.max_payload)
         tried: set[str] = set()
         failure: EasqError = Unavailable("the service has no instance now")
-        while (address := self._balance.next(tried)) is not None:
+        while (address := self._next(tried)) is not None:
             tried.add(address.address)
             try:
                 if socket:
                     return await self._relay(request, address)
-                return await self._forward(request, address, body)
+                return await _while_there(request, self._forward(request, address, body))
             except aiohttp.ClientConnectorError:
                 failure = Unreachable("no instance can be reached")
             except TimeoutError as error:
+                self._suspect(address)
                 raise DeadlineExceeded("the instance gave no answer in time") from error
             except aiohttp.ClientError as error:
+                self._suspect(address)
                 raise Unreachable("the connection to the instance was lost") from error
+            except ConnectionError:  # the caller gave up waiting for it
+                if not socket:
+                    self._suspect(address)
+                raise
         raise failure
+
+    def _next(self, tried: set[str]) -> Address | None:
+        """The instance whose turn it is, of those that nothing speaks against while there is one."""
+        now = time.monotonic()
+        self._suspects = {address: until for address, until in self._suspects.items() if until > now}
+        return self._balance.next(tried | self._suspects.keys()) or self._balance.next(tried)
+
+    def _suspect(self, address: Address) -> None:
+        self._suspects[address.address] = time.monotonic() + _SUSPECT_S
 
     async def _forward(self, request: web.BaseRequest, address: Address, body: bytes) -> web.StreamResponse:
         assert self._session is not None
@@ -252,16 +274,15 @@ class Platform:
         assert self._service is not None
         max_payload = self._service.limits.max_payload
         socket = accept_socket(request, max_payload)
+        headers = {
+            name: value
+            for name, value in self._headers(request).items()
+            if not name.lower().startswith("sec-websocket-")
+        }
+        url = self._url(request, address).replace("http", "ws", 1)
         try:
-            instance = await self._session.ws_connect(
-                self._url(request, address).replace("http", "ws", 1),
-                headers={
-                    name: value
-                    for name, value in self._headers(request).items()
-                    if not name.lower().startswith("sec-websocket-")
-                },
-                max_msg_size=MAX_ANSWER,
-            )
+            async with asyncio.timeout(self._service.limits.timeout_s + _SPARE_S):
+                instance = await self._session.ws_connect(url, headers=headers, max_msg_size=MAX_ANSWER)
         except aiohttp.WSServerHandshakeError as error:
             raise Unreachable("the instance refused the WebSocket") from error
         self._relays.add(socket)
@@ -285,6 +306,20 @@ class Platform:
             if name.lower() not in _OURS and not name.lower().startswith("sec-fetch-")
         }
         return sent | ({"Authorization": self._guard.token} if self._guard.token else {})
+
+
+async def _while_there(
+    request: web.BaseRequest, answer: Coroutine[None, None, web.StreamResponse]
+) -> web.StreamResponse:
+    """The answer, which nobody waits for once the caller is gone: clients give up on an instance that hangs."""
+    task = asyncio.ensure_future(answer)
+    while True:
+        done, _ = await asyncio.wait({task}, timeout=_LOOK_S)
+        if done:
+            return task.result()
+        if request.transport is None or request.transport.is_closing():
+            task.cancel()
+            raise ConnectionError("the caller is gone")
 
 
 async def _pump_both(socket: web.WebSocketResponse, instance: aiohttp.ClientWebSocketResponse) -> None:

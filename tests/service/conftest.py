@@ -10,10 +10,8 @@ import pytest
 from easq.service.server import Settings
 from tests.support.http import Stream
 from tests.support.local import Local
-from tests.support.platform import Cloud
 
 Open: TypeAlias = Callable[..., Local]
-OpenCloud: TypeAlias = Callable[..., Cloud]
 
 
 @pytest.fixture
@@ -37,19 +35,3 @@ def start() -> Iterator[Open]:
 def queue(start: Open) -> Stream:
     """The queue of a service with its defaults, in memory."""
     return start().queue
-
-
-@pytest.fixture
-def cloud() -> Iterator[OpenCloud]:
-    """A factory of services with a model: `cloud("echo", weights=(100, 50), token="t")`."""
-    running: list[Cloud] = []
-
-    def open_one(model: str = "echo", **options: Any) -> Cloud:
-        made = Cloud(model, **options)
-        made.start()
-        running.append(made)
-        return made
-
-    yield open_one
-    for made in running:
-        made.stop()

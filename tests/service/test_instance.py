@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from easq.wire.signature import sign
-from tests.service.conftest import OpenCloud
+from tests.conftest import OpenCloud
 from tests.support.http import Connection, Headers, ask
 from tests.support.waiting import PATIENCE_S, eventually
 from tests.support.websocket import BINARY, CLOSE, TEXT, Refused, Watch

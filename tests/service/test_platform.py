@@ -11,7 +11,8 @@ import pytest
 from easq.errors import UsageError
 from easq.service.platform import Service
 from easq.service.server import Server, Settings
-from tests.service.conftest import Open, OpenCloud
+from tests.conftest import OpenCloud
+from tests.service.conftest import Open
 from tests.support.http import Connection, ask
 from tests.support.waiting import PATIENCE_S, eventually
 from tests.support.websocket import TEXT, Refused, Watch
@@ -19,6 +20,8 @@ from tests.support.websocket import TEXT, Refused, Watch
 GATEWAY = "/api/predict/model"
 DOCUMENTED = "/exported/apis/eas.alibaba-inc.k8s.io/v1/upstreams/"
 PYTHON = "/api/v1/servicediscovery/upstreams/"
+#: of a call: the gateway gives it two seconds more, which makes 0.2
+SHORT_S = -1.8
 LOOKUP = "/v1/project/services/model/predict/endpoints?type=host_endpoints"
 
 
@@ -213,7 +216,7 @@ def test_the_gateway_passes_over_an_instance_that_is_away(cloud: OpenCloud) -> N
 @pytest.mark.parametrize(("fault", "status"), [("busy", 503), ("half", 502), ("hung", 504)])
 def test_the_gateway_says_what_went_wrong_behind_it(cloud: OpenCloud, fault: str, status: int) -> None:
     """A refusal as it is, a broken answer as 502, none in time as 504; it does not send a call twice."""
-    made = cloud(weights=(1, 1), timeout_s=-1.8 if fault == "hung" else 30)
+    made = cloud(weights=(1, 1), timeout_s=SHORT_S if fault == "hung" else 30)
     for number in (0, 1):
         made.fault(number, fault)
     assert ask(made.port, "POST", GATEWAY, body=b"x").status == status
@@ -302,3 +305,29 @@ def test_what_cannot_be_served_is_refused(service: Service, message: str) -> Non
     with pytest.raises(UsageError) as caught:
         Server(Settings(port=0, queues=("q",), service=service))
     assert caught.value.message.startswith(message)
+
+
+def test_the_gateway_gives_up_with_its_caller(cloud: OpenCloud) -> None:
+    """A call that nobody waits for any more leaves its instance."""
+    made = cloud()
+    made.fault(0, "hung")
+    with Connection(made.port) as connection:
+        connection.send_request("POST", GATEWAY, body=b"x")
+        eventually(lambda: made.counts() == [1])
+        connection.reset()
+    eventually(lambda: made.hanging == 0)
+
+
+@pytest.mark.parametrize("fault", ["half", "hung"])
+def test_an_instance_without_an_answer_is_passed_over_for_a_while(cloud: OpenCloud, fault: str) -> None:
+    """A caller's next attempt meets another one; but it is asked when there is no other."""
+    made = cloud(weights=(1, 1), timeout_s=SHORT_S if fault == "hung" else 30)
+    made.fault(0, fault)
+    made.list(1, False)
+    assert ask(made.port, "POST", GATEWAY, body=b"x").status in (502, 504)
+    assert ask(made.port, "POST", GATEWAY, body=b"x").status in (502, 504)
+    assert made.counts() == [2, 0]
+    made.list(1, True)
+    for _ in range(6):
+        assert ask(made.port, "POST", GATEWAY, body=b"x").status == 200
+    assert made.counts() == [2, 6]

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from easq.service.server import Server, Settings
@@ -49,7 +50,8 @@ class Local:
 
     def stop(self) -> None:
         """The service has stopped in order."""
-        self.request_stop()
+        with suppress(RuntimeError):  # its loop is closed: it has stopped by itself
+            self.request_stop()
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 

@@ -6,6 +6,7 @@ Nothing of this can be reached in `easq serve`: the faults stand here, and the s
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import subprocess
 import sys
@@ -37,6 +38,26 @@ class Cloud(Local):
         limits = Limits(max_payload, timeout_s)
         service = Service(model, "model", weights, limits, open_instances)
         super().__init__(Settings(**{"port": 0, "queues": ("q",), "service": service, **settings}))
+        self._faults = [""] * len(weights)
+        #: what came in: the number of the instance, and the X-Id that the request had
+        self.seen: list[tuple[int, str]] = []
+        #: requests that a hung instance has now
+        self.hanging = 0
+
+    def start(self) -> None:
+        super().start()
+        for number, instance in enumerate(self.instances):
+            instance.instead = functools.partial(self._take, number)
+
+    async def _take(self, number: int, request: web.BaseRequest) -> web.StreamResponse:
+        self.seen.append((number, request.headers.get("X-Id", "")))
+        if fault := self._faults[number]:
+            self.hanging += fault == "hung"
+            try:
+                return await _FAULTS[fault](request)
+            finally:
+                self.hanging -= fault == "hung"
+        return await self.instances[number].answer(request)
 
     @property
     def origin(self) -> str:
@@ -74,22 +95,36 @@ class Cloud(Local):
 
     def back(self, number: int) -> None:
         """The instance that was killed answers again; one with a fault has none."""
-
-        async def heal(_: Server) -> None:
-            instance = self.instances[number]
-            if instance.instead is None:
-                await instance.back()
-            instance.instead = None
-
-        self.do(heal)
+        if self._faults[number]:
+            self._faults[number] = ""
+        else:
+            self.do(lambda _: self.instances[number].back())
 
     def fault(self, number: int, kind: str) -> None:
         """From the next request on the instance is `hung`, `busy` (503), or cuts each answer in `half`."""
+        assert kind in _FAULTS
+        self._faults[number] = kind
 
-        async def fail(_: Server) -> None:
-            self.instances[number].instead = {"hung": _hung, "busy": _busy, "half": _half}[kind]
+    def fail(self, number: int, kind: str) -> None:
+        """The instance is `killed`, or has a fault."""
+        if kind == "killed":
+            self.kill(number)
+        else:
+            self.fault(number, kind)
 
-        self.do(fail)
+    def empty(self) -> None:
+        """Discovery answers 200 with an empty list, which the service by itself never does."""
+
+        async def change(server: Server) -> None:
+            body = b'{"correlative": ["model"], "endpoints": {"items": []}}'
+
+            def discover(_request: web.BaseRequest, _name: str) -> web.StreamResponse:
+                server.platform.requests["discovery"] += 1
+                return web.Response(body=body, content_type="application/json")
+
+            server.platform.discover = discover  # type: ignore[method-assign]
+
+        self.do(change)
 
     def weigh(self, number: int, weight: int) -> None:
         """The lists give the instance this weight."""
@@ -130,6 +165,9 @@ async def _half(request: web.BaseRequest) -> web.StreamResponse:
     assert request.transport is not None
     request.transport.close()
     return response
+
+
+_FAULTS = {"hung": _hung, "busy": _busy, "half": _half}
 
 
 class CloudProcess:
