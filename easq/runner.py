@@ -17,6 +17,7 @@ import os
 import re
 import selectors
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -115,6 +116,9 @@ class Model(Protocol):
     #: whether a call waits for something, so that an event loop leaves it to a thread
     waits: bool
 
+    def check(self) -> None:
+        """Raises ChildFailed for a command that is not there, before there is a call."""
+
     def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
         """The answer, within `timeout_s` in total.
 
@@ -155,6 +159,9 @@ class Echo:
 
     waits = False
 
+    def check(self) -> None:
+        """There is nothing that could be missing."""
+
     def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:  # noqa: ARG002
         """The data of the call."""
         return Answer(
@@ -183,6 +190,11 @@ class Exec:
         self._lock = threading.Lock()
         self._running: dict[subprocess.Popen[bytes], bool] = {}  # -> whether it was cancelled
         self._closed = False
+
+    def check(self) -> None:
+        """Raises ChildFailed unless the command is there and may be run."""
+        if shutil.which(self._argv[0]) is None:
+            raise ChildFailed(f"{self._argv[0]} cannot be started: no such command")
 
     def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
         """What the command wrote on stdout; see `Model.run`."""
@@ -277,6 +289,9 @@ class Http:
         self._free: list[tuple[float, _Deadlined]] = []  # since when idle
         self._busy: set[_Deadlined] = set()
         self._closed = False
+
+    def check(self) -> None:
+        """The service may come later than we do."""
 
     def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
         """The service's answer with 2xx; see `Model.run`. A call that failed may have taken effect.

@@ -256,6 +256,17 @@ def test_a_command_that_cannot_start_is_an_error_of_its_own(tmp_path: Path) -> N
             Exec(argv).run(Call())
 
 
+def test_a_command_that_is_not_there_is_known_before(tmp_path: Path) -> None:
+    """Without a call."""
+    for text in ("exec:cat", "exec:/bin/cat -", "echo", "http://127.0.0.1:1/"):
+        parse_model(text).check()
+    with pytest.raises(ChildFailed, match="no-such-command cannot be started: no such command"):
+        parse_model("exec:no-such-command x").check()
+    (tmp_path / "plain").write_text("not executable")
+    with pytest.raises(ChildFailed):
+        Exec([str(tmp_path / "plain")]).check()
+
+
 def test_an_environment_that_cannot_be_given_is_the_calls_failure() -> None:
     """The command is not to blame for an item's tags."""
     assert failure(Exec(["cat"]), Call(environ={"A": "x\0y"})).status == 400

@@ -261,9 +261,7 @@ class Platform:
             async with self._session.post(
                 self._url(request, address), data=body, headers=self._headers(request), allow_redirects=False
             ) as reply:
-                data = await reply.content.read(MAX_ANSWER + 1)
-                while piece := await reply.content.read(MAX_ANSWER + 1):
-                    data += piece
+                data = await reply.read()  # the instance has bounded it
         headers = {"Content-Type": reply.headers.get("Content-Type", "application/octet-stream")}
         headers |= content_headers(list(reply.headers.items()))
         return respond(Reply(reply.status, headers, data))
@@ -313,13 +311,13 @@ async def _while_there(
 ) -> web.StreamResponse:
     """The answer, which nobody waits for once the caller is gone: clients give up on an instance that hangs."""
     task = asyncio.ensure_future(answer)
-    while True:
-        done, _ = await asyncio.wait({task}, timeout=_LOOK_S)
-        if done:
-            return task.result()
-        if request.transport is None or request.transport.is_closing():
-            task.cancel()
-            raise ConnectionError("the caller is gone")
+    try:
+        while not (await asyncio.wait({task}, timeout=_LOOK_S))[0]:
+            if request.transport is None or request.transport.is_closing():
+                raise ConnectionError("the caller is gone")
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def _pump_both(socket: web.WebSocketResponse, instance: aiohttp.ClientWebSocketResponse) -> None:

@@ -55,7 +55,7 @@ class Settings:
         return f"/{inner}" if inner else ""
 
     def check(self) -> None:
-        """Raises UsageError for what cannot be served."""
+        """Raises UsageError for what cannot be served, ChildFailed for a model's command that is not there."""
         if not is_loopback(self.host) and not self.token and not self.allow_open:
             raise UsageError(
                 f"{self.host} is reached from other machines, and there is no token",
@@ -76,7 +76,7 @@ class Settings:
 
 
 def _check_service(service: Service, queues: Sequence[str]) -> None:
-    parse_model(service.model).close()
+    parse_model(service.model).check()
     try:
         check_name(service.name)
     except BadRequest as error:

@@ -323,6 +323,12 @@ def test_a_model_that_cannot_be_served_is_a_usage_error(
     assert message in done.err
 
 
+def test_a_model_whose_command_is_not_there_does_not_start(easq: Easq) -> None:
+    """Exit code 12, as wherever a command cannot be started."""
+    done = easq("serve", "--port", "0", "--storage", "memory:", "--model", "exec:no-such-command")
+    assert (done.status, done.err) == (12, "easq: no-such-command cannot be started: no such command\n")
+
+
 def test_a_command_around_which_a_model_is_served_knows_where_it_is(easq: Easq) -> None:
     """Discovery and name in the environment; the private token signs."""
     call = [sys.executable, "-m", "easq", "predict", "--via", "direct", "-d", "hi"]
