@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, unquote
@@ -34,6 +33,9 @@ _THREADS = 64
 _OURS = frozenset({"authorization", "content-md5", "cookie", "date", "origin", "referer", "x-auth-token"})
 #: of a model's headers, those that say how its bytes are to be read; beside these its own, which begin with X-
 _CONTENT = frozenset({"content-encoding", "content-language"})
+#: calls under way may go on for so long once the service stops, in seconds; less than connections have, so that
+#: their callers are told
+_GRACE_S = 4.5
 #: whoever does not answer a close frame within so many seconds is not waited for
 _CLOSE_S = 1.0
 #: a reason in a close frame has at most so many bytes
@@ -101,7 +103,9 @@ class Instance:
         """It is gone: sockets were closed in order, and calls under way had some seconds before they were cancelled."""
         await self._listener.refuse_new()
         await asyncio.gather(*(socket.close(code=WSCloseCode.GOING_AWAY) for socket in self._sockets))
+        too_long = asyncio.get_running_loop().call_later(_GRACE_S, self._model.close)
         await self._listener.close()
+        too_long.cancel()
         self._model.close()
         if self._pool is not None:
             self._pool.shutdown()
@@ -224,9 +228,10 @@ async def send_message(
 
 async def read_payload(request: web.BaseRequest, max_payload: int) -> bytes:
     """The body of a call. Raises PayloadTooLarge."""
-    too_large: Callable[[int], PayloadTooLarge] = lambda size: PayloadTooLarge(  # noqa: E731
-        f"the request has {size} bytes, {max_payload} are allowed"
-    )
+
+    def too_large(size: int) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the request has {size} bytes, {max_payload} are allowed")
+
     return await read_body(request, max_payload, too_large)
 
 

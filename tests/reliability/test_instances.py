@@ -109,6 +109,16 @@ def test_no_request_fails_while_one_instance_does(cloud: OpenCloud, fault: str) 
     assert all(one.instance.address != made.addresses[1] for one in again)
 
 
+def test_a_slow_instance_keeps_its_part(cloud: OpenCloud) -> None:
+    """Late is not failed: no request is sent a second time, and the parts are what the weights say."""
+    made = cloud(weights=(1, 3))
+    made.fault(0, "slow")
+    with client(made) as mine:
+        served = under_load(mine.ask, 40, lambda: None)
+    assert {one.attempt for one in served} == {1}
+    assert made.counts() == [10, 30]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("first", FAULTS)
 @pytest.mark.parametrize("second", FAULTS)

@@ -280,6 +280,19 @@ def test_calls_under_way_are_answered_when_the_service_stops(cloud: OpenCloud) -
         assert call.result(PATIENCE_S).body == b"done\n"
 
 
+@pytest.mark.long
+def test_calls_that_take_too_long_are_told_when_the_service_stops(cloud: OpenCloud) -> None:
+    """With 503: the command was killed, and the caller may ask elsewhere."""
+    made = cloud("exec:sleep 1000")
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(ask, port, "POST", GATEWAY, (), b"") for port in (made.port, made.ports[0])]
+        eventually(lambda: made.counts() == [2])
+        made.stop()
+        for call in calls:
+            answer = call.result(PATIENCE_S)
+            assert (answer.status, answer.text) == (503, "the call was cancelled")
+
+
 def test_the_lists_are_json_of_one_line(cloud: OpenCloud) -> None:
     """No client has to guess where it ends."""
     body = ask(cloud().port, "GET", f"{PYTHON}model").body

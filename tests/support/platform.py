@@ -10,7 +10,7 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -54,7 +54,8 @@ class Cloud(Local):
         if fault := self._faults[number]:
             self.hanging += fault == "hung"
             try:
-                return await _FAULTS[fault](request)
+                if (answer := await _FAULTS[fault](request)) is not None:
+                    return answer
             finally:
                 self.hanging -= fault == "hung"
         return await self.instances[number].answer(request)
@@ -101,7 +102,7 @@ class Cloud(Local):
             self.do(lambda _: self.instances[number].back())
 
     def fault(self, number: int, kind: str) -> None:
-        """From the next request on the instance is `hung`, `busy` (503), or cuts each answer in `half`."""
+        """From the next request on the instance is `hung`, `slow`, `busy` (503), or cuts each answer in `half`."""
         assert kind in _FAULTS
         self._faults[number] = kind
 
@@ -150,6 +151,11 @@ async def _hung(request: web.BaseRequest) -> web.StreamResponse:
     raise ConnectionError
 
 
+async def _slow(_request: web.BaseRequest) -> None:
+    """The answer is a good one, later."""
+    await asyncio.sleep(0.3)
+
+
 async def _busy(request: web.BaseRequest) -> web.StreamResponse:
     await request.read()
     return web.Response(status=503, text="no worker is free")
@@ -167,7 +173,12 @@ async def _half(request: web.BaseRequest) -> web.StreamResponse:
     return response
 
 
-_FAULTS = {"hung": _hung, "busy": _busy, "half": _half}
+_FAULTS: dict[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse | None]]] = {
+    "hung": _hung,
+    "slow": _slow,
+    "busy": _busy,
+    "half": _half,
+}
 
 
 class CloudProcess:
