@@ -272,8 +272,8 @@ async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
             app.printer.info(f"queue {name}: {server.url(name)} and {server.url(name, sink=True)}")
         if settings.service is not None:
             app.printer.info(f"service {settings.service.name}: {server.url(settings.service.name)}")
-            for instance, weight in zip(server.platform.instances, settings.service.weights, strict=True):
-                app.printer.info(f"instance {instance.address}, weight {weight}")
+            for place in server.platform.places():
+                app.printer.info(f"instance {place.address}, weight {place.weight}")
         app.printer.info(f"durability {server.durability}, storage {settings.storage}")
         _write_ready(ready_file, server)
 

@@ -147,17 +147,19 @@ class Platform:
         self._seats[number].listed = listed
         self._rebalance()
 
+    def places(self, reached_at: str = "") -> list[Address]:
+        """Where all instances are, in order, with their weights. On a service for all addresses of the machine that
+        is `reached_at`, the one that the caller knows, or loopback.
+        """
+        return [Address(self._ip(seat, reached_at), seat.instance.port, seat.weight) for seat in self._seats]
+
     def addresses(self, reached_at: str = "") -> list[Address]:
-        """The instances that are given requests. On a service for all addresses of the machine they are `reached_at`
-        the one that the caller knows.
+        """Those of `places` that are given requests.
 
         A drained one is left out rather than listed with weight 0, at which the Go SDK divides by zero.
         """
-        return [
-            Address(self._ip(seat, reached_at), seat.instance.port, seat.weight)
-            for seat in self._seats
-            if seat.listed and seat.weight
-        ]
+        places = zip(self.places(reached_at), self._seats, strict=True)
+        return [place for place, seat in places if seat.listed and seat.weight]
 
     def _ip(self, seat: _Seat, reached_at: str) -> str:
         ip = seat.instance.ip
