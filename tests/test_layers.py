@@ -52,7 +52,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "sqlite3": ("easq.storage.sqlite",),
     "tomli_w": ("easq.config",),
     "tomllib": ("easq.config",),
-    "websocket": ("easq.client.watch",),
+    "websocket": ("easq.client.websocket",),
 }
 
 

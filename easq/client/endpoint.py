@@ -81,6 +81,11 @@ def is_private(url: str) -> bool:
     return address.is_private or address.is_link_local
 
 
+def is_encrypted(scheme: str) -> bool:
+    """Whether `scheme` is one that runs over TLS."""
+    return scheme in ("https", "wss")
+
+
 def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
     """The proxy that `environ` names for `url`: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either
     case.
@@ -90,7 +95,7 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
     host = _host(url)
     if _is_loopback_host(host) or _is_exempt(host, _split(url).port, _variable(environ, "no_proxy")):
         return None
-    scheme = _split(url).scheme
+    scheme = "https" if is_encrypted(_split(url).scheme) else "http"
     proxy = _variable(environ, f"{scheme}_proxy") or _variable(environ, "all_proxy")
     if not proxy:
         return None
