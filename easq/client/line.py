@@ -34,6 +34,8 @@ class Line:
         self.budget = 0
         #: when a byte last came
         self.heard_at = time.monotonic()
+        #: when one first came since this was set to None
+        self.first_byte_at: float | None = None
         self._timeout: float | None = None
 
     def recv(self, size: int) -> bytes:
@@ -41,6 +43,7 @@ class Line:
         self._bound()
         data = self._socket.recv(size)
         self.heard_at = time.monotonic()
+        self.first_byte_at = self.first_byte_at or self.heard_at
         self.budget -= len(data)
         if self.budget < 0:
             raise NotAQueueService(f"{shown(self._url)} sends more than is taken in one message")

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import websocket
 
 from easq.client.endpoint import shown
+from easq.client.failures import Unanswered
 from easq.client.line import open_line
 from easq.client.trace import Tracer, hide_in, secrets_of
 from easq.client.transport import Settings
@@ -88,8 +89,8 @@ class WebSocket:
         self._pinged_at = time.monotonic()
         self._line.budget = max_message_bytes
 
-    def read(self) -> Message | None:
-        """The next message; None when none was complete within a tick.
+    def read(self, within_s: float = TICK_S) -> Message | None:
+        """The next message; None when none was complete by the time that nothing came for `within_s`.
 
         Raises Closed, Unreachable for a lost connection, and NotAQueueService for what breaks the protocol.
         """
@@ -97,6 +98,7 @@ class WebSocket:
         if self._silent_after_s is not None and time.monotonic() - self._line.heard_at > self._silent_after_s:
             raise Unreachable(f"nothing was heard from {self._address} for {self._silent_after_s:g} s")
         try:
+            self._ws.settimeout(within_s)
             opcode, frame = self._ws.recv_data_frame(control_frame=True)
         except websocket.WebSocketTimeoutException:
             return None
@@ -116,11 +118,17 @@ class WebSocket:
         self._tracer.body("<", frame.data)
         return Message(frame.data, opcode == websocket.ABNF.OPCODE_TEXT)
 
+    @property
+    def first_byte_at(self) -> float | None:
+        """When, on the monotonic clock, the first byte came after the last message was sent."""
+        return self._line.first_byte_at
+
     def send(self, data: bytes, *, text: bool, within_s: float) -> None:
         """`data` went out as one message. Raises Unreachable where it did not, or not whole, in time."""
         self._tracer.body(">", data)
         opcode = websocket.ABNF.OPCODE_TEXT if text else websocket.ABNF.OPCODE_BINARY
         self._line.until = time.monotonic() + within_s
+        self._line.first_byte_at = None
         self._ws.settimeout(within_s)
         try:
             self._ws.send(data, opcode)
@@ -128,7 +136,6 @@ class WebSocket:
             raise Unreachable(f"connection to {self._address} lost before the message went out") from error
         finally:
             self._line.until = None
-            self._ws.settimeout(TICK_S)
 
     def idle(self) -> None:
         """The connection is kept alive while nothing is read, which is no silence of the other side."""
@@ -170,7 +177,6 @@ class WebSocket:
             self._line.close()
             raise failure from (error if failure is not error else error.__cause__)
         self._line.until = None
-        self._ws.settimeout(TICK_S)
 
     def _refusal(
         self, error: Exception | None, settings: Settings, secrets: list[str], otherwise: str
@@ -190,7 +196,7 @@ class WebSocket:
                 hint=f"check the url; a proxy that knows no WebSocket may be in between{otherwise}",
             )
         if isinstance(error, websocket.WebSocketTimeoutException):
-            return Unreachable(f"{self._address} did not answer within {settings.request_timeout_s:g} s")
+            return Unanswered(f"{self._address} did not answer within {settings.request_timeout_s:g} s")
         if isinstance(error, websocket.WebSocketConnectionClosedException | OSError):
             return Unreachable(f"connection to {self._address} lost before the handshake was done")
         if isinstance(error, websocket.WebSocketException | ValueError | LookupError):
