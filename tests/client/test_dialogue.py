@@ -42,6 +42,7 @@ def dropping(times: int) -> Callable[[Peer, int, bytes], None]:
     def answer(peer: Peer, opcode: int, data: bytes) -> None:
         left[0] -= 1
         if left[0] >= 0:
+            peer.buffer = b""  # nor of what came with it
             peer.socket.close()
         else:
             echo(peer, opcode, data)
