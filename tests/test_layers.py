@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "easq"
 
 _GROUND = {"errors", "model", "redact", "wire", "runner", "balance"}
-_CLIENT = {"config", "client", "render", "worker"}
+_CLIENT = {"config", "profile", "client", "render", "worker"}
 _SERVICE = {"storage", "broker", "service"}
 
 #: part of easq -> the other parts it may import; what a part does not name it does not know
@@ -30,7 +30,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "storage": {"errors", "model", "wire"},
     "broker": {"errors", "model", "wire", "storage"},
     "service": _GROUND | {"storage", "broker"},
-    "config": {"errors", "model", "redact", "wire"},
+    "profile": {"errors", "wire"},
+    "config": {"errors", "model", "redact", "wire", "profile"},
     "client": {"errors", "model", "redact", "wire", "balance"},
     "render": {"errors", "model", "redact", "wire"},
     "worker": _GROUND | {"client"},
@@ -53,7 +54,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "sqlite3": ("easq.storage.sqlite",),
     "tomli_w": ("easq.config",),
     "tomllib": ("easq.config",),
-    "websocket": ("easq.client.watch",),
+    "websocket": ("easq.client.websocket",),
 }
 
 

@@ -43,6 +43,7 @@ from easq.service.instance import (
     send_message,
 )
 from easq.wire.hops import end_to_end
+from easq.wire.modelarts import write_host_endpoints
 from easq.wire.replies import Reply
 from easq.wire.upstreams import write_upstreams
 
@@ -209,8 +210,7 @@ class Platform:
         found = self.addresses(local_ip(request))
         if not found:
             return _modelarts_error(503, "ModelArts.0503", "the service has no instance now")
-        endpoints = [{"schema": "http", "ip": one.ip, "port": one.port} for one in found]
-        return _modelarts(200, {"service_id": name, "host_endpoints": endpoints})
+        return _modelarts(200, write_host_endpoints(name, found))
 
     async def gateway(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer of the instance whose turn it is. One that cannot be connected to is passed over, as is for
@@ -351,10 +351,10 @@ async def _pump(source: Socket, target: Socket) -> None:
             await send_message(target, message.data.encode() if text else message.data, text=text)
 
 
-def _modelarts(status: int, document: dict[str, object]) -> web.StreamResponse:
+def _modelarts(status: int, body: bytes) -> web.StreamResponse:
     headers = {"Content-Type": "application/json", "X-Request-Id": uuid.uuid4().hex}
-    return respond(Reply(status, headers, json.dumps(document).encode()))
+    return respond(Reply(status, headers, body))
 
 
 def _modelarts_error(status: int, code: str, message: str) -> web.StreamResponse:
-    return _modelarts(status, {"error_code": code, "error_msg": message})
+    return _modelarts(status, json.dumps({"error_code": code, "error_msg": message}).encode())

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from easq.client.discovery import Discovery
+from easq.client.lookup import EasLookup
 from easq.client.predict import Served, predict_direct, predict_gateway
 from easq.client.transport import Settings, Transport
 from easq.errors import EasqError, Unreachable
@@ -67,7 +68,7 @@ class Client:
 @contextmanager
 def client(cloud: Cloud, *, refresh_s: float = 60.0) -> Iterator[Client]:
     with Transport(SETTINGS) as transport:
-        with Discovery(cloud.origin, "model", SETTINGS, refresh_s=refresh_s) as discovery:
+        with Discovery(EasLookup(cloud.origin, "model"), SETTINGS, refresh_s=refresh_s) as discovery:
             yield Client(cloud, transport, discovery)
 
 
