@@ -37,8 +37,10 @@ class Guard:
             raise AuthFailed("the token is wrong" if given else "a token is needed")
 
     def check_call(self, headers: Mapping[str, str], target: str) -> None:
-        """Raises AuthFailed unless a call of a model has the token, as it is or behind `Bearer`, or is signed by it."""
-        given = headers.get("Authorization", "").strip()
+        """Raises AuthFailed unless a call of a model has the token, as it is or behind `Bearer`, or is signed by it;
+        or has it in X-Auth-Token, as ModelArts' services want it.
+        """
+        given = (headers.get("Authorization") or headers.get("X-Auth-Token") or "").strip()
         scheme, _, rest = given.partition(" ")
         if self.token and scheme == "EAS" and rest:
             if not is_signed(self.token, headers, target):
