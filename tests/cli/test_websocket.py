@@ -189,7 +189,7 @@ def test_tls_and_what_goes_wrong_with_it(easq: Easq, service: Speaking, certific
         done = easq("predict", "-d", "ab", "--url", url)
         assert (done.status, done.out) == (6, b"")
         assert done.err.startswith(f"easq: TLS with {url} failed: ")
-    with answering(reply(400)) as plain:
+    with Server(lambda _, peer: peer.answer(400) if peer.socket.recv(100) else None) as plain:
         url = f"wss://127.0.0.1:{plain.port}/x"
         done = easq("predict", "-d", "ab", "--url", url)
     assert (done.status, done.err) == (

@@ -143,6 +143,7 @@ class Server:
 
     handler: Callable[[Server, Peer], None]
     port: int = 0
+    host: str = field(default="127.0.0.1", kw_only=True)
     requests: list[tuple[str, bytes]] = field(default_factory=list)
     connections: int = 0
     errors: list[BaseException] = field(default_factory=list)
@@ -150,7 +151,7 @@ class Server:
     def __enter__(self) -> Server:
         self.stop = threading.Event()
         self.threads: list[threading.Thread] = []
-        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.listener = socket.create_server((self.host, self.port))
         self.listener.settimeout(0.05)
         self.port = self.listener.getsockname()[1]
         self.acceptor = threading.Thread(target=self._accept)
