@@ -49,6 +49,10 @@ _MAX_STDERR, _MAX_REASON = 64 * 1024, 300
 _PIECE = 64 * 1024
 #: a command whose children keep its stdout open is found to have ended after so many seconds
 _POLL_S = 0.05
+#: a command that closed its output is about to end: so often is looked whether it has, in seconds
+_ENDING_S = 0.002
+#: a pipe holds 64 KiB, or up to 1 MiB where it was told to
+_MAX_PIECES_LEFT = 32
 #: servers drop idle connections, uvicorn after 5 s: one idle for longer than this is not used again, in seconds
 _MAX_IDLE_S = 2.0
 #: the system has no room for one more process, or this call's environment is too large: no fault of the command
@@ -268,11 +272,13 @@ class Exec:
         while (left_s := deadline - time.monotonic()) > 0 and not pipes.is_full:
             with self._lock:  # a process that was waited for must not be killed any more: its number is free
                 code = process.poll()
-            pipes.move(0.0 if code is not None else min(left_s, _POLL_S if pipes.is_open else 0.0))
             if code is not None:
+                pipes.drain()
                 return code
-            if not pipes.is_open:
-                time.sleep(min(left_s, 0.002))
+            if pipes.is_open:
+                pipes.move(min(left_s, _POLL_S))
+            else:
+                time.sleep(min(left_s, _ENDING_S))
         return None
 
 
@@ -583,18 +589,24 @@ class _Pipes:
         """Whether more came on stdout than may."""
         return len(self.out) > self._limit
 
-    def move(self, wait_s: float) -> None:
-        """All that the pipes give and take now has gone through; without any, waits for the first `wait_s`."""
-        while self.is_open and not self.is_full and (ready := self._selector.select(wait_s)):
-            wait_s = 0.0
-            for key, _ in ready:
-                if key.data is None:
-                    self._write(key.fd)
-                elif piece := os.read(key.fd, _PIECE):
-                    key.data.extend(piece)
-                else:
-                    self._selector.unregister(key.fileobj)
+    def move(self, wait_s: float) -> bool:
+        """A piece went through each pipe that was ready, or became so within `wait_s`; whether any was."""
+        ready = self._selector.select(wait_s) if self.is_open else []
+        for key, _ in ready:
+            if key.data is None:
+                self._write(key.fd)
+            elif piece := os.read(key.fd, _PIECE):
+                key.data.extend(piece)
+            else:
+                self._selector.unregister(key.fileobj)
         del self.err[:-_MAX_STDERR]
+        return bool(ready)
+
+    def drain(self) -> None:
+        """What the process left in its pipes was read; not all that others, who hold them too, may add for ever."""
+        for _ in range(_MAX_PIECES_LEFT):
+            if self.is_full or not self.move(0.0):
+                break
 
     def _write(self, fd: int) -> None:
         assert self._process.stdin is not None

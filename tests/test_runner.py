@@ -321,6 +321,13 @@ def test_an_answer_of_a_command_is_bounded() -> None:
     assert (error.message, error.status) == ("the answer is above 1000 bytes", 502)
 
 
+def test_a_command_that_never_stops_talking_is_stopped() -> None:
+    """On stderr there is no limit to what it may say, but the one of time."""
+    assert failure(Exec(["sh", "-c", "yes >&2"]), timeout_s=0.3).status == 504
+    answer = Exec(["sh", "-c", "yes >&2 & echo $!"]).run(Call(), timeout_s=PATIENCE_S)
+    eventually(lambda: not alive(int(answer.data)))  # nobody reads its pipe any more
+
+
 def test_commands_run_side_by_side() -> None:
     """Each call gets its own answer."""
     model = Exec(["cat"])

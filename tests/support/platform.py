@@ -15,11 +15,12 @@ from typing import Any
 
 from aiohttp import web
 
+from easq.errors import ConfigError
 from easq.service.instance import Instance, Limits
 from easq.service.platform import Service
 from easq.service.server import Server, Settings
 from tests.support.local import Local
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, eventually
 
 
 class Cloud(Local):
@@ -99,7 +100,14 @@ class Cloud(Local):
         if self._faults[number]:
             self._faults[number] = ""
         else:
+            eventually(lambda: self._came_back(number))
+
+    def _came_back(self, number: int) -> bool:
+        try:
             self.do(lambda _: self.instances[number].back())
+        except ConfigError:  # its port is used, as one of the many that clients connect from
+            return False
+        return True
 
     def fault(self, number: int, kind: str) -> None:
         """From the next request on the instance is `hung`, `slow`, `busy` (503), or cuts each answer in `half`."""
