@@ -122,8 +122,9 @@ def find_items(
     form: str | None,
     *,
     keep_tags: bool = False,
+    piped: str = WHOLE,
 ) -> Items:
-    """The items that the command line names: -d, -f, PATH..., or what is piped in.
+    """The items that the command line names: -d, -f, PATH..., or what is piped in, in the form `piped`.
 
     Raises UsageError for none, for two kinds at once, and for a file that cannot be read.
     """
@@ -145,7 +146,7 @@ def find_items(
         return Items(app, list(paths), form or WHOLE, keep_tags=keep_tags)
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("nothing to send", hint="-d STRING, -f FILE, PATH..., or pipe it in")
-    return Items(app, [STDIN], form or WHOLE, keep_tags=keep_tags)
+    return Items(app, [STDIN], form or piped, keep_tags=keep_tags)
 
 
 def _check_readable(path: str) -> None:

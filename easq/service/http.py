@@ -16,45 +16,50 @@ from easq.wire.replies import Reply
 
 #: how many of the indexes counted; the answer is 200 in any case
 _COMMITTED = "X-Easq-Committed"
+#: a body has to come in within so many seconds
+_BODY_DEADLINE_S = 30.0
 #: a body that is no payload (the form of a negative) has at most so many bytes
 _MAX_FORM = 64 * 1024
-#: a body has to come in within so many seconds
-_DEADLINE_S = 30.0
 
 
-async def read_body(request: web.BaseRequest, queue: Queue) -> bytes:
-    """The request's body. Raises PayloadTooLarge as soon as it is known to be above the limit; TimeoutError."""
-    limit = queue.rules.max_payload if request.method == "POST" else _MAX_FORM
+async def read_body(
+    request: web.BaseRequest, limit: int, too_large: Callable[[int], PayloadTooLarge]
+) -> bytes:
+    """The request's body, of at most `limit` bytes. Raises `too_large(size)` as soon as it is known to have more."""
     declared = request.content_length
     if declared is not None and declared > limit:
-        raise _too_large(request, queue, declared)
+        raise too_large(declared)
     if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
         # it is wanted: curl waits a second for this before it sends a large body, others for ever
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # of the answer, nothing is sent yet
     if request.content.is_eof():
-        return request.content.read_nowait(-1)  # all of it came with the head: nothing to wait for
-    async with asyncio.timeout(_DEADLINE_S):
-        return await _read(request, queue, limit)
+        body = request.content.read_nowait(-1)  # all of it came with the head: nothing to wait for
+        if len(body) > limit:
+            raise too_large(len(body))
+        return body
+    async with asyncio.timeout(_BODY_DEADLINE_S):
+        if declared is not None:
+            return await request.content.readexactly(declared)
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in request.content.iter_any():
+            size += len(chunk)
+            if size > limit:
+                raise too_large(size)
+            chunks.append(chunk)
+        return b"".join(chunks)
 
 
-async def _read(request: web.BaseRequest, queue: Queue, limit: int) -> bytes:
-    if request.content_length is not None:
-        return await request.content.readexactly(request.content_length)
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.content.iter_any():
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(request, queue, size)
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _too_large(request: web.BaseRequest, queue: Queue, size: int) -> PayloadTooLarge:
+async def read_operation(request: web.BaseRequest, queue: Queue) -> bytes:
+    """The body of an operation on `queue`. Raises PayloadTooLarge."""
     if request.method == "POST":
-        return queue.too_large(size)
-    return PayloadTooLarge(f"the body has {size} bytes, {_MAX_FORM} are allowed here")
+        return await read_body(request, queue.rules.max_payload, queue.too_large)
+    return await read_body(
+        request,
+        _MAX_FORM,
+        lambda size: PayloadTooLarge(f"the body has {size} bytes, {_MAX_FORM} are allowed here"),
+    )
 
 
 async def answer(

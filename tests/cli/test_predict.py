@@ -139,14 +139,14 @@ def test_a_profile_says_which_way(easq: Easq, gateway: str) -> None:
     easq("config", "--url", gateway)
     easq("config", "set", "via", "gateway")
     assert easq("predict", "-d", "ab").out == b"ba"
-    easq("config", "set", "via", "pigeon")
+    easq.config.write_text(easq.config.read_text().replace('"gateway"', '"pigeon"'))
     done = easq("predict", "-d", "ab")
     assert (done.status, done.err) == (
-        2,
-        "easq: via 'pigeon' is not known here, only queue, gateway and direct\n",
+        13,
+        "easq: via 'pigeon' is not one of queue, gateway, direct, modelarts, websocket (profile default)\n",
     )
 
 
 def test_tags_go_with_the_queue_only(easq: Easq, gateway: str) -> None:
     done = easq("predict", "--via", "gateway", "--url", gateway, "-d", "x", "--tags", "a=b")
-    assert (done.status, done.err) == (2, "easq: --tags and --priority go with --via queue\n")
+    assert (done.status, done.err) == (2, "easq: --tags goes with --via queue\n")
