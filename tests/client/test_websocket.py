@@ -140,6 +140,7 @@ def test_silence_is_taken_where_it_is_allowed_and_pings_go_out() -> None:
 def test_tls_where_none_is_spoken_says_what_to_check() -> None:
     def answer_plainly(_: Server, peer: Peer) -> None:
         with suppress(ConnectionError):  # the client may have gone at the first byte
+            peer.socket.settimeout(30)
             if peer.socket.recv(100):
                 peer.answer(400, b"")
 
