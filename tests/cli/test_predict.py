@@ -166,6 +166,23 @@ def test_who_answered_is_shown_for_the_gateway_and_not_for_the_queue(easq: Easq,
     )
 
 
+def test_a_token_that_goes_to_a_public_gateway_in_the_clear_is_warned_about(easq: Easq) -> None:
+    args = [
+        "predict",
+        "--via",
+        "gateway",
+        "--url",
+        "http://gone.example.invalid/q",
+        "-d",
+        "x",
+        "--timeout",
+        "300ms",
+    ]
+    warning = "easq: warning: the token travels unencrypted, over http and beyond this network\n"
+    assert easq(*args, env={"EASQ_TOKEN": "canary-token-canary"}).err.startswith(warning)
+    assert warning not in easq(*args, "--sign", "hmac", env={"EASQ_TOKEN": "canary-token-canary"}).err
+
+
 def test_tags_go_with_the_queue_only(easq: Easq, gateway: str) -> None:
     done = easq("predict", "--via", "gateway", "--url", gateway, "-d", "x", "--tags", "a=b")
     assert (done.status, done.err) == (2, "easq: --tags goes with --via queue\n")
