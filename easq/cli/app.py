@@ -172,7 +172,6 @@ class App:
         )
 
     def _lookup(self) -> Lookup:
-        from easq.client.endpoint import is_private
         from easq.client.lookup import EasLookup, ModelArtsLookup
         from easq.errors import AuthFailed
 
@@ -182,8 +181,7 @@ class App:
         if not self.token:
             raise AuthFailed("ModelArts needs a token", hint="--token-file, or EASQ_TOKEN: an IAM token")
         lookup = ModelArtsLookup(endpoint, self._needed("project"), service, self.token)
-        if lookup.endpoint.startswith("http:") and not is_private(lookup.endpoint):
-            self.printer.warn("the token travels unencrypted, over http and beyond this network")
+        self.warn_where_unencrypted(lookup.endpoint)
         return lookup
 
     def _needed(self, key: str) -> str:
@@ -217,15 +215,24 @@ class App:
         consumer = Consumer(self.checked("group"), self.checked("user"))
         return Caller(consumer, self.token, self.options.get("rear", False))
 
+    def warn_where_unencrypted(self, *urls: str) -> None:
+        """That a token goes to one of `urls` was warned about, where others may read it on the way."""
+        from easq.client.endpoint import is_private
+
+        for url in urls:
+            scheme = url.partition(":")[0].lower()
+            if scheme in ("http", "ws") and not is_private(url):
+                self.printer.warn(f"the token travels unencrypted, over {scheme} and beyond this network")
+                return
+
     def queue(self, *, sink: bool | None = None) -> QueueClient:
         """A client of the input or the sink (None: as -k says)."""
-        from easq.client.endpoint import is_loopback, is_private
         from easq.client.queue import QueueClient
 
         url = self.stream_url(sink=sink)
         caller = self.caller()
-        if caller.token and url.lower().startswith("http:") and not (is_loopback(url) or is_private(url)):
-            self.printer.warn("the token travels unencrypted, over http and beyond this network")
+        if caller.token:
+            self.warn_where_unencrypted(url)
         return QueueClient(url, caller, self.transport)
 
     def close(self) -> None:

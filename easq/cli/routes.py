@@ -144,7 +144,10 @@ def _gateway(app: App, terms: Terms) -> Route:
 
     url, caller, transport = app.stream_url(sink=False), replace(app.caller(), token=""), app.transport
     sign = _sign(app)
-    headers = _headers(app, "token" if sign == "auto" and app.token else sign)
+    sign = "token" if sign == "auto" and app.token else sign
+    if sign == "token":
+        app.warn_where_unencrypted(url)
+    headers = _headers(app, sign)
     signed_path = unquote(urlsplit(url).path) + sub_path(terms.path)
 
     def ask(item: Item) -> Answer:
@@ -169,7 +172,6 @@ def _instances(app: App, terms: Terms) -> Route:
     """EAS direct connect, or ModelArts' channel, which knows no authentication."""
     import time
 
-    from easq.client.endpoint import is_private
     from easq.client.predict import predict_direct
 
     modelarts = app.settings.get("via") == MODELARTS
@@ -184,8 +186,8 @@ def _instances(app: App, terms: Terms) -> Route:
     began = time.monotonic()
     discovery.fill(within_s=terms.timeout_s)
     spent_s = time.monotonic() - began if terms.single else 0.0
-    if sign == "token" and not all(is_private(one.url) for one in discovery.instances):
-        app.printer.warn("the token travels unencrypted, over http and beyond this network")
+    if sign == "token":
+        app.warn_where_unencrypted(*(one.url for one in discovery.instances))
 
     def ask(item: Item) -> Answer:
         kind = terms.content_type or item.content_type
@@ -218,7 +220,7 @@ def _websocket(app: App, terms: Terms) -> Route:
 def dialogue_maker(app: App, terms: Terms) -> Callable[[], Dialogue]:
     """What makes connections to the WebSocket service of this run. Raises ConfigError where none is known."""
     from easq.client.dialogue import Dialogue
-    from easq.client.endpoint import is_private, websocket_url
+    from easq.client.endpoint import websocket_url
     from easq.errors import ConfigError
 
     if not app.settings.get("url"):
@@ -227,8 +229,8 @@ def dialogue_maker(app: App, terms: Terms) -> Callable[[], Dialogue]:
     given = _given_credentials(app)
     # the one way of ModelArts that needs nothing but a token; another way is a header of the user's
     headers = {} if given or not app.token else {"X-Auth-Token": app.token}
-    if (given or headers) and url.startswith("ws:") and not is_private(url):
-        app.printer.warn("the token travels unencrypted, over ws and beyond this network")
+    if given or headers:
+        app.warn_where_unencrypted(url)
     warned: list[str] = []
 
     def warn(text: str) -> None:

@@ -59,6 +59,7 @@ class Dialogue:
             deque()
         )  # what was said, and until when it is waited for
         self._failures = 0  # in a row, of what `hear` does
+        self._trouble: EasqError | None = None  # the last of them
         self._not_before = 0.0
 
     def __enter__(self) -> Dialogue:
@@ -138,13 +139,14 @@ class Dialogue:
         """
         if self._unanswered and time.monotonic() >= self._unanswered[0][1]:
             self._unanswered.popleft()
-            raise DeadlineExceeded(f"no answer from {shown(self._url)} in time")
+            why = f": {self._trouble.message}" if self._trouble else ""
+            raise DeadlineExceeded(f"no answer from {shown(self._url)} in time{why}")
         if self._socket is None and (not self._unanswered or time.monotonic() < self._not_before):
             time.sleep(TICK_S)
             return None
         message = self._over_it(lambda socket: socket.read(), again=True)
         if message is not None:
-            self._failures = 0
+            self._failures, self._trouble = 0, None
             if self._unanswered:
                 self._unanswered.popleft()
         return None if message is None else message.data
@@ -161,7 +163,7 @@ class Dialogue:
             self._drop()
             if not _again(error):
                 raise
-            self._failures += 1
+            self._failures, self._trouble = self._failures + 1, error
             self._not_before = time.monotonic() + full_jitter(self._failures)
             return None
 

@@ -4,7 +4,10 @@
                           │ no
                           └── ask ── good ──> use it, keep it on disk
                                      bad ───> the old list on disk, or an error
-    from then on: one thread asks every refresh +- 10 %; a good answer replaces the list, nothing else does
+    from then on: one thread asks every refresh +- 10 %, or takes the younger list that another process left on
+    disk; a good answer replaces the list, nothing else does
+
+What is asked is the look-up's. Where it rations questions (ModelArts), all processes of a user share the turns.
 
 Source: Alibaba's page on direct connect over a VPC: discovery is never asked per request, and what is known is
 replaced by a 200 with instances and never cleared. The list does not grow invalid with age either: discovery that

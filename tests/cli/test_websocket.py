@@ -22,6 +22,7 @@ from tests.client.servers import (
     eventually,
     free_port,
     reply,
+    without_tls,
 )
 
 TOKEN = "canary-0123456789-canary-abcd"
@@ -189,7 +190,7 @@ def test_tls_and_what_goes_wrong_with_it(easq: Easq, service: Speaking, certific
         done = easq("predict", "-d", "ab", "--url", url)
         assert (done.status, done.out) == (6, b"")
         assert done.err.startswith(f"easq: TLS with {url} failed: ")
-    with Server(lambda _, peer: peer.answer(400) if peer.socket.recv(100) else None) as plain:
+    with without_tls() as plain:
         url = f"wss://127.0.0.1:{plain.port}/x"
         done = easq("predict", "-d", "ab", "--url", url)
     assert (done.status, done.err) == (
@@ -331,6 +332,16 @@ def test_ctrl_c_ends_with_130(easq: Easq, service: Speaking) -> None:
     terminal.sendintr()
     assert finish(terminal)[0] == 130
     assert eventually(lambda: not any(thread.is_alive() for thread in service.threads))
+
+
+@pytest.mark.parametrize("concurrency", ["1", "4"])
+def test_ctrl_c_does_not_wait_for_the_answers(easq: Easq, service: Speaking, concurrency: str) -> None:
+    service.answer = lambda _peer, _opcode, _data: None
+    (easq.home / "in").write_bytes(b"a\nb\nc\nd\ne\n")
+    with easq.start("predict", "-f", "in", "-c", concurrency, "--timeout", "1h", "-q") as process:
+        assert eventually(lambda: len(service.messages) == int(concurrency), 60.0)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
 
 
 @pytest.mark.usefixtures("service")

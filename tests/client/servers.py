@@ -222,6 +222,17 @@ def secured(certificate: Path) -> Server:
     return encrypting(certificate, handle)
 
 
+def without_tls() -> Server:
+    """A server that answers what is no HTTP as it answers HTTP, in plain text."""
+
+    def handle(_: Server, peer: Peer) -> None:
+        peer.socket.settimeout(30)
+        if peer.socket.recv(100):
+            peer.answer(400)
+
+    return Server(handle)
+
+
 def answering(*answers: Callable[[Peer], None]) -> Server:
     """A server that gives its answers one after the other, the last again and again, over any connections."""
 

@@ -275,6 +275,14 @@ def test_what_is_not_answered_in_time_is_no_longer_waited_for() -> None:
         assert server.connections == 1
 
 
+def test_what_is_not_answered_says_what_was_in_the_way() -> None:
+    with Speaking(dropping(1000)) as server, dialogue(server) as service:
+        service.say(b"x", timeout_s=0.5)
+        with pytest.raises(errors.DeadlineExceeded, match=r" in time: connection to .* lost"):
+            heard(service, 1)
+    assert server.connections >= 1
+
+
 def test_each_of_many_at_once_has_a_connection_and_its_own_answer() -> None:
     with Speaking(echo) as server, Dialogues(lambda: dialogue(server)) as services:
         with ThreadPoolExecutor(8) as pool:

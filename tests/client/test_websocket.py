@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from easq import errors
 from easq.client.transport import Settings
 from easq.client.websocket import Closed, Message, WebSocket
-from tests.client.servers import Peer, Server, encrypting, eventually
+from tests.client.servers import Peer, Server, encrypting, eventually, without_tls
 
 SETTINGS = Settings(connect_timeout_s=5.0, request_timeout_s=5.0, environ={})
 
@@ -138,14 +137,7 @@ def test_silence_is_taken_where_it_is_allowed_and_pings_go_out() -> None:
 
 
 def test_tls_where_none_is_spoken_says_what_to_check() -> None:
-    def answer_plainly(_: Server, peer: Peer) -> None:
-        with suppress(ConnectionError):  # the client may have gone at the first byte
-            peer.socket.settimeout(30)
-            if peer.socket.recv(100):
-                peer.answer(400, b"")
-
-    with upgraded(lambda _server, _peer: None) as server:
-        server.handler = answer_plainly
+    with without_tls() as server:
         with pytest.raises(errors.Unreachable, match=r"^TLS with wss://.* failed: ") as caught:
             WebSocket(f"wss://127.0.0.1:{server.port}/", {}, SETTINGS, max_message_bytes=9, ping_every_s=9.0)
     assert "wrong version number" in caught.value.message
