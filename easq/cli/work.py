@@ -79,6 +79,8 @@ def work(
 
     if jobs is not None and jobs > window:
         raise UsageError(f"--jobs {jobs} is above --window {window}: no more than the window is in hand")
+    if not item_timeout:
+        raise UsageError("--item-timeout 0s leaves no time for a call")
     # no SimpleQueue: a signal at the end of its timeout makes it wait for ever (CPython 3.11)
     events: Events = queue.Queue()
     input = app.queue(sink=False)

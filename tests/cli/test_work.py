@@ -134,6 +134,7 @@ def test_a_command_that_cannot_start_is_12(queue: Easq) -> None:
         (("--forward", "http://127.0.0.1:1/", "--", "cat"), "--forward and -- CMD exclude each other\n"),
         (("--jobs", "3", "--window", "2", "--", "cat"), "--jobs 3 is above --window 2: "),
         (("--forward", "ftp://x/"), "model 'ftp://x/': no http or https address\n"),
+        (("--item-timeout", "0", "--", "cat"), "--item-timeout 0s leaves no time for a call\n"),
         (("--window", "0", "--", "cat"), "invalid value for '--window'"),
     ],
 )

@@ -134,6 +134,16 @@ def test_each_input_has_one_result_whoever_dies(
     assert outcome.answers == items
 
 
+def work_and_die(service: Service, model: str, bug: str) -> None:
+    """A worker with this bug has killed itself."""
+    program = ("tests.reliability.planted_work", bug)
+    dying = Working(service, "--forward", model, user="w0", program=program)
+    try:
+        assert dying.process.wait(60) == -9, dying.log.read_text()
+    finally:
+        dying.kill()
+
+
 @pytest.mark.parametrize(
     "point",
     ["dies-with-a-full-window", "dies-before-it-puts", "dies-before-it-commits", "dies-after-it-committed"],
@@ -171,12 +181,7 @@ def test_an_engine_without_keys_is_caught(serve: Serve, tmp_path: Path, model: s
     """It dies between put and commit, and its items are answered twice."""
     service = serve("--max-delivery", "0", "--leave-grace", "0s", program=_observed(tmp_path / "oplog"))
     wanted = put_all(service, 20)
-    program = ("tests.reliability.planted_work", "forgets-the-key")
-    dying = Working(service, "--forward", model, user="w0", program=program)
-    try:
-        assert dying.process.wait(60) == -9, dying.log.read_text()
-    finally:
-        dying.kill()
+    work_and_die(service, model, "forgets-the-key")
     with working(service, "--forward", model, user="w1"):
         found = results(service)
     assert any(text.startswith("2 results: ") for text in results_differ(wanted, found))
