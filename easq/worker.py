@@ -191,8 +191,8 @@ class Worker:
             on_notice: called in threads of the worker, with a line for people.
         """
         self._input, self._sink, self._model = input, sink, model
-        self._group, self._user, self._window = group, user or engine_user(), window
-        self._jobs = window if jobs is None else min(jobs, window)
+        self._group, self._user = group, user or engine_user()
+        self.window, self.jobs = window, window if jobs is None else min(jobs, window)
         self._item_timeout_s, self._grace_s = item_timeout_s, grace_s
         self._reconnect_for_s = reconnect_for_s
         self._on_outcome = on_outcome or (lambda _: None)
@@ -219,10 +219,10 @@ class Worker:
         self._queue = self._input.name()
         self._input = self._input.called_by(Consumer(self._group or self._queue, self._user))
         watcher = self._input.watch(
-            Watch(window=self._window), on_notice=self._notice, reconnect_for_s=self._reconnect_for_s
+            Watch(window=self.window), on_notice=self._notice, reconnect_for_s=self._reconnect_for_s
         )
         self._watcher = watcher.__enter__()
-        jobs = [self._thread(f"easq-job-{number}", self._run_jobs) for number in range(self._jobs)]
+        jobs = [self._thread(f"easq-job-{number}", self._run_jobs) for number in range(self.jobs)]
         committer = self._thread("easq-commit", self._commit_all)
         lead = self._thread("easq-work", lambda: self._lead(watcher, committer))
         for thread in (*jobs, committer, lead):

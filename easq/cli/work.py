@@ -99,8 +99,6 @@ def work(
             on_outcome=events.put,
             on_notice=events.put,
         )
-        worker.start()
-        app.printer.info(f"Start to work: window: {window}, jobs: {jobs or window}")
         Session(app, worker, input, events).run()
     finally:
         model.close()
@@ -144,9 +142,11 @@ class Session:
         from easq.errors import EasqError
         from easq.render.printer import OutputClosed
 
-        if self.app.output == "table":
-            self.app.printer.header(COLUMNS)
-        with self._signals_end_it():
+        with self._signals_end_it():  # from before anybody can see that we watch
+            self.worker.start()
+            self.app.printer.info(f"Start to work: window: {self.worker.window}, jobs: {self.worker.jobs}")
+            if self.app.output == "table":
+                self.app.printer.header(COLUMNS)
             while not self.worker.wait(0) or not self.events.empty():
                 try:
                     self._tell_next()

@@ -61,8 +61,6 @@ def test_failures_are_said_and_the_service_answers_in_the_end(queue: Easq) -> No
     assert re.search(r"\[INFO\] Work done.\nTotal time cost: \S+s, p50 \d+ms, p99 \d+ms\n" + totals, err)
     result = json.loads(queue("get", "-k", "-o", "json").text)
     assert (result["data"], result["tags"]["lastCode"]) == ("no luck", "500")
-    failed = work(queue, "-o", "json", "-q", "--", *MODEL)
-    assert failed == (0, "", "")
 
 
 def test_a_table_has_a_row_for_each(queue: Easq) -> None:
