@@ -7,24 +7,19 @@
 
 The commit goes out after the sink has acknowledged the answer, never before. A crash between the two has the item
 delivered again; the key of the put is made from the item alone, so the answer is in the sink once. While the sink is
-full nothing is taken, and what is answered is held until there is room.
+full nothing is taken, and what is answered is held until there is room; likewise while a model takes no connections.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from easq.client.backoff import full_jitter
 from easq.client.hands import Hands
@@ -39,19 +34,20 @@ from easq.errors import (
     Unreachable,
     UsageError,
 )
-from easq.model import (
-    DELIVERY_COUNT,
-    HEADER_PREFIX,
-    LAST_CODE,
-    LAST_REASON,
-    PATH,
-    REQUEST_ID,
-    TS_SINK,
-    Consumer,
-    Frame,
-    Tags,
+from easq.inference import (
+    Fate,
+    Outcome,
+    answer_tags,
+    answer_type,
+    attempt_of,
+    call_of,
+    inherited,
+    outcome_of,
+    reason_of,
+    result_key,
 )
-from easq.runner import DEFAULT_TIMEOUT_S, SHUTDOWN, Answer, Call, Model, ModelFailed
+from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
+from easq.runner import DEFAULT_TIMEOUT_S, SHUTDOWN, Answer, Model, ModelFailed
 from easq.wire.operations import Watch
 
 if TYPE_CHECKING:
@@ -71,83 +67,6 @@ _LAST_S = 2.0
 _MAX_FAILURES = 4
 #: while these last, the same request may succeed later
 _PASSING = (QueueFull, Unreachable, ServerError)
-#: tags that a model does not get in its query: they are the service's own
-_BUILT_IN = frozenset((REQUEST_ID, PATH, DELIVERY_COUNT, LAST_CODE, LAST_REASON))
-#: headers that belong to the request's data, or to one delivery, and are not those of the answer
-_NOT_INHERITED = frozenset(("header:content-type", "header:content-encoding"))
-_CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}")
-#: what of a path stands in a URL as it is
-_PATH_SAFE = "/-._~!$&'()*+,;=:@"
-
-
-class Fate(Enum):
-    """What became of one delivery of an item."""
-
-    ANSWERED = "answered"  #: the result is in the sink, the item committed
-    EMPTY = "empty"  #: the model had nothing to say; committed
-    TOO_LARGE = "too_large"  #: the sink has a frame that says so, with lastCode; committed
-    FAILED = "failed"  #: negative: the service delivers it again, or gives it up
-    RETURNED = "returned"  #: handed back because we stop, without counting as a failure
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One delivery that is over. `code` and `reason` say why it failed, `size` is the answer's in bytes."""
-
-    index: int
-    request_id: str
-    attempt: int
-    fate: Fate
-    code: str = ""
-    reason: str = ""
-    size: int = 0
-    seconds: float = 0.0  #: from the model's call to the answer of the sink or queue
-
-
-def attempt_of(frame: Frame) -> int:
-    """The how-manieth delivery to the group this is, from 1."""
-    text = frame.tags.get(DELIVERY_COUNT, "")
-    return int(text) if text.isascii() and text.isdigit() else 1
-
-
-def call_of(frame: Frame) -> Call:
-    """The call of a model that the item stands for: as the put came that brought it, without what is the queue's."""
-    tags = frame.tags
-    path = quote(tags.get(PATH, ""), safe=_PATH_SAFE)
-    return Call(
-        frame.data,
-        path=path,
-        query=[
-            (name, value)
-            for name, value in sorted(tags.items())
-            if name not in _BUILT_IN and not name.startswith((HEADER_PREFIX, "ts@"))
-        ],
-        headers={
-            name.removeprefix(HEADER_PREFIX): value
-            for name, value in tags.items()
-            if name.startswith(HEADER_PREFIX)
-        },
-        environ={
-            "EASQ_INDEX": str(frame.index),
-            "EASQ_REQUEST_ID": frame.request_id,
-            "EASQ_ATTEMPT": str(attempt_of(frame)),
-            "EASQ_TAGS_JSON": json.dumps(dict(tags), ensure_ascii=False, sort_keys=True),
-        },
-    )
-
-
-def inherited(tags: Tags) -> dict[str, str]:
-    """The tags of an item that its result has, too: all but those of its delivery and of its data."""
-    left = {DELIVERY_COUNT, LAST_CODE, LAST_REASON, TS_SINK}
-    return {
-        name: value for name, value in tags.items() if name not in left and name.lower() not in _NOT_INHERITED
-    }
-
-
-def result_key(queue: str, group: str, frame: Frame, number: int = 0) -> str:
-    """The idempotency key of an item's result; several results of one item differ in `number`."""
-    parts = (queue, group, frame.request_id, str(frame.index), str(number))
-    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def engine_user() -> str:
@@ -211,7 +130,7 @@ class Worker:
 
     @property
     def is_held(self) -> bool:
-        """Whether nothing is taken because answers do not go into the sink."""
+        """Whether nothing is begun: the sink takes no answers, or the model no connections."""
         return self._hands.is_held
 
     def start(self) -> None:
@@ -323,14 +242,14 @@ class Worker:
     def _work_on(self, frame: Frame) -> None:
         began = time.monotonic()
         try:
-            answer = self._model.run(call_of(frame), timeout_s=self._item_timeout_s)
+            answer = self._ask_model(frame)
             outcome = self._store_answer(frame, answer, began)
             self._hands.done(frame.index, outcome)
         except ModelFailed as error:
             if error.code == SHUTDOWN:
                 self._hand_back([frame])
             else:
-                self._refuse(frame, error.code, _reason(error), began)
+                self._refuse(frame, error.code, reason_of(error), began)
         except StreamEnded as ended:
             self._fail(Refused(f"the sink takes no answers: {ended.message}", status=ended.status))
             self._hand_back([frame])
@@ -342,6 +261,31 @@ class Worker:
             self._fail(error)
             self._hand_back([frame])
 
+    def _ask_model(self, frame: Frame) -> Answer:
+        """What the model answers. One that takes no connections has not seen the item: it is waited for, as long as
+        the item may take, lest a model that starts again costs items their deliveries.
+        """
+        call, end, failures = call_of(frame), time.monotonic() + self._item_timeout_s, 0
+        try:
+            while True:
+                left_s = end - time.monotonic() if failures else self._item_timeout_s
+                try:
+                    return self._model.run(call, timeout_s=left_s)
+                except ModelFailed as error:
+                    pause_s = full_jitter(min(failures + 1, _MAX_FAILURES))
+                    refused = isinstance(error.__cause__, ConnectionRefusedError)
+                    if not refused or time.monotonic() + pause_s >= end:
+                        raise
+                    if not failures:
+                        self._notice(f"waiting for the model: {error.message}")
+                        self._hands.hold(by=1)
+                    failures += 1
+                    if self._give_up.wait(pause_s):
+                        raise _Stopped from error
+        finally:
+            if failures:
+                self._hands.hold(by=-1)
+
     def _store_answer(self, frame: Frame, answer: Answer, began: float) -> Outcome:
         """What became of the item once its answer is in the sink."""
         fate, code, reason = Fate.ANSWERED, "", ""
@@ -349,7 +293,7 @@ class Worker:
             fate = Fate.EMPTY
         else:
             try:
-                self._put(frame, answer.data, _answer_tags(frame, answer), answer.content_type)
+                self._put(frame, answer.data, answer_tags(frame, answer), answer_type(answer))
             except PayloadTooLarge as error:
                 fate, code, reason = (
                     Fate.TOO_LARGE,
@@ -358,16 +302,15 @@ class Worker:
                 )
                 tags = {**inherited(frame.tags), LAST_CODE: code, LAST_REASON: reason}
                 self._put(frame, reason.encode(), tags, "text/plain; charset=utf-8")
-        return _outcome(frame, fate, began, code=code, reason=reason, size=len(answer.data))
+        return outcome_of(frame, fate, began, code=code, reason=reason, size=len(answer.data))
 
     def _put(self, frame: Frame, data: bytes, tags: Tags, content_type: str) -> None:
         """The result is in the sink, once. Held until there is room; raises _Stopped when we stop before."""
         key = result_key(self._queue, self._input.caller.consumer.group, frame)
-        known_type = content_type if _CONTENT_TYPE.fullmatch(content_type) else ""
 
         def put() -> None:
             try:
-                self._sink.put(data, tags=tags, content_type=known_type, key=key)
+                self._sink.put(data, tags=tags, content_type=content_type, key=key)
             except KeyReused:
                 pass  # answered before, in other words: by a worker that came no further than that
 
@@ -375,7 +318,7 @@ class Worker:
 
     def _refuse(self, frame: Frame, code: str, reason: str, began: float) -> None:
         """The item has failed once more, and the service knows; not if it is no longer ours to say so."""
-        outcome = _outcome(frame, Fate.FAILED, began, code=code, reason=reason)
+        outcome = outcome_of(frame, Fate.FAILED, began, code=code, reason=reason)
         epoch = self._hands.release(frame.index)
 
         def negative() -> None:
@@ -436,27 +379,3 @@ class Worker:
 
 class _Stopped(Exception):
     """The worker's time is over."""
-
-
-def _outcome(
-    frame: Frame, fate: Fate, began: float, *, code: str = "", reason: str = "", size: int = 0
-) -> Outcome:
-    seconds = time.monotonic() - began
-    return Outcome(frame.index, frame.request_id, attempt_of(frame), fate, code, reason, size, seconds)
-
-
-def _answer_tags(frame: Frame, answer: Answer) -> Tags:
-    """The item's tags, and the encoding of the answer, which it keeps as it came."""
-    encoding = next((value for name, value in answer.headers if name.lower() == "content-encoding"), "")
-    given = {f"{HEADER_PREFIX}Content-Encoding": encoding} if _CONTENT_TYPE.fullmatch(encoding) else {}
-    return inherited(frame.tags) | given
-
-
-def _reason(error: ModelFailed) -> str:
-    """What whoever waits for the result reads at last: the model's own words where it refused with any."""
-    if error.answer.status >= 400 and error.data:
-        try:
-            return error.data.decode()
-        except UnicodeDecodeError:
-            pass
-    return error.message

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
+from http.server import ThreadingHTTPServer
 from typing import TypeAlias
 
 import pytest
@@ -15,16 +15,16 @@ import pytest
 from easq.client.queue import QueueClient
 from easq.client.transport import Settings, Transport
 from easq.errors import AuthFailed, ChildFailed
-from easq.model import Frame
+from easq.inference import Fate, Outcome, inherited, result_key
 from easq.runner import SHUTDOWN, Answer, Call, Exec, Http, Model, ModelFailed
 from easq.wire.operations import Caller
-from easq.worker import Fate, Outcome, Worker, call_of, engine_user, inherited, result_key
+from easq.worker import Worker, engine_user
 from tests.conftest import Serve
 from tests.support.http import PROTOBUF
 from tests.support.process import Service
 from tests.support.protobuf import Item
 from tests.support.waiting import PATIENCE_S, eventually
-from tests.test_runner import Reply, Upstream, upstream
+from tests.test_runner import Handler, Reply, Seen, Upstream, upstream
 
 __all__ = ["upstream"]  # the fixture is used by name
 
@@ -135,56 +135,6 @@ def bench(serve: Serve) -> Iterator[Callable[..., Bench]]:
 
 Make: TypeAlias = Callable[..., Bench]
 
-TAGS = {
-    "requestId": "r-1",
-    "ts@source": "1",
-    "ts@sink": "2",
-    "Header:Content-Type": "image/png",
-    "Header:X-Trace": "t",
-    "Header:content-encoding": "gzip",
-    "Path": "/v1/ä b",
-    "task": "7",
-    "deliveryCount": "3",
-    "lastCode": "500",
-    "lastReason": "why",
-}
-
-
-def test_a_call_is_what_the_put_was() -> None:
-    """Sub-path, query and headers as the client gave them; the queue's own tags are not the model's business."""
-    call = call_of(Frame(5, TAGS, b"data"))
-    assert (call.method, call.path, call.data) == ("POST", "/v1/%C3%A4%20b", b"data")
-    assert list(call.query) == [("task", "7")]
-    assert call.headers == {"Content-Type": "image/png", "X-Trace": "t", "content-encoding": "gzip"}
-    assert json.loads(call.environ["EASQ_TAGS_JSON"]) == TAGS
-    told = {name: value for name, value in call.environ.items() if name != "EASQ_TAGS_JSON"}
-    assert told == {"EASQ_INDEX": "5", "EASQ_REQUEST_ID": "r-1", "EASQ_ATTEMPT": "3"}
-
-
-def test_a_result_inherits_what_is_not_of_the_delivery_or_the_data() -> None:
-    assert inherited(TAGS) == {
-        "requestId": "r-1",
-        "ts@source": "1",
-        "Header:X-Trace": "t",
-        "Path": "/v1/ä b",
-        "task": "7",
-    }
-
-
-def test_the_key_of_a_result_is_made_of_the_item_alone() -> None:
-    """SHA-256 hex of queue, group, request id, index and number: a redelivery has the same."""
-    frame = Frame(5, {"requestId": "r-1"}, b"data")
-    key = result_key("q", "g", frame)
-    assert key == sha256(b"q\ng\nr-1\n5\n0").hexdigest()
-    assert key == result_key("q", "g", Frame(5, {"requestId": "r-1", "deliveryCount": "2"}, b""))
-    others = [
-        result_key("p", "g", frame),
-        result_key("q", "h", frame),
-        result_key("q", "g", frame, 1),
-        result_key("q", "g", Frame(6, {"requestId": "r-1"})),
-    ]
-    assert len({key, *others}) == 5
-
 
 def test_an_item_is_answered_and_committed(bench: Make) -> None:
     """The result has the item's request id and tags, the time of its put, and the type of the answer."""
@@ -291,6 +241,67 @@ def test_a_result_that_the_sink_does_not_take_is_a_failure_of_its_item(bench: Ma
     results = {item.data: item.tags.get("lastCode") for item in on.results(2)}
     assert results.pop(b"ok") is None
     assert list(results.values()) == ["413"]
+
+
+def test_a_model_that_is_not_there_yet_is_waited_for(bench: Make) -> None:
+    """It has not seen the items, so none of them has failed: they are answered in their first delivery."""
+    on = bench("--max-delivery", "1")
+    on.put(b"a", b"b")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Polite, bind_and_activate=False)
+    server.server_bind()  # the port is ours, and refuses until it is listened at
+    worker = on.start(Http(f"http://127.0.0.1:{server.socket.getsockname()[1]}/"))
+    eventually(lambda: worker.is_held)
+    assert "waiting for the model: the model cannot be reached: connection refused" in on.notices
+    server.server_activate()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        assert [item.data for item in on.results(2)] == [b"polite"] * 2
+        assert not worker.is_held
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Polite(Handler):
+    """Answers each call the same."""
+
+    reply = staticmethod(lambda handler: handler.answer(b"polite"))
+    seen = Seen()
+
+
+def test_a_model_that_never_comes_is_a_failure(bench: Make) -> None:
+    """As long as one item may take; then whoever waits for the result is told."""
+    on = bench("--max-delivery", "1")
+    on.put(b"a")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    on.start(Http(f"http://127.0.0.1:{port}/"), item_timeout_s=0.3)
+    (result,) = on.results(1)
+    assert (result.tags["lastCode"], result.data[:32]) == ("502", b"the model cannot be reached: con")
+
+
+def test_a_stop_does_not_wait_for_a_model(bench: Make) -> None:
+    on = bench("--max-delivery", "1")
+    on.put(b"a")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    worker = on.start(Http(f"http://127.0.0.1:{port}/"))
+    eventually(lambda: worker.is_held)
+    worker.stop(0.1)
+    assert worker.wait(PATIENCE_S)
+    assert (on.fates(), on.service.stream().length()) == ([(1, "returned")], 1)
+
+
+def test_a_long_answer_is_no_longer_reason(bench: Make, upstream: Callable[[Reply], Upstream]) -> None:
+    """Of what a model says when it refuses, so much is told as a negative may carry, in whole characters."""
+    on = bench("--max-delivery", "1")
+    server = upstream(lambda handler: handler.answer("ä".encode() * 5000 + b"\n", status=500))
+    on.put(b"a")
+    on.start(Http(server.url))
+    (result,) = on.results(1)
+    assert result.data == "ä".encode() * 2048
 
 
 def test_a_full_sink_holds_everything_and_loses_nothing(bench: Make) -> None:

@@ -78,7 +78,7 @@ class Each:
 
     def _attempts(self, frame: Frame) -> Result:
         from easq.client.backoff import full_jitter
-        from easq.worker import attempt_of, call_of
+        from easq.inference import attempt_of, call_of
 
         call, first = call_of(frame), attempt_of(frame)
         result = Result(first)

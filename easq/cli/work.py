@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from easq.cli.app import App
     from easq.client.queue import QueueClient
+    from easq.inference import Outcome
     from easq.runner import Model
-    from easq.worker import Outcome, Worker
+    from easq.worker import Worker
 
     Events: TypeAlias = queue.Queue[Outcome | str]
 
@@ -32,6 +33,9 @@ _TICK_S = 0.1
 _BACKLOG_EVERY_S, _BACKLOG_WAIT_S = 2.0, 1.0
 #: of so many last items the times, and of so many last seconds the rate, are told
 _TIMES, _RATE_S = 1000, 10.0
+
+#: outcomes that are not told yet: whoever reads stdout slowly slows the work down
+_MAX_EVENTS = 10_000
 
 COLUMNS = ("n", "index", "request_id", "outcome", "code", "attempt", "size", "seconds")
 
@@ -82,7 +86,7 @@ def work(
     if not item_timeout:
         raise UsageError("--item-timeout 0s leaves no time for a call")
     # no SimpleQueue: a signal at the end of its timeout makes it wait for ever (CPython 3.11)
-    events: Events = queue.Queue()
+    events: Events = queue.Queue(_MAX_EVENTS)
     input = app.queue(sink=False)
     model = _model(forward, cmd)
     try:
@@ -200,7 +204,7 @@ class Session:
         self._show()
 
     def _count(self, outcome: Outcome) -> None:
-        from easq.worker import Fate
+        from easq.inference import Fate
 
         self.counts[outcome.fate.value] += 1
         if outcome.fate is not Fate.RETURNED:
@@ -246,7 +250,7 @@ class Session:
         while self.recent and self.recent[0] < now - _RATE_S:
             self.recent.popleft()
         rate = len(self.recent) / min(max(now - self.begun, _TICK_S), _RATE_S)
-        held = ", held: the sink takes nothing" if self.worker.is_held else ""
+        held = ", held" if self.worker.is_held else ""
         self.app.printer.status(
             f"{self.done} done, {self.counts['failed']} failed, {self.worker.in_flight} in flight, {rate:.1f}/s, "
             f"p50 {_ms(self._quantile(0.5))}, p99 {_ms(self._quantile(0.99))}, backlog {self.backlog}{held}"
@@ -271,8 +275,8 @@ class Session:
 
     def _summarize(self) -> None:
         """The totals are said, on stderr."""
+        from easq.inference import Fate
         from easq.wire.durations import format_duration
-        from easq.worker import Fate
 
         printer, seconds = self.app.printer, time.monotonic() - self.begun
         p50, p99 = self._quantile(0.5), self._quantile(0.99)

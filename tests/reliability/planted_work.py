@@ -15,6 +15,7 @@ from typing import Any
 from easq import worker
 from easq.cli.main import main
 from easq.client.queue import QueueClient
+from easq.inference import Outcome
 from easq.model import Frame
 from easq.runner import Answer
 
@@ -23,7 +24,7 @@ def commits_before_it_puts() -> None:
     """The input is committed when the model has answered; the result follows."""
     original = worker.Worker._store_answer
 
-    def store(self: worker.Worker, frame: Frame, answer: Answer, began: float) -> worker.Outcome:
+    def store(self: worker.Worker, frame: Frame, answer: Answer, began: float) -> Outcome:
         self._input.commit([frame.index])
         return original(self, frame, answer, began)
 
