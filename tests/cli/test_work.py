@@ -142,6 +142,14 @@ def test_what_cannot_work_is_refused(queue: Easq, args: tuple[str, ...], said: s
     assert done.err.startswith(f"easq: {said}")
 
 
+def test_the_address_of_a_sink_is_refused(queue: Easq, url: str) -> None:
+    """It would answer its own answers."""
+    done = queue("work", "--url", f"{url}/sink", "--", "cat")
+    assert (done.status, done.out) == (13, b"")
+    said = f"easq: the url {url}/sink is a sink's: what is put there would be taken again\n"
+    assert done.err == f"{said}hint: give the queue's own, without /sink\n"
+
+
 def test_a_reader_that_leaves_ends_it_quietly(queue: Easq) -> None:
     """stdout is closed: what is under way is finished, and nothing is said."""
     for _ in range(3):
