@@ -74,7 +74,10 @@ def serve(classifier: Classifier, port: int) -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # more connections at a time than five are no reason to refuse one
+
+    server = Server(("127.0.0.1", port), Handler)
     print(f"http://127.0.0.1:{server.server_address[1]}/", flush=True)
     server.serve_forever()
 

@@ -379,6 +379,22 @@ def test_a_commit_that_is_lost_is_made_again(bench: Make) -> None:
     eventually(lambda: (1, "empty") in on.fates())
 
 
+def test_what_is_done_together_is_committed_together(bench: Make) -> None:
+    """While a commit is under way the next ones gather; none waits for a time, or for a number."""
+    on = bench()
+    requests: list[str] = []
+    on.transport = Transport(Settings(environ={}, trace=lambda _, line: requests.append(line)))
+    model = Local()
+    model.gate.clear()
+    on.put(*(b"%d" % number for number in range(40)))
+    on.start(model, window=40)
+    eventually(lambda: model.running == 40)
+    model.gate.set()
+    assert len(on.results(40)) == 40
+    commits = [line for line in requests if "PUT" in line]
+    assert 0 < len(commits) < 40
+
+
 def test_a_stop_lets_what_runs_end_and_hands_back_the_rest(bench: Make) -> None:
     """Nothing of it counts as a failure, and the next worker has it at once."""
     on = bench("--max-delivery", "1", "--leave-grace", "1h")

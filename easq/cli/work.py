@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: how late a signal, or the progress shown, may be, in seconds
 _TICK_S = 0.1
+#: a second signal leaves after this at the latest, in seconds
+_LEAVE_S = 0.5
 #: the backlog is asked for so often, in seconds, and an answer waited for so long
 _BACKLOG_EVERY_S, _BACKLOG_WAIT_S = 2.0, 1.0
 #: of so many last items the times, and of so many last seconds the rate, are told
@@ -179,7 +181,9 @@ class Session:
         try:
             yield
         except KeyboardInterrupt:
-            self.worker.abort()
+            dropping = threading.Thread(target=self.worker.abort, daemon=True)
+            dropping.start()
+            dropping.join(_LEAVE_S)  # it may be about to connect to what does not answer
             raise
         finally:
             for number, handler in before.items():
