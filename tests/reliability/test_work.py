@@ -41,14 +41,15 @@ def question(number: int) -> bytes:
     return json.dumps([{"mean radius": 6 + number / 50}]).encode()
 
 
-def put_all(service: Service, count: int, *, at_once: int = 10_000) -> dict[str, bytes]:
-    """So many questions are acknowledged, no more than `at_once` there at a time: request id -> the right answer."""
+def put_all(
+    service: Service, count: int, *, is_time: Callable[[int], bool] = lambda _: True
+) -> dict[str, bytes]:
+    """So many questions are acknowledged, each once it is time for it: request id -> the right answer."""
     wanted, right = {}, Classifier()
     stream = service.stream()
     with Connection(service.port) as connection:
         for number in range(count):
-            if number >= at_once and number % 10 == 0:
-                eventually(lambda: stream.length() < at_once, within_s=120)
+            eventually(lambda: is_time(number), within_s=120)  # noqa: B023
             body = question(number)
             target = stream.target(requestId=f"r-{number}")
             assert connection.ask("POST", target, (), body).status == 200
@@ -73,12 +74,13 @@ class Outcome:
 
 
 def run_under_kills(serve: Serve, folder: Path, model: str, *, items: int, kills: int, seed: int) -> Outcome:
-    """Three workers, each killed so many times at a random moment, and started again under its own name; while items
-    are put, few at a time so that there is always something under way.
+    """Three workers, each killed so many times at a random moment, and started again under its own name. Some
+    items are put for each kill, so that there is something under way each time.
     """
     service = serve("--max-delivery", "0", "--leave-grace", "0s", program=_observed(folder))
     failures: list[BaseException] = []
     over = threading.Event()
+    killed: list[str] = []
 
     def suffer(user: str) -> None:
         chance = random.Random(f"{seed} {user}")
@@ -90,6 +92,7 @@ def run_under_kills(serve: Serve, folder: Path, model: str, *, items: int, kills
                     over.wait(chance.uniform(0.0, 0.6) if round_number < kills else 120)
                 finally:
                     worker.kill()
+                    killed.append(user)
         except BaseException as error:
             failures.append(error)
 
@@ -97,7 +100,9 @@ def run_under_kills(serve: Serve, folder: Path, model: str, *, items: int, kills
     for thread in threads:
         thread.start()
     try:
-        wanted = put_all(service, items, at_once=60)
+        wanted = put_all(
+            service, items, is_time=lambda number: number < items * (len(killed) + 1) / (3 * kills)
+        )
         found = results(service)
     finally:
         over.set()
