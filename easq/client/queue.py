@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 from easq.client.trace import hide
 from easq.client.transport import Retry, Transport
-from easq.errors import EasqError, UsageError
-from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Frame, SearchResult, Tags
+from easq.errors import EasqError, NotAQueueService, UsageError
+from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
 from easq.wire import operations, replies
 from easq.wire.operations import Caller, Codec, Operation
 from easq.wire.replies import Reply
@@ -39,8 +39,18 @@ class QueueClient:
 
     def in_group(self, group: str) -> QueueClient:
         """A client of the same stream, called by a member of `group`."""
-        consumer = replace(self.caller.consumer, group=group)
+        return self.called_by(replace(self.caller.consumer, group=group))
+
+    def called_by(self, consumer: Consumer) -> QueueClient:
+        """A client of the same stream, called by `consumer`."""
         return QueueClient(self.url, replace(self.caller, consumer=consumer), self._transport)
+
+    def name(self) -> str:
+        """The queue's own name, which is the group of its engines. Raises NotAQueueService."""
+        name = self.attributes().get("meta.name", "")
+        if not operations.valid_name(name):
+            raise NotAQueueService(f"meta.name is {name!r}, not a group", hint="give one with --group")
+        return name
 
     def put(
         self,

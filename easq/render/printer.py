@@ -27,6 +27,8 @@ from easq.model import Frame
 from easq.redact import mask
 from easq.render.payload import cell, escape, json_safe, one_line
 
+#: to the start of the line, and nothing behind it
+_CLEAR = "\r\x1b[K"
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
 #: characters; a shorter secret would blot out ordinary words
@@ -53,6 +55,7 @@ class Printer:
         self._out: IO[bytes] | None = sys.stdout.buffer if sys.stdout is not None else None
         self._err: IO[bytes] | None = sys.stderr.buffer if sys.stderr is not None else None
         self._secrets: set[str] = set()
+        self._status = ""
         self.output, self.quiet, self.verbose, self.color = output, quiet, verbose, color
 
     @property
@@ -73,6 +76,8 @@ class Printer:
             return
         if self._out is None:
             raise OutputClosed
+        if self._status and self.out_is_terminal:
+            self.status("")
         try:
             self._out.write(data)
         except OSError as error:
@@ -168,6 +173,20 @@ class Printer:
         """`easq: warning: text`; quiet does not hide it."""
         self._say(f"{self._paint(_YELLOW, 'easq: warning:')} {one_line(text)}\n")
 
+    @property
+    def shows_status(self) -> bool:
+        """Whether a line that changes is of use: on a terminal that can rewrite it, unless quiet."""
+        return self.err_is_terminal and not self.quiet and self._environ.get("TERM", "dumb") != "dumb"
+
+    def status(self, text: str) -> None:
+        """`text` is the last line of the terminal, until something else is said; empty: there is none."""
+        if not self.shows_status or text == self._status:
+            return
+        shown = one_line(text)[: _width(self._environ, self._err) - 1]
+        self._status = ""
+        self._say(_CLEAR + self._paint(_DIM, shown) if shown else _CLEAR)
+        self._status = text
+
     def summary(self, value: Mapping[str, object]) -> None:
         """The totals of a run in JSON, on stderr, unless quiet."""
         if not self.quiet:
@@ -231,6 +250,8 @@ class Printer:
             return
         if self.out_is_terminal and self.err_is_terminal:
             self.flush()  # both land on one screen, in the order in which they were said
+        if self._status:
+            self._status, text = "", _CLEAR + text
         for secret in self._secrets:
             text = text.replace(secret, mask(secret))
         try:
