@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 from easq.client.backoff import full_jitter
 from easq.client.hands import Hands
+from easq.client.queue import check_pair
 from easq.errors import (
-    ConfigError,
     EasqError,
     KeyReused,
     PayloadTooLarge,
@@ -110,11 +110,7 @@ class Worker:
             on_outcome: called in threads of the worker, for each delivery that is over.
             on_notice: called in threads of the worker, with a line for people.
         """
-        if input.url == sink.url:
-            raise ConfigError(
-                f"the url {input.url} is a sink's: what is put there would be taken again",
-                hint="give the queue's own, without /sink",
-            )
+        check_pair(input, sink)
         self._input, self._sink, self._model = input, sink, model
         self._group, self._user = group, user or engine_user()
         self.window, self.jobs = window, window if jobs is None else min(jobs, window)

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from easq.client.trace import hide
 from easq.client.transport import Retry, Transport
-from easq.errors import EasqError, NotAQueueService, UsageError
+from easq.errors import ConfigError, EasqError, NotAQueueService, UsageError
 from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
 from easq.wire import operations, replies
 from easq.wire.operations import Caller, Codec, Operation
@@ -274,3 +274,12 @@ def _checked(tags: Tags | None) -> Tags:
 def _chunks(indexes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     for at in range(0, len(indexes), MAX_INDEXES_PER_REQUEST):
         yield indexes[at : at + MAX_INDEXES_PER_REQUEST]
+
+
+def check_pair(input: QueueClient, sink: QueueClient) -> None:
+    """Raises ConfigError where input and sink are one stream."""
+    if input.url == sink.url:
+        raise ConfigError(
+            f"the url {input.url} is a sink's: what is put there would be taken again",
+            hint="give the queue's own, without /sink",
+        )
