@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from easq.cli.app import App
     from easq.client.queue import QueueClient
     from easq.runner import Model
-    from easq.service.platform import Service
-    from easq.service.server import Server
     from easq.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -29,30 +27,36 @@ class Engines:
     They call the service's own address, so what they do is durable in the order in which any engine's is.
     """
 
-    def __init__(self, app: App, server: Server, service: Service, queues: Sequence[str], token: str) -> None:
+    def __init__(
+        self,
+        app: App,
+        model: Model,
+        queues: Sequence[tuple[str, str]],
+        *,
+        users: Sequence[str],
+        token: str,
+        item_timeout_s: float,
+    ) -> None:
+        """`queues` are the addresses of each input and its sink, `users` the names of the engines of each."""
         from easq.client.queue import QueueClient
         from easq.model import Consumer
-        from easq.runner import parse_model
         from easq.wire.operations import Caller
 
-        self._model: Model = parse_model(service.model)
-        self._item_timeout_s = service.limits.timeout_s
+        self._model = model
+        self._item_timeout_s = item_timeout_s
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._workers: set[Worker] = set()
 
-        def client(queue: str, *, sink: bool) -> QueueClient:
-            return QueueClient(server.url(queue, sink=sink), Caller(Consumer(), token), app.instances)
+        def client(url: str) -> QueueClient:
+            return QueueClient(url, Caller(Consumer(), token), app.instances)
 
         self._threads = [
             threading.Thread(
-                target=self._keep,
-                args=(client(queue, sink=False), client(queue, sink=True), f"{service.name}-{number}"),
-                name=f"easq-engine-{queue}-{number}",
-                daemon=True,
+                target=self._keep, args=(client(input), client(sink), user), name=f"easq-{user}", daemon=True
             )
-            for queue in queues
-            for number in range(len(service.weights))
+            for input, sink in queues
+            for user in users
         ]
 
     def start(self) -> None:

@@ -268,10 +268,19 @@ def _default_storage(app: App) -> str:
 def _engines(app: App, server: Server, settings: Settings) -> Engines | None:
     """The engines between each queue and its sink, begun, where there is a model."""
     from easq.cli.engines import Engines
+    from easq.runner import parse_model
 
     if settings.service is None:
         return None
-    engines = Engines(app, server, settings.service, settings.queues, settings.token)
+    service = settings.service
+    engines = Engines(
+        app,
+        parse_model(service.model),
+        [(server.url(name), server.url(name, sink=True)) for name in settings.queues],
+        users=[f"{service.name}-{number}" for number in range(len(service.weights))],
+        token=settings.token,
+        item_timeout_s=service.limits.timeout_s,
+    )
     engines.start()
     return engines
 
