@@ -21,7 +21,8 @@ from tests.support.process import Service
 from tests.support.websocket import Refused, watch
 
 PUTTERS, WINDOW = 32, 16
-ROUNDS = int(os.environ.get("EASQ_KILL_ROUNDS", "20"))
+#: kills in the test command, and in the longer one
+FEW, MANY = 6, int(os.environ.get("EASQ_KILL_ROUNDS", "20"))
 SEED = int(os.environ.get("EASQ_SEED", "20240601"))
 #: how a connection to a killed service ends
 LOST = (OSError, EOFError)
@@ -214,8 +215,9 @@ def run_under_kills(service: Service, folder: Path, rounds: int, seed: int) -> O
     return Outcome(violations(history), figures(history), ready)
 
 
+@pytest.mark.parametrize("rounds", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
 def test_nothing_is_lost_reused_or_repeated_when_the_service_is_killed(
-    serve: Serve, tmp_path: Path, record_property: Callable[[str, object], None]
+    serve: Serve, tmp_path: Path, record_property: Callable[[str, object], None], rounds: int
 ) -> None:
     """No acknowledged put is lost, no index is given twice, no committed item comes back, the window holds.
 
@@ -224,7 +226,7 @@ def test_nothing_is_lost_reused_or_repeated_when_the_service_is_killed(
     `EASQ_SEED` and `EASQ_KILL_ROUNDS` change the course and the length; the logs stay in the test's folder.
     """
     service = serve("--leave-grace", "0s")
-    outcome = run_under_kills(service, tmp_path / "oplog", ROUNDS, SEED)
+    outcome = run_under_kills(service, tmp_path / "oplog", rounds, SEED)
     counted = outcome.figures | {"seed": SEED, "slowest start in ms": round(max(outcome.ready_s) * 1000)}
     for name, value in counted.items():
         record_property(name, value)
@@ -233,9 +235,9 @@ def test_nothing_is_lost_reused_or_repeated_when_the_service_is_killed(
     assert found == [], f"{len(found)} violations, seed {SEED}, logs in {tmp_path}: {found[:5]}"
     assert service.stream().length() == 0
     assert service.terminate() == 0, service.log.read_text()
-    assert counted["kills"] == ROUNDS
-    assert counted["puts acknowledged"] > 20 * ROUNDS
-    assert counted["commits acknowledged"] > ROUNDS
+    assert counted["kills"] == rounds
+    assert counted["puts acknowledged"] > 20 * rounds
+    assert counted["commits acknowledged"] > rounds
     assert max(outcome.ready_s) < 10, "a start should take 2 s; this is five times that"
 
 
