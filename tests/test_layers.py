@@ -53,6 +53,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "tomli_w": ("easq.config",),
     "tomllib": ("easq.config",),
     "websocket": ("easq.client.watch",),
+    "yarl": ("easq.client.bulk",),
 }
 
 

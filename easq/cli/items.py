@@ -27,6 +27,8 @@ T = TypeVar("T")
 LINES, WHOLE, JSON = "lines", "whole", "json"
 FORMATS = (LINES, WHOLE, JSON)
 
+#: how long what was not attempted is counted, in seconds
+_COUNT_S = 3.0
 #: the name of stdin among files
 STDIN = "-"
 
@@ -50,6 +52,17 @@ class Item:
             return self.source
         return f"line {self.line}" if self.source in ("", STDIN) else f"line {self.line} of {self.source}"
 
+    @property
+    def identity(self) -> bytes:
+        """What tells it from another item, wherever it stood."""
+        told = (
+            sorted(self.tags.items()),
+            self.priority,
+            self.content_type,
+            self.error and self.error.message,
+        )
+        return ascii(told).encode() + b"\0" + self.data
+
 
 class Items:
     """The items of one command line, read as they are asked for."""
@@ -61,9 +74,21 @@ class Items:
         self.form = form
         self._items = self._read()
         self.skipped = 0  #: empty lines so far
+        self.taken = 0  #: items given so far
+        self.bytes = 0  #: read so far
 
     def __iter__(self) -> Iterator[Item]:
-        return self._items
+        for item in self._items:
+            self.taken += 1
+            yield item
+
+    @property
+    def total_bytes(self) -> int | None:
+        """How much there is to read, None where only reading tells."""
+        if any(isinstance(source, bytes) or source == STDIN for source in self._sources):
+            return None
+        found = [os.stat(source) for source in self._sources if os.path.exists(source)]
+        return sum(file.st_size for file in found) if all(stat.S_ISREG(f.st_mode) for f in found) else None
 
     @property
     def single(self) -> bool:
@@ -71,10 +96,14 @@ class Items:
         return len(self._sources) == 1 and (self.form == WHOLE or isinstance(self._sources[0], bytes))
 
     def rest(self) -> int | None:
-        """How many items were not asked for; None where that would mean to wait for stdin."""
+        """How many items were not asked for; None where that would mean to wait, for stdin or long."""
         if STDIN in self._sources:
             return None
-        return sum(1 for _ in self._items)
+        end, count = time.monotonic() + _COUNT_S, 0
+        for count, _ in enumerate(self._items, 1):  # noqa: B007
+            if time.monotonic() > end:
+                return None
+        return count
 
     def _read(self) -> Iterator[Item]:
         for source in self._sources:
@@ -97,6 +126,7 @@ class Items:
 
     def _whole(self, file: IO[bytes], source: str) -> bytes:
         data = _read(file.read, source)
+        self.bytes += len(data)
         if not data and source == STDIN:
             raise UsageError("nothing came on stdin; an empty item is put with -d ''")
         return data
@@ -105,6 +135,7 @@ class Items:
         number = 0
         while line := _read(file.readline, source):
             number += 1
+            self.bytes += len(line)
             data = line.removesuffix(b"\n")
             if not data:
                 self.skipped += 1

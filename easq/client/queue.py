@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
 from easq.client.exchange import Retry
-from easq.client.trace import hide
+from easq.client.trace import hidden
 from easq.errors import EasqError, UsageError
 from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Frame, SearchResult, Tags
 from easq.wire import operations, replies
@@ -60,7 +60,11 @@ class QueueClient:
             path: what follows the stream's address, as in a URL; the engine calls the model under it.
         """
         put = put_operation(data, tags=tags, priority=priority, path=path, content_type=content_type, key=key)
-        return self._ask(put, replies.read_put, retry=Retry.READ if key else Retry.WRITE)
+        return self.send(put)
+
+    def send(self, put: operations.Put) -> Ack:
+        """Appends one item, as `put` does; `put_operation` makes the operation."""
+        return self._ask(put, replies.read_put, retry=Retry.READ if put.key else Retry.WRITE)
 
     def get(
         self,
@@ -208,9 +212,7 @@ class QueueClient:
         try:
             return read(reply)
         except EasqError as error:
-            # it may quote the answer, and what answers everything may answer with what it was sent
-            error.message = hide(error.message, [self.caller.token])
-            error.args = (error.message,)
+            hidden(error, self.caller.token)
             raise
 
 

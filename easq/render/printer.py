@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from easq.errors import (
     AuthFailed,
@@ -26,6 +26,9 @@ from easq.errors import (
 from easq.model import Frame
 from easq.redact import mask
 from easq.render.payload import cell, escape, json_safe, one_line
+
+if TYPE_CHECKING:
+    from easq.render.progress import Progress
 
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
@@ -53,6 +56,7 @@ class Printer:
         self._out: IO[bytes] | None = sys.stdout.buffer if sys.stdout is not None else None
         self._err: IO[bytes] | None = sys.stderr.buffer if sys.stderr is not None else None
         self._secrets: set[str] = set()
+        self._status = ""  # what stands on the terminal's last line, to be wiped before anything else is
         self.output, self.quiet, self.verbose, self.color = output, quiet, verbose, color
 
     @property
@@ -73,6 +77,8 @@ class Printer:
             return
         if self._out is None:
             raise OutputClosed
+        if self._status and self.out_is_terminal:
+            self._wipe_status()
         try:
             self._out.write(data)
         except OSError as error:
@@ -159,6 +165,14 @@ class Printer:
         if not self.quiet and self.output != "json":
             self._say(one_line(text) + "\n")
 
+    def progress(self, total: int | None) -> Progress:
+        """A line on the terminal that says how far a long run is, of `total` units; nothing elsewhere or if quiet."""
+        from easq.render.progress import Progress
+
+        visible = self.err_is_terminal and not self.quiet and self._environ.get("TERM") != "dumb"
+        draw = self._draw_status if visible else None
+        return Progress(total, draw, width=_width(self._environ, self._err))
+
     def notice(self, text: str) -> None:
         """Something that happened on the way, such as a reconnect: shown unless quiet."""
         if not self.quiet:
@@ -226,13 +240,31 @@ class Printer:
 
     # within
 
+    def _draw_status(self, text: str) -> None:
+        """`text` is the last line of the terminal until something else is written; empty: nothing is."""
+        if text != self._status:
+            self._wipe_status()
+            self._status = text
+            self._tell(text)
+
+    def _wipe_status(self) -> None:
+        if self._status:
+            self._status = ""
+            self._tell("\r\x1b[K")
+
     def _say(self, text: str) -> None:
+        self._wipe_status()
         if self._err is None:
             return
         if self.out_is_terminal and self.err_is_terminal:
             self.flush()  # both land on one screen, in the order in which they were said
         for secret in self._secrets:
             text = text.replace(secret, mask(secret))
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        if self._err is None:
+            return
         try:
             self._err.write(text.encode("utf-8", "backslashreplace"))
             self._err.flush()

@@ -254,6 +254,7 @@ def test_json_output_is_a_record_an_item_and_a_summary(queue: Easq) -> None:
     del summary["seconds"]
     assert summary == {
         "total": 2, "success": 2, "failed": 0, "remaining": 0, "skipped": 1, "size": 3,
+        "resumed": 0, "possible_duplicates": 0,
     }  # fmt: skip
 
 
@@ -322,7 +323,7 @@ def breaking(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize("breaking", [3], indirect=True)
 def test_a_server_that_dies_in_the_middle_leaves_word_of_what_is_stored(easq: Easq, breaking: str) -> None:
     (easq.home / "in put").write_bytes(b"1\n\n2\n3\n4\n5\n6\n")
-    done = easq("put", "-f", "in put", "--url", breaking)
+    done = easq("put", "-f", "in put", "--url", breaking, "--request-timeout", "0.5s")
     assert (done.status, done.text) == (10, "[OK] 1\n[OK] 2\n[OK] 3\n")
     last = done.err.splitlines()[-2:]
     assert last[0].startswith("easq: line 5 of in put: ")
@@ -333,7 +334,7 @@ def test_a_server_that_dies_in_the_middle_leaves_word_of_what_is_stored(easq: Ea
 
 @pytest.mark.parametrize("breaking", [0], indirect=True)
 def test_where_nothing_was_stored_the_status_is_that_of_the_failure(easq: Easq, breaking: str) -> None:
-    done = easq("put", "-f", "-", "--url", breaking, stdin=b"1\n2\n")
+    done = easq("put", "-f", "-", "--url", breaking, "--request-timeout", "0.5s", stdin=b"1\n2\n")
     assert (done.status, done.out) == (6, b"")
     assert done.err.splitlines()[-1].startswith("easq: line 1: ")
     single = easq("put", "-d", "x", "--url", breaking)
