@@ -189,7 +189,7 @@ class Run:
                     self._take(batch)
                     progress.at(self.tally.ended, self.tally.failed, self.items.bytes)
             except EasqError as error:  # a file that could not be read to its end
-                if not self.tally.ended:
+                if not self.tally.now and not self.tally.failed:
                     raise
                 self.tally.broken(error)
             unread = not bulk.read_all(within_s=_READER_S)
