@@ -37,8 +37,7 @@ _READER_S = 1.0
     "put",
     examples=(
         "easq put -d '[{}]'",
-        "easq put -f requests.txt --tags run=7",
-        "easq put -f requests.txt -c 64 --resume requests.journal",
+        "easq put -f requests.txt --tags run=7 -c 64 --resume requests.journal",
         "easq put image.jpg --content-type image/jpeg --priority 1",
         "easq get -l 100 -o json | easq put --url OTHER --input-format json",
     ),

@@ -41,7 +41,11 @@ class QueueClient:
     def in_group(self, group: str) -> QueueClient:
         """A client of the same stream, called by a member of `group`."""
         consumer = replace(self.caller.consumer, group=group)
-        return QueueClient(self.url, replace(self.caller, consumer=consumer), self._transport)
+        return self.called_by(replace(self.caller, consumer=consumer))
+
+    def called_by(self, caller: Caller) -> QueueClient:
+        """A client of the same stream, called by somebody else."""
+        return QueueClient(self.url, caller, self._transport)
 
     def put(
         self,
