@@ -104,8 +104,8 @@ class Tally:
 
     def interrupted(self, *, unread: bool) -> None:
         """What was done until a signal came is said."""
-        for place, error in self.failures if self.stop_at_failure else ():
-            self.app.printer.error(error, prefix=f"{place}: " if place else "")
+        if self.stop_at_failure:
+            self._tell_failures()
         self._totals("Put data interrupted.", self._rest(unread=unread))
 
     def end(self, *, unread: bool) -> None:
@@ -113,25 +113,41 @@ class Tally:
         if not self.failures:
             self._totals("Put data done.", 0)
             return
-        where, first = self.failures[0]
         rest = self._rest(unread=unread) if self.stop_at_failure else 0
         self._totals("Put data stopped." if self.stop_at_failure else "Put data done.", rest)
-        told = f"{where}: {first.message}" if where else first.message
         stored = self.resumed + self.now
         counts = f"{stored} stored, {self.failed} failed"
         if rest != 0:
             counts += f", {'the rest' if rest is None else rest} not attempted"
+        kinds = self._kinds()
         if not self.stop_at_failure:
             told = counts
-        elif len(self.failures) > 1:
-            for place, error in self.failures:
-                self.app.printer.error(error, prefix=f"{place}: " if place else "")
+        elif len(kinds) > 1:
+            self._tell_failures()
             told = counts
-        elif stored:
-            told = f"{told}; {counts}"
+        else:
+            ((where, first),) = kinds
+            told = (f"{where}: " if where else "") + first.message
+            told += f"; {counts}" if stored or self.failed > 1 else ""
         if stored:
             raise Partial(told, hint=self._next())
+        first = self.failures[0][1]
         raise type(first)(told, hint=first.hint, status=first.status)
+
+    def _tell_failures(self) -> None:
+        for where, error in self._kinds():
+            self.app.printer.error(error, prefix=f"{where}: " if where else "")
+
+    def _kinds(self) -> list[tuple[str, EasqError]]:
+        """The failures, each with its place; those that say the same are one: a wrong token fails all in flight."""
+        found: dict[str, list[tuple[str, EasqError]]] = {}
+        for where, error in self.failures:
+            found.setdefault(error.message, []).append((where, error))
+        kinds = []
+        for same in found.values():
+            more = f" and {len(same) - 1} more" if len(same) > 1 else ""
+            kinds.append((same[0][0] + more, same[0][1]))
+        return kinds
 
     def _rest(self, *, unread: bool) -> int | None:
         """How many items were not attempted, those of earlier runs left out; None where nobody knows."""

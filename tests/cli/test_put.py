@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from tests.cli.conftest import Easq, finish
+from tests.client.servers import answering, eventually, silent
 from tests.conftest import Serve
 from tests.support.process import AS_ANYONE
 
@@ -514,3 +515,48 @@ def test_a_long_run_shows_how_far_it_is_on_a_terminal_and_leaves_no_trace(queue:
     assert rest.endswith("Total: 300, success: 300, failed: 0\n")
     quiet = queue.terminal("put", "-f", "lines", "--rate", "200", "-o", "none", "-q")
     assert finish(quiet) == (0, "")
+
+
+def test_what_fails_many_at_once_is_said_once(easq: Easq, serve: Serve) -> None:
+    url = serve(storage="memory:", token="right").url()
+    done = easq("put", "-f", "-", "-c", "8", "--url", url, stdin=b"x\n" * 100, env={"EASQ_TOKEN": "wrong"})
+    assert (done.status, done.out) == (7, b"")
+    said = [line for line in done.err.splitlines() if line.startswith("easq: ")]
+    assert len(said) == 1
+    assert re.match(r"easq: line 1(?: and [0-9]+ more)?: ", said[0])
+
+
+def test_an_interrupt_does_not_wait_for_stdin(queue: Easq) -> None:
+    with queue.start("put", "-f", "-", "-c", "4", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"x\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"[OK] 1\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+        assert process.stderr is not None
+        err = process.stderr.read().decode()
+    assert err.endswith("Total: 1, success: 1, failed: 0\n")
+
+
+def test_the_items_of_a_put_are_given_up_some_seconds_after_an_interrupt_and_counted(easq: Easq) -> None:
+    """A server that takes a put and never answers it holds nobody up."""
+    with (
+        answering(silent) as server,
+        easq.start(
+            "put", "-f", "-", "-c", "2", "--url", server.url, "-o", "json", stdin=subprocess.PIPE
+        ) as process,
+    ):
+        assert process.stdin is not None
+        process.stdin.write(b"x\ny\nz\n")
+        process.stdin.close()
+        process.stdin = None
+        assert eventually(lambda: len(server.requests) == 2)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
+    assert (process.returncode, out) == (143, b"")
+    records = [json.loads(line) for line in err.splitlines()]
+    (summary,) = [record["summary"] for record in records if "summary" in record]
+    assert (summary["success"], summary["failed"]) == (0, 2)
+    assert "whether it was stored is not known" in records[0]["error"]["message"]
