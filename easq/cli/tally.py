@@ -79,9 +79,9 @@ class Tally:
         self.size += len(item.data)
         if self.stop_at_failure and self.failures:
             self.stored_after.append(item.where)
-        if self.app.output == "json":
+        if printer.output == "json":
             printer.record(rows.ack_record(number, ack, len(item.data)))
-        elif self.app.output == "table":
+        elif printer.output == "table":
             printer.row(rows.ack_row(number, ack, len(item.data)))
         else:
             printer.write(rows.ack_line(ack).encode("ascii") + b"\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpcore
-import httpx
 
 from easq.client.backoff import full_jitter
 from easq.client.endpoint import proxy_for, shown
@@ -32,6 +32,17 @@ from easq.client.trace import Tracer, hide_in, secrets_of
 from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
 from easq.wire.operations import Caller, Request
 from easq.wire.replies import Reply, read_error
+
+# httpx loads the module of its own command line, with rich and pygments: 40 % of the time of `easq put -d x`. A
+# module that cannot be found is what it expects where these are not installed.
+_modules: dict[str, Any] = vars(sys)["modules"]
+_unwanted = "httpx._main" not in _modules
+if _unwanted:
+    _modules["httpx._main"] = None
+import httpx  # noqa: E402
+
+if _unwanted:
+    del _modules["httpx._main"]
 
 #: a stream that nothing comes on is probed by TCP: after 10 s of silence, every 5 s, three times
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
