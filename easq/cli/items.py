@@ -11,7 +11,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +19,8 @@ from easq.errors import EasqError, UsageError
 from easq.model import DELIVERY_COUNT, HEADER_PREFIX, REQUEST_ID, Tags
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from easq.cli.app import App
 
 T = TypeVar("T")
@@ -285,6 +286,8 @@ def in_order(
             pace()
             yield item, attempt(item)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     begun: deque[tuple[Item, Future[T | EasqError]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
