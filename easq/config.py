@@ -15,48 +15,26 @@ Keys that easq does not know are named in a warning and survive a save.
 from __future__ import annotations
 
 import os
-import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from easq.errors import ConfigError
+from easq.profile import (
+    BUILT_IN,
+    ENVIRONMENT,
+    KEYS,
+    TOKEN_KEYS,
+    check_profile_name,
+    did_you_mean,
+    type_problem,
+    values_problems,
+)
 
 #: the profile that is used and written where nothing names one
 DEFAULT_PROFILE = "default"
-
-#: what a profile may hold, as it is shown and written
-KEYS = (
-    "url",
-    "token",
-    "token_file",
-    "token_cmd",
-    "group",
-    "user",
-    "via",
-    "endpoint",
-    "service",
-    "project",
-)
-
-#: the three ways to give a token; a profile holds one of them
-TOKEN_KEYS = ("token", "token_file", "token_cmd")
-
-#: key -> environment variable; the option is the key with dashes
-ENVIRONMENT = {
-    "url": "EASQ_URL",
-    "token": "EASQ_TOKEN",
-    "token_file": "EASQ_TOKEN_FILE",
-    "group": "EASQ_GROUP",
-    "user": "EASQ_USER",
-    "endpoint": "EASQ_ENDPOINT",
-    "service": "EASQ_SERVICE",
-}
-
-#: eascmd's names for who asks
-BUILT_IN = {"group": "default_group", "user": "default_user"}
 
 #: the layout of the file that this easq reads and writes
 VERSION = 1
@@ -66,8 +44,6 @@ MAX_TOKEN_BYTES = 64 * 1024
 
 #: seconds a token_cmd may take: a person may have to unlock a key first
 TOKEN_CMD_TIMEOUT_S = 120.0
-
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +87,7 @@ class Config:
         if name not in self.profiles:
             raise _unknown_profile(self, name)
         for key, value in self.profiles[name].items():
-            problem = _type_problem(key, value)
+            problem = type_problem(key, value)
             if problem:
                 raise ConfigError(f"{self.path}: profiles.{name}: {problem}", hint="easq config validate")
         return self.profiles[name]
@@ -285,56 +261,15 @@ def _unknown_keys(document: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _type_problem(key: str, value: object) -> str:
-    """What is wrong with the type of `value`, empty when nothing is; never the value of a token."""
-    if key not in KEYS:
-        return ""
-    if key == "token_cmd":
-        if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-            return ""
-        return 'token_cmd must be a list of texts, ["pass", "show", "x"]'
-    if isinstance(value, str):
-        return ""
-    return f"{key} must be text, not {type(value).__name__}"
-
-
 def problems(config: Config) -> list[str]:
     """Everything that is wrong in the file, one line each; an empty list when nothing is."""
     found = list(config.warnings)
     for name, values in config.profiles.items():
         where = f"{config.path}: profiles.{name}"
-        found += [f"{where}: {problem}" for k, v in values.items() if (problem := _type_problem(k, v))]
-        given = [key for key in TOKEN_KEYS if key in values]
-        if len(given) > 1:
-            found.append(f"{where}: {' and '.join(given)} are both given")
-        for key in ("group", "user"):
-            if isinstance(values.get(key), str) and not _NAME.fullmatch(values[key]):
-                found.append(f"{where}: {key} {values[key]!r} is not 1-128 of A-Z a-z 0-9 . _ -")
+        found += [f"{where}: {problem}" for problem in values_problems(values)]
     if "profile" in config.document and config.current not in config.profiles:
         found.append(f"{config.path}: profile {config.current!r} is not there")
     return found
-
-
-def check_key(key: str) -> None:
-    """Raises ConfigError unless a profile may hold `key`."""
-    if key not in KEYS:
-        raise ConfigError(
-            f"unknown key {key!r}{did_you_mean(key, KEYS)}", hint=f"the keys are {', '.join(KEYS)}"
-        )
-
-
-def check_profile_name(name: str) -> None:
-    """Raises ConfigError unless a profile may be called `name`."""
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"profile name {name!r} is not 1-128 of A-Z a-z 0-9 . _ -")
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """` (did you mean 'x'?)` where one of `known` is close to `word`, else nothing."""
-    import difflib
-
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _unknown_profile(config: Config, name: str) -> ConfigError:
@@ -371,7 +306,7 @@ def resolve(config: Config, options: Mapping[str, Any], environ: Mapping[str, st
     for key in KEYS:
         if key in TOKEN_KEYS:
             continue
-        if options.get(key):
+        if options.get(key) not in (None, ""):  # a duration of 0 is given, and refused where it is used
             values[key] = Value(str(options[key]), f"option --{key.replace('_', '-')}")
         elif environ.get(ENVIRONMENT.get(key, "")):
             values[key] = Value(environ[ENVIRONMENT[key]], f"environment {ENVIRONMENT[key]}")

@@ -81,6 +81,12 @@ class Instance:
     ip: str
     port: int
     weight: int
+    scheme: str = "http"
+
+    @property
+    def url(self) -> str:
+        """The address that it is called at."""
+        return f"{self.scheme}://{self.address}"
 
     @property
     def address(self) -> str:

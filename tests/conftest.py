@@ -1,16 +1,19 @@
-"""Fixtures for every part: a service in a process of its own."""
+"""Fixtures for every part: a service in a process of its own, and a certificate for the tests of TLS."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
+from tests.support.platform import Cloud
 from tests.support.process import Service
 
 Serve: TypeAlias = Callable[..., Service]
+OpenCloud: TypeAlias = Callable[..., Cloud]
 
 
 @pytest.fixture
@@ -35,6 +38,43 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     yield start
     for service in started:
         service.kill()
+
+
+@pytest.fixture
+def cloud() -> Iterator[OpenCloud]:
+    """A factory of services with a model, in this process: `cloud("echo", weights=(100, 50), token="t")`."""
+    running: list[Cloud] = []
+
+    def open_one(model: str = "echo", **options: Any) -> Cloud:
+        made = Cloud(model, **options)
+        made.start()
+        running.append(made)
+        return made
+
+    yield open_one
+    for made in running:
+        made.stop()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=easq -addext subjectAltName=IP:127.0.0.1"
+    )
+    try:
+        subprocess.run(
+            [*command.split(), "-keyout", "key.pem", "-out", "cert.pem"],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("openssl is not there")
+    both = folder / "both.pem"
+    both.write_bytes((folder / "key.pem").read_bytes() + (folder / "cert.pem").read_bytes())
+    return both
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

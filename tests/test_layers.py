@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "easq"
 
-_GROUND = {"errors", "model", "redact", "wire", "runner"}
-_CLIENT = {"config", "client", "render", "worker"}
+_GROUND = {"errors", "model", "redact", "wire", "runner", "balance"}
+_CLIENT = {"config", "profile", "client", "render", "worker"}
 _SERVICE = {"storage", "broker", "service"}
 
 #: part of easq -> the other parts it may import; what a part does not name it does not know
@@ -26,11 +26,13 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "redact": set(),
     "wire": {"errors", "model"},
     "runner": {"errors", "model", "wire"},
+    "balance": {"model"},
     "storage": {"errors", "model", "wire"},
     "broker": {"errors", "model", "wire", "storage"},
     "service": _GROUND | {"storage", "broker"},
-    "config": {"errors", "model", "redact", "wire"},
-    "client": {"errors", "model", "redact", "wire"},
+    "profile": {"errors", "wire"},
+    "config": {"errors", "model", "redact", "wire", "profile"},
+    "client": {"errors", "model", "redact", "wire", "balance"},
     "render": {"errors", "model", "redact", "wire"},
     "worker": _GROUND | {"client"},
     "cli": _GROUND | _CLIENT,
@@ -49,10 +51,10 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "httpx": ("easq.client.transport",),
     "redis": ("easq.storage.redis",),
     "rich": ("easq.render.printer",),
-    "sqlite3": ("easq.storage.sqlite", "easq.storage.datafile"),
+    "sqlite3": ("easq.storage.sqlite", "easq.storage.datafile", "easq.storage.writer"),
     "tomli_w": ("easq.config",),
     "tomllib": ("easq.config",),
-    "websocket": ("easq.client.watch",),
+    "websocket": ("easq.client.websocket",),
     "yarl": ("easq.client.bulk",),
 }
 

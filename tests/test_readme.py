@@ -15,6 +15,7 @@ import pytest
 
 from easq import config
 from easq.errors import Exit
+from tests.client.servers import Behaviour, Speaking, behaving, echo, host_endpoints, listing, reply
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,6 +152,45 @@ def test_the_configuration_shown_is_a_good_one(tmp_path: Path) -> None:
     assert config.problems(loaded) == []
     settings = config.resolve(loaded, {}, {})
     assert settings.get("url").endswith("/api/predict/qservice")
+    assert {
+        config.resolve(loaded, {"profile": name}, {}).get("via") or "queue" for name in loaded.profiles
+    } == {
+        "queue",
+        "direct",
+        "modelarts",
+        "websocket",
+    }
+
+
+def test_each_call_of_a_service_that_is_shown_reaches_it(home: Path, environ: Mapping[str, str]) -> None:
+    """The commands that call a service run, with servers of ours in the place of the cloud's."""
+    (block,) = [block for block in blocks("sh") if "--via" in block]
+    (home / "image.jpg").write_bytes(b"\xff\xd8")
+    (home / "lines.txt").write_bytes(b"first\nsecond\n")
+    answers = [b"yes", b"yes", b"tsrif\ndnoces\n"]
+    yes = Behaviour(reply(200, b"yes"))
+    with behaving(yes) as instance, Speaking(echo) as speaking:
+        lists = Behaviour(listing(instance)), Behaviour(host_endpoints(instance))
+        with behaving(lists[0]) as discovery, behaving(lists[1]) as management:
+            block = block.replace(
+                "http://pai-eas-vpc.cn-shanghai.aliyuncs.com", f"http://127.0.0.1:{discovery.port}"
+            )
+            block = block.replace(
+                "https://modelarts.cn-north-4.myhuaweicloud.com", f"http://127.0.0.1:{management.port}"
+            ).replace("wss://HOST", f"ws://127.0.0.1:{speaking.port}")
+            for command, answer in zip(block.splitlines(), answers, strict=True):
+                done = subprocess.run(
+                    ["bash", "-c", command],
+                    env={**environ, "EASQ_TOKEN": "t"},
+                    cwd=home,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=PATIENCE_S,
+                    check=False,
+                )
+                assert (done.returncode, done.stdout) == (0, answer), done.stderr
+    assert [body for _, body in instance.requests] == [b"[{}]", b"\xff\xd8"]
+    assert "X-Apig-AppCode: CODE" in speaking.heads()[0].split("\r\n")
 
 
 def test_the_options_of_serve_that_are_named_exist(environ: Mapping[str, str]) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 from easq.broker.pace import Pace
 from easq.broker.rear import answer, rear_copy
@@ -48,6 +48,8 @@ REAR_SUFFIX = "#rear"
 #: tag of an input item: the sub-path that the put was sent to, which the engine calls
 PATH = "Path"
 
+#: of request ids: seeded by the system, without asking it for each
+_RANDOM = Random()
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}", re.ASCII)
 
@@ -67,6 +69,18 @@ class Clock:
 
     now: Callable[[], float]
     wall_ms: Callable[[], int]
+
+
+def _is_own(tag: str) -> bool:
+    """Whether the service alone says what this tag of an input item holds."""
+    return tag.startswith((HEADER_PREFIX, "ts@")) or tag == DELIVERY_COUNT
+
+
+def _request_id(moment_ms: int) -> str:
+    """A UUID of version 7 (RFC 9562): its first 48 bits are the time, so new ids lie together in an index."""
+    bits = _RANDOM.getrandbits(74)
+    text = f"{moment_ms & 0xFFFFFFFFFFFF:012x}7{bits >> 62:03x}{1 << 63 | bits & 0x3FFFFFFFFFFFFFFF:016x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def check_name(name: str) -> str:
@@ -160,21 +174,17 @@ class Queue:
         headers = {f"{HEADER_PREFIX}Content-Type": put.content_type or sniff(put.data)}
         if put.content_encoding and _CONTENT_TYPE.fullmatch(put.content_encoding):
             headers[f"{HEADER_PREFIX}Content-Encoding"] = put.content_encoding
-        moment = str(self.clock.wall_ms())
+        moment = self.clock.wall_ms()
         if self.is_sink:
             given = {key: value for key, value in put.tags.items() if key not in {TS_SINK, DELIVERY_COUNT}}
-            tags = {**headers, **given, TS_SINK: moment}
+            tags = {**headers, **given, TS_SINK: str(moment)}
         else:
-            given = {
-                key: value
-                for key, value in put.tags.items()
-                if not key.startswith((HEADER_PREFIX, "ts@")) and key != DELIVERY_COUNT
-            }
-            tags = {**headers, **given, TS_SOURCE: moment}
+            given = {key: value for key, value in put.tags.items() if not _is_own(key)}
+            tags = {**headers, **given, TS_SOURCE: str(moment)}
         if put.path:
             tags[PATH] = put.path
         if not tags.get(REQUEST_ID):
-            tags[REQUEST_ID] = str(uuid.uuid4())
+            tags[REQUEST_ID] = _request_id(moment)
         return tags
 
     # -- get -------------------------------------------------------------------------------------------------------

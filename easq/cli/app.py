@@ -6,11 +6,10 @@ Errors become exit statuses here and nowhere else.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
@@ -19,16 +18,15 @@ from easq.errors import ConfigError, EasqError, UsageError
 if TYPE_CHECKING:
     from easq.client.discovery import Discovery
     from easq.client.exchange import Settings
+    from easq.client.lookup import Lookup
     from easq.client.queue import QueueClient
     from easq.client.transport import Transport
-    from easq.config import Config, Resolved, Value
+    from easq.config import Config, Resolved
     from easq.render.printer import Printer
     from easq.wire.operations import Caller
 
 #: the forms of output
 OUTPUTS = ("text", "json", "table", "raw", "none")
-
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Terminated(KeyboardInterrupt):
@@ -42,6 +40,7 @@ class App:
         self.environ = environ
         self.options: dict[str, Any] = {}
         self.warnings: deque[str] = deque()  #: of other threads, until `tell_warnings`
+        self.at_end = ExitStack()  #: what is closed with the App
 
     # output
 
@@ -163,38 +162,74 @@ class App:
     @cached_property
     def discovery(self) -> Discovery:
         """Where the instances of the service are known. Raises ConfigError where nothing says which service."""
-        from easq.client.discovery import REFRESH_S, Discovery
+        from easq.client.discovery import Discovery
         from easq.client.kept import cache_folder
+        from easq.wire.durations import parse_duration
 
-        for key in ("endpoint", "service"):
-            if not self.settings.get(key):
-                raise ConfigError(
-                    f"no {key} is known for direct connect",
-                    hint=f"--{key}, or EASQ_{key.upper()}, or easq config set {key} VALUE",
-                )
+        refresh_s: float | None = self.options.get("refresh")
+        if refresh_s is None and self.settings.get("refresh"):
+            refresh_s = parse_duration(self.checked("refresh"))
         return Discovery(
-            self.settings.get("endpoint"),
-            self.settings.get("service"),
+            self._lookup(),
             self.transport.settings,
-            refresh_s=self.options.get("refresh", REFRESH_S),
+            refresh_s=refresh_s,
             folder=cache_folder(self.environ),
             warn=self.warnings.append,
         )
+
+    def _lookup(self) -> Lookup:
+        from easq.client.lookup import EasLookup, ModelArtsLookup
+        from easq.errors import AuthFailed
+
+        endpoint, service = self._needed("endpoint"), self._needed("service")
+        if self.settings.get("via") != "modelarts":
+            return EasLookup(endpoint, service)
+        if not self.token:
+            raise AuthFailed("ModelArts needs a token", hint="--token-file, or EASQ_TOKEN: an IAM token")
+        lookup = ModelArtsLookup(endpoint, self._needed("project"), service, self.token)
+        self.warn_where_unencrypted(lookup.endpoint)
+        return lookup
+
+    def _needed(self, key: str) -> str:
+        from easq.profile import ENVIRONMENT
+
+        if not self.settings.get(key):
+            variable = f"{ENVIRONMENT[key]}, or " if key in ENVIRONMENT else ""
+            raise ConfigError(
+                f"no {key} is known for direct connect",
+                hint=f"--{key}, or {variable}easq config set {key} VALUE",
+            )
+        return self.settings.get(key)
+
+    def checked(self, key: str) -> str:
+        """The value of `key`, empty when nothing gives one. Raises UsageError or ConfigError for one that is none."""
+        from easq.profile import value_problem
+
+        value = self.settings.values.get(key)
+        if value is None:
+            return ""
+        if problem := value_problem(key, value.value):
+            kind = UsageError if value.origin.startswith("option") else ConfigError
+            raise kind(f"{problem} ({value.origin})")
+        return value.value
 
     def caller(self) -> Caller:
         """Who asks. Raises ConfigError or UsageError for a name that no header may carry."""
         from easq.model import Consumer
         from easq.wire.operations import Caller
 
-        for key in ("group", "user"):
-            self._check_name(key, self.settings.values[key])
-        consumer = Consumer(self.settings.get("group"), self.settings.get("user"))
+        consumer = Consumer(self.checked("group"), self.checked("user"))
         return Caller(consumer, self.token, self.options.get("rear", False))
 
-    def _check_name(self, key: str, value: Value) -> None:
-        if not _NAME.fullmatch(value.value):
-            kind = UsageError if value.origin.startswith("option") else ConfigError
-            raise kind(f"{key} {value.value!r} is not 1-128 of A-Z a-z 0-9 . _ - ({value.origin})")
+    def warn_where_unencrypted(self, *urls: str) -> None:
+        """That a token goes to one of `urls` was warned about, where others may read it on the way."""
+        from easq.client.endpoint import is_private
+
+        for url in urls:
+            scheme = url.partition(":")[0].lower()
+            if scheme in ("http", "ws") and not is_private(url):
+                self.printer.warn(f"the token travels unencrypted, over {scheme} and beyond this network")
+                return
 
     def queue(self, *, sink: bool | None = None) -> QueueClient:
         """A client of the input or the sink (None: as -k says)."""
@@ -204,16 +239,15 @@ class App:
 
     def stream(self, *, sink: bool | None = None) -> tuple[str, Caller]:
         """The address of the input or the sink (None: as -k says), and who asks there."""
-        from easq.client.endpoint import is_loopback, is_private
-
         url = self.stream_url(sink=sink)
         caller = self.caller()
-        if caller.token and url.lower().startswith("http:") and not (is_loopback(url) or is_private(url)):
-            self.printer.warn("the token travels unencrypted, over http and beyond this network")
+        if caller.token:
+            self.warn_where_unencrypted(url)
         return url, caller
 
     def close(self) -> None:
         """Connections are closed, and all warnings said."""
+        self.at_end.close()
         for client in ("discovery", "instances", "transport"):
             if client in self.__dict__:
                 self.__dict__[client].close()

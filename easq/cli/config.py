@@ -9,7 +9,7 @@ import click
 from easq.cli.options import Group, command, shared_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from easq.cli.app import App
@@ -105,8 +105,8 @@ def set_value(app: App, key: str, value: str) -> None:
     """
     import shlex
 
-    from easq.config import check_key
     from easq.errors import UsageError
+    from easq.profile import check_key
 
     check_key(key)
     if key == "token" and value == "-":
@@ -162,17 +162,15 @@ def path(app: App) -> None:
 @click.option("--connect", is_flag=True, help="Ask the queue for its attributes, too.")
 def validate(app: App, connect: bool) -> None:
     """Say what is wrong in the file."""
-    from easq.client.endpoint import endpoint_url, stream_url
     from easq.config import config_path, load, problems
     from easq.errors import ConfigError
 
     loaded = load(config_path(app.environ))
     found = problems(loaded)
     for name, values in loaded.profiles.items():
-        for key, check in (("url", lambda text: stream_url(text, sink=False)), ("endpoint", endpoint_url)):
+        for key in ("url", "endpoint"):
             try:
-                if isinstance(values.get(key), str):
-                    check(values[key])
+                _check_addresses({key: values[key]} if key in values else {})
             except ConfigError as error:
                 found.append(f"{loaded.path}: profiles.{name}: {error.message}")
     for problem in found:
@@ -196,23 +194,21 @@ def _profile(app: App) -> str:
 
 def _save_values(app: App, values: dict[str, Any]) -> None:
     """The profile holds `values`, which are such that they could be used."""
-    import re
     from pathlib import Path
 
-    from easq.client.endpoint import stream_url
-    from easq.config import TOKEN_KEYS, TokenSource, read_token
+    from easq.config import TokenSource, read_token
     from easq.errors import UsageError
+    from easq.profile import TOKEN_KEYS, value_problem
 
     app.check_token_options()
     name = _profile(app)
-    if "url" in values:
-        stream_url(values["url"], sink=False)
+    _check_addresses(values)
     if "token" in values:
         app.printer.hide(values["token"])
         read_token(TokenSource("token", values["token"], "to be saved"))
-    for key in ("group", "user"):
-        if key in values and not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", values[key]):
-            raise UsageError(f"{key} {values[key]!r} is not 1-128 of A-Z a-z 0-9 . _ -")
+    for key, value in values.items():
+        if problem := value_problem(key, value):
+            raise UsageError(problem)
     if "token_file" in values and not values["token_file"].startswith("~"):
         values["token_file"] = str(Path(values["token_file"]).absolute())
     given = [key for key in TOKEN_KEYS if key in values]
@@ -221,6 +217,19 @@ def _save_values(app: App, values: dict[str, Any]) -> None:
     if "profile" not in changed.document:
         changed = changed.with_current(name)
     _save(app, changed, name, f"profile {name} saved")
+
+
+def _check_addresses(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a url or endpoint among `values` that is none."""
+    from easq.client.endpoint import endpoint_url, is_websocket, stream_url, websocket_url
+
+    url, endpoint = values.get("url"), values.get("endpoint")
+    if isinstance(url, str) and is_websocket(url):
+        websocket_url(url)
+    elif isinstance(url, str):
+        stream_url(url, sink=False)
+    if isinstance(endpoint, str):
+        endpoint_url(endpoint)
 
 
 def _save(app: App, changed: Config, name: str, done: str) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import command, direct_options
+from easq.cli.options import command
+from easq.cli.routes import service_options, via_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,20 +21,24 @@ if TYPE_CHECKING:
     examples=(
         "easq endpoints mnist --endpoint http://pai-eas-vpc.cn-shanghai.aliyuncs.com",
         "easq endpoints --probe",
+        "easq endpoints --via modelarts --endpoint URL --project ID --service ID",
         "easq endpoints -o json | jq -r '.instances[].address'",
     ),
 )
 @click.argument("name", required=False, metavar="[SERVICE]")
 @click.option("--probe", "probing", is_flag=True, help="Also connect to each; nothing is sent.")
-@direct_options
+@via_option(
+    "direct", "modelarts", text="How it is called; a profile's other ways are direct.  [default: direct]"
+)
+@service_options
 def endpoints(app: App, name: str | None, probing: bool) -> None:
     """List the instances of a service that is called directly.
 
     Each with its weight and the share of requests that it gets. The list is that of predict: one on disk
-    that is younger than --refresh, or else what discovery says now. With --probe, exits 6 where none of
-    them can be reached.
+    that is younger than --refresh, or else what EAS discovery, or ModelArts' management, says now. With
+    --probe, exits 6 where none of them can be reached.
     """
-    from easq.client.balance import shares
+    from easq.balance import shares
     from easq.client.probe import probe
     from easq.errors import Unreachable, UsageError
 
@@ -51,15 +56,15 @@ def endpoints(app: App, name: str | None, probing: bool) -> None:
     if app.output == "json":
         app.printer.record(
             {
-                "endpoint": discovery.endpoint,
-                "service": discovery.service,
+                "endpoint": discovery.lookup.endpoint,
+                "service": discovery.lookup.service,
                 "age_s": round(age_s, 3),
                 "instances": _records(instances, shares(instances), reached),
             }
         )
     else:
         _print_table(app, instances, shares(instances), reached)
-        app.printer.info(f"{len(instances)} of {discovery.service}, listed {age_s:.1f} s ago")
+        app.printer.info(f"{len(instances)} of {discovery.lookup.service}, listed {age_s:.1f} s ago")
     if reached is not None and not any(seconds is not None for seconds in reached):
         raise Unreachable(
             f"none of {len(instances)} instances can be reached", hint="is this host in their VPC?"

@@ -8,11 +8,13 @@ import json
 import os
 import stat
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from queue import SimpleQueue
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from easq.cli.options import tag_problem
 from easq.errors import EasqError, UsageError
@@ -154,8 +156,9 @@ def find_items(
     form: str | None,
     *,
     keep_tags: bool = False,
+    piped: str = WHOLE,
 ) -> Items:
-    """The items that the command line names: -d, -f, PATH..., or what is piped in.
+    """The items that the command line names: -d, -f, PATH..., or what is piped in, in the form `piped`.
 
     Raises UsageError for none, for two kinds at once, and for a file that cannot be read.
     """
@@ -177,7 +180,7 @@ def find_items(
         return Items(app, list(paths), form or WHOLE, keep_tags=keep_tags)
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("nothing to send", hint="-d STRING, -f FILE, PATH..., or pipe it in")
-    return Items(app, [STDIN], form or WHOLE, keep_tags=keep_tags)
+    return Items(app, [STDIN], form or piped, keep_tags=keep_tags)
 
 
 def _check_readable(path: str) -> None:
@@ -286,24 +289,54 @@ def in_order(
             pace()
             yield item, attempt(item)
         return
-    from concurrent.futures import ThreadPoolExecutor
-
     begun: deque[tuple[Item, Future[T | EasqError]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            more = True
-            while more or begun:
-                while more and len(begun) < workers and not stop():
-                    item = next(items, None)
-                    if item is None:
-                        more = False
-                        break
-                    pace()
-                    begun.append((item, pool.submit(attempt, item)))
-                if not begun:
+    pool = _Workers(workers, attempt)
+    more = True
+    try:
+        while more or begun:
+            while more and len(begun) < workers and not stop():
+                item = next(items, None)
+                if item is None:
+                    more = False
                     break
-                item, future = begun.popleft()
-                yield item, future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+                pace()
+                begun.append((item, pool.begin(item)))
+            if not begun:
+                break
+            item, future = begun.popleft()
+            yield item, future.result()
+    finally:
+        pool.end()
+
+
+class _Workers(Generic[T]):
+    """Threads that end with the program: those of ThreadPoolExecutor would hold up Ctrl-C until the last answer."""
+
+    def __init__(self, count: int, work: Callable[[Item], T]) -> None:
+        self._count, self._work = count, work
+        self._waiting: SimpleQueue[tuple[Item, Future[T]] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def begin(self, item: Item) -> Future[T]:
+        """What comes of the work on `item`, which begins as soon as one of the threads is free."""
+        from concurrent.futures import Future
+
+        future: Future[T] = Future()
+        self._waiting.put((item, future))
+        if len(self._threads) < self._count:
+            self._threads.append(threading.Thread(target=self._run, daemon=True))
+            self._threads[-1].start()
+        return future
+
+    def end(self) -> None:
+        """Each thread ends after what it does now; nobody waits for that."""
+        for _ in self._threads:
+            self._waiting.put(None)
+
+    def _run(self) -> None:
+        while (begun := self._waiting.get()) is not None:
+            item, future = begun
+            try:
+                future.set_result(self._work(item))
+            except BaseException as error:
+                future.set_exception(error)

@@ -69,8 +69,8 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that `args` name. Raises UsageError with the nearest one for a word that names none."""
         if args and self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
-            from easq.config import did_you_mean
             from easq.errors import UsageError
+            from easq.profile import did_you_mean
 
             known = [name for name, command in self.commands.items() if not command.hidden]
             raise UsageError(
@@ -247,7 +247,7 @@ INDEX_OR_NEWEST = Index(lowest=0, newest=True)
 # shared options
 
 
-def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """What was given on the command line is in the App, beside or over what was given before the command."""
     if ctx.obj is None or param.name is None:
         return
@@ -263,7 +263,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 
 def _shared(*names: str, **attributes: Any) -> Callable[[F], F]:
-    return click.option(*names, cls=SharedOption, expose_value=False, callback=_keep, **attributes)
+    return click.option(*names, cls=SharedOption, expose_value=False, callback=keep, **attributes)
 
 
 def _complete_profiles(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -307,39 +307,63 @@ def shared_options(function: F) -> F:
     return function
 
 
-def stream_options(function: F) -> F:
-    """`function` takes -k and --rear, which end in the App."""
-    sink = click.option(
-        "-k", "--sink", is_flag=True, expose_value=False, callback=_keep, help="The sink, where results are."
-    )
-    rear = click.option(
-        "--rear",
-        is_flag=True,
-        expose_value=False,
-        callback=_keep,
-        help="The rear store, where undeliverable items are.",
-    )
-    return sink(rear(function))
-
-
-def direct_options(function: F) -> F:
-    """`function` takes the options that say which service is called directly, which end in the App."""
-    for names, attributes in (
-        ("--refresh", {"type": DURATION, "help": "How often discovery is asked.  [default: 5s]"}),
-        ("--service", {"metavar": "NAME", "help": "The service that is called directly."}),
-        ("--endpoint", {"metavar": "URL", "help": "Its discovery, http://pai-eas-vpc.REGION.aliyuncs.com."}),
-    ):
-        option: Callable[[F], F] = click.option(names, expose_value=False, callback=_keep, **attributes)
-        function = option(function)
-    return function
-
-
 def sink_option(function: F) -> F:
     """`function` takes -k, which ends in the App."""
     option: Callable[[F], F] = click.option(
-        "-k", "--sink", is_flag=True, expose_value=False, callback=_keep, help="The sink, where results are."
+        "-k", "--sink", is_flag=True, expose_value=False, callback=keep, help="The sink, where results are."
     )
     return option(function)
+
+
+def stream_options(function: F) -> F:
+    """`function` takes -k and --rear, which end in the App."""
+    option: Callable[[F], F] = click.option(
+        "--rear",
+        is_flag=True,
+        expose_value=False,
+        callback=keep,
+        help="The rear store, where undeliverable items are.",
+    )
+    return sink_option(option(function))
+
+
+def payload_options(what: str) -> Callable[[F], F]:
+    """`function` takes what is sent, as the parameters of `items.find_items`, and how; `what` is what one is called."""
+
+    def add(function: F) -> F:
+        for option in reversed(
+            (
+                click.option("-d", "--data", metavar="STR", help=f"One {what}, this text itself."),
+                click.option(
+                    "-f", "--file", type=click.Path(readable=False), help=f"One {what} a line; - is stdin."
+                ),
+                click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="[PATH]..."),
+                click.option(
+                    "--input-format",
+                    "form",
+                    type=click.Choice(("lines", "whole", "json")),
+                    help="How files are cut: lines (with -f), whole (PATH, stdin), or records of get -o json.",
+                ),
+                click.option(
+                    "--path",
+                    type=PATH_TEXT,
+                    default="",
+                    metavar="SUFFIX",
+                    help="Path the model is called with.",
+                ),
+                click.option("--content-type", type=HEADER_TEXT, default="", help=f"Type of every {what}."),
+                click.option(
+                    *("-c", "--concurrency"),
+                    type=click.IntRange(1, 256),
+                    default=1,
+                    help=f"{what.capitalize()}s at a time.  [default: 1]",
+                ),
+            )
+        ):
+            function = option(function)
+        return function
+
+    return add
 
 
 def tags_option(text: str) -> Callable[[F], F]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
-from easq.cli.options import HEADER_TEXT, PATH_TEXT, as_tags, command, sink_option, tags_option
+from easq.cli.options import as_tags, command, payload_options, sink_option, tags_option
 from easq.errors import EasqError, UsageError
 
 if TYPE_CHECKING:
@@ -42,25 +42,10 @@ _READER_S = 1.0
         "easq get -l 100 -o json | easq put --url OTHER --input-format json",
     ),
 )
-@click.option("-d", "--data", metavar="STR", help="One item, this text itself.")
-@click.option("-f", "--file", type=click.Path(readable=False), help="One item a line; - is stdin.")
-@click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="[PATH]...")
+@payload_options("item")
 @tags_option("Tag of every item, k=v; may be repeated.")
 @click.option("--priority", type=click.IntRange(min=0), help="0 is normal, 1 is pushed before it.")
-@click.option(
-    "--path", type=PATH_TEXT, default="", metavar="SUFFIX", help="Path that the model is called with."
-)
-@click.option("--content-type", type=HEADER_TEXT, default="", help="Type of every item.")
-@click.option(
-    "--input-format",
-    "form",
-    type=click.Choice(("lines", "whole", "json")),
-    help="How files are cut: lines (with -f), whole (PATH, stdin), or the records of get -o json.",
-)
 @click.option("--keep-tags", is_flag=True, help="With json: keep requestId and ts@*.")
-@click.option(
-    "-c", "--concurrency", type=click.IntRange(1, 256), default=1, help="Puts at a time.  [default: 1]"
-)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Puts a second at most.")
 @click.option(
     "--on-error",

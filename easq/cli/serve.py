@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from easq.cli.options import DURATION, command
+from easq.cli.options import DURATION, ParamType, command
 from easq.cli.size import SIZE
 
 if TYPE_CHECKING:
     from easq.cli.app import App
+    from easq.service.platform import Service
     from easq.service.server import Server, Settings
+
+
+class _Weights(ParamType):
+    """Numbers with commas between."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """The numbers."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in parts):
+            self.fail(f"{value!r} is no list of weights: write it as 100,50", param, ctx)
+        return tuple(map(int, parts))
+
+
+WEIGHTS = _Weights()
 
 
 @command(
@@ -20,6 +41,7 @@ if TYPE_CHECKING:
     examples=(
         "easq serve",
         "easq serve --port 0 --queue images --queue speech --token-file ~/.config/easq/token",
+        "easq serve --model 'exec:python3 model.py' --instances 3 --weights 100,100,50",
         "easq serve --storage memory: -- pytest tests/integration",
     ),
 )
@@ -114,6 +136,20 @@ if TYPE_CHECKING:
     help="A WebSocket without a byte for this is lost.",
 )
 @click.option(
+    "--model",
+    metavar="MODEL",
+    help="Serve a model too: echo, exec:CMD (data on stdin, answer on stdout) or http:URL.",
+)
+@click.option("--service", metavar="NAME", help="Name of the model's service.  [default: model]")
+@click.option(
+    "--instances", type=click.IntRange(1, 64), help="Instances of the model, each at a port of its own."
+)
+@click.option("--weights", type=WEIGHTS, help="Their parts of the requests, as 100,50; 0 is drained.")
+@click.option("--model-timeout", type=DURATION, help="What one call of the model may take.  [default: 60s]")
+@click.option(
+    "--open-instances", is_flag=True, help="Instances ask for no token, as with ModelArts; the gateway does."
+)
+@click.option(
     "--ready-file",
     type=click.Path(dir_okay=False),
     help="File that gets the EASQ_URL line once requests are answered.",
@@ -126,8 +162,11 @@ def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
     The first line on stdout is EASQ_URL=..., the queue's address. -v logs a line for each request. SIGTERM and
     Ctrl-C end it once nothing is under way.
 
+    With --model, a service stands beside the queues, with what the cloud puts around one: a gateway at
+    /api/predict/NAME, and instances that discovery (EAS) and look-up (ModelArts) name, all over HTTP and WebSocket.
+
     With CMD, a private service with a token of its own runs around it: EASQ_URL, EASQ_SINK_URL and EASQ_TOKEN are in
-    CMD's environment, stdout is CMD's, and its exit code is returned.
+    CMD's environment, and with --model EASQ_ENDPOINT and EASQ_SERVICE; stdout is CMD's, and its exit code is returned.
     """
     import asyncio
     import tempfile
@@ -176,9 +215,34 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
         sink_rules=Rules(given["max_payload"], sink_limits, given["max_delivery"]),
         timing=Timing(leave_grace_s=given["leave_grace"], group_retention_s=given["group_retention"]),
         liveness=Liveness(given["silent_after"]),
+        service=_service(given),
     )
     settings.check()
     return settings
+
+
+def _service(given: Mapping[str, Any]) -> Service | None:
+    """The model that is to be served, if any. Raises UsageError."""
+    from easq.errors import UsageError
+    from easq.runner import DEFAULT_TIMEOUT_S
+    from easq.service.instance import Limits
+    from easq.service.platform import Service
+
+    weights, count = given["weights"], given["instances"]
+    if not given["model"]:
+        for option in ("service", "instances", "weights", "model_timeout", "open_instances"):
+            if given[option]:
+                raise UsageError(f"--{option.replace('_', '-')} goes with --model")
+        return None
+    if weights and count and len(weights) != count:
+        raise UsageError(f"--weights has {len(weights)} for {count} instances", hint="give one for each")
+    return Service(
+        given["model"],
+        "model" if given["service"] is None else given["service"],
+        weights or (100,) * (count or 1),
+        Limits(given["max_payload"], given["model_timeout"] or DEFAULT_TIMEOUT_S),
+        given["open_instances"],
+    )
 
 
 def _token(app: App) -> str:
@@ -206,6 +270,10 @@ async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
         app.printer.line(f"EASQ_URL={server.url()}")
         for name in settings.queues:
             app.printer.info(f"queue {name}: {server.url(name)} and {server.url(name, sink=True)}")
+        if settings.service is not None:
+            app.printer.info(f"service {settings.service.name}: {server.url(settings.service.name)}")
+            for place in server.platform.places():
+                app.printer.info(f"instance {place.address}, weight {place.weight}")
         app.printer.info(f"durability {server.durability}, storage {settings.storage}")
         _write_ready(ready_file, server)
 
@@ -248,6 +316,8 @@ async def _run_child(server: Server, settings: Settings, cmd: Sequence[str]) -> 
         "EASQ_TOKEN": settings.token,
     }
     environ.pop("EASQ_TOKEN_FILE", None)
+    if settings.service is not None:
+        environ |= {"EASQ_ENDPOINT": server.origin, "EASQ_SERVICE": settings.service.name}
     try:
         child = await asyncio.create_subprocess_exec(*cmd, env=environ)
     except OSError as error:

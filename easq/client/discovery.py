@@ -4,7 +4,10 @@
                           │ no
                           └── ask ── good ──> use it, keep it on disk
                                      bad ───> the old list on disk, or an error
-    from then on: one thread asks every refresh +- 10 %; a good answer replaces the list, nothing else does
+    from then on: one thread asks every refresh +- 10 %, or takes the younger list that another process left on
+    disk; a good answer replaces the list, nothing else does
+
+What is asked is the look-up's. Where it rations questions (ModelArts), all processes of a user share the turns.
 
 Source: Alibaba's page on direct connect over a VPC: discovery is never asked per request, and what is known is
 replaced by a 200 with instances and never cleared. The list does not grow invalid with age either: discovery that
@@ -14,29 +17,21 @@ is away says nothing about the instances.
 from __future__ import annotations
 
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from easq.client.balance import Balance
-from easq.client.endpoint import endpoint_url, is_loopback, shown
-from easq.client.kept import list_file, read_list, write_list
+from easq.balance import Balance
+from easq.client.kept import Kept, list_file, read_list, turn_file, write_list
+from easq.client.lookup import Lookup
 from easq.client.transport import Retry, Settings, Transport
-from easq.errors import EasqError, NotFound, ServerError, Unreachable, UsageError
+from easq.client.turn import Turn
+from easq.errors import EasqError, Unreachable, UsageError
 from easq.model import Instance
-from easq.wire.operations import Request
-from easq.wire.upstreams import Malformed, Upstreams, read_upstreams
+from easq.wire.upstreams import Malformed
 
-#: the documented path, then the one that the Python SDK asks since 2026
-PATHS = (
-    "/exported/apis/eas.alibaba-inc.k8s.io/v1/upstreams/",
-    "/api/v1/servicediscovery/upstreams/",
-)
-#: seconds between two questions, as Alibaba's page advises
-REFRESH_S = 5.0
 #: seconds between two questions of one run in any case
 _LEAST_PAUSE_S = 0.1
 #: of the refresh, so that not all clients ask at once
@@ -48,8 +43,8 @@ _DEADLINE_PART = 0.8
 _MAX_ANSWER = 1024 * 1024
 #: seconds that closing waits for a question in flight; it ends by its deadline in any case
 _FAREWELL_S = 0.2
-
-_SERVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+#: seconds after which who waits for its turn to ask looks again for what another was answered
+_LOOK_S = 0.1
 
 
 class Discovery:
@@ -57,31 +52,29 @@ class Discovery:
 
     def __init__(
         self,
-        endpoint: str,
-        service: str,
+        lookup: Lookup,
         settings: Settings,
         *,
-        refresh_s: float = REFRESH_S,
+        refresh_s: float | None = None,
         folder: Path | None = None,
         warn: Callable[[str], None] = lambda _text: None,
     ) -> None:
-        """Nothing is asked yet. `folder` is where the list is kept, None for nowhere; `warn` gets a line, from
-        any thread, when an answer is not good, once until that changes.
+        """Nothing is asked yet. `refresh_s` is the look-up's own where it is None, and never below its spacing.
+        `folder` is where the list is kept, None for nowhere; `warn` gets a line, from any thread, when an answer
+        is not good, once until that changes.
 
-        Raises ConfigError for the endpoint and UsageError for the service.
+        Raises UsageError for a refresh that is none.
         """
-        if not _SERVICE.fullmatch(service):
-            raise UsageError(f"the service {service[:80]!a} is not a name: 1 to 128 of A-Z a-z 0-9 . _ -")
+        refresh_s = lookup.refresh_s if refresh_s is None else refresh_s
         if refresh_s <= 0:
             raise UsageError("the refresh must be above 0")
-        self.endpoint, self.service, self.refresh_s = endpoint_url(endpoint), service, refresh_s
-        # nobody's headers: discovery asks for no token and gets none
+        self.lookup, self.refresh_s = lookup, max(refresh_s, lookup.spacing_s)
+        # nobody's headers: a look-up sends what it needs, and nothing that is meant for the service
         self._transport = Transport(replace(settings, headers={}, max_answer_bytes=_MAX_ANSWER))
-        self._loopback = is_loopback(self.endpoint)
-        self._file = list_file(folder, self.endpoint, service) if folder else None
+        self._file = list_file(folder, lookup.endpoint, lookup.kept_as) if folder else None
+        self._turn = Turn(turn_file(folder, lookup.endpoint) if folder else None, lookup.spacing_s)
         self._warn = warn
         self._warned = ""
-        self._paths = PATHS
         self._balance = Balance()
         self._time = 0.0  # Unix seconds of the answer that holds
         self._filling = threading.Lock()
@@ -118,19 +111,21 @@ class Discovery:
         return self._balance.next(tried)
 
     def fill(self, *, within_s: float | None = None) -> None:
-        """There are instances: from a list on disk that is younger than the refresh, else from the service, else
-        from an old list on disk. Once there are, this does nothing.
+        """There are instances: from a list on disk that is younger than the refresh, else from a look-up, else
+        from an old list on disk. Once there are, this does nothing. Where look-ups are rationed, its turn, or
+        what another process is answered meanwhile, is waited for.
 
-        Raises the error of the question where there is none: Unreachable, NotFound, ServerError.
+        Raises the error of the look-up where there is none: Unreachable, NotFound, AuthFailed, ServerError.
         """
+        end = time.monotonic() + (self.lookup.spacing_s + _DEADLINE_S if within_s is None else within_s)
         with self._filling:
             if self._balance.instances:
                 return
-            kept = read_list(self._file, loopback=self._loopback) if self._file else None
-            if kept and 0 <= time.time() - kept.time < self.refresh_s:
+            kept, is_our_turn = self._await_turn(end)
+            if kept and (self._is_young(kept) or not is_our_turn):
                 self._hold(kept.instances, kept.time)
                 return
-            deadline_s = _DEADLINE_S if within_s is None else min(within_s, _DEADLINE_S)
+            deadline_s = max(0.001, min(end - time.monotonic(), _DEADLINE_S))
             try:
                 self._ask(deadline_s, Retry.NEVER if kept else Retry.READ)
             except EasqError as error:
@@ -144,12 +139,16 @@ class Discovery:
         with self._filling:
             if self._refresher is None and not self._stopped.is_set():
                 self._refresher = threading.Thread(
-                    target=self._run, name=f"discovery-{self.service}", daemon=True
+                    target=self._run, name=f"discovery-{self.lookup.service}", daemon=True
                 )
                 self._refresher.start()
 
     def refresh(self) -> bool:
-        """The service was asked once. Whether its answer is good: then it holds, else all is as it was."""
+        """The service was asked once. Whether its answer is good: then it holds, else all is as it was, as it is
+        where it is not our turn to ask.
+        """
+        if self._turn.take():
+            return False
         try:
             self._ask(min(_DEADLINE_S, self._pause_s * _DEADLINE_PART), Retry.NEVER)
         except EasqError as error:
@@ -164,59 +163,57 @@ class Discovery:
     def _run(self) -> None:
         wait_s = max(0.0, self._pause_s - self.age_s)
         while not self._stopped.wait(wait_s * random.uniform(1 - _JITTER, 1 + _JITTER)):
-            self.refresh()
-            wait_s = self._pause_s
+            kept = self._kept()
+            if kept and kept.time > self._time and self._is_young(kept):
+                # another process asked meanwhile
+                self._hold(kept.instances, kept.time)
+                wait_s = max(_LEAST_PAUSE_S, self._pause_s - self.age_s)
+            else:
+                self.refresh()
+                wait_s = self._pause_s
         self._transport.close()
+
+    def _kept(self) -> Kept | None:
+        return read_list(self._file, self.lookup.read) if self._file else None
+
+    def _is_young(self, kept: Kept) -> bool:
+        return 0 <= time.time() - kept.time < self.refresh_s
+
+    def _await_turn(self, end: float) -> tuple[Kept | None, bool]:
+        """The list on disk, and whether we may ask: without one, that is waited for, or for a list."""
+        while True:
+            kept = self._kept()
+            if kept and self._is_young(kept):
+                return kept, False
+            left_s = self._turn.take()
+            if kept or not left_s:
+                return kept, not left_s
+            if time.monotonic() + left_s > end:
+                raise Unreachable(
+                    f"{self.lookup.name} was asked just now, and is once in {self.lookup.spacing_s:g} s",
+                    hint=f"there is no list of instances yet; try again in {left_s:.0f} s",
+                )
+            time.sleep(min(left_s, _LOOK_S))
 
     def _ask(self, deadline_s: float, retry: Retry) -> None:
         """The service was asked, and its good answer holds. Raises what was wrong with it, and nothing changed."""
         began = time.time()
-        found = self._answer(time.monotonic() + deadline_s, retry)
+        lookup = self.lookup
+        found = lookup.ask(self._transport, deadline_s, retry)
         if not found.instances:
             left_out = f": {found.skipped} entries are none, the first because {found.reason}"
             raise Unreachable(
-                f"{self._name} knows no instance of {self.service}{left_out if found.skipped else ''}",
+                f"{lookup.name} knows no instance of {lookup.service}{left_out if found.skipped else ''}",
                 hint="is the service running, and is it in this VPC?",
             )
         self._hold(found.instances, began)
         if self._file:
-            write_list(self._file, self.service, found.instances, began)
+            write_list(self._file, lookup.write(found.instances), began)
         if found.skipped:
             count = f"{found.skipped} of the entries" if found.skipped > 1 else "1 entry"
-            self._say(f"{self._name} sent {count} that cannot be used: {found.reason}", about="entries")
+            self._say(f"{lookup.name} sent {count} that cannot be used: {found.reason}", about="entries")
         else:
             self._warned = ""
-
-    def _answer(self, end: float, retry: Retry) -> Upstreams:
-        """What the first path answers that is there."""
-        try:
-            return self._answer_at(self._paths[0], end, retry)
-        except NotFound:
-            found = self._answer_at(self._paths[1], end, retry)
-            self._paths = self._paths[::-1]
-            return found
-
-    def _answer_at(self, path: str, end: float, retry: Retry) -> Upstreams:
-        try:
-            reply = self._transport.exchange(
-                self.endpoint,
-                Request("GET", path=f"{path}{self.service}"),
-                None,
-                deadline_s=max(0.001, end - time.monotonic()),
-                retry=retry,
-            )
-            if reply.status != 200:
-                raise Malformed(f"it has the status {reply.status}")
-            return read_upstreams(reply.body, loopback=self._loopback)
-        except Malformed as error:
-            raise ServerError(
-                f"the answer of {self._name} is no list of instances: {error}",
-                hint="check the endpoint; it is http://pai-eas-vpc.REGION.aliyuncs.com",
-            ) from error
-        except EasqError as error:
-            hint = "check the name of the service" if isinstance(error, NotFound) else error.hint
-            text = f"{self._name}: {error.message}"
-            raise type(error)(text, hint=hint, status=error.status) from error
 
     def _hold(self, instances: tuple[Instance, ...], moment: float) -> None:
         self._balance.replace(instances)
@@ -233,7 +230,3 @@ class Discovery:
         if about != self._warned:
             self._warned = about
             self._warn(text)
-
-    @property
-    def _name(self) -> str:
-        return f"discovery at {shown(self.endpoint)}"

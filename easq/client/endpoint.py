@@ -10,6 +10,11 @@ from urllib.parse import SplitResult, quote, urlsplit
 from easq.errors import ConfigError
 
 _HINT = "write it as http://HOST[:PORT]/api/predict/NAME"
+_WEBSOCKET_HINT = "write it as wss://HOST[:PORT]/PATH"
+_PLAIN_SCHEMES = {"ws": "http", "wss": "https"}
+#: what stands in a query as it is
+_QUERY_SAFE = "/%:@!$&'()*+,;=?~[]"
+_ENDPOINT_HINT = "write it as http://HOST[:PORT]"
 _HOST = re.compile(r"[^\s/?#\[\]@\\%:<>^|`{}\"]+")
 #: names that never leave the local network: RFC 6762, RFC 8375, and names in use for it
 _PRIVATE_SUFFIXES = (".local", ".internal", ".lan", ".home.arpa", ".svc")
@@ -39,18 +44,46 @@ def stream_url(url: str, *, sink: bool) -> str:
     return f"{parts.scheme}://{_ascii_netloc(parts, url)}{path}"
 
 
-def endpoint_url(endpoint: str) -> str:
-    """The address of a discovery service: `endpoint` checked, as http where it names no scheme, as in the SDKs.
+def endpoint_url(endpoint: str, *, scheme: str = "http", hint: str = _ENDPOINT_HINT) -> str:
+    """The address of who knows a service's instances: `endpoint` checked, with `scheme` where it names none.
+
+    Raises ConfigError, with `hint`, for what is no such address.
+    """
+    try:
+        return stream_url(endpoint if "://" in endpoint else f"{scheme}://{endpoint}", sink=False)
+    except ConfigError as error:
+        raise ConfigError(error.message.replace("the url", "the endpoint", 1), hint=hint) from error
+
+
+def websocket_url(url: str, *, path: str = "") -> str:
+    """The address of a WebSocket service: `url` checked, http and https read as ws and wss, with `path` behind its
+    own and its query as it is.
 
     Raises ConfigError for what is no such address.
     """
+    base, mark, query = url.partition("?")
+    scheme, colon, rest = base.partition("://")
+    if scheme.lower() in _PLAIN_SCHEMES:
+        base = f"{_PLAIN_SCHEMES[scheme.lower()]}{colon}{rest}"
     try:
-        return stream_url(endpoint if "://" in endpoint else f"http://{endpoint}", sink=False)
+        checked = stream_url(base, sink=False)
     except ConfigError as error:
-        raise ConfigError(
-            error.message.replace("the url", "the endpoint", 1),
-            hint="write it as http://pai-eas-vpc.REGION.aliyuncs.com",
-        ) from error
+        text = error.message.replace("http://", "ws://").replace("https://", "wss://")
+        raise ConfigError(text, hint=_WEBSOCKET_HINT) from error
+    if not query.isprintable() or any(c in " \\#" for c in query):
+        raise ConfigError("the query of the url holds a blank or another character that none may hold")
+    if path:
+        checked += quote(path, safe="/%:@!$&'()*+,;=~")
+    elif rest.endswith("/"):
+        checked += "/"  # to some services it is another address
+    return f"ws{checked.removeprefix('http')}{mark}{quote(query, safe=_QUERY_SAFE)}"
+
+
+def address_of(url: str) -> str:
+    """`HOST:PORT` of `url`."""
+    parts = _split(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{host}:{parts.port or (443 if is_encrypted(parts.scheme) else 80)}"
 
 
 def shown(url: str) -> str:
@@ -81,6 +114,16 @@ def is_private(url: str) -> bool:
     return address.is_private or address.is_link_local
 
 
+def is_websocket(url: str) -> bool:
+    """Whether `url` names a WebSocket by its scheme."""
+    return url.partition("://")[0].lower() in ("ws", "wss")
+
+
+def is_encrypted(scheme: str) -> bool:
+    """Whether `scheme` is one that runs over TLS."""
+    return scheme in ("https", "wss")
+
+
 def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
     """The proxy that `environ` names for `url`: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either
     case.
@@ -90,7 +133,7 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
     host = _host(url)
     if _is_loopback_host(host) or _is_exempt(host, _split(url).port, _variable(environ, "no_proxy")):
         return None
-    scheme = _split(url).scheme
+    scheme = "https" if is_encrypted(_split(url).scheme) else "http"
     proxy = _variable(environ, f"{scheme}_proxy") or _variable(environ, "all_proxy")
     if not proxy:
         return None

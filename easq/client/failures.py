@@ -37,6 +37,8 @@ def unconnected(error: BaseException, url: str) -> Unconnected:
         if isinstance(cause, ssl.SSLError):
             reason = (cause.reason or str(cause)).replace("_", " ").lower()
             hint = "is it https that this port speaks?"
+            if url.startswith("wss:"):
+                hint = "check ws/wss and the port"
             return Unconnected(f"TLS with {address} failed: {reason}", hint=hint, lasting=True)
         if isinstance(cause, socket.gaierror):
             lasting = cause.errno != socket.EAI_AGAIN

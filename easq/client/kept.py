@@ -12,12 +12,12 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from easq.model import Instance
-from easq.wire.upstreams import read_upstreams, write_upstreams
+from easq.wire.upstreams import Upstreams
 
 #: bytes; a list of as many instances as are taken fits in it
 _MAX_BYTES = 2 * 1024 * 1024
@@ -41,12 +41,20 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 def list_file(folder: Path, endpoint: str, service: str) -> Path:
     """The file of `service` at `endpoint`."""
-    key = hashlib.sha256(f"{endpoint}\n{service}".encode()).hexdigest()[:32]
-    return folder / f"upstreams-{key}.json"
+    return folder / f"upstreams-{_key(endpoint, service)}.json"
 
 
-def read_list(file: Path, *, loopback: bool) -> Kept | None:
-    """What is kept in `file`; None where that is nothing, or may have been written by somebody else."""
+def turn_file(folder: Path, endpoint: str) -> Path:
+    """The file with the time when `endpoint` was last asked, about any service."""
+    return folder / f"asked-{_key(endpoint)}"
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def read_list(file: Path, read: Callable[[bytes], Upstreams]) -> Kept | None:
+    """What is kept in `file`, as `read` reads an answer; None for nothing, and for what others may have written."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as opened:
@@ -56,7 +64,7 @@ def read_list(file: Path, *, loopback: bool) -> Kept | None:
             data = opened.read(_MAX_BYTES + 1)
         document = json.loads(data)
         moment, body = document["time"], json.dumps(document["answer"]).encode()
-        found = read_upstreams(body, loopback=loopback)
+        found = read(body)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if type(moment) not in (int, float) or not found.instances:
@@ -64,9 +72,8 @@ def read_list(file: Path, *, loopback: bool) -> Kept | None:
     return Kept(found.instances, float(moment))
 
 
-def write_list(file: Path, service: str, instances: Sequence[Instance], time: float) -> None:
-    """`file` holds the list, whole and readable by nobody else; or, where it cannot, what it held before."""
-    answer = json.loads(write_upstreams(service, instances))
+def write_list(file: Path, answer: bytes, time: float) -> None:
+    """`file` holds what `answer` says, whole and readable by nobody else; or, where it cannot, what it held."""
     draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     with contextlib.suppress(OSError):
         if not file.parent.is_dir():
@@ -75,7 +82,7 @@ def write_list(file: Path, service: str, instances: Sequence[Instance], time: fl
         try:
             fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             with open(fd, "w", encoding="utf-8") as opened:
-                json.dump({"time": time, "answer": answer}, opened)
+                json.dump({"time": time, "answer": json.loads(answer)}, opened)
             draft.rename(file)
         except BaseException:
             draft.unlink(missing_ok=True)

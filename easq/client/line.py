@@ -12,7 +12,7 @@ import ssl
 import time
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from easq.client.endpoint import proxy_for, shown
+from easq.client.endpoint import is_encrypted, proxy_for, shown
 from easq.client.failures import Unconnected, unconnected
 from easq.client.tls import tls_context
 from easq.client.transport import Settings
@@ -34,6 +34,8 @@ class Line:
         self.budget = 0
         #: when a byte last came
         self.heard_at = time.monotonic()
+        #: when one first came since this was set to None
+        self.first_byte_at: float | None = None
         self._timeout: float | None = None
 
     def recv(self, size: int) -> bytes:
@@ -41,9 +43,10 @@ class Line:
         self._bound()
         data = self._socket.recv(size)
         self.heard_at = time.monotonic()
+        self.first_byte_at = self.first_byte_at or self.heard_at
         self.budget -= len(data)
         if self.budget < 0:
-            raise NotAQueueService(f"{shown(self._url)} sends more than a queue service does")
+            raise NotAQueueService(f"{shown(self._url)} sends more than is taken in one message")
         return data
 
     def send(self, data: bytes) -> int:
@@ -89,10 +92,10 @@ def open_line(url: str, settings: Settings) -> Line:
             if first.scheme == "https":
                 connected = _secured(connected, first, settings)
             _tunnel(connected, first, target, url)
-        if target.scheme == "https":
+        if is_encrypted(target.scheme):
             if isinstance(connected, ssl.SSLSocket):
                 raise ConfigError(
-                    "a watch over https does not go through an https proxy", hint="use an http proxy"
+                    "a WebSocket over TLS does not go through an https proxy", hint="use an http proxy"
                 )
             connected = _secured(connected, target, settings)
     except BaseException as error:
@@ -133,4 +136,4 @@ def _tunnel(connected: socket.socket, proxy: SplitResult, target: SplitResult, u
 
 
 def _port(address: SplitResult) -> int:
-    return address.port or (443 if address.scheme == "https" else 80)
+    return address.port or (443 if is_encrypted(address.scheme) else 80)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from urllib.parse import parse_qsl, quote
 
 from easq.client.backoff import full_jitter
 from easq.client.discovery import Discovery
+from easq.client.endpoint import address_of
 from easq.client.failures import Unanswered
 from easq.client.queue import QueueClient, sub_path
 from easq.client.transport import PATH_SAFE, Retry, Times, Transport
 from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, ServerError, Unreachable
-from easq.model import REQUEST_ID, Frame, Instance, Tags
+from easq.model import REQUEST_ID, Frame, Tags
 from easq.wire.operations import Caller, Request
 from easq.wire.signature import sign
 
 #: of the time for a prediction, the part that one attempt may take at most
-_ATTEMPT_PART = 3
+ATTEMPT_PART = 3
 
 
 def predict_queue(
@@ -56,6 +57,15 @@ def predict_queue(
     return frames[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An answer, its bytes untouched, and how it came."""
+
+    data: bytes
+    address: str  #: `HOST:PORT` or `IP:PORT` of who was asked
+    times: Times  #: connecting and the first byte in the last attempt, the total over all
+
+
 def predict_gateway(
     transport: Transport,
     url: str,
@@ -66,8 +76,8 @@ def predict_gateway(
     content_type: str = "",
     headers: Mapping[str, str] | None = None,
     timeout_s: float,
-) -> bytes:
-    """The service's answer to a POST of `data` with the caller's token, its bytes untouched.
+) -> Served:
+    """The service's answer to a POST of `data` with the caller's token.
 
     It is sent again, also after a connection was lost, while `timeout_s` lasts; one attempt takes a third of
     it at most. `headers` win over what is sent otherwise, so signed ones may be given.
@@ -81,30 +91,23 @@ def predict_gateway(
         sent["Content-Type"] = content_type
     sent |= headers or {}
     request = Request("POST", tuple(parse_qsl(query, keep_blank_values=True)), sent, data, sub_path(route))
+    began, times = time.monotonic(), Times()
     try:
         reply = transport.exchange(
             url,
             request,
             None,
+            times=times,
             deadline_s=timeout_s,
-            attempt_s=timeout_s / _ATTEMPT_PART,
+            attempt_s=timeout_s / ATTEMPT_PART,
             retry=Retry.PREDICT,
         )
     except Unanswered as error:
         raise DeadlineExceeded(
             f"no answer within {timeout_s:g} s: {error.message}", hint=error.hint
         ) from error
-    return reply.body
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """An answer of an instance, its bytes untouched, and how it came."""
-
-    data: bytes
-    instance: Instance
-    attempt: int  #: from 1
-    times: Times  #: connecting and the first byte in the last attempt, the total over all
+    times.total_s = time.monotonic() - began
+    return Served(reply.body, address_of(url), times)
 
 
 def predict_direct(
@@ -126,11 +129,11 @@ def predict_direct(
     end = began + timeout_s
     discovery.fill(within_s=timeout_s)
     discovery.keep_fresh()
-    request = Request("POST", headers=headers or {}, body=data, path=service_path(discovery.service, path))
+    request = Request("POST", headers=headers or {}, body=data, path=discovery.lookup.path(path))
     ever: set[str] = set()
     this_round: set[str] = set()
     attempts = rounds = 0
-    error: EasqError = Unreachable(f"{discovery.service} has no instance")
+    error: EasqError = Unreachable(f"{discovery.lookup.service} has no instance")
     while True:
         # one that the list names only now goes before all that were tried
         instance = discovery.next(ever) or discovery.next(this_round)
@@ -138,7 +141,7 @@ def predict_direct(
             rounds += 1
             pause_s = full_jitter(rounds)
             if time.monotonic() + pause_s >= end:
-                raise _after(attempts, len(ever), error, timeout_s)
+                raise in_time(error, _tried(attempts, ever), timeout_s)
             time.sleep(pause_s)
             this_round.clear()
             continue
@@ -148,27 +151,22 @@ def predict_direct(
         times = Times()
         try:
             reply = transport.exchange(
-                f"http://{instance.address}",
+                instance.url,
                 request,
                 None,
-                deadline_s=max(0.001, min(timeout_s / _ATTEMPT_PART, end - time.monotonic())),
+                deadline_s=max(0.001, min(timeout_s / ATTEMPT_PART, end - time.monotonic())),
                 retry=Retry.NEVER,
                 times=times,
             )
         except EasqError as failure:
             error = failure
-            if not _another_may_do_better(error):
+            if not another_may_do_better(error):
                 raise
             if time.monotonic() >= end:
-                raise _after(attempts, len(ever), error, timeout_s) from failure
+                raise in_time(error, _tried(attempts, ever), timeout_s) from failure
             continue
-        times.total_s = time.monotonic() - began
-        return Served(reply.body, instance, attempts, times)
-
-
-def service_path(service: str, path: str) -> str:
-    """The path of a request to `service`, decoded; `path`, as written behind its address, goes behind it."""
-    return f"/api/predict/{service}{sub_path(path)}"
+        times.total_s, times.attempts = time.monotonic() - began, attempts
+        return Served(reply.body, instance.address, times)
 
 
 def signed(token: str, data: bytes, content_type: str, path: str) -> dict[str, str]:
@@ -180,8 +178,11 @@ def signed(token: str, data: bytes, content_type: str, path: str) -> dict[str, s
     return sign(token, data, content_type or "application/octet-stream", formatdate(usegmt=True), sent_path)
 
 
-def _another_may_do_better(error: EasqError) -> bool:
-    """No connection, a lost one, no answer in time, 502, 503, 504; never what the model itself said."""
+def another_may_do_better(error: EasqError) -> bool:
+    """Whether sending again may help: no connection, a lost one, no answer in time, 502, 503, 504.
+
+    Never what the model itself said.
+    """
     if isinstance(error, NotAQueueService):
         return False
     return isinstance(error, Unreachable) or (
@@ -189,9 +190,12 @@ def _another_may_do_better(error: EasqError) -> bool:
     )
 
 
-def _after(attempts: int, instances: int, error: EasqError, timeout_s: float) -> EasqError:
+def _tried(attempts: int, addresses: Collection[str]) -> str:
+    return f"{attempts} attempts on {len(addresses)} instance{'' if len(addresses) == 1 else 's'}"
+
+
+def in_time(error: EasqError, tried: str, timeout_s: float) -> EasqError:
     """The last error, and how often was tried; DeadlineExceeded where no answer came in time."""
-    tried = f"{attempts} attempts on {instances} instance{'' if instances == 1 else 's'}"
     if isinstance(error, Unanswered):
         text = f"no answer within {timeout_s:g} s: {error.message} ({tried})"
         return DeadlineExceeded(text, hint=error.hint)

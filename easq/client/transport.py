@@ -55,6 +55,7 @@ class Times:
     connect_s: float | None = None  #: None where a connection was there already
     first_byte_s: float | None = None  #: of the answer; None where there was none
     total_s: float = 0.0
+    attempts: int = 0
 
 
 class Transport:
@@ -112,6 +113,8 @@ class Transport:
         failures = full = 0
         while True:
             give_up = end
+            if times is not None:
+                times.attempts += 1
             try:
                 reply = self._attempt(url, request, headers, min(end, time.monotonic() + limit_s), times)
                 if 200 <= reply.status < 300:

@@ -1,31 +1,25 @@
 """A watch that lasts: frames as they are pushed, over WebSocket or the endless HTTP answer, across lost
 connections.
 
-The only file that knows websocket-client. A thread of its own reads, answers pings and sends its own, also
-while the frames it read wait to be taken: a service counts a consumer lost that it hears nothing of.
+A thread of its own reads, answers pings and sends its own, also while the frames it read wait to be taken: a
+service counts a consumer lost that it hears nothing of.
 """
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
-from urllib.parse import urlencode
-
-import websocket
 
 from easq.client.backoff import full_jitter
 from easq.client.endpoint import shown
 from easq.client.failures import Unconnected
 from easq.client.headers import request_headers
-from easq.client.line import open_line
-from easq.client.trace import Tracer, hide_in, secrets_of
 from easq.client.transport import Settings, Transport
+from easq.client.websocket import TICK_S, Closed, WebSocket
 from easq.errors import (
     AnotherWatcher,
     EasqError,
@@ -38,7 +32,6 @@ from easq.errors import (
 from easq.model import Frame
 from easq.wire.frames import MAX_FRAME_BYTES, Undelimiter, decode_frame
 from easq.wire.operations import Caller, Codec, Watch, to_request
-from easq.wire.replies import Reply, read_error
 
 #: a ping goes out so often; half of what the quickest service waits for is heard of
 PING_EVERY_S = 2.0
@@ -51,13 +44,9 @@ GOOD_AFTER_S = 5.0
 #: close reason that says that the stream ended
 END_REASON = "eos"
 
-#: how long one look for bytes may take: the delay of a ping, and of `close`
-_TICK_S = 0.1
 #: frames and bytes that are read ahead of whoever takes them
 _MAX_HELD = 100
 _MAX_HELD_BYTES = 32 * 1024 * 1024
-#: bytes of the answer to a handshake
-_MAX_HANDSHAKE_BYTES = 256 * 1024
 
 
 class Watcher:
@@ -206,7 +195,7 @@ class Watcher:
     def _offer(self, frame: Frame) -> bool:
         """Whether `frame` found room among those held, within a tick."""
         with self._changed:
-            if not self._changed.wait_for(self._has_room, _TICK_S):
+            if not self._changed.wait_for(self._has_room, TICK_S):
                 return False
             self._held.append(frame)
             self._held_bytes += len(frame.data)
@@ -288,16 +277,8 @@ class _Link(Protocol):
         """Drops the connection."""
 
 
-class _WebSocket(websocket.WebSocket):
-    """A close frame is answered where that can still be done; where not, it counts all the same."""
-
-    def send_close(self, status: int = websocket.STATUS_NORMAL, reason: str | bytes = b"") -> None:
-        with contextlib.suppress(OSError, websocket.WebSocketException):
-            super().send_close(status, reason)
-
-
 class _WebSocketLink:
-    """A watch over WebSocket. One thread reads and writes: a TLS connection bears no second."""
+    """A watch over WebSocket."""
 
     def __init__(
         self,
@@ -310,130 +291,36 @@ class _WebSocketLink:
     ) -> None:
         self._address = shown(url)
         self._codec = operation.codec
-        self._ping_every_s = ping_every_s
-        self._silent_after_s = silent_after_s
         request = to_request(operation)
-        headers = request_headers(request, caller, settings.headers)
-        tracer = Tracer(settings.trace, secrets_of(headers))
-        tracer.request("GET", url, request.query)
-        tracer.headers(">", headers)
-        began = time.monotonic()
-        try:
-            self._line = open_line(url, settings)
-            self._ws = _WebSocket(skip_utf8_validation=True)
-            self._shake_hands(url, urlencode(request.query), headers, settings)
-        except EasqError as error:
-            tracer.answer(error.message, time.monotonic() - began)
-            raise
-        tracer.answer("101", time.monotonic() - began)
-        self._pinged_at = time.monotonic()
-        self._expect_frame()
+        self._socket = WebSocket(
+            url,
+            request_headers(request, caller, settings.headers),
+            settings,
+            query=request.query,
+            max_message_bytes=MAX_FRAME_BYTES,
+            ping_every_s=ping_every_s,
+            silent_after_s=silent_after_s,
+            otherwise=": --transport http",
+        )
+        self.tick = self._socket.idle
+        self.close = self._socket.close
+        self.abort = self._socket.abort
 
     def read(self) -> list[Frame]:
-        self._ping()
-        if time.monotonic() - self._line.heard_at > self._silent_after_s:
-            raise Unreachable(f"nothing was heard from {self._address} for {self._silent_after_s:g} s")
         try:
-            opcode, message = self._ws.recv_data_frame(control_frame=True)
-        except websocket.WebSocketTimeoutException:
+            message = self._socket.read()
+        except Closed as closed:
+            if closed.reason == END_REASON:
+                raise StreamEnded("the stream has ended") from closed
+            raise
+        if message is None or not message.data:
             return []
-        except websocket.WebSocketConnectionClosedException as error:
-            raise Unreachable(f"connection to {self._address} lost") from error
-        except (websocket.WebSocketException, ValueError) as error:
-            raise NotAQueueService(f"{self._address} breaks the WebSocket protocol: {error}") from error
-        except OSError as error:
-            raise Unreachable(f"connection to {self._address} lost") from error
-        self._expect_frame()
-        if opcode == websocket.ABNF.OPCODE_CLOSE:
-            raise self._closed(message.data)
-        if opcode not in (websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY) or not message.data:
-            return []
-        codec = Codec.JSON if opcode == websocket.ABNF.OPCODE_TEXT else self._codec
+        codec = Codec.JSON if message.text else self._codec
         return [_decoded(message.data, codec, self._address)]
-
-    def tick(self) -> None:
-        self._ping()
-        self._line.heard_at = time.monotonic()  # nothing is read now, so nothing can be heard
 
     def wake(self, *, abort: bool) -> None:
         if abort:
-            with contextlib.suppress(OSError):
-                self._line.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError, websocket.WebSocketException, ValueError, EasqError):
-            self._ws.close(websocket.STATUS_NORMAL, timeout=1)
-        self._line.close()
-
-    def abort(self) -> None:
-        self._line.close()
-
-    def _shake_hands(self, url: str, query: str, headers: dict[str, str], settings: Settings) -> None:
-        # the library makes these itself
-        lines = [f"{name}: {value}" for name, value in headers.items() if name.lower() != "upgrade"]
-        self._line.until = time.monotonic() + settings.request_timeout_s
-        self._line.budget = _MAX_HANDSHAKE_BYTES
-        ws_url = url.replace("http", "ws", 1)
-        error: Exception | None = None
-        try:
-            self._ws.connect(  # type: ignore[no-untyped-call, unused-ignore]
-                f"{ws_url}?{query}", socket=self._line, header=lines, suppress_origin=True, redirect_limit=0
-            )
-        except Exception as raised:
-            error = raised
-        failure = self._refusal(error, settings, secrets_of(headers)) or error
-        if failure is not None:
-            self._line.close()
-            raise failure from (error if failure is not error else error.__cause__)
-        self._line.until = None
-        self._ws.settimeout(_TICK_S)
-
-    def _refusal(self, error: Exception | None, settings: Settings, secrets: list[str]) -> EasqError | None:
-        """Our error for how a handshake ended; None where it went well, or the error is ours already."""
-        shaken = self._ws.handshake_response
-        if (
-            shaken is not None and shaken.status != 101
-        ):  # a redirect: the library raises, or goes on, by its version
-            return read_error(hide_in(Reply(shaken.status, shaken.headers), secrets))
-        if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code:
-            if not 200 <= error.status_code < 300:
-                refused = Reply(error.status_code, error.resp_headers or {}, error.resp_body or b"")
-                return read_error(hide_in(refused, secrets))
-            return NotAQueueService(
-                f"{self._address} answered {error.status_code} where a watch begins with 101",
-                hint="check the url; a proxy that knows no WebSocket may be in between: --transport http",
-            )
-        if isinstance(error, websocket.WebSocketTimeoutException):
-            return Unreachable(f"{self._address} did not answer within {settings.request_timeout_s:g} s")
-        if isinstance(error, websocket.WebSocketConnectionClosedException | OSError):
-            return Unreachable(f"connection to {self._address} lost before the watch began")
-        if isinstance(error, websocket.WebSocketException | ValueError | LookupError):
-            # the library raises the latter two on an answer that is not HTTP
-            return NotAQueueService(
-                f"{self._address} does not answer as a WebSocket service: {str(error)[:200]!a}"
-            )
-        return None
-
-    def _closed(self, data: bytes) -> EasqError:
-        code = int.from_bytes(data[:2], "big") if len(data) >= 2 else 1005
-        reason = data[2:].decode(errors="replace")
-        if reason == END_REASON:
-            return StreamEnded("the stream has ended")
-        said = f"{code} {reason!a}" if reason else str(code)
-        return Unreachable(f"{self._address} closed the connection ({said})")
-
-    def _ping(self) -> None:
-        now = time.monotonic()
-        if now - self._pinged_at < self._ping_every_s:
-            return
-        self._pinged_at = now
-        try:
-            self._ws.ping(b"easq")
-        except (OSError, websocket.WebSocketException) as error:
-            raise Unreachable(f"connection to {self._address} lost") from error
-
-    def _expect_frame(self) -> None:
-        self._line.budget = MAX_FRAME_BYTES
+            self._socket.wake()
 
 
 class _StreamLink:

@@ -1,10 +1,8 @@
-"""Path to queue, request to operation, errors to replies, one line of log a request."""
+"""Path to queue, request to operation; the answer to every request at the service's own address."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote
 
@@ -12,17 +10,14 @@ from aiohttp import web
 
 from easq.broker.broker import Broker
 from easq.broker.queue import Queue
-from easq.errors import BadRequest, EasqError, MethodNotAllowed, NotFound, StorageError, Unavailable
+from easq.errors import BadRequest, MethodNotAllowed, NotFound, Unavailable
 from easq.service.auth import Guard
-from easq.service.http import answer, read_body, respond
+from easq.service.http import answer, read_operation, respond
+from easq.service.listener import safe
+from easq.service.platform import DISCOVERY_PATHS, MODELARTS_PATH, Platform
 from easq.service.watch import Liveness, serve_watch
 from easq.wire import operations as op
-from easq.wire.replies import Reply, error_reply
-
-log = logging.getLogger(__name__)
-
-#: a body has to come in within so many seconds
-_BODY_DEADLINE_S = 30.0
+from easq.wire.replies import Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,71 +31,39 @@ class Place:
 class App:
     """Answers every request of the service."""
 
-    def __init__(self, broker: Broker, guard: Guard, *, base_path: str, liveness: Liveness) -> None:
+    def __init__(
+        self, broker: Broker, guard: Guard, platform: Platform, *, base: str, liveness: Liveness
+    ) -> None:
+        """`base` is the path before the name of a queue or service: empty, or from its first `/`."""
         self._broker = broker
         self._guard = guard
-        self._base = "/" + base_path.strip("/") if base_path.strip("/") else ""
+        self._platform = platform
+        self._base = base
         self._liveness = liveness
         self._watching: set[asyncio.Task[object]] = set()
         self.stopping = False
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The answer to one request; an EasqError becomes its reply, a bug a 500 and a traceback in the log."""
-        started = time.monotonic()
-        try:
-            response = await self._answer(request)
-        except StorageError as error:
-            # whether it was stored is not known: no answer, so that no client sends it again by itself
-            log.error("%s", error)
-            if request.transport is not None:
-                request.transport.abort()
-            response = web.Response(status=500)
-        except EasqError as error:
-            response = self._refuse(request, error)
-        except TimeoutError:
-            response = respond(Reply(408, {"Content-Type": "text/plain"}, b"the body did not come in time"))
-            response.force_close()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            response = web.Response(status=400)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("%s %s failed", request.method, _safe(request.path))
-            response = respond(Reply(500, {"Content-Type": "text/plain"}, b"internal error"))
-        if log.isEnabledFor(logging.INFO):
-            log.info(
-                "%s %s %s %.1fms",
-                request.method,
-                _safe(request.rel_url.raw_path),
-                response.status,
-                (time.monotonic() - started) * 1000,
-            )
-        return response
-
-    def _refuse(self, request: web.BaseRequest, error: EasqError) -> web.Response:
-        response = respond(error_reply(error))
-        if not request.content.at_eof():
-            # the rest of the body is not read: the connection cannot be used for another request
-            response.force_close()
-        return response
-
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer to one request. Raises the EasqError that is to be its reply."""
         headers = request.headers
-        if len(headers.getall("Host", ())) > 1:
-            raise BadRequest("more than one Host")
-        self._guard.check_source(headers)
         raw_path, _, raw_query = request.raw_path.partition("?")
         if raw_path == "/healthz":
             return self._health(request)
-        caller = op.parse_caller(headers)
+        if (response := self._listed(request, raw_path)) is not None:
+            return response
+        if self._platform.serves(self._name(raw_path)):
+            if self.stopping:
+                raise Unavailable("the service stops")
+            return await self._platform.gateway(request)
+        lower = op.lower_case(headers)
+        caller = op.parse_caller(lower)
         self._guard.check_token(caller.token)
         if self.stopping:
             raise Unavailable("the service stops")
         place = self._place(raw_path, request.method)
-        async with asyncio.timeout(_BODY_DEADLINE_S):
-            body = await read_body(request, place.queue)
+        body = await read_operation(request, place.queue)
         queue = place.queue.rear if caller.rear else place.queue
-        operation = op.parse(op.Request(request.method, _query(raw_query), headers, body, place.path))
+        operation = op.parse(op.Request(request.method, _query(raw_query), lower, body, place.path))
         if isinstance(operation, op.Watch):
             return await self._watch(request, operation, queue, caller)
         return await answer(operation, queue, caller, request, is_gone=lambda: self._is_gone(request))
@@ -135,13 +98,27 @@ class App:
             raise MethodNotAllowed("use GET")
         return respond(Reply(503 if self.stopping else 200, {"Content-Type": "text/plain"}, b"ok\n"))
 
+    def _listed(self, request: web.BaseRequest, raw_path: str) -> web.StreamResponse | None:
+        """Where the instances of a service are; None for a path that does not ask for it."""
+        for door in DISCOVERY_PATHS:
+            if raw_path.startswith(door):
+                return self._platform.discover(request, raw_path.removeprefix(door))
+        found = MODELARTS_PATH.fullmatch(raw_path) if request.method == "GET" else None
+        return self._platform.modelarts(request, found[2], found[3] or "") if found else None
+
+    def _name(self, raw_path: str) -> str:
+        """What the path names under the base path; empty for another path."""
+        if not raw_path.startswith(self._base + "/"):
+            return ""
+        return _decoded(raw_path[len(self._base) + 1 :].partition("/")[0])
+
     def _place(self, raw_path: str, method: str) -> Place:
         """Under the base path the next segment names a queue; the root is the first queue, as inside a cluster."""
         if self._base and (raw_path == self._base or raw_path.startswith(self._base + "/")):
             segment, slash, rest = raw_path[len(self._base) + 1 :].partition("/")
             pair = self._broker.pairs.get(_decoded(segment))
             if pair is None:
-                raise NotFound(f"no queue {_safe(_decoded(segment))[:80]!r} here")
+                raise NotFound(f"no queue {safe(_decoded(segment))[:80]!r} here")
             rest = slash + rest
         else:
             pair, rest = self._broker.first, raw_path
@@ -161,8 +138,3 @@ def _query(raw: str) -> tuple[tuple[str, str], ...]:
         return tuple(parse_qsl(raw, keep_blank_values=True, errors="strict"))
     except ValueError as error:
         raise BadRequest("the query is not UTF-8 in percent encoding") from error
-
-
-def _safe(text: str) -> str:
-    """`text` for a line of log: no control characters."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:500])

@@ -6,9 +6,11 @@ import hmac
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from easq.errors import AuthFailed, Forbidden
+from easq.wire.signature import is_signed
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -34,6 +36,18 @@ class Guard:
         """Raises AuthFailed unless `given` is the token; takes the same time wherever they differ."""
         if self.token and not hmac.compare_digest(given.encode(errors="replace"), self.token.encode()):
             raise AuthFailed("the token is wrong" if given else "a token is needed")
+
+    def check_call(self, headers: Mapping[str, str], target: str) -> None:
+        """Raises AuthFailed unless a call of a model has the token, as it is or behind `Bearer`, or is signed by it;
+        or has it in X-Auth-Token, as ModelArts' services want it.
+        """
+        given = (headers.get("Authorization") or headers.get("X-Auth-Token") or "").strip()
+        scheme, _, rest = given.partition(" ")
+        if self.token and scheme == "EAS" and rest:
+            if not is_signed(self.token, headers, target):
+                raise AuthFailed("the signature is wrong")
+            return
+        self.check_token(rest.strip() if scheme.lower() == "bearer" else given)
 
     def check_source(self, headers: Mapping[str, str]) -> None:
         """Raises Forbidden for a Host that is not served here (421), and for a web page of another origin.
@@ -99,6 +113,7 @@ def _host_port(host: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else None
 
 
+@lru_cache(maxsize=256)
 def _canonical_host(host: str) -> str:
     name = host.strip("[]").removesuffix(".").lower()
     try:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Mapping
+from email.utils import formatdate
+from functools import lru_cache
 
-from aiohttp import HttpVersion11, web
+from aiohttp import ClientConnectionResetError, HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
 
 from easq.broker.queue import Queue
 from easq.errors import BadRequest, PayloadTooLarge
@@ -15,36 +20,50 @@ from easq.wire.replies import Reply
 
 #: how many of the indexes counted; the answer is 200 in any case
 _COMMITTED = "X-Easq-Committed"
+#: a body has to come in within so many seconds
+_BODY_DEADLINE_S = 30.0
 #: a body that is no payload (the form of a negative) has at most so many bytes
 _MAX_FORM = 64 * 1024
 
 
-async def read_body(request: web.BaseRequest, queue: Queue) -> bytes:
-    """The request's body. Raises PayloadTooLarge as soon as it is known to be above the limit."""
-    limit = queue.rules.max_payload if request.method == "POST" else _MAX_FORM
+async def read_body(
+    request: web.BaseRequest, limit: int, too_large: Callable[[int], PayloadTooLarge]
+) -> bytes:
+    """The request's body, of at most `limit` bytes. Raises `too_large(size)` as soon as it is known to have more."""
     declared = request.content_length
     if declared is not None and declared > limit:
-        raise _too_large(request, queue, declared)
+        raise too_large(declared)
     if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
         # it is wanted: curl waits a second for this before it sends a large body, others for ever
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # of the answer, nothing is sent yet
-    if declared is not None:
-        return await request.content.readexactly(declared) if declared else b""
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.content.iter_any():
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(request, queue, size)
-        chunks.append(chunk)
-    return b"".join(chunks)
+    if request.content.is_eof():
+        body = request.content.read_nowait(-1)  # all of it came with the head: nothing to wait for
+        if len(body) > limit:
+            raise too_large(len(body))
+        return body
+    async with asyncio.timeout(_BODY_DEADLINE_S):
+        if declared is not None:
+            return await request.content.readexactly(declared)
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in request.content.iter_any():
+            size += len(chunk)
+            if size > limit:
+                raise too_large(size)
+            chunks.append(chunk)
+        return b"".join(chunks)
 
 
-def _too_large(request: web.BaseRequest, queue: Queue, size: int) -> PayloadTooLarge:
+async def read_operation(request: web.BaseRequest, queue: Queue) -> bytes:
+    """The body of an operation on `queue`. Raises PayloadTooLarge."""
     if request.method == "POST":
-        return queue.too_large(size)
-    return PayloadTooLarge(f"the body has {size} bytes, {_MAX_FORM} are allowed here")
+        return await read_body(request, queue.rules.max_payload, queue.too_large)
+    return await read_body(
+        request,
+        _MAX_FORM,
+        lambda size: PayloadTooLarge(f"the body has {size} bytes, {_MAX_FORM} are allowed here"),
+    )
 
 
 async def answer(
@@ -64,7 +83,7 @@ async def answer(
         case op.Put():
             stored = await queue.put(operation)
             ack = Ack(stored.index, stored.request_id)
-            return respond(replies.put_reply(ack, duplicate=stored.duplicate))
+            return acknowledge(replies.put_reply(ack, duplicate=stored.duplicate))
         case op.Get():
             return await _get(operation, queue, request, is_gone)
         case op.Describe():
@@ -91,7 +110,7 @@ async def answer(
 
 
 def _counted(count: int) -> web.StreamResponse:
-    return respond(replies.ok_reply({_COMMITTED: str(count)}))
+    return acknowledge(replies.ok_reply({_COMMITTED: str(count)}))
 
 
 async def _get(
@@ -138,6 +157,50 @@ async def _send_then_settle(
 async def response_drained(request: web.BaseRequest) -> None:
     """What was written to the connection has left this process. Raises ConnectionError when it was lost."""
     await request.writer.drain()
+
+
+def acknowledge(reply: Reply) -> web.Response:
+    """As `respond`, for the answers that are sent most: 200 with a short body."""
+    return _Whole(status=reply.status, headers=reply.headers, body=reply.body)
+
+
+class _Whole(web.Response):
+    """A reply that is one write. On a connection that goes on it needs none of what a response in parts does, which
+    is a tenth of the time that a put takes.
+    """
+
+    _written = False
+
+    @property
+    def keep_alive(self) -> bool | None:
+        return True if self._written else super().keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        plain = request.version == HttpVersion11 and request.keep_alive and request.method != "HEAD"
+        if not plain or super().keep_alive is False or not isinstance(self.body, bytes):
+            return await super().prepare(request)
+        if request.transport is None or request.transport.is_closing():
+            raise ClientConnectionResetError("the connection is closed")
+        request.transport.write(_head(self.status, self.reason, self.headers, len(self.body)) + self.body)
+        self._written = True
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        if not self._written:
+            await super().write_eof(data)
+
+
+def _head(status: int, reason: str, headers: Mapping[str, str], length: int) -> bytes:
+    lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.items())]
+    text = "\r\n".join([*lines, f"Content-Length: {length}", f"Date: {_date(int(time.time()))}", "", ""])
+    if text.count("\n") != len(lines) + 3 or text.count("\r") != len(lines) + 3:
+        raise ValueError("a header holds a line break")
+    return text.encode()
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 def respond(reply: Reply) -> web.Response:

@@ -28,7 +28,7 @@ from math import inf
 from easq.errors import StreamEnded
 from easq.model import Consumer, Tags
 from easq.storage.base import Limits, Location, StreamStats, Subscription, Timing
-from easq.storage.effects import Effects, Touch
+from easq.storage.effects import NOTHING, Effects, Touch
 from easq.storage.entries import Entries
 from easq.storage.groups import Group, Member, Session
 from easq.storage.handout import Handout
@@ -94,12 +94,13 @@ class Stream:
         """
         if self.ended:
             raise StreamEnded("the stream has ended and takes no more items")
-        effects = Effects()
         entries = self.entries
-        if not entries.has_room(size, limits):
-            unheld = self._committed_by([group for group in self._groups.values() if group.connected])
-            if entries.would_have_room(size, limits, without=unheld):
-                self._make_room(size, limits, effects)
+        if entries.has_room(size, limits):
+            return entries.allot(size, limits), NOTHING
+        effects = Effects()
+        unheld = self._committed_by([group for group in self._groups.values() if group.connected])
+        if entries.would_have_room(size, limits, without=unheld):
+            self._make_room(size, limits, effects)
         index = entries.allot(size, limits)
         if effects.removed:
             self._dispatch_all(effects)
@@ -469,11 +470,13 @@ class Stream:
         group = self._groups.get(name)
         if group is not None and index in group.pending:
             return Location(self._sessions[group.pending[index]].consumer.user, 0)
-        rank, ahead = self.entries.rank(index), 0
-        for other in self.entries.indexes_from(0):
-            ranks_before = self.entries.rank(other) < rank
-            if ranks_before and (group is None or not (other in group.pending or other in group.committed)):
-                ahead += 1
+        ahead = self.entries.ahead(index)
+        if group is not None:
+            rank = self.entries.rank(index)
+            for handled in (group.pending, group.committed):
+                ahead -= sum(
+                    1 for other in handled if self.entries.visible(other) and self.entries.rank(other) < rank
+                )
         return Location(None, ahead)
 
     def stats(self, now: float) -> StreamStats:

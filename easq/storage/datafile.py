@@ -32,6 +32,8 @@ class DataFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._had_log = False
 
     def connect(self, mode: str) -> sqlite3.Connection:
         """A connection to the file as it is; `mode` is `rw` or `ro`."""
@@ -50,9 +52,11 @@ class DataFile:
             self._create()
         if self._mark.exists():
             self._copy(wanted=recover)
-        connection = self.connect("rw")
-        self._check_identity(connection)
-        return connection
+        log = Path(f"{self.path}-wal")
+        self._had_log = log.exists() and log.stat().st_size > 0
+        self._connection = self.connect("rw")
+        self._check_identity(self._connection)
+        return self._connection
 
     def _take_lock(self) -> None:
         lock_path = self.path.with_name(self.path.name + ".lock")
@@ -66,6 +70,13 @@ class DataFile:
                 hint="stop that one, or name another file with --storage sqlite:PATH",
             ) from error
         self._lock = lock
+
+    def refuse(self) -> None:
+        """The file is as it was found, and another process may have it."""
+        # closing the last connection copies the log into the file and removes it: a log that was there stays
+        if self._connection is not None and not self._had_log:
+            self._connection.close()
+        self.drop_lock()
 
     def drop_lock(self) -> None:
         """Another process may have the file."""
@@ -88,9 +99,9 @@ class DataFile:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             connection.close()
-        _sync(fresh)
+        sync(fresh)
         os.rename(fresh, self.path)
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
     def _copy(self, *, wanted: bool) -> None:
         """What can be read is in a new file under the old name, and on the disk.
@@ -115,12 +126,12 @@ class DataFile:
         finally:
             copy.close()
         os.chmod(fresh, 0o600)
-        _sync(fresh)
+        sync(fresh)
         for leftover in (Path(f"{self.path}-wal"), Path(f"{self.path}-shm")):
             leftover.unlink(missing_ok=True)
         os.rename(fresh, self.path)
         self._mark.unlink()
-        _sync(self.path.parent)
+        sync(self.path.parent)
         log.warning("%s was copied after a failure of the disk", self.path)
 
     def _check_identity(self, connection: sqlite3.Connection) -> None:
@@ -148,7 +159,7 @@ class DataFile:
         """The next start is warned, as far as the disk still lets it be."""
         try:
             os.close(os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            _sync(self.path.parent)
+            sync(self.path.parent)
         except OSError as reason:
             log.error("%s: %s", self._mark, reason.strerror)
 
@@ -187,7 +198,8 @@ class DataFile:
             log.warning("no ballast: %s", error)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """The file, or the folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

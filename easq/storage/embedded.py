@@ -44,7 +44,7 @@ from easq.storage.changes import (
     Truncated,
 )
 from easq.storage.core import Stream
-from easq.storage.effects import Effects
+from easq.storage.effects import NOTHING, Effects
 from easq.storage.keys import KeyWindow
 
 #: delivery counts are made durable this long after they changed, at the latest, in seconds
@@ -242,13 +242,14 @@ class Embedded(Storage):
         """The frame under a new index, and who makes it visible; what it evicts is added to `changes`."""
         core = self._cores[stream]
         index, effects = core.allot(len(frame.data), limits)
-        changes += self._changes(stream, effects)
-        stored = replace(frame, index=index)
+        if effects is not NOTHING:
+            changes += self._changes(stream, effects)
+        stored = Frame(index, frame.tags, frame.data)
 
         def settle(error: Exception | None) -> None:
             if error is None:
                 core.entries.show(index, priority)
-                self._fresh.setdefault(stream, []).append(Frame(index, stored.tags))
+                self._fresh.setdefault(stream, []).append(stored)
             else:
                 core.entries.drop(index)
 
@@ -302,7 +303,7 @@ class Embedded(Storage):
         fresh, self._fresh = self._fresh, {}
         for stream, frames in fresh.items():
             self._apply_later(stream, self._cores[stream].dispatch())
-            for frame in frames:
+            for frame in frames if self._waiters[stream] else ():
                 self._wake(stream, frame)
 
     def _wake(self, stream: str, frame: Frame) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import islice
 
 from easq.errors import QueueFull
 from easq.storage.base import Limits
@@ -19,7 +20,10 @@ _MAX_SHAPES = 4096
 
 
 class _Lane:
-    """The indexes of one priority class, ascending; removed ones stay as holes until the next rebuild."""
+    """The indexes of one priority class, ascending; removed ones stay as holes until the next rebuild.
+
+    `holes` of them lie behind `head`; before it there are only such.
+    """
 
     __slots__ = ("head", "holes", "indexes")
 
@@ -34,12 +38,13 @@ class _Lane:
 
     def dropped(self, present: Container[int], count: int) -> None:
         """`count` of the lane's entries are not `present` any more."""
-        self.holes += count
         indexes, head = self.indexes, self.head
         while head < len(indexes) and indexes[head] not in present:
             head += 1
+        self.holes += count - (head - self.head)
         self.head = head
-        if self.holes > _MIN_HOLES and self.holes > len(indexes) // 2:
+        gone = self.holes + head
+        if gone > _MIN_HOLES and gone > len(indexes) // 2:
             self.indexes = [index for index in indexes if index in present]
             self.head = self.holes = 0
 
@@ -190,6 +195,20 @@ class Entries:
         classes = self._lanes if priority is None else self._lanes.keys() & {priority}
         runs = [filter(self.visible, self.lane(one, start - 1)) for one in classes]
         return runs[0] if len(runs) == 1 else heapq.merge(*runs)
+
+    def ahead(self, index: int) -> int:
+        """How many visible entries have a lower rank than the present entry `index`."""
+        rank = self.rank(index)
+        count = 0
+        for priority, lane in self._lanes.items():
+            end = len(lane.indexes) if -priority < rank[0] else 0
+            if -priority == rank[0]:
+                end = bisect_left(lane.indexes, index, lo=lane.head)
+            if lane.holes:
+                count += sum(map(self._present.__contains__, islice(lane.indexes, lane.head, end)))
+            else:
+                count += max(0, end - lane.head)
+        return count - sum(1 for claimed in self._claimed if self.rank(claimed) < rank)
 
     def below(self, index: int) -> list[int]:
         """The present entries under `index`, claimed ones too."""

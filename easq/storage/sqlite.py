@@ -1,7 +1,6 @@
-"""The embedded, durable engine: one SQLite file, one writer thread, group commit.
+"""The embedded, durable engine: one SQLite file, written by group commit (`Writer`).
 
-The writer takes everything that waits, makes it one transaction, and settles it; the fsync under way is the batching
-window, there is no timer. Readers use a second, read-only connection on the event loop: what is visible is durable.
+What is read comes over a second, read-only connection; the rules say what is visible, and that is durable.
 """
 
 from __future__ import annotations
@@ -9,67 +8,25 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import queue
 import sqlite3
-import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from easq.errors import EasqError, QueueFull, StorageError
 from easq.model import Frame, Tags
 from easq.storage.base import Appended, Burial, Limits, Timing
-from easq.storage.changes import (
-    Change,
-    Committed,
-    Ended,
-    GroupKept,
-    Keyed,
-    KeysForgotten,
-    Removed,
-    Stored,
-    Touched,
-    Truncated,
-)
+from easq.storage.changes import Change, Keyed
 from easq.storage.core import Stream
 from easq.storage.datafile import RESERVE_BYTES, DataFile
 from easq.storage.effects import Touch
 from easq.storage.embedded import Embedded, Settle
 from easq.storage.keys import KeyWindow
+from easq.storage.writer import INDEX_BITS, Job, Writer
 
 log = logging.getLogger(__name__)
 
-#: bits of an entry's id that hold its index
-INDEX_BITS = 53
-#: one transaction takes at most so many jobs, and stops taking after so many payload bytes
-BATCH_JOBS, BATCH_BYTES = 512, 4 * 1024**2
-#: the write-ahead log is copied back, between batches, after so many written bytes (an estimate)
-CHECKPOINT_BYTES = 16 * 1024**2
-#: the write-ahead log is cut to nothing when there was nothing to write for so long, in seconds
-IDLE_S = 2.0
 #: SQLite before it can, with two writing connections, leave a write-ahead log torn; easq has one, and says so
 SAFE_SQLITE = (3, 51, 3)
-
-#: durability -> `PRAGMA synchronous`
-_SYNCHRONOUS = {"fsync": "FULL", "os": "NORMAL"}
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """Changes that are one atomic step, and who is told. `stream` names a stream to be made."""
-
-    changes: Sequence[Change]
-    settle: Settle | None
-    future: asyncio.Future[None]
-    stream: str = ""
-    error: Exception | None = None
-
-    @property
-    def stores(self) -> bool:
-        return any(isinstance(change, Stored) for change in self.changes)
-
-    def size(self) -> int:
-        return sum(len(change.frame.data) for change in self.changes if isinstance(change, Stored))
 
 
 class Sqlite(Embedded):
@@ -91,11 +48,9 @@ class Sqlite(Embedded):
         self._path = path
         self._file = DataFile(path)
         self._ids: dict[str, int] = {}
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._writer: Writer | None = None
         self._space_checked = 0.0
         self._space_low = False
-        self._full = False
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -105,47 +60,39 @@ class Sqlite(Embedded):
         if sqlite3.sqlite_version_info < SAFE_SQLITE:
             log.debug("SQLite %s: below 3.51.3, one writing connection only", sqlite3.sqlite_version)
         try:
-            self._writer = self._file.open(recover=self._recover)
-            self._prepare_writer()
+            connection = self._file.open(recover=self._recover)
+            self._writer = Writer(
+                self._file,
+                connection,
+                self._ids,
+                syncs=self.durability == "fsync",
+                settled=self._settle_batch,
+            )
             self._reader = self._file.connect("ro")
             self._reader.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
-            self._file.drop_lock()
+            self._file.refuse()
             raise StorageError(
                 f"{self._path} cannot be read as easq's data: {error}",
                 hint="name another file with --storage sqlite:PATH, or put a good copy in its place",
             ) from error
         except OSError as error:
-            self._file.drop_lock()
+            self._file.refuse()
             raise StorageError(f"{error.filename or self._path}: {error.strerror}") from error
         except EasqError:
-            self._file.drop_lock()
+            self._file.refuse()
             raise
-        self._thread = threading.Thread(target=self._write_all, name="easq-writer", daemon=True)
-        self._thread.start()
 
     def _fail(self, error: Exception) -> None:
         if self._failure is None:
             self._file.mark_failed()
         super()._fail(error)
 
-    def _prepare_writer(self) -> None:
-        for pragma in (
-            f"synchronous = {_SYNCHRONOUS[self.durability]}",
-            "wal_autocheckpoint = 0",
-            "secure_delete = OFF",
-            "temp_store = MEMORY",
-            "cache_size = -32000",
-        ):
-            self._writer.execute(f"PRAGMA {pragma}")
-        self._written = CHECKPOINT_BYTES  # what an earlier run left in the log is copied back soon
-        self._file.make_ballast()
-
     async def open(self, stream: str, burial: Burial | None = None) -> None:
         if stream in self._cores:
             return
-        job = _Job([], None, asyncio.get_running_loop().create_future(), stream=stream)
-        self._jobs.put(job)
+        job = Job([], None, asyncio.get_running_loop().create_future(), stream=stream)
+        self._open_writer.submit(job)
         await job.future
         try:
             self._restore(stream, burial)
@@ -201,16 +148,15 @@ class Sqlite(Embedded):
         return [name for (name,) in self._reader.execute("SELECT name FROM stream ORDER BY id")]
 
     async def close(self) -> None:
-        if self._thread is None:
+        if self._writer is None:
             return
         try:
             await super().close()
         finally:
-            self._jobs.put(None)
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+            writer, self._writer = self._writer, None
+            await writer.drained()
             self._reader.close()
-            self._writer.close()
+            await writer.close()
             self._file.drop_lock()
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -271,7 +217,7 @@ class Sqlite(Embedded):
         return await super().append(stream, frame, priority=priority, limits=limits, key=key)
 
     def _has_space(self) -> bool:
-        return not (self._full or self._is_space_low())
+        return not (self._open_writer.full or self._is_space_low())
 
     def _is_space_low(self) -> bool:
         now = self._loop.time()
@@ -280,168 +226,21 @@ class Sqlite(Embedded):
             self._space_low = self._file.free_bytes() < RESERVE_BYTES
         return self._space_low
 
+    @property
+    def _open_writer(self) -> Writer:
+        if self._writer is None:
+            raise StorageError(f"{self._path} is not open")
+        return self._writer
+
     def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
-        job = _Job(changes, settle, self._loop.create_future())
+        job = Job(changes, settle, self._loop.create_future())
         if self._failure is not None:
             job.future.set_exception(StorageError(f"the storage failed: {self._failure}"))
         else:
-            self._jobs.put(job)
+            self._open_writer.submit(job)
         return job.future
 
-    def _write_all(self) -> None:
-        """The writer thread: batches until `None` comes."""
-        dirty = True
-        while True:
-            batch, last = self._next_batch(IDLE_S if dirty else None)
-            if batch:
-                dirty = True
-                self._write(batch)
-                self._tell(batch)
-                if self._written >= CHECKPOINT_BYTES:
-                    self._checkpoint("PASSIVE")
-            elif not last:
-                self._checkpoint("TRUNCATE")
-                self._file.make_ballast()
-                dirty = False
-            if last:
-                self._checkpoint("TRUNCATE")
-                return
-
-    def _next_batch(self, timeout_s: float | None) -> tuple[list[_Job], bool]:
-        """All that waits, up to the limits of a batch, and whether the end was reached."""
-        batch: list[_Job] = []
-        size = 0
-        try:
-            job = self._jobs.get(timeout=timeout_s)
-            while job is not None:
-                batch.append(job)
-                size += job.size()
-                if len(batch) >= BATCH_JOBS or size >= BATCH_BYTES:
-                    return batch, False
-                job = self._jobs.get_nowait()
-        except queue.Empty:
-            return batch, False
-        return batch, True
-
-    def _write(self, batch: list[_Job]) -> None:
-        """Each job is durable or has its error. A full disk refuses what stores and goes on with what removes."""
-        try:
-            self._transact(batch, storing=True)
-            self._full = self._full and not any(job.stores for job in batch)
-            return
-        except sqlite3.Error as error:
-            if not _is_full(error):
-                self._fail_batch(batch, error)
-                return
-            if not self._full:
-                log.warning("the disk is full: puts are refused until there is room")
-            self._full = True
-            for job in batch:
-                if job.stores:
-                    job.error = QueueFull("the disk of the queue service is full")
-        try:
-            self._file.drop_ballast()
-            self._checkpoint("TRUNCATE")
-            self._transact(batch, storing=False)
-        except sqlite3.Error as error:
-            self._fail_batch(batch, error)
-
-    def _fail_batch(self, batch: list[_Job], error: Exception) -> None:
-        for job in batch:
-            job.error = StorageError(f"{self._path}: {error}")
-
-    def _transact(self, batch: list[_Job], *, storing: bool) -> None:
-        execute = self._writer.execute
-        execute("BEGIN IMMEDIATE")
-        try:
-            for job in batch:
-                if job.stream:
-                    execute("INSERT OR IGNORE INTO stream (name) VALUES (?)", (job.stream,))
-            taken = batch if storing else [job for job in batch if not job.stores]
-            self._store([change for job in taken for change in job.changes if isinstance(change, Stored)])
-            for job in taken:
-                for change in job.changes:
-                    if not isinstance(change, Stored):
-                        self._record(change)
-            execute("COMMIT")
-        except sqlite3.Error:
-            if self._writer.in_transaction:
-                execute("ROLLBACK")
-            raise
-        self._written += sum(job.size() for job in batch) * 2 + 8192 * len(batch)
-
-    def _store(self, stored: list[Stored]) -> None:
-        last: dict[int, int] = {}
-        rows = []
-        for change in stored:
-            number, frame = self._ids[change.stream], change.frame
-            last[number] = frame.index
-            rows.append(
-                (
-                    number << INDEX_BITS | frame.index,
-                    number,
-                    change.priority,
-                    len(frame.data),
-                    frame.request_id,
-                    json.dumps(dict(frame.tags), ensure_ascii=False, separators=(",", ":")),
-                    frame.data,
-                )
-            )
-        self._writer.executemany("INSERT INTO item VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-        self._writer.executemany(
-            "UPDATE stream SET last = max(last, ?) WHERE id = ?",
-            [(index, number) for number, index in last.items()],
-        )
-
-    def _record(self, change: Change) -> None:
-        execute, number = self._writer.execute, self._ids[change.stream]
-        base = number << INDEX_BITS
-        match change:
-            case Removed():
-                entries = [(base | index,) for index in change.indexes]
-                for statement in _FORGET_ONE:
-                    self._writer.executemany(statement, entries)
-            case Truncated():
-                for statement in _FORGET_RANGE:
-                    execute(statement, (base, base + change.below))
-            case Committed():
-                row = (base | change.index, change.group, change.given_up)
-                execute("INSERT OR REPLACE INTO committed VALUES (?, ?, ?)", row)
-            case Touched():
-                execute(
-                    "INSERT OR REPLACE INTO touched SELECT ?, ?, ?, ?, ?, ?"
-                    " WHERE EXISTS (SELECT 1 FROM item WHERE id = ?)",
-                    (
-                        base | change.index,
-                        change.group,
-                        change.touch.deliveries,
-                        change.touch.failures,
-                        change.touch.code,
-                        change.touch.reason,
-                        base | change.index,
-                    ),
-                )
-            case Keyed():
-                kept = (number, change.key, change.number, change.index, change.request_id, change.digest)
-                execute("INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?, ?)", kept)
-            case KeysForgotten():
-                execute("DELETE FROM idempotency WHERE stream = ? AND number < ?", (number, change.below))
-            case GroupKept(kept=True):
-                execute("INSERT OR IGNORE INTO consumer_group VALUES (?, ?)", (number, change.group))
-            case GroupKept():
-                execute("DELETE FROM consumer_group WHERE stream = ? AND name = ?", (number, change.group))
-            case Ended():
-                execute("UPDATE stream SET ended = ? WHERE id = ?", (change.ended, number))
-            case _:
-                raise AssertionError(change)
-
-    def _tell(self, batch: list[_Job]) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._settle_batch, batch)
-        except RuntimeError:
-            log.warning("the event loop ended before %d writes were acknowledged", len(batch))
-
-    def _settle_batch(self, batch: Iterable[_Job]) -> None:
+    def _settle_batch(self, batch: Sequence[Job]) -> None:
         for job in batch:
             if isinstance(job.error, StorageError):
                 self._fail(job.error)
@@ -455,27 +254,3 @@ class Sqlite(Embedded):
                 job.future.set_exception(job.error)
         if self._failure is None:
             self._settled()
-
-    def _checkpoint(self, mode: str) -> None:
-        try:
-            self._writer.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
-        except sqlite3.Error as error:
-            # the log still holds what was not copied back; a full disk must not stop the service
-            log.warning("checkpoint: %s", error)
-        self._written = 0
-
-
-_FORGET_ONE = (
-    "DELETE FROM item WHERE id = ?",
-    "DELETE FROM committed WHERE item = ?",
-    "DELETE FROM touched WHERE item = ?",
-)
-_FORGET_RANGE = (
-    "DELETE FROM item WHERE id >= ? AND id < ?",
-    "DELETE FROM committed WHERE item >= ? AND item < ?",
-    "DELETE FROM touched WHERE item >= ? AND item < ?",
-)
-
-
-def _is_full(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL

@@ -201,8 +201,14 @@ _USER_HEADERS = ("X-EAS-QueueService-Uid", "X-EAS-QueueService-Redis-Uid")
 _GROUP_HEADERS = ("X-EAS-QueueService-Gid", "X-EAS-QueueService-Redis-Gid")
 _PRIORITY_HEADER = "X-EAS-QueueService-Priority"
 _REAR_HEADER = "X-EAS-QueueService-Access-Rear"
-_KEY = re.compile(r"[!-~]{1,128}")
+_KEY_TEXT = re.compile(r"[!-~]{1,128}")
 _KEY_HEADERS = ("Idempotency-Key", "X-Easq-Idempotency-Key")
+#: the same as they are looked up
+_USER, _GROUP, _KEY = (
+    tuple(name.lower() for name in names) for names in (_USER_HEADERS, _GROUP_HEADERS, _KEY_HEADERS)
+)
+_PRIORITY, _REAR = _PRIORITY_HEADER.lower(), _REAR_HEADER.lower()
+_NOBODY = Consumer()
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -280,21 +286,29 @@ def caller_headers(caller: Caller) -> dict[str, str]:
     return headers
 
 
+class LowerCase(dict[str, str]):
+    """Headers whose names are in lower case."""
+
+
+def lower_case(headers: Mapping[str, str]) -> LowerCase:
+    """`headers` as they are found in whatever case they came; of duplicates the last."""
+    if isinstance(headers, LowerCase):
+        return headers
+    return LowerCase((name.lower(), value) for name, value in headers.items())
+
+
 def parse_caller(headers: Mapping[str, str]) -> Caller:
     """Who sends a request with `headers` (names in any case). Raises BadRequest for a name that is not
     allowed.
     """
-    lower = {name.lower(): value.strip() for name, value in headers.items()}
-    nobody = Consumer()
-    consumer = Consumer(
-        _name(lower, _GROUP_HEADERS, "group") or nobody.group,
-        _name(lower, _USER_HEADERS, "user") or nobody.user,
-    )
-    token = lower.get("authorization", "")
+    lower = lower_case(headers)
+    group, user = _name(lower, _GROUP, "group"), _name(lower, _USER, "user")
+    consumer = Consumer(group or _NOBODY.group, user or _NOBODY.user) if group or user else _NOBODY
+    token = lower.get("authorization", "").strip()
     scheme, _, rest = token.partition(" ")
     if scheme.lower() == "bearer":
         token = rest.strip()
-    return Caller(consumer, token, lower.get(_REAR_HEADER.lower(), "").lower() == "true")
+    return Caller(consumer, token, lower.get(_REAR, "").strip().lower() == "true")
 
 
 def valid_code(code: str) -> bool:
@@ -309,7 +323,7 @@ def valid_name(name: str) -> bool:
 
 def valid_key(key: str) -> bool:
     """Whether `key` may be an idempotency key: 1 to 128 visible ASCII characters."""
-    return _KEY.fullmatch(key) is not None
+    return _KEY_TEXT.fullmatch(key) is not None
 
 
 class _Given:
@@ -317,7 +331,7 @@ class _Given:
 
     def __init__(self, request: Request) -> None:
         self._query = request.query
-        self.headers = {name.lower(): value for name, value in request.headers.items()}
+        self.headers = lower_case(request.headers)
 
     def has(self, name: str) -> bool:
         return any(key == name for key, _ in self._query)
@@ -368,7 +382,7 @@ class _Given:
         """The priority from the query, else from its header: 0 or above."""
         name, text = "_priority_", self.text("_priority_")
         if text is None:
-            name, text = _PRIORITY_HEADER, self.headers.get(_PRIORITY_HEADER.lower(), "").strip() or "0"
+            name, text = _PRIORITY_HEADER, self.headers.get(_PRIORITY, "").strip() or "0"
         if not _INTEGER.fullmatch(text):
             raise BadRequest(f"parameter {name} is not a number: {_shown(text)}")
         return min(max(int(text), 0), MAX_INT32)
@@ -393,14 +407,12 @@ class _Given:
         return Codec.JSON
 
     def header(self, *names: str) -> str:
-        """The value of the first of these headers that is there, else empty."""
-        return next(
-            (self.headers[name.lower()].strip() for name in names if name.lower() in self.headers), ""
-        )
+        """The value of the first of these headers (in lower case) that is there, else empty."""
+        return next((self.headers[name].strip() for name in names if name in self.headers), "")
 
     def media_type(self, name: str) -> str:
         """A header that is stored with an item and given back: printable ASCII."""
-        value = self.header(name)
+        value = self.header(name.lower())
         if len(value) > _MAX_MEDIA_TYPE or not (value.isascii() and value.replace("\t", " ").isprintable()):
             raise BadRequest(f"header {name} holds characters that are not allowed, or is too long")
         return value
@@ -424,8 +436,8 @@ def _parse_put(request: Request, given: _Given) -> Put:
         raise BadRequest(f"tag {REQUEST_ID} cannot stand in a header: {_shown(request_id)}")
     if len(request.path) > _MAX_PATH or _tag_bytes(request.path) > _MAX_PATH:
         raise BadRequest(f"the path behind the queue is longer than {_MAX_PATH} bytes")
-    key = given.header(*_KEY_HEADERS)
-    if (key or any(name.lower() in given.headers for name in _KEY_HEADERS)) and not valid_key(key):
+    key = given.header(*_KEY)
+    if (key or any(name in given.headers for name in _KEY)) and not valid_key(key):
         raise BadRequest(f"an idempotency key is 1 to 128 visible ASCII characters, not {_shown(key)}")
     return Put(
         request.body,
@@ -536,7 +548,7 @@ def _tag_bytes(text: str) -> int:
 
 
 def _name(lower: Mapping[str, str], headers: tuple[str, ...], what: str) -> str:
-    text = next((lower[name.lower()] for name in headers if lower.get(name.lower())), "")
+    text = next((given for name in headers if (given := lower.get(name, "").strip())), "")
     if text and not valid_name(text):
         raise BadRequest(f"a {what} is 1 to 128 of letters, digits, '.', '_' and '-', not {_shown(text)}")
     return text

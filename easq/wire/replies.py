@@ -17,6 +17,7 @@ from typing import Any
 from easq.errors import AuthFailed, EasqError, NotAQueueService, NotFound, Unavailable, error_class
 from easq.model import HEADER_PREFIX, MAX_WIRE_INDEX, Ack, Frame, SearchResult, Tags
 from easq.wire.durations import format_duration_ms, parse_duration
+from easq.wire.modelarts import error_text
 from easq.wire.operations import Codec
 from easq.wire.sniff import sniff
 
@@ -177,13 +178,17 @@ def error_reply(error: EasqError) -> Reply:
 
 
 def read_error(reply: Reply) -> EasqError:
-    """The error that an answer outside 2xx stands for: its class by the status, its message from the body."""
+    """The error that an answer outside 2xx stands for: its class by the status, its message from the body.
+
+    Of the JSON of Huawei's gateway and management it is the error_msg and error_code.
+    """
     if 300 <= reply.status < 400:
         return _redirect(reply)
     if _is_html(reply):
         text = f"the server answered {reply.status} with an HTML page"
     else:
-        text = _one_line(reply.body[: 4 * _MAX_ERROR_TEXT].decode(errors="replace"))[:_MAX_ERROR_TEXT]
+        said = error_text(reply.body) or reply.body[: 4 * _MAX_ERROR_TEXT].decode(errors="replace")
+        text = _one_line(said[: 4 * _MAX_ERROR_TEXT])[:_MAX_ERROR_TEXT]
     kind = error_class(reply.status)
     hint = ""
     if issubclass(kind, AuthFailed):

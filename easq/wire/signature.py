@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections.abc import Mapping
+from urllib.parse import unquote
 
 
 def sign(token: str, body: bytes, content_type: str, date: str, path: str) -> dict[str, str]:
@@ -29,3 +31,18 @@ def authorization(token: str, content_md5: str, content_type: str, date: str, pa
     text = "\n".join(("POST", content_md5, content_type, date, path))
     digest = hmac.new(token.encode(), text.encode(), hashlib.sha1).digest()
     return "EAS " + base64.b64encode(digest).decode("ascii")
+
+
+def is_signed(token: str, headers: Mapping[str, str], target: str) -> bool:
+    """Whether a POST to `target` (path and query as they were sent) with `headers`, a mapping in which the case of
+    a name is all one, was signed by who knows `token`.
+
+    Header values are taken as they came: the Java SDK drops leading zeros of the MD5, and two SDKs call their local
+    time GMT. That SDK signs the query, the others do not; and a path may be signed before or after its encoding.
+    """
+    given = headers.get("Authorization", "").strip().encode("utf-8", "replace")
+    md5, media_type, date = (headers.get(name, "") for name in ("Content-MD5", "Content-Type", "Date"))
+    path = target.partition("?")[0]
+    signed = {path, target, unquote(path, errors="replace"), unquote(target, errors="replace")}
+    good = [authorization(token, md5, media_type, date, one).encode("utf-8", "replace") for one in signed]
+    return any(hmac.compare_digest(given, one) for one in good)

@@ -47,6 +47,8 @@ _MAGIC: tuple[tuple[tuple[tuple[int, bytes], ...], str], ...] = (
 )
 #: bytes that no text has
 _BINARY = bytes([*range(0x09), 0x0B, *range(0x0E, 0x1B), *range(0x1C, 0x20)])
+#: what any type but plain text begins with, the empty beginning included
+_FIRST = frozenset({b"", b"<", b"\xfe", b"\xff", b"\xef", *(needles[0][1][:1] for needles, _ in _MAGIC)})
 
 
 def sniff(data: bytes) -> str:
@@ -55,6 +57,9 @@ def sniff(data: bytes) -> str:
     """
     head = bytes(data[:_SNIFF_BYTES])
     text = head.lstrip(_BLANK)
+    if text[:1] not in _FIRST and head[:1] not in _FIRST and head[4:8] != b"ftyp" and head[34:36] != b"LP":
+        # most payloads: no type begins like this
+        return _TEXT if text.translate(None, _BINARY) == text else "application/octet-stream"
     if _is_html(text):
         return "text/html; charset=utf-8"
     if text.startswith(b"<?xml"):
@@ -83,6 +88,6 @@ def _is_html(text: bytes) -> bool:
 
 def _is_mp4(head: bytes) -> bool:
     box = int.from_bytes(head[:4], "big")
-    if len(head) < 12 or len(head) < box or box % 4 or head[4:8] != b"ftyp":
+    if len(head) < 12 or len(head) < box or box % 4 or (head[4:8] != b"ftyp" and head[34:36] != b"LP"):
         return False
     return any(head.startswith(b"mp4", at) for at in range(8, box, 4) if at != 12)

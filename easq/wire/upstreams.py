@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def read_upstreams(body: bytes, *, loopback: bool) -> Upstreams:
     items = endpoints.get("items") if isinstance(endpoints, dict) else None
     if not isinstance(items, list):
         raise Malformed("it has no list endpoints.items")
-    return _read_items(items, loopback=loopback)
+    return read_entries(items, lambda item: read_entry(item, loopback=loopback))
 
 
 def write_upstreams(service: str, instances: Sequence[Instance]) -> bytes:
@@ -66,12 +66,13 @@ def write_upstreams(service: str, instances: Sequence[Instance]) -> bytes:
     return json.dumps({"correlative": [service], "endpoints": {"items": items}}).encode()
 
 
-def _read_items(items: Sequence[Any], *, loopback: bool) -> Upstreams:
+def read_entries(items: Sequence[Any], read: Callable[[Any], Instance]) -> Upstreams:
+    """The instances that `read` makes of `items`; what it raises ValueError for is left out."""
     found: dict[str, Instance] = {}
     skipped, reason = 0, ""
     for item in items:
         try:
-            instance = _read_item(item, loopback=loopback)
+            instance = read(item)
             same = found.get(instance.address)
             if same is None and len(found) >= MAX_INSTANCES:
                 raise ValueError(f"there are more than {MAX_INSTANCES}")
@@ -83,7 +84,8 @@ def _read_items(items: Sequence[Any], *, loopback: bool) -> Upstreams:
     return Upstreams(tuple(found.values()), skipped, reason)
 
 
-def _read_item(item: Any, *, loopback: bool) -> Instance:
+def read_entry(item: Any, *, loopback: bool) -> Instance:
+    """The instance in an object with ip, port and perhaps weight. Raises ValueError with what is wrong."""
     if not isinstance(item, dict):
         raise ValueError(f"{_shown(item)} is no entry")
     ip = _read_ip(item.get("ip"), loopback=loopback)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.client.servers import Behaviour, Peer, Server, behaving, listing, rep
 
 @dataclass
 class Service:
-    """Two instances that answer with their bodies reversed, and their discovery."""
+    """Two instances that answer with their bodies reversed, and who knows them: discovery, or ModelArts' management."""
 
     easq: Easq
     discovery: Server
@@ -31,6 +32,10 @@ class Service:
         return [request for instance in self.instances for request in instance.requests]
 
     @property
+    def heads(self) -> list[str]:
+        return [head for head, _ in self.requests]
+
+    @property
     def cache(self) -> Path:
         return self.easq.home / ".cache" / "easq"
 
@@ -42,15 +47,21 @@ def reversing(instance: Server) -> Behaviour:
     return Behaviour(answer)
 
 
-@pytest.fixture
-def service(easq: Easq) -> Iterator[Service]:
-    """A service that the current profile calls directly."""
+@contextmanager
+def serving(easq: Easq, listing: Callable[..., Callable[[Peer], None]]) -> Iterator[Service]:
+    """A service whose instances are named by what `listing` makes of them."""
     behaviours = [Behaviour(reply(500)), Behaviour(reply(500))]
     with behaving(behaviours[0]) as first, behaving(behaviours[1]) as second:
         behaviours[0].now, behaviours[1].now = reversing(first).now, reversing(second).now
         listed = Behaviour(listing(first, second))
         with behaving(listed) as discovery:
-            made = Service(easq, discovery, listed, [first, second], behaviours)
-            for key, value in (("via", "direct"), ("endpoint", made.endpoint), ("service", "svc")):
-                assert easq("config", "set", key, value).status == 0
-            yield made
+            yield Service(easq, discovery, listed, [first, second], behaviours)
+
+
+@pytest.fixture
+def service(easq: Easq) -> Iterator[Service]:
+    """A service that the current profile calls directly."""
+    with serving(easq, listing) as made:
+        for key, value in (("via", "direct"), ("endpoint", made.endpoint), ("service", "svc")):
+            assert easq("config", "set", key, value).status == 0
+        yield made

@@ -43,6 +43,17 @@ def test_show_masks_the_token_and_says_where_values_come_from(easq: Easq) -> Non
     assert easq("config", "show", "-o", "table").text.splitlines()[:2] == ["key\tvalue", "profile\tdefault"]
 
 
+def test_what_says_how_to_predict_is_set_and_shown_with_its_origin(easq: Easq) -> None:
+    values = {"url": "wss://h/a?x=1", "via": "modelarts", "endpoint": "https://h", "project": "p1"}
+    values |= {"service": "s1", "refresh": "90s", "sign": "hmac"}
+    for key, value in values.items():
+        assert easq("config", "-p", "huawei", "set", key, value).status == 0
+    shown = easq("-p", "huawei", "config", "show", "--origin").text
+    for key, value in values.items():
+        assert f"{key} : {value} (profile huawei)\n" in shown
+    assert easq("config", "validate").status == 0
+
+
 def test_config_alone_shows(easq: Easq) -> None:
     assert easq("config").text == "profile : default\ngroup : default_group\nuser : default_user\n"
 
@@ -103,10 +114,13 @@ def test_a_token_can_be_given_on_stdin(easq: Easq) -> None:
             ["set", "urll", "x"],
             13,
             "easq: unknown key 'urll' (did you mean 'url'?)\nhint: the keys are url, token, token_file, "
-            "token_cmd, group, user, via, endpoint, service, project\n",
+            "token_cmd, group, user, via, endpoint, service, project, refresh, sign\n",
         ),
         (["set", "url", ""], 2, "easq: url is empty\nhint: easq config unset url\n"),
         (["set", "user", "a b"], 2, "easq: user 'a b' is not 1-128 of A-Z a-z 0-9 . _ -\n"),
+        (["set", "refresh", "0s"], 2, "easq: the refresh must be above 0\n"),
+        (["set", "project", "a/b"], 2, "easq: project 'a/b' is not 1-128 of A-Z a-z 0-9 . _ -\n"),
+        (["set", "sign", "md5"], 2, "easq: sign 'md5' is not one of auto, token, hmac, none\n"),
         (["set", "token_cmd", "'"], 2, 'easq: token_cmd "\'": No closing quotation\n'),
         (["unset", "user"], 13, "easq: profile default has no 'user'\n"),
         (["use", "defualt"], 13, None),

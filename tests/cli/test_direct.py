@@ -138,7 +138,12 @@ def test_a_token_that_goes_to_a_public_address_in_the_clear_is_warned_about(
 
 def test_an_endpoint_that_is_none_is_found_by_config_validate(easq: Easq, service: Service) -> None:
     assert easq("config", "validate").status == 0
-    easq("config", "set", "endpoint", "ftp://h")
+    done = easq("config", "set", "endpoint", "ftp://h")
+    assert (done.status, done.err.splitlines()[0]) == (
+        13,
+        "easq: the endpoint ftp://h does not begin with http:// or https://",
+    )
+    easq.config.write_text(easq.config.read_text().replace(service.endpoint, "ftp://h"))
     done = easq("config", "validate")
     assert done.status == 13
     assert "profiles.default: the endpoint ftp://h does not begin with http:// or https://" in done.err
@@ -210,11 +215,11 @@ def test_what_the_model_refuses_is_the_exit_status(
     ("args", "message"),
     [
         (["--sign", "hmac"], "--sign goes with --via gateway and direct"),
-        (["--show-instance"], "--show-instance goes with --via direct"),
-        (["--endpoint", "e"], "--endpoint goes with --via direct"),
-        (["--service", "s"], "--service goes with --via direct"),
-        (["--refresh", "1s"], "--refresh goes with --via direct"),
-        (["--via", "direct", "--tags", "a=b"], "--tags and --priority go with --via queue"),
+        (["--show-instance"], "--show-instance goes with --via gateway, direct, modelarts and websocket"),
+        (["--endpoint", "e"], "--endpoint goes with --via direct and modelarts"),
+        (["--service", "s"], "--service goes with --via direct and modelarts"),
+        (["--refresh", "1s"], "--refresh goes with --via direct and modelarts"),
+        (["--via", "direct", "--tags", "a=b"], "--tags goes with --via queue"),
         (
             ["--via", "direct", "--endpoint", "e", "--service", "a/b"],
             "the service 'a/b' is not a name: 1 to 128 of A-Z a-z 0-9 . _ -",

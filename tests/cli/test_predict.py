@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -139,14 +140,49 @@ def test_a_profile_says_which_way(easq: Easq, gateway: str) -> None:
     easq("config", "--url", gateway)
     easq("config", "set", "via", "gateway")
     assert easq("predict", "-d", "ab").out == b"ba"
-    easq("config", "set", "via", "pigeon")
+    easq.config.write_text(easq.config.read_text().replace('"gateway"', '"pigeon"'))
     done = easq("predict", "-d", "ab")
     assert (done.status, done.err) == (
-        2,
-        "easq: via 'pigeon' is not known here, only queue, gateway and direct\n",
+        13,
+        "easq: via 'pigeon' is not one of queue, gateway, direct, modelarts, websocket (profile default)\n",
     )
+
+
+def test_who_answered_is_shown_for_the_gateway_and_not_for_the_queue(easq: Easq, gateway: str) -> None:
+    args = ["predict", "--via", "gateway", "--url", gateway, "-d", "ab", "--show-instance"]
+    done = easq(*args)
+    address = gateway.split("/")[2]
+    time = r"[0-9]+\.[0-9] ms"
+    assert (done.status, done.out) == (0, b"ba")
+    pattern = rf"\[INFO\] {address} attempt 1: connect {time}, first byte {time}, total {time}\n"
+    assert re.fullmatch(pattern, done.err)
+    shown = json.loads(easq(*args, "-o", "json").out)["instance"]
+    assert (shown["address"], shown["attempt"]) == (address, 1)
+    assert 0 < shown["connect_ms"] < shown["first_byte_ms"] <= shown["total_ms"]
+    done = easq("predict", "--url", gateway, "-d", "ab", "--show-instance")
+    assert (done.status, done.err) == (
+        2,
+        "easq: --show-instance goes with --via gateway, direct, modelarts and websocket\n",
+    )
+
+
+def test_a_token_that_goes_to_a_public_gateway_in_the_clear_is_warned_about(easq: Easq) -> None:
+    args = [
+        "predict",
+        "--via",
+        "gateway",
+        "--url",
+        "http://gone.example.invalid/q",
+        "-d",
+        "x",
+        "--timeout",
+        "300ms",
+    ]
+    warning = "easq: warning: the token travels unencrypted, over http and beyond this network\n"
+    assert easq(*args, env={"EASQ_TOKEN": "canary-token-canary"}).err.startswith(warning)
+    assert warning not in easq(*args, "--sign", "hmac", env={"EASQ_TOKEN": "canary-token-canary"}).err
 
 
 def test_tags_go_with_the_queue_only(easq: Easq, gateway: str) -> None:
     done = easq("predict", "--via", "gateway", "--url", gateway, "-d", "x", "--tags", "a=b")
-    assert (done.status, done.err) == (2, "easq: --tags and --priority go with --via queue\n")
+    assert (done.status, done.err) == (2, "easq: --tags goes with --via queue\n")

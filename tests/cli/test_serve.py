@@ -270,3 +270,67 @@ def test_storage_of_a_command_is_kept_where_asked(easq: Easq) -> None:
         )
         assert done.text == f"[OK] {expected}\n"
     assert Path(easq.home / "kept.db").exists()
+
+
+def test_a_model_is_served_beside_the_queues(easq: Easq, started: Started) -> None:
+    """It is said where the service and its instances are; each route gets its answer."""
+    process = started(
+        *("--port", "0", "--storage", "memory:", "--model", "exec:tr a-z A-Z", "--service", "upper"),
+        *("--instances", "2", "--weights", "100, 50"),
+    )
+    queue = address(process)
+    base, origin = queue.rpartition("/")[0], queue.removesuffix("/api/predict/qservice")
+    direct = ("--via", "direct", "--endpoint", origin, "--service", "upper")
+    assert easq("predict", "-d", "hello", *direct).out == b"HELLO"
+    assert easq("predict", "-d", "hello", "--via", "gateway", "--url", f"{base}/upper").out == b"HELLO"
+    rows = easq("endpoints", "--endpoint", origin, "upper", "-o", "json").text
+    listed = [(row["address"], row["weight"]) for row in json.loads(rows)["instances"]]
+    code, out, err = terminate(process)
+    assert (code, out) == (0, b"")
+    assert [weight for _, weight in listed] == [100, 50]
+    assert err.splitlines() == [
+        f"[INFO] queue qservice: {queue} and {queue}/sink",
+        f"[INFO] service upper: {base}/upper",
+        *(f"[INFO] instance {place}, weight {weight}" for place, weight in listed),
+        "[INFO] durability memory, storage memory:",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model", "nonsense"), "easq: model 'nonsense': not known"),
+        (("--model", "echo", "--service", "qservice"), "easq: qservice is a queue and a service"),
+        (
+            ("--model", "echo", "--weights", "1,2", "--instances", "3"),
+            "easq: --weights has 2 for 3 instances",
+        ),
+        (("--model", "echo", "--weights", "1,x"), "'1,x' is no list of weights: write it as 100,50"),
+        (("--model", "echo", "--weights", "9999999"), "easq: --weights 9999999: one of 0 to 1000000"),
+        (("--instances", "2"), "easq: --instances goes with --model"),
+        (("--weights", "1"), "easq: --weights goes with --model"),
+        (("--service", "x"), "easq: --service goes with --model"),
+        (("--model-timeout", "5s"), "easq: --model-timeout goes with --model"),
+        (("--open-instances",), "easq: --open-instances goes with --model"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_a_usage_error(
+    easq: Easq, options: tuple[str, ...], message: str
+) -> None:
+    """Exit code 2, before anything listens."""
+    done = easq("serve", "--port", "0", "--storage", "memory:", *options)
+    assert done.status == 2
+    assert message in done.err
+
+
+def test_a_model_whose_command_is_not_there_does_not_start(easq: Easq) -> None:
+    """Exit code 12, as wherever a command cannot be started."""
+    done = easq("serve", "--port", "0", "--storage", "memory:", "--model", "exec:no-such-command")
+    assert (done.status, done.err) == (12, "easq: no-such-command cannot be started: no such command\n")
+
+
+def test_a_command_around_which_a_model_is_served_knows_where_it_is(easq: Easq) -> None:
+    """Discovery and name in the environment; the private token signs."""
+    call = [sys.executable, "-m", "easq", "predict", "--via", "direct", "-d", "hi"]
+    done = easq("serve", "--model", "echo", "--instances", "2", "--", *call)
+    assert (done.status, done.out) == (0, b"hi")

@@ -66,9 +66,8 @@ class Peer:
     def upgrade(self) -> str:
         """Takes a WebSocket handshake; its head."""
         head, _ = self.read_request()
-        key = next(
-            line[18:].strip() for line in head.split("\r\n") if line.lower().startswith("sec-websocket-key:")
-        )
+        lines = [line for line in head.split("\r\n") if line.lower().startswith("sec-websocket-key:")]
+        key = lines[0][18:].strip() if lines else ""  # none where the client is gone
         accept = base64.b64encode(hashlib.sha1(key.encode() + GUID).digest()).decode()
         self.send(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -94,12 +93,18 @@ class Peer:
         while len(self.buffer) < 6:
             if not self._more():
                 return -1, b""
-        opcode, length = self.buffer[0] & 15, self.buffer[1] & 127
-        while len(self.buffer) < 6 + length:
+        opcode, length, at = self.buffer[0] & 15, self.buffer[1] & 127, 2
+        if length > 125:
+            at = 4 if length == 126 else 10
+            while len(self.buffer) < at:
+                if not self._more():
+                    return -1, b""
+            length = int.from_bytes(self.buffer[2:at], "big")
+        while len(self.buffer) < at + 4 + length:
             if not self._more():
                 return -1, b""
-        mask, data = self.buffer[2:6], self.buffer[6 : 6 + length]
-        self.buffer = self.buffer[6 + length :]
+        mask, data = self.buffer[at : at + 4], self.buffer[at + 4 : at + 4 + length]
+        self.buffer = self.buffer[at + 4 + length :]
         return opcode, bytes(byte ^ mask[at % 4] for at, byte in enumerate(data))
 
     def serve_pings(self) -> tuple[int, bytes]:
@@ -114,7 +119,7 @@ class Peer:
         """Whether the client has closed its side."""
         try:
             return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
+        except (BlockingIOError, TimeoutError):
             return False
         except OSError:
             return True
@@ -138,6 +143,7 @@ class Server:
 
     handler: Callable[[Server, Peer], None]
     port: int = 0
+    host: str = field(default="127.0.0.1", kw_only=True)
     requests: list[tuple[str, bytes]] = field(default_factory=list)
     connections: int = 0
     errors: list[BaseException] = field(default_factory=list)
@@ -145,7 +151,7 @@ class Server:
     def __enter__(self) -> Server:
         self.stop = threading.Event()
         self.threads: list[threading.Thread] = []
-        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.listener = socket.create_server((self.host, self.port))
         self.listener.settimeout(0.05)
         self.port = self.listener.getsockname()[1]
         self.acceptor = threading.Thread(target=self._accept)
@@ -174,6 +180,7 @@ class Server:
             with suppress(TimeoutError):
                 connected, _ = self.listener.accept()
                 connected.settimeout(_LOOK_S)
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.connections += 1
                 thread = threading.Thread(target=self._serve, args=(connected,))
                 thread.start()
@@ -213,6 +220,17 @@ def secured(certificate: Path) -> Server:
         peer.answer(200, b"safe")
 
     return encrypting(certificate, handle)
+
+
+def without_tls() -> Server:
+    """A server that answers what is no HTTP as it answers HTTP, in plain text."""
+
+    def handle(_: Server, peer: Peer) -> None:
+        peer.socket.settimeout(30)
+        if peer.socket.recv(100):
+            peer.answer(400)
+
+    return Server(handle)
 
 
 def answering(*answers: Callable[[Peer], None]) -> Server:
@@ -261,6 +279,41 @@ def listing(*servers: Server, weights: Sequence[int] = ()) -> Callable[[Peer], N
         for server, weight in zip(servers, weights or [100] * len(servers), strict=True)
     ]
     return reply(200, json.dumps({"correlative": ["svc"], "endpoints": {"items": items}}).encode())
+
+
+def host_endpoints(*servers: Server) -> Callable[[Peer], None]:
+    """The answer of ModelArts' management that names `servers`, in one of the shapes that it may have."""
+    found = [{"schema": "http", "ip": "127.0.0.1", "port": str(server.port)} for server in servers]
+    return reply(200, json.dumps({"service_id": "s", "predict": {"host_endpoints": found}}).encode())
+
+
+class Speaking(Server):
+    """A WebSocket service: each connection is upgraded, and each of its messages given to `answer`.
+
+    `messages` holds what came, as opcode and bytes.
+    """
+
+    def __init__(self, answer: Callable[[Peer, int, bytes], None]) -> None:
+        super().__init__(Speaking.speak)  # type: ignore[arg-type]
+        self.answer = answer
+        self.messages: list[tuple[int, bytes]] = []
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/v1/x"
+
+    def speak(self, peer: Peer) -> None:
+        self.requests.append((peer.upgrade(), b""))
+        while (message := peer.serve_pings())[0] in (1, 2):
+            self.messages.append(message)
+            self.answer(peer, *message)
+        if message[0] == 8:
+            peer.send_frame(message[1], 8)
+
+
+def echo(peer: Peer, opcode: int, data: bytes) -> None:
+    """The message itself, its bytes in reverse."""
+    peer.send_frame(data[::-1], opcode)
 
 
 def half(peer: Peer) -> None:

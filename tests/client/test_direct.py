@@ -17,7 +17,8 @@ import pytest
 
 from easq import errors
 from easq.client.discovery import Discovery
-from easq.client.predict import Served, predict_direct, service_path, signed
+from easq.client.lookup import EasLookup
+from easq.client.predict import Served, predict_direct, signed
 from easq.client.transport import Settings, Transport
 from easq.wire.signature import authorization
 from tests.client.servers import (
@@ -56,7 +57,8 @@ class Cluster:
         return f"http://127.0.0.1:{self.discovery.port}"
 
     def client(self, *, refresh_s: float = 60.0) -> Discovery:
-        return Discovery(self.endpoint, "svc", SETTINGS, refresh_s=refresh_s, warn=self.warnings.append)
+        lookup = EasLookup(self.endpoint, "svc")
+        return Discovery(lookup, SETTINGS, refresh_s=refresh_s, warn=self.warnings.append)
 
     def ask(
         self, discovery: Discovery, data: bytes = b"x", timeout_s: float = 30.0, **options: Any
@@ -88,8 +90,8 @@ def test_the_request_and_its_answer_are_untouched() -> None:
         )
         head, body = service.instances[0].requests[0]
         assert served.data == b"<html>\x00\xff"
-        assert served.instance.address == f"127.0.0.1:{service.instances[0].port}"
-        assert served.attempt == 1
+        assert served.address == f"127.0.0.1:{service.instances[0].port}"
+        assert served.times.attempts == 1
     lines = head.split("\r\n")
     assert lines[0] == "POST /api/predict/svc/v1/x%20y HTTP/1.1"
     assert body == b"\x00question"
@@ -145,8 +147,8 @@ def test_no_request_fails_while_one_instance_is_healthy(fault: str) -> None:
         with ThreadPoolExecutor(4) as pool:
             served = list(pool.map(lambda body: service.ask(discovery, body, 6.0 if slow else 60.0), bodies))
         assert [one.data for one in served] == [b"yes"] * len(bodies)
-        assert {one.instance.port for one in served} == {service.instances[1].port}
-        assert max(one.attempt for one in served) <= 3
+        assert {one.address for one in served} == {f"127.0.0.1:{service.instances[1].port}"}
+        assert max(one.times.attempts for one in served) <= 3
         for instance in service.instances:
             assert max(Counter(body for _, body in instance.requests).values(), default=1) == 1
         assert len(service.discovery.requests) == 1
@@ -178,7 +180,7 @@ def test_an_instance_that_is_not_there_is_left_for_the_next() -> None:
         gone = Server(lambda _server, _peer: None, port=free_port())
         service.listed.now = listing(gone, *service.instances)
         with service.client() as discovery:
-            attempts = [service.ask(discovery).attempt for _ in range(10)]
+            attempts = [service.ask(discovery).times.attempts for _ in range(10)]
     assert sorted(attempts) == [1] * 5 + [2] * 5
 
 
@@ -251,7 +253,7 @@ def test_an_instance_that_is_new_in_the_list_goes_before_those_that_were_tried()
             waiting = pool.submit(service.ask, discovery, b"x", 60.0)
             assert eventually(lambda: sum(service.counts()) >= 2)
             service.listed.now = listing(*service.instances)
-            assert waiting.result(30).instance.port == service.instances[2].port
+            assert waiting.result(30).address == f"127.0.0.1:{service.instances[2].port}"
 
 
 def test_discovery_that_fails_during_the_run_fails_no_request() -> None:
@@ -286,7 +288,7 @@ def test_instances_and_discovery_see_only_what_is_theirs() -> None:
 
 
 def test_a_signed_request_shows_no_token_and_carries_a_true_date() -> None:
-    path = service_path("svc", "/v1/x%20y")
+    path = EasLookup("http://e", "svc").path("/v1/x%20y")
     with cluster(FINE) as service, service.client() as discovery:
         service.ask(discovery, b"[{}]", path="/v1/x%20y", headers=signed(TOKEN, b"[{}]", "", path))
         head = service.instances[0].heads()[0]

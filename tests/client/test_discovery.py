@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from easq import errors
-from easq.client.balance import Balance
-from easq.client.discovery import PATHS, Discovery
+from easq.balance import Balance
+from easq.client.discovery import Discovery
 from easq.client.kept import list_file, read_list, write_list
+from easq.client.lookup import EAS_PATHS, EasLookup
 from easq.client.transport import Settings
 from easq.model import Instance
 from tests.client.servers import (
@@ -55,9 +56,13 @@ class Watched:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server.port}"
 
+    @property
+    def lookup(self) -> EasLookup:
+        return EasLookup(self.endpoint, "svc")
+
     def client(self, **options: Any) -> Discovery:
         return Discovery(
-            self.endpoint, "svc", SETTINGS, **{"folder": self.folder, "warn": self.warnings.append, **options}
+            self.lookup, SETTINGS, **{"folder": self.folder, "warn": self.warnings.append, **options}
         )
 
 
@@ -69,9 +74,8 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
 
 
 def keep(watched: Watched, *instances: Instance, age_s: float) -> None:
-    write_list(
-        list_file(watched.folder, watched.endpoint, "svc"), "svc", instances, round(time.time()) - age_s
-    )
+    file = list_file(watched.folder, watched.endpoint, "svc")
+    write_list(file, watched.lookup.write(instances), round(time.time()) - age_s)
 
 
 def huge(peer: Peer) -> None:
@@ -120,7 +124,7 @@ def test_a_bad_answer_changes_nothing_and_is_one_warning(watched: Watched, name:
         (warning,) = watched.warnings
         assert reason in warning
         assert warning.endswith("the last good list is used")
-        kept = read_list(list_file(watched.folder, watched.endpoint, "svc"), loopback=True)
+        kept = read_list(list_file(watched.folder, watched.endpoint, "svc"), watched.lookup.read)
         assert kept is not None
         assert kept.instances == (FIRST, SECOND)
         watched.behaviour.now = saying(entry(SECOND, weight=7))
@@ -143,7 +147,7 @@ def test_a_discovery_that_is_gone_changes_nothing(tmp_path: Path) -> None:
     warnings: list[str] = []
     with behaving(Behaviour(GOOD)) as server:
         endpoint = f"http://127.0.0.1:{server.port}"
-        discovery = Discovery(endpoint, "svc", SETTINGS, folder=tmp_path, warn=warnings.append)
+        discovery = Discovery(EasLookup(endpoint, "svc"), SETTINGS, folder=tmp_path, warn=warnings.append)
         discovery.fill()
     with discovery:
         assert not discovery.refresh()
@@ -200,7 +204,7 @@ def test_what_discovery_says_in_ever_other_words_is_one_warning(watched: Watched
 def test_the_documented_path_comes_first_and_the_newer_one_where_it_is_missing(watched: Watched) -> None:
     with watched.client() as discovery:
         discovery.fill()
-    assert [head.split(" ")[1] for head in watched.server.heads()] == [f"{PATHS[0]}svc"]
+    assert [head.split(" ")[1] for head in watched.server.heads()] == [f"{EAS_PATHS[0]}svc"]
     watched.server.requests.clear()
 
     def newer(peer: Peer) -> None:
@@ -212,7 +216,7 @@ def test_the_documented_path_comes_first_and_the_newer_one_where_it_is_missing(w
         discovery.fill()
         discovery.refresh()
     asked = [head.split(" ")[1] for head in watched.server.heads()]
-    assert asked == [f"{PATHS[0]}svc", f"{PATHS[1]}svc", f"{PATHS[1]}svc"]
+    assert asked == [f"{EAS_PATHS[0]}svc", f"{EAS_PATHS[1]}svc", f"{EAS_PATHS[1]}svc"]
     assert watched.warnings == []
 
 
@@ -279,15 +283,16 @@ def test_the_first_answer_must_be_good(watched: Watched, name: str, kind: type[e
 
 def test_this_machine_is_no_instance_of_a_service_elsewhere(tmp_path: Path) -> None:
     file = list_file(tmp_path, "http://10.255.255.1:9", "svc")
-    write_list(file, "svc", [FIRST], time.time())
-    with Discovery("http://10.255.255.1:9", "svc", SETTINGS, folder=tmp_path) as discovery:
+    lookup = EasLookup("http://10.255.255.1:9", "svc")
+    write_list(file, lookup.write([FIRST]), time.time())
+    with Discovery(lookup, SETTINGS, folder=tmp_path) as discovery:
         with pytest.raises(errors.EasqError):
             discovery.fill(within_s=0.2)
         assert discovery.instances == ()
 
 
 def test_no_discovery_at_all_is_unreachable() -> None:
-    with Discovery(f"127.0.0.1:{free_port()}", "svc", SETTINGS) as discovery:
+    with Discovery(EasLookup(f"127.0.0.1:{free_port()}", "svc"), SETTINGS) as discovery:
         with pytest.raises(errors.Unreachable, match="refused"):
             discovery.fill(within_s=0.3)
 
@@ -326,15 +331,3 @@ def test_after_the_end_nobody_is_asked(watched: Watched) -> None:
         discovery.keep_fresh()
         assert eventually(lambda: len(watched.server.requests) > 1)
     assert eventually(lambda: not any(t.name == "discovery-svc" for t in threading.enumerate()))
-
-
-@pytest.mark.parametrize("service", ["", "a/b", "../x", "a?b", "a b", "a\r\nX: y", "x" * 129, "名"])
-def test_a_service_that_is_no_name(service: str) -> None:
-    with pytest.raises(errors.UsageError):
-        Discovery("http://e", service, SETTINGS)
-
-
-@pytest.mark.parametrize("endpoint", ["http://u:p@h", "ftp://h", "http://h:0", "", "http://h/?x=y"])
-def test_an_endpoint_that_is_none(endpoint: str) -> None:
-    with pytest.raises(errors.ConfigError, match=r"endpoint|url"):
-        Discovery(endpoint, "svc", SETTINGS)

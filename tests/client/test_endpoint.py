@@ -1,6 +1,15 @@
 import pytest
 
-from easq.client.endpoint import endpoint_url, is_loopback, is_private, proxy_for, shown, stream_url
+from easq.client.endpoint import (
+    address_of,
+    endpoint_url,
+    is_loopback,
+    is_private,
+    proxy_for,
+    shown,
+    stream_url,
+    websocket_url,
+)
 from easq.errors import ConfigError
 
 
@@ -60,6 +69,57 @@ def test_the_address_of_a_discovery_may_be_a_bare_host(endpoint: str, found: str
 def test_an_address_that_is_no_discovery_is_called_an_endpoint() -> None:
     with pytest.raises(ConfigError, match=r"^the endpoint http://h holds a user or password$"):
         endpoint_url("u:geheim@h")
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "found"),
+    [
+        ("wss://h/infer/x", "", "wss://h/infer/x"),
+        ("ws://h", "", "ws://h"),
+        ("ws://h:81/a/", "", "ws://h:81/a/"),
+        ("WSS://h/a/", "/b", "wss://h/a/b"),
+        ("wss://h/a?x=1&y=a+b%20c", "", "wss://h/a?x=1&y=a+b%20c"),
+        ("wss://h/a?x=ü", "/ü", "wss://h/a/%C3%BC?x=%C3%BC"),
+        ("https://h/a", "", "wss://h/a"),
+        ("http://[::1]:8/a", "", "ws://[::1]:8/a"),
+    ],
+)
+def test_the_address_of_a_websocket_service(url: str, path: str, found: str) -> None:
+    assert websocket_url(url, path=path) == found
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "h/a", "ftp://h", "ws://", "ws://h:0", "ws://u:secret@h", "ws://h/#f", "ws://h/a b"),
+        *("ws://h/?a b", "ws://h/?a#f", "ws://h/?a\r\nX: y", "ws://h/?a\\b", "ws://a..b/"),
+    ],
+)
+def test_what_is_no_address_of_a_websocket_service_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        websocket_url(url)
+    assert "secret" not in caught.value.message
+    assert "http" not in caught.value.message + caught.value.hint.replace("http://HOST[:PORT]", "")
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://h/a", "h:80"),
+        ("wss://h/a", "h:443"),
+        ("ws://[::1]:8/a", "[::1]:8"),
+        ("https://h:1/a?b", "h:1"),
+    ],
+)
+def test_host_and_port_of_an_address(url: str, address: str) -> None:
+    assert address_of(url) == address
+
+
+def test_a_websocket_goes_the_way_of_its_http() -> None:
+    assert proxy_for("ws://h/", PROXIES) == "http://p:1"
+    assert proxy_for("wss://h/", PROXIES) == "http://p:2"
+    assert proxy_for("ws://127.0.0.1/", PROXIES) is None
+    assert (is_private("ws://10.0.0.1/"), is_private("ws://8.8.8.8/")) == (True, False)
 
 
 def test_an_address_is_shown_without_secrets() -> None:

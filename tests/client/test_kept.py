@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,17 @@ import pytest
 
 from easq.client.kept import Kept, cache_folder, list_file, read_list, write_list
 from easq.model import Instance
+from easq.wire.upstreams import Upstreams, read_upstreams, write_upstreams
 
 INSTANCES = (Instance("10.0.0.1", 50000, 100), Instance("2001:db8::1", 50001, 0))
+
+
+def answer(instances: Sequence[Instance] = INSTANCES) -> bytes:
+    return write_upstreams("svc", instances)
+
+
+def read(body: bytes) -> Upstreams:
+    return read_upstreams(body, loopback=False)
 
 
 @pytest.fixture
@@ -22,17 +32,17 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_what_was_written_is_read(file: Path) -> None:
-    write_list(file, "svc", INSTANCES, 1234.5)
-    assert read_list(file, loopback=False) == Kept(INSTANCES, 1234.5)
-    write_list(file, "svc", INSTANCES[:1], 1235)
-    assert read_list(file, loopback=False) == Kept(INSTANCES[:1], 1235.0)
+    write_list(file, answer(), 1234.5)
+    assert read_list(file, read) == Kept(INSTANCES, 1234.5)
+    write_list(file, answer(INSTANCES[:1]), 1235)
+    assert read_list(file, read) == Kept(INSTANCES[:1], 1235.0)
     assert list(file.parent.iterdir()) == [file]
 
 
 def test_nobody_else_may_read_it_whatever_the_umask(file: Path) -> None:
     old = os.umask(0)
     try:
-        write_list(file, "svc", INSTANCES, 0)
+        write_list(file, answer(), 0)
     finally:
         os.umask(old)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -67,24 +77,24 @@ def test_each_endpoint_and_service_has_its_own(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_list_is_nothing(file: Path, content: bytes) -> None:
-    write_list(file, "svc", INSTANCES, 0)
+    write_list(file, answer(), 0)
     file.write_bytes(content)
-    assert read_list(file, loopback=False) is None
+    assert read_list(file, read) is None
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
 def test_what_others_may_write_is_nothing(file: Path, mode: int) -> None:
-    write_list(file, "svc", INSTANCES, 0)
+    write_list(file, answer(), 0)
     file.chmod(mode)
-    assert read_list(file, loopback=False) is None
+    assert read_list(file, read) is None
 
 
 def test_a_link_a_pipe_and_a_folder_are_nothing(file: Path, tmp_path: Path) -> None:
-    write_list(file, "svc", INSTANCES, 0)
+    write_list(file, answer(), 0)
     for name, make in (("link", lambda p: p.symlink_to(file)), ("pipe", os.mkfifo), ("folder", os.mkdir)):
         place: Any = tmp_path / name
         make(place)
-        assert read_list(place, loopback=False) is None
+        assert read_list(place, read) is None
 
 
 def test_a_link_in_its_place_is_replaced_and_not_written_through(file: Path, tmp_path: Path) -> None:
@@ -92,15 +102,15 @@ def test_a_link_in_its_place_is_replaced_and_not_written_through(file: Path, tmp
     other.write_text("mine")
     file.parent.mkdir(parents=True)
     file.symlink_to(other)
-    write_list(file, "svc", INSTANCES, 0)
+    write_list(file, answer(), 0)
     assert other.read_text() == "mine"
     assert json.loads(file.read_text())["answer"]["correlative"] == ["svc"]
 
 
 def test_where_nothing_can_be_written_nothing_is_said(tmp_path: Path) -> None:
     (tmp_path / "easq").write_text("a file")
-    write_list(list_file(tmp_path / "easq", "http://e", "svc"), "svc", INSTANCES, 0)
-    assert read_list(list_file(tmp_path / "easq", "http://e", "svc"), loopback=False) is None
+    write_list(list_file(tmp_path / "easq", "http://e", "svc"), answer(), 0)
+    assert read_list(list_file(tmp_path / "easq", "http://e", "svc"), read) is None
 
 
 @pytest.mark.parametrize(

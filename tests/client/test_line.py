@@ -19,7 +19,7 @@ def test_reading_ends_by_the_deadline_and_within_the_budget() -> None:
         theirs.sendall(b"hello!")
         assert line.recv(5) == b"hello"
         with pytest.raises(
-            errors.NotAQueueService, match=r"^http://h/q sends more than a queue service does$"
+            errors.NotAQueueService, match=r"^http://h/q sends more than is taken in one message$"
         ):
             line.recv(5)
         line.until = time.monotonic() + 0.05

@@ -93,7 +93,7 @@ def test_the_gateway_gets_the_bytes_and_its_answer_comes_back_untouched() -> Non
             headers={"X-A": "1"},
             timeout_s=5,
         )
-    assert answer == b"<html>\x00\xff"
+    assert answer.data == b"<html>\x00\xff"
     head, body = server.requests[0]
     lines = head.split("\r\n")
     assert lines[0] == "POST /api/predict/q/v1/x%20y?a=b+c HTTP/1.1"
@@ -113,7 +113,7 @@ def test_signed_headers_win_over_the_token() -> None:
 @pytest.mark.parametrize("first", [broken, reply(502), reply(503), reply(504)])
 def test_the_gateway_is_asked_again_where_another_instance_may_do_better(first) -> None:  # type: ignore[no-untyped-def]
     with answering(first, reply(200, b"yes")) as server, Transport(QUICK) as transport:
-        assert predict_gateway(transport, server.url, CALLER, b"x", timeout_s=10) == b"yes"
+        assert predict_gateway(transport, server.url, CALLER, b"x", timeout_s=10).data == b"yes"
     assert len(server.requests) == 2
 
 
@@ -130,7 +130,7 @@ def test_one_attempt_takes_a_third_of_the_time_at_most() -> None:
         peer.stop.wait(20)
 
     with answering(slow, reply(200, b"yes")) as server, Transport(Settings(environ={})) as transport:
-        assert predict_gateway(transport, server.url, CALLER, b"x", timeout_s=3) == b"yes"
+        assert predict_gateway(transport, server.url, CALLER, b"x", timeout_s=3).data == b"yes"
         server.stop.set()
 
 

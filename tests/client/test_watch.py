@@ -254,7 +254,7 @@ def test_a_frame_that_claims_to_be_endless_is_given_up() -> None:
     notices: list[str] = []
     with watching(Watched(script, pushing(2)), on_notice=notices.append) as watcher:
         assert watcher.next(60) == frame(2)
-    assert "sends more than a queue service does" in notices[0]
+    assert "sends more than is taken in one message" in notices[0]
 
 
 def test_what_was_read_ahead_is_dropped_with_its_connection() -> None:

@@ -11,6 +11,7 @@ from easq.storage.changes import Change, Keyed, Removed
 from easq.storage.embedded import Embedded, Settle
 from easq.storage.memory import Memory
 from easq.storage.sqlite import Sqlite
+from easq.storage.writer import Writer
 from tests.simulation import planted as rules
 
 
@@ -30,7 +31,7 @@ def deleted_before_the_response(patch: pytest.MonkeyPatch) -> None:
 
 def key_dropped_at_consumption(patch: pytest.MonkeyPatch) -> None:
     """An idempotency key is remembered as long as its item is there."""
-    in_memory, in_file = Memory._submit, Sqlite._record
+    in_memory, in_file = Memory._submit, Writer._record
 
     def submit(self: Memory, changes: Sequence[Change], settle: Settle | None = None) -> object:
         for change in changes:
@@ -40,14 +41,14 @@ def key_dropped_at_consumption(patch: pytest.MonkeyPatch) -> None:
                     del keys[key]
         return in_memory(self, changes, settle)
 
-    def record(self: Sqlite, change: Change) -> None:
+    def record(self: Writer, change: Change) -> None:
         in_file(self, change)
         for index in change.indexes if isinstance(change, Removed) else ():
             statement = "DELETE FROM idempotency WHERE stream = ? AND item = ?"
-            self._writer.execute(statement, (self._ids[change.stream], index))
+            self._connection.execute(statement, (self._ids[change.stream], index))
 
     patch.setattr(Memory, "_submit", submit)
-    patch.setattr(Sqlite, "_record", record)
+    patch.setattr(Writer, "_record", record)
 
 
 def keys_are_not_stored(patch: pytest.MonkeyPatch) -> None:

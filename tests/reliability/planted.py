@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 from easq.cli.main import main
-from easq.storage import embedded, groups, sqlite
+from easq.storage import embedded, groups, sqlite, writer
 from easq.storage.changes import Change, Removed, Stored
 
 
@@ -44,32 +44,37 @@ def last_index_forgotten() -> None:
         def __getattr__(self, name: str) -> object:
             return getattr(self._connection, name)
 
+        def execute(self, statement: str, *values: object) -> object:
+            return self._connection.execute(
+                statement.replace("INSERT INTO", "INSERT OR REPLACE INTO"), *values
+            )  # type: ignore[attr-defined]
+
         def executemany(self, statement: str, rows: object) -> None:
             if not statement.startswith("UPDATE stream SET last"):
-                self._connection.executemany(statement.replace("INSERT INTO", "INSERT OR REPLACE INTO"), rows)  # type: ignore[attr-defined]
+                self._connection.executemany(statement, rows)  # type: ignore[attr-defined]
 
-    original = sqlite.Sqlite._store
+    original = writer.Writer._store
 
-    def store(self: sqlite.Sqlite, stored: list[Stored]) -> None:
-        writer = self._writer
-        self._writer = WithoutLast(writer)  # type: ignore[assignment]
+    def store(self: writer.Writer, stored: list[Stored]) -> None:
+        connection = self._connection
+        self._connection = WithoutLast(connection)  # type: ignore[assignment]
         try:
             original(self, stored)
         finally:
-            self._writer = writer
+            self._connection = connection
 
-    sqlite.Sqlite._store = store  # type: ignore[method-assign]
+    writer.Writer._store = store  # type: ignore[method-assign]
 
 
 def commits_forgotten() -> None:
     """What was removed is gone from memory alone, until the next start."""
-    original = sqlite.Sqlite._record
+    original = writer.Writer._record
 
-    def record(self: sqlite.Sqlite, change: Change) -> None:
+    def record(self: writer.Writer, change: Change) -> None:
         if not isinstance(change, Removed):
             original(self, change)
 
-    sqlite.Sqlite._record = record  # type: ignore[method-assign]
+    writer.Writer._record = record  # type: ignore[method-assign]
 
 
 def window_one_too_large() -> None:

@@ -6,6 +6,8 @@ import hashlib
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,21 @@ def test_another_programs_database_is_refused(tmp_path: Path, data: Path) -> Non
         connection.execute("CREATE TABLE bookmarks (url TEXT)")
     connection.close()
     assert "it is another program's SQLite file" in refused(tmp_path, data)
+
+
+def test_another_programs_log_stays_where_it_is(tmp_path: Path, data: Path) -> None:
+    """What that program wrote and did not copy back yet is in the log alone: to look at the file must not move it."""
+    write = (
+        "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA journal_mode = WAL');"
+        "c.execute('CREATE TABLE t (x)'); c.commit(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", write, str(data)], check=True)
+    before = {name: digest for name, digest in contents(data.parent).items() if not name.endswith("-shm")}
+    assert len(before) == 2
+    done = run_to_the_end(tmp_path, f"sqlite:{data}")
+    assert done.returncode == 74, done
+    after = {name: digest for name, digest in contents(data.parent).items() if not name.endswith("-shm")}
+    assert after == before
 
 
 def test_a_schema_of_another_version_is_refused(serve: Serve, tmp_path: Path, data: Path) -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from easq.errors import UsageError
 from easq.service.server import Server, Settings
-from tests.service.conftest import Local, Open
+from tests.service.conftest import Open
 from tests.support.http import Connection, Stream
+from tests.support.local import Local
 from tests.support.websocket import Refused, watch
 
 BASE = "/api/predict"

@@ -170,6 +170,8 @@ class World:
             hold("I13 a consumer's line", pending and fits, line, seat)
         hold("P11 what is due is done in time", stream.due <= books.due(), stream.due, books.due())
         if self.eager:
+            for name in books.teams if seen else ():
+                self._check_place(name, seen[len(self.story) % len(seen)])
             for name, line in lines.items():
                 out = {index for seat in books.teams[name].seats.values() for index in seat.out}
                 hold(
@@ -178,6 +180,18 @@ class World:
                     line,
                     out,
                 )
+
+    def _check_place(self, name: str, index: int) -> None:
+        """How many items come before it in the group (search's WaitCount)."""
+        team, items = self.books.teams[name], self.books.items
+        out = {other for seat in team.seats.values() for other in seat.out}
+        place = self.stream.locate(name, index)
+        due = [
+            other
+            for other in items.keys() - self.books.claimed - out - team.committed
+            if (-items[other].priority, other) < (-items[index].priority, index)
+        ]
+        hold("I13 its place", place is not None and (index in out or place.ahead == len(due)), place, due)
 
     def pending(self, name: str, index: int) -> Seat | None:
         """The connection that has the item, sent or not."""

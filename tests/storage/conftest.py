@@ -21,10 +21,11 @@ NO_LIMITS = Limits()
 class Engine:
     """An engine with one open stream `q`, and shorter words for its verbs."""
 
-    def __init__(self, url: str, timing: Timing = TIMING) -> None:
+    def __init__(self, url: str, timing: Timing = TIMING, durability: str = "fsync") -> None:
         self.url = url
         self.timing = timing
-        self.storage: Storage = open_storage(url, timing=timing)
+        self.durability = durability
+        self.storage: Storage = open_storage(url, durability=durability, timing=timing)
         self.failures: list[Exception] = []
 
     async def start(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import stat
@@ -231,18 +232,57 @@ def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize(("durability", "level"), [("fsync", 2), ("os", 1)])
-def test_durability_is_what_it_says(tmp_path: Path, durability: str, level: int) -> None:
-    """`fsync` writes with synchronous=FULL, `os` with NORMAL, both with a write-ahead log."""
+@pytest.mark.parametrize(("durability", "synced"), [("fsync", True), ("os", False)])
+def test_durability_is_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: str, synced: bool
+) -> None:
+    """With `fsync` the write-ahead log is synced before a put is acknowledged; with `os` nothing is."""
+    syncs: list[str] = []
+    fdatasync = os.fdatasync
+
+    def note(handle: int) -> None:
+        syncs.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fdatasync(handle)
 
     async def main() -> None:
-        storage = open_storage(f"sqlite:{tmp_path / 'easq.db'}", durability=durability)
-        assert isinstance(storage, Sqlite)
-        await storage.start(lambda _: None)
-        assert storage.durability == durability
-        assert storage._writer.execute("PRAGMA synchronous").fetchone() == (level,)
-        assert storage._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        await storage.close()
+        engine = Engine(f"sqlite:{tmp_path / 'easq.db'}", durability=durability)
+        await engine.start()
+        assert engine.storage.durability == durability
+        monkeypatch.setattr(os, "fdatasync", note)
+        await engine.put()
+        assert (syncs == ["easq.db-wal"]) == synced, syncs
+        await asyncio.gather(*(engine.put() for _ in range(100)))
+        assert len(syncs) < 20, "puts at the same time share a sync"
+        await engine.storage.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("size", [1, 1024**2])
+def test_a_failed_sync_acknowledges_nothing_ever_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The sync is not tried again: what it was to make durable may be lost, and the next one would not tell."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
+        await engine.start()
+        await engine.put()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fail)
+            results = await asyncio.gather(
+                *(engine.put(b"x" * size) for _ in range(5)), return_exceptions=True
+            )
+        assert all(isinstance(result, StorageError) for result in results)
+        with pytest.raises(StorageError, match="Input/output error"):
+            await engine.put()
+        assert len(engine.failures) == 1
+        await engine.storage.close()
+        with pytest.raises(StorageError, match="the disk failed"):
+            await Engine(f"sqlite:{tmp_path / 'easq.db'}").start()
 
     asyncio.run(main())
 
@@ -261,8 +301,8 @@ def test_a_full_disk_refuses_puts_and_lets_commits_through(tmp_path: Path) -> No
         engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
         await engine.start()
         assert isinstance(engine.storage, Sqlite)
-        pages = engine.storage._writer.execute("PRAGMA page_count").fetchone()[0]
-        engine.storage._writer.execute(f"PRAGMA max_page_count = {pages + 30}")
+        pages = engine.storage._open_writer._connection.execute("PRAGMA page_count").fetchone()[0]
+        engine.storage._open_writer._connection.execute(f"PRAGMA max_page_count = {pages + 30}")
         results = [await _try(engine.put(b"x" * 10_000, requestId=str(n))) for n in range(60)]
         stored = [index for index in results if index is not None]
         assert 5 < len(stored) < 50
@@ -286,7 +326,7 @@ def test_a_failed_write_acknowledges_nothing_and_is_reported_once(tmp_path: Path
         await engine.start()
         assert isinstance(engine.storage, Sqlite)
         await engine.put()
-        engine.storage._writer.execute("PRAGMA query_only = ON")
+        engine.storage._open_writer._connection.execute("PRAGMA query_only = ON")
         results = await asyncio.gather(*(engine.put() for _ in range(5)), return_exceptions=True)
         assert all(isinstance(result, StorageError) for result in results)
         with pytest.raises(StorageError):
@@ -294,7 +334,7 @@ def test_a_failed_write_acknowledges_nothing_and_is_reported_once(tmp_path: Path
         with pytest.raises(StorageError):
             await engine.indexes()
         assert len(engine.failures) == 1
-        engine.storage._writer.execute("PRAGMA query_only = OFF")
+        engine.storage._open_writer._connection.execute("PRAGMA query_only = OFF")
         await engine.storage.close()
 
     asyncio.run(main())

@@ -1,4 +1,4 @@
-from easq.wire.signature import authorization, sign
+from easq.wire.signature import authorization, is_signed, sign
 
 DATE = "Mon, 02 Jan 2006 15:04:05 GMT"
 TYPE = "application/octet-stream"
@@ -19,3 +19,14 @@ def test_the_header_values_count_as_they_were_sent() -> None:
     full = authorization("t", "02e74f10", TYPE, DATE, PATH)
     assert full != authorization("t", "2e74f10", TYPE, DATE, PATH)
     assert full.startswith("EAS ")
+
+
+def test_a_signature_is_known_by_the_headers_as_they_came() -> None:
+    """With or without the query, before or after the encoding; of any day; and of nothing else."""
+    for signed in (PATH + "/ü", PATH + "/%C3%BC", PATH + "/ü?a=b", PATH + "/%C3%BC?a=b"):
+        headers = sign("t", b"x", TYPE, DATE, signed)
+        assert is_signed("t", headers, PATH + "/%C3%BC?a=b")
+        assert not is_signed("u", headers, PATH + "/%C3%BC?a=b")
+        assert not is_signed("t", headers, PATH + "?a=b")
+        assert not is_signed("t", headers | {"Date": "x"}, PATH + "/%C3%BC?a=b")
+    assert not is_signed("t", {}, PATH)

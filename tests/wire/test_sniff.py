@@ -40,3 +40,21 @@ BYTES = "application/octet-stream"
 )
 def test_guesses_as_go_does(data: bytes, media_type: str) -> None:
     assert sniff(data) == media_type
+
+
+@pytest.mark.parametrize("head", [bytes([first]) for first in range(256)])
+def test_the_short_cut_for_plain_payloads_changes_nothing(
+    head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever comes first, the answer is the one without it."""
+    payloads = [
+        head,
+        head + b" text",
+        b" " + head,
+        b"123" + head,
+        b"1234ftyp" + head,
+        b"1" * 34 + b"LP" + head,
+    ]
+    quick = [sniff(payload) for payload in payloads]
+    monkeypatch.setattr("easq.wire.sniff._FIRST", {bytes([first]) for first in range(256)} | {b""})
+    assert quick == [sniff(payload) for payload in payloads]

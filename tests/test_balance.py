@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from easq.client.balance import Balance, shares
+from easq.balance import Balance, shares
 from easq.model import Instance
 
 

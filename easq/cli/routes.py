@@ -1,0 +1,284 @@
+"""The ways of a prediction: which options go with which, and how a request goes each way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from easq.cli.options import DURATION, keep
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from easq.cli.app import App
+    from easq.cli.items import Item
+    from easq.client.dialogue import Dialogue
+    from easq.client.predict import Served
+    from easq.model import Frame
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+QUEUE, GATEWAY, DIRECT, MODELARTS, WEBSOCKET = ("queue", "gateway", "direct", "modelarts", "websocket")
+#: option -> the ways that it goes with; one that is not named goes with all
+GOES_WITH: Mapping[str, tuple[str, ...]] = {
+    "tags": (QUEUE,),
+    "priority": (QUEUE,),
+    "content-type": (QUEUE, GATEWAY, DIRECT, MODELARTS),
+    "sign": (GATEWAY, DIRECT),
+    "endpoint": (DIRECT, MODELARTS),
+    "service": (DIRECT, MODELARTS),
+    "refresh": (DIRECT, MODELARTS),
+    "project": (MODELARTS,),
+    "show-instance": (GATEWAY, DIRECT, MODELARTS, WEBSOCKET),
+    "binary": (WEBSOCKET,),
+    "idle-timeout": (WEBSOCKET,),
+}
+#: headers that say who asks: none of them goes to an instance of ModelArts, and any of them stands for the token
+#: of a WebSocket service
+_CREDENTIALS = ("authorization", "x-auth-token", "x-apig-appcode")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the command line says of every request."""
+
+    timeout_s: float
+    path: str = ""
+    content_type: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+    binary: bool = False
+    single: bool = False  #: there is one request and no more
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a request, and how, where that is known."""
+
+    frame: Frame
+    served: Served | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How to ask, and what is left to do with an answer that was printed."""
+
+    ask: Callable[[Item], Answer]
+    done: Callable[[Frame], None] = lambda _frame: None
+
+
+def via_option(*ways: str, text: str) -> Callable[[F], F]:
+    """The option --via, which ends in the App."""
+    return click.option("--via", type=click.Choice(ways), expose_value=False, callback=keep, help=text)
+
+
+def service_options(function: F) -> F:
+    """`function` takes the options that say which service is called directly, which end in the App."""
+    for names, attributes in (
+        (
+            "--refresh",
+            {"type": DURATION, "help": "How often it is asked for them.  [default: 5s, modelarts 60s]"},
+        ),
+        ("--project", {"metavar": "ID", "help": "Its project; modelarts only."}),
+        (
+            "--service",
+            {"metavar": "NAME", "help": "The service whose instances are called; its id in modelarts."},
+        ),
+        (
+            "--endpoint",
+            {"metavar": "URL", "help": "Who knows the instances: EAS discovery, or ModelArts' management."},
+        ),
+    ):
+        option: Callable[[F], F] = click.option(names, expose_value=False, callback=keep, **attributes)
+        function = option(function)
+    return function
+
+
+def check_options(via: str, given: Iterable[str]) -> None:
+    """Raises UsageError for the first option of those `given` that does not go with `via`."""
+    from easq.errors import UsageError
+
+    for name in given:
+        ways = GOES_WITH.get(name, (via,))
+        if via not in ways:
+            *most, last = ways
+            raise UsageError(f"--{name} goes with --via {', '.join(most)}{' and ' if most else ''}{last}")
+
+
+def route(app: App, via: str, terms: Terms) -> Route:
+    """How requests go `via`, which was checked."""
+    make = {QUEUE: _queue, GATEWAY: _gateway, WEBSOCKET: _websocket}.get(via, _instances)
+    return make(app, terms)
+
+
+def _queue(app: App, terms: Terms) -> Route:
+    from easq.client.predict import predict_queue
+
+    queue, sink = app.queue(sink=False), app.queue(sink=True)
+
+    def ask(item: Item) -> Answer:
+        frame = predict_queue(
+            queue,
+            sink,
+            item.data,
+            timeout_s=terms.timeout_s,
+            tags={**item.tags, **terms.tags},
+            priority=terms.priority or item.priority or 0,
+            path=terms.path,
+            content_type=terms.content_type or item.content_type,
+        )
+        return Answer(frame)
+
+    return Route(ask, lambda frame: sink.delete([frame.index]))
+
+
+def _gateway(app: App, terms: Terms) -> Route:
+    from dataclasses import replace
+    from urllib.parse import unquote, urlsplit
+
+    from easq.client.predict import predict_gateway
+    from easq.client.queue import sub_path
+
+    url, caller, transport = app.stream_url(sink=False), replace(app.caller(), token=""), app.transport
+    sign = _sign(app)
+    sign = "token" if sign == "auto" and app.token else sign
+    if sign == "token":
+        app.warn_where_unencrypted(url)
+    headers = _headers(app, sign)
+    signed_path = unquote(urlsplit(url).path) + sub_path(terms.path)
+
+    def ask(item: Item) -> Answer:
+        kind = terms.content_type or item.content_type
+        return _answer(
+            predict_gateway(
+                transport,
+                url,
+                caller,
+                item.data,
+                path=terms.path,
+                content_type=kind,
+                headers=headers(item.data, kind, signed_path),
+                timeout_s=terms.timeout_s,
+            )
+        )
+
+    return Route(ask)
+
+
+def _instances(app: App, terms: Terms) -> Route:
+    """EAS direct connect, or ModelArts' channel, which knows no authentication."""
+    import time
+
+    from easq.client.predict import predict_direct
+
+    modelarts = app.settings.get("via") == MODELARTS
+    if modelarts:
+        _refuse_credentials(app)
+    discovery, transport = app.discovery, app.instances
+    # a signature is good for one request, a token for all: the addresses are what discovery says they are
+    sign = "none" if modelarts else _sign(app)
+    headers = _headers(app, "hmac" if sign == "auto" and app.token else sign)
+    signed_path = discovery.lookup.path(terms.path)
+    # once, before all requests: where there is no list, not each of them asks for it and fails
+    began = time.monotonic()
+    discovery.fill(within_s=terms.timeout_s)
+    spent_s = time.monotonic() - began if terms.single else 0.0
+    if sign == "token":
+        app.warn_where_unencrypted(*(one.url for one in discovery.instances))
+
+    def ask(item: Item) -> Answer:
+        kind = terms.content_type or item.content_type
+        return _answer(
+            predict_direct(
+                transport,
+                discovery,
+                item.data,
+                path=terms.path,
+                headers=headers(item.data, kind, signed_path),
+                timeout_s=max(0.001, terms.timeout_s - spent_s),
+            )
+        )
+
+    return Route(ask)
+
+
+def _websocket(app: App, terms: Terms) -> Route:
+    """As many connections as there are messages at a time: an answer belongs to the message before it."""
+    from easq.client.dialogue import Dialogues
+
+    dialogues = app.at_end.enter_context(Dialogues(dialogue_maker(app, terms)))
+
+    def ask(item: Item) -> Answer:
+        return _answer(dialogues.ask(item.data, timeout_s=terms.timeout_s))
+
+    return Route(ask)
+
+
+def dialogue_maker(app: App, terms: Terms) -> Callable[[], Dialogue]:
+    """What makes connections to the WebSocket service of this run. Raises ConfigError where none is known."""
+    from easq.client.dialogue import Dialogue
+    from easq.client.endpoint import websocket_url
+    from easq.errors import ConfigError
+
+    if not app.settings.get("url"):
+        raise ConfigError("no url of a WebSocket service is known", hint="--url wss://HOST/PATH, or EASQ_URL")
+    url = websocket_url(app.settings.get("url"), path=terms.path)
+    given = _given_credentials(app)
+    # the one way of ModelArts that needs nothing but a token; another way is a header of the user's
+    headers = {} if given or not app.token else {"X-Auth-Token": app.token}
+    if given or headers:
+        app.warn_where_unencrypted(url)
+    warned: list[str] = []
+
+    def warn(text: str) -> None:
+        if not warned:
+            warned.append(text)
+            app.warnings.append(text)
+
+    settings = app.transport.settings
+    return lambda: Dialogue(url, headers, settings, text=not terms.binary, warn=warn)
+
+
+def _answer(served: Served) -> Answer:
+    from easq.model import Frame
+
+    return Answer(Frame(0, data=served.data), served)
+
+
+def _sign(app: App) -> str:
+    return app.checked("sign") or "auto"
+
+
+def _headers(app: App, sign: str) -> Callable[[bytes, str, str], Mapping[str, str]]:
+    """The headers of a request by its body, content type and path: who asks, and the type where there is one."""
+    from easq.client.predict import signed
+    from easq.errors import AuthFailed
+
+    if sign in ("token", "hmac") and not app.token:
+        raise AuthFailed(f"--sign {sign} needs a token", hint="--token-file, or EASQ_TOKEN")
+    given = {name.lower(): value for name, value in app.options.get("header", ())}.get("content-type", "")
+
+    def headers(data: bytes, content_type: str, path: str) -> Mapping[str, str]:
+        if sign == "hmac":
+            return signed(app.token, data, given or content_type, path)
+        typed = {"Content-Type": content_type} if content_type else {}
+        return {**typed, "Authorization": app.token} if sign == "token" else typed
+
+    return headers
+
+
+def _given_credentials(app: App) -> list[str]:
+    return [name for name, _ in app.options.get("header", ()) if name.lower() in _CREDENTIALS]
+
+
+def _refuse_credentials(app: App) -> None:
+    from easq.errors import UsageError
+
+    for name in _given_credentials(app):
+        raise UsageError(
+            f"--header {name} does not go with --via modelarts: instances get no credentials",
+            hint="the token of the look-up is given with --token-file",
+        )

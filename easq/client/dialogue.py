@@ -1,0 +1,267 @@
+"""A WebSocket service asked message by message: the answer to one is the first message that comes after it.
+
+    ask     one message, its one answer; sent again on a new connection after a lost one
+    more    what comes behind an answer, until nothing does
+    say     one message now, hear what comes: both ways at once, for a person
+
+The platform keeps the ways of the container behind it, and some containers close after each answer (Huawei's page on
+WebSocket services): so the next message goes out on a new connection, without that being a failure.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from easq.client.backoff import full_jitter
+from easq.client.endpoint import address_of, shown
+from easq.client.failures import Unanswered, Unconnected
+from easq.client.headers import request_headers
+from easq.client.predict import ATTEMPT_PART, Served, another_may_do_better, in_time
+from easq.client.transport import Settings, Times
+from easq.client.websocket import TICK_S, Closed, Message, WebSocket
+from easq.errors import AuthFailed, DeadlineExceeded, EasqError, UsageError
+from easq.wire.operations import Request
+
+#: what goes through gateways that drop a connection on which nothing goes for a minute
+PING_EVERY_S = 20.0
+#: how long one looks for what came unasked before a message goes out
+_LOOK_S = 0.001
+#: close codes of a service that is done, not one that failed
+_DONE = (1000, 1001, 1005)
+
+
+class Dialogue:
+    """One connection at a time to a service, made when it is needed. For one thread at a time."""
+
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        settings: Settings,
+        *,
+        text: bool,
+        warn: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        """Nothing is sent yet. `headers` say who asks; those of `settings` win. `text`: messages go as text, else as
+        binary. `warn` gets a line when messages came that nothing asked for.
+
+        Raises UsageError or ConfigError for a header that cannot be sent.
+        """
+        self._url, self._settings, self._text, self._warn = url, settings, text, warn
+        self._headers = request_headers(Request("GET", headers=headers), None, settings.headers)
+        self._socket: WebSocket | None = None
+        self._unasked = 0
+        self._unanswered: deque[tuple[bytes, float]] = (
+            deque()
+        )  # what was said, and until when it is waited for
+        self._failures = 0  # in a row, of what `hear` does
+        self._trouble: EasqError | None = None  # the last of them
+        self._not_before = 0.0
+
+    def __enter__(self) -> Dialogue:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The connection is ended in good order."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def ask(self, data: bytes, *, timeout_s: float) -> Served:
+        """The answer to `data`. It is sent again on a new connection after a lost one, 502, 503, 504 or no answer in
+        a third of `timeout_s`, while that lasts.
+
+        Raises UsageError for what cannot be sent as text, DeadlineExceeded where no answer came in time.
+        """
+        self._check(data)
+        began = time.monotonic()
+        attempts = 0
+        while True:
+            attempts += 1
+            times = Times(attempts=attempts)
+            try:
+                answer = self._attempt(data, times, began + timeout_s, timeout_s / ATTEMPT_PART)
+            except EasqError as error:
+                self._drop()
+                pause_s = full_jitter(attempts)
+                if not _again(error):
+                    raise
+                if time.monotonic() + pause_s >= began + timeout_s:
+                    raise in_time(error, f"{attempts} attempts", timeout_s) from error
+                time.sleep(pause_s)
+                continue
+            times.total_s = time.monotonic() - began
+            return Served(answer.data, address_of(self._url), times)
+
+    def more(self, idle_s: float) -> Iterator[bytes]:
+        """What comes behind an answer, until nothing has for `idle_s` or the service closes."""
+        until = time.monotonic() + idle_s
+        while self._socket is not None and (left_s := until - time.monotonic()) > 0:
+            try:
+                message = self._socket.read(min(left_s, TICK_S))
+            except EasqError as error:
+                self._drop()
+                if isinstance(error, Closed) and error.code in _DONE:
+                    return
+                raise
+            if message is not None:
+                yield message.data
+                until = time.monotonic() + idle_s
+
+    def connect(self, *, timeout_s: float) -> None:
+        """There is a connection; raises why there is none."""
+        self._connection(Times(), time.monotonic() + timeout_s)
+
+    def say(self, data: bytes, *, timeout_s: float) -> None:
+        """`data` goes out as soon as there is a connection. Raises UsageError for what cannot be sent as text."""
+        self._check(data)
+        self._unanswered.append((data, time.monotonic() + timeout_s))
+        if self._socket is not None:
+            self._over_it(lambda socket: self._send(socket, data))
+
+    @property
+    def waits(self) -> bool:
+        """Whether more was said than was answered."""
+        return bool(self._unanswered)
+
+    def hear(self) -> bytes | None:
+        """What came within a tick, or None; what was said and not answered goes out again on a new connection.
+
+        Raises DeadlineExceeded for what was not answered in time, which is then no longer waited for, and what a new
+        connection is refused with.
+        """
+        if self._unanswered and time.monotonic() >= self._unanswered[0][1]:
+            self._unanswered.popleft()
+            why = f": {self._trouble.message}" if self._trouble else ""
+            raise DeadlineExceeded(f"no answer from {shown(self._url)} in time{why}")
+        if self._socket is None and (not self._unanswered or time.monotonic() < self._not_before):
+            time.sleep(TICK_S)
+            return None
+        message = self._over_it(lambda socket: socket.read(), again=True)
+        if message is not None:
+            self._failures, self._trouble = 0, None
+            if self._unanswered:
+                self._unanswered.popleft()
+        return None if message is None else message.data
+
+    def _over_it(self, use: Callable[[WebSocket], Message | None], *, again: bool = False) -> Message | None:
+        """What `use` gives of the connection, which is made where there is none and `again`; dropped when it fails."""
+        try:
+            if self._socket is None and again:
+                socket = self._connection(Times(), self._unanswered[0][1])
+                for data, _ in self._unanswered:
+                    self._send(socket, data)
+            return use(self._socket) if self._socket is not None else None
+        except EasqError as error:
+            self._drop()
+            if not _again(error):
+                raise
+            self._failures, self._trouble = self._failures + 1, error
+            self._not_before = time.monotonic() + full_jitter(self._failures)
+            return None
+
+    def _attempt(self, data: bytes, times: Times, end: float, limit_s: float) -> Message:
+        until = min(end, time.monotonic() + limit_s)
+        self._drop_unasked()
+        began = time.monotonic()
+        socket = self._connection(times, until)
+        self._send(socket, data, within_s=until - time.monotonic())
+        while (message := socket.read()) is None:
+            if time.monotonic() >= until:
+                text = f"no answer from {shown(self._url)} within {until - began:.3g} s"
+                raise Unanswered(text, hint="raise --timeout if it is slow")
+        if socket.first_byte_at is not None:
+            times.first_byte_s = socket.first_byte_at - began
+        return message
+
+    def _send(self, socket: WebSocket, data: bytes, within_s: float | None = None) -> None:
+        limit_s = self._settings.request_timeout_s
+        socket.send(data, text=self._text, within_s=max(0.001, min(within_s or limit_s, limit_s)))
+
+    def _connection(self, times: Times, until: float) -> WebSocket:
+        if self._socket is None:
+            began = time.monotonic()
+            left_s = max(0.001, until - began)
+            settings = replace(
+                self._settings,
+                connect_timeout_s=min(self._settings.connect_timeout_s, left_s),
+                request_timeout_s=min(self._settings.request_timeout_s, left_s),
+            )
+            try:
+                self._socket = WebSocket(
+                    self._url,
+                    self._headers,
+                    settings,
+                    max_message_bytes=settings.max_answer_bytes,
+                    ping_every_s=PING_EVERY_S,
+                )
+            except AuthFailed as error:
+                error.hint = "check the credentials: --token-file, or a header such as 'X-Apig-AppCode: CODE'"
+                raise
+            times.connect_s = time.monotonic() - began
+        return self._socket
+
+    def _drop_unasked(self) -> None:
+        """What came since the last answer is dropped, and a connection that ended meanwhile forgotten."""
+        try:
+            while self._socket is not None and self._socket.read(_LOOK_S) is not None:
+                self._unasked += 1
+                if self._unasked == 1:
+                    self._warn("messages that nothing asked for are dropped; --idle-timeout shows them")
+        except EasqError:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._socket is not None:
+            self._socket.abort()
+            self._socket = None
+
+    def _check(self, data: bytes) -> None:
+        if self._text:
+            try:
+                data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                text = f"not UTF-8 at byte {error.start}, which no text message may carry"
+                raise UsageError(text, hint="--binary sends it as it is") from error
+
+
+class Dialogues:
+    """As many connections as are asked over at once. Usable from several threads at once; a context manager."""
+
+    def __init__(self, make: Callable[[], Dialogue]) -> None:
+        self._make = make
+        self._idle: queue.LifoQueue[Dialogue] = queue.LifoQueue()
+
+    def __enter__(self) -> Dialogues:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The connections over which nothing is asked now are ended."""
+        while not self._idle.empty():
+            self._idle.get().close()
+
+    def ask(self, data: bytes, *, timeout_s: float) -> Served:
+        """As `Dialogue.ask`."""
+        try:
+            dialogue = self._idle.get_nowait()
+        except queue.Empty:
+            dialogue = self._make()
+        try:
+            return dialogue.ask(data, timeout_s=timeout_s)
+        finally:
+            self._idle.put(dialogue)
+
+
+def _again(error: EasqError) -> bool:
+    """Whether a new connection may do better; one that can never come about does not."""
+    return another_may_do_better(error) and not (isinstance(error, Unconnected) and error.lasting)

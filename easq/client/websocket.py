@@ -1,0 +1,232 @@
+"""One WebSocket connection: its handshake, messages, pings and close, and errors in easq's own words.
+
+The only file that knows websocket-client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+import websocket
+
+from easq.client.endpoint import shown
+from easq.client.failures import Unanswered
+from easq.client.line import open_line
+from easq.client.trace import Tracer, hide_in, secrets_of
+from easq.client.transport import Settings
+from easq.errors import EasqError, NotAQueueService, Unreachable
+from easq.wire.replies import Reply, read_error
+
+#: seconds that one look for bytes takes at most: the delay of a ping, and of whoever waits for its end
+TICK_S = 0.1
+#: bytes of the answer to a handshake
+_MAX_HANDSHAKE_BYTES = 256 * 1024
+#: bytes that a ping or pong takes beside its payload
+_CONTROL_HEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What the other side sent: its bytes, and whether as text."""
+
+    data: bytes
+    text: bool
+
+
+class Closed(Unreachable):
+    """The other side ended the connection with a close frame."""
+
+    def __init__(
+        self, message: str, *, hint: str = "", status: int | None = None, reason: str = "", code: int = 1005
+    ) -> None:
+        super().__init__(message, hint=hint, status=status)
+        self.reason, self.code = reason, code
+
+
+class WebSocket:
+    """A connection after its handshake. One thread reads and writes: a TLS connection bears no second."""
+
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        settings: Settings,
+        *,
+        query: Sequence[tuple[str, str]] = (),
+        max_message_bytes: int,
+        ping_every_s: float,
+        silent_after_s: float | None = None,
+        otherwise: str = "",
+    ) -> None:
+        """The handshake with `url` (http and https stand for ws and wss), with `headers` and no others, went well.
+
+        A ping goes out every `ping_every_s`; a side that no byte came from for `silent_after_s` is lost, None for
+        one that may be silent. `otherwise` is the hint where something answers that speaks no WebSocket.
+
+        Raises Unconnected where nothing of the request was sent, and what the handshake was answered with.
+        """
+        self._address = shown(url)
+        self._max_bytes = max_message_bytes
+        self._ping_every_s, self._silent_after_s = ping_every_s, silent_after_s
+        tracer = Tracer(settings.trace, secrets_of(headers))
+        tracer.request("GET", url, query)
+        tracer.headers(">", headers)
+        began = time.monotonic()
+        try:
+            self._line = open_line(url, settings)
+            self._ws = _Polite(skip_utf8_validation=True)
+            self._shake_hands(url, urlencode(query), headers, settings, otherwise)
+        except EasqError as error:
+            tracer.answer(error.message, time.monotonic() - began)
+            raise
+        tracer.answer("101", time.monotonic() - began)
+        self._tracer = tracer
+        self._pinged_at = time.monotonic()
+        self._line.budget = max_message_bytes
+
+    def read(self, within_s: float = TICK_S) -> Message | None:
+        """The next message; None when none was complete by the time that nothing came for `within_s`.
+
+        Raises Closed, Unreachable for a lost connection, and NotAQueueService for what breaks the protocol.
+        """
+        self._ping()
+        if self._silent_after_s is not None and time.monotonic() - self._line.heard_at > self._silent_after_s:
+            raise Unreachable(f"nothing was heard from {self._address} for {self._silent_after_s:g} s")
+        try:
+            self._ws.settimeout(within_s)
+            opcode, frame = self._ws.recv_data_frame(control_frame=True)
+        except websocket.WebSocketTimeoutException:
+            return None
+        except websocket.WebSocketConnectionClosedException as error:
+            raise Unreachable(f"connection to {self._address} lost") from error
+        except (websocket.WebSocketException, ValueError) as error:
+            raise NotAQueueService(f"{self._address} breaks the WebSocket protocol: {error}") from error
+        except OSError as error:
+            raise Unreachable(f"connection to {self._address} lost") from error
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            raise self._closed(frame.data)
+        if opcode not in (websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY):
+            # between the parts of a message: its budget goes on, or pings would make it endless
+            self._line.budget += len(frame.data) + _CONTROL_HEAD
+            return None
+        self._line.budget = self._max_bytes
+        self._tracer.body("<", frame.data)
+        return Message(frame.data, opcode == websocket.ABNF.OPCODE_TEXT)
+
+    @property
+    def first_byte_at(self) -> float | None:
+        """When, on the monotonic clock, the first byte came after the last message was sent."""
+        return self._line.first_byte_at
+
+    def send(self, data: bytes, *, text: bool, within_s: float) -> None:
+        """`data` went out as one message. Raises Unreachable where it did not, or not whole, in time."""
+        self._tracer.body(">", data)
+        opcode = websocket.ABNF.OPCODE_TEXT if text else websocket.ABNF.OPCODE_BINARY
+        self._line.until = time.monotonic() + within_s
+        self._line.first_byte_at = None
+        self._ws.settimeout(within_s)
+        try:
+            self._ws.send(data, opcode)
+        except (OSError, websocket.WebSocketException) as error:
+            raise Unreachable(f"connection to {self._address} lost before the message went out") from error
+        finally:
+            self._line.until = None
+
+    def idle(self) -> None:
+        """The connection is kept alive while nothing is read, which is no silence of the other side."""
+        self._ping()
+        self._line.heard_at = time.monotonic()
+
+    def wake(self) -> None:
+        """Ends a `read` that waits, by dropping the connection; may be called from another thread."""
+        with contextlib.suppress(OSError):
+            self._line.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Ends the connection in good order."""
+        with contextlib.suppress(OSError, websocket.WebSocketException, ValueError, EasqError):
+            self._ws.close(websocket.STATUS_NORMAL, timeout=1)
+        self._line.close()
+
+    def abort(self) -> None:
+        """Drops the connection."""
+        self._line.close()
+
+    def _shake_hands(
+        self, url: str, query: str, headers: Mapping[str, str], settings: Settings, otherwise: str
+    ) -> None:
+        # the library makes the one that is left out itself
+        lines = [f"{name}: {value}" for name, value in headers.items() if name.lower() != "upgrade"]
+        self._line.until = time.monotonic() + settings.request_timeout_s
+        self._line.budget = _MAX_HANDSHAKE_BYTES
+        target = url.replace("http", "ws", 1) if url.startswith("http") else url
+        if query:
+            target = f"{target}?{query}"
+        error: Exception | None = None
+        try:
+            self._ws.connect(target, socket=self._line, header=lines, suppress_origin=True, redirect_limit=0)
+        except Exception as raised:
+            error = raised
+        failure = self._refusal(error, settings, secrets_of(headers), otherwise) or error
+        if failure is not None:
+            self._line.close()
+            raise failure from (error if failure is not error else error.__cause__)
+        self._line.until = None
+
+    def _refusal(
+        self, error: Exception | None, settings: Settings, secrets: list[str], otherwise: str
+    ) -> EasqError | None:
+        """Our error for how a handshake ended; None where it went well, or the error is ours already."""
+        shaken = self._ws.handshake_response
+        if (
+            shaken is not None and shaken.status != 101
+        ):  # a redirect: the library raises, or goes on, by its version
+            return read_error(hide_in(Reply(shaken.status, shaken.headers), secrets))
+        if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code:
+            if not 200 <= error.status_code < 300:
+                refused = Reply(error.status_code, error.resp_headers or {}, error.resp_body or b"")
+                return read_error(hide_in(refused, secrets))
+            return NotAQueueService(
+                f"{self._address} answered {error.status_code} where a WebSocket begins with 101",
+                hint=f"check the url; a proxy that knows no WebSocket may be in between{otherwise}",
+            )
+        if isinstance(error, websocket.WebSocketTimeoutException):
+            return Unanswered(f"{self._address} did not answer within {settings.request_timeout_s:g} s")
+        if isinstance(error, websocket.WebSocketConnectionClosedException | OSError):
+            return Unreachable(f"connection to {self._address} lost before the handshake was done")
+        if isinstance(error, websocket.WebSocketException | ValueError | LookupError):
+            # the library raises the latter two on an answer that is not HTTP
+            return NotAQueueService(
+                f"{self._address} does not answer as a WebSocket service: {str(error)[:200]!a}",
+                hint="check host and port, and whether it speaks TLS",
+            )
+        return None
+
+    def _closed(self, data: bytes) -> Closed:
+        code = int.from_bytes(data[:2], "big") if len(data) >= 2 else 1005
+        reason = data[2:].decode(errors="replace")
+        said = f"{code} {reason!a}" if reason else str(code)
+        return Closed(f"{self._address} closed the connection ({said})", code=code, reason=reason)
+
+    def _ping(self) -> None:
+        now = time.monotonic()
+        if now - self._pinged_at < self._ping_every_s:
+            return
+        self._pinged_at = now
+        try:
+            self._ws.ping(b"easq")
+        except (OSError, websocket.WebSocketException) as error:
+            raise Unreachable(f"connection to {self._address} lost") from error
+
+
+class _Polite(websocket.WebSocket):
+    """A close frame is answered where that can still be done; where not, it counts all the same."""
+
+    def send_close(self, status: int = websocket.STATUS_NORMAL, reason: str | bytes = b"") -> None:
+        with contextlib.suppress(OSError, websocket.WebSocketException):
+            super().send_close(status, reason)

@@ -1,0 +1,129 @@
+"""What a profile may hold: its keys, their types, and which values can be used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from easq.errors import ConfigError
+from easq.wire.durations import parse_duration
+
+#: the keys, as they are shown and written
+KEYS = (
+    "url",
+    "token",
+    "token_file",
+    "token_cmd",
+    "group",
+    "user",
+    "via",
+    "endpoint",
+    "service",
+    "project",
+    "refresh",
+    "sign",
+)
+
+#: the three ways to give a token; a profile holds one of them
+TOKEN_KEYS = ("token", "token_file", "token_cmd")
+
+#: key -> environment variable; the option is the key with dashes
+ENVIRONMENT = {
+    "url": "EASQ_URL",
+    "token": "EASQ_TOKEN",
+    "token_file": "EASQ_TOKEN_FILE",
+    "group": "EASQ_GROUP",
+    "user": "EASQ_USER",
+    "endpoint": "EASQ_ENDPOINT",
+    "service": "EASQ_SERVICE",
+}
+
+#: eascmd's names for who asks
+BUILT_IN = {"group": "default_group", "user": "default_user"}
+
+#: the ways that a prediction may go
+VIAS = ("queue", "gateway", "direct", "modelarts", "websocket")
+#: what a token is sent as
+SIGNS = ("auto", "token", "hmac", "none")
+
+#: what a profile, a group and a user may be called
+NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def check_key(key: str) -> None:
+    """Raises ConfigError unless a profile may hold `key`."""
+    if key not in KEYS:
+        raise ConfigError(
+            f"unknown key {key!r}{did_you_mean(key, KEYS)}", hint=f"the keys are {', '.join(KEYS)}"
+        )
+
+
+def check_profile_name(name: str) -> None:
+    """Raises ConfigError unless a profile may be called `name`."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"profile name {name!r} is not 1-128 of A-Z a-z 0-9 . _ -")
+
+
+def type_problem(key: str, value: object) -> str:
+    """What is wrong with the type of `value`, empty when nothing is; never the value of a token."""
+    if key not in KEYS:
+        return ""
+    if key == "token_cmd":
+        if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+            return ""
+        return 'token_cmd must be a list of texts, ["pass", "show", "x"]'
+    if isinstance(value, str):
+        return ""
+    return f"{key} must be text, not {type(value).__name__}"
+
+
+def value_problem(key: str, value: object) -> str:
+    """What is wrong with `value` itself, empty when nothing is. Addresses and tokens are not looked at."""
+    check = _CHECKS.get(key)
+    return check(key, value) if check and isinstance(value, str) else ""
+
+
+def values_problems(values: Mapping[str, object]) -> list[str]:
+    """Everything that is wrong with a profile of `values`, one line each."""
+    found = [problem for key, value in values.items() if (problem := type_problem(key, value))]
+    given = [key for key in TOKEN_KEYS if key in values]
+    if len(given) > 1:
+        found.append(f"{' and '.join(given)} are both given")
+    return found + [problem for key, value in values.items() if (problem := value_problem(key, value))]
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """` (did you mean 'x'?)` where one of `known` is close to `word`, else nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _name_problem(key: str, value: str) -> str:
+    return "" if NAME.fullmatch(value) else f"{key} {value!r} is not 1-128 of A-Z a-z 0-9 . _ -"
+
+
+def _choice_problem(key: str, value: str) -> str:
+    known = VIAS if key == "via" else SIGNS
+    if value in known:
+        return ""
+    return f"{key} {value!r} is not one of {', '.join(known)}{did_you_mean(value, known)}"
+
+
+def _duration_problem(key: str, value: str) -> str:
+    try:
+        return "" if parse_duration(value) > 0 else f"the {key} must be above 0"
+    except ValueError as error:
+        return f"{key}: {error}"
+
+
+_CHECKS: Mapping[str, Callable[[str, str], str]] = {
+    "group": _name_problem,
+    "user": _name_problem,
+    "service": _name_problem,
+    "project": _name_problem,
+    "via": _choice_problem,
+    "sign": _choice_problem,
+    "refresh": _duration_problem,
+}

@@ -1,0 +1,171 @@
+"""A door of the service: an address, and for each request there an answer or an error's reply, and a line of log."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from easq.errors import BadRequest, ConfigError, EasqError, StorageError
+from easq.service.auth import Guard
+from easq.service.http import respond
+from easq.wire.replies import Reply, error_reply
+
+log = logging.getLogger(__name__)
+
+#: what answers a request; what it raises becomes a reply
+Answer: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+#: what one request line, and all its headers, may have in bytes
+_MAX_LINE, _MAX_FIELD = 64 * 1024, 32 * 1024
+#: an idle connection is kept so long, in seconds
+_KEEP_ALIVE_S = 60.0
+#: requests under way may take so long once the service stops, in seconds
+_GRACE_S = 5.0
+
+
+class Listener:
+    """One address, and what is answered there. It can be started again, at the same port, after it was closed."""
+
+    def __init__(self, answer: Answer, guard: Guard) -> None:
+        """Nothing that comes from where `guard` does not let it reaches `answer`."""
+        self._answer = answer
+        self._guard = guard
+        self._runner: web.ServerRunner | None = None
+        self._server: _HttpServer | None = None
+        self._site: web.TCPSite | None = None
+        self.ip = ""
+        self.port = 0
+
+    async def start(self, host: str, port: int) -> None:
+        """Requests are answered, at `ip` and `port`: 0 takes a free one. Raises ConfigError."""
+        self._server = _HttpServer(
+            self._handle,
+            access_log=None,
+            keepalive_timeout=_KEEP_ALIVE_S,
+            max_line_size=_MAX_LINE,
+            max_field_size=_MAX_FIELD,
+            auto_decompress=False,
+            handler_cancellation=False,
+        )
+        self._runner = web.ServerRunner(self._server, handle_signals=False, shutdown_timeout=_GRACE_S)
+        await self._runner.setup()
+        self._site = web.TCPSite(self._runner, host, port, backlog=1024)
+        try:
+            await self._site.start()
+        except OSError as error:
+            await self.close()
+            reason = "in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+            raise ConfigError(
+                f"{host} port {port}: {reason}", hint="choose another with --port, or --port 0"
+            ) from error
+        self.ip, self.port = self._runner.addresses[0][:2]
+
+    async def refuse_new(self) -> None:
+        """No new connection is taken; those that are there go on."""
+        if self._site is not None and self._runner is not None and self._site in self._runner.sites:
+            await self._site.stop()
+
+    async def close(self) -> None:
+        """No connection is there; requests under way had some seconds to end."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def abort(self) -> None:
+        """No connection is there, all were reset, as when a process is killed."""
+        await self.refuse_new()
+        for connection in self._server.connections if self._server is not None else ():
+            transport = connection.transport
+            if transport is not None:
+                held: socket.socket = transport.get_extra_info("socket")
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                transport.abort()
+        if self._server is not None:
+            await self._server.shutdown(0)
+        await self.close()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer to one request; an EasqError becomes its reply, a bug a 500 and a traceback in the log."""
+        started = time.monotonic()
+        try:
+            if len(request.headers.getall("Host", ())) > 1:
+                raise BadRequest("more than one Host")
+            self._guard.check_source(request.headers)
+            response = await self._answer(request)
+        except StorageError as error:
+            # whether it was stored is not known: no answer, so that no client sends it again by itself
+            log.error("%s", error)
+            if request.transport is not None:
+                request.transport.abort()
+            response = web.Response(status=500)
+        except EasqError as error:
+            response = _refuse(request, error)
+        except TimeoutError:
+            response = respond(Reply(408, {"Content-Type": "text/plain"}, b"the body did not come in time"))
+            response.force_close()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            response = web.Response(status=400)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("%s %s failed", request.method, safe(request.path))
+            response = respond(Reply(500, {"Content-Type": "text/plain"}, b"internal error"))
+        if log.isEnabledFor(logging.INFO):
+            log.info(
+                "%s %s %s %.1fms",
+                request.method,
+                safe(request.rel_url.raw_path),
+                response.status,
+                (time.monotonic() - started) * 1000,
+            )
+        return response
+
+
+def safe(text: str) -> str:
+    """`text` for a line of log: no control characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:500])
+
+
+def _refuse(request: web.BaseRequest, error: EasqError) -> web.Response:
+    response = respond(error_reply(error))
+    if not request.content.at_eof():
+        # the rest of the body is not read: the connection cannot be used for another request
+        response.force_close()
+    return response
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection; what is no HTTP is refused without its traceback, and without repeating any of it."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002
+    ) -> web.StreamResponse:
+        """The answer to what could not be read as a request, after which the connection ends."""
+        log.info("%s sent what is no HTTP request: %s", request.remote, type(exc).__name__)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was under way")
+        text = "this is no HTTP/1.1 request"
+        if isinstance(exc, LineTooLong):
+            status, text = 431, f"the request line is above {_MAX_LINE} bytes, or a header above {_MAX_FIELD}"
+        response = respond(error_reply(BadRequest(text, status=status)))
+        response.force_close()
+        return response
+
+
+class _HttpServer(web.Server):
+    """aiohttp's server, over connections of ours."""
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)

@@ -1,0 +1,360 @@
+"""What the cloud puts around a model: its instances, the gateway before them, and the doors that say where they are.
+
+    {base}/NAME...                                                     the gateway: an instance by weight
+    /exported/apis/eas.alibaba-inc.k8s.io/v1/upstreams/NAME            discovery of EAS direct connect
+    /api/v1/servicediscovery/upstreams/NAME                            the same, as the Python SDK asks
+    /v1/{project}/services/NAME/predict/endpoints?type=host_endpoints  ModelArts' look-up
+
+Source: Alibaba's page on direct connect over a VPC, Huawei's on the VPC channel, and the official SDKs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import parse_qs, unquote
+
+import aiohttp
+from aiohttp import WSMsgType, web
+
+from easq.balance import Balance
+from easq.errors import DeadlineExceeded, EasqError, MethodNotAllowed, NotFound, Unavailable, Unreachable
+from easq.model import Instance as Address
+from easq.runner import MAX_ANSWER, parse_model
+from easq.service.auth import Guard, is_unspecified
+from easq.service.http import respond
+from easq.service.instance import (
+    INSTANCE_HEADER,
+    Instance,
+    Limits,
+    accept_socket,
+    content_headers,
+    is_upgrade,
+    local_ip,
+    read_payload,
+    send_message,
+)
+from easq.wire.hops import end_to_end
+from easq.wire.modelarts import write_host_endpoints
+from easq.wire.replies import Reply
+from easq.wire.upstreams import write_upstreams
+
+log = logging.getLogger(__name__)
+
+#: where discovery is asked: the documented path, and the Python SDK's since 2026
+DISCOVERY_PATHS = (
+    "/exported/apis/eas.alibaba-inc.k8s.io/v1/upstreams/",
+    "/api/v1/servicediscovery/upstreams/",
+)
+#: where ModelArts' management is asked
+MODELARTS_PATH = re.compile(r"/v1/([^/]*)/services/([^/]*)(/.*)?")
+_LOOKUP = "/predict/endpoints"
+#: an instance is on this machine: one that is not reached in so many seconds is away
+_CONNECT_S = 5.0
+#: beyond a call's own time, so that the instance is the one that says so, in seconds
+_SPARE_S = 2.0
+#: how often is looked whether the caller is still there, in seconds
+_LOOK_S = 0.1
+#: an instance that gave no answer is passed over for so long, in seconds
+_SUSPECT_S = 5.0
+#: the gateway speaks to an instance in its own name: the token is its own, and a page's origin is checked at the door
+_OURS = frozenset({"authorization", "origin", "cookie"})
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What `easq serve --model` is told. Each weight is an instance's; 0 is drained."""
+
+    model: str
+    name: str = "model"
+    weights: Sequence[int] = (100,)
+    limits: Limits = field(default_factory=Limits)
+    open_instances: bool = False  #: past the gateway no token is asked for, as with ModelArts
+
+
+@dataclass(slots=True)
+class _Seat:
+    """An instance, and how it stands in the lists."""
+
+    instance: Instance
+    weight: int
+    listed: bool = True
+
+
+class Platform:
+    """The doors around the instances of one service; around none, they say that there is no such service."""
+
+    def __init__(self, service: Service | None, guard: Guard, *, base: str) -> None:
+        """Nothing listens yet. Raises UsageError for the model."""
+        self._guard = guard
+        self._service = service
+        self._host = ""
+        self._seats: list[_Seat] = []
+        self._balance = Balance()
+        self._session: aiohttp.ClientSession | None = None
+        self._suspects: dict[str, float] = {}  # address -> until when, by the monotonic clock
+        self._relays: set[web.WebSocketResponse] = set()
+        #: requests that came in, by door: gateway, discovery, modelarts
+        self.requests: Counter[str] = Counter()
+        if service is not None:
+            door = replace(guard, token="") if service.open_instances else guard
+            for weight in service.weights:
+                model = parse_model(service.model)
+                made = Instance(model, door, base=base, name=service.name, limits=service.limits)
+                self._seats.append(_Seat(made, weight))
+
+    @property
+    def instances(self) -> list[Instance]:
+        """All of them, in order, whether in the lists or not."""
+        return [seat.instance for seat in self._seats]
+
+    async def start(self, host: str) -> None:
+        """The instances listen on `host`, each at a port of its own. Raises ConfigError."""
+        self._host = host
+        for seat in self._seats:
+            await seat.instance.start(host)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        )
+        self._rebalance()
+
+    async def stop(self) -> None:
+        """No instance listens, and every relayed socket was closed in order."""
+        await asyncio.gather(*(socket.close(code=aiohttp.WSCloseCode.GOING_AWAY) for socket in self._relays))
+        await asyncio.gather(*(seat.instance.stop() for seat in self._seats))
+        if self._session is not None:
+            await self._session.close()
+
+    def set_weight(self, number: int, weight: int) -> None:
+        """From now on the lists give instance `number` this part of the requests."""
+        self._seats[number].weight = weight
+        self._rebalance()
+
+    def set_listed(self, number: int, listed: bool) -> None:
+        """From now on instance `number` is in the lists, or not; it goes on answering."""
+        self._seats[number].listed = listed
+        self._rebalance()
+
+    def places(self, reached_at: str = "") -> list[Address]:
+        """Where all instances are, in order, with their weights. On a service for all addresses of the machine that
+        is `reached_at`, the one that the caller knows, or loopback.
+        """
+        return [Address(self._ip(seat, reached_at), seat.instance.port, seat.weight) for seat in self._seats]
+
+    def addresses(self, reached_at: str = "") -> list[Address]:
+        """Those of `places` that are given requests.
+
+        A drained one is left out rather than listed with weight 0, at which the Go SDK divides by zero.
+        """
+        places = zip(self.places(reached_at), self._seats, strict=True)
+        return [place for place, seat in places if seat.listed and seat.weight]
+
+    def _ip(self, seat: _Seat, reached_at: str) -> str:
+        ip = seat.instance.ip
+        if not is_unspecified(ip):
+            return ip
+        return reached_at or ("::1" if ":" in ip else "127.0.0.1")
+
+    def _rebalance(self) -> None:
+        self._balance.replace(self.addresses())
+
+    def serves(self, name: str) -> bool:
+        """Whether `name` is the service's."""
+        return self._service is not None and name == self._service.name
+
+    def discover(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
+        """The service's instances, as direct connect asks for them. No token is asked for: clients send none.
+
+        Never a 200 without instances, which two official SDKs would clear their lists by: 404 is for another name,
+        503 while no instance is left, so that the name is not in doubt.
+        """
+        if request.method != "GET":
+            raise MethodNotAllowed("use GET")
+        self.requests["discovery"] += 1
+        name = unquote(name, errors="replace")
+        if not self.serves(name):
+            raise NotFound("no such service here")
+        found = self.addresses(local_ip(request))
+        if not found:
+            raise Unavailable("the service has no instance now")
+        return respond(Reply(200, {"Content-Type": "application/json"}, write_upstreams(name, found)))
+
+    def modelarts(self, request: web.BaseRequest, name: str, door: str) -> web.StreamResponse:
+        """The service's instances, as ModelArts' management answers whoever has its token; errors in its form."""
+        self.requests["modelarts"] += 1
+        token = self._guard.token.encode()
+        given = request.headers.get("X-Auth-Token", "").strip().encode(errors="replace")
+        name = unquote(name, errors="replace")
+        kinds = parse_qs(request.raw_path.partition("?")[2]).get("type", [])
+        if token and not hmac.compare_digest(given, token):
+            return _modelarts_error(401, "ModelArts.0401", "X-Auth-Token is missing or wrong")
+        if door.rstrip("/") != _LOOKUP:
+            return _modelarts_error(404, "ModelArts.0404", f"only {_LOOKUP} is served of a service")
+        if not self.serves(name):
+            return _modelarts_error(404, "ModelArts.0404", "no such service here")
+        if kinds != ["host_endpoints"]:
+            return _modelarts_error(400, "ModelArts.0400", "type has to be host_endpoints")
+        found = self.addresses(local_ip(request))
+        if not found:
+            return _modelarts_error(503, "ModelArts.0503", "the service has no instance now")
+        return _modelarts(200, write_host_endpoints(name, found))
+
+    async def gateway(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer of the instance whose turn it is. One that cannot be connected to is passed over, as is for
+        some seconds one that gave no answer, or not all of it: the caller's next attempt should meet another.
+
+        Raises AuthFailed, Unavailable without an instance, Unreachable and DeadlineExceeded.
+        """
+        assert self._service is not None
+        self.requests["gateway"] += 1
+        self._guard.check_call(request.headers, request.raw_path)
+        socket = is_upgrade(request)
+        if not socket and request.method != "POST":
+            raise MethodNotAllowed("a service is called with POST, or over a WebSocket")
+        body = b"" if socket else await read_payload(request, self._service.limits.max_payload)
+        tried: set[str] = set()
+        failure: EasqError = Unavailable("the service has no instance now")
+        while (address := self._next(tried)) is not None:
+            tried.add(address.address)
+            try:
+                if socket:
+                    return await self._relay(request, address)
+                return await _while_there(request, self._forward(request, address, body))
+            except aiohttp.ClientConnectorError:
+                failure = Unreachable("no instance can be reached")
+            except TimeoutError as error:
+                self._suspect(address)
+                raise DeadlineExceeded("the instance gave no answer in time") from error
+            except aiohttp.ClientError as error:
+                self._suspect(address)
+                raise Unreachable("the connection to the instance was lost") from error
+            except ConnectionError:  # the caller gave up waiting for it
+                if not socket:
+                    self._suspect(address)
+                raise
+        raise failure
+
+    def _next(self, tried: set[str]) -> Address | None:
+        """The instance whose turn it is, of those that nothing speaks against while there is one."""
+        now = time.monotonic()
+        self._suspects = {address: until for address, until in self._suspects.items() if until > now}
+        return self._balance.next(tried | self._suspects.keys()) or self._balance.next(tried)
+
+    def _suspect(self, address: Address) -> None:
+        self._suspects[address.address] = time.monotonic() + _SUSPECT_S
+
+    async def _forward(self, request: web.BaseRequest, address: Address, body: bytes) -> web.StreamResponse:
+        assert self._session is not None
+        assert self._service is not None
+        async with asyncio.timeout(self._service.limits.timeout_s + _SPARE_S):
+            async with self._session.post(
+                self._url(request, address), data=body, headers=self._headers(request), allow_redirects=False
+            ) as reply:
+                data = await reply.read()  # the instance has bounded it
+        headers = {"Content-Type": reply.headers.get("Content-Type", "application/octet-stream")}
+        headers |= content_headers(list(reply.headers.items()))
+        return respond(Reply(reply.status, headers, data))
+
+    async def _relay(self, request: web.BaseRequest, address: Address) -> web.StreamResponse:
+        """Messages went both ways until either side closed; the other was told so, and why."""
+        assert self._session is not None
+        assert self._service is not None
+        max_payload = self._service.limits.max_payload
+        socket = accept_socket(request, max_payload)
+        headers = {
+            name: value
+            for name, value in self._headers(request).items()
+            if not name.lower().startswith("sec-websocket-")
+        }
+        url = self._url(request, address).replace("http", "ws", 1)
+        try:
+            async with asyncio.timeout(self._service.limits.timeout_s + _SPARE_S):
+                instance = await self._session.ws_connect(url, headers=headers, max_msg_size=MAX_ANSWER)
+        except aiohttp.WSServerHandshakeError as error:
+            raise Unreachable("the instance refused the WebSocket") from error
+        self._relays.add(socket)
+        try:
+            async with instance:
+                socket.headers[INSTANCE_HEADER] = address.address
+                await socket.prepare(request)
+                await _pump_both(socket, instance)
+        finally:
+            self._relays.discard(socket)
+        return socket
+
+    def _url(self, request: web.BaseRequest, address: Address) -> str:
+        return f"http://{address.address}{request.raw_path}"
+
+    def _headers(self, request: web.BaseRequest) -> dict[str, str]:
+        """What the caller sent, in the gateway's own name."""
+        sent = {
+            name: value
+            for name, value in end_to_end(request.headers.items())
+            if name.lower() not in _OURS and not name.lower().startswith("sec-fetch-")
+        }
+        return sent | ({"Authorization": self._guard.token} if self._guard.token else {})
+
+
+async def _while_there(
+    request: web.BaseRequest, answer: Coroutine[None, None, web.StreamResponse]
+) -> web.StreamResponse:
+    """The answer, which nobody waits for once the caller is gone: clients give up on an instance that hangs."""
+    task = asyncio.ensure_future(answer)
+    try:
+        while not (await asyncio.wait({task}, timeout=_LOOK_S))[0]:
+            if request.transport is None or request.transport.is_closing():
+                raise ConnectionError("the caller is gone")
+        return task.result()
+    finally:
+        task.cancel()
+
+
+async def _pump_both(socket: web.WebSocketResponse, instance: aiohttp.ClientWebSocketResponse) -> None:
+    """What either says the other hears, and the first to close closes both."""
+    ways = [
+        asyncio.create_task(_pump(socket, instance)),
+        asyncio.create_task(_pump(instance, socket)),
+    ]
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+    # 1006 says that there was no close frame, and must not be sent in one
+    code = instance.close_code or socket.close_code or 0
+    code = aiohttp.WSCloseCode.GOING_AWAY if code in (0, 1005, 1006) else code
+    await socket.close(code=code)
+    await instance.close(code=code)
+
+
+Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+
+
+async def _pump(source: Socket, target: Socket) -> None:
+    async for message in source:
+        if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+            text = message.type is WSMsgType.TEXT
+            await send_message(target, message.data.encode() if text else message.data, text=text)
+
+
+def _modelarts(status: int, body: bytes) -> web.StreamResponse:
+    headers = {"Content-Type": "application/json", "X-Request-Id": uuid.uuid4().hex}
+    return respond(Reply(status, headers, body))
+
+
+def _modelarts_error(status: int, code: str, message: str) -> web.StreamResponse:
+    return _modelarts(status, json.dumps({"error_code": code, "error_msg": message}).encode())

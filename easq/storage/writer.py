@@ -1,0 +1,358 @@
+"""Group commit: what waits is one transaction, written on the event loop, and one sync in a thread makes it durable.
+
+While a sync is under way the loop goes on, and what comes meanwhile is the next transaction: the sync is the batching
+window, there is no timer. Writing is a copy into the system's cache; a thread that shares the interpreter with a busy
+loop would wait up to 5 ms after each of SQLite's steps (measured: half of all puts a second). What takes long, batches
+with much data and copying the log back, is done in the thread all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from easq.errors import QueueFull, StorageError
+from easq.storage.changes import (
+    Change,
+    Committed,
+    Ended,
+    GroupKept,
+    Keyed,
+    KeysForgotten,
+    Removed,
+    Stored,
+    Touched,
+    Truncated,
+)
+from easq.storage.datafile import DataFile, sync
+from easq.storage.embedded import Settle
+
+log = logging.getLogger(__name__)
+
+#: bits of an entry's id that hold its index
+INDEX_BITS = 53
+#: one transaction takes at most so many jobs, and stops taking after so many payload bytes
+BATCH_JOBS, BATCH_BYTES = 512, 4 * 1024**2
+#: a batch with more payload is written in the thread
+INLINE_BYTES = 128 * 1024
+#: the write-ahead log is copied back, between batches, after so many written bytes (an estimate)
+CHECKPOINT_BYTES = 16 * 1024**2
+#: the write-ahead log is cut to nothing when there was nothing to write for so long, in seconds
+IDLE_S = 2.0
+#: Entries go in many at a time: after each step of a statement the writer waits for the interpreter's lock, 5 ms when
+#: the event loop is busy (measured: a third of all puts a second). SQLite takes 32,766 values, before 3.32 999.
+_INSERTS = [
+    (many, f"INSERT INTO item VALUES {', '.join(['(?, ?, ?, ?, ?, ?, ?)'] * many)}")
+    for many in (128, 32, 8, 1)
+]
+_as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Changes that are one atomic step, and who is told. `stream` names a stream to be made."""
+
+    changes: Sequence[Change]
+    settle: Settle | None
+    future: asyncio.Future[None]
+    stream: str = ""
+    error: Exception | None = None
+
+    @property
+    def stores(self) -> bool:
+        return any(isinstance(change, Stored) for change in self.changes)
+
+    def size(self) -> int:
+        return sum(len(change.frame.data) for change in self.changes if isinstance(change, Stored))
+
+
+class Writer:
+    """Owns the one connection that writes. Jobs are durable, and settled, in the order of `submit`.
+
+    `settled` is called on the event loop with each batch that is through: every job is durable or has its error.
+    """
+
+    def __init__(
+        self,
+        file: DataFile,
+        connection: sqlite3.Connection,
+        ids: Mapping[str, int],
+        *,
+        syncs: bool,
+        settled: Callable[[Sequence[Job]], None],
+    ) -> None:
+        self.full = False  # the disk: the last puts found no space
+        self._file = file
+        self._connection = connection
+        self._ids = ids
+        self._syncs = syncs
+        self._settled = settled
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="easq-writer")
+        self._waiting: deque[Job] = deque()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tidying: asyncio.TimerHandle | None = None
+        self._log: int | None = None  # the write-ahead log, to be synced
+        self._broken: BaseException | None = None  # why nothing is written any more
+        # SQLite syncs when it copies the log back; what it appends to the log is synced here
+        for pragma in (
+            "synchronous = NORMAL",
+            "wal_autocheckpoint = 0",
+            "secure_delete = OFF",
+            "temp_store = MEMORY",
+            "cache_size = -32000",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+        self._written = CHECKPOINT_BYTES  # what an earlier run left in the log is copied back soon
+        file.make_ballast()
+
+    def submit(self, job: Job) -> None:
+        """The job waits for its batch."""
+        self._waiting.append(job)
+        if self._idle.is_set():
+            self._idle.clear()
+            self._loop.call_soon(self._next)
+
+    async def drained(self) -> None:
+        """All that was submitted is through."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """All that was submitted is through, the log is copied back, and the connection is closed.
+
+        As the last one, it takes the log away: others that read the file are closed before.
+        """
+        await self.drained()
+        if self._tidying is not None:
+            self._tidying.cancel()
+        await self._loop.run_in_executor(self._thread, self._checkpoint, "TRUNCATE")
+        self._thread.shutdown()
+        self._connection.close()
+        if self._log is not None:
+            os.close(self._log)
+
+    # -- batches ---------------------------------------------------------------------------------------------------
+
+    def _next(self) -> None:
+        """The next batch is under way; without one there is nothing to do, and a while later the log is cut."""
+        if self._tidying is not None:
+            self._tidying.cancel()
+            self._tidying = None
+        batch, size = self._take()
+        if not batch:
+            self._idle.set()
+            if self._written:
+                self._tidying = self._loop.call_later(IDLE_S, self._tidy)
+        elif self._broken is not None:
+            self._loop.call_soon(self._end, batch, self._broken)
+        elif size > INLINE_BYTES:
+            self._in_thread(partial(self._write_and_sync, batch), partial(self._end, batch))
+        else:
+            self._write(batch)
+            if self._syncs:
+                self._in_thread(self._sync, partial(self._end, batch))
+            else:
+                self._loop.call_soon(self._end, batch, None)
+
+    def _take(self) -> tuple[list[Job], int]:
+        """All that waits, up to the limits of a batch, and its payload in bytes."""
+        batch: list[Job] = []
+        size = 0
+        while self._waiting and len(batch) < BATCH_JOBS and size < BATCH_BYTES:
+            batch.append(self._waiting.popleft())
+            size += batch[-1].size()
+        return batch, size
+
+    def _in_thread(self, work: Callable[[], None], then: Callable[[BaseException | None], None]) -> None:
+        future = self._loop.run_in_executor(self._thread, work)
+        future.add_done_callback(lambda done: then(done.exception()))
+
+    def _end(self, batch: list[Job], error: BaseException | None) -> None:
+        """The batch is through: durable, but for jobs with an error; nothing of it is known after `error`."""
+        if error is not None:
+            self._fail_batch(batch, error)
+        self._settled(batch)
+        if self._written >= CHECKPOINT_BYTES:
+            self._in_thread(partial(self._checkpoint, "PASSIVE"), lambda _: self._next())
+        else:
+            self._next()
+
+    def _tidy(self) -> None:
+        """Nothing was written for a while: the log is cut to nothing, and space put aside again."""
+        self._tidying = None
+        if not self._idle.is_set():
+            return  # a job came at this very moment
+        self._idle.clear()
+        self._in_thread(self._cut, lambda _: self._next())
+
+    def _cut(self) -> None:
+        self._checkpoint("TRUNCATE")
+        self._file.make_ballast()
+
+    def _write_and_sync(self, batch: list[Job]) -> None:
+        self._write(batch)
+        if self._syncs:
+            self._sync()
+
+    def _sync(self) -> None:
+        """What was written to the log is on the disk. Raises OSError: then nothing is known of it."""
+        if self._log is None:
+            path = Path(f"{self._file.path}-wal")
+            if not path.exists():
+                return  # no transaction has changed anything yet
+            self._log = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            sync(path.parent)
+        getattr(os, "fdatasync", os.fsync)(self._log)
+
+    # -- one transaction -------------------------------------------------------------------------------------------
+
+    def _write(self, batch: list[Job]) -> None:
+        """Each job is durable or has its error. A full disk refuses what stores and goes on with what removes."""
+        try:
+            self._transact(batch, storing=True)
+            self.full = self.full and not any(job.stores for job in batch)
+            return
+        except sqlite3.Error as error:
+            if not _is_full(error):
+                self._fail_batch(batch, error)
+                return
+            if not self.full:
+                log.warning("the disk is full: puts are refused until there is room")
+            self.full = True
+            for job in batch:
+                if job.stores:
+                    job.error = QueueFull("the disk of the queue service is full")
+        try:
+            self._file.drop_ballast()
+            self._checkpoint("TRUNCATE")
+            self._transact(batch, storing=False)
+        except sqlite3.Error as error:
+            self._fail_batch(batch, error)
+
+    def _fail_batch(self, batch: list[Job], error: BaseException) -> None:
+        """Whatever became of the batch, it is not acknowledged, and nothing is written after it."""
+        self._broken = error
+        for job in batch:
+            job.error = StorageError(f"{self._file.path}: {error}")
+
+    def _transact(self, batch: list[Job], *, storing: bool) -> None:
+        execute = self._connection.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            for job in batch:
+                if job.stream:
+                    execute("INSERT OR IGNORE INTO stream (name) VALUES (?)", (job.stream,))
+            taken = batch if storing else [job for job in batch if not job.stores]
+            self._store([change for job in taken for change in job.changes if isinstance(change, Stored)])
+            for job in taken:
+                for change in job.changes:
+                    if not isinstance(change, Stored):
+                        self._record(change)
+            execute("COMMIT")
+        except sqlite3.Error:
+            if self._connection.in_transaction:
+                execute("ROLLBACK")
+            raise
+        self._written += sum(job.size() for job in batch) * 2 + 8192 * len(batch)
+
+    def _store(self, stored: list[Stored]) -> None:
+        last: dict[int, int] = {}
+        rows = []
+        for change in stored:
+            number, frame = self._ids[change.stream], change.frame
+            last[number] = frame.index
+            rows.append(
+                (
+                    number << INDEX_BITS | frame.index,
+                    number,
+                    change.priority,
+                    len(frame.data),
+                    frame.request_id,
+                    _as_json(dict(frame.tags)),
+                    frame.data,
+                )
+            )
+        for many, statement in _INSERTS:
+            while len(rows) >= many:
+                self._connection.execute(statement, [value for row in rows[:many] for value in row])
+                del rows[:many]
+        self._connection.executemany(
+            "UPDATE stream SET last = max(last, ?) WHERE id = ?",
+            [(index, number) for number, index in last.items()],
+        )
+
+    def _record(self, change: Change) -> None:
+        execute, number = self._connection.execute, self._ids[change.stream]
+        base = number << INDEX_BITS
+        match change:
+            case Removed():
+                entries = [(base | index,) for index in change.indexes]
+                for statement in _FORGET_ONE:
+                    self._connection.executemany(statement, entries)
+            case Truncated():
+                for statement in _FORGET_RANGE:
+                    execute(statement, (base, base + change.below))
+            case Committed():
+                row = (base | change.index, change.group, change.given_up)
+                execute("INSERT OR REPLACE INTO committed VALUES (?, ?, ?)", row)
+            case Touched():
+                execute(
+                    "INSERT OR REPLACE INTO touched SELECT ?, ?, ?, ?, ?, ?"
+                    " WHERE EXISTS (SELECT 1 FROM item WHERE id = ?)",
+                    (
+                        base | change.index,
+                        change.group,
+                        change.touch.deliveries,
+                        change.touch.failures,
+                        change.touch.code,
+                        change.touch.reason,
+                        base | change.index,
+                    ),
+                )
+            case Keyed():
+                kept = (number, change.key, change.number, change.index, change.request_id, change.digest)
+                execute("INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?, ?)", kept)
+            case KeysForgotten():
+                execute("DELETE FROM idempotency WHERE stream = ? AND number < ?", (number, change.below))
+            case GroupKept(kept=True):
+                execute("INSERT OR IGNORE INTO consumer_group VALUES (?, ?)", (number, change.group))
+            case GroupKept():
+                execute("DELETE FROM consumer_group WHERE stream = ? AND name = ?", (number, change.group))
+            case Ended():
+                execute("UPDATE stream SET ended = ? WHERE id = ?", (change.ended, number))
+            case _:
+                raise AssertionError(change)
+
+    def _checkpoint(self, mode: str) -> None:
+        try:
+            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        except sqlite3.Error as error:
+            # the log still holds what was not copied back; a full disk must not stop the service
+            log.warning("checkpoint: %s", error)
+        self._written = 0
+
+
+_FORGET_ONE = (
+    "DELETE FROM item WHERE id = ?",
+    "DELETE FROM committed WHERE item = ?",
+    "DELETE FROM touched WHERE item = ?",
+)
+_FORGET_RANGE = (
+    "DELETE FROM item WHERE id >= ? AND id < ?",
+    "DELETE FROM committed WHERE item >= ? AND item < ?",
+    "DELETE FROM touched WHERE item >= ? AND item < ?",
+)
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL

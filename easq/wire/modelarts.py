@@ -1,0 +1,76 @@
+"""ModelArts' management: where the instances of a service are, and what its errors say.
+
+    GET {endpoint}/v1/{project}/services/{service}/predict/endpoints?type=host_endpoints
+    {"service_id": "...", "host_endpoints": [{"schema": "http", "ip": "192.168.205.58", "port": 31997}, ...]}
+
+Source: Huawei's page on VPC high-speed access. It shows the answer as a picture only, and names schema, ip and port:
+so any object in it that has an ip and a port is an instance, wherever it stands, and held to the rules of
+`easq.wire.upstreams`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from easq.model import Instance
+from easq.wire.upstreams import Malformed, Upstreams, read_entries, read_entry
+
+#: what an instance may be called over
+SCHEMES = ("http", "https")
+
+
+def read_host_endpoints(body: bytes, *, loopback: bool) -> Upstreams:
+    """What an answer says; all instances are equal. `loopback`: they may be on this machine, since the endpoint is.
+
+    Raises Malformed for what is neither a JSON object nor a list.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Malformed("it is not JSON") from error
+    if not isinstance(document, dict | list):
+        raise Malformed("it is neither an object nor a list")
+    return read_entries(list(_addresses(document)), lambda item: _read(item, loopback=loopback))
+
+
+def write_host_endpoints(service: str, instances: Sequence[Instance]) -> bytes:
+    """An answer that says `instances`."""
+    found = [{"schema": one.scheme, "ip": one.ip, "port": one.port} for one in instances]
+    return json.dumps({"service_id": service, "host_endpoints": found}).encode()
+
+
+def error_text(body: bytes) -> str:
+    """What an error of the management or the API gateway says, and its code; empty for any other body."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(found, dict) or not isinstance(found.get("error_msg"), str):
+        return ""
+    code = found.get("error_code")
+    return f"{found['error_msg']} ({code})" if isinstance(code, str) and code else str(found["error_msg"])
+
+
+def _addresses(document: Any) -> Iterator[dict[str, Any]]:
+    """The objects with an ip and a port, in the order in which they stand."""
+    left = [document]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict) and "ip" in value and "port" in value:
+            yield value
+        elif isinstance(value, dict):
+            left.extend(reversed(value.values()))
+        elif isinstance(value, list):
+            left.extend(reversed(value))
+
+
+def _read(item: dict[str, Any], *, loopback: bool) -> Instance:
+    port, scheme = item["port"], item.get("schema", item.get("scheme")) or SCHEMES[0]
+    if isinstance(port, str) and port.isascii() and port.isdigit() and len(port) <= 5:
+        port = int(port)
+    if not isinstance(scheme, str) or scheme.lower() not in SCHEMES:
+        raise ValueError(f"schema {ascii(scheme)[:40]} is neither http nor https")
+    return replace(read_entry({"ip": item["ip"], "port": port}, loopback=loopback), scheme=scheme.lower())

@@ -1,0 +1,225 @@
+"""No token, signature or body reaches any host but the chosen one: real sockets, a canary, and every way there is.
+
+Whoever is not meant to be called is a server that notes each connection; a byte to it would be one.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from easq.client.endpoint import proxy_for
+from tests.cli.conftest import Done, Easq
+from tests.client.servers import (
+    Behaviour,
+    Peer,
+    Server,
+    Speaking,
+    behaving,
+    echo,
+    host_endpoints,
+    listing,
+    reply,
+)
+
+TOKEN = "canary-token-0123456789"
+BODY = "canary-body-0123456789"
+REDIRECTS = (301, 302, 303, 307, 308)
+VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+#: what no look-up can make us call: cloud metadata, another host behind a name or a user, more than an address
+EVIL = (
+    "169.254.169.254",
+    "evil:80@x",
+    "a/b?c",
+    "evil.example",
+    "0.0.0.0",
+    "100.100.100.200",
+    "[::1]",
+    "127.1",
+)
+
+
+@pytest.fixture
+def other() -> Iterator[Server]:
+    """Somebody whom nobody may call."""
+    with behaving(Behaviour(reply(200, b"stolen"))) as server:
+        yield server
+        assert server.connections == 0
+
+
+@pytest.fixture
+def instance() -> Iterator[Server]:
+    """An instance that answers yes."""
+    with behaving(Behaviour(reply(200, b"yes"))) as server:
+        yield server
+
+
+def run(easq: Easq, *args: str, env: dict[str, str] | None = None) -> Done:
+    """One predict of the canary's body with its token; neither is in the talk of it."""
+    done = easq(*("predict", "-d", BODY, "--timeout", "2s", *args), env={"EASQ_TOKEN": TOKEN, **(env or {})})
+    assert TOKEN not in done.text + done.err
+    return done
+
+
+def direct(endpoint: Server, *args: str) -> list[str]:
+    return ["--via", "direct", "--endpoint", at(endpoint), "--service", "svc", "--refresh", "1ms", *args]
+
+
+def modelarts(endpoint: Server) -> list[str]:
+    return ["--via", "modelarts", "--endpoint", at(endpoint), "--service", "s1", "--project", "p1"]
+
+
+def at(server: Server) -> str:
+    return f"http://127.0.0.1:{server.port}"
+
+
+@pytest.mark.parametrize("status", REDIRECTS)
+def test_a_redirect_leads_nowhere_on_any_way(easq: Easq, other: Server, status: int) -> None:
+    leading = Behaviour(reply(status, b"", Location=f"http://127.0.0.1:{other.port}/x"))
+    to_websocket = Behaviour(reply(status, b"", Location=f"ws://127.0.0.1:{other.port}/x"))
+    with behaving(leading) as moved, behaving(to_websocket) as moved_websocket:
+        with (
+            behaving(Behaviour(listing(moved))) as naming,
+            behaving(Behaviour(host_endpoints(moved))) as managing,
+        ):
+            ways = [
+                ["--via", "gateway", "--url", f"{at(moved)}/api/predict/svc"],
+                ["--via", "gateway", "--url", f"{at(moved)}/api/predict/svc", "--sign", "hmac"],
+                ["--via", "queue", "--url", f"{at(moved)}/api/predict/q"],
+                direct(moved),
+                direct(naming),
+                direct(naming, "--sign", "token"),
+                modelarts(moved),
+                modelarts(managing),
+                ["--via", "websocket", "--url", f"ws://127.0.0.1:{moved.port}/x"],
+                ["--via", "websocket", "--url", f"ws://127.0.0.1:{moved_websocket.port}/x"],
+            ]
+            for way in ways:
+                done = run(easq, *way)
+                assert (done.status, done.out) == (5, b""), way
+        assert len(moved.requests) >= len(ways) - 1
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_what_is_on_this_machine_is_never_proxied(
+    easq: Easq, other: Server, instance: Server, variable: str
+) -> None:
+    env = {variable: f"http://user:secret@127.0.0.1:{other.port}"}
+    naming, managing = Behaviour(listing(instance)), Behaviour(host_endpoints(instance))
+    with behaving(naming) as discovery, behaving(managing) as management, Speaking(echo) as speaking:
+        for way in (
+            ["--via", "gateway", "--url", f"{at(instance)}/api/predict/svc"],
+            direct(discovery),
+            modelarts(management),
+        ):
+            done = run(easq, *way, env=env)
+            assert (done.status, done.out, done.err) == (0, b"yes", ""), way
+        done = run(easq, "--via", "websocket", "--url", speaking.url, env=env)
+        assert (done.status, done.out) == (0, BODY[::-1].encode())
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Server]:
+    """An instance under an address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        try:
+            route.connect(("198.51.100.7", 9))  # sends nothing
+        except OSError:
+            pytest.skip("no network here but loopback")
+        host = route.getsockname()[0]
+    if host.startswith("127."):
+        pytest.skip("no network here but loopback")
+    server = behaving(Behaviour(reply(200, b"yes")))
+    server.host = host
+    with server:
+        yield server
+
+
+@pytest.mark.parametrize("via", ["direct", "modelarts"])
+def test_instances_elsewhere_are_never_proxied_though_discovery_is(
+    easq: Easq, elsewhere: Server, via: str
+) -> None:
+    """The proxy sees the look-up, as it must, and no request to an instance."""
+    entry = {"ip": elsewhere.host, "port": elsewhere.port}
+    answer = {"host_endpoints": [entry]} if via == "modelarts" else {"endpoints": {"items": [entry]}}
+    with behaving(Behaviour(reply(200, json.dumps(answer).encode()))) as proxy:
+        env = {"HTTP_PROXY": at(proxy), "ALL_PROXY": at(proxy)}
+        args = ["--via", via, "--endpoint", "http://discovery.example.test", "--service", "svc"]
+        args += ["--project", "p1"] if via == "modelarts" else []
+        done = run(easq, *args, env=env)
+    assert (done.status, done.out) == (0, b"yes")
+    (look_up,) = proxy.heads()
+    assert look_up.startswith("GET http://discovery.example.test/")
+    assert (f"X-Auth-Token: {TOKEN}" in look_up) == (via == "modelarts")
+    assert "authorization" not in look_up.lower()
+    (called,) = elsewhere.requests
+    assert called[1] == BODY.encode()
+    assert TOKEN not in called[0]
+    assert proxy_for(f"http://{elsewhere.host}/", env) == at(proxy)  # it would have been, as a gateway
+
+
+def test_no_answer_of_discovery_names_a_proxy_or_a_name(easq: Easq, other: Server) -> None:
+    """Not even one that names the proxy of this run as an instance: the instance is called, straight."""
+    for ip in EVIL:
+        items = {"endpoints": {"items": [{"ip": ip, "port": other.port, "weight": 1}]}}
+        entries = {"host_endpoints": [{"schema": "http", "ip": ip, "port": other.port}]}
+        proxied = {"HTTP_PROXY": at(other), "ALL_PROXY": at(other)}
+        with behaving(Behaviour(reply(200, json.dumps(items).encode()))) as discovery:
+            done = run(easq, *direct(discovery, "--sign", "token"), env=proxied)
+            assert (done.status, done.out) == (6, b""), ip
+        with behaving(Behaviour(reply(200, json.dumps(entries).encode()))) as management:
+            done = run(easq, *modelarts(management), env=proxied)
+            assert (done.status, done.out) == (6, b""), ip
+        assert "knows no instance of" in done.err
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "http://evil/?", "file", "ws", "javascript"])
+def test_no_schema_of_modelarts_leads_elsewhere(easq: Easq, other: Server, scheme: str) -> None:
+    entries = [{"schema": scheme, "ip": "127.0.0.1", "port": other.port}]
+    with behaving(Behaviour(reply(200, json.dumps(entries).encode()))) as management:
+        assert run(easq, *modelarts(management)).status == 6
+
+
+def test_a_gateway_elsewhere_goes_through_the_proxy_and_only_there(easq: Easq, other: Server) -> None:
+    with behaving(Behaviour(reply(200, b"by proxy"))) as proxy:
+        env = {"HTTP_PROXY": at(proxy), "HTTPS_PROXY": at(other), "NO_PROXY": "other.example.test"}
+        url = "http://gateway.example.test/api/predict/svc"
+        done = run(easq, "--via", "gateway", "--url", url, "--sign", "hmac", env=env)
+    assert (done.status, done.out) == (0, b"by proxy")
+    (head,) = proxy.heads()
+    assert head.startswith(f"POST {url} HTTP/1.1\r\n")
+    assert TOKEN not in head
+
+
+def test_a_websocket_elsewhere_goes_through_a_tunnel_which_sees_no_token(easq: Easq, other: Server) -> None:
+    def tunnel(server: Server, peer: Peer) -> None:
+        server.requests.append(peer.read_request())
+        peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        server.requests.append((peer.upgrade(), b""))
+        peer.send_frame(peer.serve_pings()[1][::-1], 1)
+        peer.serve_pings()
+
+    with Server(tunnel) as proxy:
+        env = {"HTTP_PROXY": at(proxy), "HTTPS_PROXY": at(other)}
+        done = run(easq, "--via", "websocket", "--url", "ws://service.example.test/x", env=env)
+    assert done.out == BODY[::-1].encode()
+    assert proxy.heads()[0].startswith("CONNECT service.example.test:80 HTTP/1.1\r\n")
+    assert TOKEN not in proxy.heads()[0]
+    assert TOKEN in proxy.heads()[1]
+
+
+def test_no_netrc_is_read(easq: Easq, instance: Server) -> None:
+    (easq.home / ".netrc").write_text("machine 127.0.0.1 login canary-login password canary-password\n")
+    url = f"{at(instance)}/api/predict/svc"
+    assert easq("predict", "-d", "x", "--via", "gateway", "--url", url).out == b"yes"
+    assert "authorization" not in instance.heads()[0].lower()
+
+
+def test_the_canary_can_be_caught() -> None:
+    """A host that is not loopback does have a proxy: what the tests above look at would change."""
+    environ = {"HTTP_PROXY": "http://127.0.0.1:1"}
+    assert proxy_for("http://gateway.example.test/", environ) == "http://127.0.0.1:1"
+    assert proxy_for("http://198.51.100.7:9", environ) == "http://127.0.0.1:1"

@@ -1,0 +1,71 @@
+"""A real service on a real port, in a thread of the test's own process: quick to start, and set up in detail."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from easq.service.server import Server, Settings
+from tests.support.http import Headers, Stream
+from tests.support.waiting import PATIENCE_S
+
+T = TypeVar("T")
+
+
+class Local:
+    """A running service; `queue` is its only queue `q`, in the raw."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._ready: Future[Server] = Future()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        self._server = self._ready.result(PATIENCE_S)
+        self.port = self._server.port
+
+    def _run(self) -> None:
+        async def serve() -> None:
+            server = Server(self._settings)
+            try:
+                await server.start()
+            except BaseException as error:
+                self._ready.set_exception(error)
+                return
+            self._loop = asyncio.get_running_loop()
+            self._ready.set_result(server)
+            await server.wait()
+            await server.stop()
+
+        asyncio.run(serve())
+
+    def request_stop(self) -> None:
+        """The service begins to stop, as on SIGTERM."""
+        self._loop.call_soon_threadsafe(self._server.request_stop)
+
+    def stop(self) -> None:
+        """The service has stopped in order."""
+        with suppress(RuntimeError):  # its loop is closed: it has stopped by itself
+            self.request_stop()
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+
+    def stream(self, path: str = "/api/predict/q", headers: Headers = ()) -> Stream:
+        return Stream(self.port, path, headers)
+
+    @property
+    def queue(self) -> Stream:
+        return self.stream()
+
+    def do(self, what: Callable[[Server], Coroutine[Any, Any, T]]) -> T:
+        """The result of `what`, in the service's own thread."""
+        return asyncio.run_coroutine_threadsafe(what(self._server), self._loop).result(PATIENCE_S)
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()

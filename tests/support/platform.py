@@ -1,0 +1,237 @@
+"""A served model whose instances fail on request: in the test's process, or in one of its own.
+
+Nothing of this can be reached in `easq serve`: the faults stand here, and the service only has the place for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from aiohttp import web
+
+from easq.errors import ConfigError
+from easq.service.instance import Instance, Limits
+from easq.service.platform import Service
+from easq.service.server import Server, Settings
+from tests.support.local import Local
+from tests.support.waiting import PATIENCE_S, eventually
+
+
+class Cloud(Local):
+    """A service `model`, with what the cloud puts around it. Instances are numbered from 0."""
+
+    def __init__(
+        self,
+        model: str = "echo",
+        *,
+        weights: Sequence[int] = (100,),
+        timeout_s: float = 30.0,
+        max_payload: int = 8 * 1024**2,
+        open_instances: bool = False,
+        **settings: Any,
+    ) -> None:
+        limits = Limits(max_payload, timeout_s)
+        service = Service(model, "model", weights, limits, open_instances)
+        super().__init__(Settings(**{"port": 0, "queues": ("q",), "service": service, **settings}))
+        self._faults = [""] * len(weights)
+        #: what came in: the number of the instance, and the X-Id that the request had
+        self.seen: list[tuple[int, str]] = []
+        #: requests that a hung instance has now
+        self.hanging = 0
+
+    def start(self) -> None:
+        super().start()
+        for number, instance in enumerate(self.instances):
+            instance.instead = functools.partial(self._take, number)
+
+    async def _take(self, number: int, request: web.BaseRequest) -> web.StreamResponse:
+        self.seen.append((number, request.headers.get("X-Id", "")))
+        if fault := self._faults[number]:
+            self.hanging += fault == "hung"
+            try:
+                if (answer := await _FAULTS[fault](request)) is not None:
+                    return answer
+            finally:
+                self.hanging -= fault == "hung"
+        return await self.instances[number].answer(request)
+
+    @property
+    def origin(self) -> str:
+        """Where discovery is asked."""
+        return self._server.origin
+
+    @property
+    def url(self) -> str:
+        """The gateway's address of the service."""
+        return self._server.url("model")
+
+    @property
+    def instances(self) -> list[Instance]:
+        return self._server.platform.instances
+
+    @property
+    def ports(self) -> list[int]:
+        return [instance.port for instance in self.instances]
+
+    @property
+    def addresses(self) -> list[str]:
+        return [instance.address for instance in self.instances]
+
+    def counts(self) -> list[int]:
+        """The requests that each instance got."""
+        return [instance.requests for instance in self.instances]
+
+    def asked(self, door: str) -> int:
+        """The requests at `gateway`, `discovery` or `modelarts`."""
+        return self._server.platform.requests[door]
+
+    def kill(self, number: int) -> None:
+        """The instance is away, its connections were reset."""
+        self.do(lambda _: self.instances[number].kill())
+
+    def back(self, number: int) -> None:
+        """The instance that was killed answers again; one with a fault has none."""
+        if self._faults[number]:
+            self._faults[number] = ""
+        else:
+            eventually(lambda: self._came_back(number))
+
+    def _came_back(self, number: int) -> bool:
+        try:
+            self.do(lambda _: self.instances[number].back())
+        except ConfigError:  # its port is used, as one of the many that clients connect from
+            return False
+        return True
+
+    def fault(self, number: int, kind: str) -> None:
+        """From the next request on the instance is `hung`, `slow`, `busy` (503), or cuts each answer in `half`."""
+        assert kind in _FAULTS
+        self._faults[number] = kind
+
+    def fail(self, number: int, kind: str) -> None:
+        """The instance is `killed`, or has a fault."""
+        if kind == "killed":
+            self.kill(number)
+        else:
+            self.fault(number, kind)
+
+    def empty(self) -> None:
+        """Discovery answers 200 with an empty list, which the service by itself never does."""
+
+        async def change(server: Server) -> None:
+            body = b'{"correlative": ["model"], "endpoints": {"items": []}}'
+
+            def discover(_request: web.BaseRequest, _name: str) -> web.StreamResponse:
+                server.platform.requests["discovery"] += 1
+                return web.Response(body=body, content_type="application/json")
+
+            server.platform.discover = discover  # type: ignore[method-assign]
+
+        self.do(change)
+
+    def weigh(self, number: int, weight: int) -> None:
+        """The lists give the instance this weight."""
+
+        async def change(server: Server) -> None:
+            server.platform.set_weight(number, weight)
+
+        self.do(change)
+
+    def list(self, number: int, listed: bool) -> None:
+        """The lists name the instance, or not."""
+
+        async def change(server: Server) -> None:
+            server.platform.set_listed(number, listed)
+
+        self.do(change)
+
+
+async def _hung(request: web.BaseRequest) -> web.StreamResponse:
+    """No answer while the caller is there."""
+    while request.transport is not None and not request.transport.is_closing():
+        await asyncio.sleep(0.02)
+    raise ConnectionError
+
+
+async def _slow(_request: web.BaseRequest) -> None:
+    """The answer is a good one, later."""
+    await asyncio.sleep(0.3)
+
+
+async def _busy(request: web.BaseRequest) -> web.StreamResponse:
+    await request.read()
+    return web.Response(status=503, text="no worker is free")
+
+
+async def _half(request: web.BaseRequest) -> web.StreamResponse:
+    """The head says more than there comes."""
+    body = await request.read()
+    response = web.StreamResponse()
+    response.content_length = len(body) + 1000
+    await response.prepare(request)
+    await response.write(body)
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+_FAULTS: dict[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse | None]]] = {
+    "hung": _hung,
+    "slow": _slow,
+    "busy": _busy,
+    "half": _half,
+}
+
+
+class CloudProcess:
+    """A Cloud in a process of its own, so that it shares no interpreter with who loads it."""
+
+    def __init__(self, model: str = "echo", **options: Any) -> None:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.platform"], stdin=pipe, stdout=pipe, text=True
+        )
+        self._say({"model": model, **options})
+        self.origin, self.url, self.addresses = self._hear()
+
+    def do(self, verb: str, *arguments: Any) -> Any:
+        """What the Cloud's method or property `verb` gives."""
+        self._say([verb, *arguments])
+        return self._hear()
+
+    def stop(self) -> None:
+        """It has ended in order."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        assert self._process.wait(PATIENCE_S) == 0
+        self._process.stdout.close()
+
+    def _say(self, what: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    def _hear(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+def _main() -> None:
+    cloud = Cloud(**json.loads(sys.stdin.readline()))
+    cloud.start()
+    print(json.dumps([cloud.origin, cloud.url, cloud.addresses]), flush=True)
+    for line in sys.stdin:
+        verb, *arguments = json.loads(line)
+        print(json.dumps(getattr(cloud, verb)(*arguments)), flush=True)
+    cloud.stop()
+
+
+if __name__ == "__main__":
+    _main()
