@@ -261,20 +261,12 @@ def in_order(
     work: Callable[[Item], T],
     *,
     workers: int,
-    rate: float | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Item, T | EasqError]]:
-    """Each item with what `work` made of it, in the items' order, `workers` at a time, `rate` begun a second.
+    """Each item with what `work` made of it, in the items' order, `workers` at a time.
 
     Once `stop` says so no further item is begun; what was begun is still given back.
     """
-    next_at = time.monotonic()
-
-    def pace() -> None:
-        nonlocal next_at
-        if rate:
-            time.sleep(max(0.0, next_at - time.monotonic()))
-            next_at = max(next_at, time.monotonic() - 1 / rate) + 1 / rate
 
     def attempt(item: Item) -> T | EasqError:
         if item.error is not None:
@@ -286,7 +278,6 @@ def in_order(
 
     if workers == 1:
         while not stop() and (item := next(items, None)) is not None:
-            pace()
             yield item, attempt(item)
         return
     begun: deque[tuple[Item, Future[T | EasqError]]] = deque()
@@ -299,7 +290,6 @@ def in_order(
                 if item is None:
                     more = False
                     break
-                pace()
                 begun.append((item, pool.begin(item)))
             if not begun:
                 break

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 GRACE_S = 5.0
 #: how long the reader may take to notice that the run is over, in seconds
 _READER_S = 1.0
+#: how long a service may take to say what it is, in seconds
+_ASK_S = 2.0
 
 
 @command(
@@ -178,10 +180,19 @@ class Run:
                 self.tally.broken(error)
             unread = not bulk.read_all(within_s=_READER_S)
             progress.end()
+            if self.tally.possible_duplicates and not self.tally.keys_known:
+                self.tally.keys_known = self._knows_keys()
             if interrupt.raised is not None:
                 self.tally.interrupted(unread=unread)
                 raise interrupt.raised
             self.tally.end(unread=unread)
+
+    def _knows_keys(self) -> bool:
+        """Whether the service says that it is one of those that know idempotency keys: easq's."""
+        try:
+            return "meta.durability" in self.app.queue().attributes(deadline_s=_ASK_S)
+        except EasqError:
+            return False
 
     def _tasks(self) -> Iterator[Task[Sent]]:
         """What is to be put, each item with the key that it has in every run."""

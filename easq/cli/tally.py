@@ -33,7 +33,7 @@ class Tally:
     first_failed: Item | None = None
     stored_after: list[str] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
-    _keys_known: bool = False
+    keys_known: bool = False  #: the service knows idempotency keys
     _doubts: int = 0
     _old_doubts: int = 0
 
@@ -48,7 +48,7 @@ class Tally:
 
         A service that recognised one key has recognised them all, as long as it remembers keys.
         """
-        return self._old_doubts if self._keys_known else self._doubts
+        return self._old_doubts if self.keys_known else self._doubts
 
     def header(self) -> None:
         """The names over the rows of a table."""
@@ -65,7 +65,7 @@ class Tally:
         """
         from easq.client.journal import REMEMBERED_S
 
-        self._keys_known = self._keys_known or known
+        self.keys_known = self.keys_known or known
         if doubt_s is not None and not known:
             self._doubts += 1
             self._old_doubts += doubt_s >= REMEMBERED_S

@@ -10,13 +10,13 @@ import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from tests.cli.conftest import Easq, finish
-from tests.client.servers import answering, eventually, silent
+from tests.client.servers import Peer, answering, broken, eventually, reply, silent
 from tests.conftest import Serve
 from tests.support.process import AS_ANYONE
 
@@ -560,3 +560,29 @@ def test_the_items_of_a_put_are_given_up_some_seconds_after_an_interrupt_and_cou
     (summary,) = [record["summary"] for record in records if "summary" in record]
     assert (summary["success"], summary["failed"]) == (0, 2)
     assert "whether it was stored is not known" in records[0]["error"]["message"]
+
+
+def test_what_may_be_there_twice_is_counted(easq: Easq) -> None:
+    """An answer was lost, and nothing says that the service knows the key of the second attempt."""
+    answers = (reply(200, b"1"), broken, reply(200, b"2"), reply(200, b"3"), reply(404))
+    with answering(*answers) as server:
+        done = easq("put", "-f", "-", "--url", server.url, stdin=b"x\ny\nz\n")
+    assert (done.status, done.text) == (0, "[OK] 1\n[OK] 2\n[OK] 3\n")
+    assert "[INFO] Possible duplicates: 1, sent again after an answer was lost" in done.err.splitlines()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [reply(200, b"1"), reply(200, b"2", X_Easq_Duplicate="1")],
+        [reply(200, b"1"), broken, reply(200, b"2")],
+    ],
+)
+def test_a_service_that_knows_keys_has_nothing_twice(easq: Easq, told: list[Callable[[Peer], None]]) -> None:
+    """It recognised one of them, or it says what only such a service says of itself."""
+    attributes = reply(200, b'{"meta.durability":"fsync"}', Content_Type="application/json")
+    with answering(broken, *told, attributes) as server:
+        done = easq("put", "-f", "-", "--url", server.url, "-o", "json", stdin=b"x\ny\n")
+    assert done.status == 0
+    summary = json.loads(done.err)["summary"]
+    assert (summary["success"], summary["possible_duplicates"]) == (2, 0)

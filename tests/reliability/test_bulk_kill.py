@@ -75,6 +75,7 @@ def run_under_kills(easq: Easq, service: Service, rounds: int, seed: int) -> dic
     assert [line for line in lines if times[line] != 1] == []
     assert len(items) == len(lines)
     assert set(said) <= set(items)
+    assert summary["possible_duplicates"] == 0
     assert easq(*command).out == b""
     return {
         "records": len(lines),
