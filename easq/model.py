@@ -13,6 +13,7 @@ REQUEST_ID = "requestId"  #: built-in tag: links an input item to its sink resul
 TS_SOURCE = "ts@source"  #: built-in tag: Unix time in ms of the put to the input
 TS_SINK = "ts@sink"  #: built-in tag: Unix time in ms of the put to the sink
 HEADER_PREFIX = "Header:"  #: built-in tags: captured HTTP request headers
+PATH = "Path"  #: built-in tag: what followed the queue's address in the put
 DELIVERY_COUNT = "deliveryCount"  #: on a redelivered frame only: how often it was pushed to this group
 LAST_CODE = "lastCode"  #: on a sink frame: the item failed, with this status
 LAST_REASON = "lastReason"  #: on a sink frame: why

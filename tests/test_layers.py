@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "easq"
 
 _GROUND = {"errors", "model", "redact", "wire", "runner", "balance"}
-_CLIENT = {"config", "profile", "client", "render", "worker"}
+_CLIENT = {"config", "profile", "client", "render", "inference", "worker"}
 _SERVICE = {"storage", "broker", "service"}
 
 #: part of easq -> the other parts it may import; what a part does not name it does not know
@@ -34,7 +34,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "config": {"errors", "model", "redact", "wire", "profile"},
     "client": {"errors", "model", "redact", "wire", "balance"},
     "render": {"errors", "model", "redact", "wire"},
-    "worker": _GROUND | {"client"},
+    "inference": {"errors", "model", "wire", "runner"},
+    "worker": _GROUND | {"client", "inference"},
     "cli": _GROUND | _CLIENT,
     "__main__": {"cli"},
 }

@@ -19,6 +19,7 @@ from easq.model import (
     HEADER_PREFIX,
     NEWEST,
     NO_INDEX,
+    PATH,
     REQUEST_ID,
     TS_SINK,
     TS_SOURCE,
@@ -45,8 +46,6 @@ TAKEOVER_WAIT_S = 1.0
 ALIVE_S = 5.0
 #: what a stream's name has more when it is a rear store
 REAR_SUFFIX = "#rear"
-#: tag of an input item: the sub-path that the put was sent to, which the engine calls
-PATH = "Path"
 
 #: of request ids: seeded by the system, without asking it for each
 _RANDOM = Random()

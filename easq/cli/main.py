@@ -30,6 +30,7 @@ from easq.cli.serve import serve
 from easq.cli.trunc import trunc
 from easq.cli.wait import wait
 from easq.cli.watch import watch
+from easq.cli.work import work
 from easq.errors import EasqError, Exit, UsageError
 
 #: one line a command; a command file imports click and its options at the top, everything else in its bodies
@@ -49,6 +50,7 @@ COMMANDS: tuple[click.Command, ...] = (
     count,
     end,
     wait,
+    work,
     serve,
     bench,
     demo,

@@ -116,8 +116,10 @@ def route(app: App, via: str, terms: Terms) -> Route:
 
 def _queue(app: App, terms: Terms) -> Route:
     from easq.client.predict import predict_queue
+    from easq.client.queue import check_pair
 
     queue, sink = app.queue(sink=False), app.queue(sink=True)
+    check_pair(queue, sink)
 
     def ask(item: Item) -> Answer:
         frame = predict_queue(

@@ -32,7 +32,7 @@ def search(app: App, item: str) -> None:
     """
     client = app.queue()
     index = _index(client, item)
-    result = client.in_group(app.options.get("group") or _engine_group(client)).search(index)
+    result = client.in_group(app.options.get("group") or client.name()).search(index)
     shown = {
         "index": str(index),
         "ConsumerId": result.consumer_id,
@@ -65,14 +65,3 @@ def _index(client: QueueClient, item: str) -> int:
     if frame is None:
         raise NotFound(NO_DATA_IN_STREAM)
     return frame.index
-
-
-def _engine_group(client: QueueClient) -> str:
-    """The group that works on the queue: engines take the queue's name. Raises NotAQueueService."""
-    from easq.errors import NotAQueueService
-    from easq.wire.operations import valid_name
-
-    name = client.attributes().get("meta.name", "")
-    if not valid_name(name):
-        raise NotAQueueService(f"meta.name is {name!r}, not a group", hint="give one with --group")
-    return name

@@ -12,6 +12,7 @@ from easq.cli.size import SIZE
 
 if TYPE_CHECKING:
     from easq.cli.app import App
+    from easq.cli.engines import Engines
     from easq.service.platform import Service
     from easq.service.server import Server, Settings
 
@@ -164,6 +165,7 @@ def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
 
     With --model, a service stands beside the queues, with what the cloud puts around one: a gateway at
     /api/predict/NAME, and instances that discovery (EAS) and look-up (ModelArts) name, all over HTTP and WebSocket.
+    Its engines work on every queue: what is put there is answered in the sink.
 
     With CMD, a private service with a token of its own runs around it: EASQ_URL, EASQ_SINK_URL and EASQ_TOKEN are in
     CMD's environment, and with --model EASQ_ENDPOINT and EASQ_SERVICE; stdout is CMD's, and its exit code is returned.
@@ -179,7 +181,7 @@ def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="easq-") as folder:
         settings = _settings(app, private=folder, **options)
-        code = asyncio.run(_serve_around(settings, cmd, ready_file))
+        code = asyncio.run(_serve_around(app, settings, cmd, ready_file))
     click.get_current_context().exit(code)
 
 
@@ -263,10 +265,36 @@ def _default_storage(app: App) -> str:
     return f"sqlite:{folder / 'easq' / 'easq.db'}"
 
 
+def _engines(app: App, server: Server, settings: Settings) -> Engines | None:
+    """The engines between each queue and its sink, begun, where there is a model."""
+    from easq.cli.engines import Engines
+    from easq.runner import parse_model
+
+    if settings.service is None:
+        return None
+    service = settings.service
+    engines = Engines(
+        app,
+        parse_model(service.model),
+        [(server.url(name), server.url(name, sink=True)) for name in settings.queues],
+        users=[f"{service.name}-{number}" for number in range(len(service.weights))],
+        token=settings.token,
+        item_timeout_s=service.limits.timeout_s,
+    )
+    engines.start()
+    return engines
+
+
 async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
+    import asyncio
+
     from easq.service.server import serve as run
 
+    engines: Engines | None = None
+
     def ready(server: Server) -> None:
+        nonlocal engines
+        engines = _engines(app, server, settings)
         app.printer.line(f"EASQ_URL={server.url()}")
         for name in settings.queues:
             app.printer.info(f"queue {name}: {server.url(name)} and {server.url(name, sink=True)}")
@@ -277,7 +305,11 @@ async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
         app.printer.info(f"durability {server.durability}, storage {settings.storage}")
         _write_ready(ready_file, server)
 
-    await run(settings, ready)
+    async def before_stop() -> None:
+        if engines is not None:
+            await asyncio.to_thread(engines.stop)
+
+    await run(settings, ready, before_stop)
 
 
 def _write_ready(ready_file: str | None, server: Server) -> None:
@@ -289,16 +321,22 @@ def _write_ready(ready_file: str | None, server: Server) -> None:
         write_ready_file(Path(ready_file), f"EASQ_URL={server.url()}\n")
 
 
-async def _serve_around(settings: Settings, cmd: Sequence[str], ready_file: str | None) -> int:
+async def _serve_around(app: App, settings: Settings, cmd: Sequence[str], ready_file: str | None) -> int:
     """The exit code of `cmd`; the service is gone however it ended. Raises ChildFailed when it cannot start."""
+    import asyncio
+
     from easq.service.server import Server
 
     server = Server(settings)
     await server.start()
+    engines: Engines | None = None
     try:
+        engines = _engines(app, server, settings)
         _write_ready(ready_file, server)
         return await _run_child(server, settings, cmd)
     finally:
+        if engines is not None:
+            await asyncio.to_thread(engines.stop)
         await server.stop()
 
 

@@ -16,12 +16,13 @@ from easq.cli.options import DURATION, INDEX_OR_NEWEST, as_tags, command, stream
 
 if TYPE_CHECKING:
     from easq.cli.app import App
+    from easq.cli.each import Each
     from easq.client.queue import QueueClient
     from easq.client.watch import Watcher
     from easq.model import Frame
     from easq.wire.operations import Watch
 
-ASK, OUTPUT, NONE = "ask", "output", "none"
+ASK, OUTPUT, NONE, COMMAND = "ask", "output", "none", "command"
 
 #: indexes in one commit at most; the service takes more, a URL grows with them
 _MAX_BATCH = 256
@@ -39,17 +40,14 @@ _END_LOOK_S = 1.0
 #: how many items are handed back by name; the closed connection gives back the others
 _MAX_HELD = 20_000
 
-#: the code of a negative that does not count as a failure
-SHUTDOWN = "Shutdown"
-
 
 @command(
     "watch",
     examples=(
         "easq watch",
         "easq watch -k --commit output -o json | jq .data",
-        "easq watch -n 5 --commit output --timeout 1m",
-        "easq watch --commit none --index newest --tags run=7",
+        "easq watch -n 5 --commit output --timeout 1m --tags run=7",
+        "easq watch --on-fail stop -- sh -c 'cat > $EASQ_INDEX.png'",
     ),
 )
 @click.option("--index", type=INDEX_OR_NEWEST, default="0", help="Start: an index, 0 the head, or newest.")
@@ -78,6 +76,16 @@ SHUTDOWN = "Shutdown"
 @click.option("--idle-timeout", type=DURATION, help="Stop when nothing came for so long.")
 @click.option("--timeout", type=DURATION, help="Stop after so long.")
 @click.option("--allow-empty", is_flag=True, help="Fewer than -n is no failure.")
+@click.option(
+    "--on-fail",
+    type=click.Choice(("negative", "leave", "stop")),
+    help="When CMD fails: deliver the item again, leave it pending, or stop.  [default: negative]",
+)
+@click.option(
+    "--max-attempts", type=click.IntRange(1), help="Runs of CMD on an item until it has failed.  [default: 1]"
+)
+@click.option("--grace", type=DURATION, help="For CMD to end, after a signal.  [default: 5s]")
+@click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 @stream_options
 def watch(
     app: App,
@@ -93,17 +101,28 @@ def watch(
     idle_timeout: float | None,
     timeout: float | None,
     allow_empty: bool,
+    on_fail: str | None,
+    max_attempts: int | None,
+    grace: float | None,
+    cmd: tuple[str, ...],
 ) -> None:
     """Be pushed items, and commit them.
 
-    On a terminal each item is asked about; elsewhere a policy is needed. What was not committed when the
+    On a terminal each item is asked about; elsewhere a policy is needed. With CMD it is run for each item, one after
+    the other and by no shell: payload on stdin, EASQ_INDEX, EASQ_REQUEST_ID, EASQ_ATTEMPT and EASQ_TAGS_JSON in its
+    environment. What it says is shown, and the item committed, when it exits with 0. What was not committed when the
     watch ends is handed back. A reader of the output that stops early may have taken more than it shows: -n
     says how many.
     """
-    from easq.errors import NoData, StreamEnded
+    from easq.cli.each import each_of
+    from easq.errors import NoData, StreamEnded, UsageError
     from easq.wire.operations import Watch
 
-    policy = choose_policy(app, policy, auto_commit=auto_commit, window=window, count=count)
+    each = each_of(app, cmd, on_fail, max_attempts, grace)
+    if each is not None and (auto_commit or policy is not None):
+        raise UsageError("with -- CMD its exit status says what is committed: no --commit, no --auto-commit")
+    if each is None:
+        policy = choose_policy(app, policy, auto_commit=auto_commit, window=window, count=count)
     operation = Watch(
         index=index,
         window=window,
@@ -113,11 +132,13 @@ def watch(
         upgrade=transport == "ws",
     )
     client = app.queue()
-    _announce(app, operation)
+    _announce(app, operation, each)
     shown = 0
     try:
         with client.watch(operation, on_notice=app.printer.notice) as watcher:
-            session = Session(app, client, watcher, policy, window, auto_commit, until_end)
+            session = Session(
+                app, client, watcher, policy or COMMAND, window, auto_commit, until_end, each=each
+            )
             shown = session.run(count=count, idle_s=idle_timeout, timeout_s=timeout)
     except StreamEnded as error:  # during the watch, or before it began
         if not until_end:
@@ -140,7 +161,7 @@ def choose_policy(app: App, policy: str | None, *, auto_commit: bool, window: in
     if policy is None:
         raise UsageError(
             "no commit policy, and no terminal to ask on",
-            hint="give one of --auto-commit, --commit output, --commit none",
+            hint="give one of --auto-commit, --commit output, --commit none, -- CMD",
         )
     if policy == ASK and not app.can_ask() and not app.options.get("yes"):
         raise UsageError("--commit ask needs a terminal to ask on")
@@ -149,15 +170,16 @@ def choose_policy(app: App, policy: str | None, *, auto_commit: bool, window: in
     return policy
 
 
-def _announce(app: App, operation: Watch) -> None:
+def _announce(app: App, operation: Watch, each: Each | None) -> None:
     app.printer.info(
         f"Start to watch: index: {operation.index}, indexOnly: {str(operation.index_only).lower()}, "
         f"autoCommit: {str(operation.auto_commit).lower()}, window: {operation.window}"
     )
     if app.output == "table":
+        from easq.cli.each import COLUMNS
         from easq.render.rows import FRAME_COLUMNS
 
-        app.printer.header(FRAME_COLUMNS)
+        app.printer.header(FRAME_COLUMNS if each is None else COLUMNS)
 
 
 @dataclass
@@ -171,6 +193,7 @@ class Session:
     window: int
     auto_commit: bool
     until_end: bool
+    each: Each | None = None
     shown: int = 0
     epoch: int = 0
     #: pushed to us on this connection, neither committed nor given back
@@ -179,10 +202,12 @@ class Session:
     to_commit: dict[int, None] = field(default_factory=dict)
     #: committed; one of them that comes again is not shown again
     done: dict[int, None] = field(default_factory=dict)
+    #: the command failed on them, and they are left as they are
+    left: dict[int, None] = field(default_factory=dict)
 
     def run(self, *, count: int | None, idle_s: float | None, timeout_s: float | None) -> int:
         """How many items were shown until one of the ends was reached; none is left in our hands then."""
-        from easq.errors import EasqError, StorageError, StreamEnded, UsageError
+        from easq.errors import ChildFailed, EasqError, StorageError, StreamEnded, UsageError
 
         end_at = None if timeout_s is None else time.monotonic() + timeout_s
         try:
@@ -197,7 +222,7 @@ class Session:
             self._commit()
             if not self.until_end:
                 raise
-        except (UsageError, StorageError):  # no answer at a prompt; stdout is full
+        except (UsageError, StorageError, ChildFailed):  # no answer at a prompt; stdout is full; no command
             self._leave()
             raise
         except EasqError:
@@ -242,12 +267,16 @@ class Session:
             # What came on the last connection went back to the group, and may be in other hands by now.
             self.epoch = self.watcher.epoch
             self.open.clear()
+            self.left.clear()
         if frame.index in self.done or frame.index in self.to_commit:
             self.to_commit[frame.index] = (
                 None  # its commit was lost: it is repeated, and nobody is asked twice
             )
             return
         self.open[frame.index] = None
+        if self.each is not None:
+            self._run_command(self.each, frame)
+            return
         if self.to_commit and self.app.printer.would_wait(len(frame.data)):
             self._try_commit()
         self.app.printer.frame(self.shown, frame)
@@ -259,6 +288,37 @@ class Session:
             self.to_commit[frame.index] = None
             if len(self.to_commit) >= min(self.window, _MAX_BATCH):
                 self._try_commit()
+
+    def _run_command(self, each: Each, frame: Frame) -> None:
+        """The item is committed, negatived or left, as the command ended; what came meanwhile is raised after that."""
+        from easq.cli.each import NEGATIVE
+
+        result = each.run(frame)
+        if not result.was_cut_off:
+            each.tell(self.shown, frame, result)
+            self.shown += 1
+            if result.is_done:
+                self.to_commit[frame.index] = None
+                self._try_commit()  # at once: the next command may take long
+            elif each.on_fail == NEGATIVE:
+                self._try_negative(frame.index, result.code, result.reason)
+            else:
+                self.left[frame.index] = None
+                each.check(result, len(self.left), self.window)
+        if result.interrupt is not None:
+            raise result.interrupt
+
+    def _try_negative(self, index: int, code: str, reason: str) -> None:
+        """The item has failed once more; where the server cannot be told, the lost connection counts as that."""
+        from easq.errors import ServerError, Unreachable
+
+        if self.watcher.epoch != self.epoch:
+            return
+        try:
+            self.client.negative([index], code=code, reason=reason)
+            self.open.pop(index, None)
+        except (Unreachable, ServerError) as error:
+            self.app.printer.notice(f"a failure was not told: {error.message}")
 
     def _ask(self, index: int) -> None:
         """The item is committed, negatived, or with two times no left pending until the watch ends."""
@@ -312,6 +372,7 @@ class Session:
         This comes before the close: after it an index may be in other hands, where a negative would take it.
         """
         from easq.errors import EasqError
+        from easq.runner import SHUTDOWN
 
         if self.auto_commit:
             return

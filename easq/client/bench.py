@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TypeAlias
 
@@ -255,7 +255,7 @@ class _Consumers:
         try:
             for number in range(self._count):
                 me = Consumer(f"easq-bench-{self._run}", f"c{number}")
-                client = self._client.called_by(replace(self._client.caller, consumer=me))
+                client = self._client.called_by(me)
                 self._watchers.append(client.watch(operation).__enter__())
                 pushed: _Pushed = queue.SimpleQueue()
                 self._start(self._take, self._watchers[-1], pushed)

@@ -149,19 +149,22 @@ def predict_direct(
         this_round.add(instance.address)
         attempts += 1
         times = Times()
+        left_s = end - time.monotonic()
         try:
             reply = transport.exchange(
                 instance.url,
                 request,
                 None,
-                deadline_s=max(0.001, min(timeout_s / ATTEMPT_PART, end - time.monotonic())),
+                deadline_s=max(0.001, min(timeout_s / ATTEMPT_PART, left_s)),
                 retry=Retry.NEVER,
                 times=times,
             )
         except EasqError as failure:
-            error = failure
-            if not another_may_do_better(error):
+            if not another_may_do_better(failure):
                 raise
+            cut_short = isinstance(failure, Unanswered) and left_s < timeout_s / ATTEMPT_PART
+            if not cut_short or attempts == 1:
+                error = failure  # an attempt that the end cut short tells less than those before
             if time.monotonic() >= end:
                 raise in_time(error, _tried(attempts, ever), timeout_s) from failure
             continue

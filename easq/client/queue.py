@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 from easq.client.exchange import Retry
 from easq.client.trace import hidden
-from easq.errors import EasqError, UsageError
-from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Frame, SearchResult, Tags
+from easq.errors import ConfigError, EasqError, NotAQueueService, UsageError
+from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
 from easq.wire import operations, replies
 from easq.wire.operations import Caller, Codec, Operation
 from easq.wire.replies import Reply
@@ -40,12 +40,18 @@ class QueueClient:
 
     def in_group(self, group: str) -> QueueClient:
         """A client of the same stream, called by a member of `group`."""
-        consumer = replace(self.caller.consumer, group=group)
-        return self.called_by(replace(self.caller, consumer=consumer))
+        return self.called_by(replace(self.caller.consumer, group=group))
 
-    def called_by(self, caller: Caller) -> QueueClient:
-        """A client of the same stream, called by somebody else."""
-        return QueueClient(self.url, caller, self._transport)
+    def called_by(self, consumer: Consumer) -> QueueClient:
+        """A client of the same stream, called by `consumer`."""
+        return QueueClient(self.url, replace(self.caller, consumer=consumer), self._transport)
+
+    def name(self) -> str:
+        """The queue's own name, which is the group of its engines. Raises NotAQueueService."""
+        name = self.attributes().get("meta.name", "")
+        if not operations.valid_name(name):
+            raise NotAQueueService(f"meta.name is {name!r}, not a group", hint="give one with --group")
+        return name
 
     def put(
         self,
@@ -282,3 +288,12 @@ def _checked(tags: Tags | None) -> Tags:
 def _chunks(indexes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     for at in range(0, len(indexes), MAX_INDEXES_PER_REQUEST):
         yield indexes[at : at + MAX_INDEXES_PER_REQUEST]
+
+
+def check_pair(input: QueueClient, sink: QueueClient) -> None:
+    """Raises ConfigError where input and sink are one stream."""
+    if input.url == sink.url:
+        raise ConfigError(
+            f"the url {input.url} is a sink's: what is put there would be taken again",
+            hint="give the queue's own, without /sink",
+        )

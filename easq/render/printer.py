@@ -30,6 +30,8 @@ from easq.render.payload import cell, escape, json_safe, one_line
 if TYPE_CHECKING:
     from easq.render.progress import Progress
 
+#: to the start of the line, and nothing behind it
+_CLEAR = "\r\x1b[K"
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
 #: characters; a shorter secret would blot out ordinary words
@@ -56,7 +58,7 @@ class Printer:
         self._out: IO[bytes] | None = sys.stdout.buffer if sys.stdout is not None else None
         self._err: IO[bytes] | None = sys.stderr.buffer if sys.stderr is not None else None
         self._secrets: set[str] = set()
-        self._status = ""  # what stands on the terminal's last line, to be wiped before anything else is
+        self._status = ""
         self.output, self.quiet, self.verbose, self.color = output, quiet, verbose, color
 
     @property
@@ -78,7 +80,7 @@ class Printer:
         if self._out is None:
             raise OutputClosed
         if self._status and self.out_is_terminal:
-            self._wipe_status()
+            self.status("")
         try:
             self._out.write(data)
         except OSError as error:
@@ -169,9 +171,8 @@ class Printer:
         """A line on the terminal that says how far a long run is, of `total` units; nothing elsewhere or if quiet."""
         from easq.render.progress import Progress
 
-        visible = self.err_is_terminal and not self.quiet and self._environ.get("TERM") != "dumb"
-        draw = self._draw_status if visible else None
-        return Progress(total, draw, width=_width(self._environ, self._err))
+        draw = self.status if self.shows_status else None
+        return Progress(total, draw)
 
     def notice(self, text: str) -> None:
         """Something that happened on the way, such as a reconnect: shown unless quiet."""
@@ -181,6 +182,20 @@ class Printer:
     def warn(self, text: str) -> None:
         """`easq: warning: text`; quiet does not hide it."""
         self._say(f"{self._paint(_YELLOW, 'easq: warning:')} {one_line(text)}\n")
+
+    @property
+    def shows_status(self) -> bool:
+        """Whether a line that changes is of use: on a terminal that can rewrite it, unless quiet."""
+        return self.err_is_terminal and not self.quiet and self._environ.get("TERM", "dumb") != "dumb"
+
+    def status(self, text: str) -> None:
+        """`text` is the last line of the terminal, until something else is said; empty: there is none."""
+        if not self.shows_status or text == self._status:
+            return
+        shown = one_line(text)[: _width(self._environ, self._err) - 1]
+        self._status = ""
+        self._say(_CLEAR + self._paint(_DIM, shown) if shown else _CLEAR)
+        self._status = text
 
     def summary(self, value: Mapping[str, object]) -> None:
         """The totals of a run in JSON, on stderr, unless quiet."""
@@ -240,31 +255,15 @@ class Printer:
 
     # within
 
-    def _draw_status(self, text: str) -> None:
-        """`text` is the last line of the terminal until something else is written; empty: nothing is."""
-        if text != self._status:
-            self._wipe_status()
-            self._status = text
-            self._tell(text)
-
-    def _wipe_status(self) -> None:
-        if self._status:
-            self._status = ""
-            self._tell("\r\x1b[K")
-
     def _say(self, text: str) -> None:
-        self._wipe_status()
         if self._err is None:
             return
         if self.out_is_terminal and self.err_is_terminal:
             self.flush()  # both land on one screen, in the order in which they were said
+        if self._status:
+            self._status, text = "", _CLEAR + text
         for secret in self._secrets:
             text = text.replace(secret, mask(secret))
-        self._tell(text)
-
-    def _tell(self, text: str) -> None:
-        if self._err is None:
-            return
         try:
             self._err.write(text.encode("utf-8", "backslashreplace"))
             self._err.flush()

@@ -18,9 +18,9 @@ class Progress:
     It is told and never looks by itself: `now` may be given in its place.
     """
 
-    def __init__(self, total: int | None, draw: Callable[[str], None] | None, *, width: int = 80) -> None:
+    def __init__(self, total: int | None, draw: Callable[[str], None] | None) -> None:
         """`total` is in the units of `at`'s `position`, None where it is not known."""
-        self._total, self._draw, self._width = total, draw, width
+        self._total, self._draw = total, draw
         self._began: float | None = None
         self._next = 0.0
 
@@ -42,7 +42,7 @@ class Progress:
         if elapsed_s < PATIENCE_S or now < self._next:
             return
         self._next = now + _PERIOD_S
-        self._draw(line(done, failed, position, self._total, elapsed_s)[: self._width - 1])
+        self._draw(line(done, failed, position, self._total, elapsed_s))
 
     def end(self) -> None:
         """The line is gone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +14,17 @@ from typing import Any
 import pexpect
 import pytest
 
+from tests.support.forks import Forks
 from tests.support.process import Service
 
 ROOT = Path(__file__).parents[2]
 
 #: seconds until a test gives up on a process; none waits that long unless it fails
 DEADLINE_S = 90.0
+#: commands that import more than others have in common, or start processes of their own
+_STARTED = {("serve",), ("demo",)}
+#: what Python reads of the environment while it starts
+_READ_AT_START = ("PYTHON", "LANG", "LC_", "LANGUAGE")
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,10 @@ class Done:
     status: int
     out: bytes
     err: str
+
+    @classmethod
+    def of(cls, status: int, out: bytes, err: bytes) -> Done:
+        return cls(status, out, err.decode())
 
     @property
     def text(self) -> str:
@@ -58,8 +67,9 @@ class Running(subprocess.Popen[bytes]):
 class Easq:
     """Runs `easq` with a home of its own and nothing of our environment that easq reads."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, forks: Callable[[Mapping[str, str]], Forks]) -> None:
         self.home = home
+        self._forks = forks
         self.environ = {
             "HOME": str(home),
             "PATH": os.environ["PATH"],
@@ -79,16 +89,22 @@ class Easq:
         return [sys.executable, "-m", "easq", *args]
 
     def __call__(self, *args: str | bytes, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Done:
+        environ = {**self.environ, **(env or {})}
+        if args[:1] not in _STARTED and not any(name.startswith(_READ_AT_START) for name in env or ()):
+            forks = self._forks(self.environ)
+            return Done.of(
+                *forks.run(args, stdin=stdin, environ=environ, folder=self.home, timeout_s=DEADLINE_S)
+            )
         done = subprocess.run(
             self.argv(args),
             input=stdin,
             capture_output=True,
-            env={**self.environ, **(env or {})},
+            env=environ,
             cwd=self.home,
             timeout=DEADLINE_S,
             check=False,
         )
-        return Done(done.returncode, done.stdout, done.stderr.decode())
+        return Done.of(done.returncode, done.stdout, done.stderr)
 
     def start(self, *args: str, **options: Any) -> Running:
         """A run that goes on beside the test; stdin is empty."""
@@ -116,10 +132,25 @@ class Easq:
         )
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Mapping[str, str]], Forks]]:
+    """Forks runs of easq; what it is asked with first is the environment in which Python was started."""
+    made: list[Forks] = []
+
+    def make(environ: Mapping[str, str]) -> Forks:
+        if not made:
+            made.append(Forks(environ, tmp_path_factory.mktemp("forks")))
+        return made[0]
+
+    yield make
+    for one in made:
+        one.close()
+
+
 @pytest.fixture
-def easq(tmp_path: Path) -> Easq:
+def easq(tmp_path: Path, forks: Callable[[Mapping[str, str]], Forks]) -> Easq:
     """easq without any configuration."""
-    return Easq(tmp_path)
+    return Easq(tmp_path, forks)
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from tests.cli.conftest import Easq
 
 #: those that print for people and shells alone
 WITHOUT = {"completion", "demo", "serve"}
-#: it asks service discovery, not a queue: its JSON is tested in test_endpoints.py
-ELSEWHERE = {"endpoints"}
+#: one asks service discovery, not a queue, one does not end: their JSON is tested in test_endpoints.py and test_work.py
+ELSEWHERE = {"endpoints", "work"}
 
 #: each command with arguments that it succeeds with, on an input of five items, and a sink of one result `r-1`
 RUNS: dict[str, list[str]] = {

@@ -186,3 +186,14 @@ def test_a_token_that_goes_to_a_public_gateway_in_the_clear_is_warned_about(easq
 def test_tags_go_with_the_queue_only(easq: Easq, gateway: str) -> None:
     done = easq("predict", "--via", "gateway", "--url", gateway, "-d", "x", "--tags", "a=b")
     assert (done.status, done.err) == (2, "easq: --tags goes with --via queue\n")
+
+
+def test_a_sink_is_no_queue_to_ask(queue: Easq, url: str) -> None:
+    """What is put there would come straight back as its own result."""
+    done = queue("predict", "-d", "x", "--url", f"{url}/sink")
+    assert (done.status, done.out) == (13, b"")
+    assert done.err == (
+        f"easq: the url {url}/sink is a sink's: what is put there would be taken again\n"
+        "hint: give the queue's own, without /sink\n"
+    )
+    assert queue("count", "-k").text == "0\n"

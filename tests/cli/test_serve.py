@@ -334,3 +334,57 @@ def test_a_command_around_which_a_model_is_served_knows_where_it_is(easq: Easq) 
     call = [sys.executable, "-m", "easq", "predict", "--via", "direct", "-d", "hi"]
     done = easq("serve", "--model", "echo", "--instances", "2", "--", *call)
     assert (done.status, done.out) == (0, b"hi")
+
+
+# -- with a model, its engines work on the queues ----------------------------------------------------------------------
+
+
+def shell(script: str) -> tuple[str, ...]:
+    """A command line in which `easq` is this one."""
+    return "--", "sh", "-c", f'easq() {{ "{sys.executable}" -m easq "$@"; }}; {script}'
+
+
+def test_one_command_is_a_whole_inference_service(easq: Easq) -> None:
+    """What is put is answered in the sink of its queue under its request id, and gone from the input."""
+    done = easq(
+        *("serve", "--queue", "one", "--queue", "two", "--model", "exec:tr a-z A-Z", "--instances", "2"),
+        *shell(
+            "easq predict -d hello; echo; easq put -q -d x --url ${EASQ_URL%one}two > put;"
+            " easq get -k --url ${EASQ_URL%one}two --timeout 60s -o raw; echo;"
+            " easq wait --empty --timeout 60s; easq info --field consumers.stats.total"
+        ),
+    )
+    assert (done.status, done.text, done.err) == (0, "HELLO\nX\n2\n", "")
+
+
+def test_what_the_model_fails_on_is_told_in_the_sink(easq: Easq) -> None:
+    done = easq(
+        *("serve", "--model", "exec:sh -c 'echo no such image >&2; exit 3'", "--max-delivery", "1"),
+        *shell("easq predict -d hello; echo $?; easq get --rear -o raw"),
+    )
+    assert done.text == "no such image5\nhello"
+
+
+def test_engines_end_with_the_service_and_hand_back_what_they_had(
+    easq: Easq, started: Started, tmp_path: Path
+) -> None:
+    """The call under way is cut off after the grace; its item is there at the next start, without a failure."""
+    storage = ("--storage", f"sqlite:{tmp_path / 'q.db'}")
+    process = started("--port", "0", *storage, "--model", "exec:sleep 600")
+    url = address(process)
+    assert easq("put", "-q", "-d", "long", "--url", url).status == 0
+    eventually(lambda: easq("search", "1", "--url", url, "-o", "json").text.find('"IsPending":true') > 0)
+    assert terminate(process)[:2] == (0, b"")
+    again = easq("serve", *storage, "--model", "echo", *shell("easq get -k --timeout 60s -o raw"))
+    assert again.text == "long"
+
+
+def test_an_engine_goes_on_when_an_ended_stream_is_opened_again(easq: Easq) -> None:
+    done = easq(
+        *("serve", "--model", "echo"),
+        *shell(
+            "easq end -y -o none && easq wait --consumers '== 0' --timeout 60s && easq end --undo -o none"
+            " && easq predict -d again"
+        ),
+    )
+    assert (done.status, done.text) == (0, "again")

@@ -55,7 +55,7 @@ def test_without_a_terminal_a_policy_is_needed(queue: Easq) -> None:
     assert (done.status, done.out) == (2, b"")
     assert done.err == (
         "easq: no commit policy, and no terminal to ask on\n"
-        "hint: give one of --auto-commit, --commit output, --commit none\n"
+        "hint: give one of --auto-commit, --commit output, --commit none, -- CMD\n"
     )
     done = queue("watch", "--commit", "ask")
     assert (done.status, done.err) == (2, "easq: --commit ask needs a terminal to ask on\n")

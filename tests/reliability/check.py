@@ -7,7 +7,7 @@ have happened, at any time after it was sent, or not at all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 
 from tests.reliability.oplog import Event
@@ -172,3 +172,40 @@ def figures(history: Iterable[Event]) -> dict[str, int]:
         ),
         "kills": phases["kill", "ok"],
     }
+
+
+def results_differ(wanted: Mapping[str, bytes], results: Iterable[tuple[str, bytes]]) -> list[str]:
+    """I12: each acknowledged input (request id -> what the model gives) has one result in the sink, that one; and
+    there is no other.
+    """
+    found: dict[str, list[bytes]] = {}
+    for request_id, data in results:
+        found.setdefault(request_id, []).append(data)
+    complaints = [f"no result: {request_id}" for request_id in wanted.keys() - found.keys()]
+    for request_id, given in found.items():
+        if request_id not in wanted:
+            complaints.append(f"a result of nothing: {request_id}")
+        elif len(given) > 1:
+            complaints.append(f"{len(given)} results: {request_id}")
+        elif given[0] != wanted[request_id]:
+            complaints.append(f"another result: {request_id} is {given[0]!r}")
+    return complaints
+
+
+def committed_without_a_result(history: Iterable[Event]) -> list[str]:
+    """I12: when a commit of an input comes in, its result is stored. `put` and `answer` name the request id."""
+    request_ids: dict[int, str] = {}
+    answered: set[str] = set()
+    complaints = []
+    for event in sorted(history, key=lambda event: event.t):
+        if event.f == "put":
+            request_ids[event.index] = event.payload
+        elif event.f == "answer":
+            answered.add(event.payload)
+        elif event.f == "commit":
+            complaints += [
+                f"committed without a result: {index} by {event.connection}"
+                for index in event.indexes
+                if request_ids.get(index) not in answered
+            ]
+    return complaints

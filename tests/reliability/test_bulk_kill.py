@@ -7,7 +7,6 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -20,11 +19,6 @@ ROUNDS = int(os.environ.get("EASQ_KILL_ROUNDS", "20"))
 SEED = int(os.environ.get("EASQ_SEED", "20240601"))
 #: records that one round gets to see stored at most, before it is killed
 PER_ROUND = 120
-
-
-@pytest.fixture
-def easq(tmp_path: Path) -> Easq:
-    return Easq(tmp_path)
 
 
 def run_under_kills(easq: Easq, service: Service, rounds: int, seed: int) -> dict[str, int]:

@@ -26,13 +26,17 @@ def test_a_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 
-def test_it_is_drawn_past_a_second_not_too_often_cut_to_the_width_and_taken_away() -> None:
+def test_it_is_drawn_past_a_second_not_too_often_and_taken_away() -> None:
     drawn: list[str] = []
-    progress = Progress(100, drawn.append, width=30)
+    progress = Progress(100, drawn.append)
     for now in (10.0, 10.9, 11.0, 11.05, 11.2):
         progress.at(1, 0, 50, now=now)
     progress.end()
-    assert drawn == ["[##########----------] 50%  1", "[##########----------] 50%  1", ""]
+    assert drawn == [
+        "[##########----------] 50%  1 done  1/s  ETA 0:01",
+        "[##########----------] 50%  1 done  1/s  ETA 0:01",
+        "",
+    ]
 
 
 def test_nothing_is_drawn_where_nobody_looks() -> None:

@@ -1,0 +1,153 @@
+"""One command for each item of a watch: the payload on its stdin, done with exit status 0."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from easq.errors import ChildFailed, UsageError
+from easq.runner import SHUTDOWN, Exec, ModelFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from easq.cli.app import App
+    from easq.model import Frame
+
+NEGATIVE, LEAVE, STOP = "negative", "leave", "stop"
+ON_FAIL = (NEGATIVE, LEAVE, STOP)
+
+COLUMNS = ("n", "index", "request_id", "outcome", "attempt", "size", "data")
+
+#: a command is given all the time it wants, in seconds: ten years
+_NO_LIMIT_S = 3.2e8
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How the command ended on one item. `data` is what it said with status 0, `interrupt` what came meanwhile."""
+
+    attempt: int
+    data: bytes = b""
+    code: str = ""
+    reason: str = ""
+    interrupt: BaseException | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the item may be committed."""
+        return not self.code
+
+    @property
+    def was_cut_off(self) -> bool:
+        """Whether the command was ended by us, which says nothing about the item."""
+        return self.code == SHUTDOWN
+
+
+@dataclass
+class Each:
+    """Runs the command, item by item, up to `max_attempts` times on one that it fails on."""
+
+    app: App
+    model: Exec
+    on_fail: str = NEGATIVE
+    max_attempts: int = 1
+    grace_s: float = 5.0
+    _stopping: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, frame: Frame) -> Result:
+        """How it ended. A signal gives it `grace_s` more, a second one is raised; ChildFailed when it cannot start."""
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(self._attempts, frame)
+            try:
+                return future.result()
+            except KeyboardInterrupt as interrupt:
+                self._stopping.set()
+                self.app.printer.info(f"stopping; item {frame.index} is under way")
+                try:
+                    result = future.result(self.grace_s)
+                except TimeoutError:
+                    self.model.close()
+                    result = future.result()
+                return replace(result, interrupt=interrupt)
+            finally:
+                if not future.done():
+                    self.model.close()
+
+    def _attempts(self, frame: Frame) -> Result:
+        from easq.client.backoff import full_jitter
+        from easq.inference import attempt_of, call_of
+
+        call, first = call_of(frame), attempt_of(frame)
+        result = Result(first)
+        for number in range(self.max_attempts):
+            if number and self._stopping.wait(full_jitter(number)):
+                break
+            attempt = first + number
+            environ = {**call.environ, "EASQ_ATTEMPT": str(attempt)}
+            try:
+                answer = self.model.run(replace(call, environ=environ), timeout_s=_NO_LIMIT_S)
+            except ModelFailed as error:
+                result = Result(attempt, code=error.code, reason=error.message)
+                if result.was_cut_off:
+                    break
+            else:
+                return Result(attempt, answer.data)
+        return result
+
+    def tell(self, number: int, frame: Frame, result: Result) -> None:
+        """What the command said is on stdout, and taken by the system; of a failure the reason is on stderr."""
+        from easq.render.rows import payload_record
+
+        printer = self.app.printer
+        outcome = "done" if result.is_done else "failed"
+        if self.app.output == "json":
+            printer.record(
+                {
+                    "n": number,
+                    "index": str(frame.index),
+                    "request_id": frame.request_id,
+                    "outcome": outcome,
+                    "code": result.code or None,
+                    "reason": result.reason or None,
+                    "attempt": result.attempt,
+                    **payload_record(result.data),
+                }
+            )
+        elif self.app.output == "table":
+            from easq.render.payload import shown
+
+            values = (number, frame.index, frame.request_id, outcome, result.attempt, len(result.data))
+            printer.row([*map(str, values), shown(result.data)])
+        elif result.is_done:
+            printer.write(result.data)
+        if not result.is_done and self.app.output != "json":
+            printer.notice(
+                f"item {frame.index} failed, attempt {result.attempt}: {result.code} {result.reason}"
+            )
+        printer.flush()
+
+    def check(self, result: Result, left: int, window: int) -> None:
+        """Raises ChildFailed where the watch cannot, or must not, go on after a failure."""
+        if self.on_fail == STOP:
+            raise ChildFailed(f"the command failed: {result.reason}")
+        if self.on_fail == LEAVE and left >= window:
+            raise ChildFailed(
+                f"the command failed on {left} items, which are left as they are: the window is full",
+                hint="--on-fail negative has them delivered again",
+            )
+
+
+def each_of(
+    app: App, cmd: Sequence[str], on_fail: str | None, max_attempts: int | None, grace_s: float | None
+) -> Each | None:
+    """What is to be run for each item; None for nothing. Raises UsageError for options that need a CMD."""
+    given = {"--on-fail": on_fail, "--max-attempts": max_attempts, "--grace": grace_s}
+    if not cmd:
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(f"{name} is for a command", hint="-- CMD ARG... at the end")
+        return None
+    return Each(app, Exec(cmd), on_fail or NEGATIVE, max_attempts or 1, 5.0 if grace_s is None else grace_s)

@@ -1,0 +1,299 @@
+"""easq work: be the inference engine of a queue."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import click
+
+from easq.cli.options import DURATION, command
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from easq.cli.app import App
+    from easq.client.queue import QueueClient
+    from easq.inference import Outcome
+    from easq.runner import Model
+    from easq.worker import Worker
+
+    Events: TypeAlias = queue.Queue[Outcome | str]
+
+#: how late a signal, or the progress shown, may be, in seconds
+_TICK_S = 0.1
+#: a second signal leaves after this at the latest, in seconds
+_LEAVE_S = 0.5
+#: the backlog is asked for so often, in seconds, and an answer waited for so long
+_BACKLOG_EVERY_S, _BACKLOG_WAIT_S = 2.0, 1.0
+#: of so many last items the times, and of so many last seconds the rate, are told
+_TIMES, _RATE_S = 1000, 10.0
+
+#: outcomes that are not told yet: whoever reads stdout slowly slows the work down
+_MAX_EVENTS = 10_000
+
+COLUMNS = ("n", "index", "request_id", "outcome", "code", "attempt", "size", "seconds")
+
+
+@command(
+    "work",
+    examples=(
+        "easq work --forward http://127.0.0.1:8501/",
+        "easq work --window 2 --item-timeout 5m -- python predict.py",
+        "easq work --forward http://127.0.0.1:8501/ -o json | jq -c 'select(.outcome == \"failed\")'",
+    ),
+)
+@click.option(
+    "--window", type=click.IntRange(1, 10_000), default=5, show_default=True, help="Items in hand at most."
+)
+@click.option("--jobs", type=click.IntRange(1, 10_000), help="Calls at a time.  [default: as --window]")
+@click.option(
+    "--item-timeout", type=DURATION, default="60s", show_default=True, help="For one call of the model."
+)
+@click.option(
+    "--grace", type=DURATION, default="5s", show_default=True, help="For what is under way, at the end."
+)
+@click.option("--forward", metavar="URL", help="The model is a service: each item is posted to it.")
+@click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
+def work(
+    app: App,
+    window: int,
+    jobs: int | None,
+    item_timeout: float,
+    grace: float,
+    forward: str | None,
+    cmd: tuple[str, ...],
+) -> None:
+    """Be the inference engine: take items, run the model, put each answer into the sink, commit.
+
+    The model is a service (--forward) or a command (-- CMD): item on stdin, answer on stdout, and EASQ_INDEX,
+    EASQ_REQUEST_ID, EASQ_ATTEMPT and EASQ_TAGS_JSON in its environment. An item that it fails on is delivered
+    again, until the service gives it up and answers it with lastCode.
+
+    The group is the queue's name and the user HOST-PID, unless --group and --user say otherwise. SIGTERM ends it
+    with 0 once what is under way is done, Ctrl-C with 130; a second one at once.
+    """
+    from easq.errors import UsageError
+    from easq.worker import Worker
+
+    if jobs is not None and jobs > window:
+        raise UsageError(f"--jobs {jobs} is above --window {window}: no more than the window is in hand")
+    if not item_timeout:
+        raise UsageError("--item-timeout 0s leaves no time for a call")
+    # no SimpleQueue: a signal at the end of its timeout makes it wait for ever (CPython 3.11)
+    events: Events = queue.Queue(_MAX_EVENTS)
+    input = app.queue(sink=False)
+    model = _model(forward, cmd)
+    try:
+        worker = Worker(
+            input,
+            app.queue(sink=True),
+            model,
+            group=app.options.get("group") or "",
+            user=app.options.get("user") or "",
+            window=window,
+            jobs=jobs,
+            item_timeout_s=item_timeout,
+            grace_s=grace,
+            on_outcome=events.put,
+            on_notice=events.put,
+        )
+        Session(app, worker, input, events).run()
+    finally:
+        model.close()
+
+
+def _model(forward: str | None, cmd: Sequence[str]) -> Model:
+    """The model that the command line names. Raises UsageError where it names none, or two."""
+    from easq.errors import UsageError
+    from easq.runner import Exec, Http
+
+    if forward is not None and cmd:
+        raise UsageError("--forward and -- CMD exclude each other")
+    if forward is not None:
+        return Http(forward)
+    if not cmd:
+        raise UsageError("no model", hint="--forward URL, or -- CMD ARG...")
+    return Exec(cmd)
+
+
+@dataclass
+class Session:
+    """One run of the worker, as it is told: each delivery that is over, and on a terminal how it goes."""
+
+    app: App
+    worker: Worker
+    input: QueueClient
+    events: Events
+    told: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    times: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMES))
+    recent: deque[float] = field(default_factory=deque)  # when the last items were done
+    begun: float = field(default_factory=time.monotonic)
+    signals: list[int] = field(default_factory=list)
+    stop_told: bool = False
+    lost: Exception | None = None  # why nothing can be written any more
+    backlog: str = "?"
+    backlog_at: float = float("-inf")
+
+    def run(self) -> None:
+        """The worker has ended and all it did was told; what it ended of is raised."""
+        from easq.errors import EasqError
+        from easq.render.printer import OutputClosed
+
+        with self._signals_end_it():  # from before anybody can see that we watch
+            self.worker.start()
+            self.app.printer.info(f"Start to work: window: {self.worker.window}, jobs: {self.worker.jobs}")
+            if self.app.output == "table":
+                self.app.printer.header(COLUMNS)
+            while not self.worker.wait(0) or not self.events.empty():
+                try:
+                    self._tell_next()
+                except (OutputClosed, EasqError) as error:  # nobody reads stdout, or it is full
+                    self.lost = error
+                    self.app.printer.abandon()
+                    self.worker.stop()
+        self._summarize()
+        if failure := self.lost or self.worker.failed:
+            raise failure
+        if signal.SIGINT in self.signals:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def _signals_end_it(self) -> Iterator[None]:
+        """Inside, the first SIGINT or SIGTERM makes the worker stop, and the second one leaves at once."""
+
+        def note(number: int, _frame: object) -> None:
+            self.signals.append(number)
+            if len(self.signals) > 1:
+                raise KeyboardInterrupt
+            # not here: the handler may have interrupted what it would wait for, and stdout may hold us up
+            threading.Thread(target=self.worker.stop, daemon=True).start()
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        except KeyboardInterrupt:
+            dropping = threading.Thread(target=self.worker.abort, daemon=True)
+            dropping.start()
+            dropping.join(_LEAVE_S)  # it may be about to connect to what does not answer
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _tell_next(self) -> None:
+        """What comes next was told, or nothing came for a moment."""
+        try:
+            event = self.events.get(timeout=_TICK_S)
+        except queue.Empty:
+            self.app.printer.flush()
+        else:
+            if isinstance(event, str):
+                self.app.printer.notice(event)
+            else:
+                self._count(event)
+                if self.lost is None:
+                    self._tell(event)
+        if len(self.signals) == 1 and not self.stop_told:
+            self.stop_told = True
+            self.app.printer.info(f"stopping; {self.worker.in_flight} under way")
+        self._show()
+
+    def _count(self, outcome: Outcome) -> None:
+        from easq.inference import Fate
+
+        self.counts[outcome.fate.value] += 1
+        if outcome.fate is not Fate.RETURNED:
+            self.times.append(outcome.seconds)
+            self.recent.append(time.monotonic())
+
+    def _tell(self, outcome: Outcome) -> None:
+        printer, number = self.app.printer, self.told
+        self.told += 1
+        if self.app.output == "json":
+            printer.record(
+                {
+                    "n": number,
+                    "index": str(outcome.index),
+                    "request_id": outcome.request_id,
+                    "outcome": outcome.fate.value,
+                    "code": outcome.code or None,
+                    "reason": outcome.reason or None,
+                    "attempt": outcome.attempt,
+                    "size": outcome.size,
+                    "seconds": round(outcome.seconds, 6),
+                }
+            )
+            printer.flush()
+        elif self.app.output == "table":
+            row = (number, outcome.index, outcome.request_id, outcome.fate.value, outcome.code)
+            rest = (outcome.attempt, outcome.size, f"{outcome.seconds:.6f}")
+            printer.row([str(value) for value in (*row, *rest)])
+            printer.flush()
+        elif outcome.code:
+            printer.notice(
+                f"item {outcome.index} {outcome.fate.value.replace('_', ' ')}, attempt {outcome.attempt}: "
+                f"{outcome.code} {outcome.reason}"
+            )
+
+    def _show(self) -> None:
+        """On a terminal: how many, how fast, how slow, and how many are left."""
+        if not self.app.printer.shows_status:
+            return
+        now = time.monotonic()
+        if now - self.backlog_at >= _BACKLOG_EVERY_S and not self.signals:
+            self.backlog, self.backlog_at = self._ask_backlog(), now
+        while self.recent and self.recent[0] < now - _RATE_S:
+            self.recent.popleft()
+        rate = len(self.recent) / min(max(now - self.begun, _TICK_S), _RATE_S)
+        held = ", held" if self.worker.is_held else ""
+        self.app.printer.status(
+            f"{self.done} done, {self.counts['failed']} failed, {self.worker.in_flight} in flight, {rate:.1f}/s, "
+            f"p50 {_ms(self._quantile(0.5))}, p99 {_ms(self._quantile(0.99))}, backlog {self.backlog}{held}"
+        )
+
+    def _ask_backlog(self) -> str:
+        from easq.errors import EasqError
+
+        try:
+            return self.input.attributes(deadline_s=_BACKLOG_WAIT_S).get("stream.length", "?")
+        except EasqError:
+            return "?"
+
+    @property
+    def done(self) -> int:
+        """Items that need not be delivered again."""
+        return self.counts["answered"] + self.counts["empty"] + self.counts["too_large"]
+
+    def _quantile(self, part: float) -> float | None:
+        ordered = sorted(self.times)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else None
+
+    def _summarize(self) -> None:
+        """The totals are said, on stderr."""
+        from easq.inference import Fate
+        from easq.wire.durations import format_duration
+
+        printer, seconds = self.app.printer, time.monotonic() - self.begun
+        p50, p99 = self._quantile(0.5), self._quantile(0.99)
+        counts = {fate.value: self.counts[fate.value] for fate in Fate}
+        if self.app.output == "json":
+            times = {"seconds": round(seconds, 6), "p50": p50 and round(p50, 6), "p99": p99 and round(p99, 6)}
+            printer.summary({"done": self.done, **counts, **times})
+            return
+        printer.info("Work done.")
+        printer.remark(f"Total time cost: {format_duration(seconds)}, p50 {_ms(p50)}, p99 {_ms(p99)}")
+        told = ", ".join(f"{fate.replace('_', ' ')}: {count}" for fate, count in counts.items())
+        printer.remark(f"Total: {self.told}, {told}")
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.0f}ms"

@@ -1,0 +1,134 @@
+"""An item as a call of a model, and the model's answer as the item's result: without I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from codecs import getincrementaldecoder
+from dataclasses import dataclass
+from enum import Enum
+from urllib.parse import quote
+
+from easq.model import (
+    DELIVERY_COUNT,
+    HEADER_PREFIX,
+    LAST_CODE,
+    LAST_REASON,
+    PATH,
+    REQUEST_ID,
+    TS_SINK,
+    Frame,
+    Tags,
+)
+from easq.runner import Answer, Call, ModelFailed
+from easq.wire.operations import MAX_REASON
+
+#: tags that a model does not get in its query: they are the service's own
+_BUILT_IN = frozenset((REQUEST_ID, PATH, DELIVERY_COUNT, LAST_CODE, LAST_REASON))
+#: headers that belong to the request's data, or to one delivery, and are not those of the answer
+_NOT_INHERITED = frozenset(("header:content-type", "header:content-encoding"))
+_CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}")
+#: what of a path stands in a URL as it is
+_PATH_SAFE = "/-._~!$&'()*+,;=:@"
+
+
+class Fate(Enum):
+    """What became of one delivery of an item."""
+
+    ANSWERED = "answered"  #: the result is in the sink, the item committed
+    EMPTY = "empty"  #: the model had nothing to say; committed
+    TOO_LARGE = "too_large"  #: the sink has a frame that says so, with lastCode; committed
+    FAILED = "failed"  #: negative: the service delivers it again, or gives it up
+    RETURNED = "returned"  #: handed back because we stop, without counting as a failure
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One delivery that is over. `code` and `reason` say why it failed, `size` is the answer's in bytes."""
+
+    index: int
+    request_id: str
+    attempt: int
+    fate: Fate
+    code: str = ""
+    reason: str = ""
+    size: int = 0
+    seconds: float = 0.0  #: from the model's call to the answer of the sink or queue
+
+
+def attempt_of(frame: Frame) -> int:
+    """The how-manieth delivery to the group this is, from 1."""
+    text = frame.tags.get(DELIVERY_COUNT, "")
+    return int(text) if text.isascii() and text.isdigit() else 1
+
+
+def call_of(frame: Frame) -> Call:
+    """The call of a model that the item stands for: as the put came that brought it, without what is the queue's."""
+    tags = frame.tags
+    path = quote(tags.get(PATH, ""), safe=_PATH_SAFE)
+    return Call(
+        frame.data,
+        path=path,
+        query=[
+            (name, value)
+            for name, value in sorted(tags.items())
+            if name not in _BUILT_IN and not name.startswith((HEADER_PREFIX, "ts@"))
+        ],
+        headers={
+            name.removeprefix(HEADER_PREFIX): value
+            for name, value in tags.items()
+            if name.startswith(HEADER_PREFIX)
+        },
+        environ={
+            "EASQ_INDEX": str(frame.index),
+            "EASQ_REQUEST_ID": frame.request_id,
+            "EASQ_ATTEMPT": str(attempt_of(frame)),
+            "EASQ_TAGS_JSON": json.dumps(dict(tags), ensure_ascii=False, sort_keys=True),
+        },
+    )
+
+
+def inherited(tags: Tags) -> dict[str, str]:
+    """The tags of an item that its result has, too: all but those of its delivery and of its data."""
+    left = {DELIVERY_COUNT, LAST_CODE, LAST_REASON, TS_SINK}
+    return {
+        name: value for name, value in tags.items() if name not in left and name.lower() not in _NOT_INHERITED
+    }
+
+
+def result_key(queue: str, group: str, frame: Frame, number: int = 0) -> str:
+    """The idempotency key of an item's result; several results of one item differ in `number`."""
+    parts = (queue, group, frame.request_id, str(frame.index), str(number))
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def outcome_of(
+    frame: Frame, fate: Fate, began: float, *, code: str = "", reason: str = "", size: int = 0
+) -> Outcome:
+    """What became of the delivery that `began` then, on the monotonic clock."""
+    seconds = time.monotonic() - began
+    return Outcome(frame.index, frame.request_id, attempt_of(frame), fate, code, reason, size, seconds)
+
+
+def answer_tags(frame: Frame, answer: Answer) -> Tags:
+    """The item's tags, and the encoding of the answer, which it keeps as it came."""
+    encoding = next((value for name, value in answer.headers if name.lower() == "content-encoding"), "")
+    given = {f"{HEADER_PREFIX}Content-Encoding": encoding} if _CONTENT_TYPE.fullmatch(encoding) else {}
+    return inherited(frame.tags) | given
+
+
+def answer_type(answer: Answer) -> str:
+    """The Content-Type of the answer where a put may carry it, else none: the sink looks at the data then."""
+    return answer.content_type if _CONTENT_TYPE.fullmatch(answer.content_type) else ""
+
+
+def reason_of(error: ModelFailed) -> str:
+    """What whoever waits for the result reads at last: the model's own words where it refused with any."""
+    if error.answer.status >= 400 and error.data:
+        try:  # the cut may go through a character
+            return getincrementaldecoder("utf-8")().decode(error.data[:MAX_REASON])
+        except UnicodeDecodeError:
+            pass
+    return error.message

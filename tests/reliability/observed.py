@@ -1,0 +1,42 @@
+"""`easq serve` that keeps a log of what engines do: results stored, and commits as they come in.
+
+python -m tests.reliability.observed FOLDER serve ...
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from easq.broker.queue import Queue
+from easq.cli.main import main
+from easq.model import Consumer
+from easq.storage.base import Appended
+from easq.wire import operations as op
+from tests.reliability.oplog import Log
+
+
+def observe(log: Log) -> None:
+    """A put is logged once it is stored, a commit before anything is done about it."""
+    put, commit = Queue.put, Queue.commit
+
+    async def logged_put(self: Queue, operation: op.Put) -> Appended:
+        done = await put(self, operation)
+        request_id = operation.tags.get("requestId", "")
+        log.add("answer" if self.is_sink else "put", index=done.index, payload=request_id)
+        return done
+
+    async def logged_commit(self: Queue, consumer: Consumer, indexes: Sequence[int]) -> Any:
+        log.add("commit", "invoke", indexes=list(indexes), connection=consumer.id)
+        return await commit(self, consumer, indexes)
+
+    Queue.put, Queue.commit = logged_put, logged_commit  # type: ignore[method-assign, assignment]
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv.pop(1))
+    folder.mkdir(parents=True, exist_ok=True)
+    observe(Log(folder, "service"))
+    main()

@@ -1,0 +1,112 @@
+"""`easq work` with one bug in it, or one that dies at a given point, to show that the checks notice.
+
+python -m tests.reliability.planted_work BUG work ...
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from easq import worker
+from easq.cli.main import main
+from easq.client.queue import QueueClient
+from easq.inference import Outcome
+from easq.model import Frame
+from easq.runner import Answer
+
+
+def commits_before_it_puts() -> None:
+    """The input is committed when the model has answered; the result follows."""
+    original = worker.Worker._store_answer
+
+    def store(self: worker.Worker, frame: Frame, answer: Answer, began: float) -> Outcome:
+        self._input.commit([frame.index])
+        return original(self, frame, answer, began)
+
+    worker.Worker._store_answer = store  # type: ignore[method-assign]
+
+
+def forgets_the_key() -> None:
+    """The result is put without an idempotency key; it dies before it commits."""
+    original = QueueClient.put
+
+    def put(self: QueueClient, data: bytes, **given: Any) -> Any:
+        return original(self, data, **{**given, "key": ""})
+
+    QueueClient.put = put  # type: ignore[method-assign, assignment]
+    dies_before_it_commits()
+
+
+def _die_once() -> None:
+    """As by `kill -9`, the first time that any process in this folder comes here."""
+    try:
+        Path("died").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_with_a_full_window() -> None:
+    """After items came, before the model is called."""
+    original = worker.Worker._work_on
+
+    def work_on(self: worker.Worker, frame: Frame) -> None:
+        _die_once()
+        original(self, frame)
+
+    worker.Worker._work_on = work_on  # type: ignore[method-assign]
+
+
+def dies_before_it_puts() -> None:
+    """The model has answered."""
+    original = QueueClient.put
+
+    def put(self: QueueClient, data: bytes, **given: Any) -> Any:
+        _die_once()
+        return original(self, data, **given)
+
+    QueueClient.put = put  # type: ignore[method-assign, assignment]
+
+
+def dies_before_it_commits() -> None:
+    """The result is in the sink."""
+    original = QueueClient.commit
+
+    def commit(self: QueueClient, indexes: Any) -> None:
+        _die_once()
+        original(self, indexes)
+
+    QueueClient.commit = commit  # type: ignore[method-assign]
+
+
+def dies_after_it_committed() -> None:
+    """Before it knows that it did."""
+    original = QueueClient.commit
+
+    def commit(self: QueueClient, indexes: Any) -> None:
+        original(self, indexes)
+        _die_once()
+
+    QueueClient.commit = commit  # type: ignore[method-assign]
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    bug.__name__.replace("_", "-"): bug
+    for bug in (
+        commits_before_it_puts,
+        forgets_the_key,
+        dies_with_a_full_window,
+        dies_before_it_puts,
+        dies_before_it_commits,
+        dies_after_it_committed,
+    )
+}
+
+if __name__ == "__main__":
+    BUGS[sys.argv.pop(1)]()
+    main()
