@@ -56,6 +56,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "tomli_w": ("easq.config",),
     "tomllib": ("easq.config",),
     "websocket": ("easq.client.websocket",),
+    "yarl": ("easq.client.bulk",),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from easq.errors import ConfigError, EasqError, UsageError
 
 if TYPE_CHECKING:
     from easq.client.discovery import Discovery
+    from easq.client.exchange import Settings
     from easq.client.lookup import Lookup
     from easq.client.queue import QueueClient
     from easq.client.transport import Transport
@@ -127,22 +128,27 @@ class App:
     # clients
 
     @cached_property
-    def transport(self) -> Transport:
-        """The HTTP client of this run."""
-        from easq.client.transport import Settings, Transport
+    def exchange(self) -> Settings:
+        """How servers are talked to in this run."""
+        from easq.client.exchange import Settings
 
         if self.options.get("insecure"):
             self.printer.warn("certificates are not verified (--insecure)")
-        return Transport(
-            Settings(
-                connect_timeout_s=self.options.get("connect_timeout", 5.0),
-                request_timeout_s=self.options.get("request_timeout", 30.0),
-                headers=dict(self.options.get("header", ())),
-                cacert=self.options.get("cacert") or "",
-                insecure=self.options.get("insecure", False),
-                trace=self.printer.trace if self.options.get("verbose") else None,
-            )
+        return Settings(
+            connect_timeout_s=self.options.get("connect_timeout", 5.0),
+            request_timeout_s=self.options.get("request_timeout", 30.0),
+            headers=dict(self.options.get("header", ())),
+            cacert=self.options.get("cacert") or "",
+            insecure=self.options.get("insecure", False),
+            trace=self.printer.trace if self.options.get("verbose") else None,
         )
+
+    @cached_property
+    def transport(self) -> Transport:
+        """The HTTP client of this run."""
+        from easq.client.transport import Transport
+
+        return Transport(self.exchange)
 
     @cached_property
     def instances(self) -> Transport:
@@ -229,11 +235,15 @@ class App:
         """A client of the input or the sink (None: as -k says)."""
         from easq.client.queue import QueueClient
 
+        return QueueClient(*self.stream(sink=sink), self.transport)
+
+    def stream(self, *, sink: bool | None = None) -> tuple[str, Caller]:
+        """The address of the input or the sink (None: as -k says), and who asks there."""
         url = self.stream_url(sink=sink)
         caller = self.caller()
         if caller.token:
             self.warn_where_unencrypted(url)
-        return QueueClient(url, caller, self.transport)
+        return url, caller
 
     def close(self) -> None:
         """Connections are closed, and all warnings said."""
@@ -315,6 +325,40 @@ def sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, old)
+
+
+class Interrupt:
+    """Inside, the first SIGINT or SIGTERM calls `stop` and is kept in `raised`; a second one is raised at once.
+
+    For commands that have something in hand: what they did is told to the last item.
+    """
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self.raised: KeyboardInterrupt | None = None
+
+    def __enter__(self) -> Interrupt:
+        import signal
+
+        self._old = {
+            number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import signal
+
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, _frame: object) -> None:
+        import signal
+
+        error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        if self.raised is not None:
+            raise error
+        self.raised = error
+        self._stop()
 
 
 def environment() -> Mapping[str, str]:

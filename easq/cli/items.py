@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
@@ -22,6 +21,8 @@ from easq.errors import EasqError, UsageError
 from easq.model import DELIVERY_COUNT, HEADER_PREFIX, REQUEST_ID, Tags
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from easq.cli.app import App
 
 T = TypeVar("T")
@@ -29,6 +30,8 @@ T = TypeVar("T")
 LINES, WHOLE, JSON = "lines", "whole", "json"
 FORMATS = (LINES, WHOLE, JSON)
 
+#: how long what was not attempted is counted, in seconds
+_COUNT_S = 3.0
 #: the name of stdin among files
 STDIN = "-"
 
@@ -52,6 +55,17 @@ class Item:
             return self.source
         return f"line {self.line}" if self.source in ("", STDIN) else f"line {self.line} of {self.source}"
 
+    @property
+    def identity(self) -> bytes:
+        """What tells it from another item, wherever it stood."""
+        told = (
+            sorted(self.tags.items()),
+            self.priority,
+            self.content_type,
+            self.error and self.error.message,
+        )
+        return ascii(told).encode() + b"\0" + self.data
+
 
 class Items:
     """The items of one command line, read as they are asked for."""
@@ -63,9 +77,21 @@ class Items:
         self.form = form
         self._items = self._read()
         self.skipped = 0  #: empty lines so far
+        self.taken = 0  #: items given so far
+        self.bytes = 0  #: read so far
 
     def __iter__(self) -> Iterator[Item]:
-        return self._items
+        for item in self._items:
+            self.taken += 1
+            yield item
+
+    @property
+    def total_bytes(self) -> int | None:
+        """How much there is to read, None where only reading tells."""
+        if any(isinstance(source, bytes) or source == STDIN for source in self._sources):
+            return None
+        found = [os.stat(source) for source in self._sources if os.path.exists(source)]
+        return sum(file.st_size for file in found) if all(stat.S_ISREG(f.st_mode) for f in found) else None
 
     @property
     def single(self) -> bool:
@@ -73,10 +99,14 @@ class Items:
         return len(self._sources) == 1 and (self.form == WHOLE or isinstance(self._sources[0], bytes))
 
     def rest(self) -> int | None:
-        """How many items were not asked for; None where that would mean to wait for stdin."""
+        """How many items were not asked for; None where that would mean to wait, for stdin or long."""
         if STDIN in self._sources:
             return None
-        return sum(1 for _ in self._items)
+        end, count = time.monotonic() + _COUNT_S, 0
+        for count, _ in enumerate(self._items, 1):  # noqa: B007
+            if time.monotonic() > end:
+                return None
+        return count
 
     def _read(self) -> Iterator[Item]:
         for source in self._sources:
@@ -99,6 +129,7 @@ class Items:
 
     def _whole(self, file: IO[bytes], source: str) -> bytes:
         data = _read(file.read, source)
+        self.bytes += len(data)
         if not data and source == STDIN:
             raise UsageError("nothing came on stdin; an empty item is put with -d ''")
         return data
@@ -107,6 +138,7 @@ class Items:
         number = 0
         while line := _read(file.readline, source):
             number += 1
+            self.bytes += len(line)
             data = line.removesuffix(b"\n")
             if not data:
                 self.skipped += 1
@@ -229,20 +261,12 @@ def in_order(
     work: Callable[[Item], T],
     *,
     workers: int,
-    rate: float | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Item, T | EasqError]]:
-    """Each item with what `work` made of it, in the items' order, `workers` at a time, `rate` begun a second.
+    """Each item with what `work` made of it, in the items' order, `workers` at a time.
 
     Once `stop` says so no further item is begun; what was begun is still given back.
     """
-    next_at = time.monotonic()
-
-    def pace() -> None:
-        nonlocal next_at
-        if rate:
-            time.sleep(max(0.0, next_at - time.monotonic()))
-            next_at = max(next_at, time.monotonic() - 1 / rate) + 1 / rate
 
     def attempt(item: Item) -> T | EasqError:
         if item.error is not None:
@@ -254,7 +278,6 @@ def in_order(
 
     if workers == 1:
         while not stop() and (item := next(items, None)) is not None:
-            pace()
             yield item, attempt(item)
         return
     begun: deque[tuple[Item, Future[T | EasqError]]] = deque()
@@ -267,7 +290,6 @@ def in_order(
                 if item is None:
                     more = False
                     break
-                pace()
                 begun.append((item, pool.begin(item)))
             if not begun:
                 break
@@ -287,6 +309,8 @@ class _Workers(Generic[T]):
 
     def begin(self, item: Item) -> Future[T]:
         """What comes of the work on `item`, which begins as soon as one of the threads is free."""
+        from concurrent.futures import Future
+
         future: Future[T] = Future()
         self._waiting.put((item, future))
         if len(self._threads) < self._count:

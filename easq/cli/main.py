@@ -10,6 +10,7 @@ import click
 
 from easq import __version__
 from easq.cli.app import App, environment, exit_status, sigterm_raises
+from easq.cli.bench import bench
 from easq.cli.commit import commit
 from easq.cli.completion import COMPLETE_VARIABLE, completion
 from easq.cli.config import config
@@ -51,6 +52,7 @@ COMMANDS: tuple[click.Command, ...] = (
     wait,
     work,
     serve,
+    bench,
     demo,
     completion,
 )

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
 from easq.cli.options import as_tags, command, payload_options, sink_option, tags_option
+from easq.errors import EasqError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from easq.cli.app import App
     from easq.cli.items import Item, Items
-    from easq.errors import EasqError
+    from easq.cli.tally import Tally
+    from easq.client.bulk import Outcome, Task
+    from easq.client.journal import Journal
     from easq.model import Ack
+    from easq.wire.operations import Put
+    from easq.wire.replies import Reply
+
+    #: an item, its number, and how many seconds ago another run may have put it
+    Sent: TypeAlias = tuple[Item, int, float | None]
+    #: where it is, and whether it was there before
+    Answer: TypeAlias = tuple[Ack, bool]
+
+#: how long what is in flight may take after Ctrl-C, in seconds
+GRACE_S = 5.0
+#: how long the reader may take to notice that the run is over, in seconds
+_READER_S = 1.0
+#: how long a service may take to say what it is, in seconds
+_ASK_S = 2.0
 
 
 @command(
     "put",
     examples=(
         "easq put -d '[{}]'",
-        "easq put -f requests.txt --tags run=7",
+        "easq put -f requests.txt --tags run=7 -c 64 --resume requests.journal",
         "easq put image.jpg --content-type image/jpeg --priority 1",
         "easq get -l 100 -o json | easq put --url OTHER --input-format json",
     ),
@@ -38,6 +54,12 @@ if TYPE_CHECKING:
     type=click.Choice(("stop", "continue")),
     default="stop",
     help="At the first failure.  [default: stop]",
+)
+@click.option(
+    "--resume",
+    type=click.Path(readable=False),
+    metavar="JOURNAL",
+    help="Keep a journal, or go on where the run that kept it ended.",
 )
 @sink_option
 def put(
@@ -54,180 +76,185 @@ def put(
     concurrency: int,
     rate: float | None,
     on_error: str,
+    resume: str | None,
 ) -> None:
     """Append items to the queue.
 
     -d is a literal, -f the lines of a file; PATH... and what is piped in are one item each, whole. Of lines
     only the line feed is cut, and empty ones are skipped. Above -c 1 the order in the queue is not the
     file's.
+
+    With --resume a run that was killed is repeated as it was, and each record is in the queue once: every put
+    has an idempotency key, which a service knows for ten minutes at least.
     """
     from easq.cli.items import find_items
-    from easq.errors import EasqError
+    from easq.cli.tally import Tally
 
+    if resume is not None and data is not None:
+        raise UsageError("--resume is for -f, PATH and stdin; -d gives one literal item")
     items = find_items(app, data, file, paths, form, keep_tags=keep_tags)
-    client = app.queue()
     common = as_tags(tags)
 
-    def send(item: Item) -> Ack:
+    def operation(item: Item, key: str = "") -> Put | EasqError:
+        from easq.client.queue import put_operation
+
+        if item.error is not None:
+            return item.error
         try:
-            return client.put(
+            return put_operation(
                 item.data,
                 tags={**item.tags, **common},
                 priority=priority if priority is not None else item.priority or 0,
                 path=path,
                 content_type=content_type or item.content_type,
+                key=key,
             )
         except EasqError as error:
-            raise _with_fate(error) from error
+            return error
 
-    run = Run(app, items, stop_at_failure=on_error == "stop")
-    run.all(send, workers=concurrency, rate=rate)
-
-
-def _with_fate(error: EasqError) -> EasqError:
-    """The same error; where the item may have been stored all the same, its message says so."""
-    from easq.client.failures import Unconnected
-    from easq.errors import ServerError, Unavailable, Unreachable
-
-    if not isinstance(error, ServerError | Unreachable) or isinstance(error, Unavailable | Unconnected):
-        return error
-    kind = ServerError if isinstance(error, ServerError) else Unreachable
-    return kind(f"{error.message}; whether it was stored is not known", hint=error.hint, status=error.status)
+    run = Run(app, items, operation, Tally(app, items, stop_at_failure=on_error == "stop"))
+    if items.single and resume is None:
+        run.one()
+    else:
+        how = repr((sorted(common.items()), priority, path, content_type, items.form, keep_tags))
+        run.many(workers=concurrency, rate=rate, resume=resume, how=how)
 
 
 @dataclass
 class Run:
-    """One put of many items: what became of each, and what is said about all."""
+    """One put of some items: how they are sent, and how it is known what became of each."""
 
     app: App
     items: Items
-    stop_at_failure: bool
-    stored: int = 0
-    size: int = 0
-    failures: list[tuple[str, EasqError]] = field(default_factory=list)
-    first_failed: Item | None = None
-    stored_after: list[str] = field(default_factory=list)
-    begun: float = field(default_factory=time.monotonic)
+    operation: Callable[[Item, str], Put | EasqError]
+    tally: Tally
+    journal: Journal | None = None
 
-    def all(self, send: Callable[[Item], Ack], *, workers: int, rate: float | None) -> None:
-        """Every item is stored and said so; or it is said which were, and the run's own error is raised."""
-        from easq.cli.items import in_order
-        from easq.errors import EasqError
-        from easq.render.rows import ACK_COLUMNS
-
-        if self.app.output == "table":
-            self.app.printer.header(ACK_COLUMNS)
-        results = in_order(iter(self.items), send, workers=workers, rate=rate, stop=self._stopped)
+    def one(self) -> None:
+        """The one item is stored and said so, without what only many are worth loading. Raises EasqError."""
+        (item,) = self.items
+        operation = self.operation(item, "")
+        if isinstance(operation, EasqError):
+            raise operation
+        self.tally.header()
         try:
-            for item, result in results:
-                if isinstance(result, EasqError):
-                    self._failed(item.where, result, item)
-                else:
-                    self._stored(item, result)
-        except KeyboardInterrupt:
-            self._totals("Put data interrupted; what was on its way may be stored.", None)
-            raise
-        except EasqError as error:  # a file that could not be read to its end
-            if not self.stored and not self.failures:
-                raise
-            self._failed("", error, None)
-        self._end()
+            ack = self.app.queue().send(operation)
+        except EasqError as error:
+            raise error if certain(error) else in_doubt(error) from error
+        self.tally.stored(item, ack)
+        self.app.printer.flush()
+        self.tally.end(unread=False)
 
-    def _stopped(self) -> bool:
-        return self.stop_at_failure and bool(self.failures)
+    def many(self, *, workers: int, rate: float | None, resume: str | None, how: str) -> None:
+        """Every item is stored and said so; or it is said which were, and the run's own error is raised."""
+        from contextlib import ExitStack
 
-    def _stored(self, item: Item, ack: Ack) -> None:
-        from easq.render import rows
+        from easq.cli.app import Interrupt
+        from easq.client.bulk import Bulk
+        from easq.client.journal import Journal
 
-        number, printer = self.stored, self.app.printer
-        self.stored += 1
-        self.size += len(item.data)
-        if self._stopped():
-            self.stored_after.append(item.where)
-        if self.app.output == "json":
-            printer.record(rows.ack_record(number, ack, len(item.data)))
-        elif self.app.output == "table":
-            printer.row(rows.ack_row(number, ack, len(item.data)))
-        else:
-            printer.line(rows.ack_line(ack))
-        printer.flush()
+        url, caller = self.app.stream()
+        target = f"{url} rear={caller.rear}"
+        bulk = Bulk(
+            url,
+            caller,
+            self.app.exchange,
+            workers=workers,
+            rate=rate,
+            stop_at_failure=self.tally.stop_at_failure,
+        )
+        with ExitStack() as stack:
+            if resume is not None:
+                self.journal = stack.enter_context(Journal(resume, target=target, how=how))
+                self.tally.journaled, self.tally.resumed = True, self.journal.stored_before
+            self.tally.header()
+            interrupt = stack.enter_context(Interrupt(lambda: bulk.stop(grace_s=GRACE_S)))
+            progress = stack.enter_context(self.app.printer.progress(self.items.total_bytes))
+            try:
+                for batch in bulk.run(self._tasks(), _read_ack):
+                    self._take(batch)
+                    progress.at(self.tally.ended, self.tally.failed, self.items.bytes)
+            except EasqError as error:  # a file that could not be read to its end
+                if not self.tally.now and not self.tally.failed:
+                    raise
+                self.tally.broken(error)
+            unread = not bulk.read_all(within_s=_READER_S)
+            progress.end()
+            if self.tally.possible_duplicates and not self.tally.keys_known:
+                self.tally.keys_known = self._knows_keys()
+            if interrupt.raised is not None:
+                self.tally.interrupted(unread=unread)
+                raise interrupt.raised
+            self.tally.end(unread=unread)
 
-    def _failed(self, where: str, error: EasqError, item: Item | None) -> None:
-        self.failures.append((where, error))
-        self.first_failed = self.first_failed or item
-        if not self.stop_at_failure and not self.items.single:
-            self.app.printer.error(error, prefix=f"{where}: " if where else "")
+    def _knows_keys(self) -> bool:
+        """Whether the service says that it is one of those that know idempotency keys: easq's."""
+        try:
+            return "meta.durability" in self.app.queue().attributes(deadline_s=_ASK_S)
+        except EasqError:
+            return False
 
-    def _end(self) -> None:
-        from easq.errors import Partial
+    def _tasks(self) -> Iterator[Task[Sent]]:
+        """What is to be put, each item with the key that it has in every run."""
+        from secrets import token_hex
 
-        if not self.failures:
-            self._totals("Put data done.", 0)
+        from easq.client.bulk import Task
+
+        run = token_hex(8)
+        if self.journal is None:
+            for number, item in enumerate(self.items):
+                yield Task((item, number, None), self.operation(item, f"{run}-{number}"), len(item.data))
             return
-        where, first = self.failures[0]
-        if self.items.single:
-            raise first
-        rest = self.items.rest() if self.stop_at_failure else 0
-        self._totals("Put data stopped." if self.stop_at_failure else "Put data done.", rest)
-        told = f"{where}: {first.message}" if where else first.message
-        counts = f"{self.stored} stored, {len(self.failures)} failed"
-        if rest != 0:
-            counts += f", {'the rest' if rest is None else rest} not attempted"
-        if not self.stop_at_failure:
-            told = counts
-        elif len(self.failures) > 1:
-            for place, error in self.failures:
-                self.app.printer.error(error, prefix=f"{place}: " if place else "")
-            told = counts
-        elif self.stored:
-            told = f"{told}; {counts}"
-        if self.stored:
-            raise Partial(told, hint=self._next())
-        raise type(first)(told, hint=first.hint, status=first.status)
+        for item, entry in self.journal.left((item, item.identity) for item in self.items):
+            operation = self.operation(item, self.journal.key(entry.number))
+            yield Task((item, entry.number, entry.doubt_s), operation, len(item.data))
 
-    def _next(self) -> str:
-        """How to go on behind the first item that failed."""
-        import shlex
+    def _take(self, batch: Sequence[Outcome[Sent, Answer]]) -> None:
+        """What became of these items is kept in the journal, and then said."""
+        if self.journal is not None:
+            stored = [outcome.task.what[1] for outcome in batch if outcome.error is None]
+            refused = [outcome.task.what[1] for outcome in batch if outcome.error and _refused(outcome)]
+            if refused:
+                self.journal.refused(refused)
+            if stored:
+                self.journal.stored(stored)
+        for outcome in batch:
+            item, _, doubt_s = outcome.task.what
+            error = outcome.error
+            if outcome.result is not None:
+                ack, known = outcome.result
+                self.tally.answered(
+                    known=known, doubt_s=0.0 if doubt_s is None and outcome.doubt else doubt_s
+                )
+                self.tally.stored(item, ack)
+            elif error is not None:
+                self.tally.failed_item(item, error if _refused(outcome) else in_doubt(error))
+        self.app.printer.flush()
 
-        from easq.cli.items import JSON, STDIN
 
-        item = self.first_failed
-        if not self.stop_at_failure or item is None:
-            return ""
-        if self.stored_after:
-            return f"stored all the same: {', '.join(self.stored_after)}"
-        if not item.line:
-            return f"go on with {item.source}"
-        form = " --input-format json" if self.items.form == JSON else ""
-        if item.source == STDIN:
-            return f"go on with line {item.line}"
-        return f"go on with: tail -n +{item.line} {shlex.quote(item.source)} | easq put -f -{form}"
+def _read_ack(reply: Reply) -> tuple[Ack, bool]:
+    """The ack, and whether the service knew the put's key."""
+    from easq.wire.replies import DUPLICATE_HEADER, read_put
 
-    def _totals(self, what: str, rest: int | None) -> None:
-        """What was done is said, on stderr."""
-        from easq.render.payload import size
-        from easq.wire.durations import format_duration
+    return read_put(reply), reply.header(DUPLICATE_HEADER) == "1"
 
-        printer, seconds = self.app.printer, time.monotonic() - self.begun
-        failed, skipped = len(self.failures), self.items.skipped
-        total = self.stored + failed + (rest or 0)
-        if self.app.output == "json":
-            printer.summary(
-                {
-                    "total": None if rest is None else total,
-                    "success": self.stored,
-                    "failed": failed,
-                    "remaining": rest,
-                    "skipped": skipped,
-                    "size": self.size,
-                    "seconds": round(seconds, 6),
-                }
-            )
-            return
-        if skipped:
-            printer.info(f"Skipped {skipped} empty line{'s' if skipped != 1 else ''}.")
-        printer.info(what)
-        printer.remark(f"Total time cost: {format_duration(seconds)}")
-        printer.remark(f"Total size: {size(self.size)}")
-        remaining = f", remaining: {rest}" if rest else ""
-        printer.remark(f"Total: {total}, success: {self.stored}, failed: {failed}{remaining}")
+
+def _refused(outcome: Outcome[Sent, Answer]) -> bool:
+    """Whether it certainly was not stored, by any of its attempts in this run."""
+    return outcome.error is not None and not outcome.doubt and certain(outcome.error)
+
+
+def certain(error: EasqError) -> bool:
+    """Whether `error` says that nothing was stored."""
+    from easq.client.failures import Unconnected
+    from easq.errors import ServerError, Unavailable, Unreachable
+
+    return not isinstance(error, ServerError | Unreachable) or isinstance(error, Unavailable | Unconnected)
+
+
+def in_doubt(error: EasqError) -> EasqError:
+    """The same error; its message says that the item may have been stored all the same."""
+    from easq.errors import ServerError, Unreachable
+
+    kind = ServerError if isinstance(error, ServerError) else Unreachable
+    return kind(f"{error.message}; whether it was stored is not known", hint=error.hint, status=error.status)

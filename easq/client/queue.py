@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
-from easq.client.trace import hide
-from easq.client.transport import Retry, Transport
+from easq.client.exchange import Retry
+from easq.client.trace import hidden
 from easq.errors import ConfigError, EasqError, NotAQueueService, UsageError
 from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
 from easq.wire import operations, replies
@@ -17,6 +17,7 @@ from easq.wire.operations import Caller, Codec, Operation
 from easq.wire.replies import Reply
 
 if TYPE_CHECKING:
+    from easq.client.transport import Transport
     from easq.client.watch import Watcher
 
 T = TypeVar("T")
@@ -68,14 +69,12 @@ class QueueClient:
         Args:
             path: what follows the stream's address, as in a URL; the engine calls the model under it.
         """
-        if key and not operations.valid_key(key):
-            raise UsageError(f"the idempotency key {key[:80]!a} is not 1 to 128 visible ASCII characters")
-        if priority < 0:
-            raise UsageError(f"the priority {priority} is negative")
-        put = operations.Put(
-            data, _checked(tags), priority, sub_path(path), content_type=content_type, key=key
-        )
-        return self._ask(put, replies.read_put, retry=Retry.READ if key else Retry.WRITE)
+        put = put_operation(data, tags=tags, priority=priority, path=path, content_type=content_type, key=key)
+        return self.send(put)
+
+    def send(self, put: operations.Put) -> Ack:
+        """Appends one item, as `put` does; `put_operation` makes the operation."""
+        return self._ask(put, replies.read_put, retry=Retry.READ if put.key else Retry.WRITE)
 
     def get(
         self,
@@ -223,10 +222,25 @@ class QueueClient:
         try:
             return read(reply)
         except EasqError as error:
-            # it may quote the answer, and what answers everything may answer with what it was sent
-            error.message = hide(error.message, [self.caller.token])
-            error.args = (error.message,)
+            hidden(error, self.caller.token)
             raise
+
+
+def put_operation(
+    data: bytes,
+    *,
+    tags: Tags | None = None,
+    priority: int = 0,
+    path: str = "",
+    content_type: str = "",
+    key: str = "",
+) -> operations.Put:
+    """The put of one item, as `QueueClient.put` takes it. Raises UsageError for what cannot be sent as one."""
+    if key and not operations.valid_key(key):
+        raise UsageError(f"the idempotency key {key[:80]!a} is not 1 to 128 visible ASCII characters")
+    if priority < 0:
+        raise UsageError(f"the priority {priority} is negative")
+    return operations.Put(data, _checked(tags), priority, sub_path(path), content_type=content_type, key=key)
 
 
 def _read_list(reply: Reply) -> list[Frame]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import quote, quote_plus
 
 from easq.client.endpoint import shown
+from easq.errors import EasqError
 from easq.redact import mask
 from easq.wire.replies import Reply
 
@@ -66,6 +67,13 @@ def hide(text: str, secrets: Iterable[str]) -> str:
         for form in _spellings(secret):
             text = text.replace(form, mask(secret))
     return text
+
+
+def hidden(error: EasqError, secret: str) -> EasqError:
+    """`error` without `secret`: it may quote an answer, and what answers everything answers with what it was sent."""
+    error.message = hide(error.message, [secret])
+    error.args = (error.message,)
+    return error
 
 
 def hide_in(reply: Reply, secrets: Iterable[str]) -> Reply:

@@ -8,67 +8,44 @@ decompression.
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import httpcore
-import httpx
 
 from easq.client.backoff import full_jitter
 from easq.client.endpoint import proxy_for, shown
+from easq.client.exchange import MAX_FULL_ATTEMPTS, MAX_HEADER_BYTES, again_after_reply, target
+from easq.client.exchange import PATH_SAFE as PATH_SAFE
+from easq.client.exchange import Retry as Retry
+from easq.client.exchange import Settings as Settings
 from easq.client.failures import Unanswered, Unconnected, unconnected
 from easq.client.headers import request_headers
 from easq.client.tls import tls_context
-from easq.client.trace import Trace, Tracer, hide_in, secrets_of
+from easq.client.trace import Tracer, hide_in, secrets_of
 from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
 from easq.wire.operations import Caller, Request
-from easq.wire.replies import STORED_HEADER, Reply, read_error
+from easq.wire.replies import Reply, read_error
 
-#: what stands in the path of a request as it is, beside letters and digits
-PATH_SAFE = "/-._~!$&'()*+,;=:@"
-#: all header names and values of an answer together, in bytes
-_MAX_HEADER_BYTES = 64 * 1024
-#: how often a put is tried while the queue is full: it does not get better by itself
-_MAX_FULL_ATTEMPTS = 3
+# httpx loads the module of its own command line, with rich and pygments: 40 % of the time of `easq put -d x`. A
+# module that cannot be found is what it expects where these are not installed.
+_modules: dict[str, Any] = vars(sys)["modules"]
+_unwanted = "httpx._main" not in _modules
+if _unwanted:
+    _modules["httpx._main"] = None
+import httpx  # noqa: E402
+
+if _unwanted:
+    del _modules["httpx._main"]
+
 #: a stream that nothing comes on is probed by TCP: after 10 s of silence, every 5 s, three times
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How servers are talked to. `trace` gets lines that are already without secrets.
-
-    `environ` is where proxies are looked up, empty for none.
-    """
-
-    connect_timeout_s: float = 5.0
-    request_timeout_s: float = 30.0
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    cacert: str = ""
-    insecure: bool = False
-    max_answer_bytes: int = 64 * 1024 * 1024
-    trace: Trace | None = None
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
-
-
-class Retry(Enum):
-    """What is sent again. Never after another 4xx than 429."""
-
-    #: whatever failed: the request changes nothing, or nothing more the second time
-    READ = "read"
-    #: only what certainly did not take effect: no connection, 429, 503 that says so
-    WRITE = "write"
-    #: what another instance may do better: no connection, a lost one, no answer in time, 502, 503, 504
-    PREDICT = "predict"
-    NEVER = "never"
 
 
 @dataclass(slots=True)
@@ -144,7 +121,7 @@ class Transport:
                     return reply
                 error: EasqError = read_error(hide_in(reply, secrets_of(headers)))
                 full += reply.status == 429 and request.method == "POST"
-                again = full < _MAX_FULL_ATTEMPTS and _again_after_reply(retry, reply)
+                again = full < MAX_FULL_ATTEMPTS and again_after_reply(retry, reply)
             except Unconnected as failure:
                 error, again, give_up = failure, retry is not Retry.NEVER and not failure.lasting, connect_end
             except Unreachable as failure:
@@ -201,7 +178,7 @@ class Transport:
             client = self._client(url)
             message = client.build_request(
                 request.method,
-                _target(url, request),
+                target(url, request),
                 headers=headers,
                 content=request.body if request.body or request.method in ("POST", "PUT") else None,
                 timeout=timeout,
@@ -215,9 +192,9 @@ class Transport:
     def _read(self, url: str, response: httpx.Response, tracer: Tracer, began: float) -> Reply:
         """The whole answer, as it came over the wire."""
         limit = self.settings.max_answer_bytes
-        if sum(len(name) + len(value) for name, value in response.headers.raw) > _MAX_HEADER_BYTES:
+        if sum(len(name) + len(value) for name, value in response.headers.raw) > MAX_HEADER_BYTES:
             raise NotAQueueService(
-                f"the headers of the answer of {shown(url)} are above {_MAX_HEADER_BYTES} bytes"
+                f"the headers of the answer of {shown(url)} are above {MAX_HEADER_BYTES} bytes"
             )
         body = bytearray()
         try:
@@ -371,21 +348,6 @@ class _BoundedBackend(httpcore.NetworkBackend):
         stream = self._inner.connect_tcp(host, port, bounded, local_address, socket_options)
         self._deadline.connected = time.monotonic()
         return _BoundedStream(stream, self._deadline)
-
-
-def _target(url: str, request: Request) -> str:
-    """The whole address of a request: the path behind `url` and the query percent-encoded, a blank as `+`."""
-    path = quote(request.path, safe=PATH_SAFE)
-    query = urlencode(request.query)
-    return f"{url}{path}?{query}" if query else url + path
-
-
-def _again_after_reply(retry: Retry, reply: Reply) -> bool:
-    if retry is Retry.READ:
-        return reply.status == 429 or reply.status >= 500
-    if retry is Retry.WRITE:
-        return reply.status == 429 or (reply.status == 503 and reply.header(STORED_HEADER).lower() == "no")
-    return retry is Retry.PREDICT and reply.status in (502, 503, 504)
 
 
 def _translate(error: Exception, url: str, limit_s: float) -> EasqError:

@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from easq.errors import (
     AuthFailed,
@@ -26,6 +26,9 @@ from easq.errors import (
 from easq.model import Frame
 from easq.redact import mask
 from easq.render.payload import cell, escape, json_safe, one_line
+
+if TYPE_CHECKING:
+    from easq.render.progress import Progress
 
 #: to the start of the line, and nothing behind it
 _CLEAR = "\r\x1b[K"
@@ -163,6 +166,13 @@ class Printer:
         """`text` on a line of its own, unless quiet or in JSON, where talk would only disturb."""
         if not self.quiet and self.output != "json":
             self._say(one_line(text) + "\n")
+
+    def progress(self, total: int | None) -> Progress:
+        """A line on the terminal that says how far a long run is, of `total` units; nothing elsewhere or if quiet."""
+        from easq.render.progress import Progress
+
+        draw = self.status if self.shows_status else None
+        return Progress(total, draw)
 
     def notice(self, text: str) -> None:
         """Something that happened on the way, such as a reconnect: shown unless quiet."""

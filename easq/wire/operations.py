@@ -201,6 +201,7 @@ _USER_HEADERS = ("X-EAS-QueueService-Uid", "X-EAS-QueueService-Redis-Uid")
 _GROUP_HEADERS = ("X-EAS-QueueService-Gid", "X-EAS-QueueService-Redis-Gid")
 _PRIORITY_HEADER = "X-EAS-QueueService-Priority"
 _REAR_HEADER = "X-EAS-QueueService-Access-Rear"
+_KEY_TEXT = re.compile(r"[!-~]{1,128}")
 _KEY_HEADERS = ("Idempotency-Key", "X-Easq-Idempotency-Key")
 #: the same as they are looked up
 _USER, _GROUP, _KEY = (
@@ -322,7 +323,7 @@ def valid_name(name: str) -> bool:
 
 def valid_key(key: str) -> bool:
     """Whether `key` may be an idempotency key: 1 to 128 visible ASCII characters."""
-    return 0 < len(key) <= 128 and all("!" <= letter <= "~" for letter in key)
+    return _KEY_TEXT.fullmatch(key) is not None
 
 
 class _Given:

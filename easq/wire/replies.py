@@ -17,7 +17,6 @@ from typing import Any
 from easq.errors import AuthFailed, EasqError, NotAQueueService, NotFound, Unavailable, error_class
 from easq.model import HEADER_PREFIX, MAX_WIRE_INDEX, Ack, Frame, SearchResult, Tags
 from easq.wire.durations import format_duration_ms, parse_duration
-from easq.wire.frames import decode_attributes, decode_frames, encode_attributes, encode_frames
 from easq.wire.modelarts import error_text
 from easq.wire.operations import Codec
 from easq.wire.sniff import sniff
@@ -84,6 +83,8 @@ def frames_reply(frames: Sequence[Frame], codec: Codec) -> Reply:
     """The answer to a get that is not raw: the list, or 204 without a body when nothing matched."""
     if not frames:
         return Reply(204)
+    from easq.wire.frames import encode_frames  # protobuf, which a put does without
+
     return _reply(encode_frames(frames, codec), codec.value)
 
 
@@ -112,6 +113,8 @@ def read_frames(reply: Reply, codec: Codec) -> list[Frame]:
     _expect(reply, "get")
     if reply.status == 204 or not reply.body:
         return []
+    from easq.wire.frames import decode_frames  # protobuf, which a put does without
+
     try:
         return decode_frames(reply.body, _codec_of(reply, codec))
     except ValueError as error:
@@ -120,12 +123,16 @@ def read_frames(reply: Reply, codec: Codec) -> list[Frame]:
 
 def attributes_reply(attributes: Mapping[str, str], codec: Codec) -> Reply:
     """The attributes of a queue."""
+    from easq.wire.frames import encode_attributes  # protobuf, which a put does without
+
     return _reply(encode_attributes(attributes, codec), codec.value)
 
 
 def read_attributes(reply: Reply, codec: Codec) -> dict[str, str]:
     """The attributes of a queue. Every generation of the service gives some under `stream.` or `meta.`."""
     _expect(reply, "attributes")
+    from easq.wire.frames import decode_attributes  # protobuf, which a put does without
+
     try:
         attributes = decode_attributes(reply.body, _codec_of(reply, codec))
     except ValueError as error:

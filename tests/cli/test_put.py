@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socketserver
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from tests.cli.conftest import Easq
+from tests.cli.conftest import Easq, finish
+from tests.client.servers import Peer, answering, broken, eventually, reply, silent
 from tests.conftest import Serve
 from tests.support.process import AS_ANYONE
 
@@ -160,8 +163,6 @@ def test_a_closed_stdin_is_nothing_to_send(queue: Easq) -> None:
 
 
 def test_a_terminal_as_stdin_is_nothing_to_send(queue: Easq) -> None:
-    from tests.cli.conftest import finish
-
     status, text = finish(queue.terminal("put"))
     assert (status, text.splitlines()[0]) == (2, "easq: nothing to send")
 
@@ -254,6 +255,7 @@ def test_json_output_is_a_record_an_item_and_a_summary(queue: Easq) -> None:
     del summary["seconds"]
     assert summary == {
         "total": 2, "success": 2, "failed": 0, "remaining": 0, "skipped": 1, "size": 3,
+        "resumed": 0, "possible_duplicates": 0,
     }  # fmt: skip
 
 
@@ -322,7 +324,7 @@ def breaking(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize("breaking", [3], indirect=True)
 def test_a_server_that_dies_in_the_middle_leaves_word_of_what_is_stored(easq: Easq, breaking: str) -> None:
     (easq.home / "in put").write_bytes(b"1\n\n2\n3\n4\n5\n6\n")
-    done = easq("put", "-f", "in put", "--url", breaking)
+    done = easq("put", "-f", "in put", "--url", breaking, "--request-timeout", "0.5s")
     assert (done.status, done.text) == (10, "[OK] 1\n[OK] 2\n[OK] 3\n")
     last = done.err.splitlines()[-2:]
     assert last[0].startswith("easq: line 5 of in put: ")
@@ -333,7 +335,7 @@ def test_a_server_that_dies_in_the_middle_leaves_word_of_what_is_stored(easq: Ea
 
 @pytest.mark.parametrize("breaking", [0], indirect=True)
 def test_where_nothing_was_stored_the_status_is_that_of_the_failure(easq: Easq, breaking: str) -> None:
-    done = easq("put", "-f", "-", "--url", breaking, stdin=b"1\n2\n")
+    done = easq("put", "-f", "-", "--url", breaking, "--request-timeout", "0.5s", stdin=b"1\n2\n")
     assert (done.status, done.out) == (6, b"")
     assert done.err.splitlines()[-1].startswith("easq: line 1: ")
     single = easq("put", "-d", "x", "--url", breaking)
@@ -363,3 +365,224 @@ def test_a_full_queue_is_refused(easq: Easq, serve: Serve) -> None:
     single = easq("put", "-d", "x", "--url", url, "-o", "json")
     assert single.status == 4
     assert json.loads(single.err)["error"]["kind"] == "queue_full"
+
+
+@pytest.fixture
+def lines(queue: Easq) -> list[str]:
+    """The lines of the file `lines`."""
+    found = [f"line {number}" for number in range(300)]
+    (queue.home / "lines").write_text("".join(f"{line}\n" for line in found))
+    return found
+
+
+def test_a_run_with_a_journal_is_repeated_without_a_second_item(queue: Easq, lines: list[str]) -> None:
+    command = ("put", "-f", "lines", "-c", "8", "--resume", "journal")
+    first = queue(*command)
+    assert first.status == 0
+    assert first.text.count("[OK] ") == 300
+    again = queue(*command)
+    assert (again.status, again.text) == (0, "")
+    assert "[INFO] Stored by earlier runs: 300" in again.err.splitlines()
+    assert again.err.endswith("Total: 300, success: 300, failed: 0\n")
+    assert sorted(payloads(queue)) == sorted(line.encode() for line in lines)
+
+
+def test_a_run_that_failed_goes_on_behind_what_is_stored(easq: Easq, serve: Serve) -> None:
+    service = serve("--max-length", "120")
+    (easq.home / "lines").write_text("".join(f"{number}\n" for number in range(200)))
+    command = ("put", "-f", "lines", "-c", "8", "--resume", "journal", "--url", service.url(), "-o", "json")
+    first = easq(*command)
+    assert first.status == 10
+    records = [json.loads(line) for line in first.err.splitlines()]
+    (summary,) = [record["summary"] for record in records if "summary" in record]
+    assert (summary["success"], summary["total"]) == (120, 200)
+    assert summary["failed"] >= 1
+    assert summary["failed"] + summary["remaining"] == 80
+    (error,) = [record["error"] for record in records if "error" in record][-1:]
+    assert error["hint"] == "repeat the command: it goes on where it stopped"
+    easq("trunc", "121", "-y", "--url", service.url())
+    second = easq(*command)
+    assert second.status == 0
+    summary = json.loads(second.err)["summary"]
+    assert (summary["success"], summary["resumed"], summary["failed"], summary["remaining"]) == (
+        200,
+        120,
+        0,
+        0,
+    )
+    numbers = [json.loads(line)["n"] for line in second.out.splitlines()]
+    assert numbers == list(range(120, 200))
+    assert service.stream().length() == 80
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--tags", "a=b"], "the journal journal belongs to another set of put options"),
+        (["-k"], "the journal journal belongs to another address"),
+        (["-f", "others"], "the input is not the one of the journal journal: its first "),
+    ],
+)
+def test_a_journal_is_for_the_command_that_it_was_made_for(
+    queue: Easq, lines: list[str], change: list[str], message: str
+) -> None:
+    (queue.home / "others").write_text("".join(f"other {line}\n" for line in lines))
+    command = ["put", "-f", "lines", "--resume", "journal", "-q", "-c", "8", "-o", "none"]
+    assert queue(*command).status == 0
+    done = queue(*command, *change)
+    assert done.status == 2
+    assert message in done.err
+    assert len(payloads(queue)) == 300
+    assert payloads(queue, "-k") == []
+
+
+@pytest.mark.usefixtures("lines")
+def test_a_damaged_journal_is_refused_and_nothing_is_sent(queue: Easq) -> None:
+    (queue.home / "journal").write_text("0123456789abcdef easq-journal 1 a b c\n")
+    done = queue("put", "-f", "lines", "--resume", "journal")
+    assert (done.status, done.out) == (2, b"")
+    assert "easq: the journal journal cannot be trusted: the checksum of " in done.err
+    assert payloads(queue) == []
+
+
+def test_a_literal_needs_no_journal(queue: Easq) -> None:
+    done = queue("put", "-d", "x", "--resume", "journal")
+    assert (done.status, done.out) == (2, b"")
+    assert done.err.startswith("easq: --resume is for -f, PATH and stdin")
+    assert not (queue.home / "journal").exists()
+
+
+def test_stdin_may_be_endless_and_each_line_is_put_when_it_comes(queue: Easq) -> None:
+    with queue.start("put", "-f", "-", "-c", "8", "-q", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number in range(1, 4):
+            process.stdin.write(b"x\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"[OK] %d\n" % number
+        process.stdin.close()
+        assert process.wait() == 0
+
+
+@pytest.mark.usefixtures("lines")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_taking_and_all_is_accounted_for(
+    queue: Easq, number: signal.Signals, status: int
+) -> None:
+    command = ("put", "-f", "lines", "-c", "4", "--rate", "20", "-o", "json")
+    with queue.start(*command) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert process.returncode == status
+    summary = json.loads(err)["summary"]
+    stored = [first, *out.splitlines()]
+    assert (summary["total"], summary["success"], summary["failed"]) == (300, len(stored), 0)
+    assert summary["remaining"] == 300 - len(stored)
+    assert len(payloads(queue)) == len(stored) < 300
+
+
+@pytest.mark.usefixtures("lines")
+@pytest.mark.parametrize(
+    ("args", "absent"), [(["-d", "x"], {"aiohttp"}), (["-f", "lines", "-c", "2"], {"httpx", "rich"})]
+)
+def test_only_what_is_needed_is_loaded(queue: Easq, args: list[str], absent: set[str]) -> None:
+    """Start-up is most of a one-shot command's time."""
+    script = (
+        "import sys; from easq.cli.main import run; status = run(sys.argv[1:]);"
+        "print(status, *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "put", "-q", "-o", "none", *args],
+        env=queue.environ,
+        cwd=queue.home,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status, *modules = done.stdout.split()
+    assert status == "0"
+    assert not absent & set(modules)
+
+
+@pytest.mark.usefixtures("lines")
+def test_a_long_run_shows_how_far_it_is_on_a_terminal_and_leaves_no_trace(queue: Easq) -> None:
+    terminal = queue.terminal("put", "-f", "lines", "--rate", "150", "-o", "none")
+    terminal.expect(rb"\[#+-+\] \d+%  \d+ done  \d+/s  ETA 0:0\d")
+    status, rest = finish(terminal)
+    assert status == 0
+    assert rest.endswith("Total: 300, success: 300, failed: 0\n")
+    quiet = queue.terminal("put", "-f", "lines", "--rate", "200", "-o", "none", "-q")
+    assert finish(quiet) == (0, "")
+
+
+def test_what_fails_many_at_once_is_said_once(easq: Easq, serve: Serve) -> None:
+    url = serve(storage="memory:", token="right").url()
+    done = easq("put", "-f", "-", "-c", "8", "--url", url, stdin=b"x\n" * 100, env={"EASQ_TOKEN": "wrong"})
+    assert (done.status, done.out) == (7, b"")
+    said = [line for line in done.err.splitlines() if line.startswith("easq: ")]
+    assert len(said) == 1
+    assert re.match(r"easq: line 1(?: and [0-9]+ more)?: ", said[0])
+
+
+def test_an_interrupt_does_not_wait_for_stdin(queue: Easq) -> None:
+    with queue.start("put", "-f", "-", "-c", "4", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"x\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"[OK] 1\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+        assert process.stderr is not None
+        err = process.stderr.read().decode()
+    assert err.endswith("Total: 1, success: 1, failed: 0\n")
+
+
+def test_the_items_of_a_put_are_given_up_some_seconds_after_an_interrupt_and_counted(easq: Easq) -> None:
+    """A server that takes a put and never answers it holds nobody up."""
+    with (
+        answering(silent) as server,
+        easq.start(
+            "put", "-f", "-", "-c", "2", "--url", server.url, "-o", "json", stdin=subprocess.PIPE
+        ) as process,
+    ):
+        assert process.stdin is not None
+        process.stdin.write(b"x\ny\nz\n")
+        process.stdin.close()
+        process.stdin = None
+        assert eventually(lambda: len(server.requests) == 2)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
+    assert (process.returncode, out) == (143, b"")
+    records = [json.loads(line) for line in err.splitlines()]
+    (summary,) = [record["summary"] for record in records if "summary" in record]
+    assert (summary["success"], summary["failed"]) == (0, 2)
+    assert "whether it was stored is not known" in records[0]["error"]["message"]
+
+
+def test_what_may_be_there_twice_is_counted(easq: Easq) -> None:
+    """An answer was lost, and nothing says that the service knows the key of the second attempt."""
+    answers = (reply(200, b"1"), broken, reply(200, b"2"), reply(200, b"3"), reply(404))
+    with answering(*answers) as server:
+        done = easq("put", "-f", "-", "--url", server.url, stdin=b"x\ny\nz\n")
+    assert (done.status, done.text) == (0, "[OK] 1\n[OK] 2\n[OK] 3\n")
+    assert "[INFO] Possible duplicates: 1, sent again after an answer was lost" in done.err.splitlines()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [reply(200, b"1"), reply(200, b"2", X_Easq_Duplicate="1")],
+        [reply(200, b"1"), broken, reply(200, b"2")],
+    ],
+)
+def test_a_service_that_knows_keys_has_nothing_twice(easq: Easq, told: list[Callable[[Peer], None]]) -> None:
+    """It recognised one of them, or it says what only such a service says of itself."""
+    attributes = reply(200, b'{"meta.durability":"fsync"}', Content_Type="application/json")
+    with answering(broken, *told, attributes) as server:
+        done = easq("put", "-f", "-", "--url", server.url, "-o", "json", stdin=b"x\ny\n")
+    assert done.status == 0
+    summary = json.loads(done.err)["summary"]
+    assert (summary["success"], summary["possible_duplicates"]) == (2, 0)

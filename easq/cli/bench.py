@@ -1,0 +1,228 @@
+"""easq bench: load with percentiles, on a queue that is empty before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from easq.cli.options import DURATION, Group, ParamType, command, shared_options, sink_option
+from easq.cli.size import SIZE
+
+if TYPE_CHECKING:
+    from easq.cli.app import App
+    from easq.client.bench import Bench, Condition, Load
+    from easq.errors import EasqError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: lines of -f that are kept, and put in turn
+_MAX_PAYLOADS = 100_000
+_DEFAULT_COUNT = 10_000
+
+
+class FailIf(ParamType):
+    """A condition on the figures, such as `p99>50ms`."""
+
+    name = "condition"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Condition:
+        """`value` as a condition."""
+        from easq.client.bench import Condition, read_condition
+
+        if isinstance(value, Condition):
+            return value
+        try:
+            return read_condition(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _load_options(*, timed: bool) -> Callable[[F], F]:
+    """The options of a load; `timed` where it may go on for a time or at a rate."""
+
+    def add(function: F) -> F:
+        options = [
+            click.option("-n", "--count", type=click.IntRange(1), help="How many items.  [default: 10000]"),
+            click.option(
+                "-c", "--concurrency", type=click.IntRange(1, 256), default=16 if timed else 1,
+                help="Requests at a time.  [default: 16]" if timed else "Consumers.  [default: 1]",
+            ),
+            click.option("--size", type=SIZE, help="Bytes of an item.  [default: 256]"),
+            click.option("-f", "--file", type=click.Path(readable=False), help="Its lines are the items, in turn."),
+            click.option(
+                "--warmup", type=click.IntRange(0), default=100,
+                help="Items before those that are measured.  [default: 100]",
+            ),
+            click.option(
+                "--fail-if", "fail_if", type=FailIf(), multiple=True, metavar="CONDITION",
+                help="Exit with 11 if it holds: p99>50ms, throughput<1000/s, errors>0, errors>1%.",
+            ),
+            click.option("--force", is_flag=True, help="Also on a queue that is not empty."),
+        ]  # fmt: skip
+        if timed:
+            options += [
+                click.option("--duration", type=DURATION, help="How long, in place of -n."),
+                click.option(
+                    "--rate", type=click.FloatRange(min=0, min_open=True),
+                    help="Begun a second, however late the answers are; latency counts from then.",
+                ),
+            ]  # fmt: skip
+        for option in reversed(options):
+            function = option(function)
+        return sink_option(function)
+
+    return add
+
+
+@click.group(
+    "bench",
+    cls=Group,
+    examples=("easq bench put -n 50000 -c 64", "easq bench roundtrip --rate 100 --duration 30s"),
+)
+@shared_options
+def bench() -> None:
+    """Put load on a queue and tell throughput and latencies."""
+
+
+@command(
+    "put",
+    examples=(
+        "easq bench put -n 50000 -c 64",
+        "easq bench put --duration 30s --rate 500 --fail-if 'p99>50ms' --fail-if 'errors>0'",
+        "easq bench put -f requests.txt -o json | jq .p99_ms",
+    ),
+)
+@_load_options(timed=True)
+def put(app: App, **options: Any) -> None:
+    """Time puts, each from the moment it was due to its answer. What was put is deleted again."""
+    _run(app, "put", **options)
+
+
+@command(
+    "roundtrip",
+    examples=("easq bench roundtrip -c 1 -n 1000", "easq bench roundtrip --rate 100 --duration 30s"),
+)
+@_load_options(timed=True)
+def roundtrip(app: App, **options: Any) -> None:
+    """Time items from their put to their push on a watch, which commits them.
+
+    The watch has a consumer group of its own and is pushed the run's items alone.
+    """
+    _run(app, "roundtrip", **options)
+
+
+@command("drain", examples=("easq bench drain -n 50000", "easq bench drain -c 4 --size 4k"))
+@_load_options(timed=False)
+def drain(app: App, **options: Any) -> None:
+    """Put items, then time how they are pushed and committed, each from its push to its commit's answer."""
+    _run(app, "drain", duration=None, rate=None, **options)
+
+
+for _command in (put, drain, roundtrip):
+    bench.add_command(_command)
+
+
+def _run(
+    app: App,
+    what: str,
+    *,
+    count: int | None,
+    duration: float | None,
+    concurrency: int,
+    size: int | None,
+    file: str | None,
+    rate: float | None,
+    warmup: int,
+    fail_if: tuple[Condition, ...],
+    force: bool,
+) -> None:
+    from easq.cli.app import Interrupt
+    from easq.client.bench import Bench, Load
+    from easq.errors import UsageError
+
+    if count is not None and duration is not None:
+        raise UsageError("-n and --duration exclude each other")
+    if size is not None and file is not None:
+        raise UsageError("--size and -f exclude each other")
+    payloads = _payloads(app, file, 256 if size is None else size)
+    client = app.queue()
+    length = client.attributes().get("stream.length", "0")
+    if length != "0" and not force:
+        raise UsageError(
+            f"the queue is not empty: it holds {length} items",
+            hint="another queue, or --force: they are left alone",
+        )
+    if count is None and duration is None:
+        count = _DEFAULT_COUNT
+    load = Load(payloads, concurrency, count, duration, rate, warmup)
+    with app.printer.progress(None if count is None else count + warmup) as progress:
+        run = Bench(client, app.exchange, load, lambda done, failed: progress.at(done, failed, done))
+        with Interrupt(run.stop) as interrupt:
+            try:
+                {"put": run.put, "drain": run.drain, "roundtrip": run.roundtrip}[what]()
+            finally:
+                progress.end()
+                deleted = run.clean()
+    record = _record(what, load, run) | {"deleted": deleted}
+    _tell(app, run, record)
+    if interrupt.raised is not None:
+        raise interrupt.raised
+    _judge(record, fail_if, run.samples.first_error)
+
+
+def _payloads(app: App, file: str | None, size: int) -> list[bytes]:
+    from itertools import islice
+
+    from easq.cli.items import find_items
+    from easq.errors import UsageError
+
+    if file is None:
+        return [b"x" * size]
+    found = [item.data for item in islice(find_items(app, None, file, (), None), _MAX_PAYLOADS)]
+    if not found:
+        raise UsageError(f"no line in {file}")
+    return found
+
+
+def _record(what: str, load: Load, run: Bench) -> dict[str, object]:
+    return {
+        "bench": what,
+        "concurrency": load.workers,
+        "rate": load.rate,
+        "size": sum(map(len, load.payloads)) // len(load.payloads),
+        "warmup": load.warmup,
+        **run.samples.record(),
+    }
+
+
+def _tell(app: App, run: Bench, record: dict[str, object]) -> None:
+    from easq.render.bench import figure_lines, histogram_lines
+
+    printer = app.printer
+    if app.output == "json":
+        printer.record(record)
+    elif app.output == "table":
+        printer.table(("figure", "value"), figure_lines(record))
+    else:
+        printer.lines(f"{name} : {text}" for name, text in figure_lines(record))
+        if printer.out_is_terminal:
+            printer.lines(histogram_lines(run.samples.histogram()))
+
+
+def _judge(record: dict[str, object], fail_if: tuple[Condition, ...], first: EasqError | None) -> None:
+    """Raises CheckFailed for conditions that hold, and else what requests failed with."""
+    from easq.errors import CheckFailed, Partial
+
+    held = [condition.told(record) for condition in fail_if if condition.holds(record)]
+    if held:
+        raise CheckFailed("; ".join(held))
+    if first is None:
+        return
+    if record["succeeded"]:
+        raise Partial(
+            f"{record['succeeded']} succeeded, {record['failed']} failed; the first: {first.message}",
+            hint=first.hint,
+        )
+    raise first

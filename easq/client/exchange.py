@@ -1,0 +1,70 @@
+"""What every way of talking to a server over HTTP agrees on: settings, what is tried again, and addresses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from urllib.parse import quote, urlencode
+
+from easq.client.trace import Trace
+from easq.wire.operations import Request
+from easq.wire.replies import STORED_HEADER, Reply
+
+#: what stands in the path of a request as it is, beside letters and digits
+PATH_SAFE = "/-._~!$&'()*+,;=:@"
+#: all header names and values of an answer together, in bytes
+MAX_HEADER_BYTES = 64 * 1024
+#: how often a put is tried while the queue is full: it does not get better by itself
+MAX_FULL_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How servers are talked to. `trace` gets lines that are already without secrets.
+
+    `environ` is where proxies are looked up, empty for none.
+    """
+
+    connect_timeout_s: float = 5.0
+    request_timeout_s: float = 30.0
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cacert: str = ""
+    insecure: bool = False
+    max_answer_bytes: int = 64 * 1024 * 1024
+    trace: Trace | None = None
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+
+
+class Retry(Enum):
+    """What is sent again. Never after another 4xx than 429."""
+
+    #: whatever failed: the request changes nothing, or nothing more the second time
+    READ = "read"
+    #: only what certainly did not take effect: no connection, 429, 503 that says so
+    WRITE = "write"
+    #: what another instance may do better: no connection, a lost one, no answer in time, 502, 503, 504
+    PREDICT = "predict"
+    NEVER = "never"
+
+
+def target(url: str, request: Request) -> str:
+    """The whole address of a request: the path behind `url` and the query percent-encoded, a blank as `+`."""
+    path = quote(request.path, safe=PATH_SAFE)
+    query = urlencode(request.query)
+    return f"{url}{path}?{query}" if query else url + path
+
+
+def again_after_reply(retry: Retry, reply: Reply) -> bool:
+    """Whether a request that was answered with `reply` is worth another attempt."""
+    if retry is Retry.READ:
+        return reply.status == 429 or reply.status >= 500
+    if retry is Retry.WRITE:
+        return reply.status == 429 or not_taken(reply)
+    return retry is Retry.PREDICT and reply.status in (502, 503, 504)
+
+
+def not_taken(reply: Reply) -> bool:
+    """Whether a 5xx answer says that the request certainly had no effect."""
+    return reply.status == 503 and reply.header(STORED_HEADER).lower() == "no"

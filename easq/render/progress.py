@@ -1,0 +1,74 @@
+"""How far a long run is: counts, rate and the time that is left, as one line of a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+#: nothing is shown of what is done sooner, in seconds
+PATIENCE_S = 1.0
+#: between two drawings, in seconds
+_PERIOD_S = 0.1
+_BAR = 20
+
+
+class Progress:
+    """Draws how far a run is with `draw`, from its second second on; a context manager that leaves nothing behind.
+
+    It is told and never looks by itself: `now` may be given in its place.
+    """
+
+    def __init__(self, total: int | None, draw: Callable[[str], None] | None) -> None:
+        """`total` is in the units of `at`'s `position`, None where it is not known."""
+        self._total, self._draw = total, draw
+        self._began: float | None = None
+        self._next = 0.0
+
+    def __enter__(self) -> Progress:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def at(self, done: int, failed: int, position: int, *, now: float | None = None) -> None:
+        """So many items are done, `failed` of them in vain, and the run stands at `position` of its total."""
+        if self._draw is None:
+            return
+        now = time.monotonic() if now is None else now
+        if self._began is None:
+            self._began = now
+        elapsed_s = now - self._began
+        if elapsed_s < PATIENCE_S or now < self._next:
+            return
+        self._next = now + _PERIOD_S
+        self._draw(line(done, failed, position, self._total, elapsed_s))
+
+    def end(self) -> None:
+        """The line is gone."""
+        if self._draw is not None:
+            self._draw("")
+
+
+def line(done: int, failed: int, position: int, total: int | None, elapsed_s: float) -> str:
+    """`[#####---------------] 25%  12,500 done  3 failed  6,120/s  ETA 0:06`."""
+    words = [f"{done:,} done"]
+    if failed:
+        words.append(f"{failed:,} failed")
+    words.append(f"{done / elapsed_s:,.0f}/s")
+    if total:
+        share = min(position / total, 1.0)
+        filled = int(share * _BAR)
+        words.insert(0, f"[{'#' * filled}{'-' * (_BAR - filled)}] {share:.0%}")
+        if share:
+            words.append(f"ETA {clock(elapsed_s * (1 - share) / share)}")
+    else:
+        words.append(clock(elapsed_s))
+    return "  ".join(words)
+
+
+def clock(seconds: float) -> str:
+    """`0:06`, `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,5 @@
+"""easq as a process, as the tests of the command line run it."""
+
+from tests.cli.conftest import easq, forks
+
+__all__ = ["easq", "forks"]

@@ -1,0 +1,46 @@
+"""What stands on the terminal while a long run goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from easq.render.progress import Progress, clock, line
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ((12500, 0, 25, 100, 2.0), "[#####---------------] 25%  12,500 done  6,250/s  ETA 0:06"),
+        ((12500, 3, 100, 100, 2.0), "[####################] 100%  12,500 done  3 failed  6,250/s  ETA 0:00"),
+        ((7, 0, 25, None, 125.0), "7 done  0/s  2:05"),
+        ((7, 0, 0, 100, 7.0), "[--------------------] 0%  7 done  1/s"),
+        ((7, 0, 200, 100, 7.0), "[####################] 100%  7 done  1/s  ETA 0:00"),
+    ],
+)
+def test_a_line(args: tuple[int, int, int, int | None, float], text: str) -> None:
+    assert line(*args) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3723, "1:02:03")])
+def test_a_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_it_is_drawn_past_a_second_not_too_often_and_taken_away() -> None:
+    drawn: list[str] = []
+    progress = Progress(100, drawn.append)
+    for now in (10.0, 10.9, 11.0, 11.05, 11.2):
+        progress.at(1, 0, 50, now=now)
+    progress.end()
+    assert drawn == [
+        "[##########----------] 50%  1 done  1/s  ETA 0:01",
+        "[##########----------] 50%  1 done  1/s  ETA 0:01",
+        "",
+    ]
+
+
+def test_nothing_is_drawn_where_nobody_looks() -> None:
+    progress = Progress(100, None)
+    progress.at(1, 0, 50, now=0.0)
+    progress.at(1, 0, 50, now=10.0)
+    progress.end()
