@@ -7,12 +7,13 @@ OutputClosed; a closed stderr is ignored. What goes to stderr is cleared of secr
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TextIO
 
 from easq.errors import (
     AuthFailed,
@@ -42,6 +43,20 @@ class OutputClosed(Exception):
     """Nobody reads stdout any more."""
 
 
+def _buffered(stream: TextIO | None) -> IO[bytes] | None:
+    """The bytes below `stream`, which a write takes all of. None where it was closed before we began.
+
+    With PYTHONUNBUFFERED what lies below is the file itself, of which a write may take a part and say so: at the end
+    of a full disk the rest would be lost without an error.
+    """
+    if stream is None:
+        return None
+    below: IO[bytes] = stream.buffer
+    if isinstance(below, io.RawIOBase):
+        return io.BufferedWriter(io.FileIO(below.fileno(), "w", closefd=False))
+    return below
+
+
 class Printer:
     """Writes one run's data and talk, in the form that was asked for."""
 
@@ -55,8 +70,8 @@ class Printer:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self._environ = os.environ if environ is None else environ
-        self._out: IO[bytes] | None = sys.stdout.buffer if sys.stdout is not None else None
-        self._err: IO[bytes] | None = sys.stderr.buffer if sys.stderr is not None else None
+        self._out = _buffered(sys.stdout)
+        self._err = _buffered(sys.stderr)
         self._secrets: set[str] = set()
         self._status = ""
         self.output, self.quiet, self.verbose, self.color = output, quiet, verbose, color
@@ -290,7 +305,6 @@ class Printer:
         return f"{code}{text}{_PLAIN}" if self._colored(self._err) else text
 
     def _drawn(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-        import io
 
         from rich.box import SIMPLE_HEAD
         from rich.console import Console

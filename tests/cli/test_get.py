@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -205,3 +207,28 @@ def test_files_that_are_there_and_links_are_left_alone_and_nothing_is_deleted(qu
     (queue.home / "file").write_text("")
     assert queue("get", "--output-dir", "file", "--delete").status == 2
     assert length(queue) == 1
+
+
+def test_a_file_that_takes_only_a_part_loses_nothing(queue: Easq) -> None:
+    """Python's own stdout is the file itself under PYTHONUNBUFFERED, and may write a part of what it is given."""
+    data = bytes(range(256)) * 8192
+    assert queue("put", "-q", stdin=data).status == 0
+    limit = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20));"
+        "from easq.cli.main import main; sys.argv = ['easq', 'get', '--delete', '-o', 'raw']; main()"
+    )
+    target = queue.home / "half"
+    with target.open("wb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", limit],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            env={**queue.environ, "PYTHONUNBUFFERED": "1"},
+            check=False,
+        )
+    assert target.stat().st_size == 1 << 20
+    assert done.returncode != 0
+    assert b"cannot write to stdout" in done.stderr
+    assert queue("get", "-o", "raw").out == data, "what could not be written whole is still in the queue"
