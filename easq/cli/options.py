@@ -73,7 +73,8 @@ class Group(click.Group):
             from easq.errors import UsageError
             from easq.profile import did_you_mean
 
-            known = [name for name, command in self.commands.items() if not command.hidden]
+            hidden = {name for name, command in self.commands.items() if command.hidden}
+            known = [name for name in self.list_commands(ctx) if name not in hidden]
             raise UsageError(
                 f"no command {args[0]!r}{did_you_mean(args[0], known)}", hint=f"{ctx.command_path} --help"
             )

@@ -61,7 +61,10 @@ def test_light_commands_import_nothing_heavy(easq: Easq, args: list[str]) -> Non
 
 def _commands(group: click.Group) -> list[click.Command]:
     found: list[click.Command] = []
-    for command in group.commands.values():
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
         found.append(command)
         if isinstance(command, click.Group):
             found += _commands(command)
@@ -76,10 +79,15 @@ def test_every_command_has_two_to_four_examples() -> None:
 
 
 def test_every_command_answers_help_in_the_width_of_a_terminal(easq: Easq) -> None:
-    for command in COMMANDS:
-        done = easq(str(command.name), "--help")
-        assert (done.status, done.err) == (0, ""), command.name
-        assert "Examples:" in done.text, command.name
+    for name in COMMANDS:
+        done = easq(name, "--help")
+        assert (done.status, done.err) == (0, ""), name
+        assert "Examples:" in done.text, name
+
+
+def test_the_help_lists_every_command_in_its_order(easq: Easq) -> None:
+    listed = easq("--help").text.partition("Commands:\n")[2].partition("\n\n")[0]
+    assert tuple(line.split()[0] for line in listed.splitlines()) == COMMANDS
 
 
 def test_an_unknown_command_is_answered_with_the_nearest(easq: Easq) -> None:
