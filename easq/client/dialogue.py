@@ -83,18 +83,22 @@ class Dialogue:
         self._check(data)
         began = time.monotonic()
         attempts = 0
+        error: EasqError | None = None
         while True:
             attempts += 1
             times = Times(attempts=attempts)
+            left_s = began + timeout_s - time.monotonic()
             try:
                 answer = self._attempt(data, times, began + timeout_s, timeout_s / ATTEMPT_PART)
-            except EasqError as error:
+            except EasqError as failure:
                 self._drop()
                 pause_s = full_jitter(attempts)
-                if not _again(error):
+                if not _again(failure):
                     raise
+                cut_short = isinstance(failure, Unanswered) and left_s < timeout_s / ATTEMPT_PART
+                error = error if cut_short and error is not None else failure
                 if time.monotonic() + pause_s >= began + timeout_s:
-                    raise in_time(error, f"{attempts} attempts", timeout_s) from error
+                    raise in_time(error, f"{attempts} attempts", timeout_s) from failure
                 time.sleep(pause_s)
                 continue
             times.total_s = time.monotonic() - began

@@ -138,5 +138,6 @@ def test_an_interrupt_tells_what_was_measured_and_cleans_up(queue: Easq, what: s
         out, err = process.communicate()
     assert (process.returncode, err) == (130, b"")
     record = figures(out.decode())
-    assert record["succeeded"] == record["deleted"] - 100
+    # behind the 100 of the warm-up, one may have been put and not come back yet
+    assert record["deleted"] - 100 - record["succeeded"] in (0, 1)
     assert length(queue) == "0\n"

@@ -73,10 +73,15 @@ def client(cloud: Cloud, *, refresh_s: float = 60.0) -> Iterator[Client]:
 
 
 def under_load(ask: Callable[[], Any], count: int, meanwhile: Callable[[], None]) -> list[Any]:
-    """What `count` requests from four threads gave; `meanwhile` happens once a quarter of them was answered."""
+    """What `count` requests from four threads gave; `meanwhile` happens once a quarter of them was answered, and
+    half of them are begun after it.
+    """
     answered = threading.Semaphore(0)
+    happened = threading.Event()
 
-    def one(_: int) -> Any:
+    def one(number: int) -> Any:
+        if number >= count // 2:
+            assert happened.wait(PATIENCE_S)
         result = ask()
         answered.release()
         return result
@@ -86,6 +91,7 @@ def under_load(ask: Callable[[], Any], count: int, meanwhile: Callable[[], None]
         for _ in range(count // 4):
             assert answered.acquire(timeout=PATIENCE_S)
         meanwhile()
+        happened.set()
         return list(results)
 
 
