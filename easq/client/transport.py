@@ -98,8 +98,7 @@ class Transport:
 
         Args:
             caller: whose identity and token are sent; None for a request that carries its own.
-            deadline_s: bound on everything, retries included; the request timeout by default. Without it, a
-            connection
+            deadline_s: bound on everything, retries included; the request timeout by default. Without it, a connection
                 that does not come about is tried for the connect timeout only.
             attempt_s: bound on one attempt, at most the request timeout, which is the default.
             times: is told what the last attempt took.
@@ -111,6 +110,7 @@ class Transport:
         limit_s = min(settings.request_timeout_s, attempt_s or settings.request_timeout_s)
         headers = request_headers(request, caller, settings.headers)
         failures = full = 0
+        why: EasqError | None = None
         while True:
             give_up = end
             if times is not None:
@@ -126,6 +126,9 @@ class Transport:
                 error, again, give_up = failure, retry is not Retry.NEVER and not failure.lasting, connect_end
             except Unreachable as failure:
                 error, again = failure, retry in (Retry.READ, Retry.PREDICT)
+            if why is not None and isinstance(error, Unreachable) and time.monotonic() >= end:
+                raise why  # an attempt that the end cut short tells less than those before
+            why = error
             failures += 1
             pause_s = full_jitter(failures)
             if not again or time.monotonic() + pause_s >= give_up:
