@@ -138,6 +138,6 @@ def test_an_interrupt_tells_what_was_measured_and_cleans_up(queue: Easq, what: s
         out, err = process.communicate()
     assert (process.returncode, err) == (130, b"")
     record = figures(out.decode())
-    # behind the 100 of the warm-up, one may have been put and not come back yet
-    assert record["deleted"] - 100 - record["succeeded"] in (0, 1)
+    # behind the 100 of the warm-up, some may have been put and not come back yet
+    assert record["deleted"] - 100 >= record["succeeded"] > 0
     assert length(queue) == "0\n"
