@@ -94,6 +94,9 @@ class Load:
                         log.add("put", "info", op=count, payload=payload)
                         in_doubt = payload if keyed else ""
                         raise
+                    if answer.status == 503:  # it stops, and has certainly not stored it
+                        log.add("put", "fail", op=count, payload=payload)
+                        raise ConnectionResetError(answer)
                     assert answer.status == 200, answer
                     log.add("put", "ok", op=count, payload=payload, index=int(answer.body))
 
@@ -154,6 +157,9 @@ def commit(log: Log, connection: Connection, stream: Stream, indexes: list[int])
     except LOST:
         log.add("commit", "info", op=operation, indexes=indexes)
         raise
+    if answer.status == 503:
+        log.add("commit", "fail", op=operation, indexes=indexes)
+        raise ConnectionResetError(answer)
     assert (answer.status, answer.body) == (200, b"OK"), answer
     log.add("commit", "ok", op=operation, indexes=indexes)
 
