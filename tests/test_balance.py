@@ -53,7 +53,7 @@ def test_every_place_of_the_cycle_may_be_the_first(steps: int) -> None:
 
 def test_runs_of_one_request_each_reach_all_instances_by_weight() -> None:
     instances = of(10, 10, 20, 10, 30)
-    picks = [Balance(instances, phase=lambda cycle, n=n: n % cycle).next() for n in range(800)]  # type: ignore[misc]
+    picks = [Balance(instances, phase=lambda cycle, n=n: n % cycle).next() for n in range(800)]
     assert counts(picks, instances) == [100, 100, 200, 100, 300]
 
 

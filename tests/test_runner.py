@@ -292,7 +292,7 @@ time.sleep(1000)
         error = call.result(PATIENCE_S)
     assert (error.code, error.status) == ("Shutdown", 503)
     for pid in map(int, pids.read_text().split()):
-        eventually(lambda pid=pid: not alive(pid))  # type: ignore[misc]
+        eventually(lambda pid=pid: not alive(pid))
 
 
 def test_a_command_has_a_time_limit() -> None:

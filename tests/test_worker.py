@@ -93,7 +93,7 @@ class Bench:
                 "on_outcome": self.outcomes.append,
                 "on_notice": self.notices.append,
                 **options,
-            },  # type: ignore[arg-type]
+            },
         )
 
     def start(self, model: Model, **options: object) -> Worker:

@@ -294,7 +294,7 @@ class Speaking(Server):
     """
 
     def __init__(self, answer: Callable[[Peer, int, bytes], None]) -> None:
-        super().__init__(Speaking.speak)  # type: ignore[arg-type]
+        super().__init__(Speaking.speak)
         self.answer = answer
         self.messages: list[tuple[int, bytes]] = []
 

@@ -125,7 +125,7 @@ def test_a_put_with_a_key_is_tried_again_under_the_same_key(status: int) -> None
 
 @pytest.mark.parametrize("break_off", [broken, half])
 def test_an_answer_that_was_lost_leaves_a_doubt_and_is_asked_for_again(break_off: object) -> None:
-    with answering(break_off, reply(200, b"7")) as server:  # type: ignore[arg-type]
+    with answering(break_off, reply(200, b"7")) as server:
         (outcome,) = put_all(server.url, puts(b"x"))
     assert (outcome.result, outcome.attempts, outcome.doubt) == (Ack(7, ""), 2, True)
 
@@ -184,7 +184,7 @@ def test_a_refused_connection_is_named_with_its_address() -> None:
 @pytest.mark.parametrize("never", [silent, dripping])
 def test_no_answer_in_time_ends_by_the_deadline(never: object) -> None:
     settings = replace(QUICK, request_timeout_s=0.3)
-    with answering(never) as server:  # type: ignore[arg-type]
+    with answering(never) as server:
         outcomes = put_all(server.url, puts(b"x", b"y"), settings)
     for outcome in outcomes:
         assert isinstance(outcome.error, Unanswered)

@@ -226,7 +226,7 @@ def test_more_ends_with_a_close_in_good_order_and_says_of_another() -> None:
 def heard(service: Dialogue, count: int) -> list[bytes]:
     """What comes, until there are `count` messages."""
     found: list[bytes] = []
-    assert eventually(lambda: found.extend(filter(None, [service.hear()])) or len(found) >= count)  # type: ignore[func-returns-value]
+    assert eventually(lambda: found.extend(filter(None, [service.hear()])) or len(found) >= count)
     return found
 
 

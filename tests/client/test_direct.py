@@ -266,7 +266,7 @@ def test_discovery_that_fails_during_the_run_fails_no_request() -> None:
             service.listed.now = answer
             seen = len(service.discovery.requests)
             # a second request shows that the answer to the first was read
-            assert eventually(lambda seen=seen: len(service.discovery.requests) > seen + 2)  # type: ignore[misc]
+            assert eventually(lambda seen=seen: len(service.discovery.requests) > seen + 2)
             assert [service.ask(discovery).data for _ in range(4)] == [b"yes"] * 4
         assert len(discovery.instances) == 2
 

@@ -111,7 +111,7 @@ def test_signed_headers_win_over_the_token() -> None:
 
 
 @pytest.mark.parametrize("first", [broken, reply(502), reply(503), reply(504)])
-def test_the_gateway_is_asked_again_where_another_instance_may_do_better(first) -> None:  # type: ignore[no-untyped-def]
+def test_the_gateway_is_asked_again_where_another_instance_may_do_better(first) -> None:
     with answering(first, reply(200, b"yes")) as server, Transport(QUICK) as transport:
         assert predict_gateway(transport, server.url, CALLER, b"x", timeout_s=10).data == b"yes"
     assert len(server.requests) == 2

@@ -20,11 +20,11 @@ HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 
 @contextmanager
 def calling(server: Server, *, token: str = "", **settings: float) -> Iterator[QueueClient]:
-    with server, Transport(Settings(environ={}, **settings)) as transport:  # type: ignore[arg-type]
+    with server, Transport(Settings(environ={}, **settings)) as transport:
         yield QueueClient(server.url, Caller(Consumer("g", "u"), token), transport)
 
 
-def frames(*found: Frame):  # type: ignore[no-untyped-def]
+def frames(*found: Frame):
     return reply(200, encode_frames(found, Codec.PROTOBUF), Content_Type=PROTOBUF)
 
 
@@ -79,7 +79,7 @@ def test_tags_that_are_none_never_leave(tags: dict[str, str]) -> None:
 def test_other_nonsense_never_leaves(bad: dict[str, object]) -> None:
     server = answering(reply(200, b"1"))
     with calling(server) as queue, pytest.raises(errors.UsageError):
-        queue.put(b"x", **bad)  # type: ignore[arg-type]
+        queue.put(b"x", **bad)
     assert server.connections == 0
 
 
@@ -116,7 +116,7 @@ def test_a_get_asks_for_protobuf_and_keeps_the_items() -> None:
 
 
 @pytest.mark.parametrize("answer", [reply(204), reply(200), frames()], ids=["204", "empty", "no frames"])
-def test_nothing_is_an_empty_list(answer) -> None:  # type: ignore[no-untyped-def]
+def test_nothing_is_an_empty_list(answer) -> None:
     with calling(answering(answer)) as queue:
         assert queue.get() == []
 
@@ -200,7 +200,7 @@ def test_commits_go_at_most_256_indexes_at_a_time() -> None:
         method, target, _ = head.split("\r\n")[0].split(" ")
         query = tuple(httpx.URL(f"http://h{target}").params.multi_items())
         commit = parse(Request(method, query, {}, body))
-        seen.append(commit.indexes)  # type: ignore[union-attr]
+        seen.append(commit.indexes)
     assert [len(chunk) for chunk in seen] == [256, 256, 88]
     assert [index for chunk in seen for index in chunk] == list(indexes)
     assert asked(server, 3) == ("PUT", "?_indexes_=1%2C2&_negative_=true")

@@ -34,7 +34,7 @@ class Watched(Server):
     """A server whose connections each follow the next of its scripts, the last again and again."""
 
     def __init__(self, *scripts: Callable[["Watched", Peer], None]) -> None:
-        super().__init__(Watched.follow)  # type: ignore[arg-type]
+        super().__init__(Watched.follow)
         self.scripts = scripts
         self.heard: list[tuple[int, bytes]] = []
         self.times: list[float] = []

@@ -57,12 +57,12 @@ def keys_are_not_stored(patch: pytest.MonkeyPatch) -> None:
 
     def recall(self: Sqlite, stream: str, key: str) -> Keyed | None:
         known = original(self, stream, key)
-        return known if known is not None and known.index > self.first_index[stream] else None  # type: ignore[attr-defined]
+        return known if known is not None and known.index > self.first_index[stream] else None
 
     restore = Sqlite._restore
 
     def remember(self: Sqlite, stream: str, burial: object) -> None:
-        restore(self, stream, burial)  # type: ignore[arg-type]
+        restore(self, stream, burial)
         self.__dict__.setdefault("first_index", {})[stream] = self._cores[stream].entries.last
 
     patch.setattr(Sqlite, "_recall", recall)

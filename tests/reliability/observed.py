@@ -32,7 +32,7 @@ def observe(log: Log) -> None:
         log.add("commit", "invoke", indexes=list(indexes), connection=consumer.id)
         return await commit(self, consumer, indexes)
 
-    Queue.put, Queue.commit = logged_put, logged_commit  # type: ignore[method-assign, assignment]
+    Queue.put, Queue.commit = logged_put, logged_commit
 
 
 if __name__ == "__main__":

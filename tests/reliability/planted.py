@@ -31,7 +31,7 @@ def acknowledged_before_stored() -> None:
         stored = asyncio.ensure_future(later(self, changes, settle))
         return asyncio.sleep(0) if any(isinstance(change, Stored) for change in changes) else stored
 
-    sqlite.Sqlite._submit = submit  # type: ignore[assignment,method-assign]
+    sqlite.Sqlite._submit = submit
 
 
 def last_index_forgotten() -> None:
@@ -47,23 +47,23 @@ def last_index_forgotten() -> None:
         def execute(self, statement: str, *values: object) -> object:
             return self._connection.execute(
                 statement.replace("INSERT INTO", "INSERT OR REPLACE INTO"), *values
-            )  # type: ignore[attr-defined]
+            )
 
         def executemany(self, statement: str, rows: object) -> None:
             if not statement.startswith("UPDATE stream SET last"):
-                self._connection.executemany(statement, rows)  # type: ignore[attr-defined]
+                self._connection.executemany(statement, rows)
 
     original = writer.Writer._store
 
     def store(self: writer.Writer, stored: list[Stored]) -> None:
         connection = self._connection
-        self._connection = WithoutLast(connection)  # type: ignore[assignment]
+        self._connection = WithoutLast(connection)
         try:
             original(self, stored)
         finally:
             self._connection = connection
 
-    writer.Writer._store = store  # type: ignore[method-assign]
+    writer.Writer._store = store
 
 
 def commits_forgotten() -> None:
@@ -74,14 +74,12 @@ def commits_forgotten() -> None:
         if not isinstance(change, Removed):
             original(self, change)
 
-    writer.Writer._record = record  # type: ignore[method-assign]
+    writer.Writer._record = record
 
 
 def window_one_too_large() -> None:
     """One item more than the window is handed out."""
-    groups.Session.free = property(  # type: ignore[assignment]
-        lambda self: 0 if self.stopped else self.window + 1 - len(self.out)
-    )
+    groups.Session.free = property(lambda self: 0 if self.stopped else self.window + 1 - len(self.out))
 
 
 def files_end_at_4_mib() -> None:

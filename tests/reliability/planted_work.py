@@ -28,7 +28,7 @@ def commits_before_it_puts() -> None:
         self._input.commit([frame.index])
         return original(self, frame, answer, began)
 
-    worker.Worker._store_answer = store  # type: ignore[method-assign]
+    worker.Worker._store_answer = store
 
 
 def forgets_the_key() -> None:
@@ -38,7 +38,7 @@ def forgets_the_key() -> None:
     def put(self: QueueClient, data: bytes, **given: Any) -> Any:
         return original(self, data, **{**given, "key": ""})
 
-    QueueClient.put = put  # type: ignore[method-assign, assignment]
+    QueueClient.put = put
     dies_before_it_commits()
 
 
@@ -59,7 +59,7 @@ def dies_with_a_full_window() -> None:
         _die_once()
         original(self, frame)
 
-    worker.Worker._work_on = work_on  # type: ignore[method-assign]
+    worker.Worker._work_on = work_on
 
 
 def dies_before_it_puts() -> None:
@@ -70,7 +70,7 @@ def dies_before_it_puts() -> None:
         _die_once()
         return original(self, data, **given)
 
-    QueueClient.put = put  # type: ignore[method-assign, assignment]
+    QueueClient.put = put
 
 
 def dies_before_it_commits() -> None:
@@ -81,7 +81,7 @@ def dies_before_it_commits() -> None:
         _die_once()
         original(self, indexes)
 
-    QueueClient.commit = commit  # type: ignore[method-assign]
+    QueueClient.commit = commit
 
 
 def dies_after_it_committed() -> None:
@@ -92,7 +92,7 @@ def dies_after_it_committed() -> None:
         original(self, indexes)
         _die_once()
 
-    QueueClient.commit = commit  # type: ignore[method-assign]
+    QueueClient.commit = commit
 
 
 BUGS: dict[str, Callable[[], None]] = {

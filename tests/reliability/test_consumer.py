@@ -26,7 +26,7 @@ class Consumer:
     def __init__(self, service: Service, user: str) -> None:
         command = [*PYTHON, "tests.reliability.consumer", str(service.port), user, str(WINDOW)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, text=True, cwd=ROOT, env=service.environ(), **pipes)  # type: ignore[call-overload]
+        self.process = subprocess.Popen(command, text=True, cwd=ROOT, env=service.environ(), **pipes)
 
     def line(self) -> str:
         """The next line it prints."""

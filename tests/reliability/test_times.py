@@ -78,7 +78,7 @@ def test_redelivery_to_another_consumer(
 
 def _ping(heir: object, over: threading.Event) -> None:
     while not over.wait(0.3):
-        heir.send(PONG, b"")  # type: ignore[attr-defined]
+        heir.send(PONG, b"")
 
 
 def test_put_to_push_on_an_idle_service(serve: Serve, record_property: Record) -> None:

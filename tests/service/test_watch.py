@@ -41,7 +41,7 @@ def fill(queue: Stream, count: int, **query: object) -> list[int]:
 def pending(queue: Stream) -> int:
     """How many items are out, by the service's own account."""
     lines = [text for key, text in queue.attributes().items() if key.startswith("groups.list.")]
-    return sum(int(re.search(r"Pending: (\d+)", line)[1]) for line in lines)  # type: ignore[index]
+    return sum(int(re.search(r"Pending: (\d+)", line)[1]) for line in lines)
 
 
 # -- handshake ---------------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def test_the_handshake_offers_nothing(queue: Stream) -> None:
     ]
     with watch(queue, offers) as watching:
         answer = watching.answer
-        assert answer.header("Connection").lower() == "upgrade"  # type: ignore[union-attr]
+        assert answer.header("Connection").lower() == "upgrade"
         assert answer.header("Upgrade") == "websocket"
         assert answer.header("Sec-WebSocket-Extensions") is None
         assert answer.header("Sec-WebSocket-Protocol") is None

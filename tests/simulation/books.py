@@ -181,7 +181,7 @@ class Books:
         for index in sorted(indexes):
             teams = [team for team in self.teams.values() if index in team.committed]
             if teams and all(index in team.given_up for team in teams):
-                self.effects.unanswered.append((index, None))  # type: ignore[arg-type]
+                self.effects.unanswered.append((index, None))
             self._remove(index)
 
     def sweep(self) -> None:
@@ -241,7 +241,7 @@ class Books:
         self.effects.touched.append((team.name, index))
         if not self.max_failures or failures < self.max_failures or not self.has_rear_room:
             return False
-        self.effects.given_up.append((team.name, index, None))  # type: ignore[arg-type]
+        self.effects.given_up.append((team.name, index, None))
         team.committed.add(index)
         team.given_up.add(index)
         self.asked.setdefault(team.name, set()).add(index)

@@ -44,7 +44,7 @@ class Disk:
     def submit(self, job: Job, now: float) -> None:
         """The write is under way; counts that changed follow later."""
         for index in job.effects.removed:
-            self._forget_lazy(lambda known, gone=index: known == gone)  # type: ignore[misc]
+            self._forget_lazy(lambda known, gone=index: known == gone)
         if job.effects.truncated_below:
             self._forget_lazy(lambda known: known < job.effects.truncated_below)
         for group, index in job.effects.touched:

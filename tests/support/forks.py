@@ -159,7 +159,7 @@ def _become(request: Mapping[str, object], handles: Sequence[int]) -> None:
         )
         for number, old in enumerate((sys.stdin, sys.stdout, sys.stderr))
     )
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     importlib.import_module("easq.cli.main").main()
 
 

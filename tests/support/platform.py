@@ -131,7 +131,7 @@ class Cloud(Local):
                 server.platform.requests["discovery"] += 1
                 return web.Response(body=body, content_type="application/json")
 
-            server.platform.discover = discover  # type: ignore[method-assign]
+            server.platform.discover = discover
 
         self.do(change)
 

@@ -89,7 +89,7 @@ class Watch:
 
     def send(self, opcode: int, payload: bytes = b"", **options: bool | int) -> None:
         """One frame, right or wrong."""
-        self.connection.send(encode(opcode, payload, **options))  # type: ignore[arg-type]
+        self.connection.send(encode(opcode, payload, **options))
 
     def read(self) -> RawFrame:
         """The next frame, whatever it is. A timeout on the way takes nothing away."""

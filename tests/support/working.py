@@ -72,7 +72,7 @@ class Working:
 @contextmanager
 def working(service: Service, *args: str, user: str = "w0", **options: str) -> Iterator[Working]:
     """A worker that watches, and is ended in order."""
-    worker = Working(service, *args, user=user, **options)  # type: ignore[arg-type]
+    worker = Working(service, *args, user=user, **options)
     try:
         yield worker.wait_until_watching()
         assert worker.terminate() == 0, worker.log.read_text()
