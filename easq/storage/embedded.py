@@ -16,10 +16,9 @@ from math import inf
 from typing import TypeAlias
 
 from easq.errors import KeyReused, StorageError, StreamEnded
-from easq.model import DELIVERY_COUNT, NEWEST, REQUEST_ID, Consumer, Frame, Tags
+from easq.model import DELIVERY_COUNT, NEWEST, REQUEST_ID, Ack, Consumer, Frame, Tags
 from easq.storage.base import (
     MOST_BYTES,
-    Appended,
     Burial,
     Failed,
     Lease,
@@ -315,16 +314,14 @@ class Embedded(Storage):
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
-    async def append(
-        self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = ""
-    ) -> Appended:
+    async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
         if key:
             return await self._append_once(stream, frame, priority, limits, key)
         return await self._append(stream, frame, priority, limits)
 
     async def _append(
         self, stream: str, frame: Frame, priority: int, limits: Limits, key: str = "", digest: bytes = b""
-    ) -> Appended:
+    ) -> Ack:
         self._core(stream)
         changes: list[Change] = []
         stored, settle = self._place(stream, frame, priority, limits, changes)
@@ -333,7 +330,7 @@ class Embedded(Storage):
         if key:
             changes += self._keyed(stream, key, index, request_id, digest)
         await self._submit(changes, settle)
-        return Appended(index, request_id)
+        return Ack(index, request_id)
 
     def _keyed(self, stream: str, key: str, index: int, request_id: str, digest: bytes) -> Iterator[Change]:
         now = asyncio.get_running_loop().time()
@@ -343,9 +340,7 @@ class Embedded(Storage):
         if below:
             yield KeysForgotten(stream, below)
 
-    async def _append_once(
-        self, stream: str, frame: Frame, priority: int, limits: Limits, key: str
-    ) -> Appended:
+    async def _append_once(self, stream: str, frame: Frame, priority: int, limits: Limits, key: str) -> Ack:
         """As `_append`, unless the key has stored an item, or is just storing one: then that is waited for."""
         digest = sha256(frame.data).digest()
         while (under_way := self._keys_under_way.get((stream, key))) is not None:
@@ -355,7 +350,7 @@ class Embedded(Storage):
         if known is not None:
             if known.digest != digest:
                 raise KeyReused(f"the idempotency key {key[:80]!a} was used before, with another payload")
-            return Appended(known.index, known.request_id, duplicate=True)
+            return Ack(known.index, known.request_id, duplicate=True)
         mine = self._keys_under_way[stream, key] = asyncio.get_running_loop().create_future()
         try:
             return await self._append(stream, frame, priority, limits, key, digest)
