@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
 from math import inf
@@ -45,6 +45,7 @@ from easq.storage.changes import (
 from easq.storage.core import Stream
 from easq.storage.effects import NOTHING, Effects
 from easq.storage.keys import KeyWindow
+from easq.storage.waiting import Waiting, carries
 
 #: delivery counts are made durable this long after they changed, at the latest, in seconds
 _LAZY_S = 0.1
@@ -60,23 +61,6 @@ _SCAN_CHUNK = 500
 Settle: TypeAlias = Callable[[Exception | None], None]
 
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """A reader that waits for an item."""
-
-    start: int
-    tags: Tags
-    taking: bool
-    future: asyncio.Future[None]
-
-    def wants(self, frame: Frame) -> bool:
-        return frame.index >= self.start and _carries(frame.tags, self.tags)
-
-
-def _carries(tags: Tags, wanted: Tags) -> bool:
-    return all(tags.get(key) == value for key, value in wanted.items())
-
-
 class Embedded(Storage):
     """All verbs over `Stream`; a subclass keeps the entries (`_submit`, `_load`, `_load_tags`, `_find`)."""
 
@@ -84,7 +68,7 @@ class Embedded(Storage):
         self._timing = timing
         self._cores: dict[str, Stream] = {}
         self._events: dict[tuple[str, int], asyncio.Event] = {}
-        self._waiters: dict[str, list[_Waiter]] = {}
+        self._waiting = Waiting()
         self._fresh: dict[str, list[Frame]] = {}
         self._lazy: dict[tuple[str, int], set[str]] = {}
         self._lazy_timer: asyncio.TimerHandle | None = None
@@ -145,7 +129,6 @@ class Embedded(Storage):
             core.has_rear_room = lambda size: (
                 rear.entries.has_room(size, burial.rear_limits) and self._has_space()
             )
-        self._waiters.setdefault(stream, [])
         self._schedule(stream)
 
     def _has_space(self) -> bool:
@@ -302,15 +285,8 @@ class Embedded(Storage):
         fresh, self._fresh = self._fresh, {}
         for stream, frames in fresh.items():
             self._apply_later(stream, self._cores[stream].dispatch())
-            for frame in frames if self._waiters[stream] else ():
-                self._wake(stream, frame)
-
-    def _wake(self, stream: str, frame: Frame) -> None:
-        for waiter in list(self._waiters[stream]):
-            if not waiter.future.done() and waiter.wants(frame):
-                waiter.future.set_result(None)
-                if waiter.taking:
-                    return
+            for frame in frames if stream in self._waiting else ():
+                self._waiting.came(stream, frame)
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
@@ -383,7 +359,7 @@ class Embedded(Storage):
                 if (
                     index >= start
                     and core.entries.visible(index)
-                    and _carries(self._load_tags(stream, index), tags)
+                    and carries(self._load_tags(stream, index), tags)
                 ):
                     yield index
             return
@@ -391,7 +367,7 @@ class Embedded(Storage):
             chunk = list(islice(core.entries.indexes_from(start), _SCAN_CHUNK))
             for index in chunk:
                 if core.entries.visible(index) and (
-                    not tags or _carries(self._load_tags(stream, index), tags)
+                    not tags or carries(self._load_tags(stream, index), tags)
                 ):
                     yield index
             if len(chunk) < _SCAN_CHUNK:
@@ -414,27 +390,17 @@ class Embedded(Storage):
         effects = core.release(indexes)
         for index in indexes:
             if core.entries.visible(index):
-                self._wake(stream, Frame(index, self._load_tags(stream, index)))
+                self._waiting.came(stream, Frame(index, self._load_tags(stream, index)))
         await self._apply(stream, effects)
 
     async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
         core = self._core(stream)
         if start == NEWEST:
             start = core.entries.last + 1
-        waiter = _Waiter(start, tags, taking, asyncio.get_running_loop().create_future())
-        waiters = self._waiters[stream]
-        waiters.append(waiter)
-        try:
-            await asyncio.wait_for(waiter.future, timeout_s)
-        except TimeoutError:
-            pass
-        finally:
-            waiters.remove(waiter)
+        await self._waiting.wait(stream, start=start, tags=tags, taking=taking, timeout_s=timeout_s)
 
     async def wake(self, stream: str) -> None:
-        for waiter in self._waiters[stream]:
-            if not waiter.future.done():
-                waiter.future.set_result(None)
+        self._waiting.wake(stream)
 
     async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
         core = self._core(stream)
