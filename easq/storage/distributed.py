@@ -193,40 +193,43 @@ class Distributed(Storage):
             raise
 
     async def lease(self, stream: str, session: int, *, index_only: bool) -> list[Lease]:
-        remote = self._at[stream]
-        known = remote.sessions.get(session)
-        while known is not None and remote.sessions.get(session) is known:
+        known = self._at[stream].sessions.get(session)
+        while known is not None:
             known.something.clear()
             try:
-                leases = await self.fetch(remote, known, index_only=index_only)
+                leases = await self.fetch(stream, session, index_only=index_only)
             except (Unavailable, StorageError):
                 await asyncio.sleep(random.uniform(*_AGAIN_S))
                 continue
             if leases is None:
-                remote.sessions.pop(session, None)
-                return []
+                break
             if leases:
                 return leases
             await known.something.wait()
         return []
 
-    async def fetch(self, remote: Remote, session: Session, *, index_only: bool) -> list[Lease] | None:
+    async def fetch(self, stream: str, session: int, *, index_only: bool) -> list[Lease] | None:
         """What is there for the connection now; None when it is not the consumer's any more.
 
         A server that may have been taken for gone asks again before anything reaches a socket.
         """
+        remote = self._at[stream]
+        known = remote.sessions.get(session)
+        if known is None:
+            return None
         loop = asyncio.get_running_loop()
         most = (int(index_only), _FETCH_ITEMS, _FETCH_BYTES)
         while True:
-            status, items = await self._at.ask(remote, "fetch", session.number, session.token, *most)
+            status, items = await self._at.ask(remote, "fetch", session, known.token, *most)
             if loop.time() - remote.renewed_at <= LEASE_S / 2:
                 break
             await self._at.look(remote)
         if status == "replaced":
+            remote.sessions.pop(session, None)
             return None
         if status == "ended":
             raise StreamEnded("the stream has ended")
-        session.token += bool(items)
+        known.token += bool(items)
         return [_lease(*item) for item in items]
 
     async def sessions(self, stream: str) -> Mapping[Consumer, int]:
