@@ -17,13 +17,13 @@ from easq.errors import EasqError, StorageError
 from easq.model import NEWEST, Frame, Tags
 from easq.storage.base import Burial, Failed, Timing
 from easq.storage.packing import pack_tags, unpack_tags
-from easq.storage.remote import HINT, LEASE_S, SCHEMA, Argument, Caller, Remote, key_prefix, settings_of
+from easq.storage.remote import HINT, SCHEMA, Argument, Caller, Remote, key_prefix, settings_of
 from easq.storage.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
-#: each stream is looked at this often, in seconds, drawn anew each time
-LOOK_S = (0.6, 1.0)
+#: each stream is looked at this often, in parts of the time for which a server counts as alive, drawn anew each time
+LOOK = (0.12, 0.2)
 _STREAMS = "easq:streams"
 #: a script that finds its stream gone or behind is called again so often
 _TRIES = 5
@@ -32,12 +32,15 @@ _TRIES = 5
 class Attendance:
     """The streams that this server has opened, by name."""
 
-    def __init__(self, link: Caller, timing: Timing, clock: Callable[[], float] | None) -> None:
+    def __init__(
+        self, link: Caller, timing: Timing, clock: Callable[[], float] | None, lease_s: float
+    ) -> None:
         self.server = secrets.token_hex(8)
         self.waiting = Waiting()
         self._link = link
         self._timing = timing
         self._clock = clock
+        self._lease_s = lease_s
         self._streams: dict[str, Remote] = {}
         self._by_prefix: dict[bytes, Remote] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -62,17 +65,22 @@ class Attendance:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._link.is_up():
-            leaving = [self.ask(remote, "leave") for remote in self._streams.values()]
+            leaving = map(self._leave, self._streams.values())
             await asyncio.gather(*leaving, return_exceptions=True)
         for remote in self._streams.values():
             if remote.timer is not None:
                 remote.timer.cancel()
         await self._link.close()
 
+    async def _leave(self, remote: Remote) -> None:
+        more = 1
+        while more:
+            _, more = await self.ask(remote, "leave")
+
     async def open(self, stream: str, burial: Burial | None) -> None:
         """The stream is known here. Raises StorageError when another version of easq made it."""
         if stream not in self._streams:
-            remote = Remote(stream, settings_of(self._timing, burial), burial)
+            remote = Remote(stream, settings_of(self._timing, burial, self._lease_s), burial)
             await self._open(remote, changed=False)
             await self._link.call("streams", (_STREAMS,), (stream,))
             self._streams[stream] = remote
@@ -113,6 +121,15 @@ class Attendance:
             remote.wake_all()
             self.waiting.wake(remote.name)
 
+    async def _open_again(self, remote: Remote) -> None:
+        """Redis does not know of the stream what this server knows: it was emptied, or is an older one."""
+        queue = remote.prefix.partition("}")[0]
+        for other in self._streams.values():
+            if other.prefix.partition("}")[0] == queue:
+                await self._open(other, changed=False)
+                await self._link.call("streams", (_STREAMS,), (other.name,))
+                other.wake_all()
+
     # -- calls -----------------------------------------------------------------------------------------------------
 
     def _context(self, remote: Remote, *args: Argument) -> Sequence[Argument]:
@@ -132,8 +149,7 @@ class Attendance:
                     if doomed:
                         await self._bury(doomed)
                 return status, reply[1]
-            await self._open(remote, changed=False)
-            remote.wake_all()
+            await self._open_again(remote)
         raise StorageError(f"Redis keeps losing the stream {remote.name}")
 
     def _follow(
@@ -235,7 +251,7 @@ class Attendance:
 
     async def _attend(self) -> None:
         while True:
-            await asyncio.sleep(random.uniform(*LOOK_S))
+            await asyncio.sleep(random.uniform(*LOOK) * self._lease_s)
             await asyncio.gather(*(self._look(remote) for remote in list(self._streams.values())))
 
     async def _look(self, remote: Remote) -> None:
@@ -253,7 +269,7 @@ class Attendance:
         remote.renewed_at = max(remote.renewed_at, begun)
         came = remote.came
         if has_readers:
-            remote.listed_until = begun + LEASE_S
+            remote.listed_until = begun + self._lease_s
         if came > remote.told:
             remote.told = came
             self.waiting.wake(remote.name)
@@ -294,7 +310,7 @@ class Attendance:
             return
         if start == NEWEST:
             start = remote.last + 1
-        if remote.listed_until < asyncio.get_running_loop().time() + LEASE_S / 2:
+        if remote.listed_until < asyncio.get_running_loop().time() + self._lease_s / 2:
             if remote.name not in self.waiting and read_at is not None:
                 remote.told = read_at
             self._soon(self._look(remote))

@@ -26,7 +26,7 @@ from easq.storage.base import (
     Timing,
 )
 from easq.storage.packing import TOP, index_texts, pack_tags, read_frame, unpack_tags
-from easq.storage.remote import LEASE_S, Caller, Remote, Session
+from easq.storage.remote import LEASE_S, Caller, Session
 from easq.wire.replies import ConsumerLine, GroupLine
 
 #: one call of a read answers at most so many bytes, after one item
@@ -45,11 +45,19 @@ class Distributed(Storage):
     """All verbs, each one script. `meta.durability` is what the link says of its Redis."""
 
     def __init__(
-        self, link: Caller, timing: Timing | None = None, *, clock: Callable[[], float] | None = None
+        self,
+        link: Caller,
+        timing: Timing | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+        lease_s: float = LEASE_S,
     ) -> None:
-        """`clock`, in seconds, takes the place of Redis's own in every rule."""
+        """`clock`, in seconds, takes the place of Redis's own in every rule. A server that was not heard from for
+        `lease_s` is gone: what its consumers had goes to others.
+        """
         self._link = link
-        self._at = Attendance(link, timing or Timing(), clock)
+        self._lease_s = lease_s
+        self._at = Attendance(link, timing or Timing(), clock, lease_s)
         self._claims = 0
         self._active: dict[tuple[str, int], float] = {}
 
@@ -221,7 +229,7 @@ class Distributed(Storage):
         most = (int(index_only), _FETCH_ITEMS, _FETCH_BYTES)
         while True:
             status, items = await self._at.ask(remote, "fetch", session, known.token, *most)
-            if loop.time() - remote.renewed_at <= LEASE_S / 2:
+            if loop.time() - remote.renewed_at <= self._lease_s / 2:
                 break
             await self._at.look(remote)
         if status == "replaced":
@@ -295,7 +303,7 @@ class Distributed(Storage):
     async def attributes(self, stream: str, *, now: float) -> StreamStats:
         remote = self._at[stream]
         _, (counts, consumers, groups) = await self._at.ask(remote, "attributes", changes=False)
-        length, size, first, last, highest, ended, _ = counts
+        length, size, first, last, highest, ended, epoch = counts
         remote.saw(highest)
         self.durability = self._link.durability
         return StreamStats(
@@ -310,6 +318,7 @@ class Distributed(Storage):
                 GroupLine(name.decode(), int(index), pending, delivered, connected)
                 for name, index, pending, delivered, connected in groups
             ],
+            epoch=epoch,
         )
 
 

@@ -110,7 +110,7 @@ class Remote:
             session.something.set()
 
 
-def settings_of(timing: Timing, burial: Burial | None) -> str:
+def settings_of(timing: Timing, burial: Burial | None, lease_s: float) -> str:
     """What the scripts are told in each call, in milliseconds where it is time."""
     return json.dumps(
         {
@@ -118,7 +118,7 @@ def settings_of(timing: Timing, burial: Burial | None) -> str:
             "budget": BUDGET,
             "hint": HINT,
             "raise": RAISE,
-            "lease": round(LEASE_S * 1000),
+            "lease": round(lease_s * 1000),
             "grace": round(timing.leave_grace_s * 1000),
             "retention": round(timing.group_retention_s * 1000),
             "forget": round(timing.forget_s * 1000),

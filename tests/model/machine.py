@@ -299,7 +299,8 @@ class Machine(RuleBasedStateMachine):
             assert unnumbered(run(queue.rear.get(ALL))) == self.reference.rear
             assert unnumbered(run(engine.sink.get(ALL))) == self.reference.sink
             attributes = dict(run(queue.attributes()))
-            del attributes["meta.durability"]
+            for own in ("meta.durability", "meta.epoch"):
+                attributes.pop(own, None)
             told.append(attributes)
             stats = run(engine.storage.attributes("q", now=self.loop.time()))
             self.check_stats(stats, present)

@@ -70,6 +70,7 @@ local function make_room()
 end
 
 if not entries.has_room(S, size, max_items, max_bytes) then
+  work.left, work.more = CONF.budget, false
   local connected = {}
   for _, G in ipairs(groups.all(S)) do
     if G.connected > 0 then

@@ -116,21 +116,23 @@ function rules.leave(G, s, lost)
   wake(S, number, s.server)
 end
 
--- All connections and claims of a server are given up
+-- The connections and claims of a server are given up, as many as one call may
 function rules.leave_server(S, server, lost)
-  local left = {}
   for _, number in ipairs(call('SMEMBERS', S.p .. 'of:' .. server)) do
+    if work.left <= 0 then
+      work.more = true
+      return
+    end
     local s, G = members.session(S, tonumber(number))
     if s then
+      work.left = work.left - 1 - s.out
       rules.leave(G, s, lost)
     end
-    left[#left + 1] = number
   end
   call('DEL', S.p .. 'of:' .. server)
   rules.release_claims(S, server .. ':')
   call('ZREM', S.p .. 'servers', server)
   call('HDEL', S.p .. 'readers', server)
-  return left
 end
 
 function rules.release(S, id)

@@ -14,7 +14,7 @@ if S.last < tonumber(ARGV[4]) then
   return rules.finish(S, 'behind')
 end
 local servers = S.p .. 'servers'
-local heard = tonumber(call('HGET', S.p .. 'meta', 'heard') or NOW)
+local heard = tonumber(call('HGET', S.p .. 'meta', 'heard') or 0)
 if NOW - heard > CONF.lease / 2 then
   for _, server in ipairs(call('ZRANGE', servers, 0, -1)) do
     call('ZADD', servers, NOW + CONF.lease, server)
