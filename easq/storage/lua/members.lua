@@ -81,7 +81,8 @@ end
 
 local function view_of(number, text)
   local f = cmsgpack.unpack(text)
-  return {number = number, after = f[1], filter = f[2], wanted = tags_in(f[2], 1), ahead = {}}
+  return {number = number, after = f[1], filter = f[2], wanted = tags_in(f[2], 1), ahead = {},
+    cursors = {}, moved = {}}
 end
 
 function members.views(G)
@@ -108,6 +109,38 @@ function members.view(G, after, filter)
   local V = view_of(G.views_made, text)
   table.insert(G.views, V)
   return V
+end
+
+-- How far the view has looked: in a class, or among what came back ('r')
+function members.cursor(G, V, lane)
+  local cursor = V.cursors[lane]
+  if not cursor then
+    cursor = call('HGET', G.g .. 'cur:' .. V.number, lane) or ''
+    V.cursors[lane] = cursor
+  end
+  return cursor
+end
+
+function members.move(V, lane, cursor)
+  V.cursors[lane], V.moved[lane] = cursor, true
+end
+
+-- The item is ready for the group again, in its class and place, if nothing is in the way
+function members.put_back(G, id)
+  if not groups.is_ready(G, id) then
+    return
+  end
+  local rank = entries.rank(G.S, id)
+  if groups.goes_alone(G, id) then
+    call('ZADD', G.g .. 'alone', 0, rank)
+    return
+  end
+  call('ZADD', G.g .. 'ret', 0, rank)
+  for _, V in ipairs(members.views(G)) do
+    if rank <= members.cursor(G, V, 'r') then
+      members.move(V, 'r', string.sub(rank, 1, -2))
+    end
+  end
 end
 
 -- A view that no connection has any more is forgotten
@@ -192,8 +225,8 @@ local function save_sessions(G)
     end
   end
   for _, V in ipairs(G.views or {}) do
-    for priority, cursor in pairs(V.moved or {}) do
-      call('HSET', G.g .. 'cur:' .. V.number, priority, cursor)
+    for lane in pairs(V.moved) do
+      call('HSET', G.g .. 'cur:' .. V.number, lane, V.cursors[lane])
     end
   end
 end

@@ -106,7 +106,7 @@ function rules.leave(G, s, lost)
   for _, id in ipairs(ids) do
     call('HDEL', G.g .. 'pend', id)
     if not lost or call('ZSCORE', box, id) then
-      groups.put_back(G, id)
+      members.put_back(G, id)
     elseif not rules.fail(G, id, '', 'the connection was lost', CONF.grace, s.user) then
       groups.hold(G, id, NOW + CONF.grace, s.user)
     end
@@ -138,7 +138,7 @@ end
 function rules.release(S, id)
   entries.release(S, id)
   for _, G in ipairs(groups.all(S)) do
-    groups.put_back(G, id)
+    members.put_back(G, id)
   end
 end
 
@@ -178,7 +178,7 @@ function rules.tick(S)
       doomed[#doomed + 1] = rest
     else
       groups.unhold(G, rest)
-      groups.put_back(G, rest)
+      members.put_back(G, rest)
     end
   end
   work.more = work.more or #due == CONF.budget
