@@ -298,6 +298,8 @@ class Queue:
             "consumers.stats.total": str(len(stats.consumers)),
             "consumers.status.total": str(len(stats.consumers)),
         }
+        if stats.epoch is not None:
+            attributes["meta.epoch"] = str(stats.epoch)
         for position, consumer in enumerate(stats.consumers):
             attributes[f"consumers.list.[{position}]"] = consumer.text()
         for position, group in enumerate(stats.groups):

@@ -92,7 +92,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class StreamStats:
-    """What attributes tell of a stream at one moment; claimed items count as gone."""
+    """What attributes tell of a stream at one moment; claimed items count as gone.
+
+    `epoch` counts how often acknowledged items may have been lost, where the engine can tell.
+    """
 
     length: int
     size: int
@@ -102,6 +105,7 @@ class StreamStats:
     ended: bool
     consumers: Sequence[ConsumerLine]
     groups: Sequence[GroupLine]
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

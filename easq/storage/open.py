@@ -35,7 +35,9 @@ def open_storage(
                 f"{option} goes with sqlite:PATH", hint="Redis's own settings say what a put survives"
             )
         link = open_link(url, wait_replicas=wait_replicas, allow_open=allow_open)
-        raise UsageError(f"no engine for {link}")  # PENDING
+        from easq.storage.distributed import Distributed
+
+        return Distributed(link, timing)
     if wait_replicas:
         raise UsageError(
             "--wait-replicas goes with the storage of a Redis", hint="--storage redis://HOST:PORT"

@@ -123,6 +123,7 @@ def test_keys_stored_before_a_start_count_as_new() -> None:
     assert window.forget(REMEMBER_S) == 2002
 
 
+@pytest.mark.parametrize("engine_url", ["memory", "sqlite"], indirect=True)
 def test_forgotten_keys_are_gone_and_the_others_are_not(run: Run) -> None:
     async def body(engine: Engine) -> None:
         from easq.storage.changes import KeysForgotten
