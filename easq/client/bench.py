@@ -16,17 +16,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from secrets import token_hex
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
-from easq.client.bulk import Bulk, Outcome, Task
+from easq.client.bulk import Asking, Bulk, Outcome, Task, asking
 from easq.client.exchange import Settings
 from easq.client.queue import MAX_INDEXES_PER_REQUEST, QueueClient, put_operation
 from easq.client.watch import Watcher
 from easq.errors import DeadlineExceeded, EasqError
 from easq.model import Ack, Consumer
 from easq.wire.durations import format_duration, parse_duration
-from easq.wire.operations import Delete, Watch
-from easq.wire.replies import read_ok, read_put
+from easq.wire.operations import Delete, Operation, Watch
+from easq.wire.replies import Reply, read_ok, read_put
+
+R = TypeVar("R")
 
 #: the tag that tells items of one run from all others
 TAG = "easqBench"
@@ -148,7 +150,7 @@ class Bench:
     def put(self) -> None:
         """Times each put, from the moment it was due to its answer."""
         for outcome in self._puts(tags={}):
-            if outcome.task.what >= self.load.warmup:
+            if outcome.what >= self.load.warmup:
                 self._sample(outcome, outcome.ended)
 
     def roundtrip(self) -> None:
@@ -158,11 +160,11 @@ class Bench:
             for outcome in self._puts(tags={TAG: self._run}):
                 if outcome.result is not None:
                     waiting[outcome.result.index] = outcome
-                elif outcome.task.what >= self.load.warmup:
+                elif outcome.what >= self.load.warmup:
                     self._sample(outcome, outcome.ended)
             consumers.wait_for(len(waiting), self._stopped, self.settings.request_timeout_s)
             for index, outcome in waiting.items():
-                if outcome.task.what < self.load.warmup:
+                if outcome.what < self.load.warmup:
                     continue
                 times = consumers.times.get(index)
                 if times is None:
@@ -187,28 +189,29 @@ class Bench:
 
     def clean(self) -> int:
         """What was put is not there any more; how many items that were. Raises EasqError where it may be."""
-        indexes, bulk = self._put, Bulk(self.client.url, self.client.caller, self.settings, workers=_CLEANERS)
+        indexes, bulk = self._put, Bulk(self.settings, workers=_CLEANERS)
         tasks = (
             Task(0, Delete(tuple(indexes[at : at + MAX_INDEXES_PER_REQUEST])))
             for at in range(0, len(indexes), MAX_INDEXES_PER_REQUEST)
         )
-        for batch in bulk.run(tasks, read_ok):
+        for batch in bulk.run(tasks, self._asking(read_ok)):
             for outcome in batch:
                 if outcome.error is not None:
                     raise outcome.error
         return len(indexes)
 
+    def _asking(self, read: Callable[[Reply], R]) -> Asking[Operation, R]:
+        return asking(self.client.url, self.client.caller, self.settings, read)
+
     def _puts(self, *, tags: dict[str, str]) -> Iterator[Outcome[int, Ack]]:
         load, failed = self.load, 0
         self._bulk = Bulk(
-            self.client.url,
-            self.client.caller,
             self.settings,
             workers=load.workers,
             rate=load.rate,
             open_loop=load.rate is not None,
         )
-        for batch in self._bulk.run(self._tasks(tags), read_put):
+        for batch in self._bulk.run(self._tasks(tags), self._asking(read_put)):
             for outcome in batch:
                 if outcome.result is not None:
                     self._put.append(outcome.result.index)
@@ -216,7 +219,7 @@ class Bench:
                 yield outcome
             self._progress(len(self._put) + failed, failed)
 
-    def _tasks(self, tags: dict[str, str]) -> Iterator[Task[int]]:
+    def _tasks(self, tags: dict[str, str]) -> Iterator[Task[int, Operation]]:
         load, number = self.load, 0
         while load.count is None or number < load.warmup + load.count:
             if number == load.warmup:
@@ -229,9 +232,9 @@ class Bench:
             number += 1
 
     def _sample(self, outcome: Outcome[int, Ack], ended: float) -> None:
-        self.samples.retried += outcome.attempts > 1
+        self.samples.retried += outcome.times.attempts > 1
         if outcome.error is None:
-            self.samples.good(outcome.due, ended, outcome.task.size)
+            self.samples.good(outcome.due, ended, outcome.size)
         else:
             self.samples.bad(outcome.error, outcome.due, ended)
 

@@ -63,7 +63,11 @@ class Cluster:
     def ask(
         self, discovery: Discovery, data: bytes = b"x", timeout_s: float = 30.0, **options: Any
     ) -> Served:
-        return predict_direct(self.transport, discovery, data, timeout_s=timeout_s, **options)
+        discovery.fill(within_s=timeout_s)
+        discovery.keep_fresh()
+        return self.transport.run(
+            predict_direct(discovery, self.transport.settings, data, timeout_s=timeout_s, **options)
+        )
 
     def counts(self) -> list[int]:
         return [len(instance.requests) for instance in self.instances]
