@@ -161,8 +161,9 @@ def predict_direct(
             yield pause_s
             this_round.clear()
             continue
-        ever.add(instance.address)
-        this_round.add(instance.address)
+        address = instance.address
+        ever.add(address)
+        this_round.add(address)
         left_s = end - time.monotonic()
         try:
             reply = yield from exchange(
@@ -184,7 +185,7 @@ def predict_direct(
                 raise in_time(error, _tried(times.attempts, ever), timeout_s) from failure
             continue
         times.total_s = time.monotonic() - began
-        return Served(reply.body, instance.address, times)
+        return Served(reply.body, address, times)
 
 
 def signed(token: str, data: bytes, content_type: str, path: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
@@ -283,6 +284,7 @@ def _read_attributes(reply: Reply) -> dict[str, str]:
     return replies.read_attributes(reply, Codec.JSON)
 
 
+@lru_cache(64)
 def sub_path(path: str) -> str:
     """`path`, as written behind a URL, decoded. Raises UsageError for one that would lead elsewhere."""
     try:

@@ -12,8 +12,8 @@ import io
 import ssl
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -39,6 +39,16 @@ _CONNECT_PART = 0.98
 _MAX_KNOWN = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What requests of one kind have in common, so that it is checked and made once for all of them."""
+
+    url: URL
+    headers: dict[str, str]
+    proxy: URL | None
+    tls: ssl.SSLContext | bool
+
+
 class Session:
     """Connections that its senders share; an async context manager.
 
@@ -48,13 +58,12 @@ class Session:
     def __init__(self, settings: Settings, *, timed: bool = False) -> None:
         self.settings = settings
         self._timed = timed
-        self._roots: dict[str, tuple[URL | None, ssl.SSLContext | bool]] = {}
-        self._targets: dict[tuple[object, ...], URL] = {}
-        self._heads: dict[tuple[object, ...], dict[str, str]] = {}
+        self._known: dict[tuple[object, ...], _Place] = {}
         self._own = frozenset(name.lower() for name in settings.headers)
         self._tls: ssl.SSLContext | None = None
 
     async def __aenter__(self) -> Session:
+        _keep_large_blocks()
         self.http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=30.0, resolver=aiohttp.ThreadedResolver()
@@ -62,7 +71,7 @@ class Session:
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
-            skip_auto_headers=("Content-Type", "User-Agent", "Accept", "Accept-Encoding"),
+            skip_auto_headers=("Content-Type",),  # the others are always given
             read_bufsize=256 * 1024,
             max_field_size=MAX_HEADER_BYTES,
             trace_configs=[_connecting()] if self._timed else None,
@@ -73,115 +82,102 @@ class Session:
         await self.http.close()
 
     def sender(self) -> Sender:
-        """One that sends an attempt at a time, for one task, which has to be the running one when it does."""
+        """One that sends an attempt at a time, for the task that is running."""
         return Sender(self)
 
-    def root(self, url: str) -> tuple[URL | None, ssl.SSLContext | bool]:
-        """The proxy on the way to what `url` begins, and how TLS is spoken on it."""
-        found = self._roots.get(url)
-        if found is None:
-            proxy = proxy_for(url, self.settings.environ)
-            tls: ssl.SSLContext | bool = True
-            if any(one.lower().startswith("https:") for one in (url, proxy or "")):
-                if self._tls is None:
-                    self._tls = tls_context(cacert=self.settings.cacert, insecure=self.settings.insecure)
-                tls = self._tls
-            found = self._roots[url] = (URL(proxy) if proxy else None, tls)
-        return found
-
-    def target(self, url: str, request: Request) -> URL:
-        """The whole address, made once for each that is asked for again and again."""
-        place = (url, request.path, request.query)
-        found = self._targets.get(place)
-        if found is None:
-            if len(self._targets) >= _MAX_KNOWN:
-                self._targets.clear()
-            try:
-                found = self._targets[place] = URL(target(url, request), encoded=True)
-            except UnicodeError as error:
-                raise UsageError(f"the request to {shown(url)} cannot be sent: {error}") from error
-        return found
-
-    def headers(self, attempt: Attempt) -> dict[str, str]:
-        """All headers; those that do not differ from request to request are checked once."""
+    def prepare(self, attempt: Attempt) -> tuple[_Place, dict[str, str]]:
+        """Where the attempt goes and how, and all its headers."""
         request = attempt.request
         steady: list[tuple[str, str]] = []
         varying: list[tuple[str, str]] = []
         for pair in request.headers.items():
             (varying if pair[0] in _VARYING else steady).append(pair)
-        kind = (attempt.caller, *steady)
-        found = self._heads.get(kind)
-        if found is None:
-            if len(self._heads) >= _MAX_KNOWN:
-                self._heads.clear()
-            found = self._heads[kind] = request_headers(
-                Request(request.method, headers=dict(steady)), attempt.caller, self.settings.headers
-            )
+        kind = (attempt.url, request.path, request.query, attempt.caller, *steady)
+        place = self._known.get(kind)
+        if place is None:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            place = self._known[kind] = self._place(attempt, dict(steady))
         if not varying:
-            return found
-        return {**found, **{name: value for name, value in varying if name.lower() not in self._own}}
+            return place, place.headers
+        own = {name: value for name, value in varying if name.lower() not in self._own}
+        return place, {**place.headers, **own}
+
+    def _place(self, attempt: Attempt, headers: Mapping[str, str]) -> _Place:
+        url, request = attempt.url, attempt.request
+        proxy = proxy_for(url, self.settings.environ)
+        tls: ssl.SSLContext | bool = True
+        if any(one.lower().startswith("https:") for one in (url, proxy or "")):
+            if self._tls is None:
+                self._tls = tls_context(cacert=self.settings.cacert, insecure=self.settings.insecure)
+            tls = self._tls
+        checked = request_headers(
+            Request(request.method, headers=headers), attempt.caller, self.settings.headers
+        )
+        try:
+            return _Place(
+                URL(target(url, request), encoded=True), checked, URL(proxy) if proxy else None, tls
+            )
+        except UnicodeError as error:
+            raise UsageError(f"the request to {shown(url)} cannot be sent: {error}") from error
 
 
 class Sender:
-    """Sends one attempt at a time."""
+    """Sends one attempt at a time, in the task that made it."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._http = session.http
         self._deadline = _Deadline()
-        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
+        self._usual = _timeout(session.settings.connect_timeout_s)
+        self._longest_s = session.settings.connect_timeout_s / _CONNECT_PART
         self.url = ""  #: where the last attempt went
 
     async def send(self, attempt: Attempt) -> Reply:
         """The whole reply; one that is not 2xx without the secrets that were sent: servers like to quote them."""
-        settings, request, url = self._session.settings, attempt.request, attempt.url
-        self.url = url
-        headers = self._session.headers(attempt)
+        settings, request, times = self._session.settings, attempt.request, attempt.times
+        self.url = attempt.url
+        place, headers = self._session.prepare(attempt)
         began = time.monotonic()
         limit_s = attempt.until - began
         tracer = None
         if settings.trace is not None:
             tracer = Tracer(settings.trace, secrets_of(headers))
-            tracer.request(request.method, url + request.path, request.query)
+            tracer.request(request.method, attempt.url + request.path, request.query)
             tracer.headers(">", headers)
             tracer.body(">", request.body)
+        body = request.body
+        times.connect_s = times.first_byte_s = None
+        self._deadline.begin(attempt.until)
         try:
-            reply = await self._send(attempt, headers, limit_s)
+            try:
+                async with self._http.request(
+                    request.method,
+                    place.url,
+                    data=(io.BytesIO(body) if len(body) > _LARGE_BODY else body) if body else None,
+                    headers=headers,
+                    allow_redirects=False,
+                    # what is left bounds connecting too; the deadline bounds the rest
+                    timeout=self._usual if limit_s >= self._longest_s else _timeout(limit_s * _CONNECT_PART),
+                    proxy=place.proxy,
+                    ssl=place.tls,
+                    trace_request_ctx=times,
+                ) as response:
+                    reply = Reply(response.status, response.headers, await self._body(response))
+            finally:
+                self._deadline.end()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            failure = _translate(error, url, limit_s)
+            failure = _translate(error, attempt.url, limit_s)
             if tracer is not None:
                 tracer.answer(failure.message, time.monotonic() - began)
             raise failure from error
         finally:
-            attempt.times.total_s = time.monotonic() - began
+            times.total_s = time.monotonic() - began
         if tracer is not None:
             tracer.answer(f"{reply.status}, {len(reply.body)} bytes", time.monotonic() - began)
             tracer.headers("<", reply.headers)
             tracer.body("<", reply.body)
         return reply if 200 <= reply.status < 300 else hide_in(reply, secrets_of(headers))
-
-    async def _send(self, attempt: Attempt, headers: Mapping[str, str], limit_s: float) -> Reply:
-        session, request, times = self._session, attempt.request, attempt.times
-        proxy, tls = session.root(attempt.url)
-        data: bytes | io.BytesIO | None = request.body
-        if len(request.body) > _LARGE_BODY:
-            data = io.BytesIO(request.body)
-        elif not request.body:
-            data = None
-        times.connect_s = times.first_byte_s = None
-        with self._deadline.until(attempt.until):
-            async with session.http.request(
-                request.method,
-                session.target(attempt.url, request),
-                data=data,
-                headers=headers,
-                allow_redirects=False,
-                timeout=self._timeout(limit_s),
-                proxy=proxy,
-                ssl=tls,
-                trace_request_ctx=times,
-            ) as response:
-                body = await self._body(response)
-        return Reply(response.status, response.headers, body)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         limit = self._session.settings.max_answer_bytes
@@ -199,17 +195,6 @@ class Sender:
                 )
         return b"".join(parts)
 
-    def _timeout(self, limit_s: float) -> aiohttp.ClientTimeout:
-        """What bounds connecting; the deadline bounds the rest, at no cost for a request that is in time."""
-        connect_s = min(max(limit_s * _CONNECT_PART, 0.001), self._session.settings.connect_timeout_s)
-        found = self._timeouts.get(connect_s)
-        if found is None:
-            self._timeouts.clear()
-            found = self._timeouts[connect_s] = aiohttp.ClientTimeout(
-                total=None, sock_connect=connect_s, ceil_threshold=3600.0
-            )
-        return found
-
 
 class _Deadline:
     """Ends what a task waits for, with TimeoutError. A timer is set anew only when it goes off too early, or would go
@@ -218,38 +203,48 @@ class _Deadline:
 
     def __init__(self) -> None:
         self._until = 0.0  # 0.0: nothing is waited for
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task(self._loop)
         self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[Any] | None = None
         self._over = False
 
-    def until(self, moment: float) -> _Deadline:
-        """To be entered: what is inside ends by `moment`, on the monotonic clock, which is the loop's."""
-        self._until, self._over = moment, False
-        if self._timer is None or self._timer.when() > moment:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._task = asyncio.current_task()
-            self._timer = asyncio.get_running_loop().call_at(moment, self._look)
-        return self
+    def begin(self, until: float) -> None:
+        """What the task waits for from here on is given up at `until`, on the monotonic clock, which is the loop's."""
+        self._until = until
+        timer = self._timer
+        if timer is None or timer.when() > until:
+            if timer is not None:
+                timer.cancel()
+            self._timer = self._loop.call_at(until, self._look)
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+    def end(self) -> None:
+        """It may wait. Raises TimeoutError in place of the CancelledError by which it was ended."""
         self._until = 0.0
         if self._over and self._task is not None:
             self._over = False
-            if self._task.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
-                raise TimeoutError from error
+            if self._task.uncancel() == 0:
+                raise TimeoutError
 
     def _look(self) -> None:
-        loop = asyncio.get_running_loop()
         self._timer = None
-        if self._until > loop.time():
-            self._timer = loop.call_at(self._until, self._look)
+        if self._until > self._loop.time():
+            self._timer = self._loop.call_at(self._until, self._look)
         elif self._until and self._task is not None:
             self._over = True
             self._task.cancel()
+
+
+def _timeout(connect_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=max(connect_s, 0.001), ceil_threshold=3600.0)
+
+
+def _keep_large_blocks() -> None:
+    """From here on glibc takes blocks of up to a MiB from its heap.
+
+    asyncio reads into a block of 256 KiB, which is mapped, shrunk and unmapped for each answer: 20 us of the 80 that a
+    request takes. Once a mapped block was freed, glibc maps only larger ones (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    bytearray(1024 * 1024)
 
 
 def _connecting() -> aiohttp.TraceConfig:
