@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import DURATION, as_tags, command, keep, payload_options, tags_option
-from easq.cli.routes import service_options, via_option
+from easq.cli.options import DURATION, as_tags, command, payload_options, tags_option
+from easq.cli.routes import service_options, sign_option, via_option
 from easq.errors import EasqError, UsageError
-from easq.profile import SIGNS, VIAS
+from easq.profile import VIAS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,13 +42,7 @@ if TYPE_CHECKING:
     "ModelArts; websocket: messages.  [default: queue]",
 )
 @service_options
-@click.option(
-    "--sign",
-    type=click.Choice(SIGNS),
-    expose_value=False,
-    callback=keep,
-    help="Send the token itself or a signature; auto: direct signs; gateway and direct only.  [default: auto]",
-)
+@sign_option
 @click.option("--show-instance", is_flag=True, help="Say who answered, and how fast; not with queue.")
 @click.option(
     "--timeout", type=DURATION, default="60s", help="How long to wait for a result.  [default: 60s]"

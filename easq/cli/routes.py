@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from easq.cli.options import DURATION, keep
+from easq.profile import SIGNS
 
 if TYPE_CHECKING:
     from typing import Any
@@ -76,6 +77,18 @@ class Route:
 def via_option(*ways: str, text: str) -> Callable[[F], F]:
     """The option --via, which ends in the App."""
     return click.option("--via", type=click.Choice(ways), expose_value=False, callback=keep, help=text)
+
+
+def sign_option(function: F) -> F:
+    """`function` takes the option --sign, which ends in the App."""
+    option: Callable[[F], F] = click.option(
+        "--sign",
+        type=click.Choice(SIGNS),
+        expose_value=False,
+        callback=keep,
+        help="Send the token itself or a signature; auto: direct signs; gateway and direct only.  [default: auto]",
+    )
+    return option(function)
 
 
 def service_options(function: F) -> F:
