@@ -1,4 +1,4 @@
-"""Fixtures for every part: a service in a process of its own, and a certificate for the tests of TLS."""
+"""Fixtures for every part: a service and a Redis in processes of their own, and a certificate for the tests of TLS."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import pytest
 
 from tests.support.platform import Cloud
 from tests.support.process import Service
+from tests.support.redis import RedisServer
 
 Serve: TypeAlias = Callable[..., Service]
 OpenCloud: TypeAlias = Callable[..., Cloud]
+MakeRedis: TypeAlias = Callable[..., RedisServer]
 
 
 @pytest.fixture
@@ -40,6 +42,39 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     yield start
     for service in started:
         service.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One redis-server for all tests of this process, with appendfsync always. What is in it is of `redis_url` only."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The address of an empty Redis, without scripts, shared with no other test."""
+    redis_server.ask("FLUSHALL")
+    redis_server.ask("SCRIPT", "FLUSH")
+    return redis_server.url
+
+
+@pytest.fixture
+def make_redis(tmp_path: Path) -> Iterator[MakeRedis]:
+    """A factory of private servers, to be killed, stopped or configured: `make_redis(appendfsync="everysec")`."""
+    started: list[RedisServer] = []
+
+    def make(**options: str) -> RedisServer:
+        server = RedisServer(tmp_path / f"redis-{len(started)}", **options)
+        started.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in started:
+        server.kill()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from easq.model import NO_INDEX, Consumer, Frame, Tags
+from easq.model import NO_INDEX, Ack, Consumer, Frame, Tags
 from easq.wire.replies import ConsumerLine, GroupLine
 
 #: one read answers at most so many bytes of payload
@@ -78,15 +78,6 @@ class Burial:
     rear_copy: Callable[[Frame, Failed], Frame]
     sink: str = ""
     answer: Callable[[Frame, Failed], Frame] = lambda frame, _: frame
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """The index and request id of an item; `duplicate` when the idempotency key had stored it before."""
-
-    index: int
-    request_id: str
-    duplicate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +148,7 @@ class Storage(ABC):
         """The names of all stored streams, opened or not."""
 
     @abstractmethod
-    async def append(
-        self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = ""
-    ) -> Appended:
+    async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
         """The item is stored under a new index, higher than any before, and may be read and delivered.
 
         With an idempotency `key` that stored an item before, nothing happens, and the answer is the first one's, also

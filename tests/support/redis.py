@@ -1,0 +1,179 @@
+"""A private redis-server (or Sentinel) in a process and a folder of its own; never one that was there before."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.support.waiting import PATIENCE_S, eventually
+
+#: below the ports that Linux gives to outgoing connections, so that none of them takes the port of a Redis that is
+#: down for a moment; port + 10,000, a Cluster node's second one, is below them too
+PORTS = range(15_000, 22_000)
+
+#: what every server here is started with; appendonly and appendfsync are what the README tells people to use
+DEFAULTS: Mapping[str, str] = {
+    "bind": "127.0.0.1",
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "save": '""',
+    "maxmemory-policy": "noeviction",
+    "repl-diskless-sync-delay": "0",
+}
+
+
+def find_redis(program: str = "redis-server") -> str:
+    """The path of the program. Where it is missing the test is skipped; with CI set that is an error."""
+    found = shutil.which(program)
+    if found is None and os.environ.get("CI"):
+        raise AssertionError(f"{program} is not installed, and CI is set")
+    if found is None:
+        pytest.skip(f"{program} is not installed")
+    return found
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now, nor on the one 10,000 above."""
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as one, socket.socket() as other:
+            try:
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
+
+
+class RedisServer:
+    """redis-server on a free port of 127.0.0.1. It can be killed, stopped for a while, and started again on its data.
+
+    Options are those of redis.conf with `_` for `-`: `RedisServer(folder, appendfsync="everysec")`. The file is written
+    once: what CONFIG REWRITE or a Sentinel puts there later is still there at the next start.
+    """
+
+    def __init__(self, folder: Path, **options: str) -> None:
+        self.folder = folder
+        self.port = 0
+        self.log = folder / "redis.log"
+        self.options = {**DEFAULTS, **{name.replace("_", "-"): value for name, value in options.items()}}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """What `easq serve --storage` takes."""
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """The server answers, and has read its data."""
+        assert self._process is None
+        program = find_redis()
+        config = self.folder / "redis.conf"
+        for _ in range(5):
+            if self.port == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.port = free_port()
+                config.write_text(self._configuration())
+            if self._launch([program, str(config)]):
+                return
+            assert "Address already in use" in self.log.read_text(), self.log.read_text()
+            assert not any(self.folder.glob("appendonlydir/*")), "its port was taken while it was down"
+            self.port = 0
+        raise AssertionError(f"no port to be had: {self.log.read_text()}")
+
+    def _configuration(self) -> str:
+        lines = {"port": str(self.port), "dir": str(self.folder), "logfile": str(self.log), **self.options}
+        return "".join(f"{name} {value}\n" for name, value in lines.items())
+
+    def _launch(self, command: list[str]) -> bool:
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + PATIENCE_S
+        while self._process.poll() is None:
+            if self._is_ready():
+                return True
+            assert time.monotonic() < deadline, f"not ready: {self.log.read_text()}"
+            time.sleep(0.01)
+        self._process = None
+        return False
+
+    def _is_ready(self) -> bool:
+        """Whether this very process answers: another one may have taken the port."""
+        try:
+            with self.client() as client:
+                return int(client.info("server")["process_id"]) == self.pid
+        except redis.RedisError:
+            return False
+
+    def client(self, **options: object) -> redis.Redis:
+        """A connection to it that tries nothing twice; answers are bytes."""
+        given = {"socket_timeout": PATIENCE_S, "retry": None, **options}
+        return redis.Redis(host="127.0.0.1", port=self.port, **given)
+
+    def ask(self, *command: str | bytes | int) -> object:
+        """The answer to one command on a connection of its own."""
+        with self.client() as client:
+            return client.execute_command(*command)
+
+    def kill(self) -> None:
+        """The process is gone, as by `kill -9`, also when it was stopped."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """The server has ended in order."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(number)
+        try:
+            self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise
+        finally:
+            self._process = None
+
+    def restart(self) -> None:
+        """Killed, and ready again on the same data."""
+        self.kill()
+        self.start()
+
+    def freeze(self) -> None:
+        """The process stands still (SIGSTOP): connections stay open, nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+        eventually(lambda: _state(self.pid) == "T")
+
+    def thaw(self) -> None:
+        """The process goes on (SIGCONT)."""
+        os.kill(self.pid, signal.SIGCONT)
+
+
+def _state(pid: int) -> str:
+    """One letter, from /proc; T where there is no /proc to ask."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "T"
