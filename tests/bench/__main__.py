@@ -21,8 +21,6 @@ from tests.bench.comparison import Result
 from tests.bench.world import Sizes, World
 
 COMPARISONS = (*startup.COMPARISONS, *many.COMPARISONS, *serving.COMPARISONS)
-#: queues that one round of a comparison may use up, one for good
-_QUEUES = 5
 
 
 def measure(world: World, results: Sequence[Result], rounds: int) -> None:
@@ -59,8 +57,9 @@ def main() -> None:
     sizes = Sizes(
         asked.items, asked.loop_items, asked.operations, asked.backlog, asked.watchers, asked.seconds
     )
+    queues = 1 + asked.rounds * sum(result.comparison.queues for result in results)
     with tempfile.TemporaryDirectory() as folder:
-        with World(Path(folder), sizes, queues=1 + _QUEUES * asked.rounds * len(results)) as world:
+        with World(Path(folder), sizes, queues=queues) as world:
             world.queue()  # the first one is the one for single puts
             measure(world, results, asked.rounds)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"

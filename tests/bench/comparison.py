@@ -34,6 +34,7 @@ class Comparison:
     most: float | None = None
     judge: Callable[[float, float], float] = ratio
     wanted: str = ""  #: in words, where least and most do not say it
+    queues: int = 0  #: of the service that one round uses up
     repeats: int = 1  #: measurements of one round, of which the median counts
 
 

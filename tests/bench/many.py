@@ -136,15 +136,15 @@ def _predict_in_threads(world: World) -> float:
 
 COMPARISONS = (
     Comparison(
-        "`easq put -f -c 64`", "eas-prediction's put in a loop", "items/s", _put, _put_loop, least=4
+        "`easq put -f -c 64`", "eas-prediction's put in a loop", "items/s", _put, _put_loop, least=4, queues=2
     ),
     Comparison(
         "`easq put -f -c 64`, 20 ms away", "eas-prediction's put in a loop", "items/s",
-        _put_delayed, _put_loop_delayed, least=25,
+        _put_delayed, _put_loop_delayed, least=25, queues=2,
     ),
     Comparison(
         "`easq watch --commit output`", "eas-prediction watch + commit each", "items/s", _watch, _watch_loop,
-        least=8,
+        least=8, queues=2,
     ),
     Comparison(
         "`easq predict --via direct -c 32`", "eas-prediction PredictClient direct in 32 threads", "requests/s",
