@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from urllib.parse import parse_qsl, quote
 
-from easq.client.attempts import Steps, Times, exchange
+from easq.client.attempts import Attempt, Steps, Times, exchange
 from easq.client.backoff import full_jitter
 from easq.client.discovery import Discovery
 from easq.client.endpoint import address_of
@@ -22,7 +22,7 @@ from easq.client.queue import QueueClient, put_operation, sub_path
 from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, ServerError, Unreachable
 from easq.model import REQUEST_ID, Frame, Tags
 from easq.wire.operations import Caller, Request
-from easq.wire.replies import read_put
+from easq.wire.replies import read_error, read_put
 from easq.wire.signature import sign
 
 #: of the time for a prediction, the part that one attempt may take at most
@@ -146,6 +146,7 @@ def predict_direct(
     end = began + timeout_s
     request = Request("POST", headers=headers or {}, body=data, path=discovery.lookup.path(path))
     times = times or Times()
+    limit_s = min(timeout_s / ATTEMPT_PART, settings.request_timeout_s)
     ever: set[str] = set()
     this_round: set[str] = set()
     rounds = 0
@@ -164,21 +165,19 @@ def predict_direct(
         address = instance.address
         ever.add(address)
         this_round.add(address)
-        left_s = end - time.monotonic()
+        now = time.monotonic()
+        times.attempts += 1
         try:
-            reply = yield from exchange(
-                instance.url,
-                request,
-                None,
-                settings,
-                deadline_s=max(0.001, min(timeout_s / ATTEMPT_PART, left_s)),
-                retry=Retry.NEVER,
-                times=times,
+            reply = yield Attempt(
+                instance.url, request, None, max(now + 0.001, min(now + limit_s, end)), times
             )
+            assert reply is not None, "an attempt has a reply, or failed"
+            if not 200 <= reply.status < 300:
+                raise read_error(reply)
         except EasqError as failure:
             if not another_may_do_better(failure):
                 raise
-            cut_short = isinstance(failure, Unanswered) and left_s < timeout_s / ATTEMPT_PART
+            cut_short = isinstance(failure, Unanswered) and end - now < timeout_s / ATTEMPT_PART
             if not cut_short or times.attempts == 1:
                 error = failure  # an attempt that the end cut short tells less than those before
             if time.monotonic() >= end:

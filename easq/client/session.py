@@ -22,7 +22,7 @@ from easq.client.attempts import Attempt, Times
 from easq.client.endpoint import proxy_for, shown
 from easq.client.exchange import MAX_HEADER_BYTES, Settings, target
 from easq.client.failures import Unanswered, Unconnected, unconnected
-from easq.client.headers import request_headers
+from easq.client.headers import check_value, request_headers
 from easq.client.tls import tls_context
 from easq.client.trace import Tracer, hide_in, secrets_of
 from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
@@ -31,7 +31,7 @@ from easq.wire.replies import Reply
 
 #: a body above this is sent in pieces: aiohttp would hold up the loop with it, and warns
 _LARGE_BODY = 256 * 1024
-#: headers that differ from request to request and are checked, or made of what is safe, where they are made
+#: headers that differ from request to request
 _VARYING = frozenset(("Idempotency-Key", "Authorization", "Content-MD5", "Date"))
 #: of the time for an attempt, the part in which it has to be connected: then it is known that nothing was sent
 _CONNECT_PART = 0.98
@@ -52,7 +52,7 @@ class _Place:
 class Session:
     """Connections that its senders share; an async context manager.
 
-    With `timed` every attempt is told when it was connected and answered, which costs a fifth of its time.
+    With `timed` every attempt is told when it was connected and answered, which takes a little longer.
     """
 
     def __init__(self, settings: Settings, *, timed: bool = False) -> None:
@@ -100,8 +100,12 @@ class Session:
             place = self._known[kind] = self._place(attempt, dict(steady))
         if not varying:
             return place, place.headers
-        own = {name: value for name, value in varying if name.lower() not in self._own}
-        return place, {**place.headers, **own}
+        headers = dict(place.headers)
+        for name, value in varying:
+            if name.lower() not in self._own:
+                check_value(name, value)
+                headers[name] = value
+        return place, headers
 
     def _place(self, attempt: Attempt, headers: Mapping[str, str]) -> _Place:
         url, request = attempt.url, attempt.request
@@ -198,7 +202,7 @@ class Sender:
 
 class _Deadline:
     """Ends what a task waits for, with TimeoutError. A timer is set anew only when it goes off too early, or would go
-    off too late: a request that is answered in time costs none (5 % of it with `asyncio.timeout`).
+    off too late: a request that is answered in time costs none, unlike with `asyncio.timeout`.
     """
 
     def __init__(self) -> None:

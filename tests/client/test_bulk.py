@@ -11,14 +11,15 @@ import pytest
 
 from easq import errors
 from easq.client import bulk as bulk_module
+from easq.client.attempts import Steps, Times, exchange
 from easq.client.bulk import Bulk, Outcome, Task, asking
 from easq.client.exchange import Retry, Settings
 from easq.client.failures import Unanswered, Unconnected
 from easq.client.queue import QueueClient, put_operation
 from easq.client.transport import Transport
 from easq.model import Ack, Consumer
-from easq.wire.operations import Caller, Operation
-from easq.wire.replies import read_put
+from easq.wire.operations import Caller, Operation, Request
+from easq.wire.replies import Reply, read_put
 from tests.client.servers import (
     Peer,
     Server,
@@ -413,3 +414,19 @@ def test_a_trace_is_told_in_the_thread_of_the_caller_and_without_secrets() -> No
     assert any(line.startswith("1 < 200, 1 bytes in ") for line in lines)
     assert "3 > payload-canary" in lines
     assert TOKEN not in "\n".join(lines)
+
+
+def test_a_header_that_differs_from_request_to_request_is_checked_too() -> None:
+    def steps(value: str, times: Times) -> Steps[Reply]:
+        request = Request("POST", headers={"Authorization": value}, body=b"x")
+        return exchange(server.url, request, None, QUICK, times=times)
+
+    with answering(reply(200)) as server:
+        tasks = [Task(value, value) for value in ("EAS a", "EAS b\r\nX-Smuggled: 1", "EAS ü")]
+        outcomes = [one for batch in Bulk(QUICK, workers=2).run(iter(tasks), steps) for one in batch]
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), errors.UsageError, errors.UsageError]
+    assert outcomes[1].error is not None
+    assert outcomes[1].error.message == (
+        "the value of header Authorization holds a character that cannot stand in a header"
+    )
+    assert len(server.requests) == 1
