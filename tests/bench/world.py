@@ -126,7 +126,7 @@ class World:
 
     def script(self, script: str, *args: object) -> str:
         """What a script with the official SDK prints."""
-        command: list[Path | str] = [self.sdk, "-W", "ignore", "-c", script, *map(str, args)]
+        command: list[Path | str] = [self.sdk, "-c", script, *map(str, args)]
         return run(command, timeout_s=_PATIENCE_S).stdout
 
     def process(self, *command: str) -> subprocess.CompletedProcess[bytes]:
