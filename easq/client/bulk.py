@@ -35,9 +35,6 @@ MAX_HELD_BYTES = 64 * 1024 * 1024
 _COUNTED = 4096
 #: how far behind its rate a run may catch up, in seconds; more would be a burst
 _CATCH_UP_S = 0.1
-#: outcomes go to the caller at most this often, in seconds: each time the threads change, and with one lock over
-#: all of Python that costs as much as a third of a request
-_FLUSH_S = 0.002
 #: from this pause on a stop is noticed while it lasts, in seconds
 _LONG_PAUSE_S = 0.05
 
@@ -122,7 +119,6 @@ class Bulk:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._hungry = False
         self._flushing = False
-        self._flushed = 0.0
         self._next_due = 0.0
         self._steps: Callable[[Any, Times], Steps[Any]]
         self._reader: threading.Thread
@@ -296,7 +292,7 @@ class Bulk:
             self._stopped()
         if not self._flushing and self._line.order[0].done:
             self._flushing = True
-            asyncio.get_running_loop().call_at(self._flushed + _FLUSH_S, self._flush)
+            asyncio.get_running_loop().call_soon(self._flush)
 
     async def _take(self, sender: Sender, steps: Steps[R], outcome: Outcome[Any, R]) -> R:
         """What the exchange ends in; as `Transport.run`, without blocking."""
@@ -322,7 +318,6 @@ class Bulk:
     def _flush(self) -> None:
         """All outcomes whose turn it is are with the caller."""
         self._flushing = False
-        self._flushed = time.monotonic()
         order, batch = self._line.order, []
         while order and order[0].done:
             batch.append(order.popleft())

@@ -92,10 +92,16 @@ class Result:
         wanted, values = self.comparison, self.values
         unit = " x" if wanted.judge is ratio else f" {wanted.unit}"
         limit = f">= {wanted.least:g}{unit}" if wanted.least is not None else f"<= {wanted.most:g}{unit}"
-        ours, theirs = (f"{statistics.median(found):.4g} {wanted.unit}" for found in (self.ours, self.theirs))
+        ours, theirs = (
+            f"{_shown(statistics.median(found))} {wanted.unit}" for found in (self.ours, self.theirs)
+        )
         spread = f"{statistics.median(values):.3g}{unit} ({min(values):.3g}-{max(values):.3g})"
         cells = (
             wanted.name, ours, wanted.against or "-", theirs if wanted.theirs else "-", spread,
             wanted.wanted or limit, "yes" if self.reached else "no",
         )  # fmt: skip
         return f"| {' | '.join(cells)} |"
+
+
+def _shown(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.3g}"
