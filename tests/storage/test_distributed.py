@@ -510,8 +510,10 @@ def test_a_stream_of_another_schema_is_refused(redis_url: str) -> None:
             await server.put()
             with redis.Redis.from_url(redis_url) as client:
                 client.hset("easq:{q}:meta", "schema", "99")
+            late = Server(redis_url, None)
             with pytest.raises(StorageError, match="has schema '99', this easq knows 1"):
-                await Server.start(Server(redis_url, None))
+                await late.start()
+            await late.die()
 
     run(body())
 
