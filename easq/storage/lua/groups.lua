@@ -131,18 +131,18 @@ function groups.is_ready(G, id)
     and not groups.has_done(G, id)
 end
 
-local function hold_timer(G, id)
+function groups.hold_timer(G, id)
   return 'h\0' .. G.name .. '\0' .. id
 end
 
 function groups.hold(G, id, until_ms, user)
   call('HSET', G.g .. 'held', id, user)
-  call('ZADD', G.S.p .. 'timers', until_ms, hold_timer(G, id))
+  call('ZADD', G.S.p .. 'timers', until_ms, groups.hold_timer(G, id))
 end
 
 function groups.unhold(G, id)
   if call('HDEL', G.g .. 'held', id) == 1 then
-    call('ZREM', G.S.p .. 'timers', hold_timer(G, id))
+    call('ZREM', G.S.p .. 'timers', groups.hold_timer(G, id))
   end
 end
 

@@ -300,7 +300,7 @@ end
 function handout.stop(G, s)
   s.stopped, s.changed = true, true
   for _, id in ipairs(call('ZRANGE', G.S.p .. 'box:' .. s.number, 0, -1)) do
-    members.take_away(G, id)
+    members.take_away(G, {id})
     members.put_back(G, id)
   end
 end

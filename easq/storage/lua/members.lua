@@ -43,37 +43,57 @@ function members.is_reserved(G, s)
   return s.alone ~= '' and groups.owner(G, s.alone) ~= s.number
 end
 
--- The item is pending in the group no longer
-function members.take_away(G, id)
-  local number = groups.owner(G, id)
-  if number == 0 then
+-- The items, some hundred, are pending in the group no longer
+function members.take_away(G, ids)
+  local by_session, pending = {}, {}
+  for place, number in ipairs(call('HMGET', G.g .. 'pend', unpack(ids))) do
+    if number then
+      local list = by_session[number] or {}
+      by_session[number] = list
+      list[#list + 1] = ids[place]
+      pending[#pending + 1] = ids[place]
+    end
+  end
+  if #pending == 0 then
     return
   end
-  local s = members.sessions(G)[number]
-  call('HDEL', G.g .. 'pend', id)
-  call('SREM', G.S.p .. 'out:' .. number, id)
-  call('ZREM', G.S.p .. 'box:' .. number, id)
-  s.out, s.changed = s.out - 1, true
-  if s.alone == id then
-    s.alone = ''
+  call('HDEL', G.g .. 'pend', unpack(pending))
+  for number, list in pairs(by_session) do
+    local s = members.sessions(G)[tonumber(number)]
+    call('SREM', G.S.p .. 'out:' .. number, unpack(list))
+    call('ZREM', G.S.p .. 'box:' .. number, unpack(list))
+    s.out, s.changed = s.out - #list, true
+    for _, id in ipairs(list) do
+      if s.alone == id then
+        s.alone = ''
+      end
+    end
   end
 end
 
--- The entry goes: the group remembers nothing of it; to be called while the entry is there
-function members.forget_item(G, id)
-  members.take_away(G, id)
-  groups.unhold(G, id)
-  groups.undoom(G, id)
-  local rank = entries.rank(G.S, id)
-  if call('ZREM', G.g .. 'done', rank) == 1 then
-    call('SREM', G.g .. 'gone', id)
-    call('HDEL', G.S.p .. 'answers', id .. '\0' .. G.name)
+-- The entries, some hundred, go: the group remembers nothing of them; to be called while they are there
+function members.forget_items(G, ids)
+  local S, g = G.S, G.g
+  members.take_away(G, ids)
+  local ranks, timers, dooms, answers = {}, {}, {}, {}
+  for place, id in ipairs(ids) do
+    ranks[place] = entries.rank(S, id)
+    timers[place] = groups.hold_timer(G, id)
+    dooms[place] = G.name .. '\0' .. id
+    answers[place] = id .. '\0' .. G.name
   end
-  call('ZREM', G.g .. 'ret', rank)
-  call('ZREM', G.g .. 'alone', rank)
-  call('HDEL', G.g .. 'deliv', id)
-  if call('HDEL', G.g .. 'fail', id) == 1 then
-    call('HDEL', G.g .. 'why', id)
+  if call('HDEL', g .. 'held', unpack(ids)) > 0 then
+    call('ZREM', S.p .. 'timers', unpack(timers))
+    call('HDEL', S.p .. 'doom', unpack(dooms))
+  end
+  if call('ZREM', g .. 'done', unpack(ranks)) > 0 and call('SREM', g .. 'gone', unpack(ids)) > 0 then
+    call('HDEL', S.p .. 'answers', unpack(answers))
+  end
+  call('ZREM', g .. 'ret', unpack(ranks))
+  call('ZREM', g .. 'alone', unpack(ranks))
+  call('HDEL', g .. 'deliv', unpack(ids))
+  if call('HDEL', g .. 'fail', unpack(ids)) > 0 then
+    call('HDEL', g .. 'why', unpack(ids))
   end
 end
 

@@ -16,7 +16,7 @@ for place = 7, #ARGV do
   local number = groups.owner(G, id)
   if number ~= 0 then
     counted = counted + 1
-    members.take_away(G, id)
+    members.take_away(G, {id})
     if ARGV[5] == CONF.shutdown then
       stopped[number] = true
       members.put_back(G, id)

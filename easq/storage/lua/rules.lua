@@ -6,13 +6,13 @@ local DOOM_MS = 5000  -- a server that was to bury an item and did not within th
 
 -- Entries that are gone for all groups
 function rules.remove(S, ids)
-  for _, id in ipairs(ids) do
+  in_parts(ids, function(part)
     for _, G in ipairs(groups.all(S)) do
-      members.forget_item(G, id)
+      members.forget_items(G, part)
     end
-    entries.remove(S, id)
+    entries.remove(S, part)
     S.touched = true
-  end
+  end)
 end
 
 -- Entries that their groups are done with are gone; those that nobody committed are answered in the sink, with what
