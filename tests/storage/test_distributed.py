@@ -135,6 +135,24 @@ def test_a_second_connection_of_a_name_replaces_the_first_at_another_server(redi
     run(body())
 
 
+def test_a_sign_of_life_is_known_at_every_server(redis_url: str) -> None:
+    clock = Moment()
+    consumer = Consumer("g", "u")
+
+    async def body() -> None:
+        async with servers(redis_url, 2, clock) as (one, other):
+            assert await other.storage.idle("q", consumer, now=0.0) is None
+            session = await one.attach()
+            clock.now += 7.0
+            assert await other.storage.idle("q", consumer, now=0.0) == 7.0
+            await one.storage.active("q", session, now=clock.now)
+            assert await other.storage.idle("q", consumer, now=0.0) == 0.0
+            await one.detach(session)
+            assert await other.storage.idle("q", consumer, now=0.0) is None
+
+    run(body())
+
+
 def test_a_long_poll_ends_when_another_server_puts_what_it_waits_for(redis_url: str) -> None:
     async def body() -> None:
         async with servers(redis_url) as (one, other):
