@@ -565,3 +565,26 @@ def test_what_one_call_may_not_do_is_done_by_more(redis_url: str, monkeypatch: p
                 await server.leased(wide)
 
     run(body())
+
+
+def test_a_long_absent_groups_many_items_leave_in_several_calls(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BUDGET", 5)
+    clock = Moment()
+
+    async def body() -> None:
+        async with servers(redis_url, 1, clock) as (server,):
+            for _ in range(23):
+                await server.put()
+            gone, stays = await server.attach(group="gone"), await server.attach(group="stays", window=23)
+            await server.leased(stays, 23)
+            await server.detach(gone)
+            await server.commit(*range(1, 23), group="stays")
+            assert await server.length() == 23
+            clock.now += TIMING.group_retention_s
+            while await server.length() > 1:
+                await server.distributed.look("q")
+            assert await server.indexes() == [23]
+
+    run(body())
