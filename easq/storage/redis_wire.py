@@ -208,7 +208,8 @@ class Wire:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         try:
-            await self._connection.disconnect(nowait=True)
+            # the end of TLS takes a round trip, which a connection that is lost does not have
+            await self._connection.disconnect(nowait=bool(self._lost))
         except (exceptions.RedisError, OSError):
             pass
 

@@ -16,7 +16,7 @@ from easq.storage import redis_wire
 from easq.storage.open import open_link
 from easq.storage.redis import Link
 from easq.storage.redis_url import parse_redis_url
-from tests.support.redis import RedisServer
+from tests.support.redis import RedisServer, free_port
 
 #: scripts of these tests, as `easq.storage.scripts` gives them
 SCRIPTS = {
@@ -553,6 +553,20 @@ def test_a_socket_of_this_machine(start: Callable[..., RedisServer], tmp_path: P
             assert await link.call("add", ["{q}n"], [1]) == 1
 
     asyncio.run(run())
+
+
+def test_tls(start: Callable[..., RedisServer], certificate: Path) -> None:
+    """rediss:// trusts the authority that the query names, and no other."""
+    port = free_port()
+    both = str(certificate)
+    start(tls_port=str(port), tls_auth_clients="no", tls_cert_file=both, tls_key_file=both)
+
+    async def run() -> None:
+        async with Linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}") as link:
+            assert await link.call("add", ["{q}n"], [1]) == 1
+
+    asyncio.run(run())
+    assert "certificate verify failed" in refusal(f"rediss://127.0.0.1:{port}").message
 
 
 def test_what_is_published_is_heard(server: RedisServer) -> None:
