@@ -466,6 +466,22 @@ def test_a_flush_is_reported_and_no_index_is_given_twice(
     run(body())
 
 
+def test_each_flush_is_another_epoch(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            assert await one.put() == 1
+            for epoch in (1, 2, 3):
+                with redis.Redis.from_url(redis_url) as client:
+                    client.flushall()
+                await one.put()
+                last = await other.put()
+                assert last == 1 + epoch * (remote.RAISE + 2)
+                for engine in (one, other):
+                    assert (await engine.storage.attributes("q", now=0.0)).epoch == epoch
+
+    run(body())
+
+
 def test_a_new_server_after_a_flush_cannot_make_an_old_one_give_indexes_again(redis_url: str) -> None:
     async def body() -> None:
         async with servers(redis_url, 1) as (old,):
