@@ -179,6 +179,26 @@ def test_the_last_group_to_give_up_answers(bury: Any) -> None:
     bury(body)
 
 
+def test_a_full_stream_that_lets_go_of_what_was_given_up_answers_it(bury: Any) -> None:
+    """An absent group held the item; a put needs its place."""
+
+    async def body(engine: Graves) -> None:
+        await engine.put(b"poison", requestId="r")
+        await engine.put()
+        session = await engine.attach()
+        await engine.detach(await engine.attach("other", group="absent"))
+        await engine.fail(session, 1, 2, code="422", reason="no such image")
+        assert await engine.all_of("q/sink") == []
+        assert await engine.put(limits=Limits(max_items=2)) == 3
+        assert await engine.indexes() == [2, 3]
+        ((tags, data),) = await engine.all_of("q/sink")
+        assert (tags["requestId"], tags["lastCode"], data) == ("r", "422", b"no such image")
+        await engine.restart()
+        assert len(await engine.all_of("q/sink")) == (0 if engine.url == "memory:" else 1)
+
+    bury(body)
+
+
 def test_a_late_commit_of_what_was_given_up_counts(bury: Any) -> None:
     async def body(engine: Graves) -> None:
         await engine.put()
