@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 INDEX_BITS = 53
 #: one transaction takes at most so many jobs, and stops taking after so many payload bytes
 BATCH_JOBS, BATCH_BYTES = 512, 4 * 1024**2
+#: the first batch after a pause goes off when it has so many jobs
+OPENING_JOBS = 16
 #: a batch with more payload is written in the thread
 INLINE_BYTES = 128 * 1024
 #: the write-ahead log is copied back, between batches, after so many written bytes (an estimate)
@@ -104,6 +106,7 @@ class Writer:
         self._waiting: deque[Job] = deque()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._opening: asyncio.Handle | None = None  # of the first batch, after there was nothing to do
         self._tidying: asyncio.TimerHandle | None = None
         self._log: int | None = None  # the write-ahead log, to be synced
         self._broken: BaseException | None = None  # why nothing is written any more
@@ -121,11 +124,16 @@ class Writer:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """The job waits for its batch."""
+        """The job waits for its batch. The first one takes what comes in the same turn of the loop, but does not wait
+        for many: clients that were all answered at once would all come again at once, and wait for one sync together.
+        """
         self._waiting.append(job)
         if self._idle.is_set():
             self._idle.clear()
-            self._loop.call_soon(self._next)
+            self._opening = self._loop.call_soon(self._next)
+        elif self._opening is not None and len(self._waiting) >= OPENING_JOBS:
+            self._opening.cancel()
+            self._next()
 
     async def drained(self) -> None:
         """All that was submitted is through."""
@@ -152,6 +160,7 @@ class Writer:
 
     def _next(self) -> None:
         """The next batch is under way; without one there is nothing to do, and a while later the log is cut."""
+        self._opening = None
         if self._tidying is not None:
             self._tidying.cancel()
             self._tidying = None
