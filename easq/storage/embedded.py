@@ -53,8 +53,8 @@ _LAZY_S = 0.1
 _FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
 #: what the service itself writes is stored whatever is there already
 NO_LIMITS = Limits(max_items=1 << 62, max_bytes=1 << 62)
-#: a scan gives way to others after so many entries
-_SCAN_CHUNK = 500
+#: a scan gives way to others after so many entries; most find what they want among the first few
+_SCAN_CHUNK, _FIRST_CHUNK = 500, 8
 
 
 #: called on the event loop when changes are durable (None) or failed
@@ -374,20 +374,21 @@ class Embedded(Storage):
                 if (
                     index >= start
                     and core.entries.visible(index)
-                    and carries(self._load_tags(stream, index), tags)
+                    and (len(tags) == 1 or carries(self._load_tags(stream, index), tags))
                 ):
                     yield index
             return
+        size = _FIRST_CHUNK
         while True:
-            chunk = list(islice(core.entries.indexes_from(start), _SCAN_CHUNK))
+            chunk = list(islice(core.entries.indexes_from(start), size))
             for index in chunk:
                 if core.entries.visible(index) and (
                     not tags or carries(self._load_tags(stream, index), tags)
                 ):
                     yield index
-            if len(chunk) < _SCAN_CHUNK:
+            if len(chunk) < size:
                 return
-            start = chunk[-1] + 1
+            start, size = chunk[-1] + 1, _SCAN_CHUNK
             await asyncio.sleep(0)
 
     async def take(self, stream: str, *, start: int, length: int, tags: Tags, minimum: int) -> list[Frame]:
