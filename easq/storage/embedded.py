@@ -15,7 +15,7 @@ from itertools import islice
 from math import inf
 from typing import TypeAlias
 
-from easq.errors import KeyReused, StorageError, StreamEnded
+from easq.errors import KeyReused, QueueFull, StorageError, StreamEnded
 from easq.model import DELIVERY_COUNT, NEWEST, REQUEST_ID, Ack, Consumer, Frame, Tags
 from easq.storage.base import (
     MOST_BYTES,
@@ -202,6 +202,10 @@ class Embedded(Storage):
         def settle(error: Exception | None) -> None:
             for told in settles:
                 told(error)
+            if isinstance(error, QueueFull):
+                for take_up in effects.take_up:
+                    take_up(asyncio.get_running_loop().time())
+                self._schedule(stream)
 
         return changes, settle
 
