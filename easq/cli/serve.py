@@ -40,7 +40,6 @@ WEIGHTS = _Weights()
 @command(
     "serve",
     examples=(
-        "easq serve",
         "easq serve --port 0 --queue images --queue speech --token-file ~/.config/easq/token",
         "easq serve --model 'exec:python3 model.py' --instances 3 --weights 100,100,50",
         "easq serve --storage memory: -- pytest tests/integration",

@@ -13,7 +13,7 @@ from tests.cli.conftest import Easq
 #: those that print for people and shells alone
 WITHOUT = {"completion", "demo", "serve"}
 #: one asks service discovery, not a queue, one does not end: their JSON is tested in test_endpoints.py and test_work.py
-ELSEWHERE = {"endpoints", "work", "bench put", "bench drain", "bench roundtrip"}
+ELSEWHERE = {"endpoints", "work", "bench put", "bench drain", "bench predict", "bench roundtrip"}
 
 #: each command with arguments that it succeeds with, on an input of five items, and a sink of one result `r-1`
 RUNS: dict[str, list[str]] = {

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 #: what most commands import
@@ -82,8 +82,11 @@ def _talk(write: int, read: Sequence[int], data: bytes, timeout_s: float) -> lis
     deadline = time.monotonic() + timeout_s
     got = {handle: bytearray() for handle in read}
     with ExitStack() as stack, selectors.DefaultSelector() as selector:
-        for handle in (write, *read):
-            stack.callback(_close, handle)
+        # each is closed once: its number may be that of another thread's socket right after that
+        ends = {
+            handle: stack.enter_context(os.fdopen(handle, "wb" if handle == write else "rb", 0))
+            for handle in (write, *read)
+        }
         os.set_blocking(write, False)
         selector.register(write, selectors.EVENT_WRITE)
         for handle in read:
@@ -97,7 +100,7 @@ def _talk(write: int, read: Sequence[int], data: bytes, timeout_s: float) -> lis
                         data = b""
                     if not data:
                         selector.unregister(write)
-                        os.close(write)
+                        ends[write].close()
                 elif piece := os.read(key.fd, 1 << 16):
                     got[key.fd] += piece
                 else:
@@ -106,11 +109,6 @@ def _talk(write: int, read: Sequence[int], data: bytes, timeout_s: float) -> lis
                 os.kill(int(got[read[2]].split()[0]), signal.SIGKILL)
                 raise AssertionError(f"still running after {timeout_s} s: {got}")
     return [bytes(got[handle]) for handle in read]
-
-
-def _close(handle: int) -> None:
-    with suppress(OSError):
-        os.close(handle)
 
 
 def serve(requests: socket.socket) -> None:
