@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.waiting import PATIENCE_S, eventually
+from tests.support.process import freeze, thaw
+from tests.support.waiting import PATIENCE_S
 
 #: below the ports that Linux gives to outgoing connections, so that none of them takes the port of a Redis that is
 #: down for a moment; port + 10,000, a Cluster node's second one, is below them too
@@ -162,18 +163,9 @@ class RedisServer:
         self.start()
 
     def freeze(self) -> None:
-        """The process stands still (SIGSTOP): connections stay open, nothing is answered."""
-        os.kill(self.pid, signal.SIGSTOP)
-        eventually(lambda: _state(self.pid) == "T")
+        """The process stands still: connections stay open, nothing is answered."""
+        freeze(self.pid)
 
     def thaw(self) -> None:
-        """The process goes on (SIGCONT)."""
-        os.kill(self.pid, signal.SIGCONT)
-
-
-def _state(pid: int) -> str:
-    """One letter, from /proc; T where there is no /proc to ask."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return "T"
+        """The process goes on."""
+        thaw(self.pid)
