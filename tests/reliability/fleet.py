@@ -6,12 +6,14 @@ The course is the seed's. Everything that clients saw and that was done to serve
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from tests.reliability.check import RULES_OF_A_FLEET, Rule, figures, slowest_redelivery_s, violations
 from tests.reliability.load import LOST, Body, Load, commit
@@ -23,6 +25,7 @@ from tests.support.redis import RedisServer
 from tests.support.waiting import eventually
 from tests.support.websocket import BINARY, CLOSE, PING, Refused, Watch, watch
 
+SEED = int(os.environ.get("EASQ_SEED", "20240601"))
 PRODUCERS, GROUPS, CONSUMERS, WINDOW = 8, ("one", "two"), 4, 8
 #: a producer waits so long between two puts, and so long for an answer before it asks elsewhere, in seconds
 PAUSE_S, PATIENCE_S = 0.01, 3.0
@@ -54,8 +57,9 @@ class Fleet:
 class Nemesis:
     """Does harm to a fleet, one thing at a time, each logged with its begin and end."""
 
-    def __init__(self, fleet: Fleet, log: Log, chance: random.Random) -> None:
+    def __init__(self, fleet: Fleet, producing: Load, log: Log, chance: random.Random) -> None:
         self._fleet = fleet
+        self._producing = producing
         self._log = log
         self._chance = chance
         self._wait = threading.Event().wait
@@ -64,10 +68,15 @@ class Nemesis:
         """Nothing happens for a while."""
         self._wait(self._chance.uniform(least_s, most_s))
 
+    def until_all_put(self, within_s: float) -> None:
+        """Every producer has had a put acknowledged since this began."""
+        began, last = time.monotonic(), self._producing.last_put
+        eventually(lambda: len(last) == PRODUCERS and min(last.values()) > began, within_s=within_s)
+
     def kill_a_server(self) -> None:
         """One server is killed, and is back on its port a little later."""
         server = self._chance.choice(self._fleet.servers)
-        with self._fault("kill", "restart", self._fleet.name(server.port)):
+        with self.fault("kill", "restart", self._fleet.name(server.port)):
             server.kill()
             self.peace()
             server.start()
@@ -75,33 +84,33 @@ class Nemesis:
     def hold_a_server(self, seconds: float) -> None:
         """One server stands still, and goes on as if nothing had been."""
         server = self._chance.choice(self._fleet.servers)
-        with self._fault("freeze", "thaw", self._fleet.name(server.port)):
+        with self.fault("freeze", "thaw", self._fleet.name(server.port)):
             server.freeze()
             self._wait(seconds)
             server.thaw()
 
     def kill_redis(self) -> None:
         """Redis is killed, and is back on its data."""
-        with self._fault("kill", "restart", "redis") as redis:
+        with self.fault("kill", "restart", "redis") as redis:
             redis.restart()
 
     def hold_redis(self, seconds: float) -> None:
         """Redis stands still."""
-        with self._fault("freeze", "thaw", "redis") as redis:
+        with self.fault("freeze", "thaw", "redis") as redis:
             redis.freeze()
             self._wait(seconds)
             redis.thaw()
 
     def pause_clients(self, seconds: float) -> None:
         """Redis answers nobody for so long (CLIENT PAUSE)."""
-        with self._fault("freeze", "thaw", "redis") as redis:
+        with self.fault("freeze", "thaw", "redis") as redis:
             redis.ask("CLIENT", "PAUSE", round(seconds * 1000))
             self._wait(seconds)
 
     def keep_redis_busy(self, seconds: float) -> None:
         """Redis runs somebody's endless script, and says BUSY, until that is killed."""
         script = "while true do end"
-        with self._fault("freeze", "thaw", "redis") as redis:
+        with self.fault("freeze", "thaw", "redis") as redis:
             redis.ask("CONFIG", "SET", "busy-reply-threshold", 200)
             runs = threading.Thread(target=lambda: _without_an_answer(redis, "EVAL", script, 0))
             runs.start()
@@ -111,13 +120,14 @@ class Nemesis:
 
     def flush_redis(self) -> None:
         """Everything in Redis is gone."""
-        with self._fault("flush", "restart", "redis") as redis:
+        with self.fault("flush", "restart", "redis") as redis:
             redis.ask("FLUSHALL")
 
     @contextlib.contextmanager
-    def _fault(self, begin: str, end: str, server: str) -> Iterator[RedisServer]:
+    def fault(self, begin: str, end: str, server: str) -> Iterator[RedisServer | None]:
+        """What is done inside is a fault of `server`; it gets the fleet's Redis."""
         self._log.add(begin, server=server)
-        yield self._fleet.redis  # type of no matter to those who hurt a server
+        yield self._fleet.redis
         self._log.add(end, server=server)
 
 
@@ -126,8 +136,15 @@ def _without_an_answer(redis: RedisServer, *command: str | int) -> None:
         redis.ask(*command)
 
 
+def epochs(fleet: Fleet) -> list[int]:
+    """`meta.epoch` as each server has it."""
+    return [int(server.stream().attributes()["meta.epoch"]) for server in fleet.servers]
+
+
+#: pytest's `record_property`
+Record: TypeAlias = Callable[[str, object], None]
 #: what is done to a fleet while it works
-Course = Callable[[Nemesis], None]
+Course: TypeAlias = Callable[[Nemesis], None]
 
 
 def consume_on(fleet: Fleet, load: Load, name: str, group: str, *, impatient: bool) -> Body:
@@ -202,6 +219,12 @@ class Outcome:
     figures: dict[str, object]
     left: list[int]
 
+    def record(self, record: Record) -> Outcome:
+        """The figures stand at the end of the test's log."""
+        for name, value in self.figures.items():
+            record(name, value)
+        return self
+
 
 def run(
     fleet: Fleet, folder: Path, course: Course, seed: int, rules: Sequence[Rule] = RULES_OF_A_FLEET
@@ -225,7 +248,7 @@ def run(
     try:
         for load in (consuming, producing):
             load.point_at(*fleet.servers)
-        course(Nemesis(fleet, log, random.Random(seed)))
+        course(Nemesis(fleet, producing, log, random.Random(seed)))
         producing.stop()
         try:
             eventually(lambda: set(_lengths(fleet)) == {0}, within_s=DRAIN_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -37,6 +38,8 @@ class Load:
         self.up = threading.Event()
         self.over = threading.Event()
         self.streams: list[Stream] = []
+        #: the moment of each putter's last acknowledged put
+        self.last_put: dict[str, float] = {}
         self.failures: list[BaseException] = []
         self._threads: list[threading.Thread] = []
 
@@ -111,6 +114,7 @@ class Load:
                         raise ConnectionResetError(answer)
                     assert answer.status == 200, answer
                     log.add("put", "ok", op=count, payload=payload, index=int(answer.body))
+                    self.last_put[name] = time.monotonic()
 
         return body
 
