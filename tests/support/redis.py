@@ -249,8 +249,9 @@ class Sentinel(RedisServer):
 def _pairs(found: Any) -> dict[str, str]:
     """Names and values in turns, or already joined, as text."""
     texts = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
-    return {_text(name): _text(value) for name, value in texts}
+    return {text_of(name): text_of(value) for name, value in texts}
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """An answer as text."""
     return value.decode() if isinstance(value, bytes) else str(value)
