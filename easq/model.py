@@ -56,10 +56,13 @@ class Consumer:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """What a put is answered with: the index in the stream and the request id."""
+    """What a put is answered with: index and request id of the item; `duplicate` when the idempotency key had stored
+    it before.
+    """
 
     index: int
     request_id: str
+    duplicate: bool = False
 
 
 #: attributes of a queue: a flat map of text, numbers as decimal text

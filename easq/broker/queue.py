@@ -23,12 +23,13 @@ from easq.model import (
     REQUEST_ID,
     TS_SINK,
     TS_SOURCE,
+    Ack,
     Attributes,
     Consumer,
     Frame,
     SearchResult,
 )
-from easq.storage.base import Appended, Burial, Limits, Storage, Subscription, is_enough
+from easq.storage.base import Burial, Limits, Storage, Subscription, is_enough
 from easq.wire import operations as op
 from easq.wire.sniff import sniff
 
@@ -139,7 +140,7 @@ class Queue:
 
     # -- put -------------------------------------------------------------------------------------------------------
 
-    async def put(self, put: op.Put) -> Appended:
+    async def put(self, put: op.Put) -> Ack:
         """The item is stored, once for an idempotency key.
 
         Raises PayloadTooLarge, QueueFull, BadRequest, StreamEnded and KeyReused; then nothing is.
@@ -297,6 +298,8 @@ class Queue:
             "consumers.stats.total": str(len(stats.consumers)),
             "consumers.status.total": str(len(stats.consumers)),
         }
+        if stats.epoch is not None:
+            attributes["meta.epoch"] = str(stats.epoch)
         for position, consumer in enumerate(stats.consumers):
             attributes[f"consumers.list.[{position}]"] = consumer.text()
         for position, group in enumerate(stats.groups):

@@ -20,12 +20,9 @@ if TYPE_CHECKING:
     from easq.client.journal import Journal
     from easq.model import Ack
     from easq.wire.operations import Put
-    from easq.wire.replies import Reply
 
     #: an item, its number, and how many seconds ago another run may have put it
     Sent: TypeAlias = tuple[Item, int, float | None]
-    #: where it is, and whether it was there before
-    Answer: TypeAlias = tuple[Ack, bool]
 
 #: how long what is in flight may take after Ctrl-C, in seconds
 GRACE_S = 5.0
@@ -152,6 +149,7 @@ class Run:
         from easq.cli.app import Interrupt
         from easq.client.bulk import Bulk
         from easq.client.journal import Journal
+        from easq.wire.replies import read_put
 
         url, caller = self.app.stream()
         target = f"{url} rear={caller.rear}"
@@ -171,7 +169,7 @@ class Run:
             interrupt = stack.enter_context(Interrupt(lambda: bulk.stop(grace_s=GRACE_S)))
             progress = stack.enter_context(self.app.printer.progress(self.items.total_bytes))
             try:
-                for batch in bulk.run(self._tasks(), _read_ack):
+                for batch in bulk.run(self._tasks(), read_put):
                     self._take(batch)
                     progress.at(self.tally.ended, self.tally.failed, self.items.bytes)
             except EasqError as error:  # a file that could not be read to its end
@@ -209,7 +207,7 @@ class Run:
             operation = self.operation(item, self.journal.key(entry.number))
             yield Task((item, entry.number, entry.doubt_s), operation, len(item.data))
 
-    def _take(self, batch: Sequence[Outcome[Sent, Answer]]) -> None:
+    def _take(self, batch: Sequence[Outcome[Sent, Ack]]) -> None:
         """What became of these items is kept in the journal, and then said."""
         if self.journal is not None:
             stored = [outcome.task.what[1] for outcome in batch if outcome.error is None]
@@ -222,9 +220,9 @@ class Run:
             item, _, doubt_s = outcome.task.what
             error = outcome.error
             if outcome.result is not None:
-                ack, known = outcome.result
+                ack = outcome.result
                 self.tally.answered(
-                    known=known, doubt_s=0.0 if doubt_s is None and outcome.doubt else doubt_s
+                    known=ack.duplicate, doubt_s=0.0 if doubt_s is None and outcome.doubt else doubt_s
                 )
                 self.tally.stored(item, ack)
             elif error is not None:
@@ -232,14 +230,7 @@ class Run:
         self.app.printer.flush()
 
 
-def _read_ack(reply: Reply) -> tuple[Ack, bool]:
-    """The ack, and whether the service knew the put's key."""
-    from easq.wire.replies import DUPLICATE_HEADER, read_put
-
-    return read_put(reply), reply.header(DUPLICATE_HEADER) == "1"
-
-
-def _refused(outcome: Outcome[Sent, Answer]) -> bool:
+def _refused(outcome: Outcome[Sent, Ack]) -> bool:
     """Whether it certainly was not stored, by any of its attempts in this run."""
     return outcome.error is not None and not outcome.doubt and certain(outcome.error)
 

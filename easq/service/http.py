@@ -13,7 +13,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from easq.broker.queue import Queue
 from easq.errors import BadRequest, PayloadTooLarge
-from easq.model import Ack, Frame
+from easq.model import Frame
 from easq.wire import operations as op
 from easq.wire import replies
 from easq.wire.replies import Reply
@@ -81,9 +81,7 @@ async def answer(
     consumer = caller.consumer
     match operation:
         case op.Put():
-            stored = await queue.put(operation)
-            ack = Ack(stored.index, stored.request_id)
-            return acknowledge(replies.put_reply(ack, duplicate=stored.duplicate))
+            return acknowledge(replies.put_reply(await queue.put(operation)))
         case op.Get():
             return await _get(operation, queue, request, is_gone)
         case op.Describe():

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from easq.model import NO_INDEX, Consumer, Frame, Tags
+from easq.model import NO_INDEX, Ack, Consumer, Frame, Tags
 from easq.wire.replies import ConsumerLine, GroupLine
 
 #: one read answers at most so many bytes of payload
@@ -81,15 +81,6 @@ class Burial:
 
 
 @dataclass(frozen=True, slots=True)
-class Appended:
-    """The index and request id of an item; `duplicate` when the idempotency key had stored it before."""
-
-    index: int
-    request_id: str
-    duplicate: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Lease:
     """One item handed to a consumer connection: the frame, and how often it was delivered to the group, this time
     included.
@@ -101,7 +92,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class StreamStats:
-    """What attributes tell of a stream at one moment; claimed items count as gone."""
+    """What attributes tell of a stream at one moment; claimed items count as gone.
+
+    `epoch` counts how often acknowledged items may have been lost, where the engine can tell.
+    """
 
     length: int
     size: int
@@ -111,6 +105,7 @@ class StreamStats:
     ended: bool
     consumers: Sequence[ConsumerLine]
     groups: Sequence[GroupLine]
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +152,7 @@ class Storage(ABC):
         """The names of all stored streams, opened or not."""
 
     @abstractmethod
-    async def append(
-        self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = ""
-    ) -> Appended:
+    async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
         """The item is stored under a new index, higher than any before, and may be read and delivered.
 
         With an idempotency `key` that stored an item before, nothing happens, and the answer is the first one's, also

@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
 from math import inf
 from typing import TypeAlias
 
 from easq.errors import KeyReused, StorageError, StreamEnded
-from easq.model import DELIVERY_COUNT, NEWEST, REQUEST_ID, Consumer, Frame, Tags
+from easq.model import DELIVERY_COUNT, NEWEST, REQUEST_ID, Ack, Consumer, Frame, Tags
 from easq.storage.base import (
     MOST_BYTES,
-    Appended,
     Burial,
     Failed,
     Lease,
@@ -46,6 +45,7 @@ from easq.storage.changes import (
 from easq.storage.core import Stream
 from easq.storage.effects import NOTHING, Effects
 from easq.storage.keys import KeyWindow
+from easq.storage.waiting import Waiting, carries
 
 #: delivery counts are made durable this long after they changed, at the latest, in seconds
 _LAZY_S = 0.1
@@ -61,23 +61,6 @@ _SCAN_CHUNK = 500
 Settle: TypeAlias = Callable[[Exception | None], None]
 
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """A reader that waits for an item."""
-
-    start: int
-    tags: Tags
-    taking: bool
-    future: asyncio.Future[None]
-
-    def wants(self, frame: Frame) -> bool:
-        return frame.index >= self.start and _carries(frame.tags, self.tags)
-
-
-def _carries(tags: Tags, wanted: Tags) -> bool:
-    return all(tags.get(key) == value for key, value in wanted.items())
-
-
 class Embedded(Storage):
     """All verbs over `Stream`; a subclass keeps the entries (`_submit`, `_load`, `_load_tags`, `_find`)."""
 
@@ -85,7 +68,7 @@ class Embedded(Storage):
         self._timing = timing
         self._cores: dict[str, Stream] = {}
         self._events: dict[tuple[str, int], asyncio.Event] = {}
-        self._waiters: dict[str, list[_Waiter]] = {}
+        self._waiting = Waiting()
         self._fresh: dict[str, list[Frame]] = {}
         self._lazy: dict[tuple[str, int], set[str]] = {}
         self._lazy_timer: asyncio.TimerHandle | None = None
@@ -146,7 +129,6 @@ class Embedded(Storage):
             core.has_rear_room = lambda size: (
                 rear.entries.has_room(size, burial.rear_limits) and self._has_space()
             )
-        self._waiters.setdefault(stream, [])
         self._schedule(stream)
 
     def _has_space(self) -> bool:
@@ -303,28 +285,19 @@ class Embedded(Storage):
         fresh, self._fresh = self._fresh, {}
         for stream, frames in fresh.items():
             self._apply_later(stream, self._cores[stream].dispatch())
-            for frame in frames if self._waiters[stream] else ():
-                self._wake(stream, frame)
-
-    def _wake(self, stream: str, frame: Frame) -> None:
-        for waiter in list(self._waiters[stream]):
-            if not waiter.future.done() and waiter.wants(frame):
-                waiter.future.set_result(None)
-                if waiter.taking:
-                    return
+            for frame in frames if stream in self._waiting else ():
+                self._waiting.came(stream, frame)
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
-    async def append(
-        self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = ""
-    ) -> Appended:
+    async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
         if key:
             return await self._append_once(stream, frame, priority, limits, key)
         return await self._append(stream, frame, priority, limits)
 
     async def _append(
         self, stream: str, frame: Frame, priority: int, limits: Limits, key: str = "", digest: bytes = b""
-    ) -> Appended:
+    ) -> Ack:
         self._core(stream)
         changes: list[Change] = []
         stored, settle = self._place(stream, frame, priority, limits, changes)
@@ -333,7 +306,7 @@ class Embedded(Storage):
         if key:
             changes += self._keyed(stream, key, index, request_id, digest)
         await self._submit(changes, settle)
-        return Appended(index, request_id)
+        return Ack(index, request_id)
 
     def _keyed(self, stream: str, key: str, index: int, request_id: str, digest: bytes) -> Iterator[Change]:
         now = asyncio.get_running_loop().time()
@@ -343,9 +316,7 @@ class Embedded(Storage):
         if below:
             yield KeysForgotten(stream, below)
 
-    async def _append_once(
-        self, stream: str, frame: Frame, priority: int, limits: Limits, key: str
-    ) -> Appended:
+    async def _append_once(self, stream: str, frame: Frame, priority: int, limits: Limits, key: str) -> Ack:
         """As `_append`, unless the key has stored an item, or is just storing one: then that is waited for."""
         digest = sha256(frame.data).digest()
         while (under_way := self._keys_under_way.get((stream, key))) is not None:
@@ -355,7 +326,7 @@ class Embedded(Storage):
         if known is not None:
             if known.digest != digest:
                 raise KeyReused(f"the idempotency key {key[:80]!a} was used before, with another payload")
-            return Appended(known.index, known.request_id, duplicate=True)
+            return Ack(known.index, known.request_id, duplicate=True)
         mine = self._keys_under_way[stream, key] = asyncio.get_running_loop().create_future()
         try:
             return await self._append(stream, frame, priority, limits, key, digest)
@@ -388,7 +359,7 @@ class Embedded(Storage):
                 if (
                     index >= start
                     and core.entries.visible(index)
-                    and _carries(self._load_tags(stream, index), tags)
+                    and carries(self._load_tags(stream, index), tags)
                 ):
                     yield index
             return
@@ -396,7 +367,7 @@ class Embedded(Storage):
             chunk = list(islice(core.entries.indexes_from(start), _SCAN_CHUNK))
             for index in chunk:
                 if core.entries.visible(index) and (
-                    not tags or _carries(self._load_tags(stream, index), tags)
+                    not tags or carries(self._load_tags(stream, index), tags)
                 ):
                     yield index
             if len(chunk) < _SCAN_CHUNK:
@@ -419,27 +390,17 @@ class Embedded(Storage):
         effects = core.release(indexes)
         for index in indexes:
             if core.entries.visible(index):
-                self._wake(stream, Frame(index, self._load_tags(stream, index)))
+                self._waiting.came(stream, Frame(index, self._load_tags(stream, index)))
         await self._apply(stream, effects)
 
     async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
         core = self._core(stream)
         if start == NEWEST:
             start = core.entries.last + 1
-        waiter = _Waiter(start, tags, taking, asyncio.get_running_loop().create_future())
-        waiters = self._waiters[stream]
-        waiters.append(waiter)
-        try:
-            await asyncio.wait_for(waiter.future, timeout_s)
-        except TimeoutError:
-            pass
-        finally:
-            waiters.remove(waiter)
+        await self._waiting.wait(stream, start=start, tags=tags, taking=taking, timeout_s=timeout_s)
 
     async def wake(self, stream: str) -> None:
-        for waiter in self._waiters[stream]:
-            if not waiter.future.done():
-                waiter.future.set_result(None)
+        self._waiting.wake(stream)
 
     async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
         core = self._core(stream)

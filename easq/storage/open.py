@@ -1,4 +1,4 @@
-"""A storage URL to an engine, imported on demand: `memory:` and `sqlite:PATH`."""
+"""A storage URL to an engine, imported on demand: `memory:`, `sqlite:PATH` and `redis://HOST`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from easq.errors import UsageError
 from easq.storage.base import Storage, Timing
+from easq.storage.redis_url import SCHEMES, parse_redis_url
 
 
 def open_storage(
@@ -21,4 +22,9 @@ def open_storage(
         from easq.storage.sqlite import Sqlite
 
         return Sqlite(Path(rest).expanduser(), durability=durability, timing=timing, recover=recover)
-    raise UsageError(f"unknown storage {url!r}", hint="use memory: or sqlite:PATH")
+    if scheme in SCHEMES:
+        from easq.storage.distributed import Distributed
+        from easq.storage.redis import Link
+
+        return Distributed(Link(parse_redis_url(url)), timing)
+    raise UsageError(f"unknown storage {url!r}", hint="use memory:, sqlite:PATH or redis://HOST")

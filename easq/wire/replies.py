@@ -52,19 +52,20 @@ class Reply:
         return next((value for key, value in self.headers.items() if key.lower() == wanted), "")
 
 
-def put_reply(ack: Ack, *, duplicate: bool = False) -> Reply:
+def put_reply(ack: Ack) -> Reply:
     """The answer to a stored put: the index as bare digits (the Go SDK reads a leading 0 as octal, a newline
     not at all).
     """
     headers = {REQUEST_ID_HEADER: ack.request_id}
-    if duplicate:
+    if ack.duplicate:
         headers[DUPLICATE_HEADER] = "1"
     return _reply(str(ack.index).encode("ascii"), _PLAIN, headers)
 
 
 def read_put(reply: Reply) -> Ack:
-    """The index and request id (empty when the server gave none) that a put was answered with."""
-    return Ack(_read_number(reply, "put", "an index", MAX_WIRE_INDEX), reply.header(REQUEST_ID_HEADER))
+    """What a put was answered with; the request id is empty when the server gave none."""
+    index = _read_number(reply, "put", "an index", MAX_WIRE_INDEX)
+    return Ack(index, reply.header(REQUEST_ID_HEADER), reply.header(DUPLICATE_HEADER) == "1")
 
 
 def ok_reply(headers: Mapping[str, str] | None = None) -> Reply:

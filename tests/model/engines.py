@@ -9,11 +9,16 @@ from collections.abc import Awaitable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+import redis
+
 from easq.broker.broker import Broker
 from easq.broker.queue import Clock, Queue, Rules
 from easq.model import Consumer, Frame
 from easq.storage.base import Lease, Limits, Storage, Subscription, Timing
+from easq.storage.distributed import Distributed
 from easq.storage.memory import Memory
+from easq.storage.redis import Link
+from easq.storage.redis_url import parse_redis_url
 from easq.storage.sqlite import Sqlite
 from tests.model.reference import GRACE_S, MAX_BYTES, MAX_FAILURES, MAX_ITEMS, RETENTION_S
 
@@ -45,7 +50,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class Engine:
-    """One engine with the queue `q`, its sink and its rear store."""
+    """One embedded engine with the queue `q`, its sink and its rear store."""
 
     def __init__(self, loop: Loop, backoff_s: float, folder: Path | None) -> None:
         self.loop = loop
@@ -62,14 +67,17 @@ class Engine:
         assert self.folder is not None
         return self.folder / str(self.generation) / "q.db"
 
-    def start(self) -> None:
-        """The engine runs on what its folder holds."""
+    def storage_of(self) -> Storage:
+        """The engine on what its folder holds."""
         if self.folder is None:
-            self.storage: Storage = Memory(self.timing)
-        else:
-            self.path.parent.mkdir(exist_ok=True)
-            self.path.with_name("q.db.ballast").touch()  # there is no disk to be filled here
-            self.storage = Sqlite(self.path, durability="os", timing=self.timing)
+            return Memory(self.timing)
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.with_name("q.db.ballast").touch()  # there is no disk to be filled here
+        return Sqlite(self.path, durability="os", timing=self.timing)
+
+    def start(self) -> None:
+        """The engine runs on what was stored."""
+        self.storage = self.storage_of()
         rules = Rules(limits=Limits(MAX_ITEMS, MAX_BYTES), max_failures=MAX_FAILURES)
         broker = Broker(
             self.storage, ["q"], rules=rules, sink_rules=rules, clock=Clock(self.loop.time, lambda: 7)
@@ -152,3 +160,26 @@ class Engine:
             return []
 
         return self.answer(now())
+
+
+class OnRedis(Engine):
+    """The engine on a Redis that was emptied, by the clock of the test."""
+
+    def __init__(self, loop: Loop, backoff_s: float, url: str) -> None:
+        self.url = url
+        with redis.Redis.from_url(url) as client:
+            client.flushall()
+        super().__init__(loop, backoff_s, None)
+
+    def storage_of(self) -> Storage:
+        self.distributed = Distributed(Link(parse_redis_url(self.url)), self.timing, clock=self.loop.time)
+        return self.distributed
+
+    def settle(self) -> None:
+        """What is due is done: its timers wait for a loop that runs."""
+        for stream in ("q", "q/sink", "q#rear"):
+            self.loop.run(self.distributed.look(stream))
+
+    def read(self, number: int) -> list[Lease] | str:
+        answer = self.answer(self.distributed.fetch("q", number, index_only=False))
+        return [] if answer is None else answer

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from easq.model import Consumer, Frame
 from easq.storage.base import Lease
 from easq.wire import operations as op
-from tests.model.engines import START, Engine, Loop
+from tests.model.engines import START, Engine, Loop, OnRedis
 from tests.model.reference import Reference, Refused
 from tests.model.values import Item
 
@@ -47,6 +47,7 @@ class Machine(RuleBasedStateMachine):
     """Each rule does one thing on every engine and in the reference."""
 
     kinds: Sequence[str] = ("memory", "sqlite")
+    redis_url = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,10 +59,13 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(backoff_s=st.sampled_from([0.0, 0.5]))
     def start(self, backoff_s: float) -> None:
-        self.engines = [
-            Engine(self.loop, backoff_s, self.folder if kind == "sqlite" else None) for kind in self.kinds
-        ]
+        self.engines = [self.engine(kind, backoff_s) for kind in self.kinds]
         self.reference = Reference(START, backoff_s)
+
+    def engine(self, kind: str, backoff_s: float) -> Engine:
+        if kind == "redis":
+            return OnRedis(self.loop, backoff_s, self.redis_url)
+        return Engine(self.loop, backoff_s, self.folder if kind == "sqlite" else None)
 
     def teardown(self) -> None:
         for engine in self.engines:
@@ -166,6 +170,8 @@ class Machine(RuleBasedStateMachine):
         get = op.Get(-1 if newest else 0, length, seconds, False, tags)
         waiting = [asyncio.ensure_future(engine.queue.get(get), loop=self.loop) for engine in self.engines]
         self.loop.wait(0.0)
+        for engine in self.engines:
+            engine.settle()
         right = [] if newest else due(self.reference.get(0, length, tags))
         assert [task.done() for task in waiting] == [len(right) == length] * len(waiting)
         self.wait(seconds)
@@ -293,7 +299,8 @@ class Machine(RuleBasedStateMachine):
             assert unnumbered(run(queue.rear.get(ALL))) == self.reference.rear
             assert unnumbered(run(engine.sink.get(ALL))) == self.reference.sink
             attributes = dict(run(queue.attributes()))
-            del attributes["meta.durability"]
+            for own in ("meta.durability", "meta.epoch"):
+                attributes.pop(own, None)
             told.append(attributes)
             stats = run(engine.storage.attributes("q", now=self.loop.time()))
             self.check_stats(stats, present)
@@ -329,6 +336,12 @@ class InMemory(Machine):
     """The same with the engine that needs no disk: many times faster."""
 
     kinds = ("memory",)
+
+
+class Distributed(Machine):
+    """The same with the engine on Redis."""
+
+    kinds = ("memory", "redis")
 
 
 class Restarts(Machine):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.model.machine import Machine, Restarts
+from tests.model.machine import Distributed, Machine, Restarts
 
 EXAMPLES = int(os.environ.get("EASQ_EXAMPLES", "0"))
 #: what the suite runs is the same each time; more examples are others each time
@@ -29,3 +29,17 @@ SETTINGS = settings(
 def test_every_answer_is_the_references(machine: type[Machine]) -> None:
     """Memory and SQLite give the same answers, and SQLite also when it is stopped or killed in between."""
     run_state_machine_as_test(machine, settings=SETTINGS)
+
+
+def redis_gives_the_same_answers(url: str, examples: int) -> None:
+    machine = type("OnRedis", (Distributed,), {"redis_url": url})
+    run_state_machine_as_test(machine, settings=settings(SETTINGS, max_examples=EXAMPLES or examples))
+
+
+def test_redis_gives_the_same_answers(redis_url: str) -> None:
+    redis_gives_the_same_answers(redis_url, 10)
+
+
+@pytest.mark.long
+def test_redis_gives_the_same_answers_for_long(redis_url: str) -> None:
+    redis_gives_the_same_answers(redis_url, 80)

@@ -12,8 +12,7 @@ from typing import Any
 
 from easq.broker.queue import Queue
 from easq.cli.main import main
-from easq.model import Consumer
-from easq.storage.base import Appended
+from easq.model import Ack, Consumer
 from easq.wire import operations as op
 from tests.reliability.oplog import Log
 
@@ -22,7 +21,7 @@ def observe(log: Log) -> None:
     """A put is logged once it is stored, a commit before anything is done about it."""
     put, commit = Queue.put, Queue.commit
 
-    async def logged_put(self: Queue, operation: op.Put) -> Appended:
+    async def logged_put(self: Queue, operation: op.Put) -> Ack:
         done = await put(self, operation)
         request_id = operation.tags.get("requestId", "")
         log.add("answer" if self.is_sink else "put", index=done.index, payload=request_id)

@@ -96,8 +96,10 @@ class Engine:
         return (await self.storage.attributes("q", now=self.now)).length
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def engine_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "redis":
+        return str(request.getfixturevalue("redis_url"))
     return "memory:" if request.param == "memory" else f"sqlite:{tmp_path / 'data' / 'easq.db'}"
 
 

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import pytest
 
 from easq.errors import QueueFull, StreamEnded
-from easq.model import NEWEST, Consumer, Frame
-from easq.storage.base import MOST_BYTES, Appended, Limits, Timing
+from easq.model import NEWEST, Ack, Consumer, Frame
+from easq.storage.base import MOST_BYTES, Limits, Timing
 from tests.storage.conftest import Engine, run_on
 
 Run: TypeAlias = Callable[[Callable[[Engine], Awaitable[Any]]], Any]
@@ -33,7 +33,7 @@ def test_what_was_put_is_read_back_whole(run: Run) -> None:
 
     async def body(engine: Engine) -> None:
         appended = await engine.storage.append("q", Frame(0, tags, data), priority=0, limits=Limits())
-        assert appended == Appended(1, "r")
+        assert appended == Ack(1, "r")
         assert await engine.storage.read("q", start=0, length=1, tags={}) == [Frame(1, tags, data)]
 
     run(body)

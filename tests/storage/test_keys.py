@@ -9,17 +9,15 @@ from typing import Any, TypeAlias
 import pytest
 
 from easq.errors import KeyReused, QueueFull
-from easq.model import Frame
-from easq.storage.base import Appended, Limits
+from easq.model import Ack, Frame
+from easq.storage.base import Limits
 from easq.storage.keys import REMEMBER_KEYS, REMEMBER_S, KeyWindow
 from tests.storage.conftest import NO_LIMITS, Engine
 
 Run: TypeAlias = Callable[[Callable[[Engine], Awaitable[Any]]], Any]
 
 
-async def put(
-    engine: Engine, data: bytes, key: str, *, rid: str = "r", limits: Limits = NO_LIMITS
-) -> Appended:
+async def put(engine: Engine, data: bytes, key: str, *, rid: str = "r", limits: Limits = NO_LIMITS) -> Ack:
     return await engine.storage.append(
         "q", Frame(0, {"requestId": rid}, data), priority=0, limits=limits, key=key
     )
@@ -27,9 +25,9 @@ async def put(
 
 def test_a_repeat_gives_the_first_answer_and_stores_nothing(run: Run) -> None:
     async def body(engine: Engine) -> None:
-        assert await put(engine, b"x", "k", rid="first") == Appended(1, "first")
-        assert await put(engine, b"x", "k", rid="second") == Appended(1, "first", duplicate=True)
-        assert await put(engine, b"x", "other", rid="third") == Appended(2, "third")
+        assert await put(engine, b"x", "k", rid="first") == Ack(1, "first")
+        assert await put(engine, b"x", "k", rid="second") == Ack(1, "first", duplicate=True)
+        assert await put(engine, b"x", "other", rid="third") == Ack(2, "third")
         assert await engine.length() == 2
 
     run(body)
@@ -74,7 +72,7 @@ def test_a_put_that_was_refused_does_not_use_up_its_key(run: Run) -> None:
         with pytest.raises(QueueFull):
             await put(engine, b"b", "two", limits=full)
         await engine.commit(1)
-        assert await put(engine, b"b", "two", limits=full) == Appended(2, "r")
+        assert await put(engine, b"b", "two", limits=full) == Ack(2, "r")
 
     run(body)
 
@@ -86,7 +84,7 @@ def test_keys_belong_to_one_stream(run: Run) -> None:
         other = await engine.storage.append(
             "q/sink", Frame(0, {"requestId": "s"}, b"x"), priority=0, limits=Limits(), key="k"
         )
-        assert other == Appended(1, "s")
+        assert other == Ack(1, "s")
 
     run(body)
 
@@ -96,8 +94,8 @@ def test_keys_are_remembered_across_a_restart(run_sqlite: Run) -> None:
         await put(engine, b"x", "k", rid="first")
         await engine.commit(1)
         await engine.restart()
-        assert await put(engine, b"x", "k", rid="second") == Appended(1, "first", duplicate=True)
-        assert await put(engine, b"x", "next") == Appended(2, "r")
+        assert await put(engine, b"x", "k", rid="second") == Ack(1, "first", duplicate=True)
+        assert await put(engine, b"x", "next") == Ack(2, "r")
 
     run_sqlite(body)
 
@@ -125,6 +123,7 @@ def test_keys_stored_before_a_start_count_as_new() -> None:
     assert window.forget(REMEMBER_S) == 2002
 
 
+@pytest.mark.parametrize("engine_url", ["memory", "sqlite"], indirect=True)
 def test_forgotten_keys_are_gone_and_the_others_are_not(run: Run) -> None:
     async def body(engine: Engine) -> None:
         from easq.storage.changes import KeysForgotten

@@ -41,7 +41,9 @@ def test_a_put_is_answered_with_bare_digits_and_the_request_id() -> None:
 
 
 def test_a_repeated_put_says_so() -> None:
-    assert put_reply(Ack(1, "r"), duplicate=True).header("X-Easq-Duplicate") == "1"
+    reply = put_reply(Ack(1, "r", duplicate=True))
+    assert reply.header("X-Easq-Duplicate") == "1"
+    assert read_put(reply) == Ack(1, "r", duplicate=True)
 
 
 def test_a_put_answer_may_lack_the_request_id_and_end_in_a_newline() -> None:

@@ -1,0 +1,330 @@
+"""What a server does at Redis besides its callers' verbs: it shows that it is there, does what is due, and is told.
+
+Each second, and when something is due, it looks at each stream: time that is over, servers that are gone. What it hears
+in its channel are hints, so that nobody waits for the next look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from easq.errors import EasqError, StorageError
+from easq.model import NEWEST, Frame, Tags
+from easq.storage.base import Burial, Failed, Timing
+from easq.storage.packing import pack_tags, unpack_tags
+from easq.storage.remote import HINT, SCHEMA, Argument, Caller, Remote, key_prefix, settings_of
+from easq.storage.waiting import Waiting
+
+log = logging.getLogger(__name__)
+
+#: each stream is looked at this often, in parts of the time for which a server counts as alive, drawn anew each time
+LOOK = (0.12, 0.2)
+_STREAMS = "easq:streams"
+#: a script that finds its stream gone or behind is called again so often
+_TRIES = 5
+
+
+class Attendance:
+    """The streams that this server has opened, by name."""
+
+    def __init__(
+        self, link: Caller, timing: Timing, clock: Callable[[], float] | None, lease_s: float
+    ) -> None:
+        self.server = secrets.token_hex(8)
+        self.waiting = Waiting()
+        self._link = link
+        self._timing = timing
+        self._clock = clock
+        self._lease_s = lease_s
+        self._streams: dict[str, Remote] = {}
+        self._by_prefix: dict[bytes, Remote] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __getitem__(self, stream: str) -> Remote:
+        return self._streams[stream]
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Redis is there, and this server is told of what is its."""
+        await self._link.connect(self._prepare)
+        await self._link.listen(HINT + self.server, self._hear)
+        self._soon(self._attend())
+
+    async def close(self) -> None:
+        """Connections and claims of this server are given up, as far as Redis is there."""
+        for remote in self._streams.values():
+            if remote.timer is not None:
+                remote.timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._link.is_up():
+            leaving = map(self._leave, self._streams.values())
+            await asyncio.gather(*leaving, return_exceptions=True)
+        for remote in self._streams.values():
+            if remote.timer is not None:
+                remote.timer.cancel()
+        await self._link.close()
+
+    async def _leave(self, remote: Remote) -> None:
+        more = 1
+        while more:
+            _, more = await self.ask(remote, "leave")
+
+    async def open(self, stream: str, burial: Burial | None) -> None:
+        """The stream is known here. Raises StorageError when another version of easq made it."""
+        if stream not in self._streams:
+            remote = Remote(stream, settings_of(self._timing, burial, self._lease_s), burial)
+            await self._open(remote, changed=False)
+            await self._link.call("streams", (_STREAMS,), (stream,))
+            self._streams[stream] = remote
+            self._by_prefix[remote.prefix.encode()] = remote
+
+    async def names(self) -> list[str]:
+        """All stored streams."""
+        return sorted(name.decode() for name in await self._link.call("streams", (_STREAMS,), ("",)))
+
+    async def _open(self, remote: Remote, *, changed: bool) -> None:
+        status, answer = await self._link.call(
+            "open", remote.keys, self._context(remote, remote.last, int(changed), remote.number)
+        )
+        if status == b"schema":
+            raise StorageError(
+                f"the stream {remote.name} at Redis has schema {answer.decode(errors='replace')[:20]!r},"
+                f" this easq knows {SCHEMA}",
+                hint="use the version of easq that made it, or another Redis or database",
+            )
+        epoch, last, came = answer
+        known, remote.epoch = remote.epoch, epoch
+        if known != epoch and (remote.last or remote.number):
+            log.warning(
+                "%s: Redis has lost its memory, or is another one: acknowledged items may have been lost;"
+                " epoch %d, indexes go on above %d",
+                remote.name,
+                epoch,
+                last,
+            )
+        remote.saw(last)
+        remote.told = came
+
+    async def _prepare(self, changed: bool) -> None:
+        """After each connection: indexes go on above all that were given, and sleepers look."""
+        for remote in self._streams.values():
+            await self._open(remote, changed=changed)
+            await self._link.call("streams", (_STREAMS,), (remote.name,))
+            remote.wake_all()
+            self.waiting.wake(remote.name)
+
+    async def _open_again(self, remote: Remote) -> None:
+        """Redis does not know of the stream what this server knows: it was emptied, or is an older one."""
+        queue = remote.prefix.partition("}")[0]
+        for other in self._streams.values():
+            if other.prefix.partition("}")[0] == queue:
+                await self._open(other, changed=False)
+                await self._link.call("streams", (_STREAMS,), (other.name,))
+                other.wake_all()
+
+    # -- calls -----------------------------------------------------------------------------------------------------
+
+    def _context(self, remote: Remote, *args: Argument) -> Sequence[Argument]:
+        moment = "" if self._clock is None else str(round(self._clock() * 1000))
+        return (remote.settings, moment, self.server, *args)
+
+    async def ask(
+        self, remote: Remote, script: str, *args: Argument, changes: bool = True
+    ) -> tuple[str, Any]:
+        """The script's status and answer; what it asks for besides is seen to."""
+        for _ in range(_TRIES):
+            reply = await self._link.call(script, remote.keys, self._context(remote, *args), changes=changes)
+            status = reply[0].decode()
+            if status not in {"gone", "behind"}:
+                if len(reply) > 2:
+                    doomed = self._follow(remote, *reply[2:])
+                    if doomed:
+                        await self._bury(doomed)
+                return status, reply[1]
+            await self._open_again(remote)
+        raise StorageError(f"Redis keeps losing the stream {remote.name}")
+
+    def _follow(
+        self,
+        remote: Remote,
+        doomed: Sequence[bytes],
+        woken: Sequence[tuple[bytes, Sequence[bytes]]],
+        due_ms: int,
+        more: int,
+        came: int,
+        last: int,
+        fresh: Sequence[bytes],
+    ) -> Sequence[bytes]:
+        """Sleepers wake, and what is due is seen to in time; what is to be buried is returned."""
+        remote.saw(last)
+        remote.came = came
+        for prefix, numbers in woken:
+            self._wake(self._by_prefix.get(prefix), map(int, numbers))
+        for place in range(0, len(fresh), 3):
+            prefix, index, tags = fresh[place : place + 3]
+            told = self._by_prefix.get(prefix)
+            if told is not None:
+                self.waiting.came(told.name, Frame(int(index), unpack_tags(tags)))
+        if more:
+            self._schedule(remote, 0.0)
+        elif due_ms >= 0:
+            self._schedule(remote, due_ms / 1000)
+        return doomed
+
+    def _wake(self, remote: Remote | None, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            session = remote.sessions.get(number) if remote is not None else None
+            if session is not None:
+                session.something.set()
+
+    def _schedule(self, remote: Remote, after_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        moment = loop.time() + after_s
+        if remote.timer is not None:
+            if remote.timer.when() <= moment:
+                return
+            remote.timer.cancel()
+        remote.timer = loop.call_at(moment, self._due, remote)
+
+    def _due(self, remote: Remote) -> None:
+        remote.timer = None
+        self._soon(self._look(remote))
+
+    def _soon(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _bury(self, doomed: Sequence[bytes]) -> None:
+        """Items out of failures are in the rear store. What fails is left to the next look."""
+        for place in range(0, len(doomed), 3):
+            prefix, group, index = doomed[place : place + 3]
+            remote = self._by_prefix.get(prefix)
+            if remote is not None and remote.burial is not None:
+                try:
+                    await self._bury_one(remote, remote.burial, group, index)
+                except EasqError as error:
+                    log.warning("%s: item %d stays where it is: %s", remote.name, int(index), error)
+
+    async def _bury_one(self, remote: Remote, burial: Burial, group: bytes, index: bytes) -> None:
+        _, found = await self.ask(remote, "doomed", group, index, changes=False)
+        if found is None:
+            return
+        tags, data, deliveries, failures, code, reason = found
+        frame = Frame(int(index), unpack_tags(tags), data)
+        why = Failed(
+            group.decode(),
+            deliveries,
+            failures,
+            code.decode(errors="surrogatepass"),
+            reason.decode(errors="surrogatepass"),
+        )
+        copy = burial.rear_copy(frame, why)
+        answer = burial.answer(frame, why) if burial.sink else Frame(0)
+        limits = burial.rear_limits
+        status, _ = await self.ask(
+            remote,
+            "bury",
+            group,
+            index,
+            key_prefix(burial.rear),
+            limits.max_items,
+            limits.max_bytes,
+            pack_tags(copy.tags),
+            copy.data,
+            key_prefix(burial.sink) if burial.sink else "",
+            pack_tags(answer.tags),
+            answer.data,
+        )
+        if status == "full":
+            log.warning("%s: item %d is out of failures and the rear store is full", remote.name, int(index))
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    async def _attend(self) -> None:
+        while True:
+            await asyncio.sleep(random.uniform(*LOOK) * self._lease_s)
+            await asyncio.gather(*(self._look(remote) for remote in list(self._streams.values())))
+
+    async def _look(self, remote: Remote) -> None:
+        try:
+            await self.look(remote)
+        except EasqError as error:
+            log.debug("%s: %s", remote.name, error)
+
+    async def look(self, remote: Remote) -> None:
+        """This server is alive at Redis, and what is due is done. Raises StorageError and Unavailable."""
+        loop = asyncio.get_running_loop()
+        begun, attaching = loop.time(), remote.attaching
+        has_readers = remote.name in self.waiting
+        _, (mine, full) = await self.ask(remote, "tick", remote.last, int(has_readers))
+        remote.renewed_at = max(remote.renewed_at, begun)
+        came = remote.came
+        if has_readers:
+            remote.listed_until = begun + self._lease_s
+        if came > remote.told:
+            remote.told = came
+            self.waiting.wake(remote.name)
+        self._wake(remote, full)
+        known = remote.sessions.keys() | remote.leaving.keys()
+        for number in known - set(mine) if not attaching else ():
+            self._wake(remote, [number])
+        if not attaching and not remote.attaching:
+            remote.leaving.update((number, False) for number in mine if number not in known)
+        for number, lost in list(remote.leaving.items()):
+            await self.ask(remote, "detach", number, int(lost))
+            remote.leaving.pop(number, None)
+        for owner in list(remote.unclaimed):
+            await self.ask(remote, "release", owner)
+            remote.unclaimed.discard(owner)
+
+    # -- readers ---------------------------------------------------------------------------------------------------
+
+    def has_read(self, remote: Remote, came: int | None) -> None:
+        """A read or a take was made when so many items had come."""
+        remote.read_at = came
+        if came is not None and remote.name not in self.waiting:
+            remote.told = max(remote.told, came)
+
+    def came(self, remote: Remote, frame: Frame) -> None:
+        """This server's own item is there."""
+        self._told(remote, remote.came)
+        self.waiting.came(remote.name, frame)
+
+    def _told(self, remote: Remote, came: int) -> None:
+        if came == remote.told + 1 or remote.name not in self.waiting:
+            remote.told = max(remote.told, came)
+
+    async def wait(self, remote: Remote, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
+        """As Storage.wait. What came between the read before and now ends it at once."""
+        read_at, remote.read_at = remote.read_at, None
+        if read_at is not None and remote.told > read_at:
+            return
+        if start == NEWEST:
+            start = remote.last + 1
+        if remote.listed_until < asyncio.get_running_loop().time() + self._lease_s / 2:
+            if remote.name not in self.waiting and read_at is not None:
+                remote.told = read_at
+            self._soon(self._look(remote))
+        await self.waiting.wait(remote.name, start=start, tags=tags, taking=taking, timeout_s=timeout_s)
+
+    def _hear(self, message: bytes) -> None:
+        prefix, kind, rest = message.split(b"\0", 2)
+        remote = self._by_prefix.get(prefix)
+        if remote is None:
+            return
+        if kind == b"s":
+            self._wake(remote, map(int, rest.split()))
+            return
+        came, index, tags = rest.split(b"\0", 2)
+        remote.saw(int(index))
+        self._told(remote, int(came))
+        self.waiting.came(remote.name, Frame(int(index), unpack_tags(tags)))

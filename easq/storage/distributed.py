@@ -1,0 +1,360 @@
+"""The engine on Redis, for any number of servers: every decision is a script's, here are only sockets' sleepers.
+
+What one server has to do for all (time that is over, servers that are gone, hints) is in `attendance.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from easq.errors import EasqError, KeyReused, QueueFull, StorageError, StreamEnded, Unavailable
+from easq.model import DELIVERY_COUNT, NEWEST, Ack, Consumer, Frame, Tags
+from easq.storage.attendance import Attendance
+from easq.storage.base import (
+    MOST_BYTES,
+    Burial,
+    Lease,
+    Limits,
+    Location,
+    Storage,
+    StreamStats,
+    Subscription,
+    Timing,
+)
+from easq.storage.packing import TOP, index_texts, pack_tags, read_frame, unpack_tags
+from easq.storage.remote import LEASE_S, Caller, Session
+from easq.wire.replies import ConsumerLine, GroupLine
+
+#: one call of a read answers at most so many bytes, after one item
+_READ_BYTES = 4 * 1024**2
+#: one fetch of a connection reads at most so many items, and so many bytes
+_FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
+#: a connection whose fetch failed tries again after this, in seconds
+_AGAIN_S = (0.05, 0.3)
+#: the answer before there is one
+_NOTHING: Any = None
+#: that a connection showed life is told this often, in seconds
+_ACTIVE_S = 1.0
+
+
+class Distributed(Storage):
+    """All verbs, each one script. `meta.durability` is what the link says of its Redis."""
+
+    def __init__(
+        self,
+        link: Caller,
+        timing: Timing | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        """`clock`, in seconds, takes the place of Redis's own in every rule. A server that was not heard from for
+        `lease_s` is gone: what its consumers had goes to others.
+        """
+        self._link = link
+        self._lease_s = lease_s
+        self._at = Attendance(link, timing or Timing(), clock, lease_s)
+        self._claims = 0
+        self._active: dict[tuple[str, int], float] = {}
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    async def start(self, on_failure: Callable[[Exception], None]) -> None:
+        await self._at.start()
+        self.durability = self._link.durability
+
+    async def close(self) -> None:
+        await self._at.close()
+
+    async def open(self, stream: str, burial: Burial | None = None) -> None:
+        await self._at.open(stream, burial)
+
+    async def streams(self) -> Sequence[str]:
+        return await self._at.names()
+
+    async def look(self, stream: str) -> None:
+        """What is due in the stream is done, and the connections of servers that are gone are lost."""
+        await self._at.look(self._at[stream])
+
+    # -- put and get -----------------------------------------------------------------------------------------------
+
+    async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
+        remote = self._at[stream]
+        digest = sha256(frame.data).digest() if key else b""
+        item = (priority, pack_tags(frame.tags), frame.data)
+        room = (limits.max_items, limits.max_bytes, int(limits.evict))
+        status, answer = "again", _NOTHING
+        while status == "again":
+            status, answer = await self._at.ask(
+                remote, "append", remote.last, *item, *room, key, digest, frame.request_id
+            )
+        match status:
+            case "full":
+                items, size = answer
+                raise QueueFull(
+                    f"the queue is full: {items} of {limits.max_items} items,"
+                    f" {size} of {limits.max_bytes} bytes",
+                    hint="wait until items were committed or deleted",
+                )
+            case "ended":
+                raise StreamEnded("the stream has ended and takes no more items")
+            case "reused":
+                raise KeyReused(f"the idempotency key {key[:80]!a} was used before, with another payload")
+        index, request_id, duplicate = answer
+        if not duplicate:
+            self._at.came(remote, Frame(index, frame.tags))
+        return Ack(index, request_id.decode(errors="surrogatepass"), bool(duplicate))
+
+    async def read(self, stream: str, *, start: int, length: int, tags: Tags) -> list[Frame]:
+        remote, wanted = self._at[stream], pack_tags(tags)
+        frames: list[Frame] = []
+        size = 0
+        at = _start(start)
+        seen: int | None = None
+        while at:
+            _, (rest, items, came) = await self._at.ask(
+                remote, "read", at, length - len(frames), wanted, _READ_BYTES, changes=False
+            )
+            seen = came if seen is None else seen
+            for frame in map(read_frame, items):
+                size += len(frame.data)
+                if frames and size > MOST_BYTES:
+                    rest = b""
+                    break
+                frames.append(frame)
+            at = rest.decode() if len(frames) < length else ""
+        if frames:
+            remote.saw(frames[-1].index)
+        self._at.has_read(remote, seen)
+        return frames
+
+    async def take(self, stream: str, *, start: int, length: int, tags: Tags, minimum: int) -> list[Frame]:
+        remote, wanted = self._at[stream], pack_tags(tags)
+        self._claims += 1
+        owner = f"{self._at.server}:{self._claims};"
+        found: Sequence[bytes] = []
+        at = _start(start)
+        try:
+            while True:
+                _, (rest, items) = await self._at.ask(
+                    remote, "take", at, length, wanted, MOST_BYTES, minimum, owner, *found
+                )
+                if not rest:
+                    break
+                at, found = rest.decode(), items
+        except (StorageError, asyncio.CancelledError):
+            remote.unclaimed.add(owner)  # nobody knows whether it was claimed
+            raise
+        self._at.has_read(remote, remote.came)
+        return [read_frame(item) for item in items]
+
+    async def release(self, stream: str, indexes: Sequence[int]) -> None:
+        await self._at.ask(self._at[stream], "release", f"{self._at.server}:", *index_texts(indexes), "")
+
+    async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
+        await self._at.wait(self._at[stream], start=start, tags=tags, taking=taking, timeout_s=timeout_s)
+
+    async def wake(self, stream: str) -> None:
+        self._at.waiting.wake(stream)
+
+    # -- watchers --------------------------------------------------------------------------------------------------
+
+    async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
+        remote = self._at[stream]
+        begun = asyncio.get_running_loop().time()
+        remote.attaching += 1
+        try:
+            status, number = await self._at.ask(
+                remote,
+                "attach",
+                consumer.group,
+                consumer.user,
+                subscription.window,
+                int(subscription.auto_commit),
+                _start(subscription.after),
+                pack_tags(subscription.tags),
+            )
+        finally:
+            remote.attaching -= 1
+        if status == "ended":
+            raise StreamEnded("the stream has ended, and nothing in it is left for this group")
+        if not remote.sessions:
+            remote.renewed_at = max(remote.renewed_at, begun)
+        remote.sessions[number] = Session(number)
+        remote.number = max(remote.number, number)
+        return int(number)
+
+    async def detach(self, stream: str, session: int, *, lost: bool, now: float) -> None:
+        remote = self._at[stream]
+        self._active.pop((stream, session), None)
+        known = remote.sessions.pop(session, None)
+        if known is not None:
+            known.something.set()
+        try:
+            await self._at.ask(remote, "detach", session, int(lost))
+        except (EasqError, asyncio.CancelledError):
+            remote.leaving[session] = lost
+            raise
+
+    async def lease(self, stream: str, session: int, *, index_only: bool) -> list[Lease]:
+        known = self._at[stream].sessions.get(session)
+        while known is not None:
+            known.something.clear()
+            try:
+                leases = await self.fetch(stream, session, index_only=index_only)
+            except (Unavailable, StorageError):
+                await asyncio.sleep(random.uniform(*_AGAIN_S))
+                continue
+            if leases is None:
+                break
+            if leases:
+                return leases
+            await known.something.wait()
+        return []
+
+    async def fetch(self, stream: str, session: int, *, index_only: bool) -> list[Lease] | None:
+        """What is there for the connection now; None when it is not the consumer's any more.
+
+        A server that may have been taken for gone asks again before anything reaches a socket.
+        """
+        remote = self._at[stream]
+        known = remote.sessions.get(session)
+        if known is None:
+            return None
+        loop = asyncio.get_running_loop()
+        most = (int(index_only), _FETCH_ITEMS, _FETCH_BYTES)
+        while True:
+            status, items = await self._at.ask(remote, "fetch", session, known.token, *most)
+            if loop.time() - remote.renewed_at <= self._lease_s / 2:
+                break
+            await self._at.look(remote)
+        if status == "replaced":
+            remote.sessions.pop(session, None)
+            return None
+        if status == "ended":
+            raise StreamEnded("the stream has ended")
+        known.token += bool(items)
+        return [_lease(*item) for item in items]
+
+    async def sessions(self, stream: str) -> Mapping[Consumer, int]:
+        _, found = await self._at.ask(self._at[stream], "sessions", changes=False)
+        return {Consumer(group.decode(), user.decode()): number for group, user, number in found}
+
+    async def active(self, stream: str, session: int, *, now: float) -> None:
+        told = self._active.get((stream, session))
+        if session in self._at[stream].sessions and (told is None or now - told >= _ACTIVE_S):
+            self._active[stream, session] = now
+            await self._at.ask(self._at[stream], "active", session, changes=False)
+
+    # -- what becomes of items -------------------------------------------------------------------------------------
+
+    async def commit(self, stream: str, group: str, indexes: Sequence[int]) -> int:
+        _, counted = await self._at.ask(self._at[stream], "commit", group, *index_texts(indexes))
+        return int(counted)
+
+    async def negative(
+        self, stream: str, group: str, indexes: Sequence[int], *, code: str, reason: str, now: float
+    ) -> int:
+        said = (code, reason.encode(errors="surrogatepass"))
+        _, counted = await self._at.ask(
+            self._at[stream], "negative", group, *said, *index_texts(dict.fromkeys(indexes))
+        )
+        return int(counted)
+
+    async def delete(self, stream: str, indexes: Sequence[int]) -> int:
+        _, counted = await self._at.ask(self._at[stream], "delete", *index_texts(indexes))
+        return int(counted)
+
+    async def truncate(self, stream: str, below: int) -> int:
+        remote = self._at[stream]
+        bound, total, more = b"", 0, 1
+        while more:
+            _, (counted, more, bound) = await self._at.ask(remote, "truncate", bound, min(below, TOP))
+            total += counted
+        return total
+
+    async def end(self, stream: str, *, ended: bool) -> None:
+        await self._at.ask(self._at[stream], "end", int(ended))
+
+    # -- what is asked ---------------------------------------------------------------------------------------------
+
+    async def locate(self, stream: str, group: str, index: int) -> Location | None:
+        for text in index_texts([index]):
+            _, found = await self._at.ask(self._at[stream], "locate", group, text, changes=False)
+            if found is not None:
+                owner, ahead = found
+                return Location(None if owner is None else owner.decode(), ahead)
+        return None
+
+    async def count(self, stream: str, *, tags: Tags, priority: int | None) -> int:
+        wanted, at, total = pack_tags(tags), "0", 0
+        while at:
+            _, (counted, rest) = await self._at.ask(
+                self._at[stream], "count", at, wanted, "" if priority is None else priority, changes=False
+            )
+            total += counted
+            at = rest.decode()
+        return total
+
+    async def attributes(self, stream: str, *, now: float) -> StreamStats:
+        remote = self._at[stream]
+        _, (counts, consumers, groups) = await self._at.ask(remote, "attributes", changes=False)
+        length, size, first, last, highest, ended, epoch = counts
+        remote.saw(highest)
+        self.durability = self._link.durability
+        return StreamStats(
+            length=length,
+            size=size,
+            first=int(first),
+            last=int(last),
+            next=highest + 1,
+            ended=bool(ended),
+            consumers=[_consumer_line(*line) for line in consumers],
+            groups=[
+                GroupLine(name.decode(), int(index), pending, delivered, connected)
+                for name, index, pending, delivered, connected in groups
+            ],
+            epoch=epoch,
+        )
+
+
+def _start(start: int) -> str:
+    """An index to begin at; NEWEST stays what it is."""
+    return str(NEWEST if start == NEWEST else min(max(start, 0), TOP))
+
+
+def _lease(index: bytes, deliveries: int, tags: bytes, data: bytes) -> Lease:
+    """A redelivered frame says so; a first delivery is as it was stored."""
+    carried = unpack_tags(tags)
+    if deliveries > 1:
+        carried[DELIVERY_COUNT] = str(deliveries)
+    return Lease(Frame(int(index), carried, data), deliveries)
+
+
+def _consumer_line(
+    group: bytes,
+    user: bytes,
+    index: int,
+    pending: int,
+    status: bytes,
+    idle_ms: int,
+    window: int,
+    slots: int,
+    auto_commit: int,
+    tags: bytes,
+) -> ConsumerLine:
+    return ConsumerLine(
+        id=Consumer(group.decode(), user.decode()).id,
+        index=index,
+        pending=pending,
+        status=status.decode(),
+        idle_s=idle_ms / 1000,
+        window=window,
+        slots=slots,
+        auto_commit=bool(auto_commit),
+        tags=unpack_tags(tags),
+    )

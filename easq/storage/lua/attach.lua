@@ -1,0 +1,50 @@
+-- flags: allow-oom; after: stream entries groups members handout rules
+-- A connection of the consumer is there, under a number never given before; its older one is closed. What was kept for
+-- this user goes to it first.
+--
+-- ARGV[4] group  [5] user  [6] window  [7] '1': auto-commit  [8] highest index not wanted, '-1': all there is  [9] tags
+-- `ok` number, or `ended`
+
+local S = rules.begin()
+if not S then
+  return {'gone'}
+end
+local name, user = ARGV[4], ARGV[5]
+if rules.is_through(S, groups.get(S, name)) then
+  return rules.finish(S, 'ended')
+end
+local G = groups.make(S, name)
+local m = members.get(G, user)
+if m and m.session ~= 0 then
+  rules.leave(G, members.sessions(G)[m.session], false)
+  m = members.get(G, user)
+end
+local after = ARGV[8] == '-1' and id_of(S.last) or id_of(tonumber(ARGV[8]))
+local V = members.view(G, after, ARGV[9])
+set(S, 'number', S.number + 1)
+local s = {
+  number = S.number, view = V.number, window = tonumber(ARGV[6]), out = 0, served = S.served, stopped = false,
+  alone = '', user = user, server = SERVER, index = m and m.index or 0, changed = true,
+}
+members.sessions(G)[s.number] = s
+call('HSET', S.p .. 'who', s.number, name)
+call('SADD', S.p .. 'of:' .. SERVER, s.number)
+call('ZADD', S.p .. 'servers', NOW + CONF.lease, SERVER)
+local place = m and m.place
+if not place then
+  place = 0
+  for _, other in ipairs(members.all(G)) do
+    place = math.max(place, other.place)
+  end
+  place = place + 1
+end
+members.keep(G, {
+  user = user, session = s.number, window = s.window, auto = ARGV[7] == '1', filter = ARGV[9], index = s.index,
+  active = NOW, left_pending = false, place = place,
+})
+G.connected, G.changed = G.connected + 1, true
+groups.leave_at(G, -1)
+rules.remove_unheld(S)
+handout.give_back(G, s, V)
+handout.dispatch(G)
+return rules.finish(S, 'ok', s.number)

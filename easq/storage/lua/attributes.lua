@@ -1,0 +1,41 @@
+-- flags: no-writes; after: stream entries groups members
+-- The stream at this moment: {items, bytes, first, last, highest index ever, ended, epoch}, the consumers and the groups.
+
+local S = open_stream(PREFIX)
+if not S then
+  return {'gone'}
+end
+local all = S.p .. 'all'
+local consumers, lines = {}, {}
+for _, G in ipairs(groups.all(S)) do
+  local kept = {}
+  local held = call('HGETALL', G.g .. 'held')
+  for place = 1, #held, 2 do
+    kept[held[place + 1]] = (kept[held[place + 1]] or 0) + 1
+  end
+  local consumers_here = members.all(G)
+  for _, m in ipairs(consumers_here) do
+    local s = members.sessions(G)[m.session]
+    local status = 'Running'
+    if not s then
+      status = (not m.left_pending and 'Complete') or (kept[m.user] and 'Leaving') or 'Exit'
+    end
+    consumers[#consumers + 1] = {
+      G.name, m.user, s and s.index or m.index, s and s.out or kept[m.user] or 0, status, math.max(0, NOW - m.active),
+      s and s.window or 0, s and math.max(0, s.window - s.out) or 0, m.auto and 1 or 0, m.filter,
+    }
+  end
+  if G.connected > 0 or #consumers_here > 0 then
+    local pending = call('HKEYS', G.g .. 'pend')
+    local first
+    for _, id in ipairs(pending) do
+      first = (first and first < id) and first or id
+    end
+    lines[#lines + 1] = {G.name, first or '0', #pending, G.highest + 1, G.connected}
+  end
+end
+return {'ok', {
+  {call('ZCARD', all), S.size - S.csize, call('ZRANGE', all, 0, 0)[1] or '0', call('ZREVRANGE', all, 0, 0)[1] or '0',
+    S.last, S.ended, S.epoch},
+  consumers, lines,
+}}

@@ -1,0 +1,162 @@
+-- What is in a stream: entries by class and index, and those that are claimed.
+--
+-- PREFIX head      hash: index -> priority and size (four bytes each) and the tags
+-- PREFIX data      hash: index -> payload
+-- PREFIX all       zset, score 0: the visible indexes
+-- PREFIX lane:P    zset, score 0: those of class P
+-- PREFIX classes   zset: the classes that have any
+-- PREFIX rids      zset, score 0: length and text of a request id, then the index
+-- PREFIX claims    hash: index -> 'SERVER:TOKEN' that has claimed it
+-- PREFIX answers   hash: 'INDEX\0GROUP' -> what the sink is told when nobody commits the item that the group gave up
+
+local entries = {}
+
+function entries.head(S, id)
+  local head = S.heads[id]
+  if head == nil then
+    head = call('HGET', S.p .. 'head', id)
+    S.heads[id] = head
+  end
+  return head
+end
+
+function entries.present(S, id)
+  return entries.head(S, id) ~= false
+end
+
+function entries.visible(S, id)
+  return call('ZSCORE', S.p .. 'all', id) ~= false
+end
+
+function entries.priority(S, id)
+  return (struct.unpack('>I4', entries.head(S, id)))
+end
+
+function entries.size(S, id)
+  local _, size = struct.unpack('>I4I4', entries.head(S, id))
+  return size
+end
+
+function entries.rank(S, id)
+  return rank_of(entries.priority(S, id), id)
+end
+
+function entries.tags(S, id)
+  return tags_in(entries.head(S, id), 9)
+end
+
+-- The classes that have visible entries, highest first
+function entries.classes(S)
+  if not S.classes then
+    S.classes = {}
+    for place, priority in ipairs(call('ZREVRANGE', S.p .. 'classes', 0, -1)) do
+      S.classes[place] = tonumber(priority)
+    end
+  end
+  return S.classes
+end
+
+function entries.lane(S, priority)
+  return S.p .. 'lane:' .. string.format('%d', priority)
+end
+
+local function rid_member(head, id)
+  local rid = tags_in(head, 9)['requestId']
+  return rid and struct.pack('>I4', #rid) .. rid .. id
+end
+
+local function show(S, id, priority)
+  local lane = entries.lane(S, priority)
+  call('ZADD', S.p .. 'all', 0, id)
+  call('ZADD', lane, 0, id)
+  if call('ZCARD', lane) == 1 then
+    call('ZADD', S.p .. 'classes', priority, string.format('%d', priority))
+    S.classes = nil
+  end
+end
+
+local function hide(S, id, priority)
+  local lane = entries.lane(S, priority)
+  call('ZREM', S.p .. 'all', id)
+  call('ZREM', lane, id)
+  if call('EXISTS', lane) == 0 then
+    call('ZREM', S.p .. 'classes', string.format('%d', priority))
+    S.classes = nil
+  end
+end
+
+function entries.has_room(S, size, max_items, max_bytes)
+  return S.len < max_items and S.size + size <= max_bytes
+end
+
+-- The new index, as text: the entry is stored, and visible
+function entries.store(S, priority, tags, data)
+  set(S, 'last', S.last + 1)
+  local id = id_of(S.last)
+  local head = struct.pack('>I4I4', priority, #data) .. tags
+  call('HSET', S.p .. 'head', id, head)
+  call('HSET', S.p .. 'data', id, data)
+  local member = rid_member(head, id)
+  if member then
+    call('ZADD', S.p .. 'rids', 0, member)
+  end
+  show(S, id, priority)
+  set(S, 'len', S.len + 1)
+  set(S, 'size', S.size + #data)
+  S.heads[id] = head
+  arrived(S, id, head)
+  return id
+end
+
+function entries.claim(S, id, owner)
+  hide(S, id, entries.priority(S, id))
+  call('HSET', S.p .. 'claims', id, owner)
+  set(S, 'csize', S.csize + entries.size(S, id))
+end
+
+-- The claimed entry is visible again
+function entries.release(S, id)
+  call('HDEL', S.p .. 'claims', id)
+  set(S, 'csize', S.csize - entries.size(S, id))
+  show(S, id, entries.priority(S, id))
+  set(S, 'rel', S.rel + 1)
+  arrived(S, id, entries.head(S, id))
+end
+
+-- The present entry is gone; what groups know of it is theirs to forget, before
+function entries.remove(S, id)
+  local head = entries.head(S, id)
+  local priority, size = struct.unpack('>I4I4', head)
+  if call('HDEL', S.p .. 'claims', id) == 1 then
+    set(S, 'csize', S.csize - size)
+  else
+    hide(S, id, priority)
+  end
+  call('HDEL', S.p .. 'head', id)
+  call('HDEL', S.p .. 'data', id)
+  local member = rid_member(head, id)
+  if member then
+    call('ZREM', S.p .. 'rids', member)
+  end
+  set(S, 'len', S.len - 1)
+  set(S, 'size', S.size - size)
+  S.heads[id] = false
+end
+
+-- Up to `count` visible indexes from `start` on
+function entries.from(S, start, count)
+  return call('ZRANGEBYLEX', S.p .. 'all', '[' .. start, '+', 'LIMIT', 0, count)
+end
+
+-- The visible indexes from `start` on that have this request id
+function entries.with_request(S, rid, start)
+  local stem = struct.pack('>I4', #rid) .. rid
+  local found = {}
+  for _, member in ipairs(call('ZRANGEBYLEX', S.p .. 'rids', '[' .. stem .. start, '(' .. stem .. ':')) do
+    local id = string.sub(member, -16)
+    if entries.visible(S, id) then
+      found[#found + 1] = id
+    end
+  end
+  return found
+end

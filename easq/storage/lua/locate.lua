@@ -1,0 +1,39 @@
+-- flags: no-writes; after: stream entries groups members
+-- Where the item ARGV[5] stands for the group ARGV[4]: {user, 0} of its owner, or {false, how many are before it}.
+
+local S = open_stream(PREFIX)
+if not S then
+  return {'gone'}
+end
+local id = ARGV[5]
+if not entries.visible(S, id) then
+  return {'ok', false}
+end
+local G = groups.get(S, ARGV[4])
+local number = tonumber(G and call('HGET', G.g .. 'pend', id) or 0)
+if number ~= 0 then
+  return {'ok', {members.sessions(G)[number].user, 0}}
+end
+local mine, rank = entries.priority(S, id), entries.rank(S, id)
+local ahead = 0
+for _, priority in ipairs(entries.classes(S)) do
+  if priority > mine then
+    ahead = ahead + call('ZCARD', entries.lane(S, priority))
+  elseif priority == mine then
+    ahead = ahead + call('ZLEXCOUNT', entries.lane(S, priority), '-', '(' .. id)
+  end
+end
+if G then
+  for _, other in ipairs(call('HKEYS', G.g .. 'pend')) do
+    if entries.visible(S, other) and entries.rank(S, other) < rank then
+      ahead = ahead - 1
+    end
+  end
+  ahead = ahead - call('ZLEXCOUNT', G.g .. 'done', '-', '(' .. rank)
+  for _, claimed in ipairs(call('HKEYS', S.p .. 'claims')) do
+    if entries.rank(S, claimed) < rank and groups.has_done(G, claimed) then
+      ahead = ahead + 1
+    end
+  end
+end
+return {'ok', {false, ahead}}

@@ -1,0 +1,211 @@
+-- The connections of a group, the views that they share, and the consumers as attributes list them.
+--
+-- A view is one start and one tag filter, and how far it has looked in each class.
+
+local members = {}
+
+local MOST_LEFT = 1000  -- at most so many consumers that left are listed
+
+-- Connection -> what the hand-out needs; `out` is how many items are pending there, `alone` is one that it has, or
+-- waits for, to have nothing beside it, or ''
+function members.sessions(G)
+  if not G.sess then
+    G.sess = {}
+    local found = call('HGETALL', G.g .. 'sess')
+    for place = 1, #found, 2 do
+      local f = cmsgpack.unpack(found[place + 1])
+      local number = tonumber(found[place])
+      G.sess[number] = {
+        number = number, view = f[1], window = f[2], out = f[3], served = f[4], stopped = f[5], alone = f[6],
+        user = f[7], server = f[8], index = f[9],
+      }
+    end
+  end
+  return G.sess
+end
+
+-- The connection and its group, or nil
+function members.session(S, number)
+  local name = call('HGET', S.p .. 'who', number)
+  if not name then
+    return nil
+  end
+  local G = groups.get(S, name)
+  return members.sessions(G)[number], G
+end
+
+function members.free(s)
+  return (s.stopped or s.alone ~= '') and 0 or s.window - s.out
+end
+
+-- Whether the connection waits to be empty for an item that goes alone
+function members.is_reserved(G, s)
+  return s.alone ~= '' and groups.owner(G, s.alone) ~= s.number
+end
+
+-- The item is pending in the group no longer
+function members.take_away(G, id)
+  local number = groups.owner(G, id)
+  if number == 0 then
+    return
+  end
+  local s = members.sessions(G)[number]
+  call('HDEL', G.g .. 'pend', id)
+  call('SREM', G.S.p .. 'out:' .. number, id)
+  call('ZREM', G.S.p .. 'box:' .. number, id)
+  s.out, s.changed = s.out - 1, true
+  if s.alone == id then
+    s.alone = ''
+  end
+end
+
+-- The entry goes: the group remembers nothing of it; to be called while the entry is there
+function members.forget_item(G, id)
+  members.take_away(G, id)
+  groups.unhold(G, id)
+  groups.undoom(G, id)
+  local rank = entries.rank(G.S, id)
+  if call('ZREM', G.g .. 'done', rank) == 1 then
+    call('SREM', G.g .. 'gone', id)
+    call('HDEL', G.S.p .. 'answers', id .. '\0' .. G.name)
+  end
+  call('ZREM', G.g .. 'ret', rank)
+  call('ZREM', G.g .. 'alone', rank)
+  call('HDEL', G.g .. 'deliv', id)
+  if call('HDEL', G.g .. 'fail', id) == 1 then
+    call('HDEL', G.g .. 'why', id)
+  end
+end
+
+-- -- views ----------------------------------------------------------------------------------------------------------
+
+local function view_of(number, text)
+  local f = cmsgpack.unpack(text)
+  return {number = number, after = f[1], filter = f[2], wanted = tags_in(f[2], 1), ahead = {}}
+end
+
+function members.views(G)
+  if not G.views then
+    G.views = {}
+    local found = call('HGETALL', G.g .. 'views')
+    for place = 1, #found, 2 do
+      table.insert(G.views, view_of(tonumber(found[place]), found[place + 1]))
+    end
+    table.sort(G.views, function(one, other) return one.number < other.number end)
+  end
+  return G.views
+end
+
+function members.view(G, after, filter)
+  for _, V in ipairs(members.views(G)) do
+    if V.after == after and V.filter == filter then
+      return V
+    end
+  end
+  G.views_made, G.changed = G.views_made + 1, true
+  local text = cmsgpack.pack({after, filter})
+  call('HSET', G.g .. 'views', G.views_made, text)
+  local V = view_of(G.views_made, text)
+  table.insert(G.views, V)
+  return V
+end
+
+-- A view that no connection has any more is forgotten
+function members.leave_view(G, number)
+  for _, s in pairs(members.sessions(G)) do
+    if s.view == number then
+      return
+    end
+  end
+  for place, V in ipairs(members.views(G)) do
+    if V.number == number then
+      table.remove(G.views, place)
+      call('HDEL', G.g .. 'views', number)
+      call('DEL', G.g .. 'cur:' .. number)
+      return
+    end
+  end
+end
+
+-- -- consumers ------------------------------------------------------------------------------------------------------
+
+function members.get(G, user)
+  local text = call('HGET', G.g .. 'mem', user)
+  if not text then
+    return nil
+  end
+  local f = cmsgpack.unpack(text)
+  return {user = user, session = f[1], window = f[2], auto = f[3], filter = f[4], index = f[5], active = f[6],
+    left_pending = f[7], place = f[8]}
+end
+
+function members.keep(G, m)
+  call('HSET', G.g .. 'mem', m.user, cmsgpack.pack(
+    {m.session, m.window, m.auto, m.filter, m.index, m.active, m.left_pending, m.place}))
+  local timer = 'm\0' .. G.name .. '\0' .. m.user
+  if m.session == 0 then
+    call('ZADD', G.S.p .. 'timers', m.active + CONF.forget, timer)
+  else
+    call('ZREM', G.S.p .. 'timers', timer)
+  end
+end
+
+function members.drop(G, user)
+  call('HDEL', G.g .. 'mem', user)
+  call('ZREM', G.S.p .. 'timers', 'm\0' .. G.name .. '\0' .. user)
+end
+
+-- All of them, in the order in which they came
+function members.all(G)
+  local list = {}
+  for _, user in ipairs(call('HKEYS', G.g .. 'mem')) do
+    list[#list + 1] = members.get(G, user)
+  end
+  table.sort(list, function(one, other) return one.place < other.place end)
+  return list
+end
+
+-- Of the consumers that left only the latest are listed
+function members.forget_left(G)
+  if call('HLEN', G.g .. 'mem') - G.connected <= MOST_LEFT then
+    return
+  end
+  local left = {}
+  for _, m in ipairs(members.all(G)) do
+    if m.session == 0 then
+      left[#left + 1] = m
+    end
+  end
+  table.sort(left, function(one, other) return one.active < other.active end)
+  for place = 1, #left - MOST_LEFT do
+    members.drop(G, left[place].user)
+  end
+end
+
+-- -- what changed ---------------------------------------------------------------------------------------------------
+
+local function save_sessions(G)
+  for number, s in pairs(G.sess or {}) do
+    if s.changed then
+      call('HSET', G.g .. 'sess', number, cmsgpack.pack(
+        {s.view, s.window, s.out, s.served, s.stopped, s.alone, s.user, s.server, s.index}))
+    end
+  end
+  for _, V in ipairs(G.views or {}) do
+    for priority, cursor in pairs(V.moved or {}) do
+      call('HSET', G.g .. 'cur:' .. V.number, priority, cursor)
+    end
+  end
+end
+
+function members.save(S)
+  for _, G in pairs(S.groups) do
+    if G then
+      if G.changed then
+        call('HSET', G.g .. 'meta', 'connected', G.connected, 'left', G.left, 'highest', G.highest,
+          'views', G.views_made)
+      end
+      save_sessions(G)
+    end
+  end
+end

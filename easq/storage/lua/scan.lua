@@ -1,0 +1,44 @@
+-- What read, take and count share: the visible entries that match, from an index on, in bounded steps.
+
+local scan = {}
+
+-- The first index that a read from `start` looks at; '-1' is the last item
+function scan.start(S, start)
+  if start == '-1' then
+    return call('ZREVRANGE', S.p .. 'all', 0, 0)[1] or id_of(1)
+  end
+  return id_of(tonumber(start))
+end
+
+-- Calls `found` with each index that has all of `wanted`, until it says stop. Where to go on, or '' at the end.
+function scan.each(S, start, wanted, found)
+  local rid = wanted['requestId']
+  if rid then
+    for _, id in ipairs(entries.with_request(S, rid, start)) do
+      if carries(entries.tags(S, id), wanted) and found(id) then
+        return ''
+      end
+    end
+    return ''
+  end
+  local everything = next(wanted) == nil
+  while true do
+    local ids = entries.from(S, start, 100)
+    for _, id in ipairs(ids) do
+      if not spend() then
+        return id
+      end
+      if (everything or carries(entries.tags(S, id), wanted)) and found(id) then
+        return ''
+      end
+    end
+    if #ids < 100 then
+      return ''
+    end
+    start = id_of(tonumber(ids[100]) + 1)
+  end
+end
+
+function scan.frame(S, id)
+  return {id, string.sub(entries.head(S, id), 9), call('HGET', S.p .. 'data', id)}
+end

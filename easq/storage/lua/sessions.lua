@@ -1,0 +1,14 @@
+-- flags: no-writes; after: stream entries groups members
+-- The connected consumers, as {group, user, number}.
+
+local S = open_stream(PREFIX)
+if not S then
+  return {'gone'}
+end
+local found = {}
+for _, G in ipairs(groups.all(S)) do
+  for number, s in pairs(members.sessions(G)) do
+    found[#found + 1] = {G.name, s.user, number}
+  end
+end
+return {'ok', found}

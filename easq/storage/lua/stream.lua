@@ -1,0 +1,151 @@
+-- What every script begins with: one stream, its counters, the time, and the answer.
+--
+-- KEYS[1]  PREFIX .. 'meta'; PREFIX names one stream and holds the hash tag of its queue, so all keys share a slot
+-- ARGV[1]  the settings, as JSON    ARGV[2]  the time in ms; '' for the clock of Redis    ARGV[3]  the calling server
+--
+-- PREFIX meta      hash: schema, and counters: last (index), len, size, csize (claimed bytes), ended, served (hand-outs),
+--                  number (of connections), rel (releases), epoch, heard (when a server last looked, ms)
+-- PREFIX timers    zset: what is due when (ms): 'h\0GROUP\0ID' a hold is over, 'l\0GROUP' an absent group lets go,
+--                  'm\0GROUP\0USER' a consumer that left is forgotten
+-- PREFIX servers   zset: server -> until when it counts as alive (ms)
+-- PREFIX readers   hash: server -> until when it has somebody who waits for an item (ms)
+--
+-- An index is text of 16 digits everywhere (it is below 2^53), and a place is text too: 10 digits that are lower for a
+-- higher class, then the index. Both sort as bytes.
+
+local call = redis.call
+local CONF = cjson.decode(ARGV[1])
+local SERVER = ARGV[3]
+local NOW = tonumber(ARGV[2])
+if not NOW then
+  local time = call('TIME')
+  NOW = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local TOP = 2147483647
+local PREFIX = string.sub(KEYS[1], 1, -5)
+
+-- how many entries this call may still look at; `more`: somebody has to call again
+local work = {left = CONF.budget, more = false}
+
+local function spend()
+  work.left = work.left - 1
+  if work.left >= 0 then
+    return true
+  end
+  work.more = true
+  return false
+end
+
+local function id_of(number)
+  return string.format('%016d', number)
+end
+
+local function rank_of(priority, id)
+  return string.format('%010d', TOP - priority) .. id
+end
+
+local function id_in(rank)
+  return string.sub(rank, 11)
+end
+
+local function priority_in(rank)
+  return TOP - tonumber(string.sub(rank, 1, 10))
+end
+
+-- tags are pairs of length and text, four bytes a length; of an entry they follow priority and size
+local function tags_in(text, from)
+  local tags, at = {}, from
+  while at <= #text do
+    local key, value
+    key, value, at = struct.unpack('>I4c0I4c0', text, at)
+    tags[key] = value
+  end
+  return tags
+end
+
+local function carries(tags, wanted)
+  for key, value in pairs(wanted) do
+    if tags[key] ~= value then
+      return false
+    end
+  end
+  return true
+end
+
+local streams = {}  -- those that this call has opened
+local woken = {}  -- server -> PREFIX -> list of connections
+local doomed = {}  -- GROUP, ID, GROUP, ID ...: out of failures, to be buried by the caller
+
+local COUNTERS = {'last', 'len', 'size', 'csize', 'ended', 'served', 'number', 'rel', 'epoch'}
+
+-- The stream, or nil when there is none
+local function open_stream(prefix)
+  if streams[prefix] then
+    return streams[prefix]
+  end
+  local found = call('HMGET', prefix .. 'meta', 'schema', unpack(COUNTERS))
+  if not found[1] then
+    return nil
+  end
+  local S = {p = prefix, schema = found[1], changed = {}, groups = {}, heads = {}, fresh = {}}
+  for place, name in ipairs(COUNTERS) do
+    S[name] = tonumber(found[place + 1] or 0)
+  end
+  streams[prefix] = S
+  return S
+end
+
+local function set(S, name, value)
+  S[name] = value
+  S.changed[name] = true
+end
+
+-- The connection has something to look at
+local function wake(S, number, server)
+  woken[server] = woken[server] or {}
+  woken[server][S.p] = woken[server][S.p] or {}
+  woken[server][S.p][number] = true
+end
+
+local function arrivals(S)
+  return S.last + S.rel
+end
+
+local function arrived(S, id, head)
+  S.fresh[#S.fresh + 1] = {id, string.sub(head, 9)}
+end
+
+local function numbers_in(set_of)
+  local list = {}
+  for number in pairs(set_of) do
+    list[#list + 1] = string.format('%d', number)
+  end
+  return list
+end
+
+-- Other servers are told of their connections and, when they have readers, of new items
+local function tell()
+  for server, by_stream in pairs(woken) do
+    if server ~= SERVER then
+      for prefix, numbers in pairs(by_stream) do
+        call('PUBLISH', CONF.hint .. server, prefix .. '\0s\0' .. table.concat(numbers_in(numbers), ' '))
+      end
+    end
+  end
+  for _, S in pairs(streams) do
+    if #S.fresh > 0 then
+      local readers = call('HGETALL', S.p .. 'readers')
+      for place = 1, #readers, 2 do
+        if tonumber(readers[place + 1]) < NOW then
+          call('HDEL', S.p .. 'readers', readers[place])
+        elseif readers[place] ~= SERVER then
+          for _, item in ipairs(S.fresh) do
+            call('PUBLISH', CONF.hint .. readers[place],
+              S.p .. '\0i\0' .. string.format('%d', arrivals(S)) .. '\0' .. item[1] .. '\0' .. item[2])
+          end
+        end
+      end
+    end
+  end
+end

@@ -1,0 +1,41 @@
+-- flags: allow-oom; after: stream entries groups members handout rules
+-- The calling server is alive, and what is due is done; the connections and claims of servers that are not are given up.
+--
+-- ARGV[4] highest index that the caller has seen  [5] '1': it has somebody who waits for an item
+-- `ok` {the caller's connections, those of them that have items to fetch}, or `behind`
+--
+-- When nobody has called for a while it is Redis that was away, not the servers: then all have their full time again.
+
+local S = rules.begin()
+if not S then
+  return {'gone'}
+end
+if S.last < tonumber(ARGV[4]) then
+  return rules.finish(S, 'behind')
+end
+local servers = S.p .. 'servers'
+local heard = tonumber(call('HGET', S.p .. 'meta', 'heard') or 0)
+if NOW - heard > CONF.lease / 2 then
+  for _, server in ipairs(call('ZRANGE', servers, 0, -1)) do
+    call('ZADD', servers, NOW + CONF.lease, server)
+  end
+end
+call('HSET', S.p .. 'meta', 'heard', math.max(heard, NOW))
+if call('EXISTS', S.p .. 'of:' .. SERVER) == 1 or call('ZSCORE', servers, SERVER) then
+  call('ZADD', servers, NOW + CONF.lease, SERVER)
+end
+if ARGV[5] == '1' then
+  call('HSET', S.p .. 'readers', SERVER, NOW + CONF.lease)
+end
+for _, server in ipairs(call('ZRANGEBYSCORE', servers, '-inf', NOW)) do
+  rules.leave_server(S, server, true)
+end
+handout.dispatch_all(S)
+local mine, full = {}, {}
+for place, number in ipairs(call('SMEMBERS', S.p .. 'of:' .. SERVER)) do
+  mine[place] = tonumber(number)
+  if call('EXISTS', S.p .. 'box:' .. number) == 1 then
+    full[#full + 1] = tonumber(number)
+  end
+end
+return rules.finish(S, 'ok', {mine, full})

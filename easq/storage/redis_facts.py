@@ -1,0 +1,70 @@
+"""What a Redis says of itself, and whether a queue can be kept there. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from easq.errors import StorageError
+
+#: the oldest Redis that has all that is asked of it
+OLDEST = (7, 0)
+
+#: the words for what an acknowledged put survives, the weakest first
+_WORDS = ("redis-memory", "redis-everysec", "redis-fsync")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a server says of itself. Two with the same `identity` are one server that has not been started anew."""
+
+    version: tuple[int, ...]
+    identity: str
+    is_primary: bool
+    policy: str
+    durability: str
+    is_clustered: bool
+
+    def check(self, name: str) -> None:
+        """Raises StorageError when no queue can be kept on this server, `name` in its message."""
+        if self.version < OLDEST:
+            raise StorageError(
+                f"{name}: Redis {'.'.join(map(str, self.version))} is too old",
+                hint=f"use {'.'.join(map(str, OLDEST))} or later",
+            )
+        if self.policy != "noeviction":
+            raise StorageError(
+                f"{name}: maxmemory-policy {self.policy} throws items away when memory is full",
+                hint="set it: redis-cli CONFIG SET maxmemory-policy noeviction, and in redis.conf",
+            )
+
+
+def parse_facts(info: bytes, config: Sequence[bytes] | None) -> Facts:
+    """`info` is the answer to INFO, `config` the one to CONFIG GET, None where it is forbidden."""
+    lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
+    said = {name: value for name, colon, value in lines if colon}
+    words = [word.decode("utf-8", "replace") for word in config or ()]
+    settings = dict(zip(words[::2], words[1::2], strict=True))
+    return Facts(
+        tuple(int(part) for part in said.get("redis_version", "0").split(".")[:2] if part.isdigit()),
+        f"{said.get('run_id', '')} {said.get('master_replid', '')}",
+        said.get("role") == "master",
+        said.get("maxmemory_policy", "noeviction"),
+        _durability(said, settings),
+        said.get("cluster_enabled") == "1",
+    )
+
+
+def _durability(said: Mapping[str, str], settings: Mapping[str, str]) -> str:
+    appends = settings.get("appendonly", "yes" if said.get("aof_enabled") == "1" else "no")
+    if appends != "yes":
+        return "redis-memory"
+    # where CONFIG is forbidden nobody knows how often Redis syncs: the weaker word
+    return {"always": "redis-fsync", "no": "redis-memory"}.get(
+        settings.get("appendfsync", ""), "redis-everysec"
+    )
+
+
+def weakest(facts: Iterable[Facts]) -> str:
+    """The word for what survives on all of them."""
+    return min((one.durability for one in facts), key=_WORDS.index)

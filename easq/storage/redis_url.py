@@ -1,0 +1,143 @@
+"""Storage URLs that name a Redis: one server, what Sentinels watch over, or a Cluster. No I/O.
+
+redis://[[USER]:PASSWORD@]HOST[:PORT][/DB]                          rediss:// with TLS
+unix://[[USER]:PASSWORD@]/PATH[?db=DB]
+redis+sentinel://[[USER]:PASSWORD@]HOST:PORT,HOST:PORT/SERVICE[/DB]   rediss+sentinel:// with TLS
+redis+cluster://[[USER]:PASSWORD@]HOST:PORT,HOST:PORT                 rediss+cluster:// with TLS
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import parse_qsl, unquote
+
+from easq.errors import UsageError
+
+#: scheme -> how the primary is found, and whether over TLS
+_SCHEMES: Mapping[str, tuple[Literal["server", "sentinel", "cluster"], bool]] = {
+    "redis": ("server", False),
+    "rediss": ("server", True),
+    "unix": ("server", False),
+    "redis+sentinel": ("sentinel", False),
+    "rediss+sentinel": ("sentinel", True),
+    "redis+cluster": ("cluster", False),
+    "rediss+cluster": ("cluster", True),
+}
+SCHEMES = tuple(_SCHEMES)
+_TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
+_SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
+#: ports where the URL names none
+_PORT, _SENTINEL_PORT = 6379, 26379
+
+
+@dataclass(frozen=True, slots=True)
+class RedisUrl:
+    """Where a Redis is. `shown` is the URL without what is secret."""
+
+    shown: str
+    kind: Literal["server", "sentinel", "cluster"]
+    nodes: tuple[tuple[str, int], ...] = ()
+    path: str = ""
+    tls: bool = False
+    username: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    db: int = 0
+    service: str = ""
+    #: what the query says, as redis-py names it: ssl_ca_certs ...
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether others than this machine can reach it and no secret is asked of them."""
+        if self.password or self.path or "ssl_certfile" in self.options:
+            return False
+        return not all(_is_loopback(host) for host, _ in self.nodes)
+
+
+def parse_redis_url(url: str) -> RedisUrl:
+    """What `url` names. Raises UsageError, which never repeats a password."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in _SCHEMES or not rest:
+        raise UsageError(f"{scheme}: no URL of a Redis", hint="write it as redis://HOST:PORT")
+    kind, tls = _SCHEMES[scheme]
+    rest, _, query = rest.partition("?")
+    credentials, _, place = rest.rpartition("@")
+    username, _, password = credentials.partition(":")
+    shown = f"{scheme}://{username + ':****@' if password else username + '@' if username else ''}{place}"
+    hosts, _, path = place.partition("/")
+    options = _options(query, kind, tls=tls, shown=shown)
+    service = ""
+    if kind == "sentinel":
+        service, _, path = path.partition("/")
+        if not service:
+            raise UsageError(
+                f"{shown}: no name of a service", hint="write it as redis+sentinel://HOST:PORT/SERVICE"
+            )
+    db = options.pop("db", "") if scheme == "unix" else path
+    if scheme == "unix":
+        if hosts or not path:
+            raise UsageError(f"{shown}: no path of a socket", hint="write it as unix:///run/redis.sock")
+    elif kind == "cluster" and db not in {"", "0"}:
+        raise UsageError(f"{shown}: a Cluster has one database", hint=f"leave /{db} out")
+    if not (db == "" or (db.isascii() and db.isdigit() and len(db) <= 9)):
+        raise UsageError(f"{shown}: the database is a number, got {db!r}")
+    many = kind != "server"
+    return RedisUrl(
+        shown,
+        kind,
+        ()
+        if scheme == "unix"
+        else _nodes(hosts, shown, port=_SENTINEL_PORT if kind == "sentinel" else _PORT, many=many),
+        "/" + unquote(path) if scheme == "unix" else "",
+        tls,
+        unquote(username),
+        unquote(password),
+        int(db or 0),
+        unquote(service),
+        options,
+    )
+
+
+def _nodes(hosts: str, shown: str, *, port: int, many: bool) -> tuple[tuple[str, int], ...]:
+    parts = hosts.split(",")
+    if len(parts) > 1 and not many:
+        raise UsageError(
+            f"{shown}: one server, got {len(parts)}",
+            hint="use redis+sentinel:// or redis+cluster:// for several",
+        )
+    return tuple(_node(part, shown, port) for part in parts)
+
+
+def _node(text: str, shown: str, port: int) -> tuple[str, int]:
+    host, colon, number = text.rpartition(":")
+    if text.startswith("[") and "]" in text:
+        host, colon, number = text.partition("]")[0][1:], *text.partition("]")[2].partition(":")[1:]
+    elif not colon:
+        host, number = text, ""
+    if not host or (colon and not (number.isascii() and number.isdigit() and 1 <= int(number) <= 65535)):
+        raise UsageError(f"{shown}: {text!r} is no HOST:PORT")
+    return unquote(host), int(number or port)
+
+
+def _options(query: str, kind: str, *, tls: bool, shown: str) -> dict[str, str]:
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    known = (_TLS_OPTIONS if tls else set()) | (_SENTINEL_OPTIONS if kind == "sentinel" else set())
+    if shown.startswith("unix:"):
+        known = {"db"}
+    for name in options:
+        if name not in known:
+            hint = f"what it takes: {', '.join(sorted(known))}" if known else "it takes none"
+            raise UsageError(f"{shown}: unknown option {name!r} in the query", hint=hint)
+    return options
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

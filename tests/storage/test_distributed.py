@@ -1,0 +1,547 @@
+"""What the engine on Redis promises beyond the contract: several servers on one Redis, and a Redis that forgets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from easq.errors import StorageError, StreamEnded, Unavailable
+from easq.model import Ack, Consumer, Frame
+from easq.storage import remote
+from easq.storage.base import Burial, Limits, Timing
+from easq.storage.distributed import Distributed
+from easq.storage.redis import Link
+from easq.storage.redis_url import parse_redis_url
+from tests.conftest import MakeRedis
+from tests.storage.conftest import NO_LIMITS, TIMING, Engine
+
+#: a server counts as alive so long by the tests' clock; by the real one nothing lapses during a test
+LEASE_S = 1000.0
+
+
+class Moment:
+    """The clock that all servers of a test share; only the test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Server(Engine):
+    """One server's engine, with the stream `q`."""
+
+    def __init__(self, url: str, clock: Callable[[], float] | None, timing: Timing = TIMING) -> None:
+        self.link = Link(parse_redis_url(url))
+        self.distributed = Distributed(self.link, timing, clock=clock, lease_s=LEASE_S)
+        self.storage = self.distributed
+        self.failures: list[Exception] = []
+
+    async def die(self) -> None:
+        """Nothing is heard of it any more."""
+        await self.link.close()
+
+
+@asynccontextmanager
+async def servers(
+    url: str, count: int = 2, clock: Callable[[], float] | None = None, timing: Timing = TIMING
+) -> AsyncIterator[list[Server]]:
+    """So many servers on one Redis."""
+    started = [Server(url, clock, timing) for _ in range(count)]
+    for server in started:
+        await server.start()
+    try:
+        yield started
+    finally:
+        for server in started:
+            await server.storage.close()
+
+
+async def lapse(clock: Moment, looking: Server) -> None:
+    """Time goes by until a server that was not heard from is gone; `looking` looks all the while."""
+    for part in (0.4, 0.4, 0.201):
+        clock.now += part * LEASE_S
+        await looking.distributed.look("q")
+
+
+def run(body: Awaitable[Any]) -> Any:
+    async def main() -> Any:
+        async with asyncio.timeout(30):
+            return await body
+
+    return asyncio.run(main())
+
+
+# -- several servers ---------------------------------------------------------------------------------------------------
+
+
+def test_an_item_put_at_one_server_is_delivered_at_another(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            session = await other.attach()
+            waiting = asyncio.ensure_future(other.leased(session))
+            assert await one.put(b"x") == 1
+            assert await waiting == [1]
+            assert await one.commit(1) == 1
+            assert await other.length() == 0
+
+    run(body())
+
+
+def test_indexes_and_connection_numbers_are_the_queues(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url, 3) as all_of:
+            assert [await server.put() for server in all_of * 2] == [1, 2, 3, 4, 5, 6]
+            assert [await server.attach(f"u{n}") for n, server in enumerate(all_of)] == [1, 2, 3]
+
+    run(body())
+
+
+def test_windows_hold_over_all_servers_and_free_slots_are_filled_from_any(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            for _ in range(6):
+                await one.put()
+            small, large = await one.attach("small", window=1), await other.attach("large", window=3)
+            assert await one.leased(small) == [1]
+            assert await other.leased(large, 3) == [2, 3, 4]
+            assert await one.distributed.fetch("q", small, index_only=True) == []
+            assert await one.commit(2) == 1
+            assert await other.leased(large) == [5]
+
+    run(body())
+
+
+def test_a_second_connection_of_a_name_replaces_the_first_at_another_server(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            await one.put()
+            first = await one.attach()
+            assert await one.leased(first) == [1]
+            waiting = asyncio.ensure_future(one.storage.lease("q", first, index_only=False))
+            second = await other.attach()
+            assert await waiting == []
+            assert await other.leased(second) == [1]
+            await one.detach(first, lost=True)
+            assert await one.storage.sessions("q") == {Consumer("g", "u"): second}
+
+    run(body())
+
+
+def test_a_long_poll_ends_when_another_server_puts_what_it_waits_for(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            red = {"color": "red"}
+            assert await other.indexes(tags=red) == []
+            waiting = asyncio.ensure_future(
+                other.storage.wait("q", start=0, tags=red, taking=False, timeout_s=30)
+            )
+            await asyncio.sleep(0)
+            await other.distributed.look("q")
+            await one.put(color="red")
+            await waiting
+            assert await other.indexes(tags=red) == [1]
+
+    run(body())
+
+
+def test_what_came_between_a_read_and_the_wait_after_it_is_not_missed(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            assert await other.indexes() == []
+            await one.put()
+            await other.storage.wait("q", start=0, tags={}, taking=False, timeout_s=30)
+            assert await other.indexes() == [1]
+
+    run(body())
+
+
+def test_a_claim_is_its_servers_alone(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            await one.put()
+            assert len(await one.storage.take("q", start=0, length=1, tags={}, minimum=1)) == 1
+            await other.storage.release("q", [1])
+            assert await other.indexes() == []
+            await one.storage.release("q", [1])
+            assert await other.indexes() == [1]
+
+    run(body())
+
+
+def test_an_idempotency_key_stores_one_item_whichever_server_is_asked(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as both:
+            answers = await asyncio.gather(
+                *(
+                    server.storage.append(
+                        "q", Frame(0, {"requestId": "r"}, b"x"), priority=0, limits=NO_LIMITS, key="k"
+                    )
+                    for server in both * 10
+                )
+            )
+            assert sum(answer.duplicate for answer in answers) == 19
+            assert {answer.index for answer in answers} == {1}
+
+    run(body())
+
+
+def test_old_idempotency_keys_are_forgotten_once_there_are_newer_ones_enough(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "REMEMBER_KEYS", 2)
+    clock = Moment()
+
+    async def body() -> None:
+        async with servers(redis_url, 1, clock) as (server,):
+
+            async def put(key: str) -> Ack:
+                frame = Frame(0, {"requestId": "r"}, b"x")
+                return await server.storage.append("q", frame, priority=0, limits=NO_LIMITS, key=key)
+
+            for key in ("a", "b", "c"):
+                assert not (await put(key)).duplicate
+            assert (await put("a")).duplicate
+            clock.now += remote.REMEMBER_S
+            assert not (await put("d")).duplicate
+            assert [(await put(key)).duplicate for key in ("c", "d", "a")] == [True, True, False]
+
+    run(body())
+
+
+# -- a server that is gone ---------------------------------------------------------------------------------------------
+
+
+def test_what_a_dead_server_had_goes_to_others_as_from_a_lost_connection(redis_url: str) -> None:
+    clock = Moment()
+
+    async def body() -> None:
+        async with servers(redis_url, 2, clock) as (dead, alive):
+            for _ in range(3):
+                await dead.put()
+            assert await dead.leased(await dead.attach("first", window=2), 2) == [1, 2]
+            taken = await dead.storage.take("q", start=3, length=1, tags={}, minimum=1)
+            assert [frame.index for frame in taken] == [3]
+            await dead.die()
+            heir = await alive.attach("heir")
+            await alive.distributed.look("q")
+            assert await alive.distributed.fetch("q", heir, index_only=True) == []
+            await lapse(clock, alive)
+            assert await alive.leased(heir) == [3]
+            assert await alive.storage.sessions("q") == {Consumer("g", "heir"): heir}
+            clock.now += TIMING.leave_grace_s
+            assert await alive.leased(heir, 2) == [1, 2]
+
+    run(body())
+
+
+def test_a_server_that_was_taken_for_gone_hands_out_nothing_more(redis_url: str) -> None:
+    """Its connections end, what it says of them is ignored, and their numbers stay its own."""
+    clock = Moment()
+
+    async def body() -> None:
+        async with servers(redis_url, 2, clock) as (asleep, awake):
+            await awake.put()
+            old = await asleep.attach("old")
+            assert await asleep.leased(old) == [1]
+            waiting = asyncio.ensure_future(asleep.storage.lease("q", old, index_only=False))
+            await lapse(clock, awake)
+            await awake.put()
+            assert await waiting == []
+            await asleep.detach(old, lost=True)
+            new = await awake.attach("new")
+            assert new == 2
+            clock.now += TIMING.leave_grace_s
+            assert await awake.leased(new, 2) == [1, 2]
+            assert await asleep.commit(1, 2) == 2
+
+    run(body())
+
+
+def test_items_that_were_fetched_before_a_long_sleep_reach_nobody_after_it(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer lay in the socket while the server stood still, and others took it for gone."""
+    clock = Moment()
+
+    async def body() -> None:
+        async with servers(redis_url, 2, clock) as (asleep, awake):
+            await awake.put()
+            session = await asleep.attach("old")
+            heard = asleep.link.call
+
+            async def late(script: str, *args: Any, **kwargs: Any) -> Any:
+                reply = await heard(script, *args, **kwargs)
+                if script == "fetch":
+                    monkeypatch.setattr(asleep.link, "call", heard)
+                    await lapse(clock, awake)
+                    loop = asyncio.get_running_loop()
+                    woken_at = loop.time() + LEASE_S
+                    monkeypatch.setattr(loop, "time", lambda: woken_at)
+                return reply
+
+            monkeypatch.setattr(asleep.link, "call", late)
+            assert await asleep.storage.lease("q", session, index_only=False) == []
+            monkeypatch.undo()
+
+    asyncio.run(body())
+
+
+def test_after_an_absence_of_redis_nobody_is_taken_for_gone(redis_url: str) -> None:
+    clock = Moment()
+
+    async def body() -> None:
+        async with servers(redis_url, 2, clock) as (one, other):
+            await one.put()
+            session = await one.attach()
+            assert await one.leased(session) == [1]
+            clock.now += 10 * LEASE_S
+            await other.distributed.look("q")
+            assert await other.storage.sessions("q") == {Consumer("g", "u"): session}
+
+    run(body())
+
+
+def test_a_server_that_stops_gives_up_what_it_has(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            for _ in range(3):
+                await one.put()
+            assert await one.leased(await one.attach("first", window=2), 2) == [1, 2]
+            await one.storage.take("q", start=3, length=1, tags={}, minimum=1)
+            heir = await other.attach("heir")
+            await one.storage.close()
+            assert sorted(await other.leased(heir, 3)) == [1, 2, 3]
+
+    run(body())
+
+
+def test_a_fetch_whose_answer_was_lost_is_answered_again(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The items are neither kept from the consumer nor counted twice."""
+
+    async def body() -> None:
+        async with servers(redis_url, 1) as (server,):
+            for _ in range(2):
+                await server.put()
+            session = await server.attach()
+            heard = server.link.call
+
+            async def deaf(script: str, *args: Any, **kwargs: Any) -> Any:
+                await heard(script, *args, **kwargs)
+                if script == "fetch":
+                    monkeypatch.setattr(server.link, "call", heard)
+                    raise StorageError("the connection broke")
+
+            monkeypatch.setattr(server.link, "call", deaf)
+            leases = await server.storage.lease("q", session, index_only=False)
+            assert [(lease.frame.index, lease.deliveries) for lease in leases] == [(1, 1), (2, 1)]
+
+    run(body())
+
+
+def test_an_attach_and_a_claim_whose_answers_were_lost_hold_nothing(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            await one.put()
+            await one.put()
+            heard = one.link.call
+
+            async def deaf(*args: Any, **kwargs: Any) -> Any:
+                await heard(*args, **kwargs)
+                raise StorageError("the connection broke")
+
+            monkeypatch.setattr(one.link, "call", deaf)
+            with pytest.raises(StorageError):
+                await one.storage.take("q", start=2, length=1, tags={}, minimum=1)
+            with pytest.raises(StorageError):
+                await one.attach("lost")
+            monkeypatch.undo()
+            assert await other.indexes() == [1]
+            heir = await other.attach("heir")
+            assert await other.distributed.fetch("q", heir, index_only=True) == []
+            await one.distributed.look("q")
+            assert sorted(await other.leased(heir, 2)) == [1, 2]
+
+    run(body())
+
+
+def test_an_item_whose_burial_was_cut_off_is_buried_by_whoever_looks_next(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes to nobody meanwhile, and is in the rear store and answered once."""
+    clock = Moment()
+    burial = Burial(
+        1,
+        "q#rear",
+        Limits(),
+        lambda frame, _: Frame(0, frame.tags, frame.data),
+        "q/sink",
+        lambda frame, _: frame,
+    )
+
+    async def body() -> None:
+        async with servers(redis_url, 0) as _:
+            both = [Server(redis_url, clock) for _ in range(2)]
+            for server in both:
+                await server.storage.start(server.failures.append)
+                for name, one in (("q#rear", None), ("q/sink", None), ("q", burial)):
+                    await server.storage.open(name, one)
+            dead, alive = both
+            await dead.put(b"poison")
+            session = await dead.attach()
+            assert await dead.leased(session) == [1]
+            heard = dead.link.call
+
+            async def dies(script: str, *args: Any, **kwargs: Any) -> Any:
+                if script == "bury":
+                    raise Unavailable("the server was killed")
+                return await heard(script, *args, **kwargs)
+
+            monkeypatch.setattr(dead.link, "call", dies)
+            assert await dead.negative(1) == 1
+            heir = await alive.attach("heir")
+            assert await alive.distributed.fetch("q", heir, index_only=True) == []
+            clock.now += 5.0
+            await alive.distributed.look("q")
+            assert await alive.length() == 0
+            for name in ("q#rear", "q/sink"):
+                assert len(await alive.storage.read(name, start=0, length=9, tags={})) == 1
+            for server in both:
+                await server.storage.close()
+
+    run(body())
+
+
+# -- a Redis that forgets ----------------------------------------------------------------------------------------------
+
+
+def test_a_flush_is_reported_and_no_index_is_given_twice(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            for _ in range(3):
+                await one.put()
+            session = await one.attach()
+            assert await one.leased(session, 3) == [1, 2, 3]
+            with redis.Redis.from_url(redis_url) as client:
+                client.flushall()
+            with caplog.at_level(logging.WARNING):
+                assert await one.put() == 3 + remote.RAISE + 1
+                assert await other.put() == 3 + remote.RAISE + 2
+            assert "acknowledged items may have been lost" in caplog.text
+            assert (await other.storage.attributes("q", now=0.0)).epoch == 1
+            assert await one.storage.lease("q", session, index_only=False) == []
+            assert await one.attach() > session
+
+    run(body())
+
+
+def test_a_new_server_after_a_flush_cannot_make_an_old_one_give_indexes_again(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url, 1) as (old,):
+            for _ in range(3):
+                await old.put()
+            with redis.Redis.from_url(redis_url) as client:
+                client.flushall()
+            async with servers(redis_url, 1) as (new,):
+                assert await new.put() == 1
+                assert await old.put() > 3
+                assert await new.put() > 3
+
+    run(body())
+
+
+def test_another_run_of_redis_is_another_epoch_once_for_all_servers(make_redis: MakeRedis) -> None:
+    server = make_redis()
+
+    async def body() -> None:
+        async with servers(server.url) as both:
+            one, other = both
+            await one.put()
+            await asyncio.to_thread(server.restart)
+            for engine in both:
+                while not engine.link.is_up():
+                    await asyncio.sleep(0.01)
+            assert await one.put() == 1 + remote.RAISE + 1
+            assert await other.put() == 1 + remote.RAISE + 2
+            assert (await one.storage.attributes("q", now=0.0)).epoch == 1
+            assert await other.length() == 3
+
+    run(body())
+
+
+def test_a_watch_goes_on_after_an_absence_of_redis(make_redis: MakeRedis) -> None:
+    """Nothing that was pushed comes again, and what is put after it comes."""
+    server = make_redis()
+
+    async def body() -> None:
+        async with servers(server.url, 1) as (engine,):
+            await engine.put()
+            session = await engine.attach()
+            assert await engine.leased(session) == [1]
+            waiting = asyncio.ensure_future(engine.storage.lease("q", session, index_only=False))
+            await asyncio.to_thread(server.restart)
+            while True:
+                try:
+                    index = await engine.put()
+                    break
+                except (Unavailable, StorageError):
+                    await asyncio.sleep(0.05)
+            assert [lease.frame.index for lease in await waiting][-1:] == [index]
+
+    run(body())
+
+
+def test_a_stream_of_another_schema_is_refused(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url, 1) as (server,):
+            await server.put()
+            with redis.Redis.from_url(redis_url) as client:
+                client.hset("easq:{q}:meta", "schema", "99")
+            with pytest.raises(StorageError, match="has schema '99', this easq knows 1"):
+                await Server.start(Server(redis_url, None))
+
+    run(body())
+
+
+# -- long backlogs -----------------------------------------------------------------------------------------------------
+
+
+def test_what_one_call_may_not_do_is_done_by_more(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scans, hand-outs and removals of more entries than one script looks at."""
+    monkeypatch.setattr(remote, "BUDGET", 5)
+
+    async def body() -> None:
+        async with servers(redis_url, 1) as (server,):
+            for n in range(23):
+                await server.put(str(n).encode(), color="red" if n == 20 else "blue")
+            assert await server.indexes() == list(range(1, 24))
+            assert await server.indexes(tags={"color": "red"}) == [21]
+            assert await server.storage.count("q", tags={"color": "blue"}, priority=0) == 22
+            red = await server.attach("red", group="r", tags={"color": "red"})
+            assert await server.leased(red) == [21]
+            taken = await server.storage.take("q", start=2, length=12, tags={}, minimum=12)
+            assert [frame.index for frame in taken] == list(range(2, 14))
+            await server.storage.release("q", range(2, 14))
+            wide = await server.attach("wide", window=23)
+            assert await server.leased(wide, 23) == list(range(1, 24))
+            assert await server.storage.truncate("q", 20) == 19
+            await server.storage.end("q", ended=True)
+            await server.commit(20, 21, 22, 23)
+            await server.commit(20, 21, 22, 23, group="r")
+            with pytest.raises(StreamEnded):
+                await server.leased(wide)
+
+    run(body())
