@@ -148,8 +148,6 @@ def load(path: Path) -> Config:
 
     Raises ConfigError for what cannot be read as a configuration.
     """
-    import tomllib
-
     try:
         with open(path, "rb") as file:
             warnings = _unsafe(path, os.fstat(file.fileno()))
@@ -160,6 +158,8 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
+    import tomllib
+
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

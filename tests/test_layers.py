@@ -44,7 +44,7 @@ BRIDGE = "easq.cli.serve"
 
 #: library -> the modules (or packages, with a dot at the end) that may know it
 HOMES: Mapping[str, tuple[str, ...]] = {
-    "aiohttp": ("easq.service.", "easq.client.bulk"),
+    "aiohttp": ("easq.service.", "easq.client.session"),
     "certifi": ("easq.client.tls",),
     "click": ("easq.cli.",),
     "google": ("easq.wire.frames",),
@@ -56,7 +56,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "tomli_w": ("easq.config",),
     "tomllib": ("easq.config",),
     "websocket": ("easq.client.websocket",),
-    "yarl": ("easq.client.bulk",),
+    "yarl": ("easq.client.session",),
 }
 
 
@@ -219,7 +219,7 @@ def test_what_is_allowed_is_not_complained_of(tmp_path: Path) -> None:
         "cli/serve.py": "import click\nfrom easq.service.server import Server\nfrom easq.storage.base import Timing",
         "cli/demo.py": "from easq.cli import serve",
         "service/server.py": "import aiohttp, asyncio\nfrom easq.broker import queue\nfrom easq import runner",
-        "client/bulk.py": "from aiohttp import web\nfrom easq.wire import frames",
+        "client/session.py": "from aiohttp import web\nfrom easq.wire import frames",
         "config.py": "import tomllib, tomli_w",
         "storage/sqlite.py": "import sqlite3",
     }

@@ -1,19 +1,33 @@
-"""easq bench: load with percentiles, on a queue that is empty before and after."""
+"""easq bench: load with percentiles, on a queue that is empty before and after, or on a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from easq.cli.options import DURATION, Group, ParamType, command, shared_options, sink_option
+from easq.cli.options import (
+    DURATION,
+    HEADER_TEXT,
+    PATH_TEXT,
+    Group,
+    ParamType,
+    command,
+    shared_options,
+    sink_option,
+)
+from easq.cli.routes import DIRECT, GATEWAY, MODELARTS, QUEUE, service_options, sign_option, via_option
 from easq.cli.size import SIZE
 
 if TYPE_CHECKING:
     from easq.cli.app import App
-    from easq.client.bench import Bench, Condition, Load
+    from easq.cli.routes import Answer
+    from easq.client.conditions import Condition
+    from easq.client.load import Load, LoadRun
     from easq.errors import EasqError
+    from easq.render.progress import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,7 +43,7 @@ class FailIf(ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Condition:
         """`value` as a condition."""
-        from easq.client.bench import Condition, read_condition
+        from easq.client.conditions import Condition, read_condition
 
         if isinstance(value, Condition):
             return value
@@ -39,28 +53,29 @@ class FailIf(ParamType):
             self.fail(str(error), param, ctx)
 
 
-def _load_options(*, timed: bool) -> Callable[[F], F]:
-    """The options of a load; `timed` where it may go on for a time or at a rate."""
+def _load_options(*, timed: bool, what: str = "item") -> Callable[[F], F]:
+    """The options of a load; `timed` where it may go on for a time or at a rate. An item goes through a queue."""
 
     def add(function: F) -> F:
         options = [
-            click.option("-n", "--count", type=click.IntRange(1), help="How many items.  [default: 10000]"),
+            click.option("-n", "--count", type=click.IntRange(1), help=f"How many {what}s.  [default: 10000]"),
             click.option(
                 "-c", "--concurrency", type=click.IntRange(1, 256), default=16 if timed else 1,
                 help="Requests at a time.  [default: 16]" if timed else "Consumers.  [default: 1]",
             ),
-            click.option("--size", type=SIZE, help="Bytes of an item.  [default: 256]"),
-            click.option("-f", "--file", type=click.Path(readable=False), help="Its lines are the items, in turn."),
+            click.option("--size", type=SIZE, help=f"Bytes of each {what}.  [default: 256]"),
+            click.option("-f", "--file", type=click.Path(readable=False), help=f"Its lines are the {what}s, in turn."),
             click.option(
                 "--warmup", type=click.IntRange(0), default=100,
-                help="Items before those that are measured.  [default: 100]",
+                help=f"{what.capitalize()}s before those that are measured.  [default: 100]",
             ),
             click.option(
                 "--fail-if", "fail_if", type=FailIf(), multiple=True, metavar="CONDITION",
                 help="Exit with 11 if it holds: p99>50ms, throughput<1000/s, errors>0, errors>1%.",
             ),
-            click.option("--force", is_flag=True, help="Also on a queue that is not empty."),
         ]  # fmt: skip
+        if what == "item":
+            options.append(click.option("--force", is_flag=True, help="Also on a queue that is not empty."))
         if timed:
             options += [
                 click.option("--duration", type=DURATION, help="How long, in place of -n."),
@@ -71,7 +86,7 @@ def _load_options(*, timed: bool) -> Callable[[F], F]:
             ]  # fmt: skip
         for option in reversed(options):
             function = option(function)
-        return sink_option(function)
+        return sink_option(function) if what == "item" else function
 
     return add
 
@@ -79,11 +94,15 @@ def _load_options(*, timed: bool) -> Callable[[F], F]:
 @click.group(
     "bench",
     cls=Group,
-    examples=("easq bench put -n 50000 -c 64", "easq bench roundtrip --rate 100 --duration 30s"),
+    examples=(
+        "easq bench put -n 50000 -c 64",
+        "easq bench roundtrip --rate 100 --duration 30s",
+        "easq bench predict --via direct --endpoint URL --service NAME -c 32 --fail-if 'p99>50ms'",
+    ),
 )
 @shared_options
 def bench() -> None:
-    """Put load on a queue and tell throughput and latencies."""
+    """Put load on a queue or a model and tell throughput and latencies."""
 
 
 @command(
@@ -120,7 +139,78 @@ def drain(app: App, **options: Any) -> None:
     _run(app, "drain", duration=None, rate=None, **options)
 
 
-for _command in (put, drain, roundtrip):
+@command(
+    "predict",
+    examples=(
+        "easq bench predict --via gateway -n 5000 -c 32 --size 4k",
+        "easq bench predict --via direct --duration 30s --rate 200 --fail-if 'p99>50ms' --fail-if 'errors>0'",
+        "easq bench predict --via direct -f requests.txt -o json | jq .throughput",
+    ),
+)
+@_load_options(timed=True, what="request")
+@via_option(
+    *(QUEUE, GATEWAY, DIRECT, MODELARTS),
+    text="The way of the requests, as predict has it.  [default: queue]",
+)
+@service_options
+@sign_option
+@click.option(
+    "--timeout", type=DURATION, default="60s", help="How long to wait for an answer.  [default: 60s]"
+)
+@click.option("--path", type=PATH_TEXT, default="", metavar="SUFFIX", help="Path the model is called with.")
+@click.option("--content-type", type=HEADER_TEXT, default="", help="Type of every request.")
+def predict(
+    app: App,
+    timeout: float,
+    path: str,
+    content_type: str,
+    count: int | None,
+    duration: float | None,
+    concurrency: int,
+    size: int | None,
+    file: str | None,
+    rate: float | None,
+    warmup: int,
+    fail_if: tuple[Condition, ...],
+) -> None:
+    """Time requests to the model, each from the moment it was due to its answer.
+
+    Results of the queue are deleted from the sink. An answer that the model calls a failure counts as an error.
+    """
+    from easq.cli import routes
+    from easq.cli.items import Item
+    from easq.cli.predict import failure_of
+    from easq.client.load import LoadRun
+    from easq.errors import UsageError
+
+    via = app.checked("via") or QUEUE
+    if via == routes.WEBSOCKET:
+        raise UsageError(
+            "bench predict does not go --via websocket", hint="--via queue, gateway, direct or modelarts"
+        )
+    given = [name for name in ("sign", "endpoint", "service", "project", "refresh") if name in app.options]
+    routes.check_options(via, given + ["content-type"] * bool(content_type))
+    load = _load(app, count, duration, concurrency, size, file, rate, warmup)
+    route = routes.route(app, via, routes.Terms(timeout, path, content_type))
+
+    def ask(_number: int, data: bytes) -> Item:
+        return Item(data)
+
+    def done(answers: list[Answer]) -> None:
+        route.done([answer.frame for answer in answers])
+
+    with _progress(app, load) as progress:
+        run = LoadRun(route.transport.settings, load, lambda ended, failed: progress.at(ended, failed, ended))
+        interrupted = _guarded(
+            run,
+            progress,
+            lambda: run.answers(ask, route.steps, failure=lambda answer: failure_of(answer.frame), done=done),
+        )
+    record = {"bench": "predict", "via": via, **_figures(load, run)}
+    _end(app, run, record, fail_if, interrupted)
+
+
+for _command in (put, drain, predict, roundtrip):
     bench.add_command(_command)
 
 
@@ -138,15 +228,10 @@ def _run(
     fail_if: tuple[Condition, ...],
     force: bool,
 ) -> None:
-    from easq.cli.app import Interrupt
-    from easq.client.bench import Bench, Load
+    from easq.client.bench import Bench
     from easq.errors import UsageError
 
-    if count is not None and duration is not None:
-        raise UsageError("-n and --duration exclude each other")
-    if size is not None and file is not None:
-        raise UsageError("--size and -f exclude each other")
-    payloads = _payloads(app, file, 256 if size is None else size)
+    load = _load(app, count, duration, concurrency, size, file, rate, warmup)
     client = app.queue()
     length = client.attributes().get("stream.length", "0")
     if length != "0" and not force:
@@ -154,21 +239,77 @@ def _run(
             f"the queue is not empty: it holds {length} items",
             hint="another queue, or --force: they are left alone",
         )
+    with _progress(app, load) as progress:
+        run = Bench(client, app.exchange, load, lambda done, failed: progress.at(done, failed, done))
+        act = {"put": run.put, "drain": run.drain, "roundtrip": run.roundtrip}[what]
+        deleted = 0
+
+        def clean() -> None:
+            nonlocal deleted
+            deleted = run.clean()
+
+        interrupted = _guarded(run, progress, act, clean)
+    record = {"bench": what, **_figures(load, run), "deleted": deleted}
+    _end(app, run, record, fail_if, interrupted)
+
+
+def _load(
+    app: App,
+    count: int | None,
+    duration: float | None,
+    concurrency: int,
+    size: int | None,
+    file: str | None,
+    rate: float | None,
+    warmup: int,
+) -> Load:
+    """What the options ask for. Raises UsageError for two that exclude each other."""
+    from easq.client.load import Load
+    from easq.errors import UsageError
+
+    if count is not None and duration is not None:
+        raise UsageError("-n and --duration exclude each other")
+    if size is not None and file is not None:
+        raise UsageError("--size and -f exclude each other")
+    payloads = _payloads(app, file, 256 if size is None else size)
     if count is None and duration is None:
         count = _DEFAULT_COUNT
-    load = Load(payloads, concurrency, count, duration, rate, warmup)
-    with app.printer.progress(None if count is None else count + warmup) as progress:
-        run = Bench(client, app.exchange, load, lambda done, failed: progress.at(done, failed, done))
-        with Interrupt(run.stop) as interrupt:
-            try:
-                {"put": run.put, "drain": run.drain, "roundtrip": run.roundtrip}[what]()
-            finally:
-                progress.end()
-                deleted = run.clean()
-    record = _record(what, load, run) | {"deleted": deleted}
+    return Load(payloads, concurrency, count, duration, rate, warmup)
+
+
+def _progress(app: App, load: Load) -> AbstractContextManager[Progress]:
+    return app.printer.progress(None if load.count is None else load.count + load.warmup)
+
+
+def _guarded(
+    run: LoadRun,
+    progress: Progress,
+    act: Callable[[], None],
+    clean: Callable[[], None] = lambda: None,
+) -> KeyboardInterrupt | None:
+    """`act` was done, or stopped by the interrupt that is given back; `clean` was done in any case."""
+    from easq.cli.app import Interrupt
+
+    with Interrupt(run.stop) as interrupt:
+        try:
+            act()
+        finally:
+            progress.end()
+            clean()
+    return interrupt.raised
+
+
+def _end(
+    app: App,
+    run: LoadRun,
+    record: dict[str, object],
+    fail_if: tuple[Condition, ...],
+    interrupted: KeyboardInterrupt | None,
+) -> None:
+    """The figures are out. Raises what the run ends with: the interrupt, a condition that holds, what failed."""
     _tell(app, run, record)
-    if interrupt.raised is not None:
-        raise interrupt.raised
+    if interrupted is not None:
+        raise interrupted
     _judge(record, fail_if, run.samples.first_error)
 
 
@@ -186,9 +327,8 @@ def _payloads(app: App, file: str | None, size: int) -> list[bytes]:
     return found
 
 
-def _record(what: str, load: Load, run: Bench) -> dict[str, object]:
+def _figures(load: Load, run: LoadRun) -> dict[str, object]:
     return {
-        "bench": what,
         "concurrency": load.workers,
         "rate": load.rate,
         "size": sum(map(len, load.payloads)) // len(load.payloads),
@@ -197,7 +337,7 @@ def _record(what: str, load: Load, run: Bench) -> dict[str, object]:
     }
 
 
-def _tell(app: App, run: Bench, record: dict[str, object]) -> None:
+def _tell(app: App, run: LoadRun, record: dict[str, object]) -> None:
     from easq.render.bench import figure_lines, histogram_lines
 
     printer = app.printer

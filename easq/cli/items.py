@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from easq.cli.options import tag_problem
@@ -22,6 +21,7 @@ from easq.model import DELIVERY_COUNT, HEADER_PREFIX, REQUEST_ID, Tags
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+    from queue import SimpleQueue
 
     from easq.cli.app import App
 
@@ -303,6 +303,8 @@ class _Workers(Generic[T]):
     """Threads that end with the program: those of ThreadPoolExecutor would hold up Ctrl-C until the last answer."""
 
     def __init__(self, count: int, work: Callable[[Item], T]) -> None:
+        from queue import SimpleQueue
+
         self._count, self._work = count, work
         self._waiting: SimpleQueue[tuple[Item, Future[T]] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []

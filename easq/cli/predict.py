@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import DURATION, as_tags, command, keep, payload_options, tags_option
-from easq.cli.routes import service_options, via_option
-from easq.errors import UsageError
-from easq.profile import SIGNS, VIAS
+from easq.cli.options import DURATION, as_tags, command, payload_options, tags_option
+from easq.cli.routes import service_options, sign_option, via_option
+from easq.errors import EasqError, UsageError
+from easq.profile import VIAS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
 
     from easq.cli.app import App
     from easq.cli.items import Item, Items
-    from easq.cli.routes import Answer, Terms
+    from easq.cli.routes import Answer, Route, Terms
     from easq.client.predict import Served
-    from easq.errors import EasqError
     from easq.model import Frame
+
+    #: items that came to their turn together, each with its answer or why there is none
+    Results: TypeAlias = Sequence[tuple[Item, Answer | EasqError]]
 
 
 @command(
@@ -39,13 +42,7 @@ if TYPE_CHECKING:
     "ModelArts; websocket: messages.  [default: queue]",
 )
 @service_options
-@click.option(
-    "--sign",
-    type=click.Choice(SIGNS),
-    expose_value=False,
-    callback=keep,
-    help="Send the token itself or a signature; auto: direct signs; gateway and direct only.  [default: auto]",
-)
+@sign_option
 @click.option("--show-instance", is_flag=True, help="Say who answered, and how fast; not with queue.")
 @click.option(
     "--timeout", type=DURATION, default="60s", help="How long to wait for a result.  [default: 60s]"
@@ -87,7 +84,6 @@ def predict(
     comes is shown. The token goes as X-Auth-Token, unless a --header says otherwise who asks.
     """
     from easq.cli import routes
-    from easq.cli.items import in_order
 
     via = app.checked("via") or routes.QUEUE
     given = {
@@ -107,10 +103,9 @@ def predict(
     if items is None or idle_timeout is not None:
         if concurrency > 1:
             raise UsageError("-c goes with one answer a message, not with --idle-timeout or typed messages")
-        run.all(_talk(run, terms, items, idle_timeout or 0.0), lambda _frame: None)
+        run.all(([one] for one in _talk(run, terms, items, idle_timeout or 0.0)), _nothing)
     else:
-        route = routes.route(app, via, terms)
-        run.all(in_order(iter(items), route.ask, workers=concurrency, stop=run.is_over), route.done)
+        run.all(*_ask(run, via, terms, items, concurrency))
 
 
 @dataclass
@@ -129,23 +124,36 @@ class Run:
         """Whether something failed that would fail for every further request."""
         return self.fatal
 
-    def all(self, results: Iterator[tuple[Item, Answer | EasqError]], done: Callable[[Frame], None]) -> None:
+    def all(self, batches: Iterator[Results], done: Callable[[Sequence[Frame]], None]) -> None:
         """Every answer is printed, and `done` with, and every failure said; the run's own error is raised."""
-        from easq.errors import EasqError
         from easq.render.rows import FRAME_COLUMNS
 
         if self.app.output == "table":
             self.app.printer.header(FRAME_COLUMNS)
-        for number, (item, result) in enumerate(results):
-            error = result if isinstance(result, EasqError) else _failure(result.frame)
-            self.app.tell_warnings()
-            if not isinstance(result, EasqError):
-                _show(self.app, number, result, alone=self.alone, instance=self.instance)
-                done(result.frame)
-                self.answered += error is None
-            if error is not None:
-                self._failed(error, item)
+        number = 0
+        for batch in batches:
+            printed: list[Frame] = []
+            try:
+                for item, result in batch:
+                    self.app.tell_warnings()
+                    self._take(number, item, result, printed)
+                    number += 1
+            finally:
+                if printed:
+                    self.app.printer.flush()
+                    done(printed)
         self._end()
+
+    def _take(self, number: int, item: Item, result: Answer | EasqError, printed: list[Frame]) -> None:
+        if isinstance(result, EasqError):
+            self._failed(result, item)
+            return
+        error = failure_of(result.frame)
+        _show(self.app, number, result, alone=self.alone, instance=self.instance)
+        printed.append(result.frame)
+        self.answered += error is None
+        if error is not None:
+            self._failed(error, item)
 
     def _failed(self, error: EasqError, item: Item) -> None:
         from easq.errors import DeadlineExceeded, Refused, ServerError, UsageError
@@ -184,6 +192,47 @@ def _items(
     return find_items(app, data, file, paths, form, piped=LINES if via == WEBSOCKET else WHOLE)
 
 
+def _ask(
+    run: Run, via: str, terms: Terms, items: Items, workers: int
+) -> tuple[Iterator[Results], Callable[[Sequence[Frame]], None]]:
+    """All answers, in the order of the items, in batches of what is there; and what to do with those printed."""
+    from easq.cli import routes
+    from easq.cli.items import in_order
+
+    if via == routes.WEBSOCKET:
+        ask = routes.messages(run.app, terms)
+        return ([one] for one in in_order(iter(items), ask, workers=workers, stop=run.is_over)), _nothing
+    route = routes.route(run.app, via, terms)
+    if workers > 1 and not items.single:
+        return _many(run, route, items, workers), route.done
+    transport = route.transport
+    one_by_one = in_order(
+        iter(items), lambda item: transport.run(route.steps(item, None)), workers=1, stop=run.is_over
+    )
+    return ([one] for one in one_by_one), route.done
+
+
+def _many(run: Run, route: Route, items: Items, workers: int) -> Iterator[Results]:
+    """`workers` requests at a time, on one event loop; none is begun once something failed that would fail for all."""
+    from easq.client.bulk import Bulk, Task
+
+    bulk = Bulk(route.transport.settings, workers=workers, timed=run.instance)
+    tasks = (Task(item, item.error or item, len(item.data)) for item in items)
+    for batch in bulk.run(tasks, route.steps):
+        yield [(outcome.what, outcome.error or _given(outcome.result)) for outcome in batch]
+        if run.is_over():
+            bulk.stop()
+
+
+def _given(answer: Answer | None) -> Answer:
+    assert answer is not None, "an exchange ends in an answer or an error"
+    return answer
+
+
+def _nothing(_frames: Sequence[Frame]) -> None:
+    """All is done with an answer that was printed."""
+
+
 def _talk(
     run: Run, terms: Terms, items: Items | None, idle_s: float
 ) -> Iterator[tuple[Item, Answer | EasqError]]:
@@ -201,7 +250,7 @@ def _talk(
     return follow(dialogue, items, timeout_s=terms.timeout_s, idle_s=idle_s, stop=run.is_over)
 
 
-def _failure(frame: Frame) -> EasqError | None:
+def failure_of(frame: Frame) -> EasqError | None:
     """What the model's own status says: 4xx is refused, any other but 2xx the model's fault."""
     from easq.errors import Refused, ServerError
     from easq.model import LAST_CODE, LAST_REASON
@@ -230,8 +279,8 @@ def _show(app: App, number: int, answer: Answer, *, alone: bool, instance: bool)
         printer.write(shown(frame.data).encode() + b"\n")
     else:
         printer.write(frame.data if alone else frame.data + b"\n")
-    printer.flush()
     if served:
+        printer.flush()
         times = served.times
         connected = "" if times.connect_s is None else f"connect {times.connect_s * 1000:.1f} ms, "
         printer.remark(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from easq.client.bulk import Outcome, Task
     from easq.client.journal import Journal
     from easq.model import Ack
-    from easq.wire.operations import Put
+    from easq.wire.operations import Operation, Put
 
     #: an item, its number, and how many seconds ago another run may have put it
     Sent: TypeAlias = tuple[Item, int, float | None]
@@ -147,15 +147,13 @@ class Run:
         from contextlib import ExitStack
 
         from easq.cli.app import Interrupt
-        from easq.client.bulk import Bulk
+        from easq.client.bulk import Bulk, asking
         from easq.client.journal import Journal
         from easq.wire.replies import read_put
 
         url, caller = self.app.stream()
         target = f"{url} rear={caller.rear}"
         bulk = Bulk(
-            url,
-            caller,
             self.app.exchange,
             workers=workers,
             rate=rate,
@@ -169,7 +167,7 @@ class Run:
             interrupt = stack.enter_context(Interrupt(lambda: bulk.stop(grace_s=GRACE_S)))
             progress = stack.enter_context(self.app.printer.progress(self.items.total_bytes))
             try:
-                for batch in bulk.run(self._tasks(), read_put):
+                for batch in bulk.run(self._tasks(), asking(url, caller, self.app.exchange, read_put)):
                     self._take(batch)
                     progress.at(self.tally.ended, self.tally.failed, self.items.bytes)
             except EasqError as error:  # a file that could not be read to its end
@@ -192,7 +190,7 @@ class Run:
         except EasqError:
             return False
 
-    def _tasks(self) -> Iterator[Task[Sent]]:
+    def _tasks(self) -> Iterator[Task[Sent, Operation]]:
         """What is to be put, each item with the key that it has in every run."""
         from secrets import token_hex
 
@@ -210,19 +208,19 @@ class Run:
     def _take(self, batch: Sequence[Outcome[Sent, Ack]]) -> None:
         """What became of these items is kept in the journal, and then said."""
         if self.journal is not None:
-            stored = [outcome.task.what[1] for outcome in batch if outcome.error is None]
-            refused = [outcome.task.what[1] for outcome in batch if outcome.error and _refused(outcome)]
+            stored = [outcome.what[1] for outcome in batch if outcome.error is None]
+            refused = [outcome.what[1] for outcome in batch if outcome.error and _refused(outcome)]
             if refused:
                 self.journal.refused(refused)
             if stored:
                 self.journal.stored(stored)
         for outcome in batch:
-            item, _, doubt_s = outcome.task.what
+            item, _, doubt_s = outcome.what
             error = outcome.error
             if outcome.result is not None:
                 ack = outcome.result
                 self.tally.answered(
-                    known=ack.duplicate, doubt_s=0.0 if doubt_s is None and outcome.doubt else doubt_s
+                    known=ack.duplicate, doubt_s=0.0 if doubt_s is None and outcome.times.doubt else doubt_s
                 )
                 self.tally.stored(item, ack)
             elif error is not None:
@@ -232,7 +230,7 @@ class Run:
 
 def _refused(outcome: Outcome[Sent, Ack]) -> bool:
     """Whether it certainly was not stored, by any of its attempts in this run."""
-    return outcome.error is not None and not outcome.doubt and certain(outcome.error)
+    return outcome.error is not None and not outcome.times.doubt and certain(outcome.error)
 
 
 def certain(error: EasqError) -> bool:

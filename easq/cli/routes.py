@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from easq.cli.options import DURATION, keep
+from easq.profile import SIGNS
 
 if TYPE_CHECKING:
     from typing import Any
 
     from easq.cli.app import App
     from easq.cli.items import Item
+    from easq.client.attempts import Steps, Times
     from easq.client.dialogue import Dialogue
     from easq.client.predict import Served
+    from easq.client.transport import Transport
     from easq.model import Frame
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -64,15 +67,28 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How to ask, and what is left to do with an answer that was printed."""
+    """How to ask: the steps to an answer, who takes them one at a time, and what is left to do once it was printed."""
 
-    ask: Callable[[Item], Answer]
-    done: Callable[[Frame], None] = lambda _frame: None
+    steps: Callable[[Item, Times | None], Steps[Answer]]
+    transport: Transport
+    done: Callable[[Sequence[Frame]], None] = lambda _frames: None
 
 
 def via_option(*ways: str, text: str) -> Callable[[F], F]:
     """The option --via, which ends in the App."""
     return click.option("--via", type=click.Choice(ways), expose_value=False, callback=keep, help=text)
+
+
+def sign_option(function: F) -> F:
+    """`function` takes the option --sign, which ends in the App."""
+    option: Callable[[F], F] = click.option(
+        "--sign",
+        type=click.Choice(SIGNS),
+        expose_value=False,
+        callback=keep,
+        help="Send the token itself or a signature; auto: direct signs; gateway and direct only.  [default: auto]",
+    )
+    return option(function)
 
 
 def service_options(function: F) -> F:
@@ -109,9 +125,8 @@ def check_options(via: str, given: Iterable[str]) -> None:
 
 
 def route(app: App, via: str, terms: Terms) -> Route:
-    """How requests go `via`, which was checked."""
-    make = {QUEUE: _queue, GATEWAY: _gateway, WEBSOCKET: _websocket}.get(via, _instances)
-    return make(app, terms)
+    """How requests go `via`, which was checked and is not a WebSocket."""
+    return {QUEUE: _queue, GATEWAY: _gateway}.get(via, _instances)(app, terms)
 
 
 def _queue(app: App, terms: Terms) -> Route:
@@ -121,8 +136,8 @@ def _queue(app: App, terms: Terms) -> Route:
     queue, sink = app.queue(sink=False), app.queue(sink=True)
     check_pair(queue, sink)
 
-    def ask(item: Item) -> Answer:
-        frame = predict_queue(
+    def steps(item: Item, times: Times | None = None) -> Steps[Answer]:
+        frame = yield from predict_queue(
             queue,
             sink,
             item.data,
@@ -131,10 +146,11 @@ def _queue(app: App, terms: Terms) -> Route:
             priority=terms.priority or item.priority or 0,
             path=terms.path,
             content_type=terms.content_type or item.content_type,
+            times=times,
         )
         return Answer(frame)
 
-    return Route(ask, lambda frame: sink.delete([frame.index]))
+    return Route(steps, app.transport, lambda frames: sink.delete(frame.index for frame in frames))
 
 
 def _gateway(app: App, terms: Terms) -> Route:
@@ -152,22 +168,22 @@ def _gateway(app: App, terms: Terms) -> Route:
     headers = _headers(app, sign)
     signed_path = unquote(urlsplit(url).path) + sub_path(terms.path)
 
-    def ask(item: Item) -> Answer:
+    def steps(item: Item, times: Times | None = None) -> Steps[Answer]:
         kind = terms.content_type or item.content_type
-        return _answer(
-            predict_gateway(
-                transport,
-                url,
-                caller,
-                item.data,
-                path=terms.path,
-                content_type=kind,
-                headers=headers(item.data, kind, signed_path),
-                timeout_s=terms.timeout_s,
-            )
+        served = yield from predict_gateway(
+            url,
+            caller,
+            transport.settings,
+            item.data,
+            path=terms.path,
+            content_type=kind,
+            headers=headers(item.data, kind, signed_path),
+            timeout_s=terms.timeout_s,
+            times=times,
         )
+        return _answer(served)
 
-    return Route(ask)
+    return Route(steps, transport)
 
 
 def _instances(app: App, terms: Terms) -> Route:
@@ -187,28 +203,31 @@ def _instances(app: App, terms: Terms) -> Route:
     # once, before all requests: where there is no list, not each of them asks for it and fails
     began = time.monotonic()
     discovery.fill(within_s=terms.timeout_s)
+    discovery.keep_fresh()
     spent_s = time.monotonic() - began if terms.single else 0.0
     if sign == "token":
         app.warn_where_unencrypted(*(one.url for one in discovery.instances))
 
-    def ask(item: Item) -> Answer:
+    def steps(item: Item, times: Times | None = None) -> Steps[Answer]:
         kind = terms.content_type or item.content_type
-        return _answer(
-            predict_direct(
-                transport,
-                discovery,
-                item.data,
-                path=terms.path,
-                headers=headers(item.data, kind, signed_path),
-                timeout_s=max(0.001, terms.timeout_s - spent_s),
-            )
+        served = yield from predict_direct(
+            discovery,
+            transport.settings,
+            item.data,
+            path=terms.path,
+            headers=headers(item.data, kind, signed_path),
+            timeout_s=max(0.001, terms.timeout_s - spent_s),
+            times=times,
         )
+        return _answer(served)
 
-    return Route(ask)
+    return Route(steps, transport)
 
 
-def _websocket(app: App, terms: Terms) -> Route:
-    """As many connections as there are messages at a time: an answer belongs to the message before it."""
+def messages(app: App, terms: Terms) -> Callable[[Item], Answer]:
+    """Asks a WebSocket service, in the thread of the caller, one of several.
+
+    As many connections as there are messages at a time: an answer belongs to the message before it."""
     from easq.client.dialogue import Dialogues
 
     dialogues = app.at_end.enter_context(Dialogues(dialogue_maker(app, terms)))
@@ -216,7 +235,7 @@ def _websocket(app: App, terms: Terms) -> Route:
     def ask(item: Item) -> Answer:
         return _answer(dialogues.ask(item.data, timeout_s=terms.timeout_s))
 
-    return Route(ask)
+    return ask
 
 
 def dialogue_maker(app: App, terms: Terms) -> Callable[[], Dialogue]:

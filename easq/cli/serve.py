@@ -44,6 +44,7 @@ WEIGHTS = _Weights()
         "easq serve --port 0 --queue images --queue speech --token-file ~/.config/easq/token",
         "easq serve --model 'exec:python3 model.py' --instances 3 --weights 100,100,50",
         "easq serve --storage memory: -- pytest tests/integration",
+        "easq serve --storage redis://:PASSWORD@redis.example:6379 --wait-replicas 1",
     ),
 )
 @click.option(
@@ -75,7 +76,8 @@ WEIGHTS = _Weights()
 @click.option(
     "--storage",
     metavar="URL",
-    help="sqlite:PATH or memory:.  [default: sqlite: in the XDG state folder; with CMD: a temporary folder]",
+    help="sqlite:PATH, memory: or redis://HOST:PORT.  "
+    "[default: sqlite: in the XDG state folder; with CMD: a temporary folder]",
 )
 @click.option(
     "--durability",
@@ -83,6 +85,12 @@ WEIGHTS = _Weights()
     default="fsync",
     show_default=True,
     help="What a put survives once acknowledged: fsync power loss, os a killed process.",
+)
+@click.option(
+    "--wait-replicas",
+    type=click.IntRange(0),
+    default=0,
+    help="Acknowledge what so many replicas of Redis have too.  [default: 0]",
 )
 @click.option("--recover", is_flag=True, help="Copy the data into a new file first, after the disk failed.")
 @click.option(
@@ -213,6 +221,7 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
         storage=storage,
         durability=given["durability"],
         recover=given["recover"],
+        wait_replicas=given["wait_replicas"],
         rules=Rules(given["max_payload"], limits, given["max_delivery"]),
         sink_rules=Rules(given["max_payload"], sink_limits, given["max_delivery"]),
         timing=Timing(leave_grace_s=given["leave_grace"], group_retention_s=given["group_retention"]),
@@ -220,7 +229,18 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
         service=_service(given),
     )
     settings.check()
+    _hide_password(app, storage)
     return settings
+
+
+def _hide_password(app: App, storage: str) -> None:
+    """Nothing that is printed has the password of the storage's URL, neither as written there nor as it is."""
+    from urllib.parse import unquote
+
+    credentials = storage.partition("://")[2].rpartition("@")[0]
+    password = credentials.partition(":")[2]
+    for secret in {password, unquote(password)}:
+        app.printer.hide(secret)
 
 
 def _service(given: Mapping[str, Any]) -> Service | None:
@@ -289,6 +309,7 @@ async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
     import asyncio
 
     from easq.service.server import serve as run
+    from easq.storage.redis_url import shown_url
 
     engines: Engines | None = None
 
@@ -302,7 +323,7 @@ async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
             app.printer.info(f"service {settings.service.name}: {server.url(settings.service.name)}")
             for place in server.platform.places():
                 app.printer.info(f"instance {place.address}, weight {place.weight}")
-        app.printer.info(f"durability {server.durability}, storage {settings.storage}")
+        app.printer.info(f"durability {server.durability}, storage {shown_url(settings.storage)}")
         _write_ready(ready_file, server)
 
     async def before_stop() -> None:

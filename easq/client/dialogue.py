@@ -16,12 +16,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+from easq.client.attempts import Times
 from easq.client.backoff import full_jitter
 from easq.client.endpoint import address_of, shown
 from easq.client.failures import Unanswered, Unconnected
 from easq.client.headers import request_headers
 from easq.client.predict import ATTEMPT_PART, Served, another_may_do_better, in_time
-from easq.client.transport import Settings, Times
+from easq.client.transport import Settings
 from easq.client.websocket import TICK_S, Closed, Message, WebSocket
 from easq.errors import AuthFailed, DeadlineExceeded, EasqError, UsageError
 from easq.wire.operations import Request

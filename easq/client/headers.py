@@ -41,10 +41,10 @@ def request_headers(request: Request, caller: Caller | None, extra: Mapping[str,
             raise UsageError(f"a header cannot have the name {name[:80]!a}")
         if name.lower() in _OURS or name.lower().startswith("sec-websocket-"):
             raise UsageError(f"the header {name} cannot be set")
-        _check_value(name, value)
+        check_value(name, value)
     _merge(headers, extra)
     for name, value in headers.items():
-        _check_value(name, value)
+        check_value(name, value)
     return headers
 
 
@@ -62,7 +62,8 @@ def _check_caller(caller: Caller) -> None:
             )
 
 
-def _check_value(name: str, value: str) -> None:
+def check_value(name: str, value: str) -> None:
+    """Raises UsageError for a value that cannot stand in a header."""
     if not _is_value(value):
         raise UsageError(f"the value of header {name} holds a character that cannot stand in a header")
 

@@ -1,4 +1,7 @@
-"""An inference asked for and its result: by way of the queue, from the gateway, or from an instance itself."""
+"""An inference asked for and its result: by way of the queue, from the gateway, or from an instance itself.
+
+Each way is the steps of an exchange (`attempts`), taken one at a time or many.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,17 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from urllib.parse import parse_qsl, quote
 
+from easq.client.attempts import Attempt, Steps, Times, exchange
 from easq.client.backoff import full_jitter
 from easq.client.discovery import Discovery
 from easq.client.endpoint import address_of
+from easq.client.exchange import PATH_SAFE, Retry, Settings
 from easq.client.failures import Unanswered
-from easq.client.queue import QueueClient, sub_path
-from easq.client.transport import PATH_SAFE, Retry, Times, Transport
+from easq.client.queue import QueueClient, put_operation, sub_path
 from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, ServerError, Unreachable
 from easq.model import REQUEST_ID, Frame, Tags
 from easq.wire.operations import Caller, Request
+from easq.wire.replies import read_error, read_put
 from easq.wire.signature import sign
 
 #: of the time for a prediction, the part that one attempt may take at most
@@ -34,21 +39,26 @@ def predict_queue(
     priority: int = 0,
     path: str = "",
     content_type: str = "",
-) -> Frame:
+    times: Times | None = None,
+) -> Steps[Frame]:
     """The sink's item for `data` put into the input. It is still in the sink: who used it may delete it.
 
     Raises DeadlineExceeded, naming the request id, when it did not come within `timeout_s`.
+
+    Args:
+        times: is told how the put went.
     """
     end = time.monotonic() + timeout_s
-    ack = input.put(
+    put = put_operation(
         data, tags=tags, priority=priority, path=path, content_type=content_type, key=uuid.uuid4().hex
     )
+    ack = yield from input.asking(put, read_put, times=times)
     if not ack.request_id:
         raise NotAQueueService("the put was answered without a request id, so its result cannot be found")
     later = f"the item stays queued; fetch its result with: easq get -k --request-id {ack.request_id}"
     try:
         left_s = max(end - time.monotonic(), 0.0)
-        frames = sink.get(timeout_s=left_s, tags={REQUEST_ID: ack.request_id})
+        frames = yield from sink.getting(timeout_s=left_s, tags={REQUEST_ID: ack.request_id})
     except EasqError as error:
         text = f"{error.message} (while waiting for the result of request {ack.request_id})"
         raise type(error)(text, hint=later, status=error.status) from error
@@ -67,16 +77,17 @@ class Served:
 
 
 def predict_gateway(
-    transport: Transport,
     url: str,
     caller: Caller,
+    settings: Settings,
     data: bytes,
     *,
     path: str = "",
     content_type: str = "",
     headers: Mapping[str, str] | None = None,
     timeout_s: float,
-) -> Served:
+    times: Times | None = None,
+) -> Steps[Served]:
     """The service's answer to a POST of `data` with the caller's token.
 
     It is sent again, also after a connection was lost, while `timeout_s` lasts; one attempt takes a third of
@@ -84,6 +95,7 @@ def predict_gateway(
 
     Args:
         path: what follows the service's address, query included.
+        times: is told how it went, as `Served.times` tells.
     """
     route, _, query = path.partition("?")
     sent = {"Authorization": caller.token} if caller.token else {}
@@ -91,12 +103,13 @@ def predict_gateway(
         sent["Content-Type"] = content_type
     sent |= headers or {}
     request = Request("POST", tuple(parse_qsl(query, keep_blank_values=True)), sent, data, sub_path(route))
-    began, times = time.monotonic(), Times()
+    began, times = time.monotonic(), times or Times()
     try:
-        reply = transport.exchange(
+        reply = yield from exchange(
             url,
             request,
             None,
+            settings,
             times=times,
             deadline_s=timeout_s,
             attempt_s=timeout_s / ATTEMPT_PART,
@@ -111,28 +124,32 @@ def predict_gateway(
 
 
 def predict_direct(
-    transport: Transport,
     discovery: Discovery,
+    settings: Settings,
     data: bytes,
     *,
     path: str = "",
     headers: Mapping[str, str] | None = None,
     timeout_s: float,
-) -> Served:
-    """The answer of one of the service's instances to a POST of `data`.
+    times: Times | None = None,
+) -> Steps[Served]:
+    """The answer of one of the service's instances, which `discovery` was filled with, to a POST of `data`.
 
     An attempt that fails in a way that another instance may do better goes to one not yet tried for this request
     while there is one; once all were tried there is a pause, then all again, while `timeout_s` lasts. One attempt
     takes a third of it at most. An instance may have got a request that was then sent to another.
+
+    Args:
+        times: is told how it went, as `Served.times` tells.
     """
     began = time.monotonic()
     end = began + timeout_s
-    discovery.fill(within_s=timeout_s)
-    discovery.keep_fresh()
     request = Request("POST", headers=headers or {}, body=data, path=discovery.lookup.path(path))
+    times = times or Times()
+    limit_s = min(timeout_s / ATTEMPT_PART, settings.request_timeout_s)
     ever: set[str] = set()
     this_round: set[str] = set()
-    attempts = rounds = 0
+    rounds = 0
     error: EasqError = Unreachable(f"{discovery.lookup.service} has no instance")
     while True:
         # one that the list names only now goes before all that were tried
@@ -141,35 +158,33 @@ def predict_direct(
             rounds += 1
             pause_s = full_jitter(rounds)
             if time.monotonic() + pause_s >= end:
-                raise in_time(error, _tried(attempts, ever), timeout_s)
-            time.sleep(pause_s)
+                raise in_time(error, _tried(times.attempts, ever), timeout_s)
+            yield pause_s
             this_round.clear()
             continue
-        ever.add(instance.address)
-        this_round.add(instance.address)
-        attempts += 1
-        times = Times()
-        left_s = end - time.monotonic()
+        address = instance.address
+        ever.add(address)
+        this_round.add(address)
+        now = time.monotonic()
+        times.attempts += 1
         try:
-            reply = transport.exchange(
-                instance.url,
-                request,
-                None,
-                deadline_s=max(0.001, min(timeout_s / ATTEMPT_PART, left_s)),
-                retry=Retry.NEVER,
-                times=times,
+            reply = yield Attempt(
+                instance.url, request, None, max(now + 0.001, min(now + limit_s, end)), times
             )
+            assert reply is not None, "an attempt has a reply, or failed"
+            if not 200 <= reply.status < 300:
+                raise read_error(reply)
         except EasqError as failure:
             if not another_may_do_better(failure):
                 raise
-            cut_short = isinstance(failure, Unanswered) and left_s < timeout_s / ATTEMPT_PART
-            if not cut_short or attempts == 1:
+            cut_short = isinstance(failure, Unanswered) and end - now < timeout_s / ATTEMPT_PART
+            if not cut_short or times.attempts == 1:
                 error = failure  # an attempt that the end cut short tells less than those before
             if time.monotonic() >= end:
-                raise in_time(error, _tried(attempts, ever), timeout_s) from failure
+                raise in_time(error, _tried(times.attempts, ever), timeout_s) from failure
             continue
-        times.total_s, times.attempts = time.monotonic() - began, attempts
-        return Served(reply.body, instance.address, times)
+        times.total_s = time.monotonic() - began
+        return Served(reply.body, address, times)
 
 
 def signed(token: str, data: bytes, content_type: str, path: str) -> dict[str, str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
+from easq.client.attempts import Steps, Times, exchange
 from easq.client.exchange import Retry
 from easq.client.trace import hidden
 from easq.errors import ConfigError, EasqError, NotAQueueService, UsageError
@@ -88,11 +90,26 @@ class QueueClient:
         """Up to `length` items from `index` on that carry all `tags`: as soon as so many are there, else what
         is there after `timeout_s`. With `auto_delete` they are removed for everybody.
         """
+        return self._transport.run(
+            self.getting(index, length=length, timeout_s=timeout_s, tags=tags, auto_delete=auto_delete)
+        )
+
+    def getting(
+        self,
+        index: int = NO_INDEX,
+        *,
+        length: int = 1,
+        timeout_s: float = 0.0,
+        tags: Tags | None = None,
+        auto_delete: bool = False,
+    ) -> Steps[list[Frame]]:
+        """The steps of `get`."""
         wanted = _checked(tags)
         end = time.monotonic() + timeout_s
         if index == NEWEST and timeout_s > self._poll_s:
             # asked again, `-1` would mean "from now on" anew and miss what came in between
-            index = int(self.attributes().get("stream.lastEntry", "0")) + 1
+            attributes = yield from self.asking(operations.Describe(), _read_attributes)
+            index = int(attributes.get("stream.lastEntry", "0")) + 1
         frames: list[Frame] = []
         while True:
             wait_s = min(max(end - time.monotonic(), 0.0), self._poll_s)
@@ -106,7 +123,8 @@ class QueueClient:
             )
             began = time.monotonic()
             try:
-                found = self._ask(get, _read_list, retry=Retry.WRITE if auto_delete else Retry.READ)
+                retry = Retry.WRITE if auto_delete else Retry.READ
+                found = yield from self.asking(get, _read_list, retry=retry)
             except EasqError:
                 if frames and auto_delete:
                     return frames  # these are gone from the queue: losing them here would lose them for good
@@ -117,7 +135,7 @@ class QueueClient:
                 # services answer a little before the time is up; that is the end, not a reason to ask again
                 return frames
             if now - began < wait_s / 2:
-                time.sleep(min(_IDLE_PAUSE_S, max(end - now, 0.0)))
+                yield min(_IDLE_PAUSE_S, max(end - now, 0.0))
 
     def find(
         self, request_id: str, *, timeout_s: float = 0.0, deadline_s: float | None = None
@@ -203,6 +221,33 @@ class QueueClient:
         for chunk in _chunks(tuple(indexes)):
             self._ask(operation(chunk), replies.read_ok)
 
+    def asking(
+        self,
+        operation: Operation,
+        read: Callable[[Reply], T],
+        *,
+        retry: Retry = Retry.READ,
+        deadline_s: float | None = None,
+        times: Times | None = None,
+    ) -> Steps[T]:
+        """The steps to what `read` makes of the answer. With a deadline there are no retries: the caller has a pace
+        of its own.
+        """
+        reply = yield from exchange(
+            self.url,
+            operations.to_request(operation),
+            self.caller,
+            self._transport.settings,
+            deadline_s=deadline_s,
+            retry=retry if deadline_s is None else Retry.NEVER,
+            times=times,
+        )
+        try:
+            return read(reply)
+        except EasqError as error:
+            hidden(error, self.caller.token)
+            raise
+
     def _ask(
         self,
         operation: Operation,
@@ -211,19 +256,7 @@ class QueueClient:
         retry: Retry = Retry.READ,
         deadline_s: float | None = None,
     ) -> T:
-        """What `read` makes of the answer. With a deadline the caller has a pace of its own: no retries."""
-        reply = self._transport.exchange(
-            self.url,
-            operations.to_request(operation),
-            self.caller,
-            deadline_s=deadline_s,
-            retry=retry if deadline_s is None else Retry.NEVER,
-        )
-        try:
-            return read(reply)
-        except EasqError as error:
-            hidden(error, self.caller.token)
-            raise
+        return self._transport.run(self.asking(operation, read, retry=retry, deadline_s=deadline_s))
 
 
 def put_operation(
@@ -251,6 +284,7 @@ def _read_attributes(reply: Reply) -> dict[str, str]:
     return replies.read_attributes(reply, Codec.JSON)
 
 
+@lru_cache(64)
 def sub_path(path: str) -> str:
     """`path`, as written behind a URL, decoded. Raises UsageError for one that would lead elsewhere."""
     try:

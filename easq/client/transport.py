@@ -14,14 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpcore
 
-from easq.client.backoff import full_jitter
+from easq.client.attempts import Attempt, Steps, Times, exchange
 from easq.client.endpoint import proxy_for, shown
-from easq.client.exchange import MAX_FULL_ATTEMPTS, MAX_HEADER_BYTES, again_after_reply, target
+from easq.client.exchange import MAX_HEADER_BYTES, target
 from easq.client.exchange import PATH_SAFE as PATH_SAFE
 from easq.client.exchange import Retry as Retry
 from easq.client.exchange import Settings as Settings
@@ -44,18 +43,10 @@ import httpx  # noqa: E402
 if _unwanted:
     del _modules["httpx._main"]
 
+R = TypeVar("R")
+
 #: a stream that nothing comes on is probed by TCP: after 10 s of silence, every 5 s, three times
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-
-
-@dataclass(slots=True)
-class Times:
-    """What the last attempt of an exchange took, in seconds from its beginning."""
-
-    connect_s: float | None = None  #: None where a connection was there already
-    first_byte_s: float | None = None  #: of the answer; None where there was none
-    total_s: float = 0.0
-    attempts: int = 0
 
 
 class Transport:
@@ -83,6 +74,25 @@ class Transport:
         for client in clients:
             client.close()
 
+    def run(self, steps: Steps[R]) -> R:
+        """What the exchange ends in; every attempt of it is sent, and every pause kept. Raises its EasqError."""
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, float):
+                    time.sleep(step)
+                    step = next(steps)
+                    continue
+                try:
+                    reply = self._attempt(step)
+                except EasqError as failure:
+                    step = steps.throw(failure)
+                else:
+                    step = steps.send(reply)
+        except StopIteration as end:
+            answer: R = end.value
+            return answer
+
     def exchange(
         self,
         url: str,
@@ -94,46 +104,13 @@ class Transport:
         retry: Retry = Retry.READ,
         times: Times | None = None,
     ) -> Reply:
-        """The 2xx reply to `request`; whatever else it was answered with in the end is raised as its error.
-
-        Args:
-            caller: whose identity and token are sent; None for a request that carries its own.
-            deadline_s: bound on everything, retries included; the request timeout by default. Without it, a connection
-                that does not come about is tried for the connect timeout only.
-            attempt_s: bound on one attempt, at most the request timeout, which is the default.
-            times: is told what the last attempt took.
-        """
-        settings = self.settings
-        start = time.monotonic()
-        end = start + (settings.request_timeout_s if deadline_s is None else deadline_s)
-        connect_end = end if deadline_s is not None else min(end, start + settings.connect_timeout_s)
-        limit_s = min(settings.request_timeout_s, attempt_s or settings.request_timeout_s)
-        headers = request_headers(request, caller, settings.headers)
-        failures = full = 0
-        why: EasqError | None = None
-        while True:
-            give_up = end
-            if times is not None:
-                times.attempts += 1
-            try:
-                reply = self._attempt(url, request, headers, min(end, time.monotonic() + limit_s), times)
-                if 200 <= reply.status < 300:
-                    return reply
-                error: EasqError = read_error(hide_in(reply, secrets_of(headers)))
-                full += reply.status == 429 and request.method == "POST"
-                again = full < MAX_FULL_ATTEMPTS and again_after_reply(retry, reply)
-            except Unconnected as failure:
-                error, again, give_up = failure, retry is not Retry.NEVER and not failure.lasting, connect_end
-            except Unreachable as failure:
-                error, again = failure, retry in (Retry.READ, Retry.PREDICT)
-            if why is not None and isinstance(error, Unreachable) and time.monotonic() >= end:
-                raise why  # an attempt that the end cut short tells less than those before
-            why = error
-            failures += 1
-            pause_s = full_jitter(failures)
-            if not again or time.monotonic() + pause_s >= give_up:
-                raise error
-            time.sleep(pause_s)
+        """The 2xx reply to `request`, by the rules of `attempts.exchange`."""
+        return self.run(
+            exchange(
+                url, request, caller, self.settings,
+                deadline_s=deadline_s, attempt_s=attempt_s, retry=retry, times=times,
+            )
+        )  # fmt: skip
 
     def open(self, url: str, request: Request, caller: Caller) -> ByteStream:
         """The endless 2xx answer to `request`, once its headers are there; another status is raised as its
@@ -151,19 +128,20 @@ class Transport:
         self._deadline.until = None
         return ByteStream(url, response)
 
-    def _attempt(
-        self, url: str, request: Request, headers: Mapping[str, str], until: float, times: Times | None
-    ) -> Reply:
-        response, tracer, began = self._send(url, request, headers, until - time.monotonic())
+    def _attempt(self, attempt: Attempt) -> Reply:
+        """The whole reply; one that is not 2xx without the secrets that were sent: servers like to quote them."""
+        headers = request_headers(attempt.request, attempt.caller, self.settings.headers)
+        limit_s = attempt.until - time.monotonic()
+        response, tracer, began = self._send(attempt.url, attempt.request, headers, limit_s)
         try:
-            return self._read(url, response, tracer, began)
+            reply = self._read(attempt.url, response, tracer, began)
         finally:
             response.close()
-            if times is not None:
-                connected, first = self._deadline.connected, self._deadline.first_byte
-                times.connect_s = None if connected is None else connected - began
-                times.first_byte_s = None if first is None else first - began
-                times.total_s = time.monotonic() - began
+            times, deadline = attempt.times, self._deadline
+            times.connect_s = None if deadline.connected is None else deadline.connected - began
+            times.first_byte_s = None if deadline.first_byte is None else deadline.first_byte - began
+            times.total_s = time.monotonic() - began
+        return reply if 200 <= reply.status < 300 else hide_in(reply, secrets_of(headers))
 
     def _send(
         self, url: str, request: Request, headers: Mapping[str, str], limit_s: float

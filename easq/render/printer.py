@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import IO, TYPE_CHECKING, TextIO
 
 from easq.errors import (
@@ -76,12 +77,13 @@ class Printer:
         self._status = ""
         self.output, self.quiet, self.verbose, self.color = output, quiet, verbose, color
 
-    @property
+    # asked once: the question is a system call, and 20,000 lines were 20,000 of them
+    @cached_property
     def out_is_terminal(self) -> bool:
         """Whether a person reads stdout."""
         return self._out is not None and self._out.isatty()
 
-    @property
+    @cached_property
     def err_is_terminal(self) -> bool:
         """Whether a person reads stderr."""
         return self._err is not None and self._err.isatty()

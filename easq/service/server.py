@@ -43,6 +43,7 @@ class Settings:
     storage: str = "memory:"
     durability: str = "fsync"
     recover: bool = False
+    wait_replicas: int = 0
     rules: Rules = field(default_factory=Rules)
     sink_rules: Rules = field(default_factory=Rules)
     timing: Timing = field(default_factory=Timing)
@@ -103,6 +104,8 @@ class Server:
             durability=settings.durability,
             timing=settings.timing,
             recover=settings.recover,
+            wait_replicas=settings.wait_replicas,
+            allow_open=settings.allow_open,
         )
         self._guard = Guard.make(
             bound=settings.host, token=settings.token, allowed_hosts=settings.allowed_hosts

@@ -1,19 +1,47 @@
-"""A storage URL to an engine, imported on demand: `memory:`, `sqlite:PATH` and `redis://HOST`."""
+"""A storage URL to an engine, imported on demand: `memory:`, `sqlite:PATH`, and those of a Redis (`redis_url.py`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from easq.errors import UsageError
+from easq.errors import ConfigError, UsageError
 from easq.storage.base import Storage, Timing
-from easq.storage.redis_url import SCHEMES, parse_redis_url
+from easq.storage.redis_url import is_redis_url, parse_redis_url, shown_url
+
+if TYPE_CHECKING:
+    from easq.storage.redis import Link
 
 
 def open_storage(
-    url: str, *, durability: str = "fsync", timing: Timing | None = None, recover: bool = False
+    url: str,
+    *,
+    durability: str = "fsync",
+    timing: Timing | None = None,
+    recover: bool = False,
+    wait_replicas: int = 0,
+    allow_open: bool = False,
 ) -> Storage:
-    """The engine that `url` names, not started yet. Raises UsageError for a URL that names none."""
+    """The engine that `url` names, not started yet.
+
+    `durability` and `recover` are for SQLite; `wait_replicas` and `allow_open` (a Redis that others can reach may be
+    without a password) for Redis. Raises UsageError for a URL that names none, or an option that it does not have.
+    """
     scheme, colon, rest = url.partition(":")
+    if is_redis_url(url):
+        if durability != "fsync" or recover:
+            option = "--recover" if recover else f"--durability {durability}"
+            raise UsageError(
+                f"{option} goes with sqlite:PATH", hint="Redis's own settings say what a put survives"
+            )
+        link = open_link(url, wait_replicas=wait_replicas, allow_open=allow_open)
+        from easq.storage.distributed import Distributed
+
+        return Distributed(link, timing)
+    if wait_replicas:
+        raise UsageError(
+            "--wait-replicas goes with the storage of a Redis", hint="--storage redis://HOST:PORT"
+        )
     if colon and scheme == "memory" and not rest:
         from easq.storage.memory import Memory
 
@@ -22,9 +50,23 @@ def open_storage(
         from easq.storage.sqlite import Sqlite
 
         return Sqlite(Path(rest).expanduser(), durability=durability, timing=timing, recover=recover)
-    if scheme in SCHEMES:
-        from easq.storage.distributed import Distributed
-        from easq.storage.redis import Link
+    raise UsageError(
+        f"unknown storage {shown_url(url)!r}", hint="use memory:, sqlite:PATH or redis://HOST:PORT"
+    )
 
-        return Distributed(Link(parse_redis_url(url)), timing)
-    raise UsageError(f"unknown storage {url!r}", hint="use memory:, sqlite:PATH or redis://HOST")
+
+def open_link(url: str, *, wait_replicas: int = 0, allow_open: bool = False) -> Link:
+    """The link to the Redis that `url` names, not connected yet. Raises UsageError, ConfigError without redis-py."""
+    where = parse_redis_url(url)
+    if where.is_open and not allow_open:
+        raise UsageError(
+            f"{where.shown} is reached from other machines, and the URL has no password",
+            hint="give Redis one (requirepass), and write it as redis://:PASSWORD@HOST:PORT",
+        )
+    try:
+        from easq.storage.redis import Link
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "redis":
+            raise
+        raise ConfigError("redis-py is not installed", hint="pip install 'easq[redis]'") from error
+    return Link(where, wait_replicas=wait_replicas)

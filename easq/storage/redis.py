@@ -126,6 +126,8 @@ class Link:
         if keeper is not None:
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
+        if self._session is not None:
+            await self._end(self._session)
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -218,7 +220,11 @@ class Link:
         wires = [self._wire(primary) for primary in primaries]
         session = _Session(primaries, wires, slot_table(primaries) if self._url.kind == "cluster" else ())
         try:
-            await asyncio.gather(*(self._open(wire, check=check) for wire in wires))
+            opened = await asyncio.gather(
+                *(self._open(wire, check=check) for wire in wires), return_exceptions=True
+            )
+            for error in filter(None, opened):
+                raise error
             session.runs = [asyncio.create_task(wire.run(self._looked)) for wire in wires]
             self._session = session
             await self._make_ready(session)
@@ -244,6 +250,9 @@ class Link:
             raise NotYet(message) from error
         if not facts.is_primary:
             raise NotYet(f"{wire.name} is a replica")
+        if facts.is_loading:
+            # INFO is answered all the while, scripts are not
+            raise NotYet(f"{wire.name} loads its data")
         if facts.is_clustered and self._url.kind != "cluster":
             raise StorageError(f"{wire.name} is a node of a Cluster", hint=f"use redis+cluster://{wire.name}")
         if check:
@@ -326,7 +335,7 @@ class Link:
                 await asyncio.wait([*session.runs, moved], return_when=asyncio.FIRST_COMPLETED)
             finally:
                 moved.cancel()
-                why = await self._end(session)
+            why = await self._end(session)
             lost_at = self._lost_at
             log.warning("Redis is away: %s", why or "its primaries are others now")
             session = await self._connect_again()

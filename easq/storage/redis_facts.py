@@ -21,6 +21,7 @@ class Facts:
     version: tuple[int, ...]
     identity: str
     is_primary: bool
+    is_loading: bool
     policy: str
     durability: str
     is_clustered: bool
@@ -49,6 +50,7 @@ def parse_facts(info: bytes, config: Sequence[bytes] | None) -> Facts:
         tuple(int(part) for part in said.get("redis_version", "0").split(".")[:2] if part.isdigit()),
         f"{said.get('run_id', '')} {said.get('master_replid', '')}",
         said.get("role") == "master",
+        said.get("loading", "0") != "0",
         said.get("maxmemory_policy", "noeviction"),
         _durability(said, settings),
         said.get("cluster_enabled") == "1",

@@ -26,7 +26,6 @@ _SCHEMES: Mapping[str, tuple[Literal["server", "sentinel", "cluster"], bool]] = 
     "redis+cluster": ("cluster", False),
     "rediss+cluster": ("cluster", True),
 }
-SCHEMES = tuple(_SCHEMES)
 _TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
 _SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
 #: ports where the URL names none
@@ -57,16 +56,32 @@ class RedisUrl:
         return not all(_is_loopback(host) for host, _ in self.nodes)
 
 
+def is_redis_url(url: str) -> bool:
+    """Whether the URL is one of those of a Redis."""
+    scheme, slashes, _ = url.partition("://")
+    return bool(slashes) and scheme in _SCHEMES
+
+
+def shown_url(url: str) -> str:
+    """Any storage URL as it may be shown: without a password, and without a query."""
+    scheme, slashes, rest = url.partition("://")
+    if not slashes:
+        return url
+    credentials, at, place = rest.partition("?")[0].rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}://{user}{':****' if colon else ''}{at}{place}"
+
+
 def parse_redis_url(url: str) -> RedisUrl:
     """What `url` names. Raises UsageError, which never repeats a password."""
     scheme, _, rest = url.partition("://")
-    if scheme not in _SCHEMES or not rest:
-        raise UsageError(f"{scheme}: no URL of a Redis", hint="write it as redis://HOST:PORT")
+    shown = shown_url(url)
+    if not is_redis_url(url) or not rest:
+        raise UsageError(f"{shown!r} names no Redis", hint="write it as redis://HOST:PORT")
     kind, tls = _SCHEMES[scheme]
     rest, _, query = rest.partition("?")
     credentials, _, place = rest.rpartition("@")
     username, _, password = credentials.partition(":")
-    shown = f"{scheme}://{username + ':****@' if password else username + '@' if username else ''}{place}"
     hosts, _, path = place.partition("/")
     options = _options(query, kind, tls=tls, shown=shown)
     service = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 
@@ -71,10 +72,11 @@ def test_an_old_list_serves_where_discovery_fails_with_one_warning(easq: Easq, s
     )
 
 
-def test_an_instance_that_fails_is_passed_over_and_shown(easq: Easq, service: Service) -> None:
+@pytest.mark.parametrize("workers", ["1", "4"])
+def test_an_instance_that_fails_is_passed_over_and_shown(easq: Easq, service: Service, workers: str) -> None:
     service.behaviours[0].now = broken
     (easq.home / "in").write_bytes(b"ab\ncd\n")
-    done = easq("predict", "-f", "in", "--show-instance")
+    done = easq("predict", "-f", "in", "--show-instance", "-c", workers)
     assert (done.status, done.out) == (0, b"ba\ndc\n")
     shown = [line for line in done.err.splitlines() if "attempt" in line]
     address = re.escape(f"127.0.0.1:{service.instances[1].port}")
@@ -98,17 +100,33 @@ def test_the_instance_stands_in_the_record(easq: Easq, service: Service) -> None
     assert "instance" not in json.loads(easq("predict", "-d", "ab", "-o", "json").out)
 
 
+def test_many_at_a_time_have_their_instances_in_their_records_too(easq: Easq, service: Service) -> None:
+    (easq.home / "in").write_bytes(b"ab\ncd\nef\n")
+    done = easq("predict", "-f", "in", "-c", "2", "--show-instance", "-o", "json", "-q")
+    assert (done.status, done.err) == (0, "")
+    records = [json.loads(line) for line in done.out.splitlines()]
+    assert [(record["n"], record["data"]) for record in records] == [(0, "ba"), (1, "dc"), (2, "fe")]
+    for instance in (record["instance"] for record in records):
+        assert instance["address"] in [f"127.0.0.1:{one.port}" for one in service.instances]
+        assert instance["attempt"] == 1
+        assert 0 <= (instance["connect_ms"] or 0) < instance["first_byte_ms"] <= instance["total_ms"]
+    assert records[0]["instance"]["connect_ms"] > 0
+
+
+@pytest.mark.parametrize("workers", ["1", "4"])
 @pytest.mark.parametrize("sign", ["auto", "hmac"])
-def test_a_token_signs_and_does_not_travel(easq: Easq, service: Service, sign: str) -> None:
-    done = easq("predict", "-d", "ab", "--sign", sign, "--path", "/v1", env={"EASQ_TOKEN": TOKEN})
-    assert (done.status, done.out) == (0, b"ba")
-    head = service.requests[0][0]
-    sent = dict(line.split(": ", 1) for line in head.split("\r\n")[1:])
-    path = "/api/predict/svc/v1"
-    assert sent["Authorization"] == authorization(
-        TOKEN, sent["Content-MD5"], sent["Content-Type"], sent["Date"], path
-    )
-    assert TOKEN not in head
+def test_a_token_signs_and_does_not_travel(easq: Easq, service: Service, sign: str, workers: str) -> None:
+    (easq.home / "in").write_bytes(b"ab\ncd\n")
+    options = ("-f", "in", "-q", "-c", workers, "--sign", sign, "--path", "/v1")
+    done = easq("predict", *options, env={"EASQ_TOKEN": TOKEN})
+    assert (done.status, done.out) == (0, b"ba\ndc\n")
+    for head, body in service.requests:
+        sent = dict(line.split(": ", 1) for line in head.split("\r\n")[1:])
+        assert sent["Content-MD5"] == hashlib.md5(body).hexdigest()
+        assert sent["Authorization"] == authorization(
+            TOKEN, sent["Content-MD5"], sent["Content-Type"], sent["Date"], "/api/predict/svc/v1"
+        )
+        assert TOKEN not in head
 
 
 def test_the_token_itself_or_none_on_demand(easq: Easq, service: Service) -> None:

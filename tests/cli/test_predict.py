@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from tests.cli.conftest import Easq, finish
+from tests.client.servers import answering, free_port, silent
+from tests.support.waiting import eventually
 
 
 def answer(queue: Easq, count: int, *tags: str, data: str = "") -> None:
@@ -129,11 +132,38 @@ def test_a_refusal_of_the_gateway_is_refused_and_cannot_drive_the_terminal(easq:
     assert all(c == "\n" or c.isprintable() for c in text)
 
 
-def test_some_answered_and_some_not_is_partial(easq: Easq, gateway: str) -> None:
-    done = easq("predict", "--via", "gateway", "--url", gateway, "-f", "-", stdin=b"ab\nbad\ncd\n")
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_some_answered_and_some_not_is_partial(easq: Easq, gateway: str, workers: str) -> None:
+    options = ("--via", "gateway", "--url", gateway, "-f", "-", "-c", workers)
+    done = easq("predict", *options, stdin=b"ab\nbad\ncd\n")
     assert (done.status, done.out) == (10, b"ba\ndc\n")
     assert "easq: line 2: " in done.err
     assert done.err.endswith("easq: 2 answered, 1 failed\n")
+
+
+@pytest.mark.parametrize("workers", ["1", "4"])
+def test_none_is_begun_once_one_failed_as_all_would(easq: Easq, workers: str) -> None:
+    (easq.home / "in").write_bytes(b"x\n" * 1000)
+    url = f"http://127.0.0.1:{free_port()}/api/predict/model"
+    done = easq(
+        "predict", "--via", "gateway", "--url", url, "-f", "in", "-c", workers, "--timeout", "50ms", "-q"
+    )
+    assert (done.status, done.out) == (6, b"")
+    assert done.err.splitlines()[0].startswith("easq: line 1 of in: connection to ")
+    assert 1 <= done.err.count("line ") <= 2 * 4 + 16
+
+
+@pytest.mark.parametrize("workers", ["1", "4"])
+def test_an_interrupt_waits_for_no_answer(easq: Easq, workers: str) -> None:
+    (easq.home / "in").write_bytes(b"x\n" * 1000)
+    with answering(silent) as server:
+        options = ("--via", "gateway", "--url", server.url, "-f", "in", "-c", workers, "-q")
+        with easq.start("predict", *options) as process:
+            eventually(lambda: len(server.requests) == int(workers))
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate()
+        server.stop.set()
+    assert (process.returncode, out, err) == (130, b"", b"")
 
 
 def test_a_profile_says_which_way(easq: Easq, gateway: str) -> None:

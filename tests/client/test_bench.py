@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from easq.client.bench import Samples, percentile, read_condition
+from easq.client.conditions import read_condition
+from easq.client.load import Samples, percentile
 from easq.errors import QueueFull, Unreachable
 
 

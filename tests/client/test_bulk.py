@@ -11,14 +11,15 @@ import pytest
 
 from easq import errors
 from easq.client import bulk as bulk_module
-from easq.client.bulk import Bulk, Outcome, Task
+from easq.client.attempts import Steps, Times, exchange
+from easq.client.bulk import Bulk, Outcome, Task, asking
 from easq.client.exchange import Retry, Settings
 from easq.client.failures import Unanswered, Unconnected
 from easq.client.queue import QueueClient, put_operation
 from easq.client.transport import Transport
 from easq.model import Ack, Consumer
-from easq.wire.operations import Caller
-from easq.wire.replies import read_put
+from easq.wire.operations import Caller, Operation, Request
+from easq.wire.replies import Reply, read_put
 from tests.client.servers import (
     Peer,
     Server,
@@ -38,14 +39,14 @@ CALLER = Caller(Consumer("g", "u"), TOKEN)
 QUICK = Settings(connect_timeout_s=5.0, request_timeout_s=10.0, environ={})
 
 
-def puts(*payloads: bytes) -> Iterator[Task[bytes]]:
+def puts(*payloads: bytes) -> Iterator[Task[bytes, Operation]]:
     for number, data in enumerate(payloads):
         yield Task(data, put_operation(data, key=f"run-{number}"), len(data))
 
 
 def put_all(
     url: str,
-    tasks: Iterable[Task[bytes]],
+    tasks: Iterable[Task[bytes, Operation]],
     settings: Settings = QUICK,
     *,
     workers: int = 4,
@@ -54,11 +55,9 @@ def put_all(
     open_loop: bool = False,
     retry: Retry = Retry.READ,
 ) -> list[Outcome[bytes, Ack]]:
-    bulk = Bulk(
-        url, CALLER, settings, workers=workers, stop_at_failure=stop_at_failure, rate=rate,
-        open_loop=open_loop, retry=retry,
-    )  # fmt: skip
-    return [outcome for batch in bulk.run(iter(tasks), read_put) for outcome in batch]
+    bulk = Bulk(settings, workers=workers, stop_at_failure=stop_at_failure, rate=rate, open_loop=open_loop)
+    steps = asking(url, CALLER, settings, read_put, retry=retry)
+    return [outcome for batch in bulk.run(iter(tasks), steps) for outcome in batch]
 
 
 def numbering(*, late: Iterable[bytes] = ()) -> Server:
@@ -83,7 +82,7 @@ def test_outcomes_come_in_the_order_of_the_tasks_whichever_is_answered_first() -
     payloads = [b"p%d" % number for number in range(1, 60)]
     with numbering(late=[b"p1", b"p20"]) as server:
         outcomes = put_all(server.url, puts(*payloads), workers=5)
-    assert [outcome.task.what for outcome in outcomes] == payloads
+    assert [outcome.what for outcome in outcomes] == payloads
     assert [outcome.result and outcome.result.index for outcome in outcomes] == list(range(1, 60))
     assert sorted(body for _, body in server.requests) == sorted(payloads)
     assert server.connections <= 5
@@ -118,8 +117,8 @@ def test_a_put_with_a_key_is_tried_again_under_the_same_key(status: int) -> None
     with answering(reply(status), reply(200, b"7")) as server:
         (outcome,) = put_all(server.url, puts(b"x"))
     assert outcome.result == Ack(7, "")
-    assert outcome.attempts == 2
-    assert outcome.doubt == (status not in (429,))
+    assert outcome.times.attempts == 2
+    assert outcome.times.doubt == (status not in (429,))
     assert [head.count("Idempotency-Key: run-0") for head in server.heads()] == [1, 1]
 
 
@@ -127,13 +126,13 @@ def test_a_put_with_a_key_is_tried_again_under_the_same_key(status: int) -> None
 def test_an_answer_that_was_lost_leaves_a_doubt_and_is_asked_for_again(break_off: object) -> None:
     with answering(break_off, reply(200, b"7")) as server:
         (outcome,) = put_all(server.url, puts(b"x"))
-    assert (outcome.result, outcome.attempts, outcome.doubt) == (Ack(7, ""), 2, True)
+    assert (outcome.result, outcome.times.attempts, outcome.times.doubt) == (Ack(7, ""), 2, True)
 
 
 def test_a_503_that_says_so_leaves_no_doubt() -> None:
     with answering(reply(503, X_Easq_Stored="no"), reply(200, b"7")) as server:
         (outcome,) = put_all(server.url, puts(b"x"))
-    assert (outcome.result, outcome.attempts, outcome.doubt) == (Ack(7, ""), 2, False)
+    assert (outcome.result, outcome.times.attempts, outcome.times.doubt) == (Ack(7, ""), 2, False)
 
 
 @pytest.mark.parametrize("status", [301, 307, 400, 401, 403, 404, 413, 422])
@@ -170,7 +169,7 @@ def test_a_refused_connection_is_tried_until_the_server_is_up() -> None:
     with server:
         client.join()
     assert [outcome.result for outcome in found] == [Ack(1, "")]
-    assert not found[0].doubt
+    assert not found[0].times.doubt
 
 
 def test_a_refused_connection_is_named_with_its_address() -> None:
@@ -261,7 +260,7 @@ def test_tls_is_verified_as_everywhere(certificate: Path) -> None:
         (refused,) = put_all(url, puts(b"x"))
         assert isinstance(refused.error, Unconnected)
         assert "certificate" in refused.error.message
-        assert refused.attempts == 1
+        assert refused.times.attempts == 1
         assert server.requests == []
 
 
@@ -276,7 +275,7 @@ def test_a_given_ca_lets_it_pass(certificate: Path) -> None:
 def test_a_name_that_does_not_resolve_is_not_tried_again() -> None:
     (outcome,) = put_all("http://no-such-host.invalid/q", puts(b"x"))
     assert isinstance(outcome.error, Unconnected)
-    assert outcome.attempts == 1
+    assert outcome.times.attempts == 1
 
 
 def test_headers_that_cannot_be_sent_are_refused_before_anything_is() -> None:
@@ -294,10 +293,10 @@ def test_after_the_first_failure_none_is_begun() -> None:
 
 
 def test_what_cannot_be_sent_has_its_turn_and_is_not_sent() -> None:
-    wrong: Task[bytes] = Task(b"w", errors.UsageError("no"))
+    wrong: Task[bytes, Operation] = Task(b"w", errors.UsageError("no"))
     with answering(reply(200, b"7")) as server:
         outcomes = put_all(server.url, [*puts(b"x"), wrong, *puts(b"y")])
-    assert [outcome.task.what for outcome in outcomes] == [b"x", b"w", b"y"]
+    assert [outcome.what for outcome in outcomes] == [b"x", b"w", b"y"]
     assert [outcome.error is None for outcome in outcomes] == [True, False, True]
     assert len(server.requests) == 2
 
@@ -306,7 +305,7 @@ def test_reading_is_never_far_ahead_of_whoever_takes_the_outcomes(monkeypatch: p
     """However slow that is, and in bytes as well as in number."""
     read = 0
 
-    def tasks(size: int) -> Iterator[Task[bytes]]:
+    def tasks(size: int) -> Iterator[Task[bytes, Operation]]:
         nonlocal read
         for task in puts(*[b"x" * size] * 500):
             read += 1
@@ -314,15 +313,15 @@ def test_reading_is_never_far_ahead_of_whoever_takes_the_outcomes(monkeypatch: p
 
     with answering(reply(200, b"7")) as server:
         taken = 0
-        bulk = Bulk(server.url, CALLER, QUICK, workers=4)
-        for batch in bulk.run(tasks(1), read_put):
+        bulk = Bulk(QUICK, workers=4)
+        for batch in bulk.run(tasks(1), asking(server.url, CALLER, QUICK, read_put)):
             taken += len(batch)
             assert read - taken <= 2 * 4 + 16 + 1
         assert taken == 500
         monkeypatch.setattr(bulk_module, "MAX_HELD_BYTES", 3000)
         taken = read = 0
-        bulk = Bulk(server.url, CALLER, QUICK, workers=4)
-        for batch in bulk.run(tasks(1000), read_put):
+        bulk = Bulk(QUICK, workers=4)
+        for batch in bulk.run(tasks(1000), asking(server.url, CALLER, QUICK, read_put)):
             taken += len(batch)
             assert read - taken <= 3 + 1
         assert taken == 500
@@ -332,30 +331,30 @@ def test_a_task_is_sent_while_the_next_is_still_waited_for() -> None:
     """What reads the tasks may block, on a pipe for instance, and holds up nobody."""
     more = threading.Event()
 
-    def tasks() -> Iterator[Task[bytes]]:
+    def tasks() -> Iterator[Task[bytes, Operation]]:
         yield from puts(b"p1", b"p2")
         assert more.wait(20)
         yield from puts(b"p3")
 
     with numbering() as server:
         found = []
-        for batch in Bulk(server.url, CALLER, QUICK, workers=3).run(tasks(), read_put):
-            found += [outcome.task.what for outcome in batch]
+        for batch in Bulk(QUICK, workers=3).run(tasks(), asking(server.url, CALLER, QUICK, read_put)):
+            found += [outcome.what for outcome in batch]
             if len(found) == 2:
                 more.set()
     assert found == [b"p1", b"p2", b"p3"]
 
 
 def test_what_reading_raises_comes_behind_the_outcomes_before() -> None:
-    def tasks() -> Iterator[Task[bytes]]:
+    def tasks() -> Iterator[Task[bytes, Operation]]:
         yield from puts(b"p1", b"p2")
         raise errors.UsageError("cannot read on")
 
     found = []
 
     def take(url: str) -> None:
-        for batch in Bulk(url, CALLER, QUICK, workers=3).run(tasks(), read_put):
-            found.extend(outcome.task.what for outcome in batch)
+        for batch in Bulk(QUICK, workers=3).run(tasks(), asking(url, CALLER, QUICK, read_put)):
+            found.extend(outcome.what for outcome in batch)
 
     with numbering() as server, pytest.raises(errors.UsageError, match="cannot read on"):
         take(server.url)
@@ -364,9 +363,11 @@ def test_what_reading_raises_comes_behind_the_outcomes_before() -> None:
 
 def test_a_stop_lets_those_in_flight_finish_and_gives_up_what_takes_too_long() -> None:
     with numbering(late=[b"p2"]) as server:
-        bulk = Bulk(server.url, CALLER, QUICK, workers=2)
+        bulk = Bulk(QUICK, workers=2)
         found: list[Outcome[bytes, Ack]] = []
-        for batch in bulk.run(puts(b"p1", b"p2", *[b"p2"] * 100), read_put):
+        for batch in bulk.run(
+            puts(b"p1", b"p2", *[b"p2"] * 100), asking(server.url, CALLER, QUICK, read_put)
+        ):
             found += batch
             bulk.stop(grace_s=0.2)
         assert bulk.read_all(within_s=10)
@@ -378,7 +379,9 @@ def test_a_stop_lets_those_in_flight_finish_and_gives_up_what_takes_too_long() -
 
 def test_whoever_stops_taking_outcomes_leaves_no_thread_behind() -> None:
     with numbering() as server:
-        for _ in Bulk(server.url, CALLER, QUICK, workers=4).run(puts(*[b"p1"] * 500), read_put):
+        for _ in Bulk(QUICK, workers=4).run(
+            puts(*[b"p1"] * 500), asking(server.url, CALLER, QUICK, read_put)
+        ):
             break
         assert eventually(
             lambda: not [t for t in threading.enumerate() if t.name in ("easq-bulk", "easq-read")]
@@ -411,3 +414,19 @@ def test_a_trace_is_told_in_the_thread_of_the_caller_and_without_secrets() -> No
     assert any(line.startswith("1 < 200, 1 bytes in ") for line in lines)
     assert "3 > payload-canary" in lines
     assert TOKEN not in "\n".join(lines)
+
+
+def test_a_header_that_differs_from_request_to_request_is_checked_too() -> None:
+    def steps(value: str, times: Times) -> Steps[Reply]:
+        request = Request("POST", headers={"Authorization": value}, body=b"x")
+        return exchange(server.url, request, None, QUICK, times=times)
+
+    with answering(reply(200)) as server:
+        tasks = [Task(value, value) for value in ("EAS a", "EAS b\r\nX-Smuggled: 1", "EAS ü")]
+        outcomes = [one for batch in Bulk(QUICK, workers=2).run(iter(tasks), steps) for one in batch]
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), errors.UsageError, errors.UsageError]
+    assert outcomes[1].error is not None
+    assert outcomes[1].error.message == (
+        "the value of header Authorization holds a character that cannot stand in a header"
+    )
+    assert len(server.requests) == 1

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from easq import errors
+from easq.client.attempts import Steps
+from easq.client.bulk import Bulk, Task
 from easq.client.discovery import Discovery
 from easq.client.lookup import EasLookup
 from easq.client.predict import Served, predict_direct, signed
@@ -63,10 +65,37 @@ class Cluster:
     def ask(
         self, discovery: Discovery, data: bytes = b"x", timeout_s: float = 30.0, **options: Any
     ) -> Served:
-        return predict_direct(self.transport, discovery, data, timeout_s=timeout_s, **options)
+        discovery.fill(within_s=timeout_s)
+        discovery.keep_fresh()
+        return self.transport.run(
+            predict_direct(discovery, self.transport.settings, data, timeout_s=timeout_s, **options)
+        )
+
+    def run(self, steps: Steps[Served]) -> Served:
+        """What the exchange ends in, by the one sender or the other."""
+        raise NotImplementedError
 
     def counts(self) -> list[int]:
         return [len(instance.requests) for instance in self.instances]
+
+
+def _blocking(cluster: Cluster, steps: Steps[Served]) -> Served:
+    return cluster.transport.run(steps)
+
+
+def _on_a_loop(cluster: Cluster, steps: Steps[Served]) -> Served:
+    bulk, tasks = Bulk(cluster.transport.settings, workers=2, timed=True), [Task(None, None)]
+    ((outcome,),) = bulk.run(iter(tasks), lambda _ask, _times: steps)
+    if outcome.error is not None:
+        raise outcome.error
+    assert outcome.result is not None
+    return outcome.result
+
+
+@pytest.fixture(autouse=True, params=[_blocking, _on_a_loop], ids=["blocking", "on a loop"])
+def sender(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rules hold whoever sends."""
+    monkeypatch.setattr(Cluster, "run", request.param)
 
 
 @contextmanager

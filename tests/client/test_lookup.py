@@ -62,8 +62,11 @@ def managed(tmp_path: Path) -> Iterator[Managed]:
 
 def test_the_management_gets_the_token_and_the_instances_get_none(managed: Managed) -> None:
     with managed.client() as discovery, Transport(Settings(environ={})) as transport:
-        served = predict_direct(transport, discovery, b"x", path="/v1/a", timeout_s=30.0)
-        plain = predict_direct(transport, discovery, b"x", timeout_s=30.0)
+        discovery.fill()
+        served = transport.run(
+            predict_direct(discovery, transport.settings, b"x", path="/v1/a", timeout_s=30.0)
+        )
+        plain = transport.run(predict_direct(discovery, transport.settings, b"x", timeout_s=30.0))
     assert (served.data, plain.data) == (b"yes", b"yes")
     (look_up,) = managed.server.heads()
     lines = look_up.split("\r\n")

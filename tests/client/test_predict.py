@@ -19,13 +19,15 @@ QUICK = Settings(connect_timeout_s=1.0, request_timeout_s=1.0, environ={})
 def test_a_result_is_waited_for_by_its_request_id_and_stays_in_the_sink() -> None:
     found = reply(200, encode_frames([RESULT], Codec.PROTOBUF))
     with answering(STORED) as first, answering(reply(204), found) as second, Transport(QUICK) as transport:
-        frame = predict_queue(
-            QueueClient(first.url, CALLER, transport),
-            QueueClient(f"{second.url}/sink", CALLER, transport),
-            b"question",
-            timeout_s=30,
-            tags={"k": "v"},
-            path="/v1/x",
+        frame = transport.run(
+            predict_queue(
+                QueueClient(first.url, CALLER, transport),
+                QueueClient(f"{second.url}/sink", CALLER, transport),
+                b"question",
+                timeout_s=30,
+                tags={"k": "v"},
+                path="/v1/x",
+            )
         )
     assert frame == RESULT
     assert first.requests[0][0].startswith("POST /api/predict/q/v1/x?k=v HTTP/1.1")
@@ -40,11 +42,13 @@ def test_a_result_is_waited_for_by_its_request_id_and_stays_in_the_sink() -> Non
 def test_a_result_that_does_not_come_names_the_request_and_how_to_fetch_it() -> None:
     with answering(STORED) as first, answering(reply(204)) as second, Transport(QUICK) as transport:
         with pytest.raises(errors.DeadlineExceeded) as caught:
-            predict_queue(
-                QueueClient(first.url, CALLER, transport),
-                QueueClient(second.url, CALLER, transport),
-                b"x",
-                timeout_s=0.5,
+            transport.run(
+                predict_queue(
+                    QueueClient(first.url, CALLER, transport),
+                    QueueClient(second.url, CALLER, transport),
+                    b"x",
+                    timeout_s=0.5,
+                )
             )
     assert caught.value.message == "no result of request r-1 within 0.5 s"
     assert "easq get -k --request-id r-1" in caught.value.hint
@@ -57,11 +61,13 @@ def test_a_failure_while_waiting_names_the_request_too() -> None:
         Transport(QUICK) as transport,
     ):
         with pytest.raises(errors.Forbidden) as caught:
-            predict_queue(
-                QueueClient(first.url, CALLER, transport),
-                QueueClient(second.url, CALLER, transport),
-                b"x",
-                timeout_s=5,
+            transport.run(
+                predict_queue(
+                    QueueClient(first.url, CALLER, transport),
+                    QueueClient(second.url, CALLER, transport),
+                    b"x",
+                    timeout_s=5,
+                )
             )
     assert caught.value.message == "not you (while waiting for the result of request r-1)"
     assert "r-1" in caught.value.hint
@@ -71,27 +77,29 @@ def test_a_lost_sink_while_waiting_is_unreachable_and_names_the_request() -> Non
     with answering(STORED) as first, Transport(QUICK) as transport:
         gone = QueueClient(f"http://127.0.0.1:{free_port()}/sink", CALLER, transport)
         with pytest.raises(errors.Unreachable, match="request r-1"):
-            predict_queue(QueueClient(first.url, CALLER, transport), gone, b"x", timeout_s=1)
+            transport.run(predict_queue(QueueClient(first.url, CALLER, transport), gone, b"x", timeout_s=1))
 
 
 def test_a_put_without_a_request_id_cannot_be_followed() -> None:
     with answering(reply(200, b"1")) as first, Transport(QUICK) as transport:
         queue = QueueClient(first.url, CALLER, transport)
         with pytest.raises(errors.NotAQueueService, match="request id"):
-            predict_queue(queue, queue, b"x", timeout_s=1)
+            transport.run(predict_queue(queue, queue, b"x", timeout_s=1))
 
 
 def test_the_gateway_gets_the_bytes_and_its_answer_comes_back_untouched() -> None:
     with answering(reply(200, b"<html>\x00\xff")) as server, Transport(QUICK) as transport:
-        answer = predict_gateway(
-            transport,
-            server.url,
-            CALLER,
-            b"\x00question",
-            path="/v1/x%20y?a=b+c",
-            content_type="a/b",
-            headers={"X-A": "1"},
-            timeout_s=5,
+        answer = transport.run(
+            predict_gateway(
+                server.url,
+                CALLER,
+                transport.settings,
+                b"\x00question",
+                path="/v1/x%20y?a=b+c",
+                content_type="a/b",
+                headers={"X-A": "1"},
+                timeout_s=5,
+            )
         )
     assert answer.data == b"<html>\x00\xff"
     head, body = server.requests[0]
@@ -105,7 +113,9 @@ def test_the_gateway_gets_the_bytes_and_its_answer_comes_back_untouched() -> Non
 def test_signed_headers_win_over_the_token() -> None:
     signed = sign("canary-token-canary", b"x", "a/b", "Mon, 02 Jan 2006 15:04:05 GMT", "/api/predict/q")
     with answering(reply(200)) as server, Transport(QUICK) as transport:
-        predict_gateway(transport, server.url, CALLER, b"x", headers=signed, timeout_s=5)
+        transport.run(
+            predict_gateway(server.url, CALLER, transport.settings, b"x", headers=signed, timeout_s=5)
+        )
     assert f"Authorization: {signed['Authorization']}" in server.heads()[0].split("\r\n")
     assert "canary-token" not in server.heads()[0]
 
@@ -113,7 +123,10 @@ def test_signed_headers_win_over_the_token() -> None:
 @pytest.mark.parametrize("first", [broken, reply(502), reply(503), reply(504)])
 def test_the_gateway_is_asked_again_where_another_instance_may_do_better(first) -> None:
     with answering(first, reply(200, b"yes")) as server, Transport(QUICK) as transport:
-        assert predict_gateway(transport, server.url, CALLER, b"x", timeout_s=10).data == b"yes"
+        assert (
+            transport.run(predict_gateway(server.url, CALLER, transport.settings, b"x", timeout_s=10)).data
+            == b"yes"
+        )
     assert len(server.requests) == 2
 
 
@@ -121,7 +134,7 @@ def test_the_gateway_is_asked_again_where_another_instance_may_do_better(first) 
 def test_the_gateway_is_not_asked_again_about_what_the_model_said(status: int) -> None:
     with answering(reply(status, b"why")) as server, Transport(QUICK) as transport:
         with pytest.raises(errors.error_class(status), match=r"^why$"):
-            predict_gateway(transport, server.url, CALLER, b"x", timeout_s=10)
+            transport.run(predict_gateway(server.url, CALLER, transport.settings, b"x", timeout_s=10))
     assert len(server.requests) == 1
 
 
@@ -130,7 +143,10 @@ def test_one_attempt_takes_a_third_of_the_time_at_most() -> None:
         peer.stop.wait(20)
 
     with answering(slow, reply(200, b"yes")) as server, Transport(Settings(environ={})) as transport:
-        assert predict_gateway(transport, server.url, CALLER, b"x", timeout_s=3).data == b"yes"
+        assert (
+            transport.run(predict_gateway(server.url, CALLER, transport.settings, b"x", timeout_s=3)).data
+            == b"yes"
+        )
         server.stop.set()
 
 
@@ -140,5 +156,5 @@ def test_a_gateway_that_never_answers_is_a_deadline() -> None:
 
     with answering(silent) as server, Transport(Settings(environ={})) as transport:
         with pytest.raises(errors.DeadlineExceeded, match=r"^no answer within 0\.6 s: "):
-            predict_gateway(transport, server.url, CALLER, b"x", timeout_s=0.6)
+            transport.run(predict_gateway(server.url, CALLER, transport.settings, b"x", timeout_s=0.6))
         server.stop.set()

@@ -44,8 +44,16 @@ class Client:
     def ask(self, timeout_s: float = TIMEOUT_S) -> Served:
         """One request, rightly answered."""
         name = f"r{next(self._ids)}"
-        served = predict_direct(
-            self._transport, self.discovery, name.encode(), headers={"X-Id": name}, timeout_s=timeout_s
+        self.discovery.fill(within_s=timeout_s)
+        self.discovery.keep_fresh()
+        served = self._transport.run(
+            predict_direct(
+                self.discovery,
+                self._transport.settings,
+                name.encode(),
+                headers={"X-Id": name},
+                timeout_s=timeout_s,
+            )
         )
         assert served.data == name.encode()
         return served
@@ -53,13 +61,15 @@ class Client:
     def through_gateway(self) -> Served:
         """One request by way of the gateway."""
         name = f"g{next(self._ids)}"
-        answer = predict_gateway(
-            self._transport,
-            self.cloud.url,
-            Caller(),
-            name.encode(),
-            headers={"X-Id": name},
-            timeout_s=TIMEOUT_S,
+        answer = self._transport.run(
+            predict_gateway(
+                self.cloud.url,
+                Caller(),
+                self._transport.settings,
+                name.encode(),
+                headers={"X-Id": name},
+                timeout_s=TIMEOUT_S,
+            )
         )
         assert answer.data == name.encode()
         return answer

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from easq.errors import EasqError, Unavailable
+from easq.errors import QueueFull, StorageError, Unavailable, UsageError
+from easq.storage import redis_wire
+from easq.storage.open import open_link
 from easq.storage.redis import Link
 from easq.storage.redis_url import parse_redis_url
 from tests.support.redis import RedisServer
@@ -17,7 +22,14 @@ from tests.support.redis import RedisServer
 SCRIPTS = {
     "echo": "return ARGV",
     "add": "return redis.call('INCRBY', KEYS[1], ARGV[1])",
+    "set": "redis.call('SET', KEYS[1], ARGV[1]) return 1",
+    "spin": "while true do end",
+    "tell": "return redis.call('PUBLISH', ARGV[1], ARGV[2])",
+    "stell": "return redis.call('SPUBLISH', ARGV[1], ARGV[2])",
+    "wrong": "redis.call('SET', KEYS[1], 'x') return redis.call('INCR', KEYS[1])",
 }
+#: longer than any test takes
+PATIENCE_S = 20.0
 
 
 async def nothing(_: bool) -> None:
@@ -25,10 +37,10 @@ async def nothing(_: bool) -> None:
 
 
 class Linked:
-    """A link to a server that is closed when the block is left."""
+    """A link that is there within the block."""
 
     def __init__(
-        self, url: str, prepare: Callable[[bool], Awaitable[None]] = nothing, wait_replicas: int = 0
+        self, url: str, prepare: Callable[[bool], Awaitable[None]] = nothing, *, wait_replicas: int = 0
     ) -> None:
         self.link = Link(parse_redis_url(url), wait_replicas=wait_replicas, source=SCRIPTS.__getitem__)
         self._prepare = prepare
@@ -42,19 +54,59 @@ class Linked:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis that is there."""
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.kill()
+def start(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Starts servers, with options of redis.conf; all are gone in the end."""
+    servers: list[RedisServer] = []
+
+    def start(**options: str) -> RedisServer:
+        server = RedisServer(tmp_path / f"redis-{len(servers)}", **options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def server(start: Callable[..., RedisServer]) -> RedisServer:
+    """A Redis as the README says it should be."""
+    return start()
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Returns once the condition holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def until_answered(link: Link) -> object:
+    """The reply of the first call that is not refused; anything but a refusal is raised."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                return await link.call("echo", ["{q}a"], ["back"])
+            except Unavailable:
+                await asyncio.sleep(0.01)
+
+
+async def until_refused(call: Callable[[], Awaitable[object]]) -> Exception:
+    """The first error that the call, made again and again, ends with."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                await call()
+            except (QueueFull, StorageError, Unavailable) as error:
+                return error
+
+
+async def restarted(server: RedisServer, link: Link) -> None:
+    """The server is another process, and the link has noticed."""
+    await asyncio.to_thread(server.kill)
+    await until(lambda: not link.is_up())
+    await asyncio.to_thread(server.start)
 
 
 def test_replies_are_what_the_script_returned(server: RedisServer) -> None:
@@ -62,25 +114,33 @@ def test_replies_are_what_the_script_returned(server: RedisServer) -> None:
 
     async def run() -> None:
         async with Linked(server.url) as link:
-            assert await link.call("echo", ["{q}a"], ["ü", b"\x00\xff", 7]) == [
+            assert await link.call("echo", ["{q}a"], ["ü", b"\x00\r\n\xff", 7]) == [
                 "ü".encode(),
-                b"\x00\xff",
+                b"\x00\r\n\xff",
                 b"7",
             ]
+            assert await link.call("echo", ["{q}a"], [b"x" * 5_000_000]) == [b"x" * 5_000_000]
             assert await link.call("add", ["{q}n"], [5]) == 5
-            assert link.durability == "redis-fsync"
             assert link.is_up()
+        assert not link.is_up()
 
     asyncio.run(run())
 
 
-def test_calls_of_one_moment_share_a_round_trip(server: RedisServer) -> None:
-    """A hundred calls at once are run in order, once each; their replies are their own."""
+def test_calls_of_one_moment_share_one_round_trip(server: RedisServer) -> None:
+    """A hundred calls at once are one write to the disk: appendfsync always syncs once for each turn of Redis."""
 
     async def run() -> None:
         async with Linked(server.url) as link:
-            replies = await asyncio.gather(*(link.call("add", ["{q}n"], [1]) for _ in range(100)))
+            await link.call("add", ["{q}n"], [0])
+            with server.client() as client:
+                before = client.info("stats")["total_reads_processed"]
+                replies = await asyncio.gather(*(link.call("add", ["{q}n"], [1]) for _ in range(100)))
+                after = client.info("stats")["total_reads_processed"]
             assert replies == list(range(1, 101))
+            assert (
+                int(after) - int(before) <= 4
+            )  # the batch, this test's own INFO, and perhaps the link's look
 
     asyncio.run(run())
 
@@ -109,7 +169,7 @@ def test_a_server_that_was_killed_is_found_again(server: RedisServer) -> None:
             await link.call("add", ["{q}n"], [1])
             server.kill()
             await until(lambda: not link.is_up())
-            with pytest.raises(Unavailable):
+            with pytest.raises(Unavailable, match="Redis is away"):
                 await link.call("add", ["{q}n"], [1])
             server.start()
             await until(link.is_up)
@@ -119,38 +179,471 @@ def test_a_server_that_was_killed_is_found_again(server: RedisServer) -> None:
     asyncio.run(run())
 
 
-def test_only_what_prepares_goes_through_before_it_is_done(server: RedisServer) -> None:
-    """A call that waits for the connection comes after those of `prepare`."""
+def test_a_connection_that_broke_is_no_other_primary(server: RedisServer) -> None:
+    """The same server on a new connection has lost nothing."""
+    prepared: list[bool] = []
 
     async def prepare(changed: bool) -> None:
-        if changed:
-            await link.call("add", ["{q}n"], [100])
-            await asyncio.sleep(0.1)
-            await link.call("add", ["{q}n"], [100])
+        prepared.append(changed)
 
     async def run() -> None:
-        async with Linked(server.url, prepare) as connected:
-            nonlocal link
-            link = connected
-            server.restart()
-            await until(lambda: not link.is_up())
-            assert await link.call("add", ["{q}n"], [1]) == 201
+        async with Linked(server.url, prepare) as link:
+            server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await until(lambda: len(prepared) == 2)
+            assert await until_answered(link) == [b"back"]
+        assert prepared == [False, False]
 
-    link: Link
     asyncio.run(run())
 
 
-def test_no_redis_at_the_address(tmp_path: Path) -> None:
-    """A start says which address, and what to do."""
-    server = RedisServer(tmp_path)
-    server.start()
-    server.kill()
+def test_what_was_answered_and_what_was_not_is_told_apart(server: RedisServer) -> None:
+    """Killed under load: each answered call was run, each refused one was not, and others may have been."""
 
     async def run() -> None:
-        async with Linked(server.url):
+        async with Linked(server.url) as link:
+            answered = refused = unknown = 0
+
+            async def add() -> None:
+                nonlocal answered, refused, unknown
+                for _ in range(50):
+                    try:
+                        await link.call("add", ["{q}n"], [1])
+                        answered += 1
+                    except Unavailable:
+                        refused += 1
+                    except StorageError:
+                        unknown += 1
+
+            load = asyncio.gather(*(add() for _ in range(40)))
+            await until(lambda: answered > 200)
+            server.restart()
+            await load
+            assert await until_answered(link) == [b"back"]
+            assert answered + refused + unknown == 2000
+            stored = int(await link.call("add", ["{q}n"], [0]))
+            assert answered <= stored <= answered + unknown
+
+    asyncio.run(run())
+
+
+def test_only_what_prepares_goes_through_before_it_is_done(server: RedisServer) -> None:
+    """A call that waits for the connection comes after those of `prepare`."""
+    linked = Linked(server.url)
+
+    async def prepare(changed: bool) -> None:
+        if changed:
+            await linked.link.call("add", ["{q}n"], [100])
+            await asyncio.sleep(0.1)
+            await linked.link.call("add", ["{q}n"], [100])
+
+    async def run() -> None:
+        linked._prepare = prepare
+        async with linked as link:
+            await restarted(server, link)
+            assert await link.call("add", ["{q}n"], [1]) == 201
+
+    asyncio.run(run())
+
+
+def test_a_preparation_that_fails_is_done_again(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing else goes through before it has succeeded once."""
+    tries = 0
+
+    async def prepare(changed: bool) -> None:
+        nonlocal tries
+        if changed:
+            tries += 1
+            if tries < 3:
+                raise StorageError("not prepared")
+
+    async def run() -> None:
+        async with Linked(server.url, prepare) as link:
+            await restarted(server, link)
+            assert await until_answered(link) == [b"back"]
+        assert tries == 3
+        assert "not prepared" in caplog.text
+
+    asyncio.run(run())
+
+
+def test_a_preparation_ends_with_its_connection(server: RedisServer) -> None:
+    """A call made inside it when the connection is gone is refused at once, so that it can be done again."""
+    linked = Linked(server.url)
+    seen: list[object] = []
+
+    async def prepare(changed: bool) -> None:
+        if changed and not seen:
+            server.restart()
+            try:
+                await linked.link.call("echo", ["{q}a"], [1])
+            except (Unavailable, StorageError) as error:
+                seen.append(error)
+                raise
+
+    async def run() -> None:
+        linked._prepare = prepare
+        async with linked as link:
+            await restarted(server, link)
+            assert await until_answered(link) == [b"back"]
+        assert len(seen) == 1
+
+    asyncio.run(run())
+
+
+def test_a_server_that_stands_still_is_given_up(server: RedisServer) -> None:
+    """What was sent is not known, what comes later is refused; once it goes on, so do calls."""
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            server.freeze()
+            under_way = asyncio.ensure_future(link.call("add", ["{q}n"], [1]))
+            with pytest.raises(StorageError, match="did not answer within 1 s"):
+                await under_way
+            await until(lambda: not link.is_up())
+            with pytest.raises(Unavailable):
+                await link.call("add", ["{q}n"], [1])
+            server.thaw()
+            assert await until_answered(link) == [b"back"]
+
+    asyncio.run(run())
+
+
+def test_a_server_that_stands_still_is_noticed_when_nothing_is_asked(server: RedisServer) -> None:
+    """It is looked at each second."""
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            server.freeze()
+            await until(lambda: not link.is_up())
+            server.thaw()
+            await until(link.is_up)
+
+    asyncio.run(run())
+
+
+def test_a_pause_is_over_when_it_is(server: RedisServer) -> None:
+    """CLIENT PAUSE is as if it stood still."""
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            server.ask("CLIENT", "PAUSE", 2_000, "ALL")
+            with pytest.raises(StorageError):
+                await link.call("add", ["{q}n"], [1])
+            assert await until_answered(link) == [b"back"]
+
+    asyncio.run(run())
+
+
+def test_a_busy_server_refuses(start: Callable[..., RedisServer]) -> None:
+    """BUSY is certainly not done; the script that spins is not known to be."""
+    server = start(busy_reply_threshold="100")
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            with socket.create_connection(("127.0.0.1", server.port)) as other:
+                other.sendall(b"*3\r\n$4\r\nEVAL\r\n$17\r\nwhile true do end\r\n$1\r\n0\r\n")
+                error = await until_refused(lambda: link.call("add", ["{q}n"], [1]))
+                assert repr(error) == "Unavailable('Redis is busy with a script')"
+                server.ask("SCRIPT", "KILL")
+                assert await until_answered(link) == [b"back"]
+
+    asyncio.run(run())
+
+
+def test_a_server_without_memory_refuses(start: Callable[..., RedisServer]) -> None:
+    """OOM is a full queue, and the connection stays."""
+    server = start(maxmemory="3mb")
+    numbers = itertools.count()
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            error = await until_refused(
+                lambda: link.call("set", [f"{{q}}{next(numbers)}"], [b"x" * 1_000_000])
+            )
+            assert repr(error) == "QueueFull('Redis has no memory left')"
+            assert await link.call("echo", ["{q}a"], [1]) == [b"1"]
+
+    asyncio.run(run())
+
+
+def test_a_script_that_fails_is_not_known_to_have_done_nothing(server: RedisServer) -> None:
+    """The error names the script and what Redis says; the next call goes through."""
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            with pytest.raises(StorageError, match=r"wrong: Redis says: .*not an integer"):
+                await link.call("wrong", ["{q}w"], [])
+            assert link.is_up()
+            assert await link.call("echo", ["{q}a"], [1]) == [b"1"]
+
+    asyncio.run(run())
+
+
+def test_a_primary_that_became_a_replica_is_left(
+    start: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """READONLY is certainly not done, and calls go through once it is a primary again."""
+    server, other = start(), start()
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            await link.call("add", ["{q}n"], [1])
+            server.ask("REPLICAOF", "127.0.0.1", other.port)
+            assert isinstance(await until_refused(lambda: link.call("set", ["{q}s"], [1])), Unavailable)
+            server.ask("REPLICAOF", "NO", "ONE")
+            assert await until_answered(link) == [b"back"]
+        assert "replica" in caplog.text
+
+    asyncio.run(run())
+
+
+def test_min_replicas_to_write_refuses(server: RedisServer) -> None:
+    """NOREPLICAS is certainly not done."""
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            server.ask("CONFIG", "SET", "min-replicas-to-write", 1)
+            with pytest.raises(Unavailable, match="min-replicas-to-write"):
+                await link.call("add", ["{q}n"], [1])
+            assert link.is_up()
+
+    asyncio.run(run())
+
+
+def test_a_server_that_loads_its_data_is_waited_for(start: Callable[..., RedisServer]) -> None:
+    """A start while Redis loads ends once it has loaded; calls until then are certainly not done."""
+    server = start(appendonly="no", key_load_delay="1000", loading_process_events_interval_bytes="1024")
+    with server.client() as client:
+        client.mset({f"k{number}": "x" * 100 for number in range(1500)})
+        client.save()
+    prepared: list[bool] = []
+
+    async def prepare(_: bool) -> None:
+        prepared.append(True)
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            await asyncio.to_thread(server.kill)
+            await until(lambda: not link.is_up())
+            # a second and a half of LOADING, from before the server is ready
+            starting = asyncio.create_task(asyncio.to_thread(server.start))
+            await until(lambda: "while loading" in server.log.read_text() or starting.done())
+            other = Linked(server.url, prepare)
+            async with other:
+                assert prepared
+            assert await until_answered(link) == [b"back"]
+            await starting
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("options", "durability"),
+    [
+        ({}, "redis-fsync"),
+        ({"appendfsync": "everysec"}, "redis-everysec"),
+        ({"appendonly": "no"}, "redis-memory"),
+    ],
+)
+def test_durability_is_what_the_server_does(
+    start: Callable[..., RedisServer], options: dict[str, str], durability: str
+) -> None:
+    """The word is read from its settings."""
+    server = start(**options)
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            assert link.durability == durability
+
+    asyncio.run(run())
+
+
+def test_settings_that_change_are_noticed(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """The durability shown is another one, and a policy that throws items away is warned of."""
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            server.ask("CONFIG", "SET", "appendfsync", "everysec", "maxmemory-policy", "allkeys-lru")
+            await until(lambda: link.durability == "redis-everysec")
+            server.ask("CONFIG", "SET", "appendfsync", "always")
+            await until(lambda: link.durability == "redis-fsync")
+
+    asyncio.run(run())
+    assert "durability was redis-fsync and is redis-everysec now" in caplog.text
+    assert caplog.text.count("maxmemory-policy allkeys-lru") == 1
+
+
+def test_a_user_who_may_not_ask_for_the_settings(server: RedisServer) -> None:
+    """Where CONFIG is forbidden the weaker word is shown, and calls go through."""
+    server.ask("ACL", "SETUSER", "easq", "on", ">secret", "~*", "&*", "+@all", "-config")
+
+    async def run() -> None:
+        async with Linked(f"redis://easq:secret@127.0.0.1:{server.port}") as link:
+            assert link.durability == "redis-everysec"
+            assert await link.call("add", ["{q}n"], [1]) == 1
+
+    asyncio.run(run())
+
+
+def refusal(url: str) -> StorageError:
+    """What a start is refused with."""
+
+    async def run() -> None:
+        async with Linked(url):
             pass
 
-    with pytest.raises(EasqError) as caught:
+    with pytest.raises(StorageError) as caught:
         asyncio.run(run())
-    assert f"127.0.0.1:{server.port}" in caught.value.message
-    assert caught.value.hint
+    assert "secret" not in caught.value.message + caught.value.hint
+    return caught.value
+
+
+def test_starts_that_are_refused(server: RedisServer) -> None:
+    """Each message names the server and what is wrong; none has the password."""
+    at = f"127.0.0.1:{server.port}"
+    server.ask("ACL", "SETUSER", "easq", "on", ">secret", "~*", "&*", "-@all", "+evalsha")
+    assert refusal(f"redis://easq:wrong-secret@{at}").message == f"{at}: wrong or missing password"
+    error = refusal(f"redis://easq:secret@{at}")
+    assert error.message.startswith(f"{at}: ")
+    assert "permissions" in error.message
+    assert error.hint == "see what its ACL allows"
+    server.ask("CONFIG", "SET", "requirepass", "secret")
+    assert refusal(server.url).message == f"{at}: wrong or missing password"
+
+
+def test_a_policy_that_throws_items_away_is_refused(start: Callable[..., RedisServer]) -> None:
+    """The hint has the command that changes it."""
+    server = start(maxmemory_policy="allkeys-lru")
+    error = refusal(server.url)
+    assert error.message == (
+        f"127.0.0.1:{server.port}: maxmemory-policy allkeys-lru throws items away when memory is full"
+    )
+    assert "CONFIG SET maxmemory-policy noeviction" in error.hint
+
+
+def test_no_redis_at_the_address(server: RedisServer) -> None:
+    """A start says which address, and what to do."""
+    server.kill()
+    error = refusal(server.url)
+    assert error.message.startswith(f"no Redis at 127.0.0.1:{server.port}: ")
+    assert error.hint == "start it, or name another with --storage"
+
+
+def test_a_redis_that_others_reach_needs_a_password() -> None:
+    """As the service itself needs a token."""
+    with pytest.raises(UsageError) as caught:
+        open_link("redis://10.0.0.1:6379")
+    assert (
+        caught.value.message
+        == "redis://10.0.0.1:6379 is reached from other machines, and the URL has no password"
+    )
+    assert open_link("redis://10.0.0.1:6379", allow_open=True).durability == ""
+    assert open_link("redis://:secret@10.0.0.1:6379").durability == ""
+
+
+def test_a_socket_of_this_machine(start: Callable[..., RedisServer], tmp_path: Path) -> None:
+    """unix:// leads to the same server."""
+    path = tmp_path / "redis.sock"
+    start(unixsocket=str(path))
+
+    async def run() -> None:
+        async with Linked(f"unix://{path}?db=1") as link:
+            assert await link.call("add", ["{q}n"], [1]) == 1
+
+    asyncio.run(run())
+
+
+def test_what_is_published_is_heard(server: RedisServer) -> None:
+    """Both kinds of PUBLISH, any bytes, and again after the connection was lost."""
+    heard: list[bytes] = []
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            await link.listen("easq:hint", heard.append)
+            await link.call("tell", [], ["easq:hint", b"\x00one"])
+            await link.call("stell", ["easq:hint"], ["easq:hint", b"two"])
+            await until(lambda: heard == [b"\x00one", b"two"])
+            await restarted(server, link)
+            assert await until_answered(link) == [b"back"]
+            async with asyncio.timeout(PATIENCE_S):
+                while heard[-1] != b"three":
+                    await link.call("tell", [], ["easq:hint", b"three"])
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
+def test_wait_without_a_replica_is_not_known(server: RedisServer) -> None:
+    """A call that changes something is on fewer replicas than asked for; others do not wait."""
+
+    async def run() -> None:
+        async with Linked(server.url, wait_replicas=1) as link:
+            assert link.durability == "redis-replicated:1"
+            with pytest.raises(StorageError, match="0 of 1 replicas have it"):
+                await link.call("add", ["{q}n"], [1])
+            assert await link.call("echo", ["{q}a"], [1], changes=False) == [b"1"]
+            assert link.is_up()
+
+    asyncio.run(run())
+
+
+def test_wait_with_a_replica(start: Callable[..., RedisServer]) -> None:
+    """What was answered is there as well, also when all of a batch wait together."""
+    server = start()
+    replica = start(replicaof=f"127.0.0.1 {server.port}")
+
+    async def run() -> None:
+        async with Linked(server.url, wait_replicas=1) as link:
+            async with asyncio.timeout(PATIENCE_S):
+                while "'online'" not in str(server.ask("INFO", "replication")):
+                    await asyncio.sleep(0.01)
+            replies = await asyncio.gather(*(link.call("add", ["{q}n"], [1]) for _ in range(50)))
+            assert replies == list(range(1, 51))
+            assert replica.ask("GET", "{q}n") == b"50"
+
+    asyncio.run(run())
+
+
+def test_more_than_may_wait_is_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is queued without bound on a Redis that stands still."""
+    monkeypatch.setattr("easq.storage.redis.MOST_CALLS", 10)
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            server.freeze()
+            calls = [asyncio.ensure_future(link.call("add", ["{q}n"], [1])) for _ in range(11)]
+            done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            (first,) = done
+            with pytest.raises(Unavailable, match="too many requests"):
+                await first
+            server.thaw()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_the_deadline_of_a_wait_is_within_that_of_the_batch() -> None:
+    """Replicas that lag do not cost the connection."""
+    assert redis_wire.WAIT_MS / 1000 < redis_wire.DEADLINE_S
+
+
+def test_nothing_is_logged_of_a_password(
+    start: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither when the connection is lost nor when it comes back, at any level."""
+    caplog.set_level(logging.DEBUG)
+    server = start()
+    server.ask("CONFIG", "SET", "requirepass", "top-secret-word")
+
+    async def run() -> None:
+        async with Linked(f"redis://:top-secret-word@127.0.0.1:{server.port}") as link:
+            with server.client(password="top-secret-word") as client:
+                client.client_kill_filter(_type="normal", skipme=True)
+            await until(lambda: not link.is_up())
+            await until(link.is_up)
+
+    asyncio.run(run())
+    assert "Redis is back" in caplog.text
+    assert "top-secret-word" not in caplog.text

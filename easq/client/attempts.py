@@ -1,0 +1,107 @@
+"""Whom to ask, for how long, and what to do when that fails: the rules of an exchange, without I/O.
+
+An exchange is a generator of steps. It yields an attempt, and gets the reply sent in, or thrown in why there is none;
+or it yields seconds to pause, and goes on after them; what it returns is the answer. `Transport.run` takes the steps
+of one exchange, blocking; `Bulk` those of many at a time on one event loop. So the rules stand here once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+from easq.client.backoff import full_jitter
+from easq.client.exchange import MAX_FULL_ATTEMPTS, Retry, Settings, again_after_reply, not_taken
+from easq.client.failures import Unconnected
+from easq.errors import EasqError, Unreachable
+from easq.wire.operations import Caller, Request
+from easq.wire.replies import Reply, read_error
+
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class Times:
+    """How an exchange went: what the last attempt took, in seconds from its beginning, and the attempts before."""
+
+    connect_s: float | None = None  #: None where a connection was there already
+    first_byte_s: float | None = None  #: of the answer; None where there was none
+    total_s: float = 0.0
+    attempts: int = 0
+    doubt: bool = False  #: an attempt before the one that is reported may have taken effect
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A request to be sent once. Its reply is there, complete, by `until` on the monotonic clock, or it failed."""
+
+    url: str
+    request: Request
+    caller: Caller | None  #: whose identity and token are sent; None for a request that carries its own
+    until: float
+    times: Times  #: who sends fills in what it took
+
+
+#: the steps of an exchange that ends in an R
+Steps: TypeAlias = "Generator[Attempt | float, Reply | None, R]"
+
+
+def exchange(
+    url: str,
+    request: Request,
+    caller: Caller | None,
+    settings: Settings,
+    *,
+    deadline_s: float | None = None,
+    attempt_s: float | None = None,
+    retry: Retry = Retry.READ,
+    times: Times | None = None,
+) -> Steps[Reply]:
+    """The 2xx reply to `request`; whatever else it was answered with in the end is raised as its error.
+
+    Args:
+        caller: whose identity and token are sent; None for a request that carries its own.
+        deadline_s: bound on everything, retries included; the request timeout by default. Without it, a connection
+            that does not come about is tried for the connect timeout only.
+        attempt_s: bound on one attempt, at most the request timeout, which is the default.
+        times: is told how it went.
+    """
+    start = now = time.monotonic()
+    end = start + (settings.request_timeout_s if deadline_s is None else deadline_s)
+    connect_end = end if deadline_s is not None else min(end, start + settings.connect_timeout_s)
+    limit_s = min(settings.request_timeout_s, attempt_s or settings.request_timeout_s)
+    times = Times() if times is None else times
+    failures = full = 0
+    why: EasqError | None = None
+    while True:
+        give_up = end
+        times.attempts += 1
+        try:
+            reply = yield Attempt(url, request, caller, min(end, now + limit_s), times)
+            assert reply is not None, "an attempt has a reply, or failed"
+            if 200 <= reply.status < 300:
+                return reply
+            error: EasqError = read_error(reply)
+            full += reply.status == 429 and request.method == "POST"
+            again = full < MAX_FULL_ATTEMPTS and again_after_reply(retry, reply)
+            unsure = reply.status >= 500 and not not_taken(reply)
+        except Unconnected as failure:
+            error, again, give_up = failure, retry is not Retry.NEVER and not failure.lasting, connect_end
+            unsure = False
+        except Unreachable as failure:
+            error, again, unsure = failure, retry in (Retry.READ, Retry.PREDICT), True
+        now = time.monotonic()
+        if why is not None and isinstance(error, Unreachable) and now >= end:
+            # an attempt that the end cut short tells less than those before, unless it is what leaves a write in doubt
+            times.doubt = times.doubt or unsure
+            raise error if unsure and retry is Retry.WRITE else why
+        why = error
+        failures += 1
+        pause_s = full_jitter(failures)
+        if not again or now + pause_s >= give_up:
+            raise error
+        times.doubt = times.doubt or unsure
+        yield pause_s
+        now = time.monotonic()

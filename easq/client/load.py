@@ -1,0 +1,183 @@
+"""A load of requests, and what they took: so many, or as many as there is time for, at a rate or as fast as it goes."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+from easq.client.bulk import Asking, Bulk, Outcome, Task
+from easq.client.exchange import Settings
+from easq.errors import EasqError
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+#: what is reported of the latencies, beside min, mean and max
+PERCENTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99_9", 0.999))
+#: bars of a histogram
+_BARS = 12
+#: seconds that requests in flight may take after an interrupt
+_GRACE_S = 5.0
+
+#: told how many requests ended and how many of them failed
+OnProgress: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked for: `count` requests or as many as `duration_s` has room for, behind `warmup` others."""
+
+    payloads: Sequence[bytes]
+    workers: int
+    count: int | None = None
+    duration_s: float | None = None
+    rate: float | None = None
+    warmup: int = 0
+
+
+@dataclass
+class Samples:
+    """What was measured, in seconds."""
+
+    latencies: array[float] = field(default_factory=lambda: array("d"))
+    errors: Counter[str] = field(default_factory=Counter)
+    first_error: EasqError | None = None
+    retried: int = 0
+    size: int = 0
+    began: float = math.inf
+    ended: float = 0.0
+
+    def good(self, began: float, ended: float, size: int = 0) -> None:
+        """A request succeeded."""
+        self.latencies.append(ended - began)
+        self.size += size
+        self.began, self.ended = min(self.began, began), max(self.ended, ended)
+
+    def bad(self, error: EasqError, began: float, ended: float) -> None:
+        """A request failed; how long that took is no latency."""
+        self.errors[error.kind] += 1
+        self.first_error = self.first_error or error
+        self.began, self.ended = min(self.began, began), max(self.ended, ended)
+
+    def record(self) -> dict[str, object]:
+        """The figures under flat names; latencies are None where nothing succeeded."""
+        latencies = sorted(self.latencies)
+        count, failed = len(latencies), self.errors.total()
+        seconds = max(self.ended - self.began, 1e-9) if count or failed else 0.0
+        figures: dict[str, object] = {
+            "requests": count + failed,
+            "succeeded": count,
+            "failed": failed,
+            "retried": self.retried,
+            "seconds": round(seconds, 6),
+            "throughput": round(count / seconds, 3) if seconds else 0.0,
+            "bytes_per_second": round(self.size / seconds) if seconds else 0,
+        }
+        mean = sum(latencies) / count if count else None
+        values = {
+            "min": latencies[0] if count else None,
+            "mean": mean,
+            **{name: percentile(latencies, share) for name, share in PERCENTILES},
+            "max": latencies[-1] if count else None,
+        }
+        figures |= {f"{name}_ms": None if v is None else round(v * 1000, 6) for name, v in values.items()}
+        return figures | {f"error_{kind}": number for kind, number in sorted(self.errors.items())}
+
+    def histogram(self) -> list[tuple[float, int]]:
+        """Upper bounds in seconds, each one a fixed factor above the last, and how many latencies are below."""
+        latencies = sorted(self.latencies)
+        if not latencies:
+            return []
+        low, high = max(latencies[0], 1e-6), max(latencies[-1], 1e-6)
+        if high <= low * 1.001:
+            return [(high, len(latencies))]
+        factor = (high / low) ** (1 / _BARS)
+        bounds = [*(low * factor**step for step in range(1, _BARS)), high]
+        ends = [*(bisect_left(latencies, bound) for bound in bounds[:-1]), len(latencies)]
+        return list(zip(bounds, (b - a for a, b in zip([0, *ends], ends, strict=False)), strict=True))
+
+
+def percentile(ordered: Sequence[float], share: float) -> float | None:
+    """The least of `ordered` that `share` of them are not above (nearest rank); None of nothing."""
+    return ordered[max(math.ceil(share * len(ordered)), 1) - 1] if ordered else None
+
+
+class LoadRun:
+    """One run of a load, sent as `settings` say. `stop` ends it early."""
+
+    def __init__(self, settings: Settings, load: Load, progress: OnProgress) -> None:
+        self.settings, self.load, self.progress = settings, load, progress
+        self.samples = Samples()
+        self.stopped = threading.Event()
+        self._bulk: Bulk | None = None
+        self._warm_at = 0.0
+
+    def stop(self) -> None:
+        """No further request is begun. May be called from a signal handler."""
+        self.stopped.set()
+        if self._bulk is not None:
+            self._bulk.stop(grace_s=_GRACE_S)
+
+    def outcomes(
+        self, ask: Callable[[int, bytes], Q], steps: Asking[Q, R]
+    ) -> Iterator[list[Outcome[int, R]]]:
+        """What became of each request, with its number, in batches: `ask` makes a question of number and payload."""
+        load, ended, failed = self.load, 0, 0
+        self._bulk = Bulk(
+            self.settings, workers=load.workers, rate=load.rate, open_loop=load.rate is not None
+        )
+        for batch in self._bulk.run(self._tasks(ask), steps):
+            yield batch
+            ended += len(batch)
+            failed += sum(outcome.error is not None for outcome in batch)
+            self.progress(ended, failed)
+
+    def sample(self, outcome: Outcome[int, R], ended: float) -> None:
+        """It counts, from when it was due to `ended`, unless it was for warming up."""
+        if outcome.what < self.load.warmup:
+            return
+        self.samples.retried += outcome.times.attempts > 1
+        if outcome.error is None:
+            self.samples.good(outcome.due, ended, outcome.size)
+        else:
+            self.samples.bad(outcome.error, outcome.due, ended)
+
+    def _tasks(self, ask: Callable[[int, bytes], Q]) -> Iterator[Task[int, Q]]:
+        load, number = self.load, 0
+        while load.count is None or number < load.warmup + load.count:
+            if number == load.warmup:
+                self._warm_at = time.monotonic()
+            late = load.duration_s is not None and time.monotonic() - self._warm_at >= load.duration_s
+            if self.stopped.is_set() or (number > load.warmup and late):
+                return
+            data = load.payloads[number % len(load.payloads)]
+            yield Task(number, ask(number, data), len(data))
+            number += 1
+
+    def answers(
+        self,
+        ask: Callable[[int, bytes], Q],
+        steps: Asking[Q, R],
+        *,
+        failure: Callable[[R], EasqError | None],
+        done: Callable[[list[R]], None],
+    ) -> None:
+        """Times each request, from the moment it was due to its answer, which `failure` says what was wrong with;
+        `done` is told of all that came.
+        """
+        for batch in self.outcomes(ask, steps):
+            came = []
+            for outcome in batch:
+                if outcome.result is not None:
+                    came.append(outcome.result)
+                    outcome.error = failure(outcome.result)
+                self.sample(outcome, outcome.ended)
+            if came:
+                done(came)

@@ -1,0 +1,301 @@
+"""The connections of many exchanges on one event loop.
+
+The only file of this wing that knows aiohttp: httpx's pool makes 32 concurrent requests slower than one. It does
+what `transport` does for one exchange at a time: sends an attempt, bounded in time and size, and says in our own
+errors what failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import aiohttp
+from yarl import URL
+
+from easq.client.attempts import Attempt, Times
+from easq.client.endpoint import proxy_for, shown
+from easq.client.exchange import MAX_HEADER_BYTES, Settings, target
+from easq.client.failures import Unanswered, Unconnected, unconnected
+from easq.client.headers import check_value, request_headers
+from easq.client.tls import tls_context
+from easq.client.trace import Tracer, hide_in, secrets_of
+from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
+from easq.wire.operations import Request
+from easq.wire.replies import Reply
+
+#: a body above this is sent in pieces: aiohttp would hold up the loop with it, and warns
+_LARGE_BODY = 256 * 1024
+#: headers that differ from request to request
+_VARYING = frozenset(("Idempotency-Key", "Authorization", "Content-MD5", "Date"))
+#: of the time for an attempt, the part in which it has to be connected: then it is known that nothing was sent
+_CONNECT_PART = 0.98
+#: addresses and sets of headers that are remembered
+_MAX_KNOWN = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What requests of one kind have in common, so that it is checked and made once for all of them."""
+
+    url: URL
+    headers: dict[str, str]
+    proxy: URL | None
+    tls: ssl.SSLContext | bool
+
+
+class Session:
+    """Connections that its senders share; an async context manager.
+
+    With `timed` every attempt is told when it was connected and answered, which takes a little longer.
+    """
+
+    def __init__(self, settings: Settings, *, timed: bool = False) -> None:
+        self.settings = settings
+        self._timed = timed
+        self._known: dict[tuple[object, ...], _Place] = {}
+        self._own = frozenset(name.lower() for name in settings.headers)
+        self._tls: ssl.SSLContext | None = None
+
+    async def __aenter__(self) -> Session:
+        _keep_large_blocks()
+        self.http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=30.0, resolver=aiohttp.ThreadedResolver()
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            skip_auto_headers=("Content-Type",),  # the others are always given
+            read_bufsize=256 * 1024,
+            max_field_size=MAX_HEADER_BYTES,
+            trace_configs=[_connecting()] if self._timed else None,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.http.close()
+
+    def sender(self) -> Sender:
+        """One that sends an attempt at a time, for the task that is running."""
+        return Sender(self)
+
+    def prepare(self, attempt: Attempt) -> tuple[_Place, dict[str, str]]:
+        """Where the attempt goes and how, and all its headers."""
+        request = attempt.request
+        steady: list[tuple[str, str]] = []
+        varying: list[tuple[str, str]] = []
+        for pair in request.headers.items():
+            (varying if pair[0] in _VARYING else steady).append(pair)
+        kind = (attempt.url, request.path, request.query, attempt.caller, *steady)
+        place = self._known.get(kind)
+        if place is None:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            place = self._known[kind] = self._place(attempt, dict(steady))
+        if not varying:
+            return place, place.headers
+        headers = dict(place.headers)
+        for name, value in varying:
+            if name.lower() not in self._own:
+                check_value(name, value)
+                headers[name] = value
+        return place, headers
+
+    def _place(self, attempt: Attempt, headers: Mapping[str, str]) -> _Place:
+        url, request = attempt.url, attempt.request
+        proxy = proxy_for(url, self.settings.environ)
+        tls: ssl.SSLContext | bool = True
+        if any(one.lower().startswith("https:") for one in (url, proxy or "")):
+            if self._tls is None:
+                self._tls = tls_context(cacert=self.settings.cacert, insecure=self.settings.insecure)
+            tls = self._tls
+        checked = request_headers(
+            Request(request.method, headers=headers), attempt.caller, self.settings.headers
+        )
+        try:
+            return _Place(
+                URL(target(url, request), encoded=True), checked, URL(proxy) if proxy else None, tls
+            )
+        except UnicodeError as error:
+            raise UsageError(f"the request to {shown(url)} cannot be sent: {error}") from error
+
+
+class Sender:
+    """Sends one attempt at a time, in the task that made it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._http = session.http
+        self._deadline = _Deadline()
+        self._usual = _timeout(session.settings.connect_timeout_s)
+        self._longest_s = session.settings.connect_timeout_s / _CONNECT_PART
+        self.url = ""  #: where the last attempt went
+
+    async def send(self, attempt: Attempt) -> Reply:
+        """The whole reply; one that is not 2xx without the secrets that were sent: servers like to quote them."""
+        settings, request, times = self._session.settings, attempt.request, attempt.times
+        self.url = attempt.url
+        place, headers = self._session.prepare(attempt)
+        began = time.monotonic()
+        limit_s = attempt.until - began
+        tracer = None
+        if settings.trace is not None:
+            tracer = Tracer(settings.trace, secrets_of(headers))
+            tracer.request(request.method, attempt.url + request.path, request.query)
+            tracer.headers(">", headers)
+            tracer.body(">", request.body)
+        body = request.body
+        times.connect_s = times.first_byte_s = None
+        self._deadline.begin(attempt.until)
+        try:
+            try:
+                async with self._http.request(
+                    request.method,
+                    place.url,
+                    data=(io.BytesIO(body) if len(body) > _LARGE_BODY else body) if body else None,
+                    headers=headers,
+                    allow_redirects=False,
+                    # what is left bounds connecting too; the deadline bounds the rest
+                    timeout=self._usual if limit_s >= self._longest_s else _timeout(limit_s * _CONNECT_PART),
+                    proxy=place.proxy,
+                    ssl=place.tls,
+                    trace_request_ctx=times,
+                ) as response:
+                    reply = Reply(response.status, response.headers, await self._body(response))
+            finally:
+                self._deadline.end()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            failure = _translate(error, attempt.url, limit_s)
+            if tracer is not None:
+                tracer.answer(failure.message, time.monotonic() - began)
+            raise failure from error
+        finally:
+            times.total_s = time.monotonic() - began
+        if tracer is not None:
+            tracer.answer(f"{reply.status}, {len(reply.body)} bytes", time.monotonic() - began)
+            tracer.headers("<", reply.headers)
+            tracer.body("<", reply.body)
+        return reply if 200 <= reply.status < 300 else hide_in(reply, secrets_of(headers))
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        limit = self._session.settings.max_answer_bytes
+        body = await response.content.readany()
+        if response.content.at_eof():
+            return body
+        parts, size = [body], len(body)
+        while part := await response.content.readany():
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise ServerError(
+                    f"the answer of {shown(self.url)} is above the limit of {limit} bytes",
+                    hint="ask for fewer items at once, or raise the limit",
+                )
+        return b"".join(parts)
+
+
+class _Deadline:
+    """Ends what a task waits for, with TimeoutError. A timer is set anew only when it goes off too early, or would go
+    off too late: a request that is answered in time costs none, unlike with `asyncio.timeout`.
+    """
+
+    def __init__(self) -> None:
+        self._until = 0.0  # 0.0: nothing is waited for
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task(self._loop)
+        self._timer: asyncio.TimerHandle | None = None
+        self._over = False
+
+    def begin(self, until: float) -> None:
+        """What the task waits for from here on is given up at `until`, on the monotonic clock, which is the loop's."""
+        self._until = until
+        timer = self._timer
+        if timer is None or timer.when() > until:
+            if timer is not None:
+                timer.cancel()
+            self._timer = self._loop.call_at(until, self._look)
+
+    def end(self) -> None:
+        """It may wait. Raises TimeoutError in place of the CancelledError by which it was ended."""
+        self._until = 0.0
+        if self._over and self._task is not None:
+            self._over = False
+            if self._task.uncancel() == 0:
+                raise TimeoutError
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._until > self._loop.time():
+            self._timer = self._loop.call_at(self._until, self._look)
+        elif self._until and self._task is not None:
+            self._over = True
+            self._task.cancel()
+
+
+def _timeout(connect_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=max(connect_s, 0.001), ceil_threshold=3600.0)
+
+
+def _keep_large_blocks() -> None:
+    """From here on glibc takes blocks of up to a MiB from its heap.
+
+    asyncio reads into a block of 256 KiB, which is mapped, shrunk and unmapped for each answer: 20 us of the 80 that a
+    request takes. Once a mapped block was freed, glibc maps only larger ones (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    bytearray(1024 * 1024)
+
+
+def _connecting() -> aiohttp.TraceConfig:
+    """Tells the Times of a request when it was connected and when it was answered."""
+    config = aiohttp.TraceConfig()
+
+    async def begun(_http: object, trace: SimpleNamespace, *_: object) -> None:
+        trace.began = time.monotonic()
+
+    async def connected(_http: object, trace: SimpleNamespace, *_: object) -> None:
+        _times(trace).connect_s = time.monotonic() - trace.began
+
+    async def answered(_http: object, trace: SimpleNamespace, *_: object) -> None:
+        _times(trace).first_byte_s = time.monotonic() - trace.began
+
+    config.on_request_start.append(begun)
+    config.on_connection_create_end.append(connected)
+    config.on_request_end.append(answered)
+    return config
+
+
+def _times(trace: SimpleNamespace) -> Times:
+    times: Times = trace.trace_request_ctx
+    return times
+
+
+def _translate(error: Exception, url: str, limit_s: float) -> EasqError:
+    """Our error for one of aiohttp, by what is certain about the request."""
+    address = shown(url)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return Unconnected(
+            f"the proxy on the way to {address} refused: {error.status} {error.message}",
+            hint="see HTTP_PROXY and NO_PROXY",
+        )
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return unconnected(error, url)
+    if isinstance(error, TimeoutError):
+        return Unanswered(
+            f"no complete answer from {address} within {limit_s:.3g} s",
+            hint="raise --request-timeout if it is slow",
+        )
+    if isinstance(error, aiohttp.InvalidURL):
+        return ConfigError(f"the url {address} cannot be used: {error}")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return NotAQueueService(
+            f"{address} does not answer in HTTP: {error.message}", hint="check host and port of the url"
+        )
+    if isinstance(error, ValueError) and not isinstance(error, aiohttp.ClientError):
+        return UsageError(f"the request to {address} cannot be sent: {error}")
+    return Unreachable(f"connection to {address} lost before the answer was complete")

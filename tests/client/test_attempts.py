@@ -1,0 +1,119 @@
+"""The rules of an exchange, step by step: no server, no clock but the real one, and no time that passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from easq import errors
+from easq.client.attempts import Attempt, Steps, Times, exchange
+from easq.client.exchange import Retry, Settings
+from easq.client.failures import Unanswered, Unconnected
+from easq.wire.operations import Caller, Request
+from easq.wire.replies import STORED_HEADER, Reply
+
+PUT = Request("POST", body=b"x")
+SETTINGS = Settings(connect_timeout_s=5.0, request_timeout_s=30.0, environ={})
+GOOD, BUSY = Reply(200, {}, b"7"), Reply(502, {}, b"busy")
+FULL = Reply(429, {}, b"full")
+NOT_STORED = Reply(503, {STORED_HEADER: "no"}, b"ending")
+LOST = Unanswered("no answer")
+REFUSED = Unconnected("refused")
+
+
+def begin(retry: Retry, times: Times, **limits: float) -> Steps[Reply]:
+    return exchange("http://h/q", PUT, Caller(), SETTINGS, retry=retry, times=times, **limits)
+
+
+def play(steps: Steps[Reply], *answers: Reply | errors.EasqError) -> Reply:
+    """What the exchange ends in when its attempts are answered so; pauses take no time."""
+    step = next(steps)
+    try:
+        for answer in answers:
+            while isinstance(step, float):
+                step = next(steps)
+            step = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
+    except StopIteration as end:
+        found: Reply = end.value
+        return found
+    raise AssertionError(f"it goes on with {step}")
+
+
+def test_an_attempt_says_where_what_and_until_when() -> None:
+    steps = begin(Retry.READ, Times(), deadline_s=9.0, attempt_s=3.0)
+    step = next(steps)
+    assert isinstance(step, Attempt)
+    assert (step.url, step.request, step.caller) == ("http://h/q", PUT, Caller())
+    again = steps.throw(LOST)
+    assert isinstance(again, float)
+    assert 0.0 <= again <= 0.1
+    second = next(steps)
+    assert isinstance(second, Attempt)
+    assert step.until <= second.until <= step.until + 6.0
+
+
+@pytest.mark.parametrize(
+    ("retry", "first", "doubt"),
+    [
+        (Retry.READ, LOST, True),
+        (Retry.READ, BUSY, True),
+        (Retry.READ, NOT_STORED, False),
+        (Retry.READ, REFUSED, False),
+        (Retry.WRITE, REFUSED, False),
+        (Retry.WRITE, FULL, False),
+        (Retry.WRITE, NOT_STORED, False),
+        (Retry.PREDICT, LOST, True),
+        (Retry.PREDICT, BUSY, True),
+    ],
+)
+def test_what_may_be_sent_again_is_and_leaves_a_doubt_where_it_may_have_been_taken(
+    retry: Retry, first: Reply | errors.EasqError, doubt: bool
+) -> None:
+    times = Times()
+    assert play(begin(retry, times), first, GOOD) is GOOD
+    assert (times.attempts, times.doubt) == (2, doubt)
+
+
+@pytest.mark.parametrize(
+    ("retry", "first", "kind"),
+    [
+        (Retry.WRITE, LOST, Unanswered),
+        (Retry.WRITE, BUSY, errors.ServerError),
+        (Retry.PREDICT, FULL, errors.QueueFull),
+        (Retry.NEVER, REFUSED, Unconnected),
+        (Retry.NEVER, NOT_STORED, errors.Unavailable),
+        (Retry.READ, Reply(404, {}, b"gone"), errors.NotFound),
+        (Retry.READ, errors.UsageError("no header"), errors.UsageError),
+    ],
+)
+def test_what_may_not_be_sent_again_is_raised(
+    retry: Retry, first: Reply | errors.EasqError, kind: type[errors.EasqError]
+) -> None:
+    times = Times()
+    with pytest.raises(kind):
+        play(begin(retry, times), first)
+    assert times.attempts == 1
+
+
+def test_a_put_into_a_full_queue_is_tried_three_times() -> None:
+    times = Times()
+    with pytest.raises(errors.QueueFull):
+        play(begin(Retry.WRITE, times), FULL, FULL, FULL)
+    assert times.attempts == 3
+
+
+@pytest.mark.parametrize(("retry", "kind"), [(Retry.READ, Unconnected), (Retry.WRITE, Unanswered)])
+def test_an_attempt_cut_short_hides_why_the_others_failed_only_where_it_is_the_doubt(
+    retry: Retry, kind: type[errors.EasqError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A put without a key must not be called certainly not stored because it was refused before it was lost."""
+    now = [100.0]
+    monkeypatch.setattr("easq.client.attempts.time.monotonic", lambda: now[0])
+    times = Times()
+    steps = begin(retry, times, deadline_s=10.0)
+    next(steps)
+    assert isinstance(steps.throw(REFUSED), float)
+    next(steps)
+    now[0] = 110.0
+    with pytest.raises(kind):
+        steps.throw(LOST)
+    assert times.doubt
