@@ -46,9 +46,24 @@ def test_the_level_names_the_replicas_that_are_waited_for(serve: Serve, make_red
 
 def test_a_put_that_too_few_replicas_have_is_not_answered(serve: Serve, make_redis: MakeRedis) -> None:
     """It is stored and may be lost, so nobody is told either: the connection is closed."""
-    service = serve("--wait-replicas", "1", storage=make_redis().url)
+    primary = make_redis()
+    replica = make_redis(replicaof=f"127.0.0.1 {primary.port}")
+    eventually(lambda: replica.follows(primary), within_s=60)
+    stream = serve("--wait-replicas", "1", storage=primary.url).stream()
+    replica.kill()
     with pytest.raises((EOFError, OSError)):
-        service.stream().put()
+        stream.ask("POST", (), b"x")
+    replica.start()
+    assert eventually(lambda: _acknowledged(stream)) > 1
+
+
+def _acknowledged(stream: Stream) -> int:
+    """The index of a put; 0 when it was not answered, or refused."""
+    try:
+        answer = stream.ask("POST", (), b"x")
+    except (EOFError, OSError):
+        return 0
+    return int(answer.body) if answer.status == 200 else 0
 
 
 def test_a_full_redis_refuses_puts_and_lets_everything_else_through(

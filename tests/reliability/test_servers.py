@@ -68,6 +68,33 @@ def test_nothing_is_lost_reused_or_shared_when_servers_and_redis_are_killed_and_
 
 @pytest.mark.long
 @pytest.mark.parametrize(
+    ("bug", "harm", "complaint"),
+    [
+        ("index-from-a-local-counter", Nemesis.peace, "reused: "),
+        ("window-one-too-large", Nemesis.peace, "above the window: "),
+        ("acknowledged-though-redis-did-not-answer", Nemesis.kill_redis, "lost: "),
+        ("commits-in-local-memory", Nemesis.kill_a_server, "back after its commit: "),
+        ("pushes-without-checking-its-lease", lambda nemesis: nemesis.hold_a_server(7.5), "handed out after"),
+        ("sweep-does-not-release", Nemesis.kill_a_server, "not drained: "),
+    ],
+)
+def test_servers_with_a_planted_bug_are_caught(
+    serve: Serve, make_redis: MakeRedis, tmp_path: Path, bug: str, harm: Course, complaint: str
+) -> None:
+    """The same load over servers that break one promise: the checker names that promise."""
+
+    def course(nemesis: Nemesis) -> None:
+        nemesis.peace(1.0, 1.5)
+        harm(nemesis)
+        nemesis.peace()
+
+    fleet = start_fleet(serve, make_redis, program=("tests.reliability.planted_servers", bug))
+    outcome = run(fleet, tmp_path / "oplog", course, SEED, drain_s=15.0)
+    assert [found for found in outcome.violations if found.startswith(complaint)], outcome
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
     "harm",
     [
         pytest.param(lambda nemesis: nemesis.hold_redis(3.0), id="redis is held"),

@@ -222,6 +222,11 @@ class Sentinel(RedisServer):
             "sentinel failover-timeout": f"{self.name} {failover_ms}",
         }
 
+    @property
+    def url(self) -> str:
+        """What `easq serve --storage` takes to ask it where the primary is."""
+        return f"redis+sentinel://127.0.0.1:{self.port}/{self.name}"
+
     def has_settled_on(self, primary: RedisServer) -> bool:
         """Whether it sends clients there, hears from it, and is not about to promote another one."""
         state = self._master()
