@@ -26,12 +26,12 @@ from tests.support.waiting import eventually
 from tests.support.websocket import BINARY, CLOSE, PING, Refused, Watch, watch
 
 SEED = int(os.environ.get("EASQ_SEED", "20240601"))
-PRODUCERS, GROUPS, CONSUMERS, WINDOW = 8, ("one", "two"), 4, 4
+PRODUCERS, GROUPS, CONSUMERS, WINDOW = 8, ("one", "two"), 4, 6
 #: a producer waits so long between two puts, and so long for an answer before it asks elsewhere, in seconds
-PAUSE_S, PATIENCE_S = 0.01, 3.0
-#: a consumer commits what came when nothing more did for so long, less once its window is full; it pings so often;
-#: every other one leaves a server from which no byte came for so long. In seconds
-QUIET_S, FULL_S, PING_S, SILENCE_S = 0.08, 0.02, 1.0, 4.5
+PAUSE_S, PATIENCE_S = 0.06, 3.0
+#: a consumer keeps what came for so long before it commits it; it pings so often; the last of a group leaves a server
+#: from which no byte came for so long. In seconds
+HOLD_S, PING_S, SILENCE_S = 0.12, 1.0, 4.5
 #: after the last fault all that is left has to be delivered and committed within so long, in seconds
 DRAIN_S = 60.0
 
@@ -172,22 +172,20 @@ def consume_on(fleet: Fleet, load: Load, name: str, group: str, *, impatient: bo
 
     def receive(log: Log, watching: Watch, me: Stream, connection: str) -> None:
         held: list[int] = []
-        last_byte = last_ping = time.monotonic()
+        last_byte = last_ping = first_held = time.monotonic()
         while not load.over.is_set():
             now = time.monotonic()
             if now - last_ping > PING_S:
                 watching.send(PING, b"here")
                 last_ping = now
-            watching.connection.socket.settimeout(
-                0.2 if not held else QUIET_S if len(held) < WINDOW else FULL_S
-            )
+            if held and now - first_held > HOLD_S:
+                commit_somewhere(log, me, held)
+                held = []
+            watching.connection.socket.settimeout(HOLD_S / 2)
             try:
                 frame = watching.read()
             except TimeoutError:
-                if held:
-                    commit_somewhere(log, me, held)
-                    held = []
-                elif impatient and now - last_byte > SILENCE_S:
+                if impatient and now - last_byte > SILENCE_S:
                     raise ConnectionResetError("silence") from None
                 continue
             last_byte = time.monotonic()
@@ -198,6 +196,7 @@ def consume_on(fleet: Fleet, load: Load, name: str, group: str, *, impatient: bo
                 deliveries = int(item.tags.get("deliveryCount", "1"))
                 details = {"index": item.index, "payload": item.data.decode(), "deliveries": deliveries}
                 log.add("deliver", connection=connection, group=group, **details)
+                first_held = first_held if held else last_byte
                 held.append(item.index)
 
     def body(log: Log, stream: Stream) -> None:
@@ -261,7 +260,9 @@ def run(
     for group in GROUPS:
         for number in range(CONSUMERS):
             name = f"{group}-{number}"
-            consuming.start(name, consume_on(fleet, consuming, name, group, impatient=number % 2 == 1))
+            consuming.start(
+                name, consume_on(fleet, consuming, name, group, impatient=number == CONSUMERS - 1)
+            )
     drained = True
     try:
         for load in (consuming, producing):

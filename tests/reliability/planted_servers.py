@@ -80,7 +80,7 @@ def pushes_without_checking_its_lease() -> None:
 
     async def fetch(self: Distributed, stream: str, session: int, **given: Any) -> list[Lease] | None:
         leases = await original(self, stream, session, **given)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         return leases
 
     Distributed.fetch = fetch

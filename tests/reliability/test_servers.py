@@ -29,7 +29,7 @@ def check(outcome: Outcome, fleet: Fleet, folder: Path, record: Record) -> None:
     shown = f"{len(found)} violations, logs in {folder}: {found[:5]}\n{outcome.figures}\n{fleet.logs()}"
     assert found == [], shown
     assert set(outcome.left) == {0}, shown
-    assert outcome.figures["puts acknowledged"] > 200, shown
+    assert outcome.figures["puts acknowledged"] > 100, shown
 
 
 def each_once(nemesis: Nemesis) -> None:
@@ -66,20 +66,32 @@ def test_nothing_is_lost_reused_or_shared_when_servers_and_redis_are_killed_and_
     check(run(fleet, tmp_path / "oplog", course, SEED), fleet, tmp_path, record_property)
 
 
+def hold_two(nemesis: Nemesis) -> None:
+    """Servers are held for longer than their lease and the grace."""
+    for _ in range(2):
+        nemesis.hold_a_server(7.5)
+        nemesis.peace()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("bug", "harm", "complaint"),
     [
         ("index-from-a-local-counter", Nemesis.peace, "reused: "),
-        ("window-one-too-large", Nemesis.peace, "above the window: "),
+        ("window-one-too-large", Nemesis.kill_a_server, "above the window: "),
         ("acknowledged-though-redis-did-not-answer", Nemesis.kill_redis, "lost: "),
         ("commits-in-local-memory", Nemesis.kill_a_server, "back after its commit: "),
-        ("pushes-without-checking-its-lease", lambda nemesis: nemesis.hold_a_server(7.5), "handed out after"),
+        ("pushes-without-checking-its-lease", hold_two, ("handed out after", "two owners: ")),
         ("sweep-does-not-release", Nemesis.kill_a_server, "not drained: "),
     ],
 )
 def test_servers_with_a_planted_bug_are_caught(
-    serve: Serve, make_redis: MakeRedis, tmp_path: Path, bug: str, harm: Course, complaint: str
+    serve: Serve,
+    make_redis: MakeRedis,
+    tmp_path: Path,
+    bug: str,
+    harm: Course,
+    complaint: str | tuple[str, str],
 ) -> None:
     """The same load over servers that break one promise: the checker names that promise."""
 
