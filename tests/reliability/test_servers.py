@@ -69,8 +69,8 @@ def test_nothing_is_lost_reused_or_shared_when_servers_and_redis_are_killed_and_
 def hold_two(nemesis: Nemesis) -> None:
     """Servers are held for longer than their lease and the grace."""
     for _ in range(2):
+        nemesis.peace(1.5, 2.5)
         nemesis.hold_a_server(7.5)
-        nemesis.peace()
 
 
 @pytest.mark.long
