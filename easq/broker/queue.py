@@ -43,6 +43,8 @@ MAX_LENGTH = 10_000
 ANSWER_EARLY_S = 0.2
 #: a second watch of one name waits so long for the first to end, in seconds
 TAKEOVER_WAIT_S = 1.0
+#: looking this often, in seconds,
+_LOOK_AGAIN_S = 0.25
 #: and is refused when the first was heard from so recently, in seconds
 ALIVE_S = 5.0
 #: what a stream's name has more when it is a rear store
@@ -116,7 +118,6 @@ class Queue:
             self.stream += REAR_SUFFIX
         else:
             self.rear = Queue(storage, name, is_sink=is_sink, rules=rules, clock=clock, is_rear=True)
-        self._heard: dict[Consumer, tuple[int, float]] = {}  # consumer -> (session, when it last showed life)
         self._pace = Pace()
         self._changed = asyncio.Event()  # a watcher left
 
@@ -330,42 +331,40 @@ class Queue:
         subscription = Subscription(
             AUTO_COMMIT_WINDOW if watch.auto_commit else window, after, watch.tags, watch.auto_commit
         )
-        now = self.clock.now()
-        session = await self.storage.attach(self.stream, consumer, subscription, now=now)
-        self._heard[consumer] = (session, now)
-        return session
+        return await self.storage.attach(self.stream, consumer, subscription, now=self.clock.now())
 
     async def _wait_for_name(self, consumer: Consumer) -> None:
+        """Nobody live has the name, as far as can be told; a connection of it that ends soon is waited for."""
         deadline = self.clock.now() + TAKEOVER_WAIT_S
-        while consumer in self._heard:
-            left = deadline - self.clock.now()
-            if left <= 0:
+        while True:
+            now = self.clock.now()
+            idle = await self.storage.idle(self.stream, consumer, now=now)
+            if idle is None:
+                return
+            if now >= deadline:
                 break
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), left)
+                # what ends at another server is not told here
+                await asyncio.wait_for(self._changed.wait(), min(deadline - now, _LOOK_AGAIN_S))
             except TimeoutError:
                 pass
-        known = self._heard.get(consumer)
-        if known is not None and self.clock.now() - known[1] < ALIVE_S:
+        if idle < ALIVE_S:
             raise AnotherWatcher(
                 f"consumer {consumer.id} is watching already",
                 hint="give this one another name with --user",
             )
 
-    async def heard(self, consumer: Consumer, session: int) -> None:
+    async def heard(self, session: int) -> None:
         """The connection showed life."""
-        now = self.clock.now()
-        if self._heard.get(consumer, (0, 0.0))[0] == session:
-            self._heard[consumer] = (session, now)
-        await self.storage.active(self.stream, session, now=now)
+        await self.storage.active(self.stream, session, now=self.clock.now())
 
-    async def detach(self, consumer: Consumer, session: int, *, lost: bool) -> None:
+    async def detach(self, session: int, *, lost: bool) -> None:
         """The connection is gone."""
-        if self._heard.get(consumer, (0, 0.0))[0] == session:
-            del self._heard[consumer]
+        try:
+            await self.storage.detach(self.stream, session, lost=lost, now=self.clock.now())
+        finally:
             self._changed.set()
-        await self.storage.detach(self.stream, session, lost=lost, now=self.clock.now())
 
 
 def answer_within(timeout_s: float) -> float:

@@ -37,8 +37,8 @@ class Watcher:
 
     async def heard(self) -> None:
         """The connection showed life."""
-        await self._queue.heard(self._consumer, self._session)
+        await self._queue.heard(self._session)
 
     async def close(self, *, lost: bool) -> None:
         """The connection is gone: `lost`, or closed by its own word."""
-        await self._queue.detach(self._consumer, self._session, lost=lost)
+        await self._queue.detach(self._session, lost=lost)

@@ -254,5 +254,9 @@ class Storage(ABC):
         """The connection showed life at `now`."""
 
     @abstractmethod
+    async def idle(self, stream: str, consumer: Consumer, *, now: float) -> float | None:
+        """How long ago the consumer's connection showed life, in seconds; None when it has none at any server."""
+
+    @abstractmethod
     async def end(self, stream: str, *, ended: bool) -> None:
         """The stream's end mark is stored or taken back."""

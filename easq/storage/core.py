@@ -303,6 +303,12 @@ class Stream:
         """The connected consumers."""
         return {session.consumer: number for number, session in self._sessions.items()}
 
+    def idle(self, consumer: Consumer, now: float) -> float | None:
+        """How long ago the consumer's connection showed life; None when it has none."""
+        group = self._groups.get(consumer.group)
+        member = None if group is None else group.members.get(consumer.user)
+        return None if member is None or member.session is None else now - member.active_at
+
     # -- acknowledgement -------------------------------------------------------------------------------------------
 
     def commit(self, name: str, indexes: Iterable[int]) -> tuple[int, Effects]:

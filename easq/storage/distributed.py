@@ -6,6 +6,7 @@ What one server has to do for all (time that is over, servers that are gone, hin
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
@@ -28,6 +29,8 @@ from easq.storage.base import (
 from easq.storage.packing import TOP, index_texts, pack_tags, read_frame, unpack_tags
 from easq.storage.remote import LEASE_S, Caller, Session
 from easq.wire.replies import ConsumerLine, GroupLine
+
+log = logging.getLogger(__name__)
 
 #: one call of a read answers at most so many bytes, after one item
 _READ_BYTES = 4 * 1024**2
@@ -248,7 +251,15 @@ class Distributed(Storage):
         told = self._active.get((stream, session))
         if session in self._at[stream].sessions and (told is None or now - told >= _ACTIVE_S):
             self._active[stream, session] = now
-            await self._at.ask(self._at[stream], "active", session, changes=False)
+            try:
+                await self._at.ask(self._at[stream], "active", session, changes=False)
+            except (Unavailable, StorageError) as error:
+                log.debug("%s: a sign of life is not told: %s", stream, error)
+
+    async def idle(self, stream: str, consumer: Consumer, *, now: float) -> float | None:
+        who = (consumer.group, consumer.user)
+        _, idle_ms = await self._at.ask(self._at[stream], "idle", *who, changes=False)
+        return None if idle_ms is None else idle_ms / 1000
 
     # -- what becomes of items -------------------------------------------------------------------------------------
 

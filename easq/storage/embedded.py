@@ -490,6 +490,9 @@ class Embedded(Storage):
     async def active(self, stream: str, session: int, *, now: float) -> None:
         self._core(stream).active(session, now)
 
+    async def idle(self, stream: str, consumer: Consumer, *, now: float) -> float | None:
+        return self._core(stream).idle(consumer, now)
+
     async def end(self, stream: str, *, ended: bool) -> None:
         self._core(stream).ended = ended
         await self._submit([Ended(stream, ended)])

@@ -75,7 +75,7 @@ class Ear:
                 self._connection = None
                 for confirmed in self._channels.values():
                     confirmed.clear()
-                await _disconnect(connection)
+                await _disconnect(connection, nowait=False)
             await asyncio.sleep(random.uniform(*_PAUSE_S))
 
     async def _subscribe(self, connection: AbstractConnection, channels: list[str]) -> None:
@@ -114,11 +114,12 @@ class Ear:
                 )
             except (exceptions.RedisError, OSError):
                 return
-        await _disconnect(connection)
+        await _disconnect(connection, nowait=True)
 
 
-async def _disconnect(connection: AbstractConnection) -> None:
+async def _disconnect(connection: AbstractConnection, *, nowait: bool) -> None:
+    """The connection is closed, within a second."""
     try:
-        await connection.disconnect(nowait=True)
+        await connection.disconnect(nowait=nowait)
     except (exceptions.RedisError, OSError):
         pass

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,14 @@ class Call:
             self.future.set_result(reply)
 
 
+def _reason(error: Exception) -> str:
+    """Why there is no connection, without the address, which redis-py repeats."""
+    cause = error.__context__
+    if isinstance(cause, ConnectionError) and cause.errno:
+        return os.strerror(cause.errno)
+    return str(error)
+
+
 def show(host: str, port: int) -> str:
     """The address as people write it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -190,7 +199,7 @@ class Wire:
         except _REPLIED as error:
             raise self.refused(error) from error
         except (exceptions.RedisError, OSError) as error:
-            raise Lost(str(error)) from error
+            raise Lost(_reason(error)) from error
         self._reader = asyncio.create_task(self._read())
 
     async def close(self) -> None:
@@ -199,7 +208,8 @@ class Wire:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         try:
-            await self._connection.disconnect(nowait=True)
+            # the end of TLS takes a round trip, which a connection that is lost does not have
+            await self._connection.disconnect(nowait=bool(self._lost))
         except (exceptions.RedisError, OSError):
             pass
 

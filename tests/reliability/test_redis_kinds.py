@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,32 @@ from tests.support.websocket import watch
 
 pytestmark = pytest.mark.long
 
-#: what the README tells an operator to allow, and nothing else
-ACL = "README"
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_as_the_user_of_the_readme(serve: Serve, make_redis: MakeRedis) -> None:
+    """What the README tells an operator to allow is enough for every operation, and it is all that is asked for."""
+    (rules,) = re.findall(r"^user easq (.*)$", README, re.MULTILINE)
+    redis = make_redis()
+    redis.ask("ACL", "SETUSER", "easq", "reset", *rules.replace("PASSWORD", "secret").split())
+    service = serve(storage=f"redis://easq:secret@127.0.0.1:{redis.port}")
+    stream = service.stream().as_consumer("u")
+    for _ in range(5):
+        stream.put(requestId="r")
+    assert stream.attributes()["meta.durability"] == "redis-fsync"
+    assert [item.index for item in stream.get(requestId="r", _auto_delete_="true")] == [1]
+    with watch(stream, _window_=3) as watching:
+        assert watching.indexes(3) == [2, 3, 4]
+        assert stream.commit(2).header("X-Easq-Committed") == "1"
+        assert stream.negative(3).status == 200
+        assert stream.delete(4).status == 200
+        assert stream.ask("GET", (), None, _search_="true", _index_=3).status == 200
+    assert stream.truncate(99).status == 200
+    assert stream.length() == 0
+    assert service.terminate() == 0, service.log.read_text()
+    assert "secret" not in service.log.read_text()
+    with redis.client() as client:
+        assert client.acl_log() == []
 
 
 def test_over_tls_with_an_authority_of_ones_own(

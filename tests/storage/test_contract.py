@@ -776,6 +776,21 @@ def test_a_consumer_that_left_is_complete_leaving_or_gone_with_work(run: Run) ->
     run(body)
 
 
+def test_a_connection_that_shows_life_is_not_idle(run: Run) -> None:
+    async def body(engine: Engine) -> None:
+        consumer = Consumer("g", "u")
+        assert await engine.storage.idle("q", consumer, now=engine.now) is None
+        session = await engine.attach()
+        idle = await engine.storage.idle("q", consumer, now=engine.now)
+        assert idle is not None
+        assert 0 <= idle < 60
+        await engine.detach(session)
+        assert await engine.storage.idle("q", consumer, now=engine.now) is None
+        assert await engine.storage.idle("q", Consumer("other", "u"), now=engine.now) is None
+
+    run(body)
+
+
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 

@@ -66,7 +66,7 @@ async def servers(
 
 async def lapse(clock: Moment, looking: Server) -> None:
     """Time goes by until a server that was not heard from is gone; `looking` looks all the while."""
-    for part in (0.4, 0.4, 0.201):
+    for part in (0.0, 0.4, 0.4, 0.201):
         clock.now += part * LEASE_S
         await looking.distributed.look("q")
 
@@ -131,6 +131,24 @@ def test_a_second_connection_of_a_name_replaces_the_first_at_another_server(redi
             assert await other.leased(second) == [1]
             await one.detach(first, lost=True)
             assert await one.storage.sessions("q") == {Consumer("g", "u"): second}
+
+    run(body())
+
+
+def test_a_sign_of_life_is_known_at_every_server(redis_url: str) -> None:
+    clock = Moment()
+    consumer = Consumer("g", "u")
+
+    async def body() -> None:
+        async with servers(redis_url, 2, clock) as (one, other):
+            assert await other.storage.idle("q", consumer, now=0.0) is None
+            session = await one.attach()
+            clock.now += 7.0
+            assert await other.storage.idle("q", consumer, now=0.0) == 7.0
+            await one.storage.active("q", session, now=clock.now)
+            assert await other.storage.idle("q", consumer, now=0.0) == 0.0
+            await one.detach(session)
+            assert await other.storage.idle("q", consumer, now=0.0) is None
 
     run(body())
 
@@ -259,7 +277,7 @@ def test_a_server_that_was_taken_for_gone_hands_out_nothing_more(redis_url: str)
             new = await awake.attach("new")
             assert new == 2
             clock.now += TIMING.leave_grace_s
-            assert await awake.leased(new, 2) == [1, 2]
+            assert sorted(await awake.leased(new, 2)) == [1, 2]
             assert await asleep.commit(1, 2) == 2
 
     run(body())
@@ -510,8 +528,10 @@ def test_a_stream_of_another_schema_is_refused(redis_url: str) -> None:
             await server.put()
             with redis.Redis.from_url(redis_url) as client:
                 client.hset("easq:{q}:meta", "schema", "99")
+            late = Server(redis_url, None)
             with pytest.raises(StorageError, match="has schema '99', this easq knows 1"):
-                await Server.start(Server(redis_url, None))
+                await late.start()
+            await late.die()
 
     run(body())
 

@@ -16,7 +16,7 @@ from easq.storage import redis_wire
 from easq.storage.open import open_link
 from easq.storage.redis import Link
 from easq.storage.redis_url import parse_redis_url
-from tests.support.redis import RedisServer
+from tests.support.redis import RedisServer, free_port
 
 #: scripts of these tests, as `easq.storage.scripts` gives them
 SCRIPTS = {
@@ -100,6 +100,15 @@ async def until_refused(call: Callable[[], Awaitable[object]]) -> Exception:
                 await call()
             except (QueueFull, StorageError, Unavailable) as error:
                 return error
+
+
+async def answers(call: Awaitable[object]) -> bool:
+    """Whether the call has a reply, and not an error."""
+    try:
+        await call
+    except StorageError:
+        return False
+    return True
 
 
 async def restarted(server: RedisServer, link: Link) -> None:
@@ -555,6 +564,20 @@ def test_a_socket_of_this_machine(start: Callable[..., RedisServer], tmp_path: P
     asyncio.run(run())
 
 
+def test_tls(start: Callable[..., RedisServer], certificate: Path) -> None:
+    """rediss:// trusts the authority that the query names, and no other."""
+    port = free_port()
+    both = str(certificate)
+    start(tls_port=str(port), tls_auth_clients="no", tls_cert_file=both, tls_key_file=both)
+
+    async def run() -> None:
+        async with Linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}") as link:
+            assert await link.call("add", ["{q}n"], [1]) == 1
+
+    asyncio.run(run())
+    assert "certificate verify failed" in refusal(f"rediss://127.0.0.1:{port}").message
+
+
 def test_what_is_published_is_heard(server: RedisServer) -> None:
     """Both kinds of PUBLISH, any bytes, and again after the connection was lost."""
     heard: list[bytes] = []
@@ -597,8 +620,8 @@ def test_wait_with_a_replica(start: Callable[..., RedisServer]) -> None:
     async def run() -> None:
         async with Linked(server.url, wait_replicas=1) as link:
             async with asyncio.timeout(PATIENCE_S):
-                while "'online'" not in str(server.ask("INFO", "replication")):
-                    await asyncio.sleep(0.01)
+                while not await answers(link.call("add", ["{q}n"], [0])):
+                    pass  # the replica loads what the server had
             replies = await asyncio.gather(*(link.call("add", ["{q}n"], [1]) for _ in range(50)))
             assert replies == list(range(1, 51))
             assert replica.ask("GET", "{q}n") == b"50"

@@ -24,7 +24,7 @@ if not entries.has_room(rear, entries.size(S, id), tonumber(ARGV[7]), tonumber(A
   if f[1] > 0 then
     groups.hold(G, id, NOW + f[1], f[2])
   else
-    groups.put_back(G, id)
+    members.put_back(G, id)
   end
   handout.dispatch(G)
   return rules.finish(S, 'full')

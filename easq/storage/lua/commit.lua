@@ -6,40 +6,58 @@ local S = rules.begin()
 if not S then
   return {'gone'}
 end
-local present, met = {}, {}
+local named, met = {}, {}
 for place = 5, #ARGV do
-  local id = ARGV[place]
-  if not met[id] and entries.present(S, id) then
+  if not met[ARGV[place]] then
+    named[#named + 1] = ARGV[place]
+    met[ARGV[place]] = true
+  end
+end
+entries.load(S, named)
+local present = {}
+for _, id in ipairs(named) do
+  if entries.present(S, id) then
     present[#present + 1] = id
   end
-  met[id] = true
 end
 if #present == 0 then
   return rules.finish(S, 'ok', 0)
 end
 local G = groups.make(S, ARGV[4])
-local gone, counted = {}, 0
-for _, id in ipairs(present) do
-  local was_given_up = call('SISMEMBER', G.g .. 'gone', id) == 1
-  if was_given_up or not groups.has_done(G, id) then
-    counted = counted + 1
-    members.take_away(G, id)
-    groups.unhold(G, id)
-    groups.undoom(G, id)
-    call('ZADD', G.g .. 'done', 0, entries.rank(S, id))
-    if was_given_up then
-      call('SREM', G.g .. 'gone', id)
-      call('HDEL', S.p .. 'answers', id .. '\0' .. G.name)
-    end
-    if rules.is_done(S, id) then
-      gone[#gone + 1] = id
-    end
-    S.touched = true
+local others = {}
+for _, holder in ipairs(groups.holders(S)) do
+  if holder ~= G then
+    others[#others + 1] = holder
   end
+end
+
+-- Those that are done with this commit, and those that another group still holds back
+local gone, kept, has_some = {}, {}, call('EXISTS', G.g .. 'done') == 1
+for _, id in ipairs(present) do
+  if not has_some or call('SISMEMBER', G.g .. 'gone', id) == 1 or not groups.has_done(G, id) then
+    local is_done = true
+    for _, other in ipairs(others) do
+      is_done = is_done and groups.has_done(other, id)
+    end
+    table.insert(is_done and gone or kept, id)
+  end
+end
+
+in_parts(kept, function(part)
+  members.take_away(G, part)
+end)
+for _, id in ipairs(kept) do
+  groups.unhold(G, id)
+  groups.undoom(G, id)
+  call('ZADD', G.g .. 'done', 0, entries.rank(S, id))
+  if call('SREM', G.g .. 'gone', id) == 1 then
+    call('HDEL', S.p .. 'answers', id .. '\0' .. G.name)
+  end
+  S.touched = true
 end
 rules.remove(S, gone)
 if groups.is_idle(G) then
   groups.forget(G)
 end
 handout.dispatch_all(S)
-return rules.finish(S, 'ok', counted)
+return rules.finish(S, 'ok', #gone + #kept)

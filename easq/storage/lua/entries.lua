@@ -123,24 +123,53 @@ function entries.release(S, id)
   arrived(S, id, entries.head(S, id))
 end
 
--- The present entry is gone; what groups know of it is theirs to forget, before
-function entries.remove(S, id)
-  local head = entries.head(S, id)
-  local priority, size = struct.unpack('>I4I4', head)
-  if call('HDEL', S.p .. 'claims', id) == 1 then
-    set(S, 'csize', S.csize - size)
-  else
-    hide(S, id, priority)
+-- The heads of these are known, with one command
+function entries.load(S, ids)
+  in_parts(ids, function(part)
+    for place, head in ipairs(call('HMGET', S.p .. 'head', unpack(part))) do
+      S.heads[part[place]] = head
+    end
+  end)
+end
+
+local function drop_visible(S, by_class)
+  for priority, ids in pairs(by_class) do
+    local lane = entries.lane(S, priority)
+    call('ZREM', S.p .. 'all', unpack(ids))
+    call('ZREM', lane, unpack(ids))
+    if call('EXISTS', lane) == 0 then
+      call('ZREM', S.p .. 'classes', string.format('%d', priority))
+      S.classes = nil
+    end
   end
-  call('HDEL', S.p .. 'head', id)
-  call('HDEL', S.p .. 'data', id)
-  local member = rid_member(head, id)
-  if member then
-    call('ZREM', S.p .. 'rids', member)
+end
+
+-- The present entries, some hundred, are gone; what groups know of them is theirs to forget, before
+function entries.remove(S, ids)
+  local by_class, rids, total = {}, {}, 0
+  for place, owner in ipairs(call('HMGET', S.p .. 'claims', unpack(ids))) do
+    local id = ids[place]
+    local head = entries.head(S, id)
+    local priority, size = struct.unpack('>I4I4', head)
+    if owner then
+      set(S, 'csize', S.csize - size)
+    else
+      by_class[priority] = by_class[priority] or {}
+      table.insert(by_class[priority], id)
+    end
+    rids[#rids + 1] = rid_member(head, id)
+    total = total + size
+    S.heads[id] = false
   end
-  set(S, 'len', S.len - 1)
-  set(S, 'size', S.size - size)
-  S.heads[id] = false
+  drop_visible(S, by_class)
+  for _, part in ipairs({'claims', 'head', 'data'}) do
+    call('HDEL', S.p .. part, unpack(ids))
+  end
+  if #rids > 0 then
+    call('ZREM', S.p .. 'rids', unpack(rids))
+  end
+  set(S, 'len', S.len - #ids)
+  set(S, 'size', S.size - total)
 end
 
 -- Up to `count` visible indexes from `start` on

@@ -33,11 +33,11 @@ if #ids == 0 then
     end
     ids[#ids + 1] = id
   end
-  for _, id in ipairs(ids) do
-    call('ZREM', box, id)
-    call('HINCRBY', G.g .. 'deliv', id, 1)
-  end
   if #ids > 0 then
+    call('ZREM', box, unpack(ids))
+    for _, id in ipairs(ids) do
+      call('HINCRBY', G.g .. 'deliv', id, 1)
+    end
     call('SET', S.p .. 'got:' .. number, ARGV[5] .. ':' .. table.concat(ids, ' '))
   end
 end
@@ -45,10 +45,11 @@ if #ids == 0 and rules.is_through(S, G) then
   return rules.finish(S, 'ended')
 end
 local items = {}
-for place, id in ipairs(ids) do
-  items[place] = {
-    id, tonumber(call('HGET', G.g .. 'deliv', id) or 1), string.sub(entries.head(S, id), 9),
-    ARGV[6] == '1' and '' or call('HGET', S.p .. 'data', id),
-  }
+if #ids > 0 then
+  local counts = call('HMGET', G.g .. 'deliv', unpack(ids))
+  local data = ARGV[6] == '1' and {} or call('HMGET', S.p .. 'data', unpack(ids))
+  for place, id in ipairs(ids) do
+    items[place] = {id, tonumber(counts[place]), string.sub(entries.head(S, id), 9), data[place] or ''}
+  end
 end
 return rules.finish(S, 'ok', items)

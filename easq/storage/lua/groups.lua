@@ -18,7 +18,8 @@
 --   alone     zset, score 0: places of entries that are ready, and go alone
 --   held      hash: index -> the user that it is kept for, or ''; until when is a timer
 --   sess      hash: connection -> what the hand-out needs of it
---   views     hash: number -> start and tag filter of connections; cur:NUMBER  hash: class -> index looked at last
+--   views     hash: number -> start and tag filter of connections; cur:NUMBER  hash: how far they have looked:
+--             class -> index, 'r' -> place in `ret`
 --   mem       hash: user -> a consumer as attributes list it
 
 local groups = {}
@@ -130,25 +131,18 @@ function groups.is_ready(G, id)
     and not groups.has_done(G, id)
 end
 
-local function hold_timer(G, id)
+function groups.hold_timer(G, id)
   return 'h\0' .. G.name .. '\0' .. id
 end
 
 function groups.hold(G, id, until_ms, user)
   call('HSET', G.g .. 'held', id, user)
-  call('ZADD', G.S.p .. 'timers', until_ms, hold_timer(G, id))
+  call('ZADD', G.S.p .. 'timers', until_ms, groups.hold_timer(G, id))
 end
 
 function groups.unhold(G, id)
   if call('HDEL', G.g .. 'held', id) == 1 then
-    call('ZREM', G.S.p .. 'timers', hold_timer(G, id))
-  end
-end
-
--- The item is ready for the group again, in its class and place, if nothing is in the way
-function groups.put_back(G, id)
-  if groups.is_ready(G, id) then
-    call('ZADD', G.g .. (groups.goes_alone(G, id) and 'alone' or 'ret'), 0, entries.rank(G.S, id))
+    call('ZREM', G.S.p .. 'timers', groups.hold_timer(G, id))
   end
 end
 

@@ -16,11 +16,11 @@ local function is_ready_among_others(G, id)
   return groups.is_ready(G, id) and not groups.goes_alone(G, id)
 end
 
--- The first place among what came back that the view wants
+-- The first place among what came back that the view wants; all before it are known not to be for it
 local function peek_returned(G, V)
-  local from = '-'
   while true do
-    local places = call('ZRANGEBYLEX', G.g .. 'ret', from, '+', 'LIMIT', 0, CHUNK)
+    local cursor = members.cursor(G, V, 'r')
+    local places = call('ZRANGEBYLEX', G.g .. 'ret', cursor == '' and '-' or '(' .. cursor, '+', 'LIMIT', 0, CHUNK)
     for _, rank in ipairs(places) do
       if not spend() then
         return nil
@@ -30,12 +30,13 @@ local function peek_returned(G, V)
         call('ZREM', G.g .. 'ret', rank)
       elseif is_wanted(V, G.S, id) then
         return rank
+      else
+        members.move(V, 'r', rank)
       end
     end
     if #places < CHUNK then
       return nil
     end
-    from = '(' .. places[#places]
   end
 end
 
@@ -43,8 +44,8 @@ end
 local function peek_lane(G, V, priority)
   local lane = V.ahead[priority]
   if not lane then
-    local cursor = call('HGET', G.g .. 'cur:' .. V.number, priority)
-    lane = {at = 1, ids = {}, last = false, cursor = (cursor and cursor > V.after) and cursor or V.after}
+    local cursor = members.cursor(G, V, priority)
+    lane = {at = 1, ids = {}, last = false, cursor = cursor > V.after and cursor or V.after}
     V.ahead[priority] = lane
   end
   while true do
@@ -57,8 +58,7 @@ local function peek_lane(G, V, priority)
         return id
       end
       lane.at, lane.cursor = lane.at + 1, id
-      V.moved = V.moved or {}
-      V.moved[priority] = id
+      members.move(V, priority, id)
     end
     if lane.last then
       return nil
@@ -118,7 +118,7 @@ end
 function handout.unreserve(G, s)
   local id = s.alone
   s.alone, s.changed = '', true
-  groups.put_back(G, id)
+  members.put_back(G, id)
 end
 
 -- A connection that was waiting to be empty, and is, has its item; if that is gone, it waits no longer
@@ -226,8 +226,7 @@ local function is_before(one, other)
   return one.number < other.number
 end
 
--- The ready item of the highest class and lowest index goes to the consumer with most free slots, until none fits
-function handout.dispatch(G)
+local function dispatch(G)
   if G.connected == 0 then
     return
   end
@@ -253,6 +252,15 @@ function handout.dispatch(G)
   end
 end
 
+-- The ready item of the highest class and lowest index goes to the consumer with most free slots, until none fits. One
+-- group's long search does not hold up another.
+function handout.dispatch(G)
+  local before = work.more
+  work.left, work.more = CONF.budget, false
+  dispatch(G)
+  work.more = work.more or before
+end
+
 function handout.dispatch_all(S)
   for _, G in ipairs(groups.all(S)) do
     handout.dispatch(G)
@@ -270,7 +278,7 @@ function handout.give_back(G, s, V)
         mine[#mine + 1] = entries.rank(G.S, id)
       else
         groups.unhold(G, id)
-        groups.put_back(G, id)
+        members.put_back(G, id)
       end
     end
   end
@@ -292,7 +300,7 @@ end
 function handout.stop(G, s)
   s.stopped, s.changed = true, true
   for _, id in ipairs(call('ZRANGE', G.S.p .. 'box:' .. s.number, 0, -1)) do
-    members.take_away(G, id)
-    groups.put_back(G, id)
+    members.take_away(G, {id})
+    members.put_back(G, id)
   end
 end

@@ -43,37 +43,57 @@ function members.is_reserved(G, s)
   return s.alone ~= '' and groups.owner(G, s.alone) ~= s.number
 end
 
--- The item is pending in the group no longer
-function members.take_away(G, id)
-  local number = groups.owner(G, id)
-  if number == 0 then
+-- The items, some hundred, are pending in the group no longer
+function members.take_away(G, ids)
+  local by_session, pending = {}, {}
+  for place, number in ipairs(call('HMGET', G.g .. 'pend', unpack(ids))) do
+    if number then
+      local list = by_session[number] or {}
+      by_session[number] = list
+      list[#list + 1] = ids[place]
+      pending[#pending + 1] = ids[place]
+    end
+  end
+  if #pending == 0 then
     return
   end
-  local s = members.sessions(G)[number]
-  call('HDEL', G.g .. 'pend', id)
-  call('SREM', G.S.p .. 'out:' .. number, id)
-  call('ZREM', G.S.p .. 'box:' .. number, id)
-  s.out, s.changed = s.out - 1, true
-  if s.alone == id then
-    s.alone = ''
+  call('HDEL', G.g .. 'pend', unpack(pending))
+  for number, list in pairs(by_session) do
+    local s = members.sessions(G)[tonumber(number)]
+    call('SREM', G.S.p .. 'out:' .. number, unpack(list))
+    call('ZREM', G.S.p .. 'box:' .. number, unpack(list))
+    s.out, s.changed = s.out - #list, true
+    for _, id in ipairs(list) do
+      if s.alone == id then
+        s.alone = ''
+      end
+    end
   end
 end
 
--- The entry goes: the group remembers nothing of it; to be called while the entry is there
-function members.forget_item(G, id)
-  members.take_away(G, id)
-  groups.unhold(G, id)
-  groups.undoom(G, id)
-  local rank = entries.rank(G.S, id)
-  if call('ZREM', G.g .. 'done', rank) == 1 then
-    call('SREM', G.g .. 'gone', id)
-    call('HDEL', G.S.p .. 'answers', id .. '\0' .. G.name)
+-- The entries, some hundred, go: the group remembers nothing of them; to be called while they are there
+function members.forget_items(G, ids)
+  local S, g = G.S, G.g
+  members.take_away(G, ids)
+  local ranks, timers, dooms, answers = {}, {}, {}, {}
+  for place, id in ipairs(ids) do
+    ranks[place] = entries.rank(S, id)
+    timers[place] = groups.hold_timer(G, id)
+    dooms[place] = G.name .. '\0' .. id
+    answers[place] = id .. '\0' .. G.name
   end
-  call('ZREM', G.g .. 'ret', rank)
-  call('ZREM', G.g .. 'alone', rank)
-  call('HDEL', G.g .. 'deliv', id)
-  if call('HDEL', G.g .. 'fail', id) == 1 then
-    call('HDEL', G.g .. 'why', id)
+  if call('HDEL', g .. 'held', unpack(ids)) > 0 then
+    call('ZREM', S.p .. 'timers', unpack(timers))
+    call('HDEL', S.p .. 'doom', unpack(dooms))
+  end
+  if call('ZREM', g .. 'done', unpack(ranks)) > 0 and call('SREM', g .. 'gone', unpack(ids)) > 0 then
+    call('HDEL', S.p .. 'answers', unpack(answers))
+  end
+  call('ZREM', g .. 'ret', unpack(ranks))
+  call('ZREM', g .. 'alone', unpack(ranks))
+  call('HDEL', g .. 'deliv', unpack(ids))
+  if call('HDEL', g .. 'fail', unpack(ids)) > 0 then
+    call('HDEL', g .. 'why', unpack(ids))
   end
 end
 
@@ -81,7 +101,8 @@ end
 
 local function view_of(number, text)
   local f = cmsgpack.unpack(text)
-  return {number = number, after = f[1], filter = f[2], wanted = tags_in(f[2], 1), ahead = {}}
+  return {number = number, after = f[1], filter = f[2], wanted = tags_in(f[2], 1), ahead = {},
+    cursors = {}, moved = {}}
 end
 
 function members.views(G)
@@ -108,6 +129,38 @@ function members.view(G, after, filter)
   local V = view_of(G.views_made, text)
   table.insert(G.views, V)
   return V
+end
+
+-- How far the view has looked: in a class, or among what came back ('r')
+function members.cursor(G, V, lane)
+  local cursor = V.cursors[lane]
+  if not cursor then
+    cursor = call('HGET', G.g .. 'cur:' .. V.number, lane) or ''
+    V.cursors[lane] = cursor
+  end
+  return cursor
+end
+
+function members.move(V, lane, cursor)
+  V.cursors[lane], V.moved[lane] = cursor, true
+end
+
+-- The item is ready for the group again, in its class and place, if nothing is in the way
+function members.put_back(G, id)
+  if not groups.is_ready(G, id) then
+    return
+  end
+  local rank = entries.rank(G.S, id)
+  if groups.goes_alone(G, id) then
+    call('ZADD', G.g .. 'alone', 0, rank)
+    return
+  end
+  call('ZADD', G.g .. 'ret', 0, rank)
+  for _, V in ipairs(members.views(G)) do
+    if rank <= members.cursor(G, V, 'r') then
+      members.move(V, 'r', string.sub(rank, 1, -2))
+    end
+  end
 end
 
 -- A view that no connection has any more is forgotten
@@ -192,8 +245,8 @@ local function save_sessions(G)
     end
   end
   for _, V in ipairs(G.views or {}) do
-    for priority, cursor in pairs(V.moved or {}) do
-      call('HSET', G.g .. 'cur:' .. V.number, priority, cursor)
+    for lane in pairs(V.moved) do
+      call('HSET', G.g .. 'cur:' .. V.number, lane, V.cursors[lane])
     end
   end
 end

@@ -16,17 +16,17 @@ for place = 7, #ARGV do
   local number = groups.owner(G, id)
   if number ~= 0 then
     counted = counted + 1
-    members.take_away(G, id)
+    members.take_away(G, {id})
     if ARGV[5] == CONF.shutdown then
       stopped[number] = true
-      groups.put_back(G, id)
+      members.put_back(G, id)
     else
       local delay = rules.back_off(groups.failures(G, id) + 1)
       if not rules.fail(G, id, ARGV[5], ARGV[6], delay, '') then
         if delay > 0 then
           groups.hold(G, id, NOW + delay, '')
         else
-          groups.put_back(G, id)
+          members.put_back(G, id)
         end
       end
     end

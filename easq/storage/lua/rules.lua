@@ -6,13 +6,13 @@ local DOOM_MS = 5000  -- a server that was to bury an item and did not within th
 
 -- Entries that are gone for all groups
 function rules.remove(S, ids)
-  for _, id in ipairs(ids) do
+  in_parts(ids, function(part)
     for _, G in ipairs(groups.all(S)) do
-      members.forget_item(G, id)
+      members.forget_items(G, part)
     end
-    entries.remove(S, id)
+    entries.remove(S, part)
     S.touched = true
-  end
+  end)
 end
 
 -- Entries that their groups are done with are gone; those that nobody committed are answered in the sink, with what
@@ -106,7 +106,7 @@ function rules.leave(G, s, lost)
   for _, id in ipairs(ids) do
     call('HDEL', G.g .. 'pend', id)
     if not lost or call('ZSCORE', box, id) then
-      groups.put_back(G, id)
+      members.put_back(G, id)
     elseif not rules.fail(G, id, '', 'the connection was lost', CONF.grace, s.user) then
       groups.hold(G, id, NOW + CONF.grace, s.user)
     end
@@ -138,7 +138,7 @@ end
 function rules.release(S, id)
   entries.release(S, id)
   for _, G in ipairs(groups.all(S)) do
-    groups.put_back(G, id)
+    members.put_back(G, id)
   end
 end
 
@@ -178,7 +178,7 @@ function rules.tick(S)
       doomed[#doomed + 1] = rest
     else
       groups.unhold(G, rest)
-      groups.put_back(G, rest)
+      members.put_back(G, rest)
     end
   end
   work.more = work.more or #due == CONF.budget

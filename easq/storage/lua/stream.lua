@@ -73,6 +73,17 @@ local function carries(tags, wanted)
   return true
 end
 
+-- Calls `with` with parts of the list that are short enough to be arguments of one command
+local function in_parts(list, with)
+  for from = 1, #list, 500 do
+    local part = {}
+    for place = from, math.min(from + 499, #list) do
+      part[#part + 1] = list[place]
+    end
+    with(part)
+  end
+end
+
 local streams = {}  -- those that this call has opened
 local woken = {}  -- server -> PREFIX -> list of connections
 local doomed = {}  -- GROUP, ID, GROUP, ID ...: out of failures, to be buried by the caller

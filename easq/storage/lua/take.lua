@@ -43,7 +43,7 @@ for place, id in ipairs(ids) do
   for _, G in ipairs(groups.all(S)) do
     local number = groups.owner(G, id)
     if number ~= 0 and call('ZSCORE', S.p .. 'box:' .. number, id) then
-      members.take_away(G, id)
+      members.take_away(G, {id})
     end
   end
 end

@@ -1,0 +1,10 @@
+-- flags: no-writes; after: stream entries groups members
+-- How long ago, in ms, the connection of the consumer ARGV[5] of the group ARGV[4] showed life; false without one.
+
+local S = open_stream(PREFIX)
+if not S then
+  return {'gone'}
+end
+local G = groups.get(S, ARGV[4])
+local m = G and members.get(G, ARGV[5])
+return {'ok', m and m.session ~= 0 and math.max(0, NOW - m.active) or false}
