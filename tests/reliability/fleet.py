@@ -6,6 +6,7 @@ The course is the seed's. Everything that clients saw and that was done to serve
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import threading
@@ -161,14 +162,14 @@ def consume_on(fleet: Fleet, load: Load, name: str, group: str, *, impatient: bo
 
     def commit_somewhere(log: Log, me: Stream, indexes: list[int]) -> None:
         nonlocal turn
-        for _ in range(3 * len(fleet.servers)):
+        attempts = itertools.count()
+        while next(attempts) == 0 or not load.over.wait(0.1):
             turn += 1
             port = fleet.servers[turn % len(fleet.servers)].port
             with contextlib.suppress(*LOST), Connection(port) as connection:
                 connection.socket.settimeout(PATIENCE_S)
                 commit(log, connection, me, indexes, group)
                 return
-            load.over.wait(0.1)
 
     def receive(log: Log, watching: Watch, me: Stream, connection: str) -> None:
         held: list[int] = []
