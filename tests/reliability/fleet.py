@@ -61,9 +61,12 @@ class Fleet:
 class Nemesis:
     """Does harm to a fleet, one thing at a time, each logged with its begin and end."""
 
-    def __init__(self, fleet: Fleet, producing: Load, log: Log, chance: random.Random) -> None:
+    def __init__(
+        self, fleet: Fleet, producing: Load, consuming: Load, log: Log, chance: random.Random
+    ) -> None:
         self._fleet = fleet
         self._producing = producing
+        self._consuming = consuming
         self._log = log
         self._chance = chance
         self._wait = threading.Event().wait
@@ -76,6 +79,14 @@ class Nemesis:
         """Every producer has had a put acknowledged since this began."""
         began, last = time.monotonic(), self._producing.last_put
         eventually(lambda: len(last) == PRODUCERS and min(last.values()) > began, within_s=within_s)
+
+    def send_consumers_away(self) -> None:
+        """From now on what is put stays in the queue."""
+        self._consuming.up.clear()
+
+    def call_consumers_back(self) -> None:
+        """They take up their work again."""
+        self._consuming.up.set()
 
     def kill_a_server(self) -> None:
         """One server is killed, and is back on its port a little later."""
@@ -174,7 +185,7 @@ def consume_on(fleet: Fleet, load: Load, name: str, group: str, *, impatient: bo
     def receive(log: Log, watching: Watch, me: Stream, connection: str) -> None:
         held: list[int] = []
         last_byte = last_ping = first_held = time.monotonic()
-        while not load.over.is_set():
+        while load.up.is_set() and not load.over.is_set():
             now = time.monotonic()
             if now - last_ping > PING_S:
                 watching.send(PING, b"here")
@@ -268,7 +279,7 @@ def run(
     try:
         for load in (consuming, producing):
             load.point_at(*fleet.servers)
-        course(Nemesis(fleet, producing, log, random.Random(seed)))
+        course(Nemesis(fleet, producing, consuming, log, random.Random(seed)))
         producing.stop()
         try:
             eventually(lambda: set(_lengths(fleet)) == {0}, within_s=drain_s)

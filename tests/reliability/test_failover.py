@@ -81,17 +81,19 @@ def start_fleet(serve: Serve, replicated: Replicated, *options: str, bug: str = 
 
 def fail_over(replicated: Replicated, *, stale: bool) -> Course:
     """The replica, or one that was cut off some time before, takes the primary's place; the old primary comes back,
-    and puts are acknowledged again.
+    and puts are acknowledged again. What is put shortly before is delivered only after it.
     """
 
     def course(nemesis: Nemesis) -> None:
         nemesis.peace()
+        nemesis.send_consumers_away()
         if stale:
             replicated.cut_off_the_replica()
-            nemesis.peace(1.0, 1.5)
+        nemesis.peace(1.0, 1.5)
         with nemesis.fault("kill", "restart", "redis"):
             replicated.promote_the_replica()
             replicated.bring_back_the_primary()
+        nemesis.call_consumers_back()
         nemesis.until_all_put(Sentinel.SETTLED_S)
         nemesis.peace(2.0, 3.0)
 
