@@ -52,7 +52,10 @@ REAR_SUFFIX = "#rear"
 
 #: of request ids: seeded by the system, without asking it for each
 _RANDOM = Random()
+#: of the last 80 bits of a request id (UUID version 7, variant 1): those that are random, those that are set
+_RANDOM_BITS, _VERSION_BITS = 0xFFF_3FFF_FFFF_FFFF_FFFF, 0x7000_8000_0000_0000_0000
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+_TYPE_TAG, _ENCODING_TAG = f"{HEADER_PREFIX}Content-Type", f"{HEADER_PREFIX}Content-Encoding"
 _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}", re.ASCII)
 
 
@@ -78,10 +81,15 @@ def _is_own(tag: str) -> bool:
     return tag.startswith((HEADER_PREFIX, "ts@")) or tag == DELIVERY_COUNT
 
 
+def _is_own_of_sink(tag: str) -> bool:
+    """The same of an item of the sink."""
+    return tag in {TS_SINK, DELIVERY_COUNT}
+
+
 def _request_id(moment_ms: int) -> str:
     """A UUID of version 7 (RFC 9562): its first 48 bits are the time, so new ids lie together in an index."""
-    bits = _RANDOM.getrandbits(74)
-    text = f"{moment_ms & 0xFFFFFFFFFFFF:012x}7{bits >> 62:03x}{1 << 63 | bits & 0x3FFFFFFFFFFFFFFF:016x}"
+    bits = _RANDOM.getrandbits(76) & _RANDOM_BITS | _VERSION_BITS
+    text = f"{moment_ms & 0xFFFFFFFFFFFF:012x}{bits:020x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
@@ -172,16 +180,15 @@ class Queue:
         """
         if put.content_type and not _CONTENT_TYPE.fullmatch(put.content_type):
             raise BadRequest("the Content-Type is not 1-256 visible ASCII characters")
-        headers = {f"{HEADER_PREFIX}Content-Type": put.content_type or sniff(put.data)}
+        tags = {_TYPE_TAG: put.content_type or sniff(put.data)}
         if put.content_encoding and _CONTENT_TYPE.fullmatch(put.content_encoding):
-            headers[f"{HEADER_PREFIX}Content-Encoding"] = put.content_encoding
+            tags[_ENCODING_TAG] = put.content_encoding
+        is_own = _is_own_of_sink if self.is_sink else _is_own
+        for key, value in put.tags.items():
+            if not is_own(key):
+                tags[key] = value
         moment = self.clock.wall_ms()
-        if self.is_sink:
-            given = {key: value for key, value in put.tags.items() if key not in {TS_SINK, DELIVERY_COUNT}}
-            tags = {**headers, **given, TS_SINK: str(moment)}
-        else:
-            given = {key: value for key, value in put.tags.items() if not _is_own(key)}
-            tags = {**headers, **given, TS_SOURCE: str(moment)}
+        tags[TS_SINK if self.is_sink else TS_SOURCE] = str(moment)
         if put.path:
             tags[PATH] = put.path
         if not tags.get(REQUEST_ID):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote
 
@@ -40,27 +41,31 @@ class App:
         self._platform = platform
         self._base = base
         self._liveness = liveness
+        #: the addresses themselves, which nearly every request names: nothing else is served there
+        self._known = {path: self._place(path, "POST") for path in self._addresses()}
         self._watching: set[asyncio.Task[object]] = set()
         self.stopping = False
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to one request. Raises the EasqError that is to be its reply."""
-        headers = request.headers
         raw_path, _, raw_query = request.raw_path.partition("?")
-        if raw_path == "/healthz":
-            return self._health(request)
-        if (response := self._listed(request, raw_path)) is not None:
-            return response
-        if self._platform.serves(self._name(raw_path)):
-            if self.stopping:
-                raise Unavailable("the service stops")
-            return await self._platform.gateway(request)
-        lower = op.lower_case(headers)
+        place = self._known.get(raw_path)
+        if place is None:
+            if raw_path == "/healthz":
+                return self._health(request)
+            if (response := self._listed(request, raw_path)) is not None:
+                return response
+            if self._platform.serves(self._name(raw_path)):
+                if self.stopping:
+                    raise Unavailable("the service stops")
+                return await self._platform.gateway(request)
+        lower = op.lower_case(request.headers)
         caller = op.parse_caller(lower)
         self._guard.check_token(caller.token)
         if self.stopping:
             raise Unavailable("the service stops")
-        place = self._place(raw_path, request.method)
+        if place is None:
+            place = self._place(raw_path, request.method)
         body = await read_operation(request, place.queue)
         queue = place.queue.rear if caller.rear else place.queue
         operation = op.parse(op.Request(request.method, _query(raw_query), lower, body, place.path))
@@ -106,6 +111,13 @@ class App:
         found = MODELARTS_PATH.fullmatch(raw_path) if request.method == "GET" else None
         return self._platform.modelarts(request, found[2], found[3] or "") if found else None
 
+    def _addresses(self) -> Iterator[str]:
+        """The paths of all queues and sinks, as they are told; a service is named like none of them."""
+        for name in self._broker.pairs:
+            if self._base:
+                yield f"{self._base}/{name}"
+                yield f"{self._base}/{name}/sink"
+
     def _name(self, raw_path: str) -> str:
         """What the path names under the base path; empty for another path."""
         if not raw_path.startswith(self._base + "/"):
@@ -134,6 +146,8 @@ def _decoded(segment: str) -> str:
 
 
 def _query(raw: str) -> tuple[tuple[str, str], ...]:
+    if not raw:
+        return ()
     try:
         return tuple(parse_qsl(raw, keep_blank_values=True, errors="strict"))
     except ValueError as error:

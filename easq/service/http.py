@@ -81,7 +81,7 @@ async def answer(
     consumer = caller.consumer
     match operation:
         case op.Put():
-            return acknowledge(replies.put_reply(await queue.put(operation)))
+            return acknowledge(replies.put_reply(await queue.put(operation)), request)
         case op.Get():
             return await _get(operation, queue, request, is_gone)
         case op.Describe():
@@ -91,9 +91,9 @@ async def answer(
         case op.Count():
             return respond(replies.count_reply(await queue.count(operation)))
         case op.Commit():
-            return _counted(await queue.commit(consumer, operation.indexes))
+            return _counted(await queue.commit(consumer, operation.indexes), request)
         case op.Negative():
-            return _counted(await queue.negative(consumer, operation))
+            return _counted(await queue.negative(consumer, operation), request)
         case op.Delete():
             await queue.delete(operation.indexes)
             return respond(replies.ok_reply())
@@ -107,8 +107,8 @@ async def answer(
             raise BadRequest("a watch is not answered here")
 
 
-def _counted(count: int) -> web.StreamResponse:
-    return acknowledge(replies.ok_reply({_COMMITTED: str(count)}))
+def _counted(count: int, request: web.BaseRequest) -> web.StreamResponse:
+    return acknowledge(replies.ok_reply({_COMMITTED: str(count)}), request)
 
 
 async def _get(
@@ -157,41 +157,42 @@ async def response_drained(request: web.BaseRequest) -> None:
     await request.writer.drain()
 
 
-def acknowledge(reply: Reply) -> web.Response:
-    """As `respond`, for the answers that are sent most: 200 with a short body."""
-    return _Whole(status=reply.status, headers=reply.headers, body=reply.body)
+def acknowledge(reply: Reply, request: web.BaseRequest) -> web.StreamResponse:
+    """As `respond`, for the answers that are sent most, with a short body."""
+    goes_on = request.version == HttpVersion11 and request.keep_alive and request.method != "HEAD"
+    return _Whole(reply) if goes_on else respond(reply)
 
 
-class _Whole(web.Response):
-    """A reply that is one write. On a connection that goes on it needs none of what a response in parts does, which
+class _Whole(web.StreamResponse):
+    """A reply that is one write, on a connection that goes on: it needs none of what a response in parts does, which
     is a tenth of the time that a put takes.
     """
 
-    _written = False
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(status=reply.status)
+        self._reply = reply
 
     @property
     def keep_alive(self) -> bool | None:
-        return True if self._written else super().keep_alive
+        return True
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        plain = request.version == HttpVersion11 and request.keep_alive and request.method != "HEAD"
-        if not plain or super().keep_alive is False or not isinstance(self.body, bytes):
-            return await super().prepare(request)
         if request.transport is None or request.transport.is_closing():
             raise ClientConnectionResetError("the connection is closed")
-        request.transport.write(_head(self.status, self.reason, self.headers, len(self.body)) + self.body)
-        self._written = True
+        request.transport.write(_head(self._reply, self.reason) + self._reply.body)
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
-        if not self._written:
-            await super().write_eof(data)
+        """All of it is written already."""
 
 
-def _head(status: int, reason: str, headers: Mapping[str, str], length: int) -> bytes:
-    lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.items())]
-    text = "\r\n".join([*lines, f"Content-Length: {length}", f"Date: {_date(int(time.time()))}", "", ""])
-    if text.count("\n") != len(lines) + 3 or text.count("\r") != len(lines) + 3:
+def _head(reply: Reply, reason: str) -> bytes:
+    lines = [f"{name}: {value}\r\n" for name, value in reply.headers.items()]
+    text = (
+        f"HTTP/1.1 {reply.status} {reason}\r\n{''.join(lines)}"
+        f"Content-Length: {len(reply.body)}\r\nDate: {_date(int(time.time()))}\r\n\r\n"
+    )
+    if text.count("\n") != len(lines) + 4 or text.count("\r") != len(lines) + 4:
         raise ValueError("a header holds a line break")
     return text.encode()
 

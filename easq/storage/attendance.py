@@ -81,8 +81,7 @@ class Attendance:
         """The stream is known here. Raises StorageError when another version of easq made it."""
         if stream not in self._streams:
             remote = Remote(stream, settings_of(self._timing, burial, self._lease_s), burial)
-            await self._open(remote, changed=False)
-            await self._link.call("streams", (_STREAMS,), (stream,))
+            await self._enter(remote)
             self._streams[stream] = remote
             self._by_prefix[remote.prefix.encode()] = remote
 
@@ -90,9 +89,9 @@ class Attendance:
         """All stored streams."""
         return sorted(name.decode() for name in await self._link.call("streams", (_STREAMS,), ("",)))
 
-    async def _open(self, remote: Remote, *, changed: bool) -> None:
+    async def _open(self, remote: Remote) -> None:
         status, answer = await self._link.call(
-            "open", remote.keys, self._context(remote, remote.last, int(changed), remote.number)
+            "open", remote.keys, self._context(remote, remote.last, remote.number, remote.epoch)
         )
         if status == b"schema":
             raise StorageError(
@@ -104,7 +103,7 @@ class Attendance:
         known, remote.epoch = remote.epoch, epoch
         if known != epoch and (remote.last or remote.number):
             log.warning(
-                "%s: Redis has lost its memory, or is another one: acknowledged items may have been lost;"
+                "%s: Redis was started anew or emptied, or is another one: acknowledged items may have been lost;"
                 " epoch %d, indexes go on above %d",
                 remote.name,
                 epoch,
@@ -113,22 +112,25 @@ class Attendance:
         remote.saw(last)
         remote.told = came
 
-    async def _prepare(self, changed: bool) -> None:
+    async def _prepare(self, _: bool) -> None:
         """After each connection: indexes go on above all that were given, and sleepers look."""
+        await self._open_again(self._streams.values())
         for remote in self._streams.values():
-            await self._open(remote, changed=changed)
-            await self._link.call("streams", (_STREAMS,), (remote.name,))
-            remote.wake_all()
             self.waiting.wake(remote.name)
 
-    async def _open_again(self, remote: Remote) -> None:
-        """Redis does not know of the stream what this server knows: it was emptied, or is an older one."""
+    async def _open_again(self, remotes: Iterable[Remote]) -> None:
+        await asyncio.gather(*(self._enter(remote) for remote in remotes))
+        for remote in remotes:
+            remote.wake_all()
+
+    async def _enter(self, remote: Remote) -> None:
+        await self._open(remote)
+        await self._link.call("streams", (_STREAMS,), (remote.name,))
+
+    def _queue_of(self, remote: Remote) -> list[Remote]:
+        """All streams of its queue that are open here."""
         queue = remote.prefix.partition("}")[0]
-        for other in self._streams.values():
-            if other.prefix.partition("}")[0] == queue:
-                await self._open(other, changed=False)
-                await self._link.call("streams", (_STREAMS,), (other.name,))
-                other.wake_all()
+        return [other for other in self._streams.values() if other.prefix.partition("}")[0] == queue]
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
@@ -149,7 +151,8 @@ class Attendance:
                     if doomed:
                         await self._bury(doomed)
                 return status, reply[1]
-            await self._open_again(remote)
+            # Redis was emptied, or is older than what this server knows: so are the queue's other streams
+            await self._open_again(self._queue_of(remote))
         raise StorageError(f"Redis keeps losing the stream {remote.name}")
 
     def _follow(

@@ -22,6 +22,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from math import inf
 
@@ -30,7 +31,7 @@ from easq.model import Consumer, Tags
 from easq.storage.base import Limits, Location, StreamStats, Subscription, Timing
 from easq.storage.effects import NOTHING, Effects, Touch
 from easq.storage.entries import Entries
-from easq.storage.groups import Group, Member, Session
+from easq.storage.groups import Group, Member, Memory, Session
 from easq.storage.handout import Handout
 from easq.wire.replies import ConsumerLine, GroupLine
 
@@ -60,6 +61,7 @@ class Stream:
         self._sessions: dict[int, Session] = {}
         self._handout = Handout(self.entries, self._sessions, tags_of)
         self._number = 0
+        self._truncated_below = 0
         self.due = inf  # when `tick` has something to do, at the earliest
 
     # -- entries ---------------------------------------------------------------------------------------------------
@@ -146,6 +148,7 @@ class Stream:
     def truncate(self, below: int) -> tuple[int, Effects]:
         """All present items under `below` are gone; `truncated_below` excludes what is not stored yet."""
         effects = Effects()
+        self._truncated_below = max(self._truncated_below, below)
         gone = self.entries.below(below)
         self._remove(gone, effects)
         effects.removed.clear()
@@ -355,13 +358,38 @@ class Stream:
         if not self.has_rear_room(self.entries.size_of(index)):
             return False
         effects.given_up.append((group.name, index, replace(touch)))
+        shape = -self.entries.rank(index)[0], self.entries.size_of(index)
+        memories = {other.name: other.memory(index) for other in self._groups.values()}
         group.committed.add(index)
         group.given_up.add(index)
         if self._is_done(index):
             self._retire([index], effects)
         else:
             effects.committed.append((group.name, index, True))
+        was = None if index in self.entries else (shape, memories)
+        effects.take_up.append(partial(self._take_up, group.name, index, was))
         return True
+
+    def _take_up(
+        self, name: str, index: int, was: tuple[tuple[int, int], dict[str, Memory]] | None, now: float
+    ) -> None:
+        """What the group gave up could not be stored: the item comes again after the longest back-off.
+
+        `was` is what the entry was (priority and size), and what groups remembered of it, when it left with that.
+        """
+        if was is not None and index >= self._truncated_below:
+            shape, memories = was
+            self.entries.restore(index, *shape)
+            for group in self._groups.values():
+                if group.name in memories:
+                    group.recall(index, memories[group.name])
+                if group.name != name:
+                    self._handout.put_back(group, index)
+        known = self._groups.get(name)
+        if known is not None and index in self.entries:
+            known.committed.discard(index)
+            known.given_up.discard(index)
+            self._hold(known, index, now + self.timing.backoff_s[-1], None)
 
     def _retire(self, indexes: Sequence[int], effects: Effects) -> None:
         """Entries that their groups are done with are gone; those that nobody committed are unanswered."""

@@ -88,13 +88,12 @@ class Distributed(Storage):
     async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
         remote = self._at[stream]
         digest = sha256(frame.data).digest() if key else b""
+        rid = frame.request_id.encode(errors="surrogatepass")
         item = (priority, pack_tags(frame.tags), frame.data)
         room = (limits.max_items, limits.max_bytes, int(limits.evict))
         status, answer = "again", _NOTHING
         while status == "again":
-            status, answer = await self._at.ask(
-                remote, "append", remote.last, *item, *room, key, digest, frame.request_id
-            )
+            status, answer = await self._at.ask(remote, "append", remote.last, *item, *room, key, digest, rid)
         match status:
             case "full":
                 items, size = answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -27,6 +28,8 @@ class Effects:
     committed: list[tuple[str, int, bool]] = field(default_factory=list)  # group, index, given up
     given_up: list[tuple[str, int, Touch]] = field(default_factory=list)
     unanswered: list[tuple[int, Touch]] = field(default_factory=list)
+    #: for each of `given_up`: called with the time when the copy could not be stored, the item is where it was
+    take_up: list[Callable[[float], None]] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     forgotten_groups: list[str] = field(default_factory=list)
     touched: list[tuple[str, int]] = field(default_factory=list)

@@ -15,7 +15,7 @@ from itertools import islice
 from math import inf
 from typing import TypeAlias
 
-from easq.errors import KeyReused, StorageError, StreamEnded
+from easq.errors import KeyReused, QueueFull, StorageError, StreamEnded
 from easq.model import DELIVERY_COUNT, NEWEST, REQUEST_ID, Ack, Consumer, Frame, Tags
 from easq.storage.base import (
     MOST_BYTES,
@@ -53,8 +53,8 @@ _LAZY_S = 0.1
 _FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
 #: what the service itself writes is stored whatever is there already
 NO_LIMITS = Limits(max_items=1 << 62, max_bytes=1 << 62)
-#: a scan gives way to others after so many entries
-_SCAN_CHUNK = 500
+#: a scan gives way to others after so many entries; most find what they want among the first few
+_SCAN_CHUNK, _FIRST_CHUNK = 500, 8
 
 
 #: called on the event loop when changes are durable (None) or failed
@@ -135,6 +135,9 @@ class Embedded(Storage):
         """Whether the engine has room for another entry at all."""
         return True
 
+    def _check_space(self) -> None:
+        """Raises QueueFull when the engine is known to have none."""
+
     def _fail(self, error: Exception) -> None:
         if self._failure is None:
             self._failure = error
@@ -199,6 +202,10 @@ class Embedded(Storage):
         def settle(error: Exception | None) -> None:
             for told in settles:
                 told(error)
+            if isinstance(error, QueueFull):
+                for take_up in effects.take_up:
+                    take_up(asyncio.get_running_loop().time())
+                self._schedule(stream)
 
         return changes, settle
 
@@ -221,14 +228,21 @@ class Embedded(Storage):
     def _place(
         self, stream: str, frame: Frame, priority: int, limits: Limits, changes: list[Change]
     ) -> tuple[Stored, Settle]:
-        """The frame under a new index, and who makes it visible; what it evicts is added to `changes`."""
+        """The frame under a new index, and who makes it visible.
+
+        What leaves to make room, and what is answered in its place, is added to `changes`.
+        """
         core = self._cores[stream]
         index, effects = core.allot(len(frame.data), limits)
+        told: Settle | None = None
         if effects is not NOTHING:
-            changes += self._changes(stream, effects)
+            buried, told = self._bury(stream, effects)
+            changes += [*buried, *self._changes(stream, effects)]
         stored = Frame(index, frame.tags, frame.data)
 
         def settle(error: Exception | None) -> None:
+            if told is not None:
+                told(error)
             if error is None:
                 core.entries.show(index, priority)
                 self._fresh.setdefault(stream, []).append(stored)
@@ -293,20 +307,23 @@ class Embedded(Storage):
     async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
         if key:
             return await self._append_once(stream, frame, priority, limits, key)
-        return await self._append(stream, frame, priority, limits)
+        ack, stored = self._add(stream, frame, priority, limits)
+        await stored
+        return ack
 
-    async def _append(
+    def _add(
         self, stream: str, frame: Frame, priority: int, limits: Limits, key: str = "", digest: bytes = b""
-    ) -> Ack:
+    ) -> tuple[Ack, Awaitable[None]]:
+        """What the put is answered with, once it is stored."""
         self._core(stream)
+        self._check_space()
         changes: list[Change] = []
         stored, settle = self._place(stream, frame, priority, limits, changes)
         index, request_id = stored.frame.index, frame.request_id
         changes.append(stored)
         if key:
             changes += self._keyed(stream, key, index, request_id, digest)
-        await self._submit(changes, settle)
-        return Ack(index, request_id)
+        return Ack(index, request_id), self._submit(changes, settle)
 
     def _keyed(self, stream: str, key: str, index: int, request_id: str, digest: bytes) -> Iterator[Change]:
         now = asyncio.get_running_loop().time()
@@ -317,7 +334,7 @@ class Embedded(Storage):
             yield KeysForgotten(stream, below)
 
     async def _append_once(self, stream: str, frame: Frame, priority: int, limits: Limits, key: str) -> Ack:
-        """As `_append`, unless the key has stored an item, or is just storing one: then that is waited for."""
+        """As `_add`, unless the key has stored an item, or is just storing one: then that is waited for."""
         digest = sha256(frame.data).digest()
         while (under_way := self._keys_under_way.get((stream, key))) is not None:
             await asyncio.wait({under_way})
@@ -329,7 +346,9 @@ class Embedded(Storage):
             return Ack(known.index, known.request_id, duplicate=True)
         mine = self._keys_under_way[stream, key] = asyncio.get_running_loop().create_future()
         try:
-            return await self._append(stream, frame, priority, limits, key, digest)
+            ack, stored = self._add(stream, frame, priority, limits, key, digest)
+            await stored
+            return ack
         finally:
             del self._keys_under_way[stream, key]
             mine.set_result(None)
@@ -359,20 +378,21 @@ class Embedded(Storage):
                 if (
                     index >= start
                     and core.entries.visible(index)
-                    and carries(self._load_tags(stream, index), tags)
+                    and (len(tags) == 1 or carries(self._load_tags(stream, index), tags))
                 ):
                     yield index
             return
+        size = _FIRST_CHUNK
         while True:
-            chunk = list(islice(core.entries.indexes_from(start), _SCAN_CHUNK))
+            chunk = list(islice(core.entries.indexes_from(start), size))
             for index in chunk:
                 if core.entries.visible(index) and (
                     not tags or carries(self._load_tags(stream, index), tags)
                 ):
                     yield index
-            if len(chunk) < _SCAN_CHUNK:
+            if len(chunk) < size:
                 return
-            start = chunk[-1] + 1
+            start, size = chunk[-1] + 1, _SCAN_CHUNK
             await asyncio.sleep(0)
 
     async def take(self, stream: str, *, start: int, length: int, tags: Tags, minimum: int) -> list[Frame]:

@@ -6,7 +6,7 @@ Priority and size of each entry, never its tags or data: those are the engine's.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -128,6 +128,15 @@ class Entries:
     def release(self, index: int) -> bool:
         """The entry is hidden no longer; whether it was."""
         return self._claimed.pop(index, None) is not None
+
+    def restore(self, index: int, priority: int, size: int) -> None:
+        """A removed entry is present again, in its place: its removal could not be stored."""
+        lane = self._lanes.setdefault(priority, _Lane())
+        present = [other for other in lane.indexes if other in self._present]
+        insort(present, index)
+        lane.indexes, lane.head, lane.holes = present, 0, 0
+        self._present[index] = (priority, size)
+        self._size += size
 
     def remove(self, indexes: Sequence[int]) -> None:
         """The present entries are gone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from easq.model import Consumer, Tags
 from easq.storage.base import Timing
@@ -13,6 +14,8 @@ from easq.storage.effects import Touch
 _MAX_LEFT = 1000
 #: an item that failed so often in a group is handed out alone: it must not drag a window of others with it
 _ALONE_AFTER = 2
+#: of one entry: whether the group has committed it, whether given up, and how often it was delivered and failed
+Memory: TypeAlias = tuple[bool, bool, Touch | None]
 
 
 class View:
@@ -114,6 +117,20 @@ class Group:
         self.given_up.discard(index)
         self.touched.pop(index, None)
         self.held.pop(index, None)
+
+    def memory(self, index: int) -> Memory:
+        """What the group remembers of the entry, for `recall`."""
+        return index in self.committed, index in self.given_up, self.touched.get(index)
+
+    def recall(self, index: int, memory: Memory) -> None:
+        """The group remembers of the entry what it did."""
+        committed, given_up, touch = memory
+        if committed:
+            self.committed.add(index)
+        if given_up:
+            self.given_up.add(index)
+        if touch is not None:
+            self.touched[index] = touch
 
     def forget_left(self) -> None:
         """Of the consumers that left only the latest are listed."""

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from easq.errors import EasqError, QueueFull, StorageError
-from easq.model import Ack, Frame, Tags
-from easq.storage.base import Burial, Limits, Timing
+from easq.model import Frame, Tags
+from easq.storage.base import Burial, Timing
 from easq.storage.changes import Change, Keyed
 from easq.storage.core import Stream
 from easq.storage.datafile import RESERVE_BYTES, DataFile
@@ -207,12 +207,11 @@ class Sqlite(Embedded):
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
+    def _check_space(self) -> None:
         if self._is_space_low():
             raise QueueFull(
                 "the disk of the queue service is full", hint="delete or commit items, or make room"
             )
-        return await super().append(stream, frame, priority=priority, limits=limits, key=key)
 
     def _has_space(self) -> bool:
         return not (self._open_writer.full or self._is_space_low())

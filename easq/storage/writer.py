@@ -9,18 +9,20 @@ with much data and copying the log back, is done in the thread all the same.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from json.encoder import encode_basestring
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 
 from easq.errors import QueueFull, StorageError
+from easq.model import Tags
 from easq.storage.changes import (
     Change,
     Committed,
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 INDEX_BITS = 53
 #: one transaction takes at most so many jobs, and stops taking after so many payload bytes
 BATCH_JOBS, BATCH_BYTES = 512, 4 * 1024**2
+#: the first batch after a pause goes off when it has so many jobs
+OPENING_JOBS = 16
 #: a batch with more payload is written in the thread
 INLINE_BYTES = 128 * 1024
 #: the write-ahead log is copied back, between batches, after so many written bytes (an estimate)
@@ -54,7 +58,6 @@ _INSERTS = [
     (many, f"INSERT INTO item VALUES {', '.join(['(?, ?, ?, ?, ?, ?, ?)'] * many)}")
     for many in (128, 32, 8, 1)
 ]
-_as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(slots=True, eq=False)
@@ -66,13 +69,14 @@ class Job:
     future: asyncio.Future[None]
     stream: str = ""
     error: Exception | None = None
+    stored: list[Stored] = field(init=False)  # of the changes
+    size: int = field(init=False)  # payload bytes of these
 
-    @property
-    def stores(self) -> bool:
-        return any(isinstance(change, Stored) for change in self.changes)
-
-    def size(self) -> int:
-        return sum(len(change.frame.data) for change in self.changes if isinstance(change, Stored))
+    def __post_init__(self) -> None:
+        self.stored = [change for change in self.changes if isinstance(change, Stored)]
+        self.size = 0
+        for change in self.stored:
+            self.size += len(change.frame.data)
 
 
 class Writer:
@@ -97,10 +101,12 @@ class Writer:
         self._syncs = syncs
         self._settled = settled
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="easq-writer")
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = Thread(target=self._work, name="easq-writer", daemon=True)
         self._waiting: deque[Job] = deque()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._opening: asyncio.Handle | None = None  # of the first batch, after there was nothing to do
         self._tidying: asyncio.TimerHandle | None = None
         self._log: int | None = None  # the write-ahead log, to be synced
         self._broken: BaseException | None = None  # why nothing is written any more
@@ -115,13 +121,19 @@ class Writer:
             connection.execute(f"PRAGMA {pragma}")
         self._written = CHECKPOINT_BYTES  # what an earlier run left in the log is copied back soon
         file.make_ballast()
+        self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """The job waits for its batch."""
+        """The job waits for its batch. The first one takes what comes in the same turn of the loop, but does not wait
+        for many: clients that were all answered at once would all come again at once, and wait for one sync together.
+        """
         self._waiting.append(job)
         if self._idle.is_set():
             self._idle.clear()
-            self._loop.call_soon(self._next)
+            self._opening = self._loop.call_soon(self._next)
+        elif self._opening is not None and len(self._waiting) >= OPENING_JOBS:
+            self._opening.cancel()
+            self._next()
 
     async def drained(self) -> None:
         """All that was submitted is through."""
@@ -135,8 +147,11 @@ class Writer:
         await self.drained()
         if self._tidying is not None:
             self._tidying.cancel()
-        await self._loop.run_in_executor(self._thread, self._checkpoint, "TRUNCATE")
-        self._thread.shutdown()
+        done = self._loop.create_future()
+        self._in_thread(partial(self._checkpoint, "TRUNCATE"), done.set_result)
+        await done
+        self._tasks.put(None)
+        self._thread.join()
         self._connection.close()
         if self._log is not None:
             os.close(self._log)
@@ -145,6 +160,7 @@ class Writer:
 
     def _next(self) -> None:
         """The next batch is under way; without one there is nothing to do, and a while later the log is cut."""
+        self._opening = None
         if self._tidying is not None:
             self._tidying.cancel()
             self._tidying = None
@@ -170,12 +186,28 @@ class Writer:
         size = 0
         while self._waiting and len(batch) < BATCH_JOBS and size < BATCH_BYTES:
             batch.append(self._waiting.popleft())
-            size += batch[-1].size()
+            size += batch[-1].size
         return batch, size
 
     def _in_thread(self, work: Callable[[], None], then: Callable[[BaseException | None], None]) -> None:
-        future = self._loop.run_in_executor(self._thread, work)
-        future.add_done_callback(lambda done: then(done.exception()))
+        """The work is done in the thread, one after the other; `then` is called on the loop with what it raised.
+
+        An executor costs three times as much for each hand-over, and a sync is as short as that.
+        """
+
+        def run() -> None:
+            error: BaseException | None = None
+            try:
+                work()
+            except BaseException as raised:
+                error = raised
+            self._loop.call_soon_threadsafe(then, error)
+
+        self._tasks.put(run)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            task()
 
     def _end(self, batch: list[Job], error: BaseException | None) -> None:
         """The batch is through: durable, but for jobs with an error; nothing of it is known after `error`."""
@@ -220,7 +252,7 @@ class Writer:
         """Each job is durable or has its error. A full disk refuses what stores and goes on with what removes."""
         try:
             self._transact(batch, storing=True)
-            self.full = self.full and not any(job.stores for job in batch)
+            self.full = self.full and not any(job.stored for job in batch)
             return
         except sqlite3.Error as error:
             if not _is_full(error):
@@ -230,7 +262,7 @@ class Writer:
                 log.warning("the disk is full: puts are refused until there is room")
             self.full = True
             for job in batch:
-                if job.stores:
+                if job.stored:
                     job.error = QueueFull("the disk of the queue service is full")
         try:
             self._file.drop_ballast()
@@ -252,18 +284,19 @@ class Writer:
             for job in batch:
                 if job.stream:
                     execute("INSERT OR IGNORE INTO stream (name) VALUES (?)", (job.stream,))
-            taken = batch if storing else [job for job in batch if not job.stores]
-            self._store([change for job in taken for change in job.changes if isinstance(change, Stored)])
+            taken = batch if storing else [job for job in batch if not job.stored]
+            self._store([change for job in taken for change in job.stored])
             for job in taken:
-                for change in job.changes:
-                    if not isinstance(change, Stored):
-                        self._record(change)
+                if len(job.changes) > len(job.stored):
+                    for change in job.changes:
+                        if not isinstance(change, Stored):
+                            self._record(change)
             execute("COMMIT")
         except sqlite3.Error:
             if self._connection.in_transaction:
                 execute("ROLLBACK")
             raise
-        self._written += sum(job.size() for job in batch) * 2 + 8192 * len(batch)
+        self._written += sum(job.size for job in batch) * 2 + 8192 * len(batch)
 
     def _store(self, stored: list[Stored]) -> None:
         last: dict[int, int] = {}
@@ -278,7 +311,7 @@ class Writer:
                     change.priority,
                     len(frame.data),
                     frame.request_id,
-                    _as_json(dict(frame.tags)),
+                    _as_json(frame.tags),
                     frame.data,
                 )
             )
@@ -352,6 +385,12 @@ _FORGET_RANGE = (
     "DELETE FROM committed WHERE item >= ? AND item < ?",
     "DELETE FROM touched WHERE item >= ? AND item < ?",
 )
+
+
+def _as_json(tags: Tags) -> str:
+    """The tags as a JSON object, in half the time of an encoder that takes any object."""
+    pairs = [f"{encode_basestring(key)}:{encode_basestring(value)}" for key, value in tags.items()]
+    return f"{{{','.join(pairs)}}}"
 
 
 def _is_full(error: sqlite3.Error) -> bool:

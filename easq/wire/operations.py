@@ -208,7 +208,7 @@ _USER, _GROUP, _KEY = (
     tuple(name.lower() for name in names) for names in (_USER_HEADERS, _GROUP_HEADERS, _KEY_HEADERS)
 )
 _PRIORITY, _REAR = _PRIORITY_HEADER.lower(), _REAR_HEADER.lower()
-_NOBODY = Consumer()
+_NOBODY = Caller()
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -294,7 +294,7 @@ def lower_case(headers: Mapping[str, str]) -> LowerCase:
     """`headers` as they are found in whatever case they came; of duplicates the last."""
     if isinstance(headers, LowerCase):
         return headers
-    return LowerCase((name.lower(), value) for name, value in headers.items())
+    return LowerCase({name.lower(): value for name, value in headers.items()})
 
 
 def parse_caller(headers: Mapping[str, str]) -> Caller:
@@ -303,12 +303,15 @@ def parse_caller(headers: Mapping[str, str]) -> Caller:
     """
     lower = lower_case(headers)
     group, user = _name(lower, _GROUP, "group"), _name(lower, _USER, "user")
-    consumer = Consumer(group or _NOBODY.group, user or _NOBODY.user) if group or user else _NOBODY
-    token = lower.get("authorization", "").strip()
+    token, rear = lower.get("authorization", ""), lower.get(_REAR, "")
+    if not (group or user or token or rear):
+        return _NOBODY
+    consumer = Consumer(group or _NOBODY.consumer.group, user or _NOBODY.consumer.user)
+    token = token.strip()
     scheme, _, rest = token.partition(" ")
     if scheme.lower() == "bearer":
         token = rest.strip()
-    return Caller(consumer, token, lower.get(_REAR, "").strip().lower() == "true")
+    return Caller(consumer, token, rear.strip().lower() == "true")
 
 
 def valid_code(code: str) -> bool:
@@ -331,17 +334,20 @@ class _Given:
 
     def __init__(self, request: Request) -> None:
         self._query = request.query
+        self._last = dict(request.query)  # of duplicates the last
         self.headers = lower_case(request.headers)
 
     def has(self, name: str) -> bool:
-        return any(key == name for key, _ in self._query)
+        return name in self._last
 
     def text(self, name: str) -> str | None:
         """The value of a wire parameter. Two different values leave none that could be meant."""
-        values = {value for key, value in self._query if key == name}
-        if len(values) > 1:
+        text = self._last.get(name)
+        if len(self._last) < len(self._query) and any(
+            key == name and value != text for key, value in self._query
+        ):
             raise BadRequest(f"parameter {name} is given more than once, with different values")
-        return values.pop() if values else None
+        return text
 
     def boolean(self, name: str, default: bool) -> bool:
         text = self.text(name)
@@ -382,14 +388,16 @@ class _Given:
         """The priority from the query, else from its header: 0 or above."""
         name, text = "_priority_", self.text("_priority_")
         if text is None:
-            name, text = _PRIORITY_HEADER, self.headers.get(_PRIORITY, "").strip() or "0"
+            name, text = _PRIORITY_HEADER, self.headers.get(_PRIORITY, "").strip()
+            if not text:
+                return 0
         if not _INTEGER.fullmatch(text):
             raise BadRequest(f"parameter {name} is not a number: {_shown(text)}")
         return min(max(int(text), 0), MAX_INT32)
 
     def tags(self) -> dict[str, str]:
         """Every parameter without a leading underscore; of duplicates the last."""
-        tags = {key: value for key, value in self._query if not key.startswith("_")}
+        tags = {key: value for key, value in self._last.items() if not key.startswith("_")}
         size = 0
         for key, value in tags.items():
             size += _tag_bytes(key) + _tag_bytes(value)
@@ -406,13 +414,24 @@ class _Given:
             raise NotAcceptable("flatbuffers are not spoken here: accept protobuf or JSON")
         return Codec.JSON
 
-    def header(self, *names: str) -> str:
-        """The value of the first of these headers (in lower case) that is there, else empty."""
-        return next((self.headers[name].strip() for name in names if name in self.headers), "")
+    def key(self) -> str:
+        """The idempotency key, from the first of its headers that is there; empty for none."""
+        for name in _KEY:
+            key = self.headers.get(name)
+            if key is not None:
+                key = key.strip()
+                if not valid_key(key):
+                    raise BadRequest(
+                        f"an idempotency key is 1 to 128 visible ASCII characters, not {_shown(key)}"
+                    )
+                return key
+        return ""
 
     def media_type(self, name: str) -> str:
         """A header that is stored with an item and given back: printable ASCII."""
-        value = self.header(name.lower())
+        value = self.headers.get(name.lower(), "").strip()
+        if not value:
+            return ""
         if len(value) > _MAX_MEDIA_TYPE or not (value.isascii() and value.replace("\t", " ").isprintable()):
             raise BadRequest(f"header {name} holds characters that are not allowed, or is too long")
         return value
@@ -432,13 +451,12 @@ def _put_request(put: Put) -> Request:
 def _parse_put(request: Request, given: _Given) -> Put:
     tags = given.tags()
     request_id = tags.get(REQUEST_ID, "")
-    if len(request_id) > _MAX_REQUEST_ID or not request_id.isprintable() or request_id != request_id.strip():
+    if request_id and (
+        len(request_id) > _MAX_REQUEST_ID or not request_id.isprintable() or request_id != request_id.strip()
+    ):
         raise BadRequest(f"tag {REQUEST_ID} cannot stand in a header: {_shown(request_id)}")
-    if len(request.path) > _MAX_PATH or _tag_bytes(request.path) > _MAX_PATH:
+    if request.path and (len(request.path) > _MAX_PATH or _tag_bytes(request.path) > _MAX_PATH):
         raise BadRequest(f"the path behind the queue is longer than {_MAX_PATH} bytes")
-    key = given.header(*_KEY)
-    if (key or any(name in given.headers for name in _KEY)) and not valid_key(key):
-        raise BadRequest(f"an idempotency key is 1 to 128 visible ASCII characters, not {_shown(key)}")
     return Put(
         request.body,
         tags,
@@ -446,7 +464,7 @@ def _parse_put(request: Request, given: _Given) -> Put:
         request.path,
         given.media_type("Content-Type"),
         given.media_type("Content-Encoding"),
-        key,
+        given.key(),
     )
 
 
@@ -548,10 +566,13 @@ def _tag_bytes(text: str) -> int:
 
 
 def _name(lower: Mapping[str, str], headers: tuple[str, ...], what: str) -> str:
-    text = next((given for name in headers if (given := lower.get(name, "").strip())), "")
-    if text and not valid_name(text):
-        raise BadRequest(f"a {what} is 1 to 128 of letters, digits, '.', '_' and '-', not {_shown(text)}")
-    return text
+    for name in headers:
+        text = lower.get(name, "").strip()
+        if text and not valid_name(text):
+            raise BadRequest(f"a {what} is 1 to 128 of letters, digits, '.', '_' and '-', not {_shown(text)}")
+        if text:
+            return text
+    return ""
 
 
 def _shown(text: str) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from easq.broker.rear import answer, rear_copy
+from easq.errors import QueueFull
 from easq.model import Frame
-from easq.storage.base import Burial, Failed, Limits, Timing
+from easq.storage.base import Burial, Failed, Limits, Location, Timing
+from easq.storage.sqlite import Sqlite
 from tests.storage.conftest import TIMING, Engine
 
 AT_ONCE = Timing(leave_grace_s=0.02, backoff_s=(0.0,))
@@ -179,6 +182,26 @@ def test_the_last_group_to_give_up_answers(bury: Any) -> None:
     bury(body)
 
 
+def test_a_full_stream_that_lets_go_of_what_was_given_up_answers_it(bury: Any) -> None:
+    """An absent group held the item; a put needs its place."""
+
+    async def body(engine: Graves) -> None:
+        await engine.put(b"poison", requestId="r")
+        await engine.put()
+        session = await engine.attach()
+        await engine.detach(await engine.attach("other", group="absent"))
+        await engine.fail(session, 1, 2, code="422", reason="no such image")
+        assert await engine.all_of("q/sink") == []
+        assert await engine.put(limits=Limits(max_items=2)) == 3
+        assert await engine.indexes() == [2, 3]
+        ((tags, data),) = await engine.all_of("q/sink")
+        assert (tags["requestId"], tags["lastCode"], data) == ("r", "422", b"no such image")
+        await engine.restart()
+        assert len(await engine.all_of("q/sink")) == (0 if engine.url == "memory:" else 1)
+
+    bury(body)
+
+
 def test_a_late_commit_of_what_was_given_up_counts(bury: Any) -> None:
     async def body(engine: Graves) -> None:
         await engine.put()
@@ -208,6 +231,46 @@ def test_a_full_rear_store_leaves_the_item_where_it_is(bury: Any) -> None:
         assert [data for _, data in await engine.all_of("q#rear")] == [b"3"]
 
     bury(body)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_an_item_whose_burial_found_no_disk_is_where_it_was(tmp_path: Path, held: bool) -> None:
+    """The disk is full at the very moment when an item is given up, `held` by another group or not."""
+
+    async def body(engine: Graves) -> None:
+        assert isinstance(engine.storage, Sqlite)
+        await engine.put(b"before")
+        await engine.put(b"x" * 50_000, requestId="r")
+        await engine.put(b"after")
+        session = await engine.attach(window=1)
+        await engine.leased(session)
+        await engine.commit(1)
+        if held:
+            await engine.attach(group="other", window=1)
+        await engine.fail(session, 2, 1)
+        assert await engine.leased(session) == [2]
+        disk = engine.storage._open_writer._connection
+        (pages,) = disk.execute("PRAGMA page_count").fetchone()
+        disk.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(QueueFull):
+            await engine.negative(2, code="422")
+        assert await engine.indexes() == [2, 3]
+        assert await engine.all_of("q#rear") == await engine.all_of("q/sink") == []
+
+        disk.execute(f"PRAGMA max_page_count = {pages * 10}")
+        assert await engine.put(b"there is room again") == 4
+        assert await engine.leased(session) == [3]
+        await engine.commit(3)
+        assert await engine.leased(session) == [2]
+        assert await engine.storage.locate("q", "g", 4) == Location(None, 0)
+        await engine.negative(2, code="422")
+        assert await engine.indexes() == ([2, 3, 4] if held else [4])
+        assert len(await engine.all_of("q#rear")) == 1
+        assert len(await engine.all_of("q/sink")) == (0 if held else 1)
+        await engine.restart()
+        assert await engine.indexes() == ([2, 3, 4] if held else [4])
+
+    run_graves(f"sqlite:{tmp_path / 'q.db'}", body, AT_ONCE)
 
 
 def test_an_answer_is_exempt_from_the_sinks_limits(bury: Any) -> None:

@@ -148,3 +148,35 @@ def test_the_consumer_with_most_free_slots_gets_it_whatever_else_they_want() -> 
     stream.entries.show(index, 0)
     stream.dispatch()
     assert (fetched(stream, small), fetched(stream, large)) == ([], [(2, 1)])
+
+
+# -- given up in vain --------------------------------------------------------------------------------------------------
+
+
+def test_an_item_that_could_not_be_buried_comes_again_after_the_longest_back_off() -> None:
+    stream = stream_of(1, 1, 1, max_failures=1)
+    session = attach(stream)
+    fetched(stream, session)
+    _, effects = stream.negative("g", [2], code="", reason="", now=NOW)
+    assert list(stream.entries.indexes_from(0)) == [1, 3]
+    for take_up in effects.take_up:
+        take_up(NOW)
+    assert list(stream.entries.indexes_from(0)) == [1, 2, 3]
+    stream.commit("g", [1, 3])
+    assert stream.due == NOW + TIMING.backoff_s[-1]
+    stream.tick(stream.due)
+    assert fetched(stream, session) == [(2, 2)]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_was_removed_before_its_burial_failed_does_not_come_again(held: bool) -> None:
+    stream = stream_of(1, 1, max_failures=1)
+    session = attach(stream)
+    if held:
+        attach(stream, group="other")
+    fetched(stream, session)
+    _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
+    stream.truncate(2)
+    for take_up in effects.take_up:
+        take_up(NOW)
+    assert list(stream.entries.indexes_from(0)) == [2]

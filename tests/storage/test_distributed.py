@@ -466,6 +466,22 @@ def test_a_flush_is_reported_and_no_index_is_given_twice(
     run(body())
 
 
+def test_each_flush_is_another_epoch(redis_url: str) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            assert await one.put() == 1
+            for epoch in (1, 2, 3):
+                with redis.Redis.from_url(redis_url) as client:
+                    client.flushall()
+                await one.put()
+                last = await other.put()
+                assert last == 1 + epoch * (remote.RAISE + 2)
+                for engine in (one, other):
+                    assert (await engine.storage.attributes("q", now=0.0)).epoch == epoch
+
+    run(body())
+
+
 def test_a_new_server_after_a_flush_cannot_make_an_old_one_give_indexes_again(redis_url: str) -> None:
     async def body() -> None:
         async with servers(redis_url, 1) as (old,):
@@ -563,5 +579,28 @@ def test_what_one_call_may_not_do_is_done_by_more(redis_url: str, monkeypatch: p
             await server.commit(20, 21, 22, 23, group="r")
             with pytest.raises(StreamEnded):
                 await server.leased(wide)
+
+    run(body())
+
+
+def test_a_long_absent_groups_many_items_leave_in_several_calls(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BUDGET", 5)
+    clock = Moment()
+
+    async def body() -> None:
+        async with servers(redis_url, 1, clock) as (server,):
+            for _ in range(23):
+                await server.put()
+            gone, stays = await server.attach(group="gone"), await server.attach(group="stays", window=23)
+            await server.leased(stays, 23)
+            await server.detach(gone)
+            await server.commit(*range(1, 23), group="stays")
+            assert await server.length() == 23
+            clock.now += TIMING.group_retention_s
+            while await server.length() > 1:
+                await server.distributed.look("q")
+            assert await server.indexes() == [23]
 
     run(body())

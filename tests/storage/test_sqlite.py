@@ -7,7 +7,7 @@ import errno
 import os
 import sqlite3
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from easq.storage.base import Limits
 from easq.storage.datafile import SCHEMA_VERSION
 from easq.storage.open import open_storage
 from easq.storage.sqlite import Sqlite
+from easq.storage.writer import OPENING_JOBS, Job
 from tests.storage.conftest import Engine
 
 Run: TypeAlias = Callable[[Callable[[Engine], Awaitable[Any]]], Any]
@@ -253,6 +254,34 @@ def test_durability_is_what_it_says(
         assert (syncs == ["easq.db-wal"]) == synced, syncs
         await asyncio.gather(*(engine.put() for _ in range(100)))
         assert len(syncs) < 20, "puts at the same time share a sync"
+        await engine.storage.close()
+
+    asyncio.run(main())
+
+
+def test_of_many_puts_at_once_the_first_are_synced_while_the_others_come(tmp_path: Path) -> None:
+    """All of them in one batch would keep all of their clients waiting for one sync, and the service idle."""
+    batches: list[int] = []
+
+    class Watched(Sqlite):
+        def _settle_batch(self, batch: Sequence[Job]) -> None:
+            batches.append(len(batch))
+            super()._settle_batch(batch)
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
+        engine.storage = Watched(tmp_path / "easq.db")
+        await engine.start()
+        for count, expected in (
+            (1, [1]),
+            (OPENING_JOBS, [OPENING_JOBS]),
+            (100, [OPENING_JOBS, 84]),
+            (2, [2]),
+        ):
+            batches.clear()
+            indexes = await asyncio.gather(*(engine.put() for _ in range(count)))
+            assert indexes == sorted(indexes)
+            assert batches == expected
         await engine.storage.close()
 
     asyncio.run(main())

@@ -59,7 +59,7 @@ local function make_room()
       groups.leave_at(G, -1)
     end
   end
-  rules.remove_unheld(S)
+  rules.remove_unheld(S, '')
   while not entries.has_room(S, size, max_items, max_bytes) do
     local oldest = entries.from(S, '', 1)[1]
     if not oldest or not spend() then
@@ -77,7 +77,7 @@ if not entries.has_room(S, size, max_items, max_bytes) then
       connected[#connected + 1] = G
     end
   end
-  if would_have_room(groups.done_by(connected)) then
+  if would_have_room((groups.done_by(connected, ''))) then
     work.left, work.more = CONF.budget, false
     make_room()
     if not entries.has_room(S, size, max_items, max_bytes) then

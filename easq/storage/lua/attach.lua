@@ -44,7 +44,7 @@ members.keep(G, {
 })
 G.connected, G.changed = G.connected + 1, true
 groups.leave_at(G, -1)
-rules.remove_unheld(S)
+rules.remove_unheld(S, '')
 handout.give_back(G, s, V)
 handout.dispatch(G)
 return rules.finish(S, 'ok', s.number)

@@ -150,8 +150,9 @@ function groups.undoom(G, id)
   call('HDEL', G.S.p .. 'doom', G.name .. '\0' .. id)
 end
 
--- The places of entries that all of `some` have committed, as indexes, ascending; as many as this call may look at
-function groups.done_by(some)
+-- The entries that all of `some` have committed, ascending, as many as this call may look at, from the place `from` on;
+-- and where to go on, or nil
+function groups.done_by(some, from)
   local smallest, fewest
   for _, G in ipairs(some) do
     local count = call('ZCARD', G.g .. 'done')
@@ -159,13 +160,13 @@ function groups.done_by(some)
       smallest, fewest = G, count
     end
   end
-  local found, from = {}, '-'
+  local found, rest = {}, nil
   while smallest do
-    local places = call('ZRANGEBYLEX', smallest.g .. 'done', from, '+', 'LIMIT', 0, 200)
+    local places = call('ZRANGEBYLEX', smallest.g .. 'done', '[' .. from, '+', 'LIMIT', 0, 200)
     for _, rank in ipairs(places) do
       if not spend() then
-        table.sort(found)
-        return found
+        rest = rank
+        break
       end
       local everywhere = true
       for _, G in ipairs(some) do
@@ -175,11 +176,11 @@ function groups.done_by(some)
         found[#found + 1] = id_in(rank)
       end
     end
-    if #places < 200 then
+    if rest or #places < 200 then
       break
     end
-    from = '(' .. places[#places]
+    from = places[#places] .. '+'
   end
   table.sort(found)
-  return found
+  return found, rest
 end

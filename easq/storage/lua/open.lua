@@ -1,22 +1,23 @@
 -- flags: allow-oom; after: stream
--- The stream exists, and its highest index is at least ARGV[4]. With ARGV[5] = '1' what was there is known to be gone
--- or older than it was: then its indexes and connections go on above all that were ever given, and the epoch is a new
--- one, unless another server has just seen to that. ARGV[6]: the highest connection number ever seen.
+-- The stream exists, and its highest index is at least ARGV[4]. Where it was opened by another run of Redis (one started
+-- anew, a replica that was promoted, the new node of a slot), or has less than the caller knows, what was acknowledged
+-- may be gone: then its indexes and connections go on above all that were ever given, and the epoch is a new one.
+-- ARGV[5]: the highest connection number ever seen; ARGV[6]: the highest epoch.
 -- Answers the epoch, the highest index and how many items have ever come.
 
-local known = call('HGET', KEYS[1], 'schema')
+local known, opened_by = unpack(call('HMGET', KEYS[1], 'schema', 'run'))
 if known and known ~= CONF.schema then
   return {'schema', known}
 end
-call('HSET', KEYS[1], 'schema', CONF.schema)
+local run = string.match(call('INFO', 'server'), 'run_id:(%x+)')
+call('HSET', KEYS[1], 'schema', CONF.schema, 'run', run)
 local S = open_stream(PREFIX)
-local seen, number = tonumber(ARGV[4]), tonumber(ARGV[6])
-local raised = tonumber(call('HGET', KEYS[1], 'raised') or 0)
-local is_behind = S.last < seen or S.number < number
-if is_behind or (ARGV[5] == '1' and NOW - raised > CONF.lease) then
+local seen, number, epoch = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local is_behind = S.last < seen or S.number < number or S.epoch < epoch
+if is_behind or (opened_by and opened_by ~= run) then
   set(S, 'last', math.max(S.last, seen) + CONF.raise)
   set(S, 'number', math.max(S.number, number) + CONF.raise)
-  set(S, 'epoch', S.epoch + 1)
-  call('HSET', KEYS[1], 'raised', NOW, 'last', S.last, 'number', S.number, 'epoch', S.epoch)
+  set(S, 'epoch', math.max(S.epoch, epoch) + 1)
+  call('HSET', KEYS[1], 'last', S.last, 'number', S.number, 'epoch', S.epoch)
 end
 return {'ok', {S.epoch, S.last, arrivals(S)}}

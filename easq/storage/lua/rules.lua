@@ -44,10 +44,16 @@ function rules.retire(S, ids, last)
   rules.remove(S, ids)
 end
 
--- Entries that every holding group has committed are gone; without a holding group nothing is
-function rules.remove_unheld(S)
-  local found = groups.done_by(groups.holders(S))
+-- Entries that every holding group has committed are gone, from the place `from` on; without a holding group nothing is.
+-- What this call may not look at is left to the next `tick`.
+function rules.remove_unheld(S, from)
+  local found, rest = groups.done_by(groups.holders(S), from)
   rules.retire(S, found)
+  if rest then
+    call('HSET', S.p .. 'meta', 'unheld', rest)
+  else
+    call('HDEL', S.p .. 'meta', 'unheld')
+  end
 end
 
 function rules.is_done(S, id)
@@ -153,11 +159,11 @@ function rules.release_claims(S, owner)
 end
 
 -- Holds that are over are ready, groups absent for too long hold nothing back, consumers that left long ago are
--- forgotten. Whether anything was due.
+-- forgotten
 function rules.tick(S)
   local due = call('ZRANGEBYSCORE', S.p .. 'timers', '-inf', NOW, 'LIMIT', 0, CONF.budget)
   if #due == 0 then
-    return false
+    return
   end
   local lapsed = false
   for _, timer in ipairs(due) do
@@ -188,10 +194,9 @@ function rules.tick(S)
     end
   end
   if lapsed then
-    rules.remove_unheld(S)
+    rules.remove_unheld(S, '')
   end
   handout.dispatch_all(S)
-  return true
 end
 
 -- The stream that KEYS[1] names, at this moment; what is due is done

@@ -4,7 +4,8 @@
 -- ARGV[1]  the settings, as JSON    ARGV[2]  the time in ms; '' for the clock of Redis    ARGV[3]  the calling server
 --
 -- PREFIX meta      hash: schema, and counters: last (index), len, size, csize (claimed bytes), ended, served (hand-outs),
---                  number (of connections), rel (releases), epoch, heard (when a server last looked, ms)
+--                  number (of connections), rel (releases), epoch; heard (when a server last looked, ms),
+--                  raised (when the epoch last changed, ms), unheld (where a search for what nobody holds goes on)
 -- PREFIX timers    zset: what is due when (ms): 'h\0GROUP\0ID' a hold is over, 'l\0GROUP' an absent group lets go,
 --                  'm\0GROUP\0USER' a consumer that left is forgotten
 -- PREFIX servers   zset: server -> until when it counts as alive (ms)

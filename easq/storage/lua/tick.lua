@@ -13,6 +13,10 @@ end
 if S.last < tonumber(ARGV[4]) then
   return rules.finish(S, 'behind')
 end
+local unheld = call('HGET', S.p .. 'meta', 'unheld')
+if unheld then
+  rules.remove_unheld(S, unheld)
+end
 local servers = S.p .. 'servers'
 local heard = tonumber(call('HGET', S.p .. 'meta', 'heard') or 0)
 if NOW - heard > CONF.lease / 2 then
