@@ -79,7 +79,7 @@ def hold_two(nemesis: Nemesis) -> None:
     [
         ("index-from-a-local-counter", Nemesis.peace, "reused: "),
         ("window-one-too-large", Nemesis.kill_a_server, "above the window: "),
-        ("acknowledged-though-redis-did-not-answer", Nemesis.kill_redis, "lost: "),
+        ("acknowledged-though-redis-did-not-answer", lambda nemesis: nemesis.hold_redis(2.5), "lost: "),
         ("commits-in-local-memory", Nemesis.kill_a_server, "back after its commit: "),
         ("pushes-without-checking-its-lease", hold_two, ("handed out after", "two owners: ")),
         ("sweep-does-not-release", Nemesis.kill_a_server, "not drained: "),
