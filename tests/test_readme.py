@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,14 @@ import pytest
 from easq import config
 from easq.errors import Exit
 from tests.client.servers import Behaviour, Speaking, behaving, echo, host_endpoints, listing, reply
+from tests.support.redis import find_redis, free_port
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PATIENCE_S = 120.0
+#: what a block has that starts a Redis
+NEEDS_REDIS = "redis-server --port"
 SEPARATOR = "@@ next command @@"
 
 #: what differs from run to run, as text in the README and as pattern in an output
@@ -90,11 +93,6 @@ def port() -> int:
     return free_port()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @pytest.fixture
 def service(home: Path, environ: Mapping[str, str], port: int) -> Iterator[Path]:
     """`easq serve` as the README starts it but for the port; the file holds what it says."""
@@ -119,28 +117,46 @@ def test_the_main_job_is_as_shown(
     first, *others = [
         block.replace("3030", str(port)).replace("8501", str(model_port)).replace("/home/ann", str(home))
         for block in blocks("console")
+        if NEEDS_REDIS not in block
     ]
     ((command, shown),) = sessions(first)
     assert command == "easq serve"
     assert service.read_text() == shown
     assert len(others) > 8
     for block in others:
-        commands = sessions(block)
-        script = "\n".join(f"{command}\necho '{SEPARATOR}'" for command, _ in commands)
-        done = subprocess.run(
-            ["bash", "-c", script],
-            env=environ,
-            cwd=home,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        outputs = done.stdout.split(f"{SEPARATOR}\n")
-        for (command, shown), output in zip(commands, outputs, strict=False):
-            assert pattern(shown).fullmatch(output), f"$ {command}\nshown:\n{shown}\ngiven:\n{output}"
+        gives_what_it_shows(block, home, environ)
+
+
+def test_several_servers_on_one_redis_are_as_shown(home: Path, environ: Mapping[str, str]) -> None:
+    find_redis()
+    (block,) = [block for block in blocks("console") if NEEDS_REDIS in block]
+    for shown in ("6379", "3031", "3032"):
+        block = block.replace(shown, str(free_port()))
+    gives_what_it_shows(block, home, environ)
+
+
+def gives_what_it_shows(block: str, home: Path, environ: Mapping[str, str]) -> None:
+    """The commands of a console block, in one shell, print what stands below them."""
+    commands = sessions(block)
+    script = "\n".join(f"{command}\necho '{SEPARATOR}'" for command, _ in commands)
+    with subprocess.Popen(
+        ["bash", "-c", script],
+        env=environ,
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as shell:
+        try:
+            said, _ = shell.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(shell.pid, signal.SIGKILL)  # what it left in the background, too
+            raise
+    outputs = said.split(f"{SEPARATOR}\n")
+    for (command, shown), output in zip(commands, outputs, strict=False):
+        assert pattern(shown).fullmatch(output), f"$ {command}\nshown:\n{shown}\ngiven:\n{output}"
 
 
 def test_a_pattern_holds_on_to_what_does_not_vary() -> None:

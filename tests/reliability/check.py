@@ -7,7 +7,7 @@ have happened, at any time after it was sent, or not at all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from tests.reliability.oplog import Event
@@ -15,23 +15,26 @@ from tests.reliability.oplog import Event
 Rule = Callable[[list[Event]], Iterator[str]]
 
 
-def violations(history: Iterable[Event]) -> list[str]:
+def violations(history: Iterable[Event], rules: Sequence[Rule] = ()) -> list[str]:
     """Everything that the history breaks, one line each. It has to end with a drain: all that is left is delivered."""
     events = sorted(history, key=lambda event: event.t)
-    return list(chain.from_iterable(rule(events) for rule in RULES))
+    return list(chain.from_iterable(rule(events) for rule in rules or RULES))
 
 
 def nothing_acknowledged_is_lost(events: list[Event]) -> Iterator[str]:
-    """K - D - X is empty: every acknowledged put that nobody deleted was delivered, at the latest by the drain;
-    nothing else in its place.
+    """K - D - X is empty in each group: every acknowledged put that nobody deleted was delivered, at the latest by the
+    drain; nothing else in its place.
     """
-    delivered = {(event.index, event.payload) for event in events if event.f == "deliver"}
+    delivered = {(event.group, event.index, event.payload) for event in events if event.f == "deliver"}
     deleted = {index for event in events if event.f == "delete" for index in event.indexes}
+    groups = sorted({event.group for event in events if event.f in {"open", "deliver"}}) or [""]
     for event in events:
         if event.f != "put" or event.phase != "ok" or event.index in deleted:
             continue
-        if (event.index, event.payload) not in delivered:
-            yield f"lost: {event.payload} was acknowledged as {event.index} and never delivered"
+        for group in groups:
+            if (group, event.index, event.payload) not in delivered:
+                where = f" to {group}" if group else ""
+                yield f"lost: {event.payload} was acknowledged as {event.index} and never delivered{where}"
 
 
 def no_index_is_used_twice(events: list[Event]) -> Iterator[str]:
@@ -95,16 +98,16 @@ def each_put_is_at_most_one_item(events: list[Event]) -> Iterator[str]:
 
 def nothing_committed_comes_back(events: list[Event]) -> Iterator[str]:
     """After a commit or delete was acknowledged, no connection opened later gets the item; across kills, too."""
-    done: dict[int, tuple[float, str]] = {}
+    done: dict[tuple[str, int], tuple[float, str]] = {}
     opened: dict[str, float] = {}
     for event in events:
         if event.f in {"commit", "delete"} and event.phase == "ok":
             for index in event.indexes:
-                done.setdefault(index, (event.t, event.f))
+                done.setdefault((event.group, index), (event.t, event.f))
         elif event.f == "open":
             opened[event.connection] = event.t
-        elif event.f == "deliver" and event.index in done:
-            moment, how = done[event.index]
+        elif event.f == "deliver" and (event.group, event.index) in done:
+            moment, how = done[event.group, event.index]
             if moment < opened[event.connection]:
                 yield f"back after its {how}: {event.index} on {event.connection}"
 
@@ -113,12 +116,16 @@ def the_window_holds(events: list[Event]) -> Iterator[str]:
     """On a connection never more than its window is received and not yet sent to be done with, by anyone."""
     windows: dict[str, int] = {}
     out: dict[str, set[int]] = {}
+    by_group: dict[str, set[str]] = {}
     for event in events:
         if event.f == "open":
             windows[event.connection], out[event.connection] = event.window, set()
+            by_group.setdefault(event.group, set()).add(event.connection)
+        elif event.f == "close":
+            by_group[event.group].discard(event.connection)
         elif event.f in {"commit", "negative", "delete"} and event.phase == "invoke":
-            for indexes in out.values():
-                indexes.difference_update(event.indexes)
+            for connection in by_group.get(event.group, ()):
+                out[connection].difference_update(event.indexes)
         elif event.f == "deliver":
             out[event.connection].add(event.index)
             if len(out[event.connection]) > windows[event.connection]:
@@ -126,18 +133,79 @@ def the_window_holds(events: list[Event]) -> Iterator[str]:
 
 
 def redelivery_has_a_cause(events: list[Event]) -> Iterator[str]:
-    """An item is delivered once, and once more for each kill, end of a connection or negative after that."""
-    deliveries: Counter[int] = Counter()
-    causes_at_first: dict[int, int] = {}
+    """A group gets an item once, and once more for each fault, end of a connection or negative after that."""
+    deliveries: Counter[tuple[str, int]] = Counter()
+    causes_at_first: dict[tuple[str, int], int] = {}
     causes = 0
     for event in events:
-        if event.f in {"kill", "close", "negative"}:
+        if event.f in {"kill", "freeze", "close", "negative"}:
             causes += 1
         elif event.f == "deliver":
-            deliveries[event.index] += 1
-            first = causes_at_first.setdefault(event.index, causes)
-            if deliveries[event.index] > 1 + causes - first:
-                yield f"delivered again for no reason: {event.index}, {deliveries[event.index]} times"
+            item = event.group, event.index
+            deliveries[item] += 1
+            first = causes_at_first.setdefault(item, causes)
+            if deliveries[item] > 1 + causes - first:
+                yield f"delivered again for no reason: {event.index}, {deliveries[item]} times"
+
+
+def nothing_committed_is_handed_out(events: list[Event]) -> Iterator[str]:
+    """After a commit was acknowledged the group never gets the item, on no connection: a server that stood still
+    meanwhile has nothing to push of what was handed out before. Clients have to read at once what comes.
+    """
+    done: set[tuple[str, int]] = set()
+    for event in events:
+        if event.f == "commit" and event.phase == "ok":
+            done.update((event.group, index) for index in event.indexes)
+        elif event.f == "deliver" and (event.group, event.index) in done:
+            yield f"handed out after its commit: {event.index} on {event.connection}"
+
+
+def an_item_has_one_owner(events: list[Event]) -> Iterator[str]:
+    """What one connection of a group holds no other one gets, while the first is open and its server has done nothing
+    but serve: was not killed, and did not stand still.
+    """
+    away: set[str] = set()  # servers that were killed or stand still
+    server_of: dict[str, str] = {}
+    holder: dict[tuple[str, int], str] = {}
+    held: dict[str, set[tuple[str, int]]] = {}
+
+    def let_go(connection: str) -> None:
+        for item in held.pop(connection, set()):
+            holder.pop(item, None)
+
+    for event in events:
+        if event.f == "open":
+            server_of[event.connection] = event.server
+        elif event.f == "close":
+            let_go(event.connection)
+        elif event.f in {"kill", "freeze", "thaw", "restart"}:
+            # what had been sent before may be read a little after the fault: it is let go once more when that ends
+            (away.add if event.f in {"kill", "freeze"} else away.discard)(event.server)
+            for connection in [name for name in held if server_of[name] == event.server]:
+                let_go(connection)
+        elif event.f in {"commit", "negative", "delete"} and event.phase == "invoke":
+            for item in ((event.group, index) for index in event.indexes):
+                held.get(holder.pop(item, ""), set()).discard(item)
+        elif event.f == "deliver":
+            item = event.group, event.index
+            before = holder.get(item, event.connection)
+            if before != event.connection:
+                held[before].discard(item)
+                if server_of[before] not in away:
+                    yield f"two owners: {event.index} on {event.connection} while {before} has it"
+            holder[item] = event.connection
+            held.setdefault(event.connection, set()).add(item)
+
+
+def counts_grow(events: list[Event]) -> Iterator[str]:
+    """How often a group got an item, as the service says, is more each time."""
+    last: dict[tuple[str, int], int] = {}
+    for event in events:
+        if event.f == "deliver" and event.deliveries:
+            item = event.group, event.index
+            if event.deliveries <= last.get(item, 0):
+                yield f"count went back: {event.index} is delivery {event.deliveries} after {last[item]}"
+            last[item] = event.deliveries
 
 
 RULES: tuple[Rule, ...] = (
@@ -150,13 +218,20 @@ RULES: tuple[Rule, ...] = (
     the_window_holds,
     redelivery_has_a_cause,
 )
+#: of several servers before one storage, too; their clients tell group, server and deliveries
+RULES_OF_A_FLEET: tuple[Rule, ...] = (
+    *RULES,
+    nothing_committed_is_handed_out,
+    an_item_has_one_owner,
+    counts_grow,
+)
 
 
 def figures(history: Iterable[Event]) -> dict[str, int]:
     """What the history is worth: how much was tried, acknowledged, left open, delivered and delivered again."""
     events = list(history)
     phases = Counter((event.f, event.phase) for event in events)
-    delivered = Counter(event.index for event in events if event.f == "deliver")
+    delivered = Counter((event.group, event.index) for event in events if event.f == "deliver")
     return {
         "puts acknowledged": phases["put", "ok"],
         "puts refused": phases["put", "fail"],
@@ -172,6 +247,34 @@ def figures(history: Iterable[Event]) -> dict[str, int]:
         ),
         "kills": phases["kill", "ok"],
     }
+
+
+def slowest_redelivery_s(history: Iterable[Event]) -> dict[str, float]:
+    """From the moment a server was killed, or began to stand still, until the last item that its connections held then
+    was at another connection: for each such fault the longest, in seconds, under `FAULT SERVER`.
+    """
+    server_of: dict[str, str] = {}
+    held: dict[tuple[str, int], str] = {}
+    waiting: dict[tuple[str, int], tuple[float, str]] = {}
+    slowest: dict[str, float] = {}
+    for event in sorted(history, key=lambda event: event.t):
+        if event.f == "open":
+            server_of[event.connection] = event.server
+        elif event.f in {"kill", "freeze"}:
+            for item, connection in held.items():
+                if server_of[connection] == event.server:
+                    waiting[item] = event.t, f"{event.f} {event.server}"
+        elif event.f == "commit" and event.phase == "invoke":
+            for item in ((event.group, index) for index in event.indexes):
+                held.pop(item, None)
+                waiting.pop(item, None)
+        elif event.f == "deliver":
+            item = event.group, event.index
+            held[item] = event.connection
+            if item in waiting:
+                since, fault = waiting.pop(item)
+                slowest[fault] = max(slowest.get(fault, 0.0), event.t - since)
+    return slowest
 
 
 def results_differ(wanted: Mapping[str, bytes], results: Iterable[tuple[str, bytes]]) -> list[str]:

@@ -15,9 +15,10 @@ from typing import Any
 class Event:
     """One event of a history.
 
-    `f` is put, deliver, commit, negative, delete, open, close or kill. `phase` is invoke before the first byte goes
-    out, then ok (a 2xx was read), fail (certainly without effect) or info (who knows). `op` joins the phases of one
-    operation.
+    `f` is put, deliver, commit, negative, delete, open, close, or a fault: kill, freeze, thaw, restart. `phase` is
+    invoke before the first byte goes out, then ok (a 2xx was read), fail (certainly without effect) or info (who
+    knows). `op` joins the phases of one operation. `group` stays empty where there is one group alone, and `server`
+    where there is one server; `deliveries` is what the service says how often the group got the item, 0 for not asked.
     """
 
     t: float
@@ -30,6 +31,9 @@ class Event:
     connection: str = ""
     window: int = 0
     indexes: tuple[int, ...] = field(default=())
+    group: str = ""
+    server: str = ""
+    deliveries: int = 0
 
 
 class Log:

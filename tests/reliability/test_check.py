@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.reliability.check import RULES, figures, violations
+from tests.reliability.check import RULES, RULES_OF_A_FLEET, figures, slowest_redelivery_s, violations
 from tests.reliability.oplog import Event, Log, read
 
 
@@ -159,6 +159,72 @@ def test_a_delivery_on_a_connection_older_than_the_commit_is_no_violation() -> N
     """The frame was under way when another consumer committed the item."""
     late = [opened(2.05, "c0"), replace(delivered(2.3, 1, "a"), connection="c0"), Event(2.04, "w", "close")]
     assert violations([*GOOD, *late]) == []
+
+
+# -- several servers ---------------------------------------------------------------------------------------------
+
+
+def at(server: str, event: Event) -> Event:
+    """The event in the group `g`, at a server."""
+    return replace(event, group="g", server=server)
+
+
+#: s0 is held while w0 has two items; w1 at s1 gets them, and does them
+FLEET = [
+    at("s0", opened(0.0, "w0-1")),
+    at("s1", opened(0.1, "w1-1")),
+    *put(1.0, "a", 1),
+    *put(1.2, "b", 2),
+    at("s0", delivered(2.0, 1, "a", "w0-1")),
+    at("s0", delivered(2.1, 2, "b", "w0-1")),
+    Event(3.0, "nemesis", "freeze", server="s0"),
+    at("s1", replace(delivered(8.0, 1, "a", "w1-1"), deliveries=2)),
+    at("s1", replace(delivered(8.5, 2, "b", "w1-1"), deliveries=2)),
+    Event(9.0, "nemesis", "thaw", server="s0"),
+    *(at("s1", event) for event in commit(10.0, 1, 2)),
+]
+
+
+def test_a_held_server_breaks_nothing() -> None:
+    assert violations(FLEET, RULES_OF_A_FLEET) == []
+    assert slowest_redelivery_s(FLEET) == {"freeze s0": 5.5}
+
+
+@pytest.mark.parametrize(
+    ("forged", "complaint"),
+    [
+        pytest.param(
+            [at("s0", replace(delivered(9.1, 1, "a", "w0-1"), deliveries=3))],
+            "two owners: 1 on w0-1 while w1-1 has it",
+            id="a server that was held pushes what it had",
+        ),
+        pytest.param(
+            [at("s0", replace(delivered(10.2, 1, "a", "w0-1"), deliveries=3))],
+            "handed out after its commit: 1 on w0-1",
+            id="and pushes it after it was committed",
+        ),
+        pytest.param(
+            [at("s2", opened(0.2, "w2-1")), at("s2", delivered(2.5, 1, "a", "w2-1"))],
+            "two owners: 1 on w2-1 while w0-1 has it",
+            id="two servers hand out one item",
+        ),
+        pytest.param(
+            [at("s1", replace(delivered(8.6, 1, "a", "w1-1"), deliveries=2))],
+            "count went back: 1 is delivery 2 after 2",
+            id="a delivery that was not counted",
+        ),
+        pytest.param(
+            [
+                replace(opened(0.2, "x-1"), group="other"),
+                replace(delivered(2.5, 1, "a", "x-1"), group="other"),
+            ],
+            "lost: b was acknowledged as 2 and never delivered to other",
+            id="lost in one group",
+        ),
+    ],
+)
+def test_what_servers_do_to_one_another_is_named(forged: list[Event], complaint: str) -> None:
+    assert complaint in violations([*FLEET, *forged], RULES_OF_A_FLEET)
 
 
 def test_a_log_is_read_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory) -> None:

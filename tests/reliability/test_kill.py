@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,153 +14,16 @@ import pytest
 
 from tests.conftest import Serve
 from tests.reliability.check import figures, violations
+from tests.reliability.load import Load, commit
 from tests.reliability.oplog import Log, read
 from tests.support.http import PROTOBUF, Connection, Stream
 from tests.support.process import Service
-from tests.support.websocket import Refused, watch
+from tests.support.websocket import watch
 
-PUTTERS, WINDOW = 32, 16
+PUTTERS = 32
 #: kills in the test command, and in the longer one
 FEW, MANY = 6, int(os.environ.get("EASQ_KILL_ROUNDS", "20"))
 SEED = int(os.environ.get("EASQ_SEED", "20240601"))
-#: how a connection to a killed service ends
-LOST = (OSError, EOFError)
-
-
-class Load:
-    """Clients that go on whatever happens to the service, each with a log of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.up = threading.Event()
-        self.over = threading.Event()
-        self.stream: Stream | None = None
-        self.failures: list[BaseException] = []
-        self._threads: list[threading.Thread] = []
-
-    def start(self, name: str, body: Callable[[Log, Stream], None]) -> None:
-        """A client that runs `body` over and over, anew after each lost connection, while the load lasts."""
-
-        def run() -> None:
-            log = Log(self.folder, name)
-            try:
-                while not self.over.is_set():
-                    if not self.up.wait(0.05):
-                        continue
-                    assert self.stream is not None
-                    with contextlib.suppress(*LOST):
-                        body(log, self.stream)
-            except BaseException as error:
-                self.failures.append(error)
-            finally:
-                log.close()
-
-        thread = threading.Thread(target=run, name=name)
-        thread.start()
-        self._threads.append(thread)
-
-    def point_at(self, service: Service) -> None:
-        """The clients find the service where it is now."""
-        self.stream = service.stream().as_consumer("nobody")
-        self.up.set()
-
-    def stop(self) -> None:
-        """Every client has ended."""
-        self.over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def put_on(self, name: str, *, keyed: bool = False) -> Callable[[Log, Stream], None]:
-        """A client that puts payloads that never were before, one after the other on one connection.
-
-        `keyed` ones send a put whose answer was lost once more, under its idempotency key, until it is answered.
-        """
-        count = 0
-        in_doubt = ""
-
-        def body(log: Log, stream: Stream) -> None:
-            nonlocal count, in_doubt
-            with Connection(stream.port) as connection:
-                while self.up.is_set() and not self.over.is_set():
-                    if not in_doubt:
-                        count += 1
-                        log.add("put", "invoke", op=count, payload=f"{name}-{count}")
-                    payload, in_doubt = f"{name}-{count}", ""
-                    headers = [("Idempotency-Key", payload)] if keyed else []
-                    try:
-                        answer = connection.ask("POST", stream.path, headers, payload.encode())
-                    except LOST:
-                        log.add("put", "info", op=count, payload=payload)
-                        in_doubt = payload if keyed else ""
-                        raise
-                    if answer.status == 503:  # it stops, and has certainly not stored it
-                        log.add("put", "fail", op=count, payload=payload)
-                        raise ConnectionResetError(answer)
-                    assert answer.status == 200, answer
-                    log.add("put", "ok", op=count, payload=payload, index=int(answer.body))
-
-        return body
-
-    def watch_on(self, name: str, *, quiet_s: float = 0.0) -> Callable[[Log, Stream], None]:
-        """A client that commits each item as soon as it has it, over a connection of its own.
-
-        With `quiet_s` it first takes all that comes until nothing does for so long, and commits that at once.
-        """
-        count = 0
-
-        def body(log: Log, stream: Stream) -> None:
-            nonlocal count
-            count += 1
-            me = stream.as_consumer(name)
-            connection = f"{name}-{count}"
-            log.add("open", connection=connection, window=WINDOW)
-            held: list[int] = []
-            try:
-                with watch(me, _window_=WINDOW) as watching, Connection(stream.port) as committing:
-                    while self.up.is_set() and not self.over.is_set():
-                        watching.connection.socket.settimeout(quiet_s if held else 1.0)
-                        try:
-                            item = watching.next()
-                        except TimeoutError:
-                            pass
-                        else:
-                            held.append(item.index)
-                            log.add(
-                                "deliver", index=item.index, payload=item.data.decode(), connection=connection
-                            )
-                            if quiet_s:
-                                continue
-                        if held:
-                            commit(log, committing, me, held)
-                            held = []
-            except Refused as refused:
-                # 409: the service has not noticed yet that the connection before was lost
-                if refused.answer.status != 409:
-                    raise
-            finally:
-                log.add("close", connection=connection)
-
-        return body
-
-
-_operations = iter(range(1, 1 << 62))
-
-
-def commit(log: Log, connection: Connection, stream: Stream, indexes: list[int]) -> None:
-    """The items are committed, and the log says so; LOST when nobody knows."""
-    operation = next(_operations)
-    log.add("commit", "invoke", op=operation, indexes=indexes)
-    try:
-        target = stream.target(_indexes_=",".join(map(str, indexes)))
-        answer = connection.ask("PUT", target, stream.headers, b"")
-    except LOST:
-        log.add("commit", "info", op=operation, indexes=indexes)
-        raise
-    if answer.status == 503:
-        log.add("commit", "fail", op=operation, indexes=indexes)
-        raise ConnectionResetError(answer)
-    assert (answer.status, answer.body) == (200, b"OK"), answer
-    log.add("commit", "ok", op=operation, indexes=indexes)
 
 
 def drain(log: Log, stream: Stream) -> None:

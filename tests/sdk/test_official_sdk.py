@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import Serve
 from tests.sdk.conftest import RunSdk, StartSdk
+from tests.support.proxy import Alternating
 
 #: those of the SDK's nine queue tests that need no inference engine behind the queue
 SEVEN = [
@@ -61,6 +62,20 @@ def test_the_sdks_own_queue_tests_pass(serve: Serve, run_sdk: RunSdk, queue: str
     """Exactly the seven tests that need no engine ran, in their own order and process, and every one passed."""
     service = serve("--queue", queue, token=token)
     done = run_sdk(RUN_THEIR_TESTS, f"127.0.0.1:{service.port}", queue, token)
+    outcome = json.loads(done.stdout)
+    del outcome["seconds"]
+    assert outcome == {"ran": 7, "passed": SEVEN, "skipped": 0, "failures": []}
+
+
+@pytest.mark.long
+def test_they_pass_while_requests_alternate_between_two_servers(
+    serve: Serve, run_sdk: RunSdk, redis_url: str
+) -> None:
+    """Two servers on one Redis behind a load balancer that sends each request to the other one than the last."""
+    services = [serve(storage=redis_url) for _ in range(2)]
+    with Alternating(*(service.port for service in services)) as balancer:
+        done = run_sdk(RUN_THEIR_TESTS, f"127.0.0.1:{balancer.port}", "qservice", "")
+        assert balancer.connections > 2 * len(SEVEN)
     outcome = json.loads(done.stdout)
     del outcome["seconds"]
     assert outcome == {"ran": 7, "passed": SEVEN, "skipped": 0, "failures": []}

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.support.http import Stream
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PYTHON = (sys.executable, "-W", "error", "-m")
@@ -129,6 +129,14 @@ class Service:
         """The process has ended in order."""
         return self._end(signal.SIGTERM)
 
+    def freeze(self) -> None:
+        """The process stands still: its connections stay open, nothing is read, answered or sent."""
+        freeze(self.pid)
+
+    def thaw(self) -> None:
+        """The process goes on."""
+        thaw(self.pid)
+
     def _end(self, number: signal.Signals) -> int:
         if self._process is None:
             return 0
@@ -151,6 +159,25 @@ class Service:
         """Killed, and ready again on the same data."""
         self.kill()
         self.start()
+
+
+def freeze(pid: int) -> None:
+    """The process stands still (SIGSTOP), all of its threads."""
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: _stands_still(pid))
+
+
+def thaw(pid: int) -> None:
+    """The process goes on (SIGCONT)."""
+    os.kill(pid, signal.SIGCONT)
+
+
+def _stands_still(pid: int) -> bool:
+    """What /proc says; where there is none the signal has to do."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except FileNotFoundError:
+        return True
 
 
 def run_to_the_end(

@@ -11,11 +11,13 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
-from tests.support.waiting import PATIENCE_S, eventually
+from tests.support.process import freeze, thaw
+from tests.support.waiting import PATIENCE_S
 
 #: below the ports that Linux gives to outgoing connections, so that none of them takes the port of a Redis that is
 #: down for a moment; port + 10,000, a Cluster node's second one, is below them too
@@ -62,6 +64,8 @@ class RedisServer:
     once: what CONFIG REWRITE or a Sentinel puts there later is still there at the next start.
     """
 
+    program = "redis-server"
+
     def __init__(self, folder: Path, **options: str) -> None:
         self.folder = folder
         self.port = 0
@@ -86,7 +90,7 @@ class RedisServer:
     def start(self) -> None:
         """The server answers, and has read its data."""
         assert self._process is None
-        program = find_redis()
+        program = find_redis(self.program)
         config = self.folder / "redis.conf"
         for _ in range(5):
             if self.port == 0:
@@ -162,18 +166,97 @@ class RedisServer:
         self.start()
 
     def freeze(self) -> None:
-        """The process stands still (SIGSTOP): connections stay open, nothing is answered."""
-        os.kill(self.pid, signal.SIGSTOP)
-        eventually(lambda: _state(self.pid) == "T")
+        """The process stands still: connections stay open, nothing is answered."""
+        freeze(self.pid)
 
     def thaw(self) -> None:
-        """The process goes on (SIGCONT)."""
-        os.kill(self.pid, signal.SIGCONT)
+        """The process goes on."""
+        thaw(self.pid)
+
+    def role(self) -> str:
+        """master or slave; empty when it does not answer."""
+        return str(self._replication().get("role", ""))
+
+    def follows(self, other: RedisServer) -> bool:
+        """Whether it is a replica of the other one, has all its data, and gets what is new."""
+        found = self._replication()
+        return (
+            found.get("role") == "slave"
+            and found["master_port"] == other.port
+            and found["master_link_status"] == "up"
+            and found["master_sync_in_progress"] == 0
+        )
+
+    def _replication(self) -> dict[str, Any]:
+        try:
+            with self.client(socket_timeout=1.0) as client:
+                return dict(client.info("replication"))
+        except redis.RedisError:
+            return {}
 
 
-def _state(pid: int) -> str:
-    """One letter, from /proc; T where there is no /proc to ask."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return "T"
+class Sentinel(RedisServer):
+    """redis-sentinel that watches one primary under the name `easq`, alone (quorum 1), and promotes its replica.
+
+    A Sentinel whose timer was late by more than 2 s, as on a loaded machine, does nothing for 30 s (TILT, which Redis 7
+    has no setting for); a promotion that failed is tried again after twice `failover_ms`; an old primary that came back
+    is made a replica when it has told the wrong role for 8 s. What waits for one of these waits `SETTLED_S`.
+
+    With a `down_after_ms` below its period of a second it takes a primary that it has just promoted for down, since its
+    new connection there has not been answered yet, and promotes the old one again if that is back.
+    """
+
+    program = "redis-sentinel"
+    name = "easq"
+    #: allows for two TILTs and some attempts, in seconds
+    SETTLED_S = 180.0
+
+    def __init__(
+        self, folder: Path, primary: RedisServer, *, down_after_ms: int = 2000, failover_ms: int = 2000
+    ) -> None:
+        super().__init__(folder)
+        self.options = {
+            "bind": "127.0.0.1",
+            "sentinel monitor": f"{self.name} 127.0.0.1 {primary.port} 1",
+            "sentinel down-after-milliseconds": f"{self.name} {down_after_ms}",
+            "sentinel failover-timeout": f"{self.name} {failover_ms}",
+        }
+
+    @property
+    def url(self) -> str:
+        """What `easq serve --storage` takes to ask it where the primary is."""
+        return f"redis+sentinel://127.0.0.1:{self.port}/{self.name}"
+
+    def has_settled_on(self, primary: RedisServer) -> bool:
+        """Whether it sends clients there, hears from it, and is not about to promote another one."""
+        state = self._master()
+        is_this_one = state["port"] == str(primary.port) and state["flags"] == "master"
+        return is_this_one and state["role-reported"] == "master" and primary.role() == "master"
+
+    def _master(self) -> dict[str, str]:
+        with self.client() as client:
+            return _pairs(client.execute_command("SENTINEL", "MASTER", self.name))
+
+    def knows(self, replica: RedisServer) -> bool:
+        """Whether it would promote the replica: it has found it, and heard from it that its link is up."""
+        with self.client() as client:
+            found = client.execute_command("SENTINEL", "REPLICAS", self.name)
+        states = [_pairs(state) for state in found]
+        return any(
+            state["port"] == str(replica.port) and state["master-link-status"] == "ok" for state in states
+        )
+
+    def tilts(self) -> int:
+        """How often it stopped acting because its timer was late."""
+        return self.log.read_text().count("+tilt")
+
+
+def _pairs(found: Any) -> dict[str, str]:
+    """Names and values in turns, or already joined, as text."""
+    texts = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+    return {text_of(name): text_of(value) for name, value in texts}
+
+
+def text_of(value: Any) -> str:
+    """An answer as text."""
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,124 @@
+"""`easq serve` on Redis with one bug in it, to show that the checks of a fleet notice.
+
+python -m tests.reliability.planted_servers BUG serve ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from easq.cli.main import main
+from easq.errors import StorageError, Unavailable
+from easq.model import Ack, Frame
+from easq.storage import redis, scripts
+from easq.storage.base import Lease
+from easq.storage.distributed import Distributed
+from easq.storage.redis_wire import Wire
+
+_background: set[asyncio.Task[Any]] = set()
+
+
+def acknowledged_without_wait() -> None:
+    """It says that it waits for replicas, and does not."""
+
+    def wire(connection: Any, name: str, texts: Any, _: int) -> Wire:
+        return Wire(connection, name, texts, 0)
+
+    redis.Wire = wire
+
+
+def acknowledged_though_redis_did_not_answer() -> None:
+    """A put that nobody knows of, or that was refused while Redis was away, is answered with the next index."""
+    original = Distributed.append
+
+    async def append(self: Distributed, stream: str, frame: Frame, **given: Any) -> Ack:
+        try:
+            return await original(self, stream, frame, **given)
+        except (StorageError, Unavailable):
+            remote = self._at[stream]
+            remote.last += 1
+            return Ack(remote.last, frame.request_id)
+
+    Distributed.append = append
+
+
+def index_from_a_local_counter() -> None:
+    """Each server counts its own puts."""
+    original, numbers = Distributed.append, itertools.count(1)
+
+    async def append(self: Distributed, stream: str, frame: Frame, **given: Any) -> Ack:
+        await original(self, stream, frame, **given)
+        return Ack(next(numbers), frame.request_id)
+
+    Distributed.append = append
+
+
+def commits_in_local_memory() -> None:
+    """A commit is answered at once, and told to Redis half a second later."""
+    original = Distributed.commit
+
+    async def later(self: Distributed, *args: Any) -> None:
+        await asyncio.sleep(0.5)
+        await original(self, *args)
+
+    async def commit(self: Distributed, stream: str, group: str, indexes: Sequence[int]) -> int:
+        task = asyncio.create_task(later(self, stream, group, indexes))
+        _background.add(task)
+        task.add_done_callback(_background.discard)
+        return len(indexes)
+
+    Distributed.commit = commit
+
+
+def pushes_without_checking_its_lease() -> None:
+    """What was fetched goes out, however long ago that was; and it takes its time."""
+    original = Distributed.fetch
+
+    async def fetch(self: Distributed, stream: str, session: int, **given: Any) -> list[Lease] | None:
+        leases = await original(self, stream, session, **given)
+        await asyncio.sleep(0.5)
+        return leases
+
+    Distributed.fetch = fetch
+
+
+def _in_lua(old: str, new: str) -> None:
+    original = scripts._text
+
+    def text(name: str) -> str:
+        return original(name).replace(old, new)
+
+    assert any(old in original(name) for name in ("members", "rules", "tick")), old
+    scripts._text = text
+
+
+def window_one_too_large() -> None:
+    """One item more than the window is handed out."""
+    _in_lua("s.window - s.out", "s.window + 1 - s.out")
+
+
+def sweep_does_not_release() -> None:
+    """What the consumers of a server that is gone have is theirs for ever."""
+    _in_lua("ipairs(call('ZRANGEBYSCORE', servers, '-inf', NOW))", "ipairs({})")
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    bug.__name__.replace("_", "-"): bug
+    for bug in (
+        acknowledged_without_wait,
+        acknowledged_though_redis_did_not_answer,
+        index_from_a_local_counter,
+        commits_in_local_memory,
+        pushes_without_checking_its_lease,
+        window_one_too_large,
+        sweep_does_not_release,
+    )
+}
+
+if __name__ == "__main__":
+    BUGS[sys.argv.pop(1)]()
+    main()

@@ -1,0 +1,138 @@
+"""A Sentinel promotes a replica while servers work: what is lost then, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Serve
+from tests.reliability.fleet import SEED, Course, Fleet, Nemesis, Record, epochs, run
+from tests.support.redis import RedisServer, Sentinel, free_port
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.long
+
+
+class Replicated:
+    """A primary, its replica, and a Sentinel that watches them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.primary = RedisServer(folder / "primary")
+        self.primary.start()
+        self.replica = RedisServer(folder / "replica", replicaof=f"127.0.0.1 {self.primary.port}")
+        self.replica.start()
+        self.sentinel = Sentinel(folder / "sentinel", self.primary)
+        self.sentinel.start()
+        self._until(lambda: self.replica.follows(self.primary) and self.sentinel.knows(self.replica))
+        self._until(lambda: self.sentinel.has_settled_on(self.primary))
+
+    def kill(self) -> None:
+        """All of them are gone."""
+        for server in (self.sentinel, self.replica, self.primary):
+            server.kill()
+
+    def promote_the_replica(self) -> None:
+        """The primary is killed, and Sentinel has put the replica in its place."""
+        self.primary.kill()
+        self._until(lambda: self.sentinel.has_settled_on(self.replica))
+
+    def bring_back_the_primary(self) -> None:
+        """It runs again, and one of the two follows the other: the one that Sentinel has made a replica."""
+        self.primary.start()
+        self._until(lambda: self.primary.follows(self.replica) or self.replica.follows(self.primary))
+
+    def cut_off_the_replica(self) -> None:
+        """It is told to follow a port where nobody is: what the primary does from now on it does not know."""
+        self.replica.ask("REPLICAOF", "127.0.0.1", free_port())
+
+    def _until(self, look: Callable[[], bool]) -> None:
+        try:
+            eventually(look, within_s=Sentinel.SETTLED_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
+
+    def logs(self) -> str:
+        """What all of them said, and how often Sentinel stopped acting."""
+        shown = [f"{self.sentinel.tilts()} times +tilt"]
+        for name in ("sentinel", "primary", "replica"):
+            shown.append(f"-- {name}\n{getattr(self, name).log.read_text()[-4000:]}")
+        return "\n".join(shown)
+
+
+@pytest.fixture
+def replicated(tmp_path: Path) -> Iterator[Replicated]:
+    made = Replicated(tmp_path)
+    yield made
+    made.kill()
+
+
+def start_fleet(serve: Serve, replicated: Replicated, *options: str, bug: str = "") -> Fleet:
+    """Two servers that ask the Sentinel where the primary is."""
+    program = ("tests.reliability.planted_servers", bug) if bug else ("easq",)
+    options = ("--leave-grace", "500ms", *options)
+    servers = [
+        serve("--port", str(free_port()), *options, storage=replicated.sentinel.url, program=program)
+        for _ in range(2)
+    ]
+    return Fleet(servers)
+
+
+def fail_over(replicated: Replicated, *, stale: bool) -> Course:
+    """The replica, or one that was cut off some time before, takes the primary's place; the old primary comes back,
+    and puts are acknowledged again. What is put shortly before is delivered only after it.
+    """
+
+    def course(nemesis: Nemesis) -> None:
+        nemesis.peace()
+        nemesis.send_consumers_away()
+        if stale:
+            replicated.cut_off_the_replica()
+        nemesis.peace(1.0, 1.5)
+        with nemesis.fault("kill", "restart", "redis"):
+            replicated.promote_the_replica()
+            replicated.bring_back_the_primary()
+        nemesis.call_consumers_back()
+        nemesis.until_all_put(Sentinel.SETTLED_S)
+        nemesis.peace(2.0, 3.0)
+
+    return course
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["a good replica", "a stale replica"])
+def test_with_wait_replicas_nothing_acknowledged_is_lost(
+    serve: Serve, replicated: Replicated, tmp_path: Path, record_property: Record, stale: bool
+) -> None:
+    """Nor is an index given twice, or a committed item handed out again."""
+    fleet = start_fleet(serve, replicated, "--wait-replicas", "1")
+    course = fail_over(replicated, stale=stale)
+    outcome = run(fleet, tmp_path / "oplog", course, SEED).record(record_property)
+    shown = f"{outcome.violations[:5]}\n{outcome.figures}\n{fleet.logs()}\n{replicated.logs()}"
+    assert outcome.violations == [], shown
+    assert set(outcome.left) == {0}, shown
+
+
+def test_without_it_the_loss_is_reported_and_no_index_comes_again(
+    serve: Serve, replicated: Replicated, tmp_path: Path, record_property: Record
+) -> None:
+    """A stale replica takes over: what it had not got is gone, `meta.epoch` goes up, and each server's log says so."""
+    fleet = start_fleet(serve, replicated)
+    before = max(epochs(fleet))
+    course = fail_over(replicated, stale=True)
+    outcome = run(fleet, tmp_path / "oplog", course, SEED).record(record_property)
+    shown = f"{outcome.violations[:5]}\n{outcome.figures}\n{fleet.logs()}\n{replicated.logs()}"
+    assert [found for found in outcome.violations if found.startswith("lost: ")], shown
+    assert [found for found in outcome.violations if found.startswith(("reused: ", "went back: "))] == [], (
+        shown
+    )
+    assert min(epochs(fleet)) > before, shown
+
+
+def test_a_server_that_acknowledges_without_waiting_is_caught(
+    serve: Serve, replicated: Replicated, tmp_path: Path
+) -> None:
+    """It says that it waits for a replica, and does not."""
+    fleet = start_fleet(serve, replicated, "--wait-replicas", "1", bug="acknowledged-without-wait")
+    outcome = run(fleet, tmp_path / "oplog", fail_over(replicated, stale=True), SEED)
+    assert [found for found in outcome.violations if found.startswith("lost: ")], replicated.logs()
