@@ -100,8 +100,13 @@ class Attendance:
                 hint="use the version of easq that made it, or another Redis or database",
             )
         epoch, last, came = answer
-        known, remote.epoch = remote.epoch, epoch
-        if known != epoch and (remote.last or remote.number):
+        self._saw(remote, epoch, last)
+        remote.told = came
+
+    def _saw(self, remote: Remote, epoch: int, last: int) -> None:
+        """The stream's epoch and highest index; that the epoch is a new one is said."""
+        is_new, remote.epoch = epoch > remote.epoch, max(remote.epoch, epoch)
+        if is_new and (remote.last or remote.number):
             log.warning(
                 "%s: Redis was started anew or emptied, or is another one: acknowledged items may have been lost;"
                 " epoch %d, indexes go on above %d",
@@ -110,7 +115,6 @@ class Attendance:
                 last,
             )
         remote.saw(last)
-        remote.told = came
 
     async def _prepare(self, _: bool) -> None:
         """After each connection: indexes go on above all that were given, and sleepers look."""
@@ -164,10 +168,11 @@ class Attendance:
         more: int,
         came: int,
         last: int,
+        epoch: int,
         fresh: Sequence[bytes],
     ) -> Sequence[bytes]:
         """Sleepers wake, and what is due is seen to in time; what is to be buried is returned."""
-        remote.saw(last)
+        self._saw(remote, epoch, last)
         remote.came = came
         for prefix, numbers in woken:
             self._wake(self._by_prefix.get(prefix), map(int, numbers))

@@ -127,6 +127,7 @@ def test_without_it_the_loss_is_reported_and_no_index_comes_again(
         shown
     )
     assert min(epochs(fleet)) > before, shown
+    assert all("epoch" in server.log.read_text() for server in fleet.servers), shown
 
 
 def test_a_server_that_acknowledges_without_waiting_is_caught(

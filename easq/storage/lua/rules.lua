@@ -210,7 +210,8 @@ end
 
 -- What a call answers: the status; what the verb says; PREFIX, GROUP and index, flat, of what has to be buried; the
 -- caller's connections that have something to look at; ms until something is due (-1: nothing); whether to call `tick`
--- at once; how many items have ever come; the highest index; the items that came, as PREFIX, index and tags, flat.
+-- at once; how many items have ever come; the highest index; the epoch; the items that came, as PREFIX, index and tags,
+-- flat.
 function rules.finish(S, status, answer)
   for _, one in pairs(streams) do
     if one.ended == 1 and one.touched then
@@ -243,5 +244,6 @@ function rules.finish(S, status, answer)
   for prefix, numbers in pairs(woken[SERVER] or {}) do
     mine[#mine + 1] = {prefix, numbers_in(numbers)}
   end
-  return {status, answer or 0, doomed, mine, due and math.max(0, math.ceil(due - NOW)) or -1, work.more and 1 or 0, arrivals(S), S.last, came}
+  local left = due and math.max(0, math.ceil(due - NOW)) or -1
+  return {status, answer or 0, doomed, mine, left, work.more and 1 or 0, arrivals(S), S.last, S.epoch, came}
 end
