@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,32 +12,14 @@ from easq.errors import StorageError, Unavailable
 from easq.storage.redis import Link
 from easq.storage.redis_primaries import Primary, slot_table
 from easq.storage.redis_url import parse_redis_url
-from tests.support.redis import RedisServer, find_redis
+from tests.support.cluster import SHARDS, RedisCluster
+from tests.support.redis import RedisServer, Sentinel
 
 SCRIPTS = {
     "add": "return redis.call('INCRBY', KEYS[1], ARGV[1])",
     "tell": "return redis.call('SPUBLISH', KEYS[1], 'x')",
 }
-#: a Sentinel that was not scheduled in time trusts its clock again after 30 s
-PATIENCE_S = 90.0
-
-
-class Sentinel(RedisServer):
-    """Watches over `primary` under the name `main`, alone."""
-
-    def __init__(self, folder: Path, primary: RedisServer) -> None:
-        super().__init__(folder)
-        self._primary = primary
-
-    def _configuration(self) -> str:
-        return (
-            f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\nlogfile {self.log}\n"
-            f"sentinel monitor main 127.0.0.1 {self._primary.port} 1\n"
-            "sentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n"
-        )
-
-    def _launch(self, command: list[str]) -> bool:
-        return super()._launch([*command, "--sentinel"])
+PATIENCE_S = Sentinel.SETTLED_S
 
 
 @pytest.fixture
@@ -54,6 +35,16 @@ def servers() -> Iterator[Callable[[RedisServer], RedisServer]]:
     yield start
     for server in started:
         server.kill()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[RedisCluster]:
+    made = RedisCluster(tmp_path)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -94,17 +85,16 @@ def test_a_replica_that_was_promoted_is_called(
         prepared.append(changed)
 
     async def run() -> None:
-        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
-        link = Link(parse_redis_url(url), wait_replicas=1, source=SCRIPTS.__getitem__)
+        link = Link(parse_redis_url(sentinel.url), wait_replicas=1, source=SCRIPTS.__getitem__)
         await until(lambda: "'online'" in str(primary.ask("INFO", "replication")))
-        await until(lambda: bool(sentinel.ask("SENTINEL", "REPLICAS", "main")))
+        await until(lambda: replica.follows(primary) and sentinel.knows(replica))
         await link.connect(prepare)
         try:
             assert await link.call("add", ["{q}n"], [41]) == 41
             primary.kill()
-            await until(lambda: "'role': 'master'" in str(replica.ask("INFO", "replication")))
+            await until(lambda: sentinel.has_settled_on(replica))
             await until(link.is_up)
-            assert prepared == [False, True]
+            assert (prepared[0], prepared[-1]) == (False, True)
             assert replica.ask("GET", "{q}n") == b"41"
             with pytest.raises(StorageError, match="0 of 1 replicas"):
                 await link.call("add", ["{q}n"], [1])
@@ -133,24 +123,8 @@ def test_sentinels_that_know_no_such_service(
 
 
 @pytest.mark.long
-def test_a_cluster_of_three(tmp_path: Path, servers: Callable[[RedisServer], RedisServer]) -> None:
+def test_a_cluster_of_three(cluster: RedisCluster) -> None:
     """Calls go to the node of their slot, also after it moved; what is published there is heard."""
-    nodes = [
-        servers(RedisServer(tmp_path / name, cluster_enabled="yes", cluster_node_timeout="3000"))
-        for name in "abc"
-    ]
-    subprocess.run(
-        [
-            find_redis("redis-cli"),
-            "--cluster",
-            "create",
-            *(f"127.0.0.1:{node.port}" for node in nodes),
-            "--cluster-yes",
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        timeout=PATIENCE_S,
-    )
     prepared: list[bool] = []
     heard: list[bytes] = []
 
@@ -158,16 +132,18 @@ def test_a_cluster_of_three(tmp_path: Path, servers: Callable[[RedisServer], Red
         prepared.append(changed)
 
     async def run() -> None:
-        link = Link(parse_redis_url(f"redis+cluster://127.0.0.1:{nodes[0].port}"), source=SCRIPTS.__getitem__)
+        link = Link(parse_redis_url(cluster.url), source=SCRIPTS.__getitem__)
         await link.connect(prepare)
         try:
             keys = [f"{{q{number}}}:n" for number in range(30)]
             assert await asyncio.gather(*(link.call("add", [key], [1]) for key in keys)) == [1] * 30
-            assert all(node.ask("DBSIZE") for node in nodes)
+            assert all(node.ask("DBSIZE") for node in cluster.nodes)
             await link.listen("{q0}:hint", heard.append)
             await link.call("tell", ["{q0}:hint"], [])
             await until(lambda: heard == [b"x"])
-            await asyncio.to_thread(_move, keys[0], nodes)
+            source = cluster.primary_of(keys[0])
+            target = next(node for node in cluster.nodes[:SHARDS] if node is not source)
+            await asyncio.to_thread(cluster.move, keys[0], target)
             assert await until_answered(link, keys[0]) == 2
             assert prepared[0] is False
             assert prepared[-1] is True
@@ -175,20 +151,3 @@ def test_a_cluster_of_three(tmp_path: Path, servers: Callable[[RedisServer], Red
             await link.close()
 
     asyncio.run(run())
-
-
-def _move(key: str, nodes: list[RedisServer]) -> None:
-    """The slot of the key, and the key, are at another node."""
-    slot = int(str(nodes[0].ask("CLUSTER", "KEYSLOT", key)))
-    (source,) = (node for node in nodes if node.ask("CLUSTER", "COUNTKEYSINSLOT", slot))
-    target = next(node for node in nodes if node is not source)
-    source_id, target_id = (_text(node.ask("CLUSTER", "MYID")) for node in (source, target))
-    target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
-    source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
-    source.ask("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
-    for node in (target, source, *nodes):
-        node.ask("CLUSTER", "SETSLOT", slot, "NODE", target_id)
-
-
-def _text(reply: object) -> str:
-    return reply.decode() if isinstance(reply, bytes) else str(reply)
