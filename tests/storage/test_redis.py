@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from easq.storage import redis_wire
 from easq.storage.open import open_link
 from easq.storage.redis import Link
 from easq.storage.redis_url import parse_redis_url
+from tests.conftest import MakeRedis
 from tests.support.redis import RedisServer, free_port
 
 #: scripts of these tests, as `easq.storage.scripts` gives them
@@ -54,25 +55,9 @@ class Linked:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
-    """Starts servers, with options of redis.conf; all are gone in the end."""
-    servers: list[RedisServer] = []
-
-    def start(**options: str) -> RedisServer:
-        server = RedisServer(tmp_path / f"redis-{len(servers)}", **options)
-        servers.append(server)
-        server.start()
-        return server
-
-    yield start
-    for server in servers:
-        server.kill()
-
-
-@pytest.fixture
-def server(start: Callable[..., RedisServer]) -> RedisServer:
+def server(make_redis: MakeRedis) -> RedisServer:
     """A Redis as the README says it should be."""
-    return start()
+    return make_redis()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -345,9 +330,9 @@ def test_a_pause_is_over_when_it_is(server: RedisServer) -> None:
     asyncio.run(run())
 
 
-def test_a_busy_server_refuses(start: Callable[..., RedisServer]) -> None:
+def test_a_busy_server_refuses(make_redis: MakeRedis) -> None:
     """BUSY is certainly not done; the script that spins is not known to be."""
-    server = start(busy_reply_threshold="100")
+    server = make_redis(busy_reply_threshold="100")
 
     async def run() -> None:
         async with Linked(server.url) as link:
@@ -361,9 +346,9 @@ def test_a_busy_server_refuses(start: Callable[..., RedisServer]) -> None:
     asyncio.run(run())
 
 
-def test_a_server_without_memory_refuses(start: Callable[..., RedisServer]) -> None:
+def test_a_server_without_memory_refuses(make_redis: MakeRedis) -> None:
     """OOM is a full queue, and the connection stays."""
-    server = start(maxmemory="3mb")
+    server = make_redis(maxmemory="3mb")
     numbers = itertools.count()
 
     async def run() -> None:
@@ -391,10 +376,10 @@ def test_a_script_that_fails_is_not_known_to_have_done_nothing(server: RedisServ
 
 
 def test_a_primary_that_became_a_replica_is_left(
-    start: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
+    make_redis: MakeRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """READONLY is certainly not done, and calls go through once it is a primary again."""
-    server, other = start(), start()
+    server, other = make_redis(), make_redis()
 
     async def run() -> None:
         async with Linked(server.url) as link:
@@ -421,9 +406,9 @@ def test_min_replicas_to_write_refuses(server: RedisServer) -> None:
     asyncio.run(run())
 
 
-def test_a_server_that_loads_its_data_is_waited_for(start: Callable[..., RedisServer]) -> None:
+def test_a_server_that_loads_its_data_is_waited_for(make_redis: MakeRedis) -> None:
     """A start while Redis loads ends once it has loaded; calls until then are certainly not done."""
-    server = start(appendonly="no", key_load_delay="1000", loading_process_events_interval_bytes="1024")
+    server = make_redis(appendonly="no", key_load_delay="1000", loading_process_events_interval_bytes="1024")
     with server.client() as client:
         client.mset({f"k{number}": "x" * 100 for number in range(1500)})
         client.save()
@@ -457,10 +442,10 @@ def test_a_server_that_loads_its_data_is_waited_for(start: Callable[..., RedisSe
     ],
 )
 def test_durability_is_what_the_server_does(
-    start: Callable[..., RedisServer], options: dict[str, str], durability: str
+    make_redis: MakeRedis, options: dict[str, str], durability: str
 ) -> None:
     """The word is read from its settings."""
-    server = start(**options)
+    server = make_redis(**options)
 
     async def run() -> None:
         async with Linked(server.url) as link:
@@ -522,9 +507,9 @@ def test_starts_that_are_refused(server: RedisServer) -> None:
     assert refusal(server.url).message == f"{at}: wrong or missing password"
 
 
-def test_a_policy_that_throws_items_away_is_refused(start: Callable[..., RedisServer]) -> None:
+def test_a_policy_that_throws_items_away_is_refused(make_redis: MakeRedis) -> None:
     """The hint has the command that changes it."""
-    server = start(maxmemory_policy="allkeys-lru")
+    server = make_redis(maxmemory_policy="allkeys-lru")
     error = refusal(server.url)
     assert error.message == (
         f"127.0.0.1:{server.port}: maxmemory-policy allkeys-lru throws items away when memory is full"
@@ -552,10 +537,10 @@ def test_a_redis_that_others_reach_needs_a_password() -> None:
     assert open_link("redis://:secret@10.0.0.1:6379").durability == ""
 
 
-def test_a_socket_of_this_machine(start: Callable[..., RedisServer], tmp_path: Path) -> None:
+def test_a_socket_of_this_machine(make_redis: MakeRedis, tmp_path: Path) -> None:
     """unix:// leads to the same server."""
     path = tmp_path / "redis.sock"
-    start(unixsocket=str(path))
+    make_redis(unixsocket=str(path))
 
     async def run() -> None:
         async with Linked(f"unix://{path}?db=1") as link:
@@ -564,11 +549,11 @@ def test_a_socket_of_this_machine(start: Callable[..., RedisServer], tmp_path: P
     asyncio.run(run())
 
 
-def test_tls(start: Callable[..., RedisServer], certificate: Path) -> None:
+def test_tls(make_redis: MakeRedis, certificate: Path) -> None:
     """rediss:// trusts the authority that the query names, and no other."""
     port = free_port()
     both = str(certificate)
-    start(tls_port=str(port), tls_auth_clients="no", tls_cert_file=both, tls_key_file=both)
+    make_redis(tls_port=str(port), tls_auth_clients="no", tls_cert_file=both, tls_key_file=both)
 
     async def run() -> None:
         async with Linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}") as link:
@@ -612,10 +597,10 @@ def test_wait_without_a_replica_is_not_known(server: RedisServer) -> None:
     asyncio.run(run())
 
 
-def test_wait_with_a_replica(start: Callable[..., RedisServer]) -> None:
+def test_wait_with_a_replica(make_redis: MakeRedis) -> None:
     """What was answered is there as well, also when all of a batch wait together."""
-    server = start()
-    replica = start(replicaof=f"127.0.0.1 {server.port}")
+    server = make_redis()
+    replica = make_redis(replicaof=f"127.0.0.1 {server.port}")
 
     async def run() -> None:
         async with Linked(server.url, wait_replicas=1) as link:
@@ -652,12 +637,10 @@ def test_the_deadline_of_a_wait_is_within_that_of_the_batch() -> None:
     assert redis_wire.WAIT_MS / 1000 < redis_wire.DEADLINE_S
 
 
-def test_nothing_is_logged_of_a_password(
-    start: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nothing_is_logged_of_a_password(make_redis: MakeRedis, caplog: pytest.LogCaptureFixture) -> None:
     """Neither when the connection is lost nor when it comes back, at any level."""
     caplog.set_level(logging.DEBUG)
-    server = start()
+    server = make_redis()
     server.ask("CONFIG", "SET", "requirepass", "top-secret-word")
 
     async def run() -> None:
