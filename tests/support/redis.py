@@ -185,7 +185,17 @@ class RedisServer:
             and found["master_port"] == other.port
             and found["master_link_status"] == "up"
             and found["master_sync_in_progress"] == 0
+            and other._reaches_a_replica()
         )
+
+    def _reaches_a_replica(self) -> bool:
+        """Whether one has what is sent now: after a full copy it is sent nothing new for up to a second."""
+        try:
+            with self.client(socket_timeout=2.0) as client:
+                client.publish("probe", "")
+                return bool(client.wait(1, 200))
+        except redis.RedisError:
+            return False
 
     def _replication(self) -> dict[str, Any]:
         try:
