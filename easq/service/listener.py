@@ -28,6 +28,8 @@ Answer: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _MAX_LINE, _MAX_FIELD = 64 * 1024, 32 * 1024
 #: an idle connection is kept so long, in seconds
 _KEEP_ALIVE_S = 60.0
+#: what asyncio has accepted is a connection of the server so many turns of its loop later, at the most
+_HAND_OVER = 3
 #: requests under way may take so long once the service stops, in seconds
 _GRACE_S = 5.0
 
@@ -41,7 +43,7 @@ class Listener:
         self._guard = guard
         self._runner: web.ServerRunner | None = None
         self._server: _HttpServer | None = None
-        self._site: web.TCPSite | None = None
+        self._accepting: asyncio.Server | None = None
         self.ip = ""
         self.port = 0
 
@@ -58,24 +60,34 @@ class Listener:
         )
         self._runner = web.ServerRunner(self._server, handle_signals=False, shutdown_timeout=_GRACE_S)
         await self._runner.setup()
-        self._site = web.TCPSite(self._runner, host, port, backlog=1024)
         try:
-            await self._site.start()
+            self._accepting = await asyncio.get_running_loop().create_server(
+                self._server, host, port, backlog=1024
+            )
         except OSError as error:
             await self.close()
             reason = "in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
             raise ConfigError(
                 f"{host} port {port}: {reason}", hint="choose another with --port, or --port 0"
             ) from error
-        self.ip, self.port = self._runner.addresses[0][:2]
+        self.ip, self.port = self._accepting.sockets[0].getsockname()[:2]
 
     async def refuse_new(self) -> None:
-        """No new connection is taken; those that are there go on."""
-        if self._site is not None and self._runner is not None and self._site in self._runner.sites:
-            await self._site.stop()
+        """No new connection is taken; those that are there go on.
+
+        asyncio hands over what it has accepted some turns of its loop later, and cannot once its server is closed.
+        """
+        accepting, self._accepting = self._accepting, None
+        if accepting is not None:
+            for listening in accepting.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            for _ in range(_HAND_OVER):
+                await asyncio.sleep(0)
+            accepting.close()
 
     async def close(self) -> None:
         """No connection is there; requests under way had some seconds to end."""
+        await self.refuse_new()
         if self._runner is not None:
             await self._runner.cleanup()
 
