@@ -73,6 +73,14 @@ def hold_two(nemesis: Nemesis) -> None:
         nemesis.hold_a_server(7.5)
 
 
+def kill_a_server_and_begin_anew(nemesis: Nemesis) -> None:
+    """After the kill every consumer closes its connection, so that what the storage thinks it has comes again."""
+    nemesis.kill_a_server()
+    nemesis.send_consumers_away()
+    nemesis.peace()
+    nemesis.call_consumers_back()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("bug", "harm", "complaint"),
@@ -80,7 +88,7 @@ def hold_two(nemesis: Nemesis) -> None:
         ("index-from-a-local-counter", Nemesis.peace, "reused: "),
         ("window-one-too-large", Nemesis.kill_a_server, "above the window: "),
         ("acknowledged-though-redis-did-not-answer", lambda nemesis: nemesis.hold_redis(2.5), "lost: "),
-        ("commits-in-local-memory", Nemesis.kill_a_server, "back after its commit: "),
+        ("commits-in-local-memory", kill_a_server_and_begin_anew, "back after its commit: "),
         ("pushes-without-checking-its-lease", hold_two, ("handed out after", "two owners: ")),
         ("sweep-does-not-release", Nemesis.kill_a_server, "not drained: "),
     ],
