@@ -22,7 +22,7 @@ def tls_context(*, cacert: str = "", insecure: bool = False) -> ssl.SSLContext:
             f"the CA file {cacert!r} cannot be used: {error}", hint="it holds PEM certificates"
         ) from error
     if not cacert and not os.environ.get("SSL_CERT_FILE") and not os.environ.get("SSL_CERT_DIR"):
-        # some builds of Python find no CAs of the system; certifi comes with httpx
+        # some builds of Python find no CAs of the system; certifi comes with httpcore
         with contextlib.suppress(ImportError):
             import certifi
 

@@ -1,20 +1,20 @@
 """One HTTP exchange with a server, bounded in time and size, and tried again where that is safe.
 
-The only file that knows httpx. What httpx does not do by itself is added here: one deadline over the whole
-exchange, also against a server that drips its answer; a bound on the answer; retries by what is certain about
-the request. What it does on its own is switched off: redirects, `.netrc`, proxies from the environment,
-decompression.
+The only file that knows httpcore, the sockets and HTTP/1.1 of httpx without what a queue has no use for: redirects,
+`.netrc`, cookies, decompression, and a third of the time of `easq put -d x` for loading them. What it does not do by
+itself is added here: one deadline over the whole exchange, also against a server that drips its answer; a bound on the
+answer; retries by what is certain about the request.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import httpcore
 
@@ -32,19 +32,17 @@ from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, U
 from easq.wire.operations import Caller, Request
 from easq.wire.replies import Reply, read_error
 
-# httpx loads the module of its own command line, with rich and pygments: 40 % of the time of `easq put -d x`. A
-# module that cannot be found is what it expects where these are not installed.
-_modules: dict[str, Any] = vars(sys)["modules"]
-_unwanted = "httpx._main" not in _modules
-if _unwanted:
-    _modules["httpx._main"] = None
-import httpx  # noqa: E402
-
-if _unwanted:
-    del _modules["httpx._main"]
-
 R = TypeVar("R")
 
+#: what httpcore raises; it has no class for all of them
+_FAILURES = (
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.TimeoutException,
+    httpcore.UnsupportedProtocol,
+)
+_PORTS = {"http": 80, "https": 443}
 #: a stream that nothing comes on is probed by TCP: after 10 s of silence, every 5 s, three times
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
@@ -52,11 +50,11 @@ _KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 class Transport:
     """Exchanges requests for replies. Usable from several threads at once; a context manager."""
 
-    def __init__(self, settings: Settings, *, http: httpx.BaseTransport | None = None) -> None:
-        """`http` stands in for the network in tests."""
+    def __init__(self, settings: Settings, *, network: httpcore.NetworkBackend | None = None) -> None:
+        """`network` makes the connections; given by tests of what goes wrong in it."""
         self.settings = settings
-        self._http = http
-        self._clients: dict[tuple[str, str | None], httpx.Client] = {}
+        self._network = network
+        self._pools: dict[tuple[str, str | None], httpcore.ConnectionPool] = {}
         self._lock = threading.Lock()
         self._deadline = _Deadline()
 
@@ -69,10 +67,10 @@ class Transport:
     def close(self) -> None:
         """Closes all connections."""
         with self._lock:
-            clients = list(self._clients.values())
-            self._clients.clear()
-        for client in clients:
-            client.close()
+            pools = list(self._pools.values())
+            self._pools.clear()
+        for pool in pools:
+            pool.close()
 
     def run(self, steps: Steps[R]) -> R:
         """What the exchange ends in; every attempt of it is sent, and every pause kept. Raises its EasqError."""
@@ -119,7 +117,7 @@ class Transport:
         headers = request_headers(request, caller, self.settings.headers)
         response, tracer, began = self._send(url, request, headers, self.settings.request_timeout_s)
         try:
-            if not response.is_success:
+            if not 200 <= response.status < 300:
                 refused = self._read(url, response, tracer, began)
                 raise read_error(hide_in(refused, secrets_of(headers)))
         except BaseException:
@@ -145,7 +143,7 @@ class Transport:
 
     def _send(
         self, url: str, request: Request, headers: Mapping[str, str], limit_s: float
-    ) -> tuple[httpx.Response, Tracer, float]:
+    ) -> tuple[httpcore.Response, Tracer, float]:
         """Sends, and waits for status and headers until `limit_s` is over."""
         tracer = Tracer(self.settings.trace, secrets_of(headers))
         tracer.request(request.method, url + request.path, request.query)
@@ -153,89 +151,128 @@ class Transport:
         tracer.body(">", request.body)
         began = time.monotonic()
         self._deadline.begin(began + limit_s)
-        # everything but connecting is bounded by the deadline, below httpx
-        timeout = httpx.Timeout(None, connect=max(min(limit_s, self.settings.connect_timeout_s), 0.001))
+        # everything but connecting is bounded by the deadline, below httpcore
+        connect_s = max(min(limit_s, self.settings.connect_timeout_s), 0.001)
         try:
-            client = self._client(url)
-            message = client.build_request(
-                request.method,
-                target(url, request),
-                headers=headers,
-                content=request.body if request.body or request.method in ("POST", "PUT") else None,
-                timeout=timeout,
-            )
-            return client.send(message, stream=True), tracer, began
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            message = _message(target(url, request), request, headers, {"connect": connect_s})
+            return self._pool(url).handle_request(message), tracer, began
+        except (*_FAILURES, UnicodeError) as error:
             failure = _translate(error, url, limit_s)
             tracer.answer(failure.message, time.monotonic() - began)
             raise failure from error
 
-    def _read(self, url: str, response: httpx.Response, tracer: Tracer, began: float) -> Reply:
+    def _read(self, url: str, response: httpcore.Response, tracer: Tracer, began: float) -> Reply:
         """The whole answer, as it came over the wire."""
         limit = self.settings.max_answer_bytes
-        if sum(len(name) + len(value) for name, value in response.headers.raw) > MAX_HEADER_BYTES:
+        if sum(len(name) + len(value) for name, value in response.headers) > MAX_HEADER_BYTES:
             raise NotAQueueService(
                 f"the headers of the answer of {shown(url)} are above {MAX_HEADER_BYTES} bytes"
             )
         body = bytearray()
         try:
-            for chunk in response.iter_raw():
+            for chunk in response.iter_stream():
                 body += chunk
                 if len(body) > limit:
                     raise ServerError(
                         f"the answer of {shown(url)} is above the limit of {limit} bytes",
                         hint="ask for fewer items at once, or raise the limit",
                     )
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             failure = _translate(error, url, (self._deadline.until or began) - began)
             tracer.answer(failure.message, time.monotonic() - began)
             raise failure from error
-        reply = Reply(response.status_code, dict(response.headers), bytes(body))
+        reply = Reply(response.status, _readable(response.headers), bytes(body))
         tracer.answer(f"{reply.status}, {len(reply.body)} bytes", time.monotonic() - began)
         tracer.headers("<", reply.headers)
         tracer.body("<", reply.body)
         return reply
 
-    def _client(self, url: str) -> httpx.Client:
-        """The client for the scheme of `url` and the proxy on the way to it."""
+    def _pool(self, url: str) -> httpcore.ConnectionPool:
+        """The connections for the scheme of `url` and the proxy on the way to it."""
         proxy = proxy_for(url, self.settings.environ)
         key = (url.partition(":")[0], proxy)
         with self._lock:
-            if key not in self._clients:
-                sockets = self._http or self._sockets(tls=key[0] == "https", proxy=proxy)
-                self._clients[key] = httpx.Client(transport=sockets, trust_env=False, follow_redirects=False)
-            return self._clients[key]
+            if key not in self._pools:
+                self._pools[key] = self._connections(tls=key[0] == "https", proxy=proxy)
+            return self._pools[key]
 
-    def _sockets(self, *, tls: bool, proxy: str | None) -> httpx.HTTPTransport:
-        verify: ssl.SSLContext | bool = False
-        if tls:
-            verify = tls_context(cacert=self.settings.cacert, insecure=self.settings.insecure)
-        sockets = httpx.HTTPTransport(
-            verify=verify,
-            trust_env=False,
-            proxy=proxy,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0),
-            socket_options=_socket_options(),
+    def _connections(self, *, tls: bool, proxy: str | None) -> httpcore.ConnectionPool:
+        # httpx and httpcore have no total deadline (encode/httpx#1450); below them every read and write is bounded
+        network = self._network or httpcore.SyncBackend()
+        options: dict[str, Any] = {
+            "ssl_context": self._tls_context() if tls else None,
+            "max_connections": None,
+            "max_keepalive_connections": 64,
+            "keepalive_expiry": 30.0,
+            "socket_options": _socket_options(),
+            "network_backend": _BoundedBackend(network, self._deadline),
+        }
+        if proxy is None:
+            return httpcore.ConnectionPool(**options)
+        way = urlsplit(proxy)
+        name, password = unquote(way.username or ""), unquote(way.password or "")
+        return httpcore.HTTPProxy(
+            httpcore.URL(scheme=way.scheme, host=way.hostname or "", port=way.port, target="/"),
+            proxy_auth=(name.encode(), password.encode()) if name or password else None,
+            proxy_ssl_context=self._tls_context() if way.scheme == "https" else None,
+            **options,
         )
-        # httpx has no total deadline (encode/httpx#1450); below it every single read and write can be bounded
-        pool: Any = sockets._pool
-        pool._network_backend = _BoundedBackend(pool._network_backend, self._deadline)
-        return sockets
+
+    def _tls_context(self) -> ssl.SSLContext:
+        return tls_context(cacert=self.settings.cacert, insecure=self.settings.insecure)
+
+
+def _message(
+    url: str, request: Request, headers: Mapping[str, str], timeout: Mapping[str, float]
+) -> httpcore.Request:
+    """`request` as it goes over the wire, to the whole address `url`."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    named = f"[{host}]" if ":" in host else host
+    if parts.port not in (None, _PORTS.get(parts.scheme)):
+        named = f"{named}:{parts.port}"
+    framing = {"Host": named}
+    if request.body or request.method in ("POST", "PUT"):
+        framing["Content-Length"] = str(len(request.body))
+    return httpcore.Request(
+        request.method,
+        # not read by httpcore, which cuts what stands behind a `;`
+        httpcore.URL(
+            scheme=parts.scheme,
+            host=host,
+            port=parts.port,
+            target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+        ),
+        headers=[
+            (name.encode("ascii"), value.encode("ascii")) for name, value in (framing | dict(headers)).items()
+        ],
+        content=request.body,
+        extensions={"timeout": timeout},
+    )
+
+
+def _readable(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers as text, those of one name as one (RFC 9110, 5.3)."""
+    found: dict[str, str] = {}
+    for raw, value in headers:
+        name, text = raw.decode("ascii").lower(), value.decode(errors="replace")
+        found[name] = f"{found[name]}, {text}" if name in found else text
+    return found
 
 
 class ByteStream:
     """The bytes of an endless answer as they arrive. `abort` may be called from another thread."""
 
-    def __init__(self, url: str, response: httpx.Response) -> None:
+    def __init__(self, url: str, response: httpcore.Response) -> None:
         self._url = url
         self._response = response
-        self._chunks = response.iter_raw()
+        self._chunks = response.iter_stream()
 
     def read(self) -> bytes:
         """The next bytes, empty at the end. Raises Unreachable when the connection is lost."""
         try:
             return next(self._chunks, b"")
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise _translate(error, self._url, 0.0) from error
         except (OSError, RuntimeError, ValueError) as error:
             # what reading from a socket that `abort` shut ends in, by platform and by TLS
@@ -332,31 +369,31 @@ class _BoundedBackend(httpcore.NetworkBackend):
 
 
 def _translate(error: Exception, url: str, limit_s: float) -> EasqError:
-    """Our error for one of httpx, by what is certain about the request."""
+    """Our error for one of httpcore, by what is certain about the request."""
     address = shown(url)
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+    if isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout | httpcore.PoolTimeout):
         return unconnected(error, url)
-    if isinstance(error, httpx.ProxyError):
+    if isinstance(error, httpcore.ProxyError):
         return Unconnected(
             f"the proxy on the way to {address} refused: {error}", hint="see HTTP_PROXY and NO_PROXY"
         )
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpcore.TimeoutException):
         return Unanswered(
             f"no complete answer from {address} within {limit_s:.3g} s",
             hint="raise --request-timeout if it is slow",
         )
-    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol | UnicodeError):
+    if isinstance(error, httpcore.UnsupportedProtocol | UnicodeError):
         return ConfigError(f"the url {address} cannot be used: {error}")
-    if isinstance(error, httpx.LocalProtocolError):
+    if isinstance(error, httpcore.LocalProtocolError):
         return UsageError(f"the request to {address} cannot be sent: {error}")
-    if isinstance(error, httpx.RemoteProtocolError) and not _was_closed(error):
+    if isinstance(error, httpcore.RemoteProtocolError) and not _was_closed(error):
         return NotAQueueService(
             f"{address} does not answer in HTTP: {error}", hint="check host and port of the url"
         )
     return Unreachable(f"connection to {address} lost before the answer was complete")
 
 
-def _was_closed(error: httpx.RemoteProtocolError) -> bool:
+def _was_closed(error: httpcore.RemoteProtocolError) -> bool:
     text = str(error).lower()
     return "disconnect" in text or "closed" in text
 

@@ -16,7 +16,7 @@ from easq.errors import Exit
 from tests.cli.conftest import Easq, finish
 from tests.conftest import Serve
 
-HEAVY = ("aiohttp", "google", "httpx", "rich", "sqlite3", "websocket")
+HEAVY = ("aiohttp", "google", "httpcore", "rich", "sqlite3", "websocket")
 
 
 def test_the_version(easq: Easq) -> None:

@@ -194,12 +194,20 @@ class Server:
                 self.errors.append(error)
 
 
-def encrypting(certificate: Path, handle: Callable[[Server, Peer], None]) -> Server:
-    """A server that does `handle` behind TLS; a handshake that fails is the client's business."""
+def encrypting(
+    certificate: Path, handle: Callable[[Server, Peer], None], *, tunnelled: bool = False
+) -> Server:
+    """A server that does `handle` behind TLS; a handshake that fails is the client's business.
+
+    `tunnelled`: it is asked for a tunnel first, as a proxy is, and is itself what is behind it.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
 
     def secure(server: Server, peer: Peer) -> None:
+        if tunnelled:
+            server.requests.append(peer.read_request())
+            peer.answer(200)
         peer.socket.settimeout(5)
         try:
             encrypted = context.wrap_socket(peer.socket, server_side=True)
@@ -212,14 +220,14 @@ def encrypting(certificate: Path, handle: Callable[[Server, Peer], None]) -> Ser
     return Server(secure)
 
 
-def secured(certificate: Path) -> Server:
-    """A server that speaks TLS and answers 200."""
+def secured(certificate: Path, *, tunnelled: bool = False) -> Server:
+    """A server that speaks TLS and answers 200; `tunnelled` as for `encrypting`."""
 
     def handle(server: Server, peer: Peer) -> None:
         server.requests.append(peer.read_request())
         peer.answer(200, b"safe")
 
-    return encrypting(certificate, handle)
+    return encrypting(certificate, handle, tunnelled=tunnelled)
 
 
 def without_tls() -> Server:

@@ -97,7 +97,7 @@ def test_a_request_is_the_one_that_a_single_put_sends() -> None:
     assert body == same == b"payload"
     first, *headers = many.split("\r\n")
     assert first == "POST /api/predict/q/v1/x%20y?a=b+c%2F%C3%BC HTTP/1.1" == one.split("\r\n")[0]
-    assert {*headers, "Connection: keep-alive"} == set(one.split("\r\n")[1:])
+    assert set(headers) == set(one.split("\r\n")[1:])
 
 
 @pytest.mark.parametrize("size", [0, 1, 255 * 1024, 3 * 1024 * 1024])

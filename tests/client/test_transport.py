@@ -1,9 +1,10 @@
+import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
+import httpcore
 import pytest
 
 from easq import errors
@@ -38,7 +39,6 @@ def test_one_request_with_exactly_these_lines(transport: Transport) -> None:
         f"Host: 127.0.0.1:{server.port}",
         "Accept: */*",
         "Accept-Encoding: identity",
-        "Connection: keep-alive",
         "User-Agent: " + next(line for line in lines if line.startswith("User-Agent"))[12:],
         "Content-Length: 14",
         f"Authorization: {TOKEN}",
@@ -47,6 +47,32 @@ def test_one_request_with_exactly_these_lines(transport: Transport) -> None:
         "X-EAS-QueueService-Gid: g",
         "X-EAS-QueueService-Redis-Gid: g",
     }
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://127.0.0.1:{port}/a;b/c;d", "127.0.0.1:{port}"),
+        ("http://[::ffff:127.0.0.1]:{port}/a;b/c;d", "[::ffff:127.0.0.1]:{port}"),
+    ],
+)
+def test_the_whole_address_is_asked_at_its_host(transport: Transport, url: str, host: str) -> None:
+    with answering(reply(200, b"7")) as server:
+        transport.exchange(url.format(port=server.port), GET, CALLER)
+    lines = server.heads()[0].split("\r\n")
+    assert lines[0] == "GET /a;b/c;d?_attrs_=true HTTP/1.1"
+    assert f"Host: {host.format(port=server.port)}" in lines
+
+
+def test_headers_of_one_name_are_one_and_any_bytes_are_text(transport: Transport) -> None:
+    with answering(
+        lambda peer: peer.send(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-A: 1\r\nx-a: 2\r\nX-B: \xe4\xb8\xad\xff\r\n\r\n"
+        )
+    ) as server:
+        found = transport.exchange(server.url, GET, CALLER)
+    assert found.header("X-A") == "1, 2"
+    assert found.header("x-b") == "中\ufffd"
 
 
 def test_paths_and_queries_cannot_break_out_of_the_request_line(transport: Transport) -> None:
@@ -109,6 +135,29 @@ def test_another_host_is_reached_through_its_proxy() -> None:
         with Transport(settings) as transport:
             assert transport.exchange("http://queue.example.test/q", GET, CALLER).body == b"via"
     assert proxy.heads()[0].startswith("GET http://queue.example.test/q?_attrs_=true HTTP/1.1\r\n")
+    assert "Host: queue.example.test\r\n" in proxy.heads()[0]
+    assert "proxy-authorization" not in proxy.heads()[0].lower()
+
+
+def test_a_proxy_gets_the_name_and_password_of_its_address() -> None:
+    with answering(reply(200, b"via")) as proxy:
+        settings = Settings(environ={"HTTP_PROXY": f"http://us%40er:pass%C3%BC@127.0.0.1:{proxy.port}"})
+        with Transport(settings) as transport:
+            assert transport.exchange("http://queue.example.test/q", GET, CALLER).body == b"via"
+    given = base64.b64encode("us@er:passü".encode()).decode()
+    assert f"Proxy-Authorization: Basic {given}\r\n" in proxy.heads()[0]
+
+
+def test_tls_goes_through_a_proxy(certificate: Path) -> None:
+    """The proxy is asked for a tunnel, and sees neither the request nor its headers."""
+    with secured(certificate, tunnelled=True) as proxy:
+        settings = Settings(insecure=True, environ={"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}"})
+        with Transport(settings) as transport:
+            assert transport.exchange("https://queue.example.test/q", GET, CALLER).body == b"safe"
+    tunnel, request = proxy.heads()
+    assert tunnel.startswith("CONNECT queue.example.test:443 HTTP/1.1\r\n")
+    assert TOKEN not in tunnel
+    assert request.startswith("GET /q?_attrs_=true HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 406, 409, 410, 413, 422, 450])
@@ -318,28 +367,27 @@ def test_half_an_answer_is_a_lost_connection(transport: Transport) -> None:
 @pytest.mark.parametrize(
     ("raised", "kind"),
     [
-        (httpx.ConnectTimeout("x"), Unconnected),
-        (httpx.ConnectError("x"), Unconnected),
-        (httpx.PoolTimeout("x"), Unconnected),
-        (httpx.ProxyError("x"), Unconnected),
-        (httpx.ReadTimeout("x"), Unanswered),
-        (httpx.WriteTimeout("x"), Unanswered),
-        (httpx.ReadError("x"), errors.Unreachable),
-        (httpx.WriteError("x"), errors.Unreachable),
-        (httpx.CloseError("x"), errors.Unreachable),
-        (httpx.RemoteProtocolError("Server disconnected"), errors.Unreachable),
-        (httpx.RemoteProtocolError("illegal status line"), errors.NotAQueueService),
-        (httpx.LocalProtocolError("x"), errors.UsageError),
-        (httpx.UnsupportedProtocol("x"), errors.ConfigError),
-        (httpx.InvalidURL("x"), errors.ConfigError),
+        (httpcore.ConnectTimeout("x"), Unconnected),
+        (httpcore.ConnectError("x"), Unconnected),
+        (httpcore.PoolTimeout("x"), Unconnected),
+        (httpcore.ProxyError("x"), Unconnected),
+        (httpcore.ReadTimeout("x"), Unanswered),
+        (httpcore.WriteTimeout("x"), Unanswered),
+        (httpcore.ReadError("x"), errors.Unreachable),
+        (httpcore.WriteError("x"), errors.Unreachable),
+        (httpcore.RemoteProtocolError("Server disconnected"), errors.Unreachable),
+        (httpcore.RemoteProtocolError("illegal status line"), errors.NotAQueueService),
+        (httpcore.LocalProtocolError("x"), errors.UsageError),
+        (httpcore.UnsupportedProtocol("x"), errors.ConfigError),
         (UnicodeError("label too long"), errors.ConfigError),
     ],
 )
-def test_every_failure_of_httpx_is_one_of_ours(raised: Exception, kind: type[errors.EasqError]) -> None:
-    def fail(_: httpx.Request) -> httpx.Response:
-        raise raised
+def test_every_failure_of_httpcore_is_one_of_ours(raised: Exception, kind: type[errors.EasqError]) -> None:
+    class Network(httpcore.NetworkBackend):
+        def connect_tcp(self, *_: object, **__: object) -> httpcore.NetworkStream:
+            raise raised
 
-    with Transport(QUICK, http=httpx.MockTransport(fail)) as transport:
+    with Transport(QUICK, network=Network()) as transport:
         with pytest.raises(kind) as caught:
             transport.exchange("http://h/q", PUT, CALLER, retry=Retry.NEVER)
     assert type(caught.value) is kind

@@ -228,7 +228,7 @@ assert dict(parsed.attributes) == attributes
 assert decode_attributes(parsed.SerializeToString(), Codec.PROTOBUF) == attributes
 assert parsed.SerializeToString(deterministic=True) == encode_attributes(attributes, Codec.PROTOBUF)
 
-missing = [name for name in ("httpx", "click", "rich", "aiohttp") if name in sys.modules]
+missing = [name for name in ("httpcore", "click", "rich", "aiohttp") if name in sys.modules]
 print(json.dumps([len(frames), google.protobuf.__version__, missing]))
 """
 
