@@ -243,7 +243,7 @@ class Queue:
 
     async def settle(self, frames: Sequence[Frame]) -> None:
         """The claimed items were written to the caller: they are gone."""
-        await self.storage.delete(self.stream, [frame.index for frame in frames])
+        await self.storage.settle(self.stream, [frame.index for frame in frames])
 
     async def give_back(self, frames: Sequence[Frame]) -> None:
         """The claimed items could not be written to the caller: they are back."""

@@ -1,7 +1,7 @@
 """The connections of many exchanges on one event loop.
 
-The only file of this wing that knows aiohttp: the pool of httpcore makes 32 concurrent requests slower than one. It does
-what `transport` does for one exchange at a time: sends an attempt, bounded in time and size, and says in our own
+The only file of this wing that knows aiohttp: the pool of httpcore makes 32 concurrent requests slower than one. It
+does what `transport` does for one exchange at a time: sends an attempt, bounded in time and size, and says in our own
 errors what failed.
 """
 

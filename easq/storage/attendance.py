@@ -75,7 +75,7 @@ class Attendance:
     async def _leave(self, remote: Remote) -> None:
         more = 1
         while more:
-            _, more = await self.ask(remote, "leave")
+            _, more = await self.ask(remote, "leave", replicated=False)
 
     async def open(self, stream: str, burial: Burial | None) -> None:
         """The stream is known here. Raises StorageError when another version of easq made it."""
@@ -87,11 +87,16 @@ class Attendance:
 
     async def names(self) -> list[str]:
         """All stored streams."""
-        return sorted(name.decode() for name in await self._link.call("streams", (_STREAMS,), ("",)))
+        return sorted(
+            name.decode() for name in await self._link.call("streams", (_STREAMS,), ("",), replicated=False)
+        )
 
     async def _open(self, remote: Remote) -> None:
         status, answer = await self._link.call(
-            "open", remote.keys, self._context(remote, remote.last, remote.number, remote.epoch)
+            "open",
+            remote.keys,
+            self._context(remote, remote.last, remote.number, remote.epoch),
+            replicated=False,
         )
         if status == b"schema":
             raise StorageError(
@@ -129,7 +134,7 @@ class Attendance:
 
     async def _enter(self, remote: Remote) -> None:
         await self._open(remote)
-        await self._link.call("streams", (_STREAMS,), (remote.name,))
+        await self._link.call("streams", (_STREAMS,), (remote.name,), replicated=False)
 
     def _queue_of(self, remote: Remote) -> list[Remote]:
         """All streams of its queue that are open here."""
@@ -143,11 +148,13 @@ class Attendance:
         return (remote.settings, moment, self.server, *args)
 
     async def ask(
-        self, remote: Remote, script: str, *args: Argument, changes: bool = True
+        self, remote: Remote, script: str, *args: Argument, replicated: bool = True
     ) -> tuple[str, Any]:
         """The script's status and answer; what it asks for besides is seen to."""
         for _ in range(_TRIES):
-            reply = await self._link.call(script, remote.keys, self._context(remote, *args), changes=changes)
+            reply = await self._link.call(
+                script, remote.keys, self._context(remote, *args), replicated=replicated
+            )
             status = reply[0].decode()
             if status not in {"gone", "behind"}:
                 if len(reply) > 2:
@@ -223,7 +230,7 @@ class Attendance:
                     log.warning("%s: item %d stays where it is: %s", remote.name, int(index), error)
 
     async def _bury_one(self, remote: Remote, burial: Burial, group: bytes, index: bytes) -> None:
-        _, found = await self.ask(remote, "doomed", group, index, changes=False)
+        _, found = await self.ask(remote, "doomed", group, index, replicated=False)
         if found is None:
             return
         tags, data, deliveries, failures, code, reason = found
@@ -273,7 +280,7 @@ class Attendance:
         loop = asyncio.get_running_loop()
         begun, attaching = loop.time(), remote.attaching
         has_readers = remote.name in self.waiting
-        _, (mine, full) = await self.ask(remote, "tick", remote.last, int(has_readers))
+        _, (mine, full) = await self.ask(remote, "tick", remote.last, int(has_readers), replicated=False)
         remote.renewed_at = max(remote.renewed_at, begun)
         came = remote.came
         if has_readers:
@@ -288,11 +295,11 @@ class Attendance:
         if not attaching and not remote.attaching:
             remote.leaving.update((number, False) for number in mine if number not in known)
         for number, lost in list(remote.leaving.items()):
-            await self.ask(remote, "detach", number, int(lost))
+            await self.ask(remote, "detach", number, int(lost), replicated=False)
             remote.leaving.pop(number, None)
-        for owner in list(remote.unclaimed):
-            await self.ask(remote, "release", owner)
-            remote.unclaimed.discard(owner)
+        for script, args in list(remote.owed):
+            await self.ask(remote, script, *args, replicated=False)
+            remote.owed.remove((script, args))
 
     # -- readers ---------------------------------------------------------------------------------------------------
 

@@ -171,14 +171,18 @@ class Storage(ABC):
 
     @abstractmethod
     async def take(self, stream: str, *, start: int, length: int, tags: Tags, minimum: int) -> list[Frame]:
-        """As `read`, and the items are claimed: gone for everyone until `release` or `delete`.
+        """As `read`, and the items are claimed: gone for everyone until `release`, for good with `settle`.
 
         Fewer than `minimum` matches (see `is_enough`): nothing is claimed, and the answer is empty.
         """
 
     @abstractmethod
     async def release(self, stream: str, indexes: Sequence[int]) -> None:
-        """Claimed items that still exist are back where they were."""
+        """Claimed items that still exist are back where they were; if the storage is away, once it is there again."""
+
+    @abstractmethod
+    async def settle(self, stream: str, indexes: Sequence[int]) -> None:
+        """Claimed items are gone for all groups; if the storage is away, once it is there again."""
 
     @abstractmethod
     async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:

@@ -119,7 +119,7 @@ class Distributed(Storage):
         seen: int | None = None
         while at:
             _, (rest, items, came) = await self._at.ask(
-                remote, "read", at, length - len(frames), wanted, _READ_BYTES, changes=False
+                remote, "read", at, length - len(frames), wanted, _READ_BYTES, replicated=False
             )
             seen = came if seen is None else seen
             for frame in map(read_frame, items):
@@ -149,13 +149,27 @@ class Distributed(Storage):
                     break
                 at, found = rest.decode(), items
         except (StorageError, asyncio.CancelledError):
-            remote.unclaimed.add(owner)  # nobody knows whether it was claimed
+            remote.owed.append(("release", (owner,)))  # nobody knows whether it was claimed
             raise
         self._at.has_read(remote, remote.came)
         return [read_frame(item) for item in items]
 
     async def release(self, stream: str, indexes: Sequence[int]) -> None:
-        await self._at.ask(self._at[stream], "release", f"{self._at.server}:", *index_texts(indexes), "")
+        await self._end_claims(stream, "release", indexes)
+
+    async def settle(self, stream: str, indexes: Sequence[int]) -> None:
+        await self._end_claims(stream, "settle", indexes)
+
+    async def _end_claims(self, stream: str, script: str, indexes: Sequence[int]) -> None:
+        """The script is called with the claims, again after each look until it was."""
+        remote, args = self._at[stream], (f"{self._at.server}:", *index_texts(indexes), "")
+        try:
+            await self._at.ask(remote, script, *args, replicated=False)
+        except (EasqError, asyncio.CancelledError) as error:
+            remote.owed.append((script, args))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            log.debug("%s: %s waits for Redis: %s", stream, script, error)
 
     async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
         await self._at.wait(self._at[stream], start=start, tags=tags, taking=taking, timeout_s=timeout_s)
@@ -197,7 +211,7 @@ class Distributed(Storage):
         if known is not None:
             known.something.set()
         try:
-            await self._at.ask(remote, "detach", session, int(lost))
+            await self._at.ask(remote, "detach", session, int(lost), replicated=False)
         except (EasqError, asyncio.CancelledError):
             remote.leaving[session] = lost
             raise
@@ -243,7 +257,7 @@ class Distributed(Storage):
         return [_lease(*item) for item in items]
 
     async def sessions(self, stream: str) -> Mapping[Consumer, int]:
-        _, found = await self._at.ask(self._at[stream], "sessions", changes=False)
+        _, found = await self._at.ask(self._at[stream], "sessions", replicated=False)
         return {Consumer(group.decode(), user.decode()): number for group, user, number in found}
 
     async def active(self, stream: str, session: int, *, now: float) -> None:
@@ -251,13 +265,13 @@ class Distributed(Storage):
         if session in self._at[stream].sessions and (told is None or now - told >= _ACTIVE_S):
             self._active[stream, session] = now
             try:
-                await self._at.ask(self._at[stream], "active", session, changes=False)
+                await self._at.ask(self._at[stream], "active", session, replicated=False)
             except (Unavailable, StorageError) as error:
                 log.debug("%s: a sign of life is not told: %s", stream, error)
 
     async def idle(self, stream: str, consumer: Consumer, *, now: float) -> float | None:
         who = (consumer.group, consumer.user)
-        _, idle_ms = await self._at.ask(self._at[stream], "idle", *who, changes=False)
+        _, idle_ms = await self._at.ask(self._at[stream], "idle", *who, replicated=False)
         return None if idle_ms is None else idle_ms / 1000
 
     # -- what becomes of items -------------------------------------------------------------------------------------
@@ -294,7 +308,7 @@ class Distributed(Storage):
 
     async def locate(self, stream: str, group: str, index: int) -> Location | None:
         for text in index_texts([index]):
-            _, found = await self._at.ask(self._at[stream], "locate", group, text, changes=False)
+            _, found = await self._at.ask(self._at[stream], "locate", group, text, replicated=False)
             if found is not None:
                 owner, ahead = found
                 return Location(None if owner is None else owner.decode(), ahead)
@@ -304,7 +318,7 @@ class Distributed(Storage):
         wanted, at, total = pack_tags(tags), "0", 0
         while at:
             _, (counted, rest) = await self._at.ask(
-                self._at[stream], "count", at, wanted, "" if priority is None else priority, changes=False
+                self._at[stream], "count", at, wanted, "" if priority is None else priority, replicated=False
             )
             total += counted
             at = rest.decode()
@@ -312,7 +326,7 @@ class Distributed(Storage):
 
     async def attributes(self, stream: str, *, now: float) -> StreamStats:
         remote = self._at[stream]
-        _, (counts, consumers, groups) = await self._at.ask(remote, "attributes", changes=False)
+        _, (counts, consumers, groups) = await self._at.ask(remote, "attributes", replicated=False)
         length, size, first, last, highest, ended, epoch = counts
         remote.saw(highest)
         self.durability = self._link.durability

@@ -413,6 +413,9 @@ class Embedded(Storage):
                 self._waiting.came(stream, Frame(index, self._load_tags(stream, index)))
         await self._apply(stream, effects)
 
+    async def settle(self, stream: str, indexes: Sequence[int]) -> None:
+        await self.delete(stream, indexes)
+
     async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
         core = self._core(stream)
         if start == NEWEST:

@@ -94,6 +94,7 @@ class Link:
         #: of the last session that was prepared
         self._identity: object = None
         self._policy = "noeviction"
+        self._has_too_few = False
 
     async def connect(self, prepare: Callable[[bool], Awaitable[None]]) -> None:
         """Calls go through, from now on, but for the times when Redis is away.
@@ -139,11 +140,12 @@ class Link:
         return self._session is not None and self._session.is_ready
 
     async def call(
-        self, script: str, keys: Sequence[str], args: Sequence[str | bytes | int], *, changes: bool = True
+        self, script: str, keys: Sequence[str], args: Sequence[str | bytes | int], *, replicated: bool = True
     ) -> Reply:
         """The script's reply: bytes, int, None or a list of them. In a Cluster all keys are in one slot.
 
-        With `changes` it is on as many replicas as were asked for. Whoever cancels the call does not know.
+        With `replicated` what it says is on as many replicas as were asked for. Whoever cancels the call does not
+        know.
 
         Raises Unavailable and QueueFull when the script certainly was not run, StorageError when nobody knows.
         """
@@ -153,7 +155,7 @@ class Link:
             raise Unavailable("too many requests wait for Redis")
         loop = asyncio.get_running_loop()
         command = ("EVALSHA", sha, len(keys), *keys, *args)
-        call = Call(script, command, size, changes, loop.create_future(), loop.time() + DEADLINE_S)
+        call = Call(script, command, size, replicated, loop.create_future(), loop.time() + DEADLINE_S)
         self._count += 1
         self._bytes += size
         try:
@@ -307,6 +309,14 @@ class Link:
         if policy not in {"noeviction", self._policy}:
             log.warning("Redis has maxmemory-policy %s now: it throws items away when memory is full", policy)
         self._policy = policy
+        has_too_few = any(wire.has_too_few for wire in self._session.wires)
+        if has_too_few and not self._has_too_few:
+            log.warning(
+                "fewer replicas follow than the %d to wait for: only reads are answered", self._wait_replicas
+            )
+        elif self._has_too_few and not has_too_few:
+            log.warning("the replicas to wait for follow again")
+        self._has_too_few = has_too_few
 
     async def _end(self, session: _Session) -> str:
         """Its batches under way have ended, its connections are closed, and what was not sent waits again.

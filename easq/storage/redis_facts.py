@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from easq.errors import StorageError
 #: the oldest Redis that has all that is asked of it
 OLDEST = (7, 0)
 
+#: a replica that has said nothing for longer does not follow; a live one does each second. In seconds
+_MOST_LAG_S = 2
+_REPLICA = re.compile(r"slave[0-9]+")
 #: the words for what an acknowledged put survives, the weakest first
 _WORDS = ("redis-memory", "redis-everysec", "redis-fsync")
 
@@ -25,6 +29,8 @@ class Facts:
     policy: str
     durability: str
     is_clustered: bool
+    #: how many replicas follow it
+    replicas: int
 
     def check(self, name: str) -> None:
         """Raises StorageError when no queue can be kept on this server, `name` in its message."""
@@ -54,7 +60,15 @@ def parse_facts(info: bytes, config: Sequence[bytes] | None) -> Facts:
         said.get("maxmemory_policy", "noeviction"),
         _durability(said, settings),
         said.get("cluster_enabled") == "1",
+        sum(map(_follows, (said[name] for name in said if _REPLICA.fullmatch(name)))),
     )
+
+
+def _follows(line: str) -> bool:
+    """Whether the replica that is described so has all that was there before, and gets what is new."""
+    about = dict(part.partition("=")[::2] for part in line.split(","))
+    lag = about.get("lag", "")
+    return about.get("state") == "online" and lag.isdecimal() and int(lag) <= _MOST_LAG_S
 
 
 def _durability(said: Mapping[str, str], settings: Mapping[str, str]) -> str:

@@ -4,7 +4,8 @@ While a batch is under way, what is submitted meanwhile is the next one: group c
 With `appendfsync always` Redis syncs once for a batch, and one WAIT does for all of it.
 
 A call ends in one of four ways: its reply; Unavailable and QueueFull, when it certainly was not run; StorageError, when
-nobody knows. Nothing that may have run is sent again.
+nobody knows. Nothing that may have run is sent again. While fewer replicas follow than are waited for, a call that they
+have to have is not run: nobody knows of those alone that found it out.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 DEADLINE_S = 1.0
 #: how long a WAIT waits for replicas, in milliseconds; it ends before the deadline does
 WAIT_MS = 700
+#: and how long to see whether they have caught up, once one has ended short
+PROBE_MS = 100
 #: one batch takes at most so many calls, and stops taking after so many bytes
 BATCH_CALLS, BATCH_BYTES = 512, 4 * 1024**2
 #: the server is looked at this often, in seconds: whether it is there, what it is, and what its settings are
@@ -102,7 +105,8 @@ class Call:
     #: EVALSHA, the SHA-1 and what follows
     command: Command
     size: int
-    changes: bool
+    #: what it answers has to be on replicas
+    replicated: bool
     future: asyncio.Future[Reply]
     #: when it gives up waiting for a connection, by the loop's clock
     until: float
@@ -173,6 +177,8 @@ class Wire:
         self.name = name
         #: what the server last said of itself; known after `look`
         self.facts: Facts | None = None
+        #: fewer replicas follow than are waited for, as far as is known: what they have to have is refused
+        self.has_too_few = False
         self._connection = connection
         self._texts = {} if texts is None else texts
         self._wait_replicas = wait_replicas
@@ -215,10 +221,15 @@ class Wire:
 
     async def look(self) -> Facts:
         """`facts` are what the server says of itself now. Raises Lost and StorageError."""
-        info, config = await self.ask(_LOOK)
+        asked = [*_LOOK]
+        if self.has_too_few:
+            asked.append(("WAIT", self._wait_replicas, PROBE_MS))
+        info, config, *reached = await self.ask(asked)
         if isinstance(info, Exception):
             raise self.refused(info)
         self.facts = parse_facts(info, None if isinstance(config, Exception) else config)
+        reached.append(self.facts.replicas)
+        self.has_too_few = any(not isinstance(count, int) or count < self._wait_replicas for count in reached)
         return self.facts
 
     def refused(self, error: Exception) -> StorageError:
@@ -317,6 +328,8 @@ class Wire:
             call = self._waiting.popleft()
             if call.until < now:
                 call.fail(Unavailable("Redis is too slow for all that waits"))
+            elif call.replicated and self.has_too_few:
+                call.fail(Unavailable(f"Redis has fewer replicas than the {self._wait_replicas} to wait for"))
             elif not call.future.done():
                 batch.append(call)
                 size += call.size
@@ -327,7 +340,7 @@ class Wire:
         loads: list[Command] = []
         for _ in range(3):
             commands = [*loads, *(call.command for call in batch)]
-            waits = self._wait_replicas > 0 and any(call.changes for call in batch)
+            waits = self._wait_replicas > 0 and any(call.replicated for call in batch)
             if waits:
                 commands.append(("WAIT", self._wait_replicas, WAIT_MS))
             try:
@@ -353,10 +366,11 @@ class Wire:
                 else:
                     self._refuse(call, reply)
             elif (
-                call.changes
+                call.replicated
                 and self._wait_replicas
                 and not (isinstance(reached, int) and reached >= self._wait_replicas)
             ):
+                self.has_too_few = True
                 call.fail(
                     StorageError(
                         f"{call.script}: after {WAIT_MS} ms {reached} of {self._wait_replicas} replicas have it",
@@ -377,7 +391,7 @@ class Wire:
                 self._keep(call)
             elif isinstance(reply, Exception):
                 self._refuse(call, reply)
-            elif number < len(replies) and not (waits and call.changes):
+            elif number < len(replies) and not (waits and call.replicated):
                 call.answer(reply)
             else:
                 call.fail(StorageError(f"{call.script}: not known whether it was done: {why}"))

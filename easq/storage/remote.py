@@ -39,7 +39,7 @@ class Caller(Protocol):
     async def connect(self, prepare: Callable[[bool], Awaitable[None]]) -> None: ...
 
     async def call(
-        self, script: str, keys: Sequence[str], args: Sequence[Argument], *, changes: bool = True
+        self, script: str, keys: Sequence[str], args: Sequence[Argument], *, replicated: bool = True
     ) -> Reply: ...
 
     async def listen(self, channel: str, heard: Callable[[bytes], None]) -> None: ...
@@ -86,10 +86,11 @@ class Remote:
     listed_until: float = 0.0
     #: when this server was last known to be alive at Redis
     renewed_at: float = 0.0
-    #: connections being made; and what is still to be given up: connections (and whether lost), claims
+    #: connections being made; and those still to be given up (and whether lost)
     attaching: int = 0
     leaving: dict[int, bool] = field(default_factory=dict)
-    unclaimed: set[str] = field(default_factory=set)
+    #: what is still to become of claims: scripts and their arguments
+    owed: list[tuple[str, tuple[Argument, ...]]] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
     @property

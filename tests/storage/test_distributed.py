@@ -194,6 +194,80 @@ def test_a_claim_is_its_servers_alone(redis_url: str) -> None:
     run(body())
 
 
+def test_what_became_of_claims_while_redis_was_away_is_done_when_it_is_back(make_redis: MakeRedis) -> None:
+    """An answer that was written, and one that was not: neither item stays hidden."""
+    server = make_redis()
+
+    async def body() -> None:
+        async with servers(server.url) as (one, other):
+            for _ in range(3):
+                await one.put()
+            assert len(await one.storage.take("q", start=0, length=2, tags={}, minimum=2)) == 2
+            await asyncio.to_thread(server.kill)
+            await one.storage.settle("q", [1])
+            await one.storage.release("q", [2])
+            await asyncio.to_thread(server.start)
+            while not (one.link.is_up() and other.link.is_up()):
+                await asyncio.sleep(0.01)
+            assert await other.indexes() == [3]
+            await one.distributed.look("q")
+            assert await other.indexes() == [2, 3]
+            assert await other.length() == 2
+
+    run(body())
+
+
+def test_only_what_is_still_claimed_is_gone_when_it_is_settled(redis_url: str) -> None:
+    """A server that was taken for gone does not remove what others have by now."""
+    clock = Moment()
+
+    async def body() -> None:
+        async with servers(redis_url, clock=clock) as (one, other):
+            await one.put()
+            assert len(await one.storage.take("q", start=0, length=1, tags={}, minimum=1)) == 1
+            await lapse(clock, other)
+            assert await other.indexes() == [1]
+            await one.storage.settle("q", [1])
+            assert await other.indexes() == [1]
+            await one.storage.delete("q", [1])
+            assert await other.length() == 0
+
+    run(body())
+
+
+def test_what_another_call_has_stored_is_not_confirmed_without_writing(make_redis: MakeRedis) -> None:
+    """WAIT counts from the last write of a connection, so each answer that confirms something follows one: a put that
+    was stored before, an item that was committed or deleted before.
+    """
+    server = make_redis()
+    make_redis(replicaof=f"127.0.0.1 {server.port}")
+
+    def offset() -> int:
+        with server.client() as client:
+            return int(client.info("replication")["master_repl_offset"])
+
+    async def body() -> None:
+        async with servers(server.url, 1) as (one,):
+            await one.put(key="k")
+            assert await one.commit(1) == 1
+            confirming = (
+                lambda: one.put(key="k"),
+                lambda: one.commit(1),
+                lambda: one.storage.negative("q", "g", [1], code="", reason="", now=0.0),
+                lambda: one.storage.delete("q", [1]),
+                lambda: one.storage.truncate("q", 2),
+            )
+            for confirm in confirming:
+                before = offset()
+                await confirm()
+                assert offset() > before
+            before = offset()
+            await one.indexes()
+            assert offset() == before
+
+    run(body())
+
+
 def test_an_idempotency_key_stores_one_item_whichever_server_is_asked(redis_url: str) -> None:
     async def body() -> None:
         async with servers(redis_url) as both:

@@ -18,6 +18,7 @@ from easq.storage.redis import Link
 from easq.storage.redis_url import parse_redis_url
 from tests.conftest import MakeRedis
 from tests.support.redis import RedisServer, free_port
+from tests.support.waiting import eventually
 
 #: scripts of these tests, as `easq.storage.scripts` gives them
 SCRIPTS = {
@@ -87,13 +88,12 @@ async def until_refused(call: Callable[[], Awaitable[object]]) -> Exception:
                 return error
 
 
-async def answers(call: Awaitable[object]) -> bool:
-    """Whether the call has a reply, and not an error."""
-    try:
-        await call
-    except StorageError:
-        return False
-    return True
+def replicated(make_redis: MakeRedis) -> tuple[RedisServer, RedisServer]:
+    """A Redis, and its replica, which follows."""
+    server = make_redis()
+    replica = make_redis(replicaof=f"127.0.0.1 {server.port}")
+    eventually(lambda: replica.follows(server), within_s=60)
+    return server, replica
 
 
 async def restarted(server: RedisServer, link: Link) -> None:
@@ -583,35 +583,83 @@ def test_what_is_published_is_heard(server: RedisServer) -> None:
     asyncio.run(run())
 
 
-def test_wait_without_a_replica_is_not_known(server: RedisServer) -> None:
-    """A call that changes something is on fewer replicas than asked for; others do not wait."""
+def test_without_replicas_nothing_is_run_that_they_have_to_have(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is certainly not done; other calls are answered."""
 
     async def run() -> None:
         async with Linked(server.url, wait_replicas=1) as link:
             assert link.durability == "redis-replicated:1"
-            with pytest.raises(StorageError, match="0 of 1 replicas have it"):
+            with pytest.raises(Unavailable, match="fewer replicas than the 1"):
                 await link.call("add", ["{q}n"], [1])
-            assert await link.call("echo", ["{q}a"], [1], changes=False) == [b"1"]
+            assert await link.call("echo", ["{q}a"], [1], replicated=False) == [b"1"]
             assert link.is_up()
 
     asyncio.run(run())
+    assert server.ask("GET", "{q}n") is None
+    assert "fewer replicas follow than the 1 to wait for" in caplog.text
 
 
 def test_wait_with_a_replica(make_redis: MakeRedis) -> None:
     """What was answered is there as well, also when all of a batch wait together."""
-    server = make_redis()
-    replica = make_redis(replicaof=f"127.0.0.1 {server.port}")
+    server, replica = replicated(make_redis)
 
     async def run() -> None:
         async with Linked(server.url, wait_replicas=1) as link:
-            async with asyncio.timeout(PATIENCE_S):
-                while not await answers(link.call("add", ["{q}n"], [0])):
-                    pass  # the replica loads what the server had
             replies = await asyncio.gather(*(link.call("add", ["{q}n"], [1]) for _ in range(50)))
             assert replies == list(range(1, 51))
             assert replica.ask("GET", "{q}n") == b"50"
 
     asyncio.run(run())
+
+
+def test_nobody_knows_of_the_call_that_finds_its_replica_gone(
+    make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done here and not there. Those after it are not done, until the replica has caught up."""
+    monkeypatch.setattr("easq.storage.redis_wire.LOOK_S", 1000.0)
+    server, replica = replicated(make_redis)
+
+    async def run() -> None:
+        async with Linked(server.url, wait_replicas=1) as link:
+            assert await link.call("add", ["{q}n"], [1]) == 1
+            replica.freeze()
+            with pytest.raises(StorageError, match="0 of 1 replicas have it"):
+                await link.call("add", ["{q}n"], [1])
+            for _ in range(3):
+                with pytest.raises(Unavailable, match="fewer replicas than the 1"):
+                    await link.call("add", ["{q}n"], [1])
+            assert await link.call("echo", ["{q}a"], [1], replicated=False) == [b"1"]
+            assert server.ask("GET", "{q}n") == b"2"
+            replica.thaw()
+
+    asyncio.run(run())
+
+
+def test_a_replica_that_is_back_is_waited_for_again(
+    make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While it stands still a look does not take it for one that follows."""
+    monkeypatch.setattr("easq.storage.redis_wire.LOOK_S", 0.05)
+    server, replica = replicated(make_redis)
+
+    async def run() -> None:
+        async with Linked(server.url, wait_replicas=1) as link:
+            replica.freeze()
+            assert isinstance(await until_refused(lambda: link.call("add", ["{q}n"], [1])), StorageError)
+            looks = 0
+            while looks < 10:
+                looks += 1
+                with pytest.raises(Unavailable, match="fewer replicas than the 1"):
+                    await link.call("add", ["{q}n"], [1])
+                await asyncio.sleep(0.05)
+            replica.thaw()
+            await until_answered(link)
+            assert replica.ask("GET", "{q}n") == server.ask("GET", "{q}n")
+
+    asyncio.run(run())
+    assert "the replicas to wait for follow again" in caplog.text
 
 
 def test_more_than_may_wait_is_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,3 +45,22 @@ def test_a_version_that_is_too_old_is_refused() -> None:
     with pytest.raises(StorageError) as caught:
         parse_facts(INFO % (b"6.2.14", 1, b"noeviction"), None).check("r:1")
     assert caught.value.message == "r:1: Redis 6.2 is too old"
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        ([], 0),
+        (["slave0:ip=127.0.0.1,port=1,state=online,offset=14,lag=0"], 1),
+        (["slave0:ip=::1,port=1,state=online,offset=14,lag=2,io-thread=0"], 1),
+        (["slave0:ip=127.0.0.1,port=1,state=online,offset=14,lag=3"], 0),
+        (["slave0:ip=127.0.0.1,port=1,state=wait_bgsave,offset=0,lag=0"], 0),
+        (["slave0:ip=127.0.0.1,port=1,state=send_bulk,offset=0,lag=1"], 0),
+        ([f"slave{n}:ip=127.0.0.1,port=1,state=online,offset=0,lag=1" for n in range(12)], 12),
+        (["slave0:", "slave_repl_offset:5", "connected_slaves:7", "slave1:state=online,lag=-1"], 0),
+    ],
+)
+def test_how_many_replicas_follow(lines: list[str], count: int) -> None:
+    """Those that are still copying do not, nor those that have said nothing for a while."""
+    said = INFO % (b"7.0.15", 1, b"noeviction") + "\r\n".join(lines).encode()
+    assert parse_facts(said, None).replicas == count

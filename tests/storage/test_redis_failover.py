@@ -95,8 +95,9 @@ def test_a_replica_that_was_promoted_is_called(
             await until(link.is_up)
             assert (prepared[0], prepared[-1]) == (False, True)
             assert replica.ask("GET", "{q}n") == b"41"
-            with pytest.raises(StorageError, match="0 of 1 replicas"):
-                await until_taken(link, "{q}n")
+            with pytest.raises(Unavailable, match="fewer replicas than the 1"):
+                await link.call("add", ["{q}n"], [1])
+            assert replica.ask("GET", "{q}n") == b"41"
         finally:
             await link.close()
 

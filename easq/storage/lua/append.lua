@@ -26,6 +26,7 @@ if key ~= '' then
     if f[3] ~= ARGV[12] then
       return rules.finish(S, 'reused')
     end
+    rules.affirm(S)
     return rules.finish(S, 'ok', {f[1], f[2], 1})
   end
 end

@@ -6,6 +6,7 @@ local S = rules.begin()
 if not S then
   return {'gone'}
 end
+rules.affirm(S)
 local named, met = {}, {}
 for place = 5, #ARGV do
   if not met[ARGV[place]] then

@@ -5,6 +5,7 @@ local S = rules.begin()
 if not S then
   return {'gone'}
 end
+rules.affirm(S)
 local gone, met = {}, {}
 for place = 4, #ARGV do
   local id = ARGV[place]

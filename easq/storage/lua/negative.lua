@@ -6,6 +6,7 @@ local S = rules.begin()
 if not S then
   return {'gone'}
 end
+rules.affirm(S)
 local G = groups.get(S, ARGV[4])
 if not G then
   return rules.finish(S, 'ok', 0)

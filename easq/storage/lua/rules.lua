@@ -208,6 +208,12 @@ function rules.begin()
   return S
 end
 
+-- What is answered may be what another's call has stored. WAIT waits for what the caller's own connection wrote last: it
+-- writes something, then, whatever it finds.
+function rules.affirm(S)
+  S.changed.epoch = true
+end
+
 -- What a call answers: the status; what the verb says; PREFIX, GROUP and index, flat, of what has to be buried; the
 -- caller's connections that have something to look at; ms until something is due (-1: nothing); whether to call `tick`
 -- at once; how many items have ever come; the highest index; the epoch; the items that came, as PREFIX, index and tags,

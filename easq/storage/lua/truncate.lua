@@ -6,6 +6,7 @@ local S = rules.begin()
 if not S then
   return {'gone'}
 end
+rules.affirm(S)
 local below = ARGV[4]
 if below == '' then
   below = id_of(math.min(tonumber(ARGV[5]), S.last + 1))
