@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import Random
 
 from easq.broker.pace import Pace
@@ -88,9 +89,14 @@ def _is_own_of_sink(tag: str) -> bool:
 
 def _request_id(moment_ms: int) -> str:
     """A UUID of version 7 (RFC 9562): its first 48 bits are the time, so new ids lie together in an index."""
-    bits = _RANDOM.getrandbits(76) & _RANDOM_BITS | _VERSION_BITS
-    text = f"{moment_ms & 0xFFFFFFFFFFFF:012x}{bits:020x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    text = (_RANDOM.getrandbits(76) & _RANDOM_BITS | _VERSION_BITS).to_bytes(10, "big").hex()
+    return f"{_time_in_id(moment_ms)}-{text[:4]}-{text[4:8]}-{text[8:]}"
+
+
+@lru_cache(maxsize=1)
+def _time_in_id(moment_ms: int) -> str:
+    text = f"{moment_ms & 0xFFFFFFFFFFFF:012x}"
+    return f"{text[:8]}-{text[8:]}"
 
 
 def check_name(name: str) -> str:

@@ -9,7 +9,8 @@ import click
 
 from easq.cli.options import DURATION, as_tags, command, payload_options, tags_option
 from easq.cli.routes import service_options, sign_option, via_option
-from easq.errors import EasqError, UsageError
+from easq.errors import EasqError, Refused, ServerError, UsageError
+from easq.model import LAST_CODE, LAST_REASON
 from easq.profile import VIAS
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Run:
             self._failed(error, item)
 
     def _failed(self, error: EasqError, item: Item) -> None:
-        from easq.errors import DeadlineExceeded, Refused, ServerError, UsageError
+        from easq.errors import DeadlineExceeded
 
         self.failures.append(error)
         self.fatal |= not isinstance(error, Refused | ServerError | DeadlineExceeded | UsageError)
@@ -252,9 +253,6 @@ def _talk(
 
 def failure_of(frame: Frame) -> EasqError | None:
     """What the model's own status says: 4xx is refused, any other but 2xx the model's fault."""
-    from easq.errors import Refused, ServerError
-    from easq.model import LAST_CODE, LAST_REASON
-
     code = frame.tags.get(LAST_CODE, "")
     if not code or (len(code) == 3 and code.startswith("2") and code.isdigit()):
         return None
@@ -266,16 +264,17 @@ def failure_of(frame: Frame) -> EasqError | None:
 
 def _show(app: App, number: int, answer: Answer, *, alone: bool, instance: bool) -> None:
     """The answer is out: its bytes alone for one request, a line for each of many; and who gave it, if asked."""
-    from easq.render.payload import shown
-    from easq.render.rows import frame_record
-
     printer, frame = app.printer, answer.frame
     served = answer.served if instance else None
-    if served and app.output == "json":
+    if served and printer.output == "json":
+        from easq.render.rows import frame_record
+
         printer.record({**frame_record(number, frame), "instance": _served_record(served)})
-    elif app.output in ("json", "table", "raw"):
+    elif printer.output in ("json", "table", "raw"):
         printer.frame(number, frame, alone=alone)
     elif printer.out_is_terminal:
+        from easq.render.payload import shown
+
         printer.write(shown(frame.data).encode() + b"\n")
     else:
         printer.write(frame.data if alone else frame.data + b"\n")

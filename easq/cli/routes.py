@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from easq.cli.options import DURATION, keep
+from easq.model import Frame
 from easq.profile import SIGNS
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from easq.client.dialogue import Dialogue
     from easq.client.predict import Served
     from easq.client.transport import Transport
-    from easq.model import Frame
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -264,8 +264,6 @@ def dialogue_maker(app: App, terms: Terms) -> Callable[[], Dialogue]:
 
 
 def _answer(served: Served) -> Answer:
-    from easq.model import Frame
-
     return Answer(Frame(0, data=served.data), served)
 
 
