@@ -20,8 +20,8 @@ from easq.wire.replies import Reply
 
 #: how many of the indexes counted; the answer is 200 in any case
 _COMMITTED = "X-Easq-Committed"
-#: a body has to come in within so many seconds
-_BODY_DEADLINE_S = 30.0
+#: a body has to be there after so many seconds, and one more for each so many bytes that have come
+_BODY_DEADLINE_S, _BODY_RATE = 9.0, 1024
 #: a body that is no payload (the form of a negative) has at most so many bytes
 _MAX_FORM = 64 * 1024
 
@@ -42,17 +42,17 @@ async def read_body(
         if len(body) > limit:
             raise too_large(len(body))
         return body
-    async with asyncio.timeout(_BODY_DEADLINE_S):
-        if declared is not None:
-            return await request.content.readexactly(declared)
-        chunks: list[bytes] = []
-        size = 0
+    chunks: list[bytes] = []
+    size = 0
+    end = asyncio.get_running_loop().time() + _BODY_DEADLINE_S
+    async with asyncio.timeout_at(end) as deadline:
         async for chunk in request.content.iter_any():
             size += len(chunk)
             if size > limit:
                 raise too_large(size)
             chunks.append(chunk)
-        return b"".join(chunks)
+            deadline.reschedule(end + size / _BODY_RATE)
+    return b"".join(chunks)
 
 
 async def read_operation(request: web.BaseRequest, queue: Queue) -> bytes:

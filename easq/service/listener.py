@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -28,6 +28,10 @@ Answer: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _MAX_LINE, _MAX_FIELD = 64 * 1024, 32 * 1024
 #: an idle connection is kept so long, in seconds
 _KEEP_ALIVE_S = 60.0
+#: the head of a request is looked for this often, in seconds, and has to be there at so many looks after its first byte
+_LOOK_S, _HEAD_LOOKS = 1.0, 5
+#: a connection whose client takes nothing of what is written for so long is lost, in seconds
+_WRITE_DEADLINE_S = 30.0
 #: what asyncio has accepted is a connection of the server so many turns of its loop later, at the most
 _HAND_OVER = 3
 #: requests under way may take so long once the service stops, in seconds
@@ -44,6 +48,7 @@ class Listener:
         self._runner: web.ServerRunner | None = None
         self._server: _HttpServer | None = None
         self._accepting: asyncio.Server | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self.ip = ""
         self.port = 0
 
@@ -70,7 +75,13 @@ class Listener:
             raise ConfigError(
                 f"{host} port {port}: {reason}", hint="choose another with --port, or --port 0"
             ) from error
+        for listening in self._accepting.sockets:
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # what is accepted has it too
+                listening.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_WRITE_DEADLINE_S * 1000)
+                )
         self.ip, self.port = self._accepting.sockets[0].getsockname()[:2]
+        self._look()
 
     async def refuse_new(self) -> None:
         """No new connection is taken; those that are there go on.
@@ -85,9 +96,16 @@ class Listener:
                 await asyncio.sleep(0)
             accepting.close()
 
+    def _look(self) -> None:
+        assert self._server is not None
+        self._server.look()
+        self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
     async def close(self) -> None:
         """No connection is there; requests under way had some seconds to end."""
         await self.refuse_new()
+        if self._looking is not None:
+            self._looking.cancel()
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -107,6 +125,9 @@ class Listener:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to one request; an EasqError becomes its reply, a bug a 500 and a traceback in the log."""
         started = time.monotonic()
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        connection.is_answering, connection.begun = True, None
         try:
             if len(request.headers.getall("Host", ())) > 1:
                 raise BadRequest("more than one Host")
@@ -130,6 +151,8 @@ class Listener:
         except Exception:
             log.exception("%s %s failed", request.method, safe(request.path))
             response = respond(Reply(500, {"Content-Type": "text/plain"}, b"internal error"))
+        finally:
+            connection.is_answering = False
         if log.isEnabledFor(logging.INFO):
             log.info(
                 "%s %s %s %.1fms",
@@ -157,6 +180,21 @@ def _refuse(request: web.BaseRequest, error: EasqError) -> web.Response:
 class _Connection(web.RequestHandler):
     """aiohttp's connection; what is no HTTP is refused without its traceback, and without repeating any of it."""
 
+    __slots__ = ("begun", "is_answering", "server")
+
+    def __init__(self, server: _HttpServer, **given: Any) -> None:
+        super().__init__(server, **given)
+        self.server = server
+        #: the look before which the first byte of a head came, unless the head is whole
+        self.begun: int | None = None
+        self.is_answering = False
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come, of a head unless a request is being answered."""
+        if self.begun is None and not self.is_answering:
+            self.begun = self.server.looks
+        super().data_received(data)
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -178,6 +216,18 @@ class _Connection(web.RequestHandler):
 
 class _HttpServer(web.Server):
     """aiohttp's server, over connections of ours."""
+
+    #: looks so far. They are counted, not the time: while the process stands still no client is slow
+    looks = 0
+
+    def look(self) -> None:
+        """Connections that are too slow with the head of a request are closed."""
+        self.looks += 1
+        for connection in self.connections:
+            begun = connection.begun if isinstance(connection, _Connection) else None
+            if begun is not None and self.looks - begun > _HEAD_LOOKS:
+                log.info("a request did not come within %.0f s", _HEAD_LOOKS * _LOOK_S)
+                connection.force_close()
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)

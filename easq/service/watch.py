@@ -24,6 +24,8 @@ WRITE_DEADLINE_S = 30.0
 END_REASON = b"eos"
 #: clients send pings and close frames only: a message has at most so many bytes (aiohttp refuses what it is given)
 _MAX_INBOUND = 1024
+#: and so many messages a second; so many at once, since a service that stood still finds them all together
+_INBOUND_RATE, _INBOUND_BURST = 50, 1000
 #: the first push of an auto-committing watch waits so long: a connection that is dropped at once must drain nothing
 _SETTLE_S = 0.05
 
@@ -148,7 +150,9 @@ class _SocketDoor:
             pass
 
     async def _listen(self, watcher: Watcher) -> bool:
-        """Reads until the end; False when the peer said goodbye, True when the connection was lost."""
+        """Reads until the end; True when the connection was lost, False when either side said goodbye."""
+        loop = asyncio.get_running_loop()
+        allowed, since = float(_INBOUND_BURST), loop.time()
         while True:
             try:
                 async with asyncio.timeout(self._liveness.silent_after_s):
@@ -158,6 +162,12 @@ class _SocketDoor:
                 return True
             if message.type in {WSMsgType.CLOSED, WSMsgType.CLOSING, WSMsgType.ERROR}:
                 return True
+            now = loop.time()
+            allowed, since = min(allowed + (now - since) * _INBOUND_RATE, _INBOUND_BURST) - 1, now
+            if allowed < 0:
+                log.info("a watcher sent more than %d messages a second", _INBOUND_RATE)
+                await self._close(WSCloseCode.POLICY_VIOLATION, b"too many messages")
+                return False
             await watcher.heard()
             if message.type is WSMsgType.PING:
                 await self.response.pong(message.data)

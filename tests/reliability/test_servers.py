@@ -101,16 +101,24 @@ def test_servers_with_a_planted_bug_are_caught(
     harm: Course,
     complaint: str | tuple[str, str],
 ) -> None:
-    """The same load over servers that break one promise: the checker names that promise."""
+    """The same load over servers that break one promise: the checker names that promise.
+
+    What is under way at the moment of a fault is chance, so there are three courses.
+    """
 
     def course(nemesis: Nemesis) -> None:
         nemesis.peace(1.0, 1.5)
         harm(nemesis)
         nemesis.peace()
 
-    fleet = start_fleet(serve, make_redis, program=("tests.reliability.planted_servers", bug))
-    outcome = run(fleet, tmp_path / "oplog", course, SEED, drain_s=15.0)
-    assert [found for found in outcome.violations if found.startswith(complaint)], outcome
+    seen: list[Outcome] = []
+    while not any(found.startswith(complaint) for outcome in seen for found in outcome.violations):
+        assert len(seen) < 3, seen
+        fleet = start_fleet(serve, make_redis, program=("tests.reliability.planted_servers", bug))
+        number = len(seen)
+        seen.append(run(fleet, tmp_path / f"oplog-{number}", course, SEED + number, drain_s=15.0))
+        for server in fleet.servers:
+            server.kill()
 
 
 @pytest.mark.long

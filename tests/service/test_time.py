@@ -91,6 +91,7 @@ def a_client_that_pings_and_never_answers_pings_stays(start: Open) -> None:
             watching.send(PING, b"ping")
             while watching.read().opcode != PONG:
                 pass
+            time.sleep(0.02)  # between two pings
         queue.put()
         while (frame := watching.read()).opcode in {PING, PONG}:
             pass

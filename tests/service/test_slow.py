@@ -1,0 +1,152 @@
+"""Clients that take their time, on purpose or not: who holds a connection for nothing loses it, and nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.conftest import Serve
+from tests.service.conftest import Open
+from tests.support.http import PROTOBUF, Connection, Stream
+from tests.support.waiting import eventually
+from tests.support.websocket import CLOSE, PING, PONG, encode, watch
+
+
+@pytest.fixture
+def hurried(start: Open, monkeypatch: pytest.MonkeyPatch) -> Stream:
+    """The queue of a service that wants the head of a request within a tenth of a second."""
+    monkeypatch.setattr("easq.service.listener._LOOK_S", 0.02)
+    return start().queue
+
+
+@pytest.mark.parametrize("before", [b"", b"GET {path}?_attrs_=true HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"])
+def test_a_head_that_does_not_come_is_given_up(hurried: Stream, before: bytes) -> None:
+    """However many bytes of it come, in a first request or a later one."""
+    with Connection(hurried.port) as connection:
+        if before:
+            connection.send(before.replace(b"{path}", hurried.path.encode()))
+            assert connection.read_answer().status == 200
+        head = iter(b"GET / HTTP/1.1\r\nX-Slow: " + b"x" * 10_000)
+        while _takes(connection, bytes([next(head)])):
+            time.sleep(0.01)  # the pace of the client
+    assert hurried.put() == 1
+
+
+def test_who_waits_is_not_slow(hurried: Stream) -> None:
+    """A connection between two requests, a long poll, and a watch last much longer than a head may."""
+    with Connection(hurried.port) as idle, Connection(hurried.port) as poll, watch(hurried) as watching:
+        assert idle.ask("POST", hurried.path, (), b"x").status == 200
+        assert watching.indexes(1) == [1]
+        poll.send_request("GET", hurried.target(_index_=9, _timeout_="1s", _auto_delete_="false"))
+        assert poll.read_answer().status == 204
+        assert idle.ask("POST", hurried.path, (), b"x").status == 200
+        watching.send(PING, b"here")
+        while (frame := watching.read()).opcode != PONG:
+            pass
+        assert frame.payload == b"here"
+
+
+def test_a_body_that_does_not_come_is_given_up(hurried: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then buys no time; nothing is stored."""
+    monkeypatch.setattr("easq.service.http._BODY_DEADLINE_S", 0.3)
+    with Connection(hurried.port) as connection:
+        connection.send_request("POST", hurried.path, [("Content-Length", "100000")])
+        while not select.select([connection.socket], [], [], 0.01)[0]:
+            connection.send(b"x")
+        answer = connection.read_answer()
+    assert (answer.status, answer.text) == (408, "the body did not come in time")
+    assert hurried.length() == 0
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["of known length", "in chunks"])
+def test_a_body_that_comes_slowly_and_steadily_is_taken(
+    hurried: Stream, monkeypatch: pytest.MonkeyPatch, declared: bool
+) -> None:
+    """It takes longer than a head may, and than a body of which nothing comes."""
+    monkeypatch.setattr("easq.service.http._BODY_DEADLINE_S", 1.5)
+    monkeypatch.setattr("easq.service.http._BODY_RATE", 100)
+    piece, count = b"x" * 1000, 10
+    length = ("Content-Length", str(len(piece) * count)) if declared else ("Transfer-Encoding", "chunked")
+    with Connection(hurried.port) as connection:
+        connection.send_request("POST", hurried.path, [length])
+        for _ in range(count):
+            connection.send(piece if declared else b"%x\r\n%b\r\n" % (len(piece), piece))
+            time.sleep(0.2)  # the network that is played
+        connection.send(b"" if declared else b"0\r\n\r\n")
+        assert connection.read_answer().status == 200
+    (item,) = hurried.get(_auto_delete_="false")
+    assert item.data == piece * count
+
+
+@pytest.mark.skipif(
+    not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no deadline for what is written"
+)
+def test_an_answer_that_nobody_takes_is_given_up(start: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was claimed for it is back, though the client is still there."""
+    monkeypatch.setattr("easq.service.listener._WRITE_DEADLINE_S", 1.0)
+    queue = start().queue
+    for _ in range(20):
+        queue.put(b"x" * 1_000_000)
+    with Connection(queue.port) as connection:
+        connection.send_request("GET", queue.target(_length_=20, _raw_="false"), [PROTOBUF])
+        eventually(lambda: queue.length() == 20 and queue.get(_auto_delete_="false") == [])
+        eventually(lambda: len(queue.get(_length_=20, _auto_delete_="false", _raw_="false")) == 20)
+
+
+def test_a_watcher_that_says_too_much_is_sent_away(queue: Stream) -> None:
+    """Pings are answered, hundreds at once too, but not without end; what it had goes to others at once."""
+    assert queue.put() == 1
+    me = queue.as_consumer("u")
+    with watch(me) as watching:
+        assert watching.indexes(1) == [1]
+        for _ in range(200):
+            watching.send(PING, b"here")
+        for _ in range(200):
+            while watching.read().opcode != PONG:
+                pass
+        flood = threading.Thread(target=_flood, args=(watching.connection.socket,))
+        flood.start()
+        while (frame := watching.read()).opcode != CLOSE:
+            pass
+        flood.join()
+    assert frame.payload[:2] == (1008).to_bytes(2, "big")
+    with watch(queue.as_consumer("other")) as other:
+        assert other.indexes(1) == [1]
+
+
+def _flood(line: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            line.sendall(encode(PING, b"here") * 100)
+
+
+@pytest.mark.long
+def test_five_hundred_tricklers_are_gone_and_hold_up_nobody(serve: Serve) -> None:
+    """A byte a second on each, while others put and get."""
+    queue = serve().stream()
+    tricklers = [Connection(queue.port) for _ in range(500)]
+    left, puts = tricklers, 0
+    for byte in b"POST / HTTP/1.1\r\nX-Slow: " + b"x" * 60:
+        left = [connection for connection in left if _takes(connection, bytes([byte]))]
+        for _ in range(20):
+            puts += queue.put() > 0
+            time.sleep(0.05)  # the pace of the clients
+        if not left:
+            break
+    for connection in tricklers:
+        connection.close()
+    assert left == []
+    assert queue.length() == puts
+
+
+def _takes(connection: Connection, data: bytes) -> bool:
+    try:
+        connection.send(data)
+    except OSError:
+        return False
+    return True
