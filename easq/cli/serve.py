@@ -76,7 +76,7 @@ WEIGHTS = _Weights()
     "--storage",
     metavar="URL",
     help="sqlite:PATH, memory: or redis://HOST:PORT.  "
-    "[default: sqlite: in the XDG state folder; with CMD: a temporary folder]",
+    "[default: EASQ_STORAGE, or sqlite: in the XDG state folder; with CMD: a temporary folder]",
 )
 @click.option(
     "--durability",
@@ -277,8 +277,11 @@ def _token(app: App) -> str:
 
 
 def _default_storage(app: App) -> str:
+    """What the environment says, which is no place that others can look into, unlike a command line."""
     from pathlib import Path
 
+    if given := app.environ.get("EASQ_STORAGE"):
+        return given
     state = app.environ.get("XDG_STATE_HOME") or ""
     folder = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
     return f"sqlite:{folder / 'easq' / 'easq.db'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -79,6 +80,22 @@ def test_what_one_service_was_given_another_has(easq: Easq, server: RedisServer,
             f"[INFO] durability redis-fsync, storage redis://:****@127.0.0.1:{server.port}\n" in err.decode()
         )
         assert b"s3cret" not in err
+
+
+def test_the_environment_names_a_storage_that_no_command_line_shows(easq: Easq, server: RedisServer) -> None:
+    """A private service around a command has one of its own all the same."""
+    easq.environ["EASQ_STORAGE"] = storage(server)
+    process = easq.start("serve", "--port", "0")
+    assert process.stdout is not None
+    url = process.stdout.readline().decode().strip().removeprefix("EASQ_URL=")
+    assert easq("put", "-q", "-d", "x", "--url", url).text == "[OK] 1\n"
+    assert server.client(password="s3cret@word").keys("easq:{qservice}:*") != []
+    private = easq("serve", "--", sys.executable, "-m", "easq", "put", "-q", "-d", "x")
+    assert (private.status, private.text) == (0, "[OK] 1\n")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert b"storage redis://:****@127.0.0.1" in err
+    assert b"s3cret" not in err
 
 
 def test_while_redis_is_away_nothing_is_stored_and_the_service_stays(
