@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -14,70 +12,10 @@ import redis
 from easq.errors import StorageError, StreamEnded, Unavailable
 from easq.model import Ack, Consumer, Frame
 from easq.storage import remote
-from easq.storage.base import Burial, Limits, Timing
-from easq.storage.distributed import Distributed
-from easq.storage.redis import Link
-from easq.storage.redis_url import parse_redis_url
+from easq.storage.base import Burial, Limits
 from tests.conftest import MakeRedis
-from tests.storage.conftest import NO_LIMITS, TIMING, Engine
-
-#: a server counts as alive so long by the tests' clock; by the real one nothing lapses during a test
-LEASE_S = 1000.0
-
-
-class Moment:
-    """The clock that all servers of a test share; only the test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Server(Engine):
-    """One server's engine, with the stream `q`."""
-
-    def __init__(self, url: str, clock: Callable[[], float] | None, timing: Timing = TIMING) -> None:
-        self.link = Link(parse_redis_url(url))
-        self.distributed = Distributed(self.link, timing, clock=clock, lease_s=LEASE_S)
-        self.storage = self.distributed
-        self.failures: list[Exception] = []
-
-    async def die(self) -> None:
-        """Nothing is heard of it any more."""
-        await self.link.close()
-
-
-@asynccontextmanager
-async def servers(
-    url: str, count: int = 2, clock: Callable[[], float] | None = None, timing: Timing = TIMING
-) -> AsyncIterator[list[Server]]:
-    """So many servers on one Redis."""
-    started = [Server(url, clock, timing) for _ in range(count)]
-    for server in started:
-        await server.start()
-    try:
-        yield started
-    finally:
-        for server in started:
-            await server.storage.close()
-
-
-async def lapse(clock: Moment, looking: Server) -> None:
-    """Time goes by until a server that was not heard from is gone; `looking` looks all the while."""
-    for part in (0.0, 0.4, 0.4, 0.201):
-        clock.now += part * LEASE_S
-        await looking.distributed.look("q")
-
-
-def run(body: Awaitable[Any]) -> Any:
-    async def main() -> Any:
-        async with asyncio.timeout(30):
-            return await body
-
-    return asyncio.run(main())
-
+from tests.storage.conftest import NO_LIMITS, TIMING
+from tests.storage.servers import LEASE_S, Moment, Server, lapse, run, servers
 
 # -- several servers ---------------------------------------------------------------------------------------------------
 
