@@ -1,4 +1,4 @@
--- flags: ; after:
+-- flags: allow-oom; after:
 -- KEYS[1] is the set of all streams; ARGV[1], unless it is '', is one of them. Answers all names.
 
 if ARGV[1] ~= '' then
