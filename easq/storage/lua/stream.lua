@@ -1,6 +1,7 @@
 -- What every script begins with: one stream, its counters, the time, and the answer.
 --
 -- KEYS[1]  PREFIX .. 'meta'; PREFIX names one stream and holds the hash tag of its queue, so all keys share a slot
+-- KEYS[2]  PREFIX .. 'none', never there: a Cluster does not run the script while the slot moves
 -- ARGV[1]  the settings, as JSON    ARGV[2]  the time in ms; '' for the clock of Redis    ARGV[3]  the calling server
 --
 -- PREFIX meta      hash: schema, and counters: last (index), len, size, csize (claimed bytes), ended, served (hand-outs),
