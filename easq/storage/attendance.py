@@ -298,8 +298,16 @@ class Attendance:
             await self.ask(remote, "detach", number, int(lost), replicated=False)
             remote.leaving.pop(number, None)
         for script, args in list(remote.owed):
-            await self.ask(remote, script, *args, replicated=False)
-            remote.owed.remove((script, args))
+            await self.end_claim(remote, script, *args)
+
+    async def end_claim(self, remote: Remote, script: str, *args: str) -> None:
+        """The script was called with the name of a claim and what it has; if that fails, each look tries again.
+
+        It may be called more than once: a claim's name is never given again.
+        """
+        remote.owed[script, args] = None
+        await self.ask(remote, script, *args, replicated=False)
+        remote.owed.pop((script, args), None)
 
     # -- readers ---------------------------------------------------------------------------------------------------
 

@@ -149,10 +149,12 @@ class Distributed(Storage):
                     break
                 at, found = rest.decode(), items
         except (StorageError, asyncio.CancelledError):
-            remote.owed.append(("release", (owner,)))  # nobody knows whether it was claimed
+            remote.owed["release", (owner,)] = None  # nobody knows whether it was claimed
             raise
         self._at.has_read(remote, remote.came)
-        return [read_frame(item) for item in items]
+        frames = [read_frame(item) for item in items]
+        remote.claims.update((frame.index, owner) for frame in frames)
+        return frames
 
     async def release(self, stream: str, indexes: Sequence[int]) -> None:
         await self._end_claims(stream, "release", indexes)
@@ -161,15 +163,18 @@ class Distributed(Storage):
         await self._end_claims(stream, "settle", indexes)
 
     async def _end_claims(self, stream: str, script: str, indexes: Sequence[int]) -> None:
-        """The script is called with the claims, again after each look until it was."""
-        remote, args = self._at[stream], (f"{self._at.server}:", *index_texts(indexes), "")
-        try:
-            await self._at.ask(remote, script, *args, replicated=False)
-        except (EasqError, asyncio.CancelledError) as error:
-            remote.owed.append((script, args))
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            log.debug("%s: %s waits for Redis: %s", stream, script, error)
+        """The script is called with the claims of this server, again after each look until it was."""
+        remote = self._at[stream]
+        owned: dict[str, list[int]] = {}
+        for index in indexes:
+            owner = remote.claims.pop(index, None)
+            if owner is not None:
+                owned.setdefault(owner, []).append(index)
+        for owner, of_it in owned.items():
+            try:
+                await self._at.end_claim(remote, script, owner, *index_texts(of_it))
+            except EasqError as error:
+                log.debug("%s: %s waits for Redis: %s", stream, script, error)
 
     async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
         await self._at.wait(self._at[stream], start=start, tags=tags, taking=taking, timeout_s=timeout_s)

@@ -89,8 +89,10 @@ class Remote:
     #: connections being made; and those still to be given up (and whether lost)
     attaching: int = 0
     leaving: dict[int, bool] = field(default_factory=dict)
-    #: what is still to become of claims: scripts and their arguments
-    owed: list[tuple[str, tuple[Argument, ...]]] = field(default_factory=list)
+    #: the claims of this server, each under a name of its own: index -> name
+    claims: dict[int, str] = field(default_factory=dict)
+    #: what is still to become of claims: scripts and their arguments, a claim's name first; in order, without values
+    owed: dict[tuple[str, tuple[str, ...]], None] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
 
     @property

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from easq.errors import QueueFull
+from easq.errors import QueueFull, StorageError
 from tests.conftest import MakeRedis
 from tests.storage.servers import Server, run, servers
 
@@ -35,5 +36,57 @@ def test_at_maxmemory_commits_work_after_a_new_connection_and_at_a_new_server(ma
             assert await engine.commit(1) == 1
             async with servers(server.url, 1) as (late,):
                 assert await late.commit(2) == 1
+
+    run(body())
+
+
+async def take(engine: Server, length: int = 1) -> list[int]:
+    frames = await engine.storage.take("q", start=0, length=length, tags={}, minimum=length)
+    return [frame.index for frame in frames]
+
+
+def test_many_looks_at_once_end_what_is_owed(make_redis: MakeRedis) -> None:
+    """After an absence of Redis each watcher's fetch looks, beside the look of each second."""
+    server = make_redis()
+
+    async def body() -> None:
+        async with servers(server.url) as (one, other):
+            for _ in range(2):
+                await one.put()
+            assert await take(one, 2) == [1, 2]
+            await asyncio.to_thread(server.kill)
+            await one.storage.settle("q", [1])
+            await one.storage.release("q", [2])
+            await asyncio.to_thread(server.start)
+            await until_up(one, other)
+            await asyncio.gather(*(one.distributed.look("q") for _ in range(3)))
+            assert await other.indexes() == [2]
+
+    run(body())
+
+
+def test_a_release_that_is_repeated_ends_no_later_claim(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer was lost; by the time it is called again the item is another caller's."""
+
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            await one.put()
+            assert await take(one) == [1]
+            heard = one.link.call
+
+            async def deaf(*args: Any, **kwargs: Any) -> Any:
+                await heard(*args, **kwargs)
+                raise StorageError("the connection broke")
+
+            monkeypatch.setattr(one.link, "call", deaf)
+            await one.storage.release("q", [1])
+            monkeypatch.undo()
+            assert await take(one) == [1]
+            await one.distributed.look("q")
+            assert await take(other) == []
+            await one.storage.settle("q", [1])
+            assert await other.length() == 0
 
     run(body())

@@ -6,7 +6,7 @@
 -- PREFIX lane:P    zset, score 0: those of class P
 -- PREFIX classes   zset: the classes that have any
 -- PREFIX rids      zset, score 0: length and text of a request id, then the index
--- PREFIX claims    hash: index -> 'SERVER:TOKEN' that has claimed it
+-- PREFIX claims    hash: index -> 'SERVER:NUMBER;', the name of the claim, never given twice
 -- PREFIX answers   hash: 'INDEX\0GROUP' -> what the sink is told when nobody commits the item that the group gave up
 
 local entries = {}

@@ -1,6 +1,6 @@
 -- flags: allow-oom; after: stream entries groups members handout rules
--- What the caller has claimed under ARGV[4] (all of it), or of ARGV[5] and on (under any of its names, which ARGV[4]
--- begins), is back if it still exists.
+-- What was claimed under the name ARGV[4], all of it or, if any are named, the items ARGV[5] and on, is back if it still
+-- exists.
 
 local S = rules.begin()
 if not S then
@@ -10,8 +10,7 @@ if #ARGV == 4 then
   rules.release_claims(S, ARGV[4])
 end
 for place = 5, #ARGV do
-  local owner = call('HGET', S.p .. 'claims', ARGV[place])
-  if owner and string.sub(owner, 1, #ARGV[4]) == ARGV[4] then
+  if call('HGET', S.p .. 'claims', ARGV[place]) == ARGV[4] then
     rules.release(S, ARGV[place])
   end
 end

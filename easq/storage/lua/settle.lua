@@ -1,5 +1,5 @@
 -- flags: allow-oom; after: stream entries groups members handout rules
--- What the caller has claimed, of ARGV[5] and on (under any of its names, which ARGV[4] begins), is gone for all groups.
+-- Of the items ARGV[5] and on, what is claimed under the name ARGV[4] is gone for all groups.
 
 local S = rules.begin()
 if not S then
@@ -7,8 +7,7 @@ if not S then
 end
 local gone = {}
 for place = 5, #ARGV do
-  local owner = call('HGET', S.p .. 'claims', ARGV[place])
-  if owner and string.sub(owner, 1, #ARGV[4]) == ARGV[4] then
+  if call('HGET', S.p .. 'claims', ARGV[place]) == ARGV[4] then
     gone[#gone + 1] = ARGV[place]
   end
 end
