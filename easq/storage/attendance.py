@@ -73,6 +73,8 @@ class Attendance:
         await self._link.close()
 
     async def _leave(self, remote: Remote) -> None:
+        for script, args in list(remote.owed):
+            await self.end_claim(remote, script, *args)
         more = 1
         while more:
             _, more = await self.ask(remote, "leave", replicated=False)

@@ -90,3 +90,24 @@ def test_a_release_that_is_repeated_ends_no_later_claim(
             assert await other.length() == 0
 
     run(body())
+
+
+def test_a_server_that_stops_settles_what_it_owes_before_it_gives_its_claims_up(
+    make_redis: MakeRedis,
+) -> None:
+    """A client has the item: it does not come again."""
+    server = make_redis()
+
+    async def body() -> None:
+        async with servers(server.url) as (one, other):
+            await one.put()
+            assert await take(one) == [1]
+            await asyncio.to_thread(server.kill)
+            await one.storage.settle("q", [1])
+            await asyncio.to_thread(server.start)
+            await until_up(one, other)
+            await one.storage.close()
+            assert await other.indexes() == []
+            assert await other.length() == 0
+
+    run(body())
