@@ -282,7 +282,9 @@ class Attendance:
         loop = asyncio.get_running_loop()
         begun, attaching = loop.time(), remote.attaching
         has_readers = remote.name in self.waiting
-        _, (mine, full) = await self.ask(remote, "tick", remote.last, int(has_readers), replicated=False)
+        _, (mine, full, claims) = await self.ask(
+            remote, "tick", remote.last, int(has_readers), replicated=False
+        )
         remote.renewed_at = max(remote.renewed_at, begun)
         came = remote.came
         if has_readers:
@@ -299,6 +301,10 @@ class Attendance:
         for number, lost in list(remote.leaving.items()):
             await self.ask(remote, "detach", number, int(lost), replicated=False)
             remote.leaving.pop(number, None)
+        ending = {args[0] for _, args in remote.owed}
+        for name in {name.decode() for name in claims} - {*remote.taking, *remote.claims.values()} - ending:
+            # its end was told to a primary that is not the primary any more
+            remote.owed["release", (name,)] = None
         for script, args in list(remote.owed):
             await self.end_claim(remote, script, *args)
 

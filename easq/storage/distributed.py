@@ -138,6 +138,7 @@ class Distributed(Storage):
         remote, wanted = self._at[stream], pack_tags(tags)
         self._claims += 1
         owner = f"{self._at.server}:{self._claims};"
+        remote.taking.add(owner)
         found: Sequence[bytes] = []
         at = _start(start)
         try:
@@ -148,12 +149,14 @@ class Distributed(Storage):
                 if not rest:
                     break
                 at, found = rest.decode(), items
+            frames = [read_frame(item) for item in items]
+            remote.claims.update((frame.index, owner) for frame in frames)
         except (StorageError, asyncio.CancelledError):
             remote.owed["release", (owner,)] = None  # nobody knows whether it was claimed
             raise
+        finally:
+            remote.taking.remove(owner)
         self._at.has_read(remote, remote.came)
-        frames = [read_frame(item) for item in items]
-        remote.claims.update((frame.index, owner) for frame in frames)
         return frames
 
     async def release(self, stream: str, indexes: Sequence[int]) -> None:

@@ -89,7 +89,8 @@ class Remote:
     #: connections being made; and those still to be given up (and whether lost)
     attaching: int = 0
     leaving: dict[int, bool] = field(default_factory=dict)
-    #: the claims of this server, each under a name of its own: index -> name
+    #: the claims of this server, each under a name of its own: those being made, and of the others index -> name
+    taking: set[str] = field(default_factory=set)
     claims: dict[int, str] = field(default_factory=dict)
     #: what is still to become of claims: scripts and their arguments, a claim's name first; in order, without values
     owed: dict[tuple[str, tuple[str, ...]], None] = field(default_factory=dict)

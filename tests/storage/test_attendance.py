@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import redis
 
 from easq.errors import QueueFull, StorageError
 from tests.conftest import MakeRedis
@@ -109,5 +110,27 @@ def test_a_server_that_stops_settles_what_it_owes_before_it_gives_its_claims_up(
             await one.storage.close()
             assert await other.indexes() == []
             assert await other.length() == 0
+
+    run(body())
+
+
+def test_a_claim_whose_end_a_fail_over_took_back_ends_again(redis_url: str) -> None:
+    """The promoted replica has the claim, and not its end; nobody would ever end it while the server lives."""
+
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            await one.put()
+            await one.put()
+            assert await take(one) == [1]
+            with redis.Redis.from_url(redis_url) as client:
+                before = {key: client.dump(key) for key in client.scan_iter("easq:{q}:*")}
+                await one.storage.settle("q", [1])
+                for key, value in before.items():
+                    client.restore(key, 0, value, replace=True)
+            assert await take(one) == [2]
+            await one.distributed.look("q")
+            assert await other.indexes() == [1]
+            await one.storage.release("q", [2])
+            assert await other.indexes() == [1, 2]
 
     run(body())

@@ -2,7 +2,7 @@
 -- The calling server is alive, and what is due is done; the connections and claims of servers that are not are given up.
 --
 -- ARGV[4] highest index that the caller has seen  [5] '1': it has somebody who waits for an item
--- `ok` {the caller's connections, those of them that have items to fetch}, or `behind`
+-- `ok` {the caller's connections, those of them that have items to fetch, the names of its claims}, or `behind`
 --
 -- When nobody has called for a while it is Redis that was away, not the servers: then all have their full time again.
 
@@ -42,4 +42,11 @@ for place, number in ipairs(call('SMEMBERS', S.p .. 'of:' .. SERVER)) do
     full[#full + 1] = tonumber(number)
   end
 end
-return rules.finish(S, 'ok', {mine, full})
+local claims, met = {}, {}
+for _, name in ipairs(call('HVALS', S.p .. 'claims')) do
+  if not met[name] and string.sub(name, 1, #SERVER) == SERVER then
+    claims[#claims + 1] = name
+    met[name] = true
+  end
+end
+return rules.finish(S, 'ok', {mine, full, claims})
