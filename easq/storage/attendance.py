@@ -298,15 +298,21 @@ class Attendance:
             self._wake(remote, [number])
         if not attaching and not remote.attaching:
             remote.leaving.update((number, False) for number in mine if number not in known)
-        for number, lost in list(remote.leaving.items()):
-            await self.ask(remote, "detach", number, int(lost), replicated=False)
-            remote.leaving.pop(number, None)
         ending = {args[0] for _, args in remote.owed}
         for name in {name.decode() for name in claims} - {*remote.taking, *remote.claims.values()} - ending:
             # its end was told to a primary that is not the primary any more
             remote.owed["release", (name,)] = None
-        for script, args in list(remote.owed):
-            await self.end_claim(remote, script, *args)
+        # one after the other, the many that leave in an absence of Redis would keep this server from its next look
+        await asyncio.gather(
+            *(self.detach(remote, number, lost=lost) for number, lost in remote.leaving.items()),
+            *(self.end_claim(remote, script, *args) for script, args in remote.owed),
+        )
+
+    async def detach(self, remote: Remote, number: int, *, lost: bool) -> None:
+        """The connection is given up; if that fails, each look tries again."""
+        remote.leaving[number] = lost
+        await self.ask(remote, "detach", number, int(lost), replicated=False)
+        remote.leaving.pop(number, None)
 
     async def end_claim(self, remote: Remote, script: str, *args: str) -> None:
         """The script was called with the name of a claim and what it has; if that fails, each look tries again.

@@ -218,11 +218,7 @@ class Distributed(Storage):
         known = remote.sessions.pop(session, None)
         if known is not None:
             known.something.set()
-        try:
-            await self._at.ask(remote, "detach", session, int(lost), replicated=False)
-        except (EasqError, asyncio.CancelledError):
-            remote.leaving[session] = lost
-            raise
+        await self._at.detach(remote, session, lost=lost)
 
     async def lease(self, stream: str, session: int, *, index_only: bool) -> list[Lease]:
         known = self._at[stream].sessions.get(session)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from easq.errors import QueueFull, StorageError
+from easq.errors import QueueFull, StorageError, Unavailable
 from tests.conftest import MakeRedis
 from tests.storage.servers import Server, run, servers
 
@@ -132,5 +132,42 @@ def test_a_claim_whose_end_a_fail_over_took_back_ends_again(redis_url: str) -> N
             assert await other.indexes() == [1]
             await one.storage.release("q", [2])
             assert await other.indexes() == [1, 2]
+
+    run(body())
+
+
+def test_one_look_gives_up_all_connections_that_were_lost_meanwhile(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: the server's next look, by which it is known to be alive, does not wait for thousands of round trips."""
+    many = 50
+
+    async def body() -> None:
+        async with servers(redis_url, 1) as (engine,):
+            sessions = [await engine.attach(f"u{number}") for number in range(many)]
+            heard = engine.link.call
+            begun = 0
+            all_begun = asyncio.Event()
+
+            async def away(*_: Any, **__: Any) -> Any:
+                raise Unavailable("Redis is away")
+
+            async def back(script: str, *args: Any, **kwargs: Any) -> Any:
+                nonlocal begun
+                if script == "detach":
+                    begun += 1
+                    if begun == many:
+                        all_begun.set()
+                    await all_begun.wait()
+                return await heard(script, *args, **kwargs)
+
+            monkeypatch.setattr(engine.link, "call", away)
+            for session in sessions:
+                with pytest.raises(Unavailable):
+                    await engine.detach(session, lost=True)
+            monkeypatch.setattr(engine.link, "call", back)
+            await engine.distributed.look("q")
+            assert await engine.storage.sessions("q") == {}
+            monkeypatch.undo()
 
     run(body())
