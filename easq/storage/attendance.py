@@ -83,9 +83,13 @@ class Attendance:
         """The stream is known here. Raises StorageError when another version of easq made it."""
         if stream not in self._streams:
             remote = Remote(stream, settings_of(self._timing, burial, self._lease_s), burial)
-            await self._enter(remote)
-            self._streams[stream] = remote
-            self._by_prefix[remote.prefix.encode()] = remote
+            # before anything is called: from now on it is opened at each Redis that this server is connected to
+            self._streams[stream] = self._by_prefix[remote.prefix.encode()] = remote
+            try:
+                await self._enter(remote)
+            except BaseException:
+                del self._streams[stream], self._by_prefix[remote.prefix.encode()]
+                raise
 
     async def names(self) -> list[str]:
         """All stored streams."""

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from easq.errors import QueueFull, StorageError, Unavailable
+from easq.storage import remote
 from tests.conftest import MakeRedis
 from tests.storage.servers import Server, run, servers
 
@@ -169,5 +170,33 @@ def test_one_look_gives_up_all_connections_that_were_lost_meanwhile(
             await engine.distributed.look("q")
             assert await engine.storage.sessions("q") == {}
             monkeypatch.undo()
+
+    run(body())
+
+
+def test_a_stream_that_is_being_opened_is_opened_at_the_next_redis_too(
+    make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is started anew before the server that opens the stream has finished: no index is given twice."""
+    redis_server = make_redis()
+
+    async def body() -> None:
+        async with servers(redis_server.url, 1) as (gone,):
+            assert await gone.put() == 1
+        late = Server(redis_server.url, None)
+        await late.storage.start(late.failures.append)
+        heard = late.link.call
+
+        async def call(script: str, *args: Any, **kwargs: Any) -> Any:
+            if script == "streams":
+                monkeypatch.undo()
+                await asyncio.to_thread(redis_server.restart)
+                await until_up(late)
+            return await heard(script, *args, **kwargs)
+
+        monkeypatch.setattr(late.link, "call", call)
+        await late.storage.open("q")
+        assert await late.put() == 1 + remote.RAISE + 1
+        await late.storage.close()
 
     run(body())
