@@ -1,6 +1,6 @@
 -- flags: allow-oom; after: stream entries groups members handout rules
 -- The next items of the connection ARGV[4], as {index, deliveries, tags, data}; asked again with the same token, the
--- same ones, as far as they are still its own.
+-- same ones, as far as they are still its own and were not handed to it once more.
 --
 -- ARGV[5] token  [6] '1': without data  [7] most items  [8] most bytes
 -- `ok` items, `replaced` when the connection is not the caller's (any more), `ended` when its group is through
@@ -19,7 +19,7 @@ local token, again = string.match(got, '^(%d+):(.*)$')
 local ids = {}
 if token == ARGV[5] then
   for id in string.gmatch(again, '%d+') do
-    if groups.owner(G, id) == number then
+    if groups.owner(G, id) == number and not call('ZSCORE', S.p .. 'box:' .. number, id) then
       ids[#ids + 1] = id
     end
   end
