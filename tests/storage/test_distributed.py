@@ -381,6 +381,31 @@ def test_a_fetch_whose_answer_was_lost_is_answered_again(
     run(body())
 
 
+def test_a_fetch_that_is_answered_again_leaves_out_what_was_handed_out_once_more(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with servers(redis_url) as (one, other):
+            await one.put()
+            await one.put()
+            session = await one.attach()
+            heard = one.link.call
+
+            async def deaf(*args: Any, **kwargs: Any) -> Any:
+                await heard(*args, **kwargs)
+                raise StorageError("the connection broke")
+
+            monkeypatch.setattr(one.link, "call", deaf)
+            with pytest.raises(StorageError):
+                await one.distributed.fetch("q", session, index_only=True)
+            monkeypatch.undo()
+            assert await other.negative(1) == 1
+            assert await one.leased(session, 2) == [2, 1]
+            assert await one.distributed.fetch("q", session, index_only=True) == []
+
+    run(body())
+
+
 def test_an_attach_and_a_claim_whose_answers_were_lost_hold_nothing(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -630,6 +655,21 @@ def test_what_one_call_may_not_do_is_done_by_more(redis_url: str, monkeypatch: p
             await server.commit(20, 21, 22, 23, group="r")
             with pytest.raises(StreamEnded):
                 await server.leased(wide)
+
+    run(body())
+
+
+def test_more_filters_than_one_call_looks_at_hold_nothing_up(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BUDGET", 5)
+    many = range(1, 13)
+
+    async def body() -> None:
+        async with servers(redis_url, 1) as (server,):
+            sessions = [await server.attach(f"u{n}", tags={"n": str(n)}) for n in many]
+            assert [await server.put(n=str(n)) for n in many] == [*many]
+            assert [await server.leased(session) for session in sessions] == [[n] for n in many]
 
     run(body())
 

@@ -227,9 +227,6 @@ local function is_before(one, other)
 end
 
 local function dispatch(G)
-  if G.connected == 0 then
-    return
-  end
   serve_reserved(G)
   while not work.more do
     local best, takers = best_place(G)
@@ -253,10 +250,14 @@ local function dispatch(G)
 end
 
 -- The ready item of the highest class and lowest index goes to the consumer with most free slots, until none fits. One
--- group's long search does not hold up another.
+-- group's long search does not hold up another. Whether a view's next item is still for it takes two looks, which leave
+-- nothing done for the next call: they come on top, so that each call gets on however many views there are.
 function handout.dispatch(G)
+  if G.connected == 0 then
+    return
+  end
   local before = work.more
-  work.left, work.more = CONF.budget, false
+  work.left, work.more = CONF.budget + 2 * #members.views(G), false
   dispatch(G)
   work.more = work.more or before
 end
