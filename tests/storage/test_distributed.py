@@ -342,6 +342,37 @@ def test_after_an_absence_of_redis_nobody_is_taken_for_gone(redis_url: str) -> N
     run(body())
 
 
+def test_a_clock_of_redis_that_is_put_back_keeps_nothing_waiting(redis_url: str) -> None:
+    """Also that of a replica that was promoted: a back-off and the time of a dead server end when they would have."""
+    clock = Moment()
+
+    async def body() -> None:
+        async with servers(redis_url, 2, clock) as (dead, alive):
+            await alive.put()
+            await alive.put()
+            session = await alive.attach(window=1)
+            for _ in range(2):
+                assert await alive.leased(session) == [1]
+                assert await alive.negative(1) == 1
+            assert await alive.leased(session) == [2]
+            assert await alive.commit(2) == 1
+            other = await dead.attach("dead", window=2)
+            assert await dead.put() == 3
+            assert await dead.leased(other) == [3]
+            await dead.die()
+            await alive.distributed.look("q")
+            clock.now -= 900.0
+            await alive.distributed.look("q")
+            clock.now += 0.1
+            assert await alive.leased(session) == [1]
+            assert await alive.commit(1) == 1
+            await lapse(clock, alive)
+            clock.now += TIMING.leave_grace_s
+            assert await alive.leased(session) == [3]
+
+    run(body())
+
+
 def test_a_server_that_stops_gives_up_what_it_has(redis_url: str) -> None:
     async def body() -> None:
         async with servers(redis_url) as (one, other):

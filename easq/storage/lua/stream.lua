@@ -5,8 +5,8 @@
 -- ARGV[1]  the settings, as JSON    ARGV[2]  the time in ms; '' for the clock of Redis    ARGV[3]  the calling server
 --
 -- PREFIX meta      hash: schema, and counters: last (index), len, size, csize (claimed bytes), ended, served (hand-outs),
---                  number (of connections), rel (releases), epoch; heard (when a server last looked, ms),
---                  raised (when the epoch last changed, ms), unheld (where a search for what nobody holds goes on)
+--                  number (of connections), rel (releases), epoch; heard (when a server last looked, ms), ahead (of
+--                  Redis's clock, ms); unheld (where a search for what nobody holds goes on)
 -- PREFIX timers    zset: what is due when (ms): 'h\0GROUP\0ID' a hold is over, 'l\0GROUP' an absent group lets go,
 --                  'm\0GROUP\0USER' a consumer that left is forgotten
 -- PREFIX servers   zset: server -> until when it counts as alive (ms)
@@ -18,11 +18,12 @@
 local call = redis.call
 local CONF = cjson.decode(ARGV[1])
 local SERVER = ARGV[3]
-local NOW = tonumber(ARGV[2])
-if not NOW then
+local CLOCK = tonumber(ARGV[2])
+if not CLOCK then
   local time = call('TIME')
-  NOW = time[1] * 1000 + math.floor(time[2] / 1000)
+  CLOCK = time[1] * 1000 + math.floor(time[2] / 1000)
 end
+local NOW = CLOCK  -- of the stream that is opened first
 
 local TOP = 2147483647
 local PREFIX = string.sub(KEYS[1], 1, -5)
@@ -90,9 +91,10 @@ local streams = {}  -- those that this call has opened
 local woken = {}  -- server -> PREFIX -> list of connections
 local doomed = {}  -- GROUP, ID, GROUP, ID ...: out of failures, to be buried by the caller
 
-local COUNTERS = {'last', 'len', 'size', 'csize', 'ended', 'served', 'number', 'rel', 'epoch'}
+local COUNTERS = {'last', 'len', 'size', 'csize', 'ended', 'served', 'number', 'rel', 'epoch', 'heard', 'ahead'}
 
--- The stream, or nil when there is none
+-- The stream, or nil when there is none. Its time never goes back where a clock does that was set, or is another
+-- Redis's: else what is due would be as late as that was.
 local function open_stream(prefix)
   if streams[prefix] then
     return streams[prefix]
@@ -104,6 +106,9 @@ local function open_stream(prefix)
   local S = {p = prefix, schema = found[1], changed = {}, groups = {}, heads = {}, fresh = {}}
   for place, name in ipairs(COUNTERS) do
     S[name] = tonumber(found[place + 1] or 0)
+  end
+  if prefix == PREFIX then
+    NOW = math.max(CLOCK + S.ahead, S.heard)
   end
   streams[prefix] = S
   return S

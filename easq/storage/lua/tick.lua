@@ -18,13 +18,13 @@ if unheld then
   rules.remove_unheld(S, unheld)
 end
 local servers = S.p .. 'servers'
-local heard = tonumber(call('HGET', S.p .. 'meta', 'heard') or 0)
-if NOW - heard > CONF.lease / 2 then
+if NOW - S.heard > CONF.lease / 2 then
   for _, server in ipairs(call('ZRANGE', servers, 0, -1)) do
     call('ZADD', servers, NOW + CONF.lease, server)
   end
 end
-call('HSET', S.p .. 'meta', 'heard', math.max(heard, NOW))
+set(S, 'heard', NOW)
+set(S, 'ahead', NOW - CLOCK)
 if call('EXISTS', S.p .. 'of:' .. SERVER) == 1 or call('ZSCORE', servers, SERVER) then
   call('ZADD', servers, NOW + CONF.lease, SERVER)
 end
