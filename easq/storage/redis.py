@@ -319,7 +319,8 @@ class Link:
         self._has_too_few = has_too_few
 
     async def _end(self, session: _Session) -> str:
-        """Its batches under way have ended, its connections are closed, and what was not sent waits again.
+        """Its batches under way have ended, its connections are closed, and what was not sent waits again, also when
+        this is cancelled.
 
         Returns why it ended.
         """
@@ -327,6 +328,14 @@ class Link:
         self._lost_at = self._lost_at or asyncio.get_running_loop().time()
         for wire in session.wires:
             wire.retire()
+        dismantled = asyncio.create_task(self._dismantle(session))
+        try:
+            return await asyncio.shield(dismantled)
+        except asyncio.CancelledError:
+            await dismantled
+            raise
+
+    async def _dismantle(self, session: _Session) -> str:
         reasons = await asyncio.gather(*session.runs)
         for ear in session.ears.values():
             await ear.close()

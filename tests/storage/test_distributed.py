@@ -16,9 +16,8 @@ from easq.storage.base import Burial, Limits
 from tests.conftest import MakeRedis
 from tests.storage.conftest import NO_LIMITS, TIMING
 from tests.storage.servers import LEASE_S, Moment, Server, lapse, run, servers
-from tests.support.cluster import SETTLED_S
+from tests.support.cluster import SLOTS, join
 from tests.support.redis import text_of
-from tests.support.waiting import eventually
 
 # -- several servers ---------------------------------------------------------------------------------------------------
 
@@ -628,19 +627,11 @@ def test_a_call_is_not_begun_while_its_slot_moves(make_redis: MakeRedis) -> None
     done: an item that is pending nowhere and ready for nobody, a slot of a window that is never free again.
     """
     source, target = make_redis(cluster_enabled="yes"), make_redis(cluster_enabled="yes")
-    source.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
-    target.ask("CLUSTER", "MEET", "127.0.0.1", source.port)
+    join(source, target, boundary=SLOTS)
     slot = source.ask("CLUSTER", "KEYSLOT", "{q}")
-
-    def is_one() -> bool:
-        with target.client() as client:
-            client.set_response_callback("CLUSTER INFO", lambda found, **_: found)
-            return "cluster_state:ok" in text_of(client.execute_command("CLUSTER INFO"))
 
     def set_slot(*what: str) -> None:
         source.ask("CLUSTER", "SETSLOT", str(slot), *what)
-
-    eventually(is_one, within_s=SETTLED_S)
 
     async def body() -> None:
         async with servers(f"redis+cluster://127.0.0.1:{source.port}", 1) as (server,):

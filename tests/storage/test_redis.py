@@ -17,6 +17,7 @@ from easq.storage.open import open_link
 from easq.storage.redis import Link
 from easq.storage.redis_url import parse_redis_url
 from tests.conftest import MakeRedis
+from tests.support.cluster import join
 from tests.support.redis import RedisServer, free_port
 from tests.support.waiting import eventually
 
@@ -315,6 +316,35 @@ def test_a_server_that_stands_still_is_noticed_when_nothing_is_asked(server: Red
             await until(link.is_up)
 
     asyncio.run(run())
+
+
+def test_calls_end_when_the_link_is_closed_while_a_connection_ends(make_redis: MakeRedis) -> None:
+    """One node of a Cluster is gone, the other owes an answer, and the service stops."""
+    patient = {"cluster_enabled": "yes", "cluster_node_timeout": "60000"}
+    one, other = make_redis(**patient), make_redis(**patient)
+    join(one, other, boundary=1)
+
+    async def body() -> None:
+        link = Link(parse_redis_url(f"redis+cluster://127.0.0.1:{one.port}"), source=SCRIPTS.__getitem__)
+        await link.connect(nothing)
+        assert await link.call("add", ["n"], [1]) == 1
+        other.freeze()
+        sent = asyncio.ensure_future(link.call("add", ["n"], [1]))
+        await asyncio.sleep(0.1)
+        waits = asyncio.ensure_future(link.call("add", ["n"], [1]))
+        await asyncio.to_thread(one.kill)
+        await until(lambda: not link.is_up())
+        await link.close()
+        async with asyncio.timeout(5):
+            assert [type(error) for error in await asyncio.gather(sent, waits, return_exceptions=True)] == [
+                StorageError,
+                Unavailable,
+            ]
+
+    try:
+        asyncio.run(body())
+    finally:
+        other.thaw()
 
 
 def test_a_pause_is_over_when_it_is(server: RedisServer) -> None:

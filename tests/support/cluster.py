@@ -38,7 +38,7 @@ class RedisCluster:
         for node in others:
             first.ask("CLUSTER", "MEET", "127.0.0.1", node.port)
         eventually(
-            lambda: all(self._info(node)["cluster_known_nodes"] == "6" for node in self.nodes),
+            lambda: all(_info(node)["cluster_known_nodes"] == "6" for node in self.nodes),
             within_s=SETTLED_S,
         )
         for number in range(SHARDS):
@@ -52,7 +52,7 @@ class RedisCluster:
     def is_whole(self) -> bool:
         """Whether all nodes serve all slots, with a replica for each primary that is up to date."""
         running = [node for node in self.nodes if node.is_running]
-        if any(self._info(node)["cluster_state"] != "ok" for node in running):
+        if any(_info(node)["cluster_state"] != "ok" for node in running):
             return False
         primaries = [node for node in running if node.role() == "master"]
         replicas = [node for node in running if node not in primaries]
@@ -102,11 +102,21 @@ class RedisCluster:
             found = text_of(client.execute_command("CLUSTER NODES"))
         return [line.split() for line in found.splitlines()]
 
-    def _info(self, node: RedisServer) -> dict[str, str]:
-        with node.client() as client:
-            client.set_response_callback("CLUSTER INFO", lambda found, **_: found)
-            found = text_of(client.execute_command("CLUSTER INFO"))
-        return dict(line.split(":", 1) for line in found.splitlines() if ":" in line)
+
+def join(one: RedisServer, other: RedisServer, *, boundary: int) -> None:
+    """A Cluster of the two, without replicas: the slots below `boundary` are the first one's, the rest the other's."""
+    for node, begin, end in ((one, 0, boundary - 1), (other, boundary, SLOTS - 1)):
+        if begin <= end:
+            node.ask("CLUSTER", "ADDSLOTSRANGE", begin, end)
+    other.ask("CLUSTER", "MEET", "127.0.0.1", one.port)
+    eventually(lambda: all(_info(node)["cluster_state"] == "ok" for node in (one, other)), within_s=SETTLED_S)
+
+
+def _info(node: RedisServer) -> dict[str, str]:
+    with node.client() as client:
+        client.set_response_callback("CLUSTER INFO", lambda found, **_: found)
+        found = text_of(client.execute_command("CLUSTER INFO"))
+    return dict(line.split(":", 1) for line in found.splitlines() if ":" in line)
 
 
 def _replicate(replica: RedisServer, primary_id: str) -> bool:
