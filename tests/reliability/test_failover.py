@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,27 +17,40 @@ pytestmark = pytest.mark.long
 
 
 class Replicated:
-    """A primary, its replica, and a Sentinel that watches them."""
+    """A primary, its replica, and Sentinels that watch them: more than half have to agree."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sentinels: int = 1) -> None:
         self.primary = RedisServer(folder / "primary")
         self.primary.start()
         self.replica = RedisServer(folder / "replica", replicaof=f"127.0.0.1 {self.primary.port}")
         self.replica.start()
-        self.sentinel = Sentinel(folder / "sentinel", self.primary)
-        self.sentinel.start()
-        self._until(lambda: self.replica.follows(self.primary) and self.sentinel.knows(self.replica))
-        self._until(lambda: self.sentinel.has_settled_on(self.primary))
+        self.sentinels = [
+            Sentinel(folder / f"sentinel{number}", self.primary, quorum=sentinels // 2 + 1)
+            for number in range(sentinels)
+        ]
+        for sentinel in self.sentinels:
+            sentinel.start()
+        self._until(lambda: self.replica.follows(self.primary))
+        for sentinel in self.sentinels:
+            self._until(partial(sentinel.knows, self.replica))
+            self._until(partial(_knows_others, sentinel, sentinels - 1))
+        self._until(lambda: self._have_settled_on(self.primary))
+
+    @property
+    def url(self) -> str:
+        """What `easq serve --storage` takes to ask the Sentinels where the primary is."""
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://{hosts}/{Sentinel.name}"
 
     def kill(self) -> None:
         """All of them are gone."""
-        for server in (self.sentinel, self.replica, self.primary):
+        for server in (*self.sentinels, self.replica, self.primary):
             server.kill()
 
     def promote_the_replica(self) -> None:
         """The primary is killed, and Sentinel has put the replica in its place."""
         self.primary.kill()
-        self._until(lambda: self.sentinel.has_settled_on(self.replica))
+        self._until(lambda: self._have_settled_on(self.replica))
 
     def bring_back_the_primary(self) -> None:
         """It runs again, and one of the two follows the other: the one that Sentinel has made a replica."""
@@ -47,6 +61,10 @@ class Replicated:
         """It is told to follow a port where nobody is: what the primary does from now on it does not know."""
         self.replica.ask("REPLICAOF", "127.0.0.1", free_port())
 
+    def _have_settled_on(self, primary: RedisServer) -> bool:
+        """Whether all Sentinels that run send clients there."""
+        return all(sentinel.has_settled_on(primary) for sentinel in self.sentinels if sentinel.is_running)
+
     def _until(self, look: Callable[[], bool]) -> None:
         try:
             eventually(look, within_s=Sentinel.SETTLED_S)
@@ -55,10 +73,14 @@ class Replicated:
 
     def logs(self) -> str:
         """What all of them said, and how often Sentinel stopped acting."""
-        shown = [f"{self.sentinel.tilts()} times +tilt"]
-        for name in ("sentinel", "primary", "replica"):
-            shown.append(f"-- {name}\n{getattr(self, name).log.read_text()[-4000:]}")
+        shown = [f"{[sentinel.tilts() for sentinel in self.sentinels]} times +tilt"]
+        for server in (*self.sentinels, self.primary, self.replica):
+            shown.append(f"-- {server.folder.name}\n{server.log.read_text()[-4000:]}")
         return "\n".join(shown)
+
+
+def _knows_others(sentinel: Sentinel, count: int) -> bool:
+    return sentinel.others() == count
 
 
 @pytest.fixture
@@ -73,8 +95,7 @@ def start_fleet(serve: Serve, replicated: Replicated, *options: str, bug: str = 
     program = ("tests.reliability.planted_servers", bug) if bug else ("easq",)
     options = ("--leave-grace", "500ms", *options)
     servers = [
-        serve("--port", str(free_port()), *options, storage=replicated.sentinel.url, program=program)
-        for _ in range(2)
+        serve("--port", str(free_port()), *options, storage=replicated.url, program=program) for _ in range(2)
     ]
     return Fleet(servers)
 
@@ -111,6 +132,21 @@ def test_with_wait_replicas_nothing_acknowledged_is_lost(
     shown = f"{outcome.violations[:5]}\n{outcome.figures}\n{fleet.logs()}\n{replicated.logs()}"
     assert outcome.violations == [], shown
     assert set(outcome.left) == {0}, shown
+
+
+def test_two_of_three_sentinels_are_enough(serve: Serve, tmp_path: Path, record_property: Record) -> None:
+    """The one that the servers ask first is killed, and then the primary."""
+    replicated = Replicated(tmp_path, sentinels=3)
+    try:
+        fleet = start_fleet(serve, replicated, "--wait-replicas", "1")
+        replicated.sentinels[0].kill()
+        course = fail_over(replicated, stale=False)
+        outcome = run(fleet, tmp_path / "oplog", course, SEED).record(record_property)
+        shown = f"{outcome.violations[:5]}\n{outcome.figures}\n{fleet.logs()}\n{replicated.logs()}"
+        assert outcome.violations == [], shown
+        assert set(outcome.left) == {0}, shown
+    finally:
+        replicated.kill()
 
 
 def test_without_it_the_loss_is_reported_and_no_index_comes_again(

@@ -206,7 +206,8 @@ class RedisServer:
 
 
 class Sentinel(RedisServer):
-    """redis-sentinel that watches one primary under the name `easq`, alone (quorum 1), and promotes its replica.
+    """redis-sentinel that watches one primary under the name `easq`, and promotes its replica; with a `quorum` above 1,
+    once as many agree.
 
     A Sentinel whose timer was late by more than 2 s, as on a loaded machine, does nothing for 30 s (TILT, which Redis 7
     has no setting for); a promotion that failed is tried again after twice `failover_ms`; an old primary that came back
@@ -222,12 +223,18 @@ class Sentinel(RedisServer):
     SETTLED_S = 180.0
 
     def __init__(
-        self, folder: Path, primary: RedisServer, *, down_after_ms: int = 2000, failover_ms: int = 2000
+        self,
+        folder: Path,
+        primary: RedisServer,
+        *,
+        quorum: int = 1,
+        down_after_ms: int = 2000,
+        failover_ms: int = 2000,
     ) -> None:
         super().__init__(folder)
         self.options = {
             "bind": "127.0.0.1",
-            "sentinel monitor": f"{self.name} 127.0.0.1 {primary.port} 1",
+            "sentinel monitor": f"{self.name} 127.0.0.1 {primary.port} {quorum}",
             "sentinel down-after-milliseconds": f"{self.name} {down_after_ms}",
             "sentinel failover-timeout": f"{self.name} {failover_ms}",
         }
@@ -255,6 +262,10 @@ class Sentinel(RedisServer):
         return any(
             state["port"] == str(replica.port) and state["master-link-status"] == "ok" for state in states
         )
+
+    def others(self) -> int:
+        """How many more Sentinels it knows of."""
+        return int(self._master()["num-other-sentinels"])
 
     def tilts(self) -> int:
         """How often it stopped acting because its timer was late."""
