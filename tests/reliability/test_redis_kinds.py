@@ -11,9 +11,9 @@ import pytest
 from easq.errors import Exit
 from tests.conftest import MakeRedis, Serve
 from tests.reliability.fleet import SEED, Fleet, Nemesis, Record, run
-from tests.support.cluster import SETTLED_S, SHARDS, RedisCluster
+from tests.support.cluster import SETTLED_S, SHARDS, SLOTS, RedisCluster, join
 from tests.support.process import run_to_the_end
-from tests.support.redis import free_port
+from tests.support.redis import RedisServer, free_port
 from tests.support.waiting import eventually
 from tests.support.websocket import watch
 
@@ -69,6 +69,37 @@ def test_over_tls_with_an_authority_of_ones_own(
     refused = run_to_the_end(tmp_path / "refused", url)
     assert refused.returncode == Exit.STORAGE
     assert "certificate" in refused.stderr.lower()
+
+
+def test_a_cluster_over_tls(serve: Serve, make_redis: MakeRedis, certificate: Path) -> None:
+    """Its nodes name each other's ports for TLS, and queues work on all of them."""
+
+    def node() -> RedisServer:
+        return make_redis(
+            cluster_enabled="yes",
+            tls_cluster="yes",
+            tls_replication="yes",
+            tls_port=str(free_port()),
+            tls_cert_file=str(certificate),
+            tls_key_file=str(certificate),
+            tls_ca_cert_file=str(certificate),
+            tls_auth_clients="no",
+        )
+
+    one, other = node(), node()
+    join(one, other, boundary=SLOTS // 2)
+    queues = [f"q{number}" for number in range(8)]
+    names = [option for queue in queues for option in ("--queue", queue)]
+    url = f"rediss+cluster://127.0.0.1:{one.options['tls-port']}?ssl_ca_certs={certificate}"
+    service = serve(*names, storage=url)
+    for queue in queues:
+        stream = service.stream(queue).as_consumer("u")
+        with watch(stream) as watching:
+            assert stream.put() == 1
+            assert watching.indexes(1) == [1]
+            assert stream.commit(1).header("X-Easq-Committed") == "1"
+    assert all(node.ask("DBSIZE") for node in (one, other))
+    assert service.terminate() == 0, service.log.read_text()
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def join(one: RedisServer, other: RedisServer, *, boundary: int) -> None:
     for node, begin, end in ((one, 0, boundary - 1), (other, boundary, SLOTS - 1)):
         if begin <= end:
             node.ask("CLUSTER", "ADDSLOTSRANGE", begin, end)
-    other.ask("CLUSTER", "MEET", "127.0.0.1", one.port)
+    other.ask("CLUSTER", "MEET", "127.0.0.1", one.options.get("tls-port", one.port))
     eventually(lambda: all(_info(node)["cluster_state"] == "ok" for node in (one, other)), within_s=SETTLED_S)
 
 
