@@ -157,17 +157,21 @@ class Attendance:
         self, remote: Remote, script: str, *args: Argument, replicated: bool = True
     ) -> tuple[str, Any]:
         """The script's status and answer; what it asks for besides is seen to."""
+        status, answer, doomed = await self._call(remote, script, *args, replicated=replicated)
+        await self._bury(doomed)
+        return status, answer
+
+    async def _call(
+        self, remote: Remote, script: str, *args: Argument, replicated: bool
+    ) -> tuple[str, Any, Sequence[bytes]]:
+        """The script's status and answer, and what has to be buried."""
         for _ in range(_TRIES):
             reply = await self._link.call(
                 script, remote.keys, self._context(remote, *args), replicated=replicated
             )
             status = reply[0].decode()
             if status not in {"gone", "behind"}:
-                if len(reply) > 2:
-                    doomed = self._follow(remote, *reply[2:])
-                    if doomed:
-                        await self._bury(doomed)
-                return status, reply[1]
+                return status, reply[1], self._follow(remote, *reply[2:]) if len(reply) > 2 else ()
             # Redis was emptied, or is older than what this server knows: so are the queue's other streams
             await self._open_again(self._queue_of(remote))
         raise StorageError(f"Redis keeps losing the stream {remote.name}")
@@ -286,9 +290,12 @@ class Attendance:
         loop = asyncio.get_running_loop()
         begun, attaching = loop.time(), remote.attaching
         has_readers = remote.name in self.waiting
-        _, (mine, full, claims) = await self.ask(
+        _, (mine, full, claims), doomed = await self._call(
             remote, "tick", remote.last, int(has_readers), replicated=False
         )
+        if doomed:
+            # a dead server's items may be thousands, and each look is by what this one is known to be alive
+            self._soon(self._bury(doomed))
         remote.renewed_at = max(remote.renewed_at, begun)
         came = remote.came
         if has_readers:

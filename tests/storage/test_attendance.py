@@ -9,9 +9,12 @@ import pytest
 import redis
 
 from easq.errors import QueueFull, StorageError, Unavailable
+from easq.model import Frame
 from easq.storage import remote
+from easq.storage.base import Burial
 from tests.conftest import MakeRedis
-from tests.storage.servers import Server, run, servers
+from tests.storage.conftest import NO_LIMITS
+from tests.storage.servers import Moment, Server, lapse, run, servers
 
 
 async def until_up(*engines: Server) -> None:
@@ -198,5 +201,43 @@ def test_a_stream_that_is_being_opened_is_opened_at_the_next_redis_too(
         await late.storage.open("q")
         assert await late.put() == 1 + remote.RAISE + 1
         await late.storage.close()
+
+    run(body())
+
+
+def test_a_look_does_not_wait_until_all_that_a_dead_server_had_is_buried(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While thousands of items are, this server's time would be over too."""
+    clock = Moment()
+    burial = Burial(1, "q#rear", NO_LIMITS, lambda frame, _: Frame(0, frame.tags, frame.data))
+
+    async def body() -> None:
+        both = [Server(redis_url, clock) for _ in range(2)]
+        for server in both:
+            await server.storage.start(server.failures.append)
+            await server.storage.open("q#rear")
+            await server.storage.open("q", burial)
+        dead, alive = both
+        await dead.put()
+        assert await dead.leased(await dead.attach()) == [1]
+        await dead.die()
+        heard = alive.link.call
+        may_bury = asyncio.Event()
+
+        async def slow(script: str, *args: Any, **kwargs: Any) -> Any:
+            if script == "bury":
+                await may_bury.wait()
+            return await heard(script, *args, **kwargs)
+
+        monkeypatch.setattr(alive.link, "call", slow)
+        await lapse(clock, alive)
+        assert await alive.length() == 1
+        may_bury.set()
+        while await alive.length() > 0:
+            await asyncio.sleep(0.01)
+        assert len(await alive.storage.read("q#rear", start=0, length=9, tags={})) == 1
+        for server in both:
+            await server.storage.close()
 
     run(body())
