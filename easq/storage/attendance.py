@@ -284,6 +284,9 @@ class Attendance:
             await self.look(remote)
         except EasqError as error:
             log.debug("%s: %s", remote.name, error)
+        except Exception:
+            # a mistake of ours; without another look this server would be taken for gone
+            log.exception("%s: a look failed", remote.name)
 
     async def look(self, remote: Remote) -> None:
         """This server is alive at Redis, and what is due is done. Raises StorageError and Unavailable."""

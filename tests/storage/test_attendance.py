@@ -12,6 +12,9 @@ from easq.errors import QueueFull, StorageError, Unavailable
 from easq.model import Frame
 from easq.storage import remote
 from easq.storage.base import Burial
+from easq.storage.distributed import Distributed
+from easq.storage.redis import Link
+from easq.storage.redis_url import parse_redis_url
 from tests.conftest import MakeRedis
 from tests.storage.conftest import NO_LIMITS
 from tests.storage.servers import Moment, Server, lapse, run, servers
@@ -241,3 +244,33 @@ def test_a_look_does_not_wait_until_all_that_a_dead_server_had_is_buried(
             await server.storage.close()
 
     run(body())
+
+
+def test_a_look_that_fails_by_a_mistake_is_not_the_last(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, and the server stays alive."""
+
+    async def body() -> None:
+        link = Link(parse_redis_url(redis_url))
+        engine = Distributed(link, lease_s=0.2)
+        await engine.start(lambda _: None)
+        await engine.open("q")
+        heard = link.call
+        ticks = 0
+
+        async def mistaken(script: str, *args: Any, **kwargs: Any) -> Any:
+            nonlocal ticks
+            ticks += script == "tick"
+            if script == "tick" and ticks == 1:
+                raise RuntimeError("a mistake")
+            return await heard(script, *args, **kwargs)
+
+        monkeypatch.setattr(link, "call", mistaken)
+        while ticks < 3:
+            await asyncio.sleep(0.01)
+        monkeypatch.undo()
+        await engine.close()
+
+    run(body())
+    assert "RuntimeError: a mistake" in caplog.text
