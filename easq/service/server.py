@@ -13,7 +13,7 @@ from pathlib import Path
 from easq.broker.broker import Broker
 from easq.broker.queue import Clock, Rules, check_name
 from easq.errors import BadRequest, EasqError, StorageError, UsageError
-from easq.runner import parse_model
+from easq.runner.kinds import parse_model
 from easq.service.app import App
 from easq.service.auth import Guard, is_loopback, is_unspecified
 from easq.service.listener import Listener
