@@ -651,6 +651,32 @@ def test_a_call_is_not_begun_while_its_slot_moves(make_redis: MakeRedis) -> None
     run(body())
 
 
+# -- many consumers ----------------------------------------------------------------------------------------------------
+
+
+def test_signs_of_life_and_fetches_do_not_read_all_connections(redis_url: str) -> None:
+    """Each watcher makes one a second: together they would cost as much as the square of their number."""
+
+    def read_whole() -> int:
+        """How often a whole hash was read, as that of a group's connections is."""
+        with redis.Redis.from_url(redis_url) as client:
+            return int(client.info("commandstats").get("cmdstat_hgetall", {"calls": 0})["calls"])
+
+    async def body() -> None:
+        async with servers(redis_url, 1) as (server,):
+            sessions = [await server.attach(f"u{n}") for n in range(3)]
+            await server.put()
+            before = read_whole()
+            for session in sessions:
+                await server.storage.active("q", session, now=0.0)
+                await server.distributed.fetch("q", session, index_only=True)
+            assert read_whole() == before
+            await server.commit(1)
+            assert read_whole() > before
+
+    run(body())
+
+
 # -- long backlogs -----------------------------------------------------------------------------------------------------
 
 

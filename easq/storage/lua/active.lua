@@ -6,7 +6,7 @@ if not S then
   return {'gone'}
 end
 for place = 4, #ARGV do
-  local s, G = members.session(S, tonumber(ARGV[place]))
+  local s, G = members.look(S, tonumber(ARGV[place]))
   if s and s.server == SERVER then
     local m = members.get(G, s.user)
     m.active = NOW

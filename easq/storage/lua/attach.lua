@@ -30,17 +30,9 @@ members.sessions(G)[s.number] = s
 call('HSET', S.p .. 'who', s.number, name)
 call('SADD', S.p .. 'of:' .. SERVER, s.number)
 call('ZADD', S.p .. 'servers', NOW + CONF.lease, SERVER)
-local place = m and m.place
-if not place then
-  place = 0
-  for _, other in ipairs(members.all(G)) do
-    place = math.max(place, other.place)
-  end
-  place = place + 1
-end
 members.keep(G, {
   user = user, session = s.number, window = s.window, auto = ARGV[7] == '1', filter = ARGV[9], index = s.index,
-  active = NOW, left_pending = false, place = place,
+  active = NOW, left_pending = false, place = m and m.place or s.number,
 })
 G.connected, G.changed = G.connected + 1, true
 groups.leave_at(G, -1)

@@ -28,6 +28,11 @@ function entries.visible(S, id)
   return call('ZSCORE', S.p .. 'all', id) ~= false
 end
 
+-- Whether anything is visible
+function entries.any(S)
+  return call('EXISTS', S.p .. 'all') == 1
+end
+
 function entries.priority(S, id)
   return (struct.unpack('>I4', entries.head(S, id)))
 end

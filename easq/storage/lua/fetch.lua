@@ -10,7 +10,7 @@ if not S then
   return {'gone'}
 end
 local number = tonumber(ARGV[4])
-local s, G = members.session(S, number)
+local s, G = members.look(S, number)
 if not s or s.server ~= SERVER then
   return rules.finish(S, 'replaced')
 end

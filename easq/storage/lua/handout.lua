@@ -253,7 +253,7 @@ end
 -- group's long search does not hold up another. Whether a view's next item is still for it takes two looks, which leave
 -- nothing done for the next call: they come on top, so that each call gets on however many views there are.
 function handout.dispatch(G)
-  if G.connected == 0 then
+  if G.connected == 0 or not entries.any(G.S) then
     return
   end
   local before = work.more

@@ -12,7 +12,7 @@ end
 local G = groups.get(S, ARGV[4])
 local number = tonumber(G and call('HGET', G.g .. 'pend', id) or 0)
 if number ~= 0 then
-  return {'ok', {members.sessions(G)[number].user, 0}}
+  return {'ok', {members.look(S, number).user, 0}}
 end
 local mine, rank = entries.priority(S, id), entries.rank(S, id)
 local ahead = 0

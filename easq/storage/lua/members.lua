@@ -6,19 +6,24 @@ local members = {}
 
 local MOST_LEFT = 1000  -- at most so many consumers that left are listed
 
--- Connection -> what the hand-out needs; `out` is how many items are pending there, `alone` is one that it has, or
+-- What the hand-out needs of a connection; `out` is how many items are pending there, `alone` is one that it has, or
 -- waits for, to have nothing beside it, or ''
+local function session_of(number, text)
+  local f = cmsgpack.unpack(text)
+  return {
+    number = number, view = f[1], window = f[2], out = f[3], served = f[4], stopped = f[5], alone = f[6],
+    user = f[7], server = f[8], index = f[9],
+  }
+end
+
+-- Connection -> what the hand-out needs of it
 function members.sessions(G)
   if not G.sess then
     G.sess = {}
     local found = call('HGETALL', G.g .. 'sess')
     for place = 1, #found, 2 do
-      local f = cmsgpack.unpack(found[place + 1])
       local number = tonumber(found[place])
-      G.sess[number] = {
-        number = number, view = f[1], window = f[2], out = f[3], served = f[4], stopped = f[5], alone = f[6],
-        user = f[7], server = f[8], index = f[9],
-      }
+      G.sess[number] = session_of(number, found[place + 1])
     end
   end
   return G.sess
@@ -32,6 +37,16 @@ function members.session(S, number)
   end
   local G = groups.get(S, name)
   return members.sessions(G)[number], G
+end
+
+-- The same, to be read only: what it costs does not grow with the group
+function members.look(S, number)
+  local name = call('HGET', S.p .. 'who', number)
+  if not name then
+    return nil
+  end
+  local G = groups.get(S, name)
+  return session_of(number, call('HGET', G.g .. 'sess', number)), G
 end
 
 function members.free(s)
