@@ -27,7 +27,7 @@ from easq.storage.redis_url import RedisUrl
 
 log = logging.getLogger(__name__)
 
-#: what one round trip may take, in seconds
+#: a server that owes replies and gives none for so long is lost, in seconds; as long as they come, it is at work
 DEADLINE_S = 1.0
 #: how long a WAIT waits for replicas, in milliseconds; it ends before the deadline does
 WAIT_MS = 700
@@ -190,6 +190,8 @@ class Wire:
         self._expected = 0
         self._round: asyncio.Future[None] | None = None
         self._is_sent = False
+        #: when its last reply came, or it was sent
+        self._heard_at = 0.0
         #: why the connection is of no use any more
         self._lost = ""
         self._is_retired = False
@@ -424,12 +426,19 @@ class Wire:
             raise Lost(self._lost)
         packed = self._connection.pack_commands(commands)
         self._expected = len(commands)
-        self._round = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._round = loop.create_future()
         self._is_sent = True
+        self._heard_at = loop.time()
         try:
             async with asyncio.timeout(DEADLINE_S):
                 await self._connection.send_packed_command(packed, check_health=False)
-                await self._round
+            while not self._round.done():
+                left_s = self._heard_at + DEADLINE_S - loop.time()
+                if left_s <= 0:
+                    raise TimeoutError
+                await asyncio.wait((self._round,), timeout=left_s)
+            self._round.result()
         except TimeoutError as error:
             self._lost = f"{self.name} did not answer within {DEADLINE_S:g} s"
             raise Lost(self._lost) from error
@@ -453,6 +462,7 @@ class Wire:
                 if self._round is None:
                     raise exceptions.InvalidResponse("a reply that nobody asked for")
                 self._replies.append(reply)
+                self._heard_at = asyncio.get_running_loop().time()
                 if len(self._replies) == self._expected and not self._round.done():
                     self._round.set_result(None)
         except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:

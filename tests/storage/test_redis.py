@@ -27,6 +27,12 @@ SCRIPTS = {
     "add": "return redis.call('INCRBY', KEYS[1], ARGV[1])",
     "set": "redis.call('SET', KEYS[1], ARGV[1]) return 1",
     "spin": "while true do end",
+    "work": """
+        local function us() local time = redis.call('TIME') return time[1] * 1e6 + time[2] end
+        local over = us() + 5000
+        while us() < over do end
+        return 1
+    """,
     "tell": "return redis.call('PUBLISH', ARGV[1], ARGV[2])",
     "stell": "return redis.call('SPUBLISH', ARGV[1], ARGV[2])",
     "wrong": "redis.call('SET', KEYS[1], 'x') return redis.call('INCR', KEYS[1])",
@@ -314,6 +320,19 @@ def test_a_server_that_stands_still_is_noticed_when_nothing_is_asked(server: Red
             await until(lambda: not link.is_up())
             server.thaw()
             await until(link.is_up)
+
+    asyncio.run(run())
+
+
+def test_a_server_that_is_at_work_is_not_lost(server: RedisServer) -> None:
+    """As when a thousand watchers connect at once: the batch takes longer than an answer may, and answers come."""
+    many = 400
+
+    async def run() -> None:
+        async with Linked(server.url) as link:
+            calls = (link.call("work", [f"n{number}"], [b"x" * 1000]) for number in range(many))
+            assert await asyncio.gather(*calls) == [1] * many
+            assert link.is_up()
 
     asyncio.run(run())
 
