@@ -651,6 +651,32 @@ def test_a_call_is_not_begun_while_its_slot_moves(make_redis: MakeRedis) -> None
     run(body())
 
 
+def test_a_connection_that_is_made_while_a_slot_moves_is_there_for_the_other_queues(
+    make_redis: MakeRedis,
+) -> None:
+    source, target = make_redis(cluster_enabled="yes"), make_redis(cluster_enabled="yes")
+    join(source, target, boundary=SLOTS)
+    slot = source.ask("CLUSTER", "KEYSLOT", "{q}")
+
+    async def body() -> None:
+        async with servers(f"redis+cluster://127.0.0.1:{source.port}", 1) as (server,):
+            await server.put()
+            await server.storage.open("other")
+            source.ask("CLUSTER", "SETSLOT", str(slot), "MIGRATING", text_of(target.ask("CLUSTER", "MYID")))
+            source.ask("CLIENT", "KILL", "TYPE", "normal")
+            await asyncio.sleep(0.05)
+            ack = await server.storage.append(
+                "other", Frame(0, {"requestId": "r"}, b"x"), priority=0, limits=NO_LIMITS
+            )
+            assert ack.index == 1
+            with pytest.raises(Unavailable, match="the queue moves"):
+                await server.put()
+            source.ask("CLUSTER", "SETSLOT", str(slot), "STABLE")
+            assert await server.put() == 2
+
+    run(body())
+
+
 # -- many consumers ----------------------------------------------------------------------------------------------------
 
 
