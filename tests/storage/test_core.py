@@ -159,8 +159,7 @@ def test_an_item_that_could_not_be_buried_comes_again_after_the_longest_back_off
     fetched(stream, session)
     _, effects = stream.negative("g", [2], code="", reason="", now=NOW)
     assert list(stream.entries.indexes_from(0)) == [1, 3]
-    for take_up in effects.take_up:
-        take_up(NOW)
+    stream.take_up(effects, NOW)
     assert list(stream.entries.indexes_from(0)) == [1, 2, 3]
     stream.commit("g", [1, 3])
     assert stream.due == NOW + TIMING.backoff_s[-1]
@@ -177,6 +176,28 @@ def test_what_was_removed_before_its_burial_failed_does_not_come_again(held: boo
     fetched(stream, session)
     _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
     stream.truncate(2)
-    for take_up in effects.take_up:
-        take_up(NOW)
+    stream.take_up(effects, NOW)
     assert list(stream.entries.indexes_from(0)) == [2]
+
+
+def test_a_truncation_beyond_what_is_there_takes_nothing_that_comes_after_it() -> None:
+    """Also when that could not be buried: it was put later."""
+    stream = stream_of(max_failures=1)
+    stream.truncate(1000)
+    index, _ = stream.allot(1, Limits())
+    stream.entries.show(index, 0)
+    session = attach(stream)
+    assert fetched(stream, session) == [(1, 1)]
+    _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
+    stream.take_up(effects, NOW)
+    assert list(stream.entries.indexes_from(0)) == [1]
+
+
+def test_what_was_deleted_before_its_burial_failed_is_removed_for_good() -> None:
+    stream = stream_of(1, max_failures=1)
+    session = attach(stream)
+    fetched(stream, session)
+    _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
+    stream.delete([1])
+    assert stream.take_up(effects, NOW).removed == [1]
+    assert list(stream.entries.indexes_from(0)) == []
