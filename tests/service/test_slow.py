@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from easq.service.watch import Liveness
 from tests.conftest import Serve
 from tests.service.conftest import Open
 from tests.support.http import PROTOBUF, Connection, Stream
@@ -96,6 +97,21 @@ def test_an_answer_that_nobody_takes_is_given_up(start: Open, monkeypatch: pytes
         connection.send_request("GET", queue.target(_length_=20, _raw_="false"), [PROTOBUF])
         eventually(lambda: queue.length() == 20 and queue.get(_auto_delete_="false") == [])
         eventually(lambda: len(queue.get(_length_=20, _auto_delete_="false", _raw_="false")) == 20)
+
+
+def test_a_watcher_that_reads_slowly_and_steadily_is_not_lost(
+    start: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is handed to it at once takes much longer than a watcher may that reads nothing."""
+    monkeypatch.setattr("easq.service.watch.WRITE_DEADLINE_S", 1.0)
+    monkeypatch.setattr("easq.storage.embedded._FETCH_BYTES", 1 << 30)
+    queue = start(liveness=Liveness(60.0)).queue
+    for _ in range(30):
+        queue.put(b"x" * 1_000_000)
+    with watch(queue, _window_=30) as watching:
+        for index in range(1, 31):
+            assert watching.indexes(1) == [index]
+            time.sleep(0.2)  # the network that is played
 
 
 def test_a_watcher_that_says_too_much_is_sent_away(queue: Stream) -> None:
