@@ -67,6 +67,7 @@ class Sqlite(Embedded):
                 self._ids,
                 syncs=self.durability == "fsync",
                 settled=self._settle_batch,
+                failed=self._fail,
             )
             self._reader = self._file.connect("ro")
             self._reader.execute("PRAGMA query_only = ON")
@@ -155,8 +156,10 @@ class Sqlite(Embedded):
         finally:
             writer, self._writer = self._writer, None
             await writer.drained()
-            self._reader.close()
+            if self._failure is None:
+                self._reader.close()
             await writer.close()
+            self._reader.close()
             self._file.drop_lock()
 
     # -- reading ---------------------------------------------------------------------------------------------------

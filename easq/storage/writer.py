@@ -83,6 +83,7 @@ class Writer:
     """Owns the one connection that writes. Jobs are durable, and settled, in the order of `submit`.
 
     `settled` is called on the event loop with each batch that is through: every job is durable or has its error.
+    `failed` is called there when the disk failed beside any batch; nothing is written any more.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Writer:
         *,
         syncs: bool,
         settled: Callable[[Sequence[Job]], None],
+        failed: Callable[[StorageError], None],
     ) -> None:
         self.full = False  # the disk: the last puts found no space
         self._file = file
@@ -100,6 +102,7 @@ class Writer:
         self._ids = ids
         self._syncs = syncs
         self._settled = settled
+        self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name="easq-writer", daemon=True)
@@ -142,14 +145,15 @@ class Writer:
     async def close(self) -> None:
         """All that was submitted is through, the log is copied back, and the connection is closed.
 
-        As the last one, it takes the log away: others that read the file are closed before.
+        As the last one, it takes the log away: others that read the file are closed before it. After a failure of the
+        disk, when nothing is to be written any more, they are closed after it.
         """
         await self.drained()
         if self._tidying is not None:
             self._tidying.cancel()
-        done = self._loop.create_future()
+        done: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._in_thread(partial(self._checkpoint, "TRUNCATE"), done.set_result)
-        await done
+        self._break(await done)
         self._tasks.put(None)
         self._thread.join()
         self._connection.close()
@@ -215,9 +219,20 @@ class Writer:
             self._fail_batch(batch, error)
         self._settled(batch)
         if self._written >= CHECKPOINT_BYTES:
-            self._in_thread(partial(self._checkpoint, "PASSIVE"), lambda _: self._next())
+            self._in_thread(partial(self._checkpoint, "PASSIVE"), self._go_on)
         else:
             self._next()
+
+    def _go_on(self, error: BaseException | None) -> None:
+        """What was done between two batches is done, or has failed."""
+        self._break(error)
+        self._next()
+
+    def _break(self, error: BaseException | None) -> None:
+        """After an `error` nothing is written any more."""
+        if error is not None and self._broken is None:
+            self._broken = error
+            self._failed(StorageError(f"{self._file.path}: {error}"))
 
     def _tidy(self) -> None:
         """Nothing was written for a while: the log is cut to nothing, and space put aside again."""
@@ -225,7 +240,7 @@ class Writer:
         if not self._idle.is_set():
             return  # a job came at this very moment
         self._idle.clear()
-        self._in_thread(self._cut, lambda _: self._next())
+        self._in_thread(self._cut, self._go_on)
 
     def _cut(self) -> None:
         self._checkpoint("TRUNCATE")
@@ -367,10 +382,15 @@ class Writer:
                 raise AssertionError(change)
 
     def _checkpoint(self, mode: str) -> None:
+        """The log is copied back, as far as there is room and nobody reads. Raises sqlite3.Error for a failed disk."""
+        if self._broken is not None:
+            return
         try:
             self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
         except sqlite3.Error as error:
             # the log still holds what was not copied back; a full disk must not stop the service
+            if not (_is_full(error) or _is_busy(error)):
+                raise
             log.warning("checkpoint: %s", error)
         self._written = 0
 
@@ -395,3 +415,7 @@ def _as_json(tags: Tags) -> str:
 
 def _is_full(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}

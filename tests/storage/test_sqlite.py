@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import sqlite3
 import stat
 from collections.abc import Awaitable, Callable, Sequence
@@ -312,6 +313,59 @@ def test_a_failed_sync_acknowledges_nothing_ever_after(
         await engine.storage.close()
         with pytest.raises(StorageError, match="the disk failed"):
             await Engine(f"sqlite:{tmp_path / 'easq.db'}").start()
+
+    asyncio.run(main())
+
+
+def test_a_failed_disk_is_not_written_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the service stops either: what is read of the log then may not be what was written to it."""
+    path = tmp_path / "easq.db"
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{path}")
+        await engine.start()
+        await engine.put()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fail)
+            patch.setattr("easq.storage.writer.CHECKPOINT_BYTES", 1)
+            with pytest.raises(StorageError):
+                await engine.put()
+            kept = {file: file.read_bytes() for file in (path, Path(f"{path}-wal"))}
+            await engine.storage.close()
+        assert {file: file.read_bytes() for file in kept} == kept
+
+    asyncio.run(main())
+
+
+def test_a_checkpoint_that_fails_is_a_failure_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file may not grow any further, while the log may; nothing is acknowledged after that."""
+    path = tmp_path / "easq.db"
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{path}")
+        await engine.start()
+        await engine.put(b"x" * 4_000_000)
+        await engine.restart()
+        monkeypatch.setattr("easq.storage.writer.CHECKPOINT_BYTES", 1)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
+        try:
+            await engine.put(b"x" * 500_000)
+            async with asyncio.timeout(10):
+                while not engine.failures:
+                    await asyncio.sleep(0.01)
+            with pytest.raises(StorageError, match="disk I/O error"):
+                await engine.put()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        await engine.storage.close()
+        with pytest.raises(StorageError, match="the disk failed"):
+            await Engine(f"sqlite:{path}").start()
 
     asyncio.run(main())
 
