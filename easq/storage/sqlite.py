@@ -151,6 +151,7 @@ class Sqlite(Embedded):
     async def close(self) -> None:
         if self._writer is None:
             return
+        self._writer.stops = True
         try:
             await super().close()
         finally:

@@ -50,6 +50,8 @@ OPENING_JOBS = 16
 INLINE_BYTES = 128 * 1024
 #: the write-ahead log is copied back, between batches, after so many written bytes (an estimate)
 CHECKPOINT_BYTES = 16 * 1024**2
+#: on a disk without any room what removes is tried again so often, in seconds
+ROOM_S = 0.5
 #: the write-ahead log is cut to nothing when there was nothing to write for so long, in seconds
 IDLE_S = 2.0
 #: Entries go in many at a time: after each step of a statement the writer waits for the interpreter's lock, 5 ms when
@@ -69,6 +71,7 @@ class Job:
     future: asyncio.Future[None]
     stream: str = ""
     error: Exception | None = None
+    again: bool = False  # there was no room for it: it comes with the next batch
     stored: list[Stored] = field(init=False)  # of the changes
     size: int = field(init=False)  # payload bytes of these
 
@@ -97,6 +100,7 @@ class Writer:
         failed: Callable[[StorageError], None],
     ) -> None:
         self.full = False  # the disk: the last puts found no space
+        self.stops = False  # nobody waits for room any more
         self._file = file
         self._connection = connection
         self._ids = ids
@@ -217,8 +221,14 @@ class Writer:
         """The batch is through: durable, but for jobs with an error; nothing of it is known after `error`."""
         if error is not None:
             self._fail_batch(batch, error)
-        self._settled(batch)
-        if self._written >= CHECKPOINT_BYTES:
+        again = [job for job in batch if job.again]
+        self._settled([job for job in batch if not job.again] if again else batch)
+        if again:
+            for job in reversed(again):
+                job.again = False
+                self._waiting.appendleft(job)
+            self._loop.call_later(ROOM_S, self._next)
+        elif self._written >= CHECKPOINT_BYTES:
             self._in_thread(partial(self._checkpoint, "PASSIVE"), self._go_on)
         else:
             self._next()
@@ -264,7 +274,9 @@ class Writer:
     # -- one transaction -------------------------------------------------------------------------------------------
 
     def _write(self, batch: list[Job]) -> None:
-        """Each job is durable or has its error. A full disk refuses what stores and goes on with what removes."""
+        """Each job is durable or has its error. A full disk refuses what stores and goes on with what removes. When there
+        is no room at all, that comes again, as long as the service runs.
+        """
         try:
             self._transact(batch, storing=True)
             self.full = self.full and not any(job.stored for job in batch)
@@ -284,12 +296,19 @@ class Writer:
             self._checkpoint("TRUNCATE")
             self._transact(batch, storing=False)
         except sqlite3.Error as error:
-            self._fail_batch(batch, error)
+            if not _is_full(error) or any(job.stream for job in batch):
+                self._fail_batch(batch, error)
+                return
+            for job in batch:
+                if self.stops:
+                    job.error = QueueFull("the disk of the queue service is full")
+                job.again = job.error is None
 
     def _fail_batch(self, batch: list[Job], error: BaseException) -> None:
         """Whatever became of the batch, it is not acknowledged, and nothing is written after it."""
         self._broken = error
         for job in batch:
+            job.again = False
             job.error = StorageError(f"{self._file.path}: {error}")
 
     def _transact(self, batch: list[Job], *, storing: bool) -> None:

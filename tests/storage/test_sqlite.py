@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
@@ -397,6 +398,44 @@ def test_a_full_disk_refuses_puts_and_lets_commits_through(tmp_path: Path) -> No
         assert await engine.indexes() == [*stored[5:], again]
         await engine.storage.close()
         assert engine.failures == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_commits_on_a_disk_without_any_room_wait_for_it(tmp_path: Path, stops: bool) -> None:
+    """Other programs have taken the last byte. That is no failure of the disk: puts are refused, the service stays, and
+    what waits is acknowledged once there is room; when the service stops before, it is not.
+    """
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
+        await engine.start()
+        assert isinstance(engine.storage, Sqlite)
+        indexes = await asyncio.gather(*(engine.put() for _ in range(500)))
+        for group in ("one", "two"):
+            await engine.attach(group=group, window=1)
+        disk = engine.storage._open_writer._connection
+        (pages,) = disk.execute("PRAGMA page_count").fetchone()
+        disk.execute(f"PRAGMA max_page_count = {pages}")
+        committing = asyncio.ensure_future(engine.commit(*indexes, group="one"))
+        with pytest.raises(QueueFull):
+            await engine.put(b"x" * 100_000)
+        assert not committing.done()
+        if stops:
+            with contextlib.suppress(QueueFull):
+                await engine.storage.close()
+            with pytest.raises(QueueFull):
+                await committing
+        else:
+            disk.execute(f"PRAGMA max_page_count = {pages * 10}")
+            assert await committing == 500
+            await engine.storage.close()
+        assert engine.failures == []
+        await (again := Engine(engine.url)).start()
+        session = await again.attach(group="one")
+        assert await again.has_nothing_for(session) != stops
+        await again.storage.close()
 
     asyncio.run(main())
 
