@@ -172,6 +172,8 @@ class Stream:
                 self._handout.take_away(group, index)
                 group.forget(index)
         effects.removed += indexes
+        if indexes:
+            self._forget_idle(effects)
 
     # -- groups and consumers --------------------------------------------------------------------------------------
 
@@ -344,8 +346,6 @@ class Stream:
             else:
                 effects.committed.append((name, index, False))
         self._remove(gone, effects)
-        if group.idle:
-            self._forget(group, effects)
         self._dispatch_all(effects)
         return counted, effects
 
@@ -502,10 +502,9 @@ class Stream:
             if group.left_at is not None and group.left_at + self.timing.group_retention_s <= now:
                 group.left_at = None
                 lapsed = True
-            if group.idle:
-                self._forget(group, effects)
         if lapsed:
             self._remove_unheld(effects)
+        self._forget_idle(effects)
         self._dispatch_all(effects)
         self.due = min(
             (moment for group in self._groups.values() for moment in group.moments(self.timing)),
@@ -514,9 +513,11 @@ class Stream:
         self.due = min(self.due, self._unanswered_at)
         return effects
 
-    def _forget(self, group: Group, effects: Effects) -> None:
-        del self._groups[group.name]
-        effects.forgotten_groups.append(group.name)
+    def _forget_idle(self, effects: Effects) -> None:
+        """Groups of which nothing is to be remembered are not known any more."""
+        for name in [group.name for group in self._groups.values() if group.idle]:
+            del self._groups[name]
+            effects.forgotten_groups.append(name)
 
     def _remove_unheld(self, effects: Effects) -> None:
         """Entries that every holding group has committed are gone; without a holding group nothing is."""

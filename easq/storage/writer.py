@@ -274,8 +274,9 @@ class Writer:
     # -- one transaction -------------------------------------------------------------------------------------------
 
     def _write(self, batch: list[Job]) -> None:
-        """Each job is durable or has its error. A full disk refuses what stores and goes on with what removes. When there
-        is no room at all, that comes again, as long as the service runs.
+        """Each job is durable or has its error. A full disk refuses what stores and goes on with what removes.
+
+        When there is no room at all, that comes again, as long as the service runs.
         """
         try:
             self._transact(batch, storing=True)
