@@ -9,6 +9,8 @@ import os
 import resource
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +19,7 @@ import pytest
 
 from easq.errors import QueueFull, StorageError
 from easq.model import Frame
+from easq.storage import datafile
 from easq.storage.base import Limits
 from easq.storage.datafile import SCHEMA_VERSION
 from easq.storage.open import open_storage
@@ -208,6 +211,106 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         asyncio.run(read())
     assert path.read_bytes() == bytes(content)
+
+
+def test_a_log_without_its_file_is_refused(tmp_path: Path) -> None:
+    """It holds what was acknowledged last. The file was moved without it, or deleted: nobody else can tell."""
+    path = tmp_path / "easq.db"
+    log = Path(f"{path}-wal")
+
+    async def fill() -> bytes:
+        engine = Engine(f"sqlite:{path}")
+        await engine.start()
+        await engine.put()
+        content = log.read_bytes()
+        await engine.storage.close()
+        return content
+
+    content = asyncio.run(fill())
+    path.unlink()
+    log.write_bytes(content)
+    with pytest.raises(StorageError, match="-wal is there, and its easq"):
+        _start(path)
+    assert log.read_bytes() == content
+    assert not path.exists()
+    log.unlink()
+    _start(path)
+
+
+#: reads a data file, and holds it until its input ends
+_ONLOOKER = """
+import sqlite3, sys
+reader = sqlite3.connect(sys.argv[1])
+print(reader.execute("SELECT count(*) FROM item").fetchone()[0], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("cut", ["unlink", "rename", "sync"])
+def test_a_recovery_that_is_cut_off_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """Each time it is cut off a step later, while another program reads the old file, so that its log stays."""
+    path = tmp_path / "easq.db"
+
+    async def fill() -> None:
+        engine = Engine(f"sqlite:{path}")
+        await engine.start()
+        for _ in range(20):
+            await engine.put()
+        onlooker.append(
+            subprocess.Popen(
+                [sys.executable, "-c", _ONLOOKER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        )
+        assert onlooker[0].stdout is not None
+        assert onlooker[0].stdout.readline() == b"20\n"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", lambda _: os.stat("/no such file"))
+            with pytest.raises(StorageError):
+                await engine.put()
+        await engine.storage.close()
+
+    async def recover() -> list[int]:
+        storage = Sqlite(path, recover=True)
+        try:
+            await storage.start(lambda _: None)
+        except PowerCut:
+            storage._file.drop_lock()
+            raise
+        await storage.open("q")
+        found = await storage.read("q", start=0, length=100, tags={})
+        await storage.close()
+        return [frame.index for frame in found]
+
+    class PowerCut(Exception):
+        pass
+
+    def cutting(real: Callable[..., Any], after: int) -> Callable[..., Any]:
+        calls = 0
+
+        def call(*given: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > after:
+                raise PowerCut
+            return real(*given, **options)
+
+        return call
+
+    onlooker: list[subprocess.Popen[bytes]] = []
+    asyncio.run(fill())
+    home, name = {"unlink": (Path, "unlink"), "rename": (os, "rename"), "sync": (datafile, "sync")}[cut]
+    for after in range(12):
+        with monkeypatch.context() as patch:
+            patch.setattr(home, name, cutting(getattr(home, name), after))
+            try:
+                found = asyncio.run(recover())
+                break
+            except PowerCut:
+                continue
+    onlooker[0].communicate()
+    assert found[:20] == list(range(1, 21))
 
 
 def test_a_half_made_file_of_an_earlier_start_is_made_anew(tmp_path: Path) -> None:
