@@ -194,6 +194,8 @@ class _Whole(web.StreamResponse):
         if request.transport is None or request.transport.is_closing():
             raise ClientConnectionResetError("the connection is closed")
         request.transport.write(_head(self._reply, self.reason) + self._reply.body)
+        if request.transport.get_write_buffer_size():
+            await response_drained(request)  # who reads no answers is not answered for ever
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
