@@ -54,7 +54,7 @@ class Stream:
         last: int = 0,
         ended: bool = False,
         max_failures: int = 0,
-        has_rear_room: Callable[[int], bool] = lambda _: True,
+        has_rear_room: Callable[[int, int], bool] = lambda _items, _size: True,
     ) -> None:
         self.timing = timing
         self.max_failures = max_failures  # an item is given up with so many; 0: never
@@ -364,8 +364,10 @@ class Stream:
         """
         if not self.max_failures or touch.failures < self.max_failures:
             return False
-        if not self.has_rear_room(self.entries.size_of(index)):
+        size = effects.given_up_size + self.entries.size_of(index)
+        if not self.has_rear_room(len(effects.given_up) + 1, size):
             return False
+        effects.given_up_size = size
         effects.given_up.append((group.name, index, replace(touch)))
         left = self._leave_behind(index)
         group.committed.add(index)

@@ -27,6 +27,7 @@ class Effects:
     truncated_below: int = 0
     committed: list[tuple[str, int, bool]] = field(default_factory=list)  # group, index, given up
     given_up: list[tuple[str, int, Touch]] = field(default_factory=list)
+    given_up_size: int = 0  # their bytes together
     unanswered: list[tuple[int, Touch]] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     forgotten_groups: list[str] = field(default_factory=list)

@@ -126,8 +126,8 @@ class Embedded(Storage):
             self._burials[stream] = burial
             core.max_failures = burial.max_failures
             rear = self._cores[burial.rear]
-            core.has_rear_room = lambda size: (
-                rear.entries.has_room(size, burial.rear_limits) and self._has_space()
+            core.has_rear_room = lambda items, size: (
+                rear.entries.has_room(size, burial.rear_limits, items=items) and self._has_space()
             )
         self._schedule(stream)
 

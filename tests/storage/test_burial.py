@@ -233,6 +233,22 @@ def test_a_full_rear_store_leaves_the_item_where_it_is(bury: Any) -> None:
     bury(body)
 
 
+def test_items_that_are_given_up_together_fill_the_rear_store_and_no_more(engine_url: str) -> None:
+    """A connection is lost with six, and there is room for three."""
+
+    async def body(engine: Graves) -> None:
+        for _ in range(6):
+            await engine.put()
+        session = await engine.attach()
+        await engine.leased(session, 6)
+        await engine.detach(session, lost=True)
+        await engine.settle()
+        assert len(await engine.all_of("q#rear")) == 3
+        assert await engine.indexes() == [4, 5, 6]
+
+    run_graves(engine_url, body, AT_ONCE, max_failures=1)
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_an_item_whose_burial_found_no_disk_is_where_it_was(tmp_path: Path, held: bool) -> None:
     """The disk is full at the very moment when an item is given up, `held` by another group or not."""
