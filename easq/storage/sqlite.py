@@ -218,7 +218,11 @@ class Sqlite(Embedded):
             )
 
     def _has_space(self) -> bool:
-        return not (self._open_writer.full or self._is_space_low())
+        # nobody may put any more, so that nobody would find out that there is room again
+        known_full = self._open_writer.full and (
+            self._loop.time() - self._open_writer.full_at < self._timing.backoff_s[-1]
+        )
+        return not (known_full or self._is_space_low())
 
     def _is_space_low(self) -> bool:
         now = self._loop.time()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from json.encoder import encode_basestring
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -100,6 +101,7 @@ class Writer:
         failed: Callable[[StorageError], None],
     ) -> None:
         self.full = False  # the disk: the last puts found no space
+        self.full_at = -inf  # when that was seen last, by the loop's clock
         self.stops = False  # nobody waits for room any more
         self._file = file
         self._connection = connection
@@ -288,7 +290,7 @@ class Writer:
                 return
             if not self.full:
                 log.warning("the disk is full: puts are refused until there is room")
-            self.full = True
+            self.full, self.full_at = True, self._loop.time()
             for job in batch:
                 if job.stored:
                     job.error = QueueFull("the disk of the queue service is full")

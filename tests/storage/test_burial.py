@@ -337,6 +337,23 @@ def test_an_answer_that_found_no_disk_when_an_absent_group_let_go_is_told_once_t
     run_graves(f"sqlite:{tmp_path / 'q.db'}", body, timing)
 
 
+def test_once_the_disk_has_room_again_items_are_buried_though_nobody_puts(tmp_path: Path) -> None:
+    """That it was full is known of a put that was refused; none comes any more."""
+
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        session = await engine.attach()
+        with FullDisk(engine), pytest.raises(QueueFull):
+            await engine.put(b"x" * 50_000)
+        async with asyncio.timeout(10):
+            while await engine.length():
+                await engine.leased(session)
+                await engine.negative(1)
+        assert len(await engine.all_of("q#rear")) == 1
+
+    run_graves(f"sqlite:{tmp_path / 'q.db'}", body, Timing(backoff_s=(0.0, 0.2)))
+
+
 def test_a_watch_begins_whether_the_disk_has_room_for_an_answer_or_not(tmp_path: Path) -> None:
     """Nobody held an item that its group had given up; now the group comes back, and it leaves."""
 
