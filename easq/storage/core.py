@@ -65,7 +65,7 @@ class Stream:
         self._sessions: dict[int, Session] = {}
         self._handout = Handout(self.entries, self._sessions, tags_of)
         self._number = 0
-        # entries that left with a copy or answer that is not stored yet: how to bring them back; None: deleted since
+        # entries that left with a copy or answer that is not stored yet: how to bring them back; None: not wanted back
         self._leaving: dict[int, _Leaving | None] = {}
         self._unanswered_at = inf  # when those are looked for that left in vain, as nobody could be told
         self.due = inf  # when `tick` has something to do, at the earliest
@@ -147,12 +147,16 @@ class Stream:
     def delete(self, indexes: Iterable[int]) -> Effects:
         """The present items are gone for all groups."""
         effects = Effects()
-        wanted = dict.fromkeys(indexes)
-        if self._leaving:
-            self._leaving |= dict.fromkeys(self._leaving.keys() & wanted.keys())
-        self._remove([index for index in wanted if index in self.entries], effects)
+        self._remove(self._present(indexes), effects)
         self._dispatch_all(effects)
         return effects
+
+    def _present(self, indexes: Iterable[int]) -> list[int]:
+        """Those that are there, each once; those that are just leaving will not come back."""
+        named = dict.fromkeys(indexes)
+        if self._leaving:
+            self._leaving |= dict.fromkeys(self._leaving.keys() & named.keys())
+        return [index for index in named if index in self.entries]
 
     def truncate(self, below: int) -> tuple[int, Effects]:
         """All present items under `below` are gone; `truncated_below` excludes what is not stored yet."""
@@ -328,7 +332,7 @@ class Stream:
     def commit(self, name: str, indexes: Iterable[int]) -> tuple[int, Effects]:
         """The items are done for the group; an item that all groups holding it back have committed is gone."""
         effects = Effects()
-        present = [index for index in dict.fromkeys(indexes) if index in self.entries]
+        present = self._present(indexes)
         if not present:
             return 0, effects
         group = self._group(name, effects)
@@ -399,10 +403,10 @@ class Stream:
             self._leaving.pop(index, None)
 
     def take_up(self, effects: Effects, now: float) -> Effects:
-        """Copies and answers could not be stored: what left is where it was, but for what was deleted since.
+        """Copies and answers could not be stored: what left is where it was.
 
-        What a group gave up comes to it again after the longest back-off; then too those are looked for that leave
-        without a failure of their own, since a group that held them is absent.
+        Not so what was deleted or committed since. What a group gave up comes to it again after the longest back-off.
+        Then too those are looked for that leave without a failure of their own, since a group that held them is absent.
         """
         again = now + self.timing.backoff_s[-1]
         taken = Effects()
@@ -415,7 +419,8 @@ class Stream:
                     self._bring_back(index, left, taken)
         for name, index, _ in effects.given_up:
             group = self._groups.get(name)
-            if group is not None and index in self.entries:
+            is_done = group is None or (index in group.committed and index not in group.given_up)
+            if group is not None and index in self.entries and not is_done:
                 group.committed.discard(index)
                 group.given_up.discard(index)
                 self._hold(group, index, again, None)

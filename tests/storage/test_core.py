@@ -203,6 +203,25 @@ def test_what_was_deleted_before_its_burial_failed_is_removed_for_good() -> None
     assert list(stream.entries.indexes_from(0)) == []
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_what_was_committed_before_its_burial_failed_does_not_come_again(held: bool) -> None:
+    """Whether another group holds it or not."""
+    stream = stream_of(1, max_failures=1)
+    session = attach(stream)
+    other = attach(stream, group="other") if held else 0
+    fetched(stream, session)
+    _, given_up = stream.negative("g", [1], code="", reason="", now=NOW)
+    stream.commit("g", [1])
+    taken = stream.take_up(given_up, NOW)
+    stream.tick(NOW + TIMING.backoff_s[-1])
+    assert fetched(stream, session) == []
+    assert taken.removed == ([] if held else [1])
+    assert list(stream.entries.indexes_from(0)) == ([1] if held else [])
+    if held:
+        assert fetched(stream, other) == [(1, 1)]
+        assert stream.commit("other", [1])[1].removed == [1]
+
+
 # -- a service that runs for long --------------------------------------------------------------------------------------
 
 
