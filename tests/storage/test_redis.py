@@ -667,12 +667,14 @@ def test_nobody_knows_of_the_call_that_finds_its_replica_gone(
     make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is done here and not there. Those after it are not done, until the replica has caught up."""
-    monkeypatch.setattr("easq.storage.redis_wire.LOOK_S", 1000.0)
+    monkeypatch.setattr("easq.storage.redis_wire.LOOK_S", 0.05)
     server, replica = replicated(make_redis)
 
     async def run() -> None:
         async with Linked(server.url, wait_replicas=1) as link:
+            await until_answered(link)
             assert await link.call("add", ["{q}n"], [1]) == 1
+            monkeypatch.setattr("easq.storage.redis_wire.LOOK_S", 1000.0)  # it is not looked at again
             replica.freeze()
             with pytest.raises(StorageError, match="0 of 1 replicas have it"):
                 await link.call("add", ["{q}n"], [1])
