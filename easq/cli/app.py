@@ -313,18 +313,21 @@ def exit_status(error: BaseException) -> int:
 
 
 @contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated where the program stands."""
+def signals_raise() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated where the program stands, and SIGINT KeyboardInterrupt unless it is ignored."""
     import signal
 
     def terminate(_signal: int, _frame: object) -> None:
         raise Terminated
 
-    old = signal.signal(signal.SIGTERM, terminate)
+    old = {signal.SIGTERM: signal.signal(signal.SIGTERM, terminate)}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        old[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 class Interrupt:

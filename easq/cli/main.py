@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from easq import __version__
-from easq.cli.app import App, environment, exit_status, sigterm_raises
+from easq.cli.app import App, environment, exit_status, signals_raise
 from easq.cli.completion import COMPLETE_VARIABLE
 from easq.cli.options import Group, shared_options
 from easq.errors import EasqError, Exit, UsageError
@@ -111,7 +111,7 @@ def run(args: Sequence[str]) -> int:
         return shell_complete(root, {}, "easq", COMPLETE_VARIABLE, environ[COMPLETE_VARIABLE])
     app = App(environ)
     try:
-        with sigterm_raises():
+        with signals_raise():
             return _run(app, list(args))
     except BaseException as error:
         return _failed(app, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -262,11 +263,49 @@ def test_a_stdout_that_nobody_reads_ends_quietly(queue: Easq, args: list[str]) -
         assert process.wait() == 141
 
 
-def test_a_full_disk_behind_stdout_is_said(queue: Easq) -> None:
-    with open("/dev/full", "wb") as full, queue.start("info", stdout=full) as process:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "args", [["info"], ["--help"], ["put", "--help"], ["--version"], ["completion", "bash"]]
+)
+def test_a_full_disk_behind_stdout_is_said(queue: Easq, args: list[str], unbuffered: str) -> None:
+    environ = {**queue.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full, queue.start(*args, stdout=full, env=environ) as process:
         assert process.stderr is not None
         assert process.stderr.read() == b"easq: cannot write to stdout: No space left on device\n"
         assert process.wait() == 74
+
+
+def test_a_ctrl_c_while_easq_starts_shows_no_traceback(easq: Easq) -> None:
+    (easq.home / "click.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    environ = {**easq.environ, "PYTHONPATH": f"{easq.home}:{easq.environ['PYTHONPATH']}"}
+    with easq.start("info", env=environ) as process:
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (-signal.SIGINT, b"", b"")
+
+
+def test_a_ctrl_c_while_easq_ends_shows_no_traceback(easq: Easq) -> None:
+    code = (
+        "import os, signal, threading\n"
+        "def late():\n"
+        "    threading.main_thread().join()\n"  # which is over when the interpreter's end begins
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    threading.Event().wait(60)\n"
+        "threading.Thread(target=late).start()\n"
+        "import easq.__main__\n"
+        "easq.__main__.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"],
+        env=easq.environ,
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        -signal.SIGINT,
+        f"easq {__version__}\n".encode(),
+        b"",
+    )
 
 
 def test_color_is_for_terminals_unless_told_otherwise(easq: Easq) -> None:
