@@ -139,9 +139,9 @@ def _run(app: App, args: list[str]) -> int:
 def _failed(app: App, error: BaseException) -> int:
     from easq.render.printer import OutputClosed
 
-    if isinstance(error, BrokenPipeError):  # from click's own echo of a help text
-        error = OutputClosed()
     printer = app.printer
+    if isinstance(error, OSError) and _is_echo(error):
+        error = printer.failed(error)
     try:
         if not isinstance(error, OutputClosed):
             printer.flush()
@@ -154,6 +154,14 @@ def _failed(app: App, error: BaseException) -> int:
     elif not isinstance(error, KeyboardInterrupt):
         printer.bug(error)
     return exit_status(error)
+
+
+def _is_echo(error: OSError) -> bool:
+    """Whether click's own writing of a help text raised it, or our flushing of that."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"] in ("click.utils", __name__)
 
 
 def _usage_error(error: click.ClickException, args: Sequence[str]) -> UsageError:
@@ -176,6 +184,6 @@ def _find_output(app: App, args: Sequence[str]) -> None:
 
 
 def _flush_click() -> None:
-    """What click wrote on stdout is out; BrokenPipeError is raised here and not at the interpreter's end."""
+    """What click wrote on stdout is out, or OSError is raised here and not at the interpreter's end."""
     if sys.stdout is not None:
         sys.stdout.flush()

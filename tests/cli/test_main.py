@@ -14,7 +14,7 @@ from easq import __version__
 from easq.cli.main import COMMANDS, root
 from easq.cli.options import Command, Group
 from easq.errors import Exit
-from tests.cli.conftest import Easq, finish
+from tests.cli.conftest import DEADLINE_S, Easq, finish
 from tests.conftest import Serve
 
 HEAVY = ("aiohttp", "google", "httpcore", "rich", "sqlite3", "websocket")
