@@ -136,11 +136,30 @@ class Resolved:
 def config_path(environ: Mapping[str, str]) -> Path:
     """Where the file is, or would be."""
     if environ.get("EASQ_CONFIG"):
-        return Path(environ["EASQ_CONFIG"]).expanduser()
-    base = Path(environ.get("XDG_CONFIG_HOME", ""))
+        return _expanded(environ["EASQ_CONFIG"])
+    return easq_folder(environ, "XDG_CONFIG_HOME", ".config") / "config.toml"
+
+
+def easq_folder(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
+    """Where easq keeps files of one kind: in the folder that `variable` names, else in `below_home` of one's home.
+
+    Raises ConfigError where nothing says where that is.
+    """
+    base = Path(environ.get(variable, ""))
     if not base.is_absolute():  # the XDG rule: a relative path is ignored
-        base = Path(environ.get("HOME") or Path.home()) / ".config"
-    return base / "easq" / "config.toml"
+        home = environ.get("HOME") or os.path.expanduser("~")
+        if home == "~":
+            raise ConfigError(
+                f"no home folder is known: HOME is not set, and user {os.getuid()} has none",
+                hint=f"set HOME or {variable}",
+            )
+        base = Path(home) / below_home
+    return base / "easq"
+
+
+def _expanded(path: str) -> Path:
+    """`path` with the home that a `~` stands for; where nobody has one, it is the name of a file like others."""
+    return Path(os.path.expanduser(path))
 
 
 def load(path: Path) -> Config:
@@ -345,7 +364,7 @@ def read_token(source: TokenSource | None) -> str:
     if source.kind == "token":
         token = str(source.value)
     elif source.kind == "token_file":
-        token = _token_of_file(Path(str(source.value)).expanduser(), source.origin)
+        token = _token_of_file(_expanded(str(source.value)), source.origin)
     else:
         token = _token_of_command(tuple(source.value), source.origin)
     if not token:
@@ -359,8 +378,8 @@ def _token_of_file(path: Path, origin: str) -> str:
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_TOKEN_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"token file {path}: {error.strerror} ({origin})") from error
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        raise ConfigError(f"token file {path}: {getattr(error, 'strerror', error)} ({origin})") from error
     if len(data) > MAX_TOKEN_BYTES:
         raise ConfigError(f"token file {path} is larger than {MAX_TOKEN_BYTES} bytes ({origin})")
     return data.decode("utf-8", "replace").strip()
@@ -374,8 +393,9 @@ def _token_of_command(argv: tuple[str, ...], origin: str) -> str:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=TOKEN_CMD_TIMEOUT_S, check=False
         )
-    except OSError as error:
-        raise ConfigError(f"token_cmd {argv[0]!r} cannot start: {error.strerror} ({origin})") from error
+    except (OSError, ValueError) as error:  # the latter for a NUL in a word
+        why = getattr(error, "strerror", error)
+        raise ConfigError(f"token_cmd {argv[0]!r} cannot start: {why} ({origin})") from error
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
             f"token_cmd {argv[0]!r} took more than {TOKEN_CMD_TIMEOUT_S:.0f} s ({origin})"

@@ -206,6 +206,13 @@ def test_a_token_command_runs_without_a_shell_and_gives_its_first_line() -> None
         ("token_file", "/", "token file /: Is a directory (x)"),
         ("token_file", "/dev/null", "the token is empty (x)"),
         ("token_cmd", ("/nowhere/c",), "token_cmd '/nowhere/c' cannot start: No such file or directory (x)"),
+        (
+            "token_file",
+            "~nobody-of-that-name/t",
+            "token file ~nobody-of-that-name/t: No such file or directory (x)",
+        ),
+        ("token_file", "a\0b", "token file a\0b: embedded null byte (x)"),
+        ("token_cmd", ("c", "a\0b"), "token_cmd 'c' cannot start: embedded null byte (x)"),
         ("token_cmd", ("false",), "token_cmd 'false' failed with status 1 (x)"),
         ("token_cmd", ("true",), "the token is empty (x)"),
         ("token", "a\r\nX: y", "the token holds characters that no header may carry (x)"),
@@ -237,6 +244,32 @@ def test_the_place_of_the_file() -> None:
     assert config.config_path({"EASQ_CONFIG": "/x/c.toml", "HOME": "/h"}) == Path("/x/c.toml")
     assert config.config_path({"XDG_CONFIG_HOME": "/x", "HOME": "/h"}) == Path("/x/easq/config.toml")
     assert config.config_path({"XDG_CONFIG_HOME": "rel", "HOME": "/h"}) == Path("/h/.config/easq/config.toml")
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"XDG_CACHE_HOME": "/c", "HOME": "/h"}, "/c/easq"),
+        ({"XDG_CACHE_HOME": "c", "HOME": "/h"}, "/h/.cache/easq"),
+        ({"HOME": "/h"}, "/h/.cache/easq"),
+    ],
+)
+def test_the_folder_of_other_files(environ: dict[str, str], folder: str) -> None:
+    assert config.easq_folder(environ, "XDG_CACHE_HOME", ".cache") == Path(folder)
+
+
+def test_who_has_no_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    # what Python does for a user that the system does not know
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(ConfigError) as caught:
+        config.config_path({})
+    assert caught.value.message.startswith("no home folder is known: HOME is not set, and user ")
+    assert caught.value.hint == "set HOME or XDG_CONFIG_HOME"
+
+
+def test_the_home_of_nobody_is_the_name_of_a_file() -> None:
+    assert config.config_path({"EASQ_CONFIG": "~nobody-of-that-name/c"}) == Path("~nobody-of-that-name/c")
 
 
 def test_a_token_source_does_not_show_its_token() -> None:

@@ -163,7 +163,7 @@ class App:
     def discovery(self) -> Discovery:
         """Where the instances of the service are known. Raises ConfigError where nothing says which service."""
         from easq.client.discovery import Discovery
-        from easq.client.kept import cache_folder
+        from easq.config import easq_folder
         from easq.wire.durations import parse_duration
 
         refresh_s: float | None = self.options.get("refresh")
@@ -173,7 +173,7 @@ class App:
             self._lookup(),
             self.transport.settings,
             refresh_s=refresh_s,
-            folder=cache_folder(self.environ),
+            folder=easq_folder(self.environ, "XDG_CACHE_HOME", ".cache"),
             warn=self.warnings.append,
         )
 
