@@ -14,9 +14,11 @@ Keys that easq does not know are named in a warning and survive a save.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,26 @@ def save(config: Config) -> None:
         _replace(path, data)
     except OSError as error:
         raise ConfigError(f"{path}: cannot save: {error.strerror}") from error
+
+
+def edit(path: Path, change: Callable[[Config], Config]) -> Config:
+    """The file at `path` holds what `change` makes of it; runs that change it at the same time wait for each other.
+
+    Raises ConfigError, and what `change` raises; then it is as it was.
+    """
+    try:
+        _make_folder(path.parent)
+        lock = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot save: {error.strerror}") from error
+    try:
+        with contextlib.suppress(OSError):  # some file systems know no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        changed = change(load(path))
+        save(changed)
+    finally:
+        os.close(lock)
+    return changed
 
 
 def _make_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,31 @@ def test_a_symbolic_link_is_not_written_through(path: Path, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="is a symbolic link"):
         config.save(config.load(path).with_values("a", {"token": "secret"}))
     assert target.read_text() == ""
+
+
+def test_changes_at_the_same_time_are_all_kept(path: Path) -> None:
+    writers, rounds = 8, 5
+    ready = threading.Barrier(writers)
+
+    def write_some(writer: int) -> None:
+        ready.wait()
+        for number in range(rounds):
+            name = f"p{writer}-{number}"
+            config.edit(path, lambda found, name=name: found.with_values(name, {"url": "http://h/q"}))
+
+    threads = [threading.Thread(target=write_some, args=(writer,)) for writer in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(config.load(path).profiles) == writers * rounds
+
+
+def test_a_change_that_cannot_be_made_changes_nothing(path: Path) -> None:
+    write(path, "[profiles.a]\n")
+    with pytest.raises(ConfigError, match="no profile 'b'"):
+        config.edit(path, lambda found: found.with_current("b"))
+    assert path.read_text() == "[profiles.a]\n"
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_no_draft(
