@@ -21,7 +21,7 @@ from yarl import URL
 from easq.client.attempts import Attempt, Times
 from easq.client.endpoint import proxy_for, shown
 from easq.client.exchange import MAX_HEADER_BYTES, Settings, target
-from easq.client.failures import Unanswered, Unconnected, unconnected
+from easq.client.failures import Unanswered, refused_by_proxy, unconnected
 from easq.client.headers import check_value, request_headers
 from easq.client.tls import tls_context
 from easq.client.trace import Tracer, hide_in, secrets_of
@@ -171,7 +171,7 @@ class Sender:
             finally:
                 self._deadline.end()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            failure = _translate(error, attempt.url, limit_s)
+            failure = _translate(error, attempt.url, limit_s, place.proxy)
             if tracer is not None:
                 tracer.answer(failure.message, time.monotonic() - began)
             raise failure from error
@@ -275,16 +275,13 @@ def _times(trace: SimpleNamespace) -> Times:
     return times
 
 
-def _translate(error: Exception, url: str, limit_s: float) -> EasqError:
+def _translate(error: Exception, url: str, limit_s: float, proxy: URL | None) -> EasqError:
     """Our error for one of aiohttp, by what is certain about the request."""
     address = shown(url)
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return Unconnected(
-            f"the proxy on the way to {address} refused: {error.status} {error.message}",
-            hint="see HTTP_PROXY and NO_PROXY",
-        )
+        return refused_by_proxy(url, str(proxy), f"{error.status} {error.message}")
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return unconnected(error, url)
+        return unconnected(error, url, None if proxy is None else str(proxy))
     if isinstance(error, TimeoutError):
         return Unanswered(
             f"no complete answer from {address} within {limit_s:.3g} s",
