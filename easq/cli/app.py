@@ -30,7 +30,7 @@ OUTPUTS = ("text", "json", "table", "raw", "none")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a command as Ctrl-C does, with another status."""
+    """SIGTERM, or SIGHUP of a terminal that goes: ends a command as Ctrl-C does, with another status."""
 
 
 class App:
@@ -314,24 +314,38 @@ def exit_status(error: BaseException) -> int:
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated where the program stands, and SIGINT KeyboardInterrupt unless it is ignored."""
+    """Inside, a signal to end raises KeyboardInterrupt or Terminated where the program stands."""
+
+    def end(number: int, _frame: object) -> None:
+        raise _interrupt(number)
+
+    with signals_call(end):
+        yield
+
+
+@contextmanager
+def signals_call(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Inside, SIGINT, SIGTERM and SIGHUP call `handler`, but for those that nohup or a shell's background ignores."""
     import signal
 
-    def terminate(_signal: int, _frame: object) -> None:
-        raise Terminated
-
-    old = {signal.SIGTERM: signal.signal(signal.SIGTERM, terminate)}
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        old[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    taken = [number for number in ends if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in taken}
     try:
         yield
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _interrupt(number: int) -> KeyboardInterrupt:
+    import signal
+
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
 
 
 class Interrupt:
-    """Inside, the first SIGINT or SIGTERM calls `stop` and is kept in `raised`; a second one is raised at once.
+    """Inside, the first signal to end calls `stop` and is kept in `raised`; a second one is raised at once.
 
     For commands that have something in hand: what they did is told to the last item.
     """
@@ -339,28 +353,20 @@ class Interrupt:
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop = stop
         self.raised: KeyboardInterrupt | None = None
+        self._signals = signals_call(self._caught)
 
     def __enter__(self) -> Interrupt:
-        import signal
-
-        self._old = {
-            number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._signals.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        import signal
-
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+    def __exit__(self, *error: Any) -> None:
+        self._signals.__exit__(*error)
 
     def _caught(self, number: int, _frame: object) -> None:
-        import signal
-
-        error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        interrupt = _interrupt(number)
         if self.raised is not None:
-            raise error
-        self.raised = error
+            raise interrupt
+        self.raised = interrupt
         self._stop()
 
 

@@ -14,7 +14,7 @@ from easq import __version__
 from easq.cli.main import COMMANDS, root
 from easq.cli.options import Command, Group
 from easq.errors import Exit
-from tests.cli.conftest import DEADLINE_S, Easq, finish
+from tests.cli.conftest import DEADLINE_S, Easq, Running, finish
 from tests.conftest import Serve
 
 HEAVY = ("aiohttp", "google", "httpcore", "rich", "sqlite3", "websocket")
@@ -306,6 +306,24 @@ def test_a_ctrl_c_while_easq_ends_shows_no_traceback(easq: Easq) -> None:
         f"easq {__version__}\n".encode(),
         b"",
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_stays_so(queue: Easq, number: signal.Signals) -> None:
+    """By nohup, and for what a script runs in the background."""
+    code = f"import os, signal, sys; signal.signal({int(number)}, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    args = [sys.executable, "-c", code, sys.executable, "-m", "easq", "put", "-q", "-f", "-"]
+    with Running(
+        args, env=queue.environ, cwd=queue.home, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as putting:
+        assert putting.stdin is not None
+        assert putting.stdout is not None
+        putting.stdin.write(b"a\n")
+        putting.stdin.flush()
+        assert putting.stdout.readline() == b"[OK] 1\n"
+        putting.send_signal(number)
+        out, _ = putting.communicate(b"b\n")
+    assert (putting.returncode, out) == (0, b"[OK] 2\n")
 
 
 def test_color_is_for_terminals_unless_told_otherwise(easq: Easq) -> None:
