@@ -86,6 +86,9 @@ def stream() -> None:
 root.add_command(stream)
 
 
+#: the arguments that are indexes; only there a negative number was meant as one
+_INDEXES = {"index", "indexes", "item"}
+
 #: objects made before the collector looks for garbage, and how often it looks at older ones; Python: 700, 10, 10
 _COLLECT_AFTER = (50_000, 20, 20)
 
@@ -167,11 +170,11 @@ def _is_echo(error: OSError) -> bool:
 def _usage_error(error: click.ClickException, args: Sequence[str]) -> UsageError:
     """click's complaint in our words: one line and what to do next."""
     message = error.format_message()
-    if isinstance(error, click.NoSuchOption):
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    if isinstance(error, click.NoSuchOption) and ctx and any(p.name in _INDEXES for p in ctx.command.params):
         negative_number = next((arg for arg in args if arg[:1] == "-" and arg[1:].isdigit()), None)
         if negative_number:
             return UsageError(f"{negative_number!r} is not an index: an index is never negative")
-    ctx = error.ctx if isinstance(error, click.UsageError) else None
     message = message[:1].lower() + message[1:].rstrip(".")
     return UsageError(" ".join(message.split()), hint=f"{ctx.command_path if ctx else 'easq'} --help")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
-from easq.cli.options import as_tags, command, payload_options, sink_option, tags_option
+from easq.cli.options import RATE, as_tags, command, payload_options, sink_option, tags_option
 from easq.errors import EasqError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _ASK_S = 2.0
 @tags_option("Tag of every item, k=v; may be repeated.")
 @click.option("--priority", type=click.IntRange(min=0), help="0 is normal, 1 is pushed before it.")
 @click.option("--keep-tags", is_flag=True, help="With json: keep requestId and ts@*.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Puts a second at most.")
+@click.option("--rate", type=RATE, help="Puts a second at most.")
 @click.option(
     "--on-error",
     type=click.Choice(("stop", "continue")),

@@ -105,6 +105,12 @@ def test_an_unknown_option_is_one_line(easq: Easq) -> None:
     assert done.err.count("\n") == 2
 
 
+def test_a_negative_number_is_an_index_only_where_one_may_stand(easq: Easq) -> None:
+    done = easq("config", "set", "refresh", "-1")
+    assert (done.status, done.err) == (2, "easq: no such option '-1'\nhint: easq config set --help\n")
+    assert easq("search", "-1").err == "easq: '-1' is not an index: an index is never negative\n"
+
+
 def test_a_usage_error_is_json_where_json_was_asked_for(easq: Easq) -> None:
     done = easq("get", "abc", "-o", "json")
     assert (done.status, done.out) == (2, b"")

@@ -278,6 +278,13 @@ def _all(queue: Easq) -> list[bytes]:
     return queue("get", "-l", "1000", "-o", "json").out.splitlines()
 
 
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "x", "1e999"])
+def test_a_rate_that_is_none_is_refused(queue: Easq, rate: str) -> None:
+    done = queue("put", "-f", "-", f"--rate={rate}", stdin=b"x\n")
+    assert (done.status, done.out) == (2, b"")
+    assert done.err.startswith(f"easq: invalid value for '--rate': '{rate}' is no number above 0\n")
+
+
 def test_a_rate_is_kept(queue: Easq) -> None:
     done = queue("put", "-f", "-", "--rate", "50", "-o", "json", stdin=b"x\n" * 6)
     assert done.status == 0
