@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socketserver
 import subprocess
@@ -450,6 +451,48 @@ def test_a_damaged_journal_is_refused_and_nothing_is_sent(queue: Easq) -> None:
     assert (done.status, done.out) == (2, b"")
     assert "easq: the journal journal cannot be trusted: the checksum of " in done.err
     assert payloads(queue) == []
+
+
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_what_is_in_flight_when_the_journal_is_full_is_counted(queue: Easq, on_error: str) -> None:
+    (queue.home / "lines").write_text("x\n" * 3000)
+    command = ("put", "-f", "lines", "-c", "8", "--resume", "journal", "-o", "json", "--on-error", on_error)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+
+    # what Python compiles would be cut off as well
+    environ = {**queue.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    with queue.start(*command, preexec_fn=limit, env=environ) as process:
+        _, err = process.communicate()
+    assert process.returncode == 10
+    records = [json.loads(line) for line in err.splitlines()]
+    (summary,) = [record["summary"] for record in records if "summary" in record]
+    error = records[-1]["error"]
+    assert any(
+        "cannot write the journal journal: " in record.get("error", error)["message"] for record in records
+    )
+    assert error["hint"] == "repeat the command: it goes on where it stopped"
+    assert summary["success"] == int(queue("count").text)
+    assert (summary["total"], summary["failed"]) == (3000, 0)
+    assert summary["remaining"] == 3000 - summary["success"] > 0
+    assert queue(*command).status == 0
+    assert int(queue("count").text) == 3000
+
+
+@pytest.mark.usefixtures("lines")
+def test_what_is_in_flight_when_stdout_is_full_is_counted(queue: Easq) -> None:
+    with (
+        open("/dev/full", "wb") as full,
+        queue.start("put", "-f", "lines", "-c", "32", "-o", "json", stdout=full) as process,
+    ):
+        _, err = process.communicate()
+    assert process.returncode == 10
+    first, second = [json.loads(line) for line in err.splitlines()]
+    assert second["error"]["message"].startswith("cannot write to stdout: No space left on device; ")
+    summary = first["summary"]
+    assert summary["success"] == len(payloads(queue))
+    assert (summary["total"], summary["failed"]) == (300, 0)
 
 
 def test_a_literal_needs_no_journal(queue: Easq) -> None:
