@@ -22,7 +22,7 @@ from easq.model import (
     Frame,
     Tags,
 )
-from easq.runner import Answer, Call, ModelFailed
+from easq.runner.model import Answer, Call, ModelFailed
 from easq.wire.operations import MAX_REASON
 
 #: tags that a model does not get in its query: they are the service's own

@@ -48,7 +48,7 @@ from easq.inference import (
     result_key,
 )
 from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
-from easq.runner import DEFAULT_TIMEOUT_S, SHUTDOWN, Answer, Model, ModelFailed
+from easq.runner.model import DEFAULT_TIMEOUT_S, SHUTDOWN, Answer, Model, ModelFailed
 from easq.wire.operations import Watch
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 
 from easq.inference import answer_tags, answer_type, attempt_of, call_of, inherited, reason_of, result_key
 from easq.model import Frame
-from easq.runner import Answer, ModelFailed
+from easq.runner.model import Answer, ModelFailed
 
 TAGS = {
     "requestId": "r-1",

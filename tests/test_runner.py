@@ -17,7 +17,10 @@ from typing import TypeAlias
 import pytest
 
 from easq.errors import ChildFailed, UsageError
-from easq.runner import Answer, Call, Echo, Exec, Http, Model, ModelFailed, parse_model
+from easq.runner.command import Exec
+from easq.runner.http import Http
+from easq.runner.kinds import Echo, parse_model
+from easq.runner.model import Answer, Call, Model, ModelFailed
 from tests.support.waiting import PATIENCE_S, eventually
 
 Reply: TypeAlias = Callable[["Handler"], None]

@@ -16,7 +16,9 @@ from easq.client.queue import QueueClient
 from easq.client.transport import Settings, Transport
 from easq.errors import AuthFailed, ChildFailed
 from easq.inference import Fate, Outcome, inherited, result_key
-from easq.runner import SHUTDOWN, Answer, Call, Exec, Http, Model, ModelFailed
+from easq.runner.command import Exec
+from easq.runner.http import Http
+from easq.runner.model import SHUTDOWN, Answer, Call, Model, ModelFailed
 from easq.wire.operations import Caller
 from easq.worker import Worker, engine_user
 from tests.conftest import Serve

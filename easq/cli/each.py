@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from easq.errors import ChildFailed, UsageError
-from easq.runner import SHUTDOWN, Exec, ModelFailed
+from easq.runner.command import Exec
+from easq.runner.model import SHUTDOWN, ModelFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from easq.cli.app import App
     from easq.client.queue import QueueClient
-    from easq.runner import Model
+    from easq.runner.model import Model
     from easq.worker import Worker
 
 log = logging.getLogger(__name__)

@@ -245,7 +245,7 @@ def _hide_password(app: App, storage: str) -> None:
 def _service(given: Mapping[str, Any]) -> Service | None:
     """The model that is to be served, if any. Raises UsageError."""
     from easq.errors import UsageError
-    from easq.runner import DEFAULT_TIMEOUT_S
+    from easq.runner.model import DEFAULT_TIMEOUT_S
     from easq.service.instance import Limits
     from easq.service.platform import Service
 
@@ -288,7 +288,7 @@ def _default_storage(app: App) -> str:
 def _engines(app: App, server: Server, settings: Settings) -> Engines | None:
     """The engines between each queue and its sink, begun, where there is a model."""
     from easq.cli.engines import Engines
-    from easq.runner import parse_model
+    from easq.runner.kinds import parse_model
 
     if settings.service is None:
         return None

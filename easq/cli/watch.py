@@ -372,7 +372,7 @@ class Session:
         This comes before the close: after it an index may be in other hands, where a negative would take it.
         """
         from easq.errors import EasqError
-        from easq.runner import SHUTDOWN
+        from easq.runner.model import SHUTDOWN
 
         if self.auto_commit:
             return

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from easq.cli.app import App
     from easq.client.queue import QueueClient
     from easq.inference import Outcome
-    from easq.runner import Model
+    from easq.runner.model import Model
     from easq.worker import Worker
 
     Events: TypeAlias = queue.Queue[Outcome | str]
@@ -113,7 +113,8 @@ def work(
 def _model(forward: str | None, cmd: Sequence[str]) -> Model:
     """The model that the command line names. Raises UsageError where it names none, or two."""
     from easq.errors import UsageError
-    from easq.runner import Exec, Http
+    from easq.runner.command import Exec
+    from easq.runner.http import Http
 
     if forward is not None and cmd:
         raise UsageError("--forward and -- CMD exclude each other")

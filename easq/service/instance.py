@@ -14,7 +14,7 @@ from aiohttp import ClientWebSocketResponse, WSCloseCode, WSMsgType, web
 from easq.errors import BadRequest, ChildFailed, MethodNotAllowed, NotFound, PayloadTooLarge
 from easq.model import HEADER_PREFIX, Frame
 from easq.model import Instance as Address
-from easq.runner import DEFAULT_TIMEOUT_S, Answer, Call, Model, ModelFailed
+from easq.runner.model import DEFAULT_TIMEOUT_S, Answer, Call, Model, ModelFailed
 from easq.service.auth import Guard
 from easq.service.http import read_body, respond
 from easq.service.listener import Answer as Answering

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 import struct
 import time
@@ -32,6 +33,9 @@ _KEEP_ALIVE_S = 60.0
 _LOOK_S, _HEAD_LOOKS = 1.0, 5
 #: a connection whose client takes nothing of what is written for so long is lost, in seconds
 _WRITE_DEADLINE_S = 30.0
+#: so many connections wait to be taken; asyncio, told of both by one number, takes so many before it looks around, and
+#: complains as often when it cannot
+_BACKLOG, _ACCEPT_AT_ONCE = 1024, 64
 #: what asyncio has accepted is a connection of the server so many turns of its loop later, at the most
 _HAND_OVER = 3
 #: requests under way may take so long once the service stops, in seconds
@@ -67,7 +71,7 @@ class Listener:
         await self._runner.setup()
         try:
             self._accepting = await asyncio.get_running_loop().create_server(
-                self._server, host, port, backlog=1024
+                self._server, host, port, backlog=_ACCEPT_AT_ONCE
             )
         except OSError as error:
             await self.close()
@@ -76,6 +80,8 @@ class Listener:
                 f"{host} port {port}: {reason}", hint="choose another with --port, or --port 0"
             ) from error
         for listening in self._accepting.sockets:
+            with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                same.listen(_BACKLOG)
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # what is accepted has it too
                 listening.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_WRITE_DEADLINE_S * 1000)

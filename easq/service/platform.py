@@ -28,7 +28,8 @@ from aiohttp import WSMsgType, web
 from easq.balance import Balance
 from easq.errors import DeadlineExceeded, EasqError, MethodNotAllowed, NotFound, Unavailable, Unreachable
 from easq.model import Instance as Address
-from easq.runner import MAX_ANSWER, parse_model
+from easq.runner.kinds import parse_model
+from easq.runner.model import MAX_ANSWER
 from easq.service.auth import Guard, is_unspecified
 from easq.service.http import respond
 from easq.service.instance import (

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from easq.broker.broker import Broker
 from easq.broker.queue import Clock, Rules, check_name
 from easq.errors import BadRequest, EasqError, StorageError, UsageError
-from easq.runner import parse_model
+from easq.runner.kinds import parse_model
 from easq.service.app import App
 from easq.service.auth import Guard, is_loopback, is_unspecified
 from easq.service.listener import Listener
@@ -27,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: most bytes an item may have: the Go SDK reads frames of at most 32 MiB
 MAX_PAYLOAD = 30 * 1024**2
+#: the system, or the process, has no room for one more connection; that it is so is said again after so many seconds
+_TOO_MANY, _SAY_AGAIN_S = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +207,8 @@ async def serve(
     # requests leave next to no cycles: looking for them after every 700 objects took a tenth of the time
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    _open_many_files()
+    asyncio.get_running_loop().set_exception_handler(_Complaints())
     server = Server(settings)
     await server.start()
     _stop_on_signals(server)
@@ -214,6 +221,36 @@ async def serve(
         await server.stop()
     if server.failed is not None:
         raise server.failed
+
+
+def _open_many_files() -> None:
+    """The process may have as many connections as the system lets it, not just those that a shell does."""
+    try:
+        import resource
+    except ImportError:
+        return  # no such limit here
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:
+        log.debug("the limit of open files stays as it is: %s", error)
+
+
+class _Complaints:
+    """What asyncio's loop complains of. That it can take no more connections it says for each one, with a traceback;
+    here that is a line a minute.
+    """
+
+    def __init__(self) -> None:
+        self._said_at = -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in _TOO_MANY):
+            loop.default_exception_handler(context)
+        elif loop.time() - self._said_at >= _SAY_AGAIN_S:
+            self._said_at = loop.time()
+            log.warning("connections wait, none can be taken: %s", error.strerror)
 
 
 def _stop_on_signals(server: Server) -> None:

@@ -80,7 +80,8 @@ def pushes_without_checking_its_lease() -> None:
 
     async def fetch(self: Distributed, stream: str, session: int, **given: Any) -> list[Lease] | None:
         leases = await original(self, stream, session, **given)
-        await asyncio.sleep(0.5)
+        if leases:
+            await asyncio.sleep(1.5)
         return leases
 
     Distributed.fetch = fetch

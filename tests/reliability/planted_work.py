@@ -17,7 +17,7 @@ from easq.cli.main import main
 from easq.client.queue import QueueClient
 from easq.inference import Outcome
 from easq.model import Frame
-from easq.runner import Answer
+from easq.runner.model import Answer
 
 
 def commits_before_it_puts() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import select
 import socket
+import sys
 import threading
 import time
 
@@ -150,3 +152,26 @@ def _takes(connection: Connection, data: bytes) -> bool:
     except OSError:
         return False
     return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets the limit of another process")
+def test_connections_beyond_the_limit_wait_and_are_complained_of_once(serve: Serve) -> None:
+    """The limit is as high as the system lets it be. Where it is reached, those who are connected are served."""
+    service = serve()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert resource.prlimit(service.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (100, hard))
+    path = service.stream().path
+    connections = [Connection(service.port) for _ in range(150)]
+    eventually(lambda: "none can be taken: Too many open files" in service.log.read_text())
+    assert connections[0].ask("POST", path, (), b"x").status == 200
+    connections[-1].send_request("POST", path, (), b"x")
+    assert connections[-1].is_quiet(2.0)  # two more attempts to take it
+    for connection in connections[:100]:
+        connection.close()
+    assert connections[-1].read_answer().status == 200
+    for connection in connections[100:]:
+        connection.close()
+    said = service.log.read_text()
+    assert said.count("none can be taken") == 1
+    assert "Traceback" not in said

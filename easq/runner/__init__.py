@@ -1,0 +1,1 @@
+"""Run a model: echo, a command, or a service behind HTTP."""

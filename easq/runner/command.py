@@ -1,0 +1,237 @@
+"""A command that answers: data on stdin, answer on stdout.
+
+It is never run by a shell, leads a process group of its own, and sees no token of ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from urllib.parse import urlencode
+
+from easq.errors import ChildFailed
+from easq.runner.model import (
+    DEFAULT_TIMEOUT_S,
+    ENGINE_ERROR,
+    MAX_ANSWER,
+    MAX_SAID,
+    SHUTDOWN,
+    Answer,
+    Call,
+    ModelFailed,
+    last_line,
+)
+
+#: never in the environment of a command
+_SECRETS = ("EASQ_TOKEN", "EASQ_TOKEN_FILE")
+#: read and written at a time, in bytes
+_PIECE = 64 * 1024
+#: a command whose children keep its stdout open is found to have ended after so many seconds
+_POLL_S = 0.05
+#: a command that closed its output is about to end: so often is looked whether it has, in seconds
+_ENDING_S = 0.002
+#: a pipe holds 64 KiB, or up to 1 MiB where it was told to
+_MAX_PIECES_LEFT = 32
+#: the system has no room for one more process, or this call's environment is too large: no fault of the command
+_NOT_NOW = {errno.E2BIG, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+
+
+class Exec:
+    """Runs a command for each call: data on stdin, answer on stdout.
+
+    A status other than 0 is a failure, and the last line on stderr its reason. What the command leaves running in
+    the background lives on, and is not waited for.
+    """
+
+    waits = True
+
+    def __init__(self, argv: Sequence[str], *, max_answer: int = MAX_ANSWER) -> None:
+        self._argv = tuple(argv)
+        self._max_answer = max_answer
+        self._lock = threading.Lock()
+        self._running: dict[subprocess.Popen[bytes], bool] = {}  # -> whether it was cancelled
+        self._closed = False
+
+    def check(self) -> None:
+        """Raises ChildFailed unless the command is there and may be run."""
+        if shutil.which(self._argv[0]) is None:
+            raise ChildFailed(f"{self._argv[0]} cannot be started: no such command")
+
+    def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
+        """What the command wrote on stdout; see `Model.run`."""
+        deadline = time.monotonic() + timeout_s
+        process = self._start(call)
+        pipes = _Pipes(process, call.data, self._max_answer)
+        try:
+            code = self._finish(process, pipes, deadline)
+        finally:
+            with self._lock:
+                _kill_group(process)
+                cancelled = self._running.pop(process) or self._closed
+            pipes.close()
+            process.wait()
+        answer = Answer(bytes(pipes.out))
+        if pipes.is_full:
+            raise ModelFailed(f"the answer is above {self._max_answer} bytes", status=502)
+        if code is None:
+            raise ModelFailed(f"no answer within {timeout_s:g} s", status=504)
+        if code != 0 and cancelled:
+            raise ModelFailed("the call was cancelled", status=503, code=SHUTDOWN)
+        if code != 0:
+            reason = last_line(bytes(pipes.err)) or _ended_how(code)
+            raise ModelFailed(reason, status=500, code=ENGINE_ERROR, answer=answer)
+        return answer
+
+    def cancel(self) -> None:
+        """The commands under way are killed, each with its process group."""
+        with self._lock:
+            for process in self._running:
+                self._running[process] = True
+                _kill_group(process)
+
+    def close(self) -> None:
+        """As `cancel`; none is started after it."""
+        with self._lock:
+            self._closed = True
+        self.cancel()
+
+    def _start(self, call: Call) -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE
+        environ = _environ(call)
+        with self._lock:
+            if self._closed:
+                raise ModelFailed("the model is closed", status=503, code=SHUTDOWN)
+        try:
+            process = subprocess.Popen(
+                self._argv,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                env=environ,
+                start_new_session=True,
+                bufsize=0,
+            )
+        except OSError as error:
+            reason = f"{self._argv[0]} cannot be started: {error.strerror}"
+            if error.errno in _NOT_NOW:
+                raise ModelFailed(reason, status=500, code=ENGINE_ERROR) from error
+            raise ChildFailed(reason) from error
+        except ValueError as error:  # a NUL in the environment
+            raise ModelFailed(f"{self._argv[0]} cannot be started: {error}", status=400) from error
+        with self._lock:
+            self._running[process] = False
+            if self._closed:
+                _kill_group(process)
+        return process
+
+    def _finish(self, process: subprocess.Popen[bytes], pipes: _Pipes, deadline: float) -> int | None:
+        """The command's status once it ended and all of its output was read; None at the deadline."""
+        while (left_s := deadline - time.monotonic()) > 0 and not pipes.is_full:
+            with self._lock:  # a process that was waited for must not be killed any more: its number is free
+                code = process.poll()
+            if code is not None:
+                pipes.drain()
+                return code
+            if pipes.is_open:
+                pipes.move(min(left_s, _POLL_S))
+            else:
+                time.sleep(min(left_s, _ENDING_S))
+        return None
+
+
+class _Pipes:
+    """The three pipes of a process: what is to be said goes in, what it says is kept, up to a limit."""
+
+    def __init__(self, process: subprocess.Popen[bytes], data: bytes, limit: int) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._process = process
+        self._unsent = memoryview(data)
+        self._limit = limit
+        self.out, self.err = bytearray(), bytearray()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(process.stdout, selectors.EVENT_READ, self.out)
+        self._selector.register(process.stderr, selectors.EVENT_READ, self.err)
+        if data:
+            os.set_blocking(process.stdin.fileno(), False)
+            self._selector.register(process.stdin, selectors.EVENT_WRITE)
+        else:
+            process.stdin.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything may still come."""
+        return bool(self._selector.get_map())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more came on stdout than may."""
+        return len(self.out) > self._limit
+
+    def move(self, wait_s: float) -> bool:
+        """A piece went through each pipe that was ready, or became so within `wait_s`; whether any was."""
+        ready = self._selector.select(wait_s) if self.is_open else []
+        for key, _ in ready:
+            if key.data is None:
+                self._write(key.fd)
+            elif piece := os.read(key.fd, _PIECE):
+                key.data.extend(piece)
+            else:
+                self._selector.unregister(key.fileobj)
+        del self.err[:-MAX_SAID]
+        return bool(ready)
+
+    def drain(self) -> None:
+        """What the process left in its pipes was read; not all that others, who hold them too, may add for ever."""
+        for _ in range(_MAX_PIECES_LEFT):
+            if self.is_full or not self.move(0.0):
+                break
+
+    def _write(self, fd: int) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._unsent = self._unsent[os.write(fd, self._unsent[:_PIECE]) :]
+        except BrokenPipeError:  # it wants no more, which is its own business
+            self._unsent = self._unsent[:0]
+        if not self._unsent:
+            self._selector.unregister(self._process.stdin)
+            self._process.stdin.close()
+
+    def close(self) -> None:
+        """All three are closed."""
+        self._selector.close()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """The process, unless it was waited for, and all of its group have got SIGKILL."""
+    if process.returncode is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def _environ(call: Call) -> dict[str, str]:
+    """Our environment without what is secret, and what the call gives."""
+    ours = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    given = {
+        "EASQ_PATH": call.path,
+        "EASQ_QUERY": urlencode(call.query),
+        "EASQ_CONTENT_TYPE": call.content_type,
+    }
+    return ours | {name: value for name, value in given.items() if value} | dict(call.environ)
+
+
+def _ended_how(code: int) -> str:
+    return f"exit status {code}" if code > 0 else f"killed by signal {-code}"

@@ -1,0 +1,53 @@
+"""Which models there are, and the one that a text names."""
+
+from __future__ import annotations
+
+import shlex
+
+from easq.errors import UsageError
+from easq.runner.command import Exec
+from easq.runner.http import Http
+from easq.runner.model import DEFAULT_TIMEOUT_S, Answer, Call, Model
+
+_HINT = "write it as echo, exec:COMMAND or http://HOST:PORT/PATH"
+
+
+def parse_model(text: str) -> Model:
+    """The model that `text` names: `echo`, `exec:CMD ARG...` (split as a shell would, run without one), or
+    `http:URL`, also as the plain URL.
+
+    Raises UsageError.
+    """
+    kind, colon, rest = text.partition(":")
+    if text == "echo":
+        return Echo()
+    if kind == "exec" and colon:
+        try:
+            argv = shlex.split(rest)
+        except ValueError as error:
+            raise UsageError(f"model {text!r}: {str(error).lower()}", hint=_HINT) from error
+        if not argv or not argv[0]:
+            raise UsageError(f"model {text!r}: no command", hint="write it as exec:COMMAND ARG...")
+        return Exec(argv)
+    if kind in ("http", "https") and colon:
+        return Http(text if rest.startswith("//") else rest)
+    raise UsageError(f"model {text!r}: not known", hint=_HINT)
+
+
+class Echo:
+    """Answers each call with its own data, as the type it came as."""
+
+    waits = False
+
+    def check(self) -> None:
+        """There is nothing that could be missing."""
+
+    def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:  # noqa: ARG002
+        """The data of the call."""
+        return Answer(call.data, headers=(("Content-Type", call.content_type),) if call.content_type else ())
+
+    def cancel(self) -> None:
+        """Nothing is ever under way."""
+
+    def close(self) -> None:
+        """Nothing is held."""
