@@ -46,6 +46,7 @@ class _Place:
     url: URL
     headers: dict[str, str]
     proxy: URL | None
+    way: str | None  #: the same as text
     tls: ssl.SSLContext | bool
 
 
@@ -120,7 +121,7 @@ class Session:
         )
         try:
             return _Place(
-                URL(target(url, request), encoded=True), checked, URL(proxy) if proxy else None, tls
+                URL(target(url, request), encoded=True), checked, URL(proxy) if proxy else None, proxy, tls
             )
         except UnicodeError as error:
             raise UsageError(f"the request to {shown(url)} cannot be sent: {error}") from error
@@ -146,7 +147,7 @@ class Sender:
         limit_s = attempt.until - began
         tracer = None
         if settings.trace is not None:
-            tracer = Tracer(settings.trace, secrets_of(headers))
+            tracer = Tracer(settings.trace, secrets_of(headers, place.way))
             tracer.request(request.method, attempt.url + request.path, request.query)
             tracer.headers(">", headers)
             tracer.body(">", request.body)
@@ -171,7 +172,7 @@ class Sender:
             finally:
                 self._deadline.end()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            failure = _translate(error, attempt.url, limit_s, place.proxy)
+            failure = _translate(error, attempt.url, limit_s, place.way)
             if tracer is not None:
                 tracer.answer(failure.message, time.monotonic() - began)
             raise failure from error
@@ -181,7 +182,9 @@ class Sender:
             tracer.answer(f"{reply.status}, {len(reply.body)} bytes", time.monotonic() - began)
             tracer.headers("<", reply.headers)
             tracer.body("<", reply.body)
-        return reply if 200 <= reply.status < 300 else hide_in(reply, secrets_of(headers))
+        if 200 <= reply.status < 300:
+            return reply
+        return hide_in(reply, secrets_of(headers, place.way))
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         limit = self._session.settings.max_answer_bytes
@@ -195,7 +198,7 @@ class Sender:
             if size > limit:
                 raise ServerError(
                     f"the answer of {shown(self.url)} is above the limit of {limit} bytes",
-                    hint="ask for fewer items at once, or raise the limit",
+                    hint="ask for fewer items at once",
                 )
         return b"".join(parts)
 
@@ -275,13 +278,13 @@ def _times(trace: SimpleNamespace) -> Times:
     return times
 
 
-def _translate(error: Exception, url: str, limit_s: float, proxy: URL | None) -> EasqError:
+def _translate(error: Exception, url: str, limit_s: float, proxy: str | None) -> EasqError:
     """Our error for one of aiohttp, by what is certain about the request."""
     address = shown(url)
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return refused_by_proxy(url, str(proxy), f"{error.status} {error.message}")
+        return refused_by_proxy(url, proxy or "", f"{error.status} {error.message}")
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return unconnected(error, url, None if proxy is None else str(proxy))
+        return unconnected(error, url, proxy)
     if isinstance(error, TimeoutError):
         return Unanswered(
             f"no complete answer from {address} within {limit_s:.3g} s",

@@ -119,7 +119,7 @@ class Transport:
         try:
             if not 200 <= response.status < 300:
                 refused = self._read(url, response, tracer, began)
-                raise read_error(hide_in(refused, secrets_of(headers)))
+                raise read_error(hide_in(refused, self._secrets(url, headers)))
         except BaseException:
             response.close()
             raise
@@ -139,13 +139,17 @@ class Transport:
             times.connect_s = None if deadline.connected is None else deadline.connected - began
             times.first_byte_s = None if deadline.first_byte is None else deadline.first_byte - began
             times.total_s = time.monotonic() - began
-        return reply if 200 <= reply.status < 300 else hide_in(reply, secrets_of(headers))
+        return reply if 200 <= reply.status < 300 else hide_in(reply, self._secrets(attempt.url, headers))
+
+    def _secrets(self, url: str, headers: Mapping[str, str]) -> list[str]:
+        return secrets_of(headers, proxy_for(url, self.settings.environ))
 
     def _send(
         self, url: str, request: Request, headers: Mapping[str, str], limit_s: float
     ) -> tuple[httpcore.Response, Tracer, float]:
         """Sends, and waits for status and headers until `limit_s` is over."""
-        tracer = Tracer(self.settings.trace, secrets_of(headers))
+        proxy = proxy_for(url, self.settings.environ)
+        tracer = Tracer(self.settings.trace, secrets_of(headers, proxy))
         tracer.request(request.method, url + request.path, request.query)
         tracer.headers(">", headers)
         tracer.body(">", request.body)
@@ -153,7 +157,6 @@ class Transport:
         self._deadline.begin(began + limit_s)
         # everything but connecting is bounded by the deadline, below httpcore
         connect_s = max(min(limit_s, self.settings.connect_timeout_s), 0.001)
-        proxy = proxy_for(url, self.settings.environ)
         try:
             message = _message(
                 target(url, request), request, headers, {"connect": connect_s}, proxied=proxy is not None
@@ -178,7 +181,7 @@ class Transport:
                 if len(body) > limit:
                     raise ServerError(
                         f"the answer of {shown(url)} is above the limit of {limit} bytes",
-                        hint="ask for fewer items at once, or raise the limit",
+                        hint="ask for fewer items at once",
                     )
         except _FAILURES as error:
             failure = _translate(error, url, (self._deadline.until or began) - began)

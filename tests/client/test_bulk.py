@@ -268,6 +268,14 @@ def test_a_proxy_that_wants_a_password_says_so_once(scheme: str) -> None:
     assert len(proxy.requests) == 1
 
 
+def test_what_a_proxy_quotes_does_not_show_its_password() -> None:
+    with answering(reply(403, b"geheim9 Basic dXNlcjpnZWhlaW05")) as proxy:
+        settings = replace(QUICK, environ={"http_proxy": f"http://user:geheim9@127.0.0.1:{proxy.port}"})
+        (outcome,) = put_all("http://eas.example/api/predict/q", puts(b"x"), settings)
+    assert outcome.error is not None
+    assert outcome.error.message == "**** Basic ****aW05"
+
+
 def test_tls_is_verified_as_everywhere(certificate: Path) -> None:
     with secured(certificate) as server:
         url = server.url.replace("http:", "https:")

@@ -198,6 +198,27 @@ def test_a_proxy_that_wants_a_password_says_so_once(scheme: str) -> None:
     assert caught.value.hint == "HTTP_PROXY=http://USER:PASSWORD@HOST:PORT names a user"
 
 
+def test_what_a_proxy_quotes_does_not_show_its_password() -> None:
+    told: list[str] = []
+
+    def quote(_: Server, peer: Peer) -> None:
+        head, _ = peer.read_request()
+        peer.answer(403, f"geheim9 {head}".encode())
+
+    with Server(quote) as proxy:
+        settings = Settings(
+            environ={"HTTP_PROXY": f"http://user:geheim9@127.0.0.1:{proxy.port}"},
+            trace=lambda _, line: told.append(line),
+        )
+        with Transport(settings) as transport, pytest.raises(errors.Forbidden) as caught:
+            transport.exchange("http://queue.example.test/q", GET, CALLER)
+    given = base64.b64encode(b"user:geheim9").decode()
+    assert "Proxy-Authorization: Basic ****" in caught.value.message
+    for text in [caught.value.message, *told]:
+        assert given not in text
+        assert "geheim9" not in text
+
+
 @pytest.mark.parametrize("name", ["proxy\u00fc.invalid", "no-such-proxy.invalid"])
 def test_the_name_of_a_proxy_that_does_not_resolve_is_said(name: str) -> None:
     settings = Settings(environ={"HTTP_PROXY": f"http://u:secret@{name}:3128"}, connect_timeout_s=0.1)
