@@ -35,6 +35,8 @@ _LARGE_BODY = 256 * 1024
 _VARYING = frozenset(("Idempotency-Key", "Authorization", "Content-MD5", "Date"))
 #: of the time for an attempt, the part in which it has to be connected: then it is known that nothing was sent
 _CONNECT_PART = 0.98
+#: who notices a deadline so late, in seconds, stood still (Ctrl-Z), and has as long to take what came meanwhile
+_STOOD_STILL_S = 1.0
 #: addresses and sets of headers that are remembered
 _MAX_KNOWN = 1000
 
@@ -234,7 +236,10 @@ class _Deadline:
 
     def _look(self) -> None:
         self._timer = None
-        if self._until > self._loop.time():
+        now = self._loop.time()
+        if self._until and now - self._until > _STOOD_STILL_S:
+            self._until = now + _STOOD_STILL_S
+        if self._until > now:
             self._timer = self._loop.call_at(self._until, self._look)
         elif self._until and self._task is not None:
             self._over = True

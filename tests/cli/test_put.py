@@ -11,12 +11,13 @@ import socketserver
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from tests.cli.conftest import Easq, finish
+from tests.cli.conftest import DEADLINE_S, Easq, finish
 from tests.client.servers import Peer, answering, broken, eventually, reply, silent
 from tests.conftest import Serve
 from tests.support.process import AS_ANYONE
@@ -575,6 +576,35 @@ def test_what_fails_many_at_once_is_said_once(easq: Easq, serve: Serve) -> None:
     said = [line for line in done.err.splitlines() if line.startswith("easq: ")]
     assert len(said) == 1
     assert re.match(r"easq: line 1(?: and [0-9]+ more)?: ", said[0])
+
+
+def test_what_was_answered_while_the_process_was_stopped_is_stored(easq: Easq) -> None:
+    """By Ctrl-Z, for longer than an exchange may take."""
+    asked, stopped, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def late(peer: Peer) -> None:
+        asked.set()
+        stopped.wait(DEADLINE_S)
+        peer.answer(200, b"7")
+        answered.set()
+
+    with answering(late) as server:
+        args = ("put", "-q", "-f", "-", "--url", server.url, "--request-timeout", "1s")
+        with easq.start(*args, stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            process.stdin.write(b"x\n")
+            process.stdin.close()
+            process.stdin = None
+            assert asked.wait(DEADLINE_S)
+            began = time.monotonic()
+            process.send_signal(signal.SIGSTOP)
+            stopped.set()
+            assert answered.wait(DEADLINE_S)
+            eventually(lambda: time.monotonic() - began > 2.5)
+            process.send_signal(signal.SIGCONT)
+            out, err = process.communicate()
+        assert (process.returncode, out, err) == (0, b"[OK] 7\n", b"")
+        assert len(server.requests) == 1
 
 
 def test_an_interrupt_does_not_wait_for_stdin(queue: Easq) -> None:
