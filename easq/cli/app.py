@@ -338,6 +338,14 @@ def signals_call(handler: Callable[[int, object], None]) -> Iterator[None]:
             signal.signal(number, old)
 
 
+def hang_up_as_terminate() -> None:
+    """From here on SIGHUP is a SIGTERM, for whoever takes that by himself; an ignored one stays so."""
+    import signal
+
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
 def _interrupt(number: int) -> KeyboardInterrupt:
     import signal
 

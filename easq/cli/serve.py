@@ -180,6 +180,9 @@ def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
     import asyncio
     import tempfile
 
+    from easq.cli.app import hang_up_as_terminate
+
+    hang_up_as_terminate()
     log_to(app, options.pop("log_format"))
     ready_file = options.pop("ready_file")
     if not cmd:
