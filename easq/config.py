@@ -15,7 +15,6 @@ Keys that easq does not know are named in a warning and survive a save.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -214,6 +213,8 @@ def edit(path: Path, change: Callable[[Config], Config]) -> Config:
 
     Raises ConfigError, and what `change` raises; then it is as it was.
     """
+    import fcntl
+
     try:
         _make_folder(path.parent)
         lock = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
