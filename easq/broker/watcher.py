@@ -32,7 +32,7 @@ class Watcher:
 
     async def sent(self, frames: Sequence[Frame]) -> None:
         """The frames were written to the connection: with auto-commit they are committed, at most once."""
-        if self._watch.auto_commit:
+        if self._watch.auto_commit and frames:
             await self._queue.commit(self._consumer, [frame.index for frame in frames])
 
     async def heard(self) -> None:

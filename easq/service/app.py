@@ -13,7 +13,7 @@ from easq.broker.broker import Broker
 from easq.broker.queue import Queue
 from easq.errors import BadRequest, MethodNotAllowed, NotFound, Unavailable
 from easq.service.auth import Guard
-from easq.service.http import answer, read_operation, respond
+from easq.service.http import answer, read_operation, respond, target
 from easq.service.listener import safe
 from easq.service.platform import DISCOVERY_PATHS, MODELARTS_PATH, Platform
 from easq.service.watch import Liveness, serve_watch
@@ -48,7 +48,7 @@ class App:
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to one request. Raises the EasqError that is to be its reply."""
-        raw_path, _, raw_query = request.raw_path.partition("?")
+        raw_path, _, raw_query = target(request).partition("?")
         place = self._known.get(raw_path)
         if place is None:
             if raw_path == "/healthz":

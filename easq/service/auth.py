@@ -53,15 +53,16 @@ class Guard:
         """Raises Forbidden for a Host that is not served here (421), and for a web page of another origin.
 
         A page whose name was rebound to this address sends its own Host. A page elsewhere sends its Origin, or, with
-        a picture or a link, says `Sec-Fetch-Site: cross-site`: a get removes items, so it is no more harmless than a
-        put. The Python SDK's Origin is scheme and host, the Go SDK's the whole address in lower case.
+        a picture or a link, says `Sec-Fetch-Site: cross-site`, and `same-site` from another port of this machine: a
+        get removes items, so it is no more harmless than a put. The Python SDK's Origin is scheme and host, the Go
+        SDK's the whole address in lower case.
         """
         host = headers.get("Host", "")
         if not self._serves(host):
             raise Forbidden(
                 "this Host is not served here", hint="start easq serve with --allowed-host", status=421
             )
-        if headers.get("Sec-Fetch-Site", "").lower() == "cross-site":
+        if headers.get("Sec-Fetch-Site", "").lower() in {"cross-site", "same-site"}:
             raise Forbidden("requests from other sites are not served")
         origin = headers.get("Origin")
         if origin is not None and not self._is_own(origin, host):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
@@ -24,6 +25,19 @@ _COMMITTED = "X-Easq-Committed"
 _BODY_DEADLINE_S, _BODY_RATE = 9.0, 1024
 #: a body that is no payload (the form of a negative) has at most so many bytes
 _MAX_FORM = 64 * 1024
+
+
+def target(request: web.BaseRequest) -> str:
+    """What is asked for, as it was sent: path and query, without scheme and authority before them."""
+    text = request.raw_path
+    if text.startswith("/"):
+        return text
+    scheme, found, rest = text.partition("://")
+    if not found or scheme.lower() not in {"http", "https"}:
+        return text
+    authority = re.match(r"[^/?]*", rest)
+    assert authority is not None
+    return "/" + rest[authority.end() :].removeprefix("/")
 
 
 async def read_body(
@@ -180,6 +194,8 @@ class _Whole(web.StreamResponse):
         if request.transport is None or request.transport.is_closing():
             raise ClientConnectionResetError("the connection is closed")
         request.transport.write(_head(self._reply, self.reason) + self._reply.body)
+        if request.transport.get_write_buffer_size():
+            await response_drained(request)  # who reads no answers is not answered for ever
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -203,6 +219,8 @@ def _date(second: int) -> str:
 
 
 def respond(reply: Reply) -> web.Response:
-    """The HTTP response that `reply` describes."""
+    """The HTTP response that `reply` describes. No browser is to take it for another type than it says."""
     headers: Mapping[str, str] = reply.headers
+    if reply.body:
+        headers = {"X-Content-Type-Options": "nosniff", **headers}
     return web.Response(status=reply.status, headers=headers, body=reply.body)

@@ -16,7 +16,7 @@ from easq.model import HEADER_PREFIX, Frame
 from easq.model import Instance as Address
 from easq.runner.model import DEFAULT_TIMEOUT_S, Answer, Call, Model, ModelFailed
 from easq.service.auth import Guard
-from easq.service.http import read_body, respond
+from easq.service.http import read_body, respond, target
 from easq.service.listener import Answer as Answering
 from easq.service.listener import Listener
 from easq.service.watch import WRITE_DEADLINE_S
@@ -111,7 +111,7 @@ class Instance:
             self._pool.shutdown()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.raw_path.partition("?")[0] == "/healthz" and request.method == "GET":
+        if target(request).partition("?")[0] == "/healthz" and request.method == "GET":
             return respond(Reply(200, {"Content-Type": "text/plain"}, b"ok\n"))
         self.requests += 1
         if self.instead is not None:
@@ -120,7 +120,7 @@ class Instance:
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """What the model answers. Raises the EasqError that is to be the reply."""
-        self._guard.check_call(request.headers, request.raw_path)
+        self._guard.check_call(request.headers, target(request))
         call = self._call(request)
         if is_upgrade(request):
             return await self._converse(request, call)
@@ -138,7 +138,7 @@ class Instance:
 
     def _call(self, request: web.BaseRequest) -> Call:
         """The call without its data. Raises NotFound for another service's path."""
-        path, _, query = request.raw_path.partition("?")
+        path, _, query = target(request).partition("?")
         if self._base and path.startswith(self._base + "/"):
             segment, slash, rest = path[len(self._base) + 1 :].partition("/")
             if unquote(segment, errors="replace") != self._name:

@@ -9,11 +9,11 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from easq.errors import BadRequest, ConfigError, EasqError, StorageError
 from easq.service.auth import Guard
@@ -27,6 +27,8 @@ Answer: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 #: what one request line, and all its headers, may have in bytes
 _MAX_LINE, _MAX_FIELD = 64 * 1024, 32 * 1024
+#: and how many of these there may be
+_MAX_HEADERS = 100
 #: an idle connection is kept so long, in seconds
 _KEEP_ALIVE_S = 60.0
 #: the head of a request is looked for this often, in seconds, and has to be there at so many looks after its first byte
@@ -135,6 +137,7 @@ class Listener:
         assert isinstance(connection, _Connection)
         connection.is_answering, connection.begun = True, None
         try:
+            _check_headers(request.raw_headers)
             if len(request.headers.getall("Host", ())) > 1:
                 raise BadRequest("more than one Host")
             self._guard.check_source(request.headers)
@@ -175,9 +178,20 @@ def safe(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text[:500])
 
 
+def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raises BadRequest when there are too many of them, or they are too large together."""
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+    if len(headers) > _MAX_HEADERS or size > _MAX_FIELD:
+        raise BadRequest(
+            f"a request has at most {_MAX_HEADERS} headers, and {_MAX_FIELD} bytes of them", status=431
+        )
+
+
 def _refuse(request: web.BaseRequest, error: EasqError) -> web.Response:
     response = respond(error_reply(error))
-    if not request.content.at_eof():
+    if not request.content.at_eof() or error.status == 431:
         # the rest of the body is not read: the connection cannot be used for another request
         response.force_close()
     return response
@@ -215,6 +229,8 @@ class _Connection(web.RequestHandler):
         text = "this is no HTTP/1.1 request"
         if isinstance(exc, LineTooLong):
             status, text = 431, f"the request line is above {_MAX_LINE} bytes, or a header above {_MAX_FIELD}"
+        elif isinstance(exc, BadHttpMessage) and exc.message == "Too many headers received":
+            status, text = 431, f"a request has at most {_MAX_HEADERS} headers"
         response = respond(error_reply(BadRequest(text, status=status)))
         response.force_close()
         return response

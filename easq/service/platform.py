@@ -31,7 +31,7 @@ from easq.model import Instance as Address
 from easq.runner.kinds import parse_model
 from easq.runner.model import MAX_ANSWER
 from easq.service.auth import Guard, is_unspecified
-from easq.service.http import respond
+from easq.service.http import respond, target
 from easq.service.instance import (
     INSTANCE_HEADER,
     Instance,
@@ -199,7 +199,7 @@ class Platform:
         token = self._guard.token.encode()
         given = request.headers.get("X-Auth-Token", "").strip().encode(errors="replace")
         name = unquote(name, errors="replace")
-        kinds = parse_qs(request.raw_path.partition("?")[2]).get("type", [])
+        kinds = parse_qs(target(request).partition("?")[2]).get("type", [])
         if token and not hmac.compare_digest(given, token):
             return _modelarts_error(401, "ModelArts.0401", "X-Auth-Token is missing or wrong")
         if door.rstrip("/") != _LOOKUP:
@@ -221,7 +221,7 @@ class Platform:
         """
         assert self._service is not None
         self.requests["gateway"] += 1
-        self._guard.check_call(request.headers, request.raw_path)
+        self._guard.check_call(request.headers, target(request))
         socket = is_upgrade(request)
         if not socket and request.method != "POST":
             raise MethodNotAllowed("a service is called with POST, or over a WebSocket")
@@ -297,7 +297,7 @@ class Platform:
         return socket
 
     def _url(self, request: web.BaseRequest, address: Address) -> str:
-        return f"http://{address.address}{request.raw_path}"
+        return f"http://{address.address}{target(request)}"
 
     def _headers(self, request: web.BaseRequest) -> dict[str, str]:
         """What the caller sent, in the gateway's own name."""

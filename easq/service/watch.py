@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -12,14 +11,13 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from easq.broker.queue import Queue
 from easq.broker.watcher import Watcher
 from easq.errors import BadRequest, EasqError, StreamEnded
-from easq.model import Frame
 from easq.wire import operations as op
 from easq.wire.frames import delimit, encode_frame
 
 log = logging.getLogger(__name__)
 
-#: a connection that does not take a frame for so long is lost, in seconds
-WRITE_DEADLINE_S = 30.0
+#: a connection that does not take a frame for so long is lost, in seconds, and one more for each so many bytes of it
+WRITE_DEADLINE_S, _WRITE_RATE = 30.0, 16 * 1024
 #: reason of the close frame when the stream has ended
 END_REASON = b"eos"
 #: clients send pings and close frames only: a message has at most so many bytes (aiohttp refuses what it is given)
@@ -53,6 +51,8 @@ async def serve_watch(
         lost = await door.run(watcher)
         return response
     except ConnectionError:
+        if not door.response.prepared:
+            raise  # the client is gone, and was not answered
         return door.response
     except asyncio.CancelledError:
         lost = False  # the service stops: nobody failed
@@ -73,13 +73,24 @@ async def _leave(watcher: Watcher, *, lost: bool) -> None:
 
 
 async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.Watch) -> None:
-    """Frames go out until the name is taken by another connection."""
+    """Frames go out until the name is taken by another connection. Of several, what was written before the connection
+    broke is committed with auto-commit: it may have been read, and comes at most once.
+    """
     if watch.auto_commit:
         await asyncio.sleep(_SETTLE_S)
     while frames := await watcher.next():
-        async with asyncio.timeout(WRITE_DEADLINE_S):
-            await door.send(frames)
-        await watcher.sent(frames)
+        written = 0
+        try:
+            for frame in frames:
+                data = encode_frame(frame, watch.codec, with_data=not watch.index_only)
+                async with asyncio.timeout(WRITE_DEADLINE_S + len(data) / _WRITE_RATE):
+                    written += 1
+                    await door.send(data)
+        except ConnectionError:
+            written -= 1
+            raise
+        finally:
+            await watcher.sent(frames[:written])
 
 
 class _SocketDoor:
@@ -105,13 +116,12 @@ class _SocketDoor:
         await self.response.prepare(request)
         return self.response
 
-    async def send(self, frames: Sequence[Frame]) -> None:
-        for frame in frames:
-            data = encode_frame(frame, self._watch.codec, with_data=not self._watch.index_only)
-            if self._watch.codec is op.Codec.JSON:
-                await self.response.send_str(data.decode())
-            else:
-                await self.response.send_bytes(data)
+    async def send(self, data: bytes) -> None:
+        """A frame is written. Raises ConnectionError: then it was not."""
+        if self._watch.codec is op.Codec.JSON:
+            await self.response.send_str(data.decode())
+        else:
+            await self.response.send_bytes(data)
 
     async def run(self, watcher: Watcher) -> bool:
         """Serves until either side ends; whether the connection was lost rather than closed."""
@@ -189,7 +199,9 @@ class _StreamDoor:
 
     def __init__(self, watch: op.Watch) -> None:
         self._watch = watch
-        self.response = web.StreamResponse(headers={"Content-Type": watch.codec.value})
+        self.response = web.StreamResponse(
+            headers={"Content-Type": watch.codec.value, "X-Content-Type-Options": "nosniff"}
+        )
 
     def check(self, request: web.BaseRequest) -> None:
         """Every request may be answered so."""
@@ -199,10 +211,9 @@ class _StreamDoor:
         self._request = request
         return self.response
 
-    async def send(self, frames: Sequence[Frame]) -> None:
-        for frame in frames:
-            data = encode_frame(frame, self._watch.codec, with_data=not self._watch.index_only)
-            await self.response.write(delimit(data))
+    async def send(self, data: bytes) -> None:
+        """A frame is written. Raises ConnectionError: then it was not."""
+        await self.response.write(delimit(data))
 
     async def run(self, watcher: Watcher) -> bool:
         """Serves until either side ends; an HTTP stream has no goodbye, so its end is always a loss."""

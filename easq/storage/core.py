@@ -22,9 +22,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from math import inf
+from typing import TypeAlias
 
 from easq.errors import StreamEnded
 from easq.model import Consumer, Tags
@@ -39,6 +39,10 @@ from easq.wire.replies import ConsumerLine, GroupLine
 SHUTDOWN = "Shutdown"
 
 
+#: of an entry that left: priority, size, and what each group remembered of it
+_Leaving: TypeAlias = tuple[int, int, dict[str, Memory]]
+
+
 class Stream:
     """The state of one stream, and every rule that changes it."""
 
@@ -50,7 +54,7 @@ class Stream:
         last: int = 0,
         ended: bool = False,
         max_failures: int = 0,
-        has_rear_room: Callable[[int], bool] = lambda _: True,
+        has_rear_room: Callable[[int, int], bool] = lambda _items, _size: True,
     ) -> None:
         self.timing = timing
         self.max_failures = max_failures  # an item is given up with so many; 0: never
@@ -61,7 +65,9 @@ class Stream:
         self._sessions: dict[int, Session] = {}
         self._handout = Handout(self.entries, self._sessions, tags_of)
         self._number = 0
-        self._truncated_below = 0
+        # entries that left with a copy or answer that is not stored yet: how to bring them back; None: not wanted back
+        self._leaving: dict[int, _Leaving | None] = {}
+        self._unanswered_at = inf  # when those are looked for that left in vain, as nobody could be told
         self.due = inf  # when `tick` has something to do, at the earliest
 
     # -- entries ---------------------------------------------------------------------------------------------------
@@ -141,14 +147,21 @@ class Stream:
     def delete(self, indexes: Iterable[int]) -> Effects:
         """The present items are gone for all groups."""
         effects = Effects()
-        self._remove([index for index in dict.fromkeys(indexes) if index in self.entries], effects)
+        self._remove(self._present(indexes), effects)
         self._dispatch_all(effects)
         return effects
+
+    def _present(self, indexes: Iterable[int]) -> list[int]:
+        """Those that are there, each once; those that are just leaving will not come back."""
+        named = dict.fromkeys(indexes)
+        if self._leaving:
+            self._leaving |= dict.fromkeys(self._leaving.keys() & named.keys())
+        return [index for index in named if index in self.entries]
 
     def truncate(self, below: int) -> tuple[int, Effects]:
         """All present items under `below` are gone; `truncated_below` excludes what is not stored yet."""
         effects = Effects()
-        self._truncated_below = max(self._truncated_below, below)
+        self._leaving |= dict.fromkeys(index for index in self._leaving if index < below)
         gone = self.entries.below(below)
         self._remove(gone, effects)
         effects.removed.clear()
@@ -163,6 +176,8 @@ class Stream:
                 self._handout.take_away(group, index)
                 group.forget(index)
         effects.removed += indexes
+        if indexes:
+            self._forget_idle(effects)
 
     # -- groups and consumers --------------------------------------------------------------------------------------
 
@@ -317,7 +332,7 @@ class Stream:
     def commit(self, name: str, indexes: Iterable[int]) -> tuple[int, Effects]:
         """The items are done for the group; an item that all groups holding it back have committed is gone."""
         effects = Effects()
-        present = [index for index in dict.fromkeys(indexes) if index in self.entries]
+        present = self._present(indexes)
         if not present:
             return 0, effects
         group = self._group(name, effects)
@@ -335,8 +350,6 @@ class Stream:
             else:
                 effects.committed.append((name, index, False))
         self._remove(gone, effects)
-        if group.idle:
-            self._forget(group, effects)
         self._dispatch_all(effects)
         return counted, effects
 
@@ -355,41 +368,20 @@ class Stream:
         """
         if not self.max_failures or touch.failures < self.max_failures:
             return False
-        if not self.has_rear_room(self.entries.size_of(index)):
+        size = effects.given_up_size + self.entries.size_of(index)
+        if not self.has_rear_room(len(effects.given_up) + 1, size):
             return False
+        effects.given_up_size = size
         effects.given_up.append((group.name, index, replace(touch)))
-        shape = -self.entries.rank(index)[0], self.entries.size_of(index)
-        memories = {other.name: other.memory(index) for other in self._groups.values()}
+        left = self._leave_behind(index)
         group.committed.add(index)
         group.given_up.add(index)
         if self._is_done(index):
+            self._leaving[index] = left
             self._retire([index], effects)
         else:
             effects.committed.append((group.name, index, True))
-        was = None if index in self.entries else (shape, memories)
-        effects.take_up.append(partial(self._take_up, group.name, index, was))
         return True
-
-    def _take_up(
-        self, name: str, index: int, was: tuple[tuple[int, int], dict[str, Memory]] | None, now: float
-    ) -> None:
-        """What the group gave up could not be stored: the item comes again after the longest back-off.
-
-        `was` is what the entry was (priority and size), and what groups remembered of it, when it left with that.
-        """
-        if was is not None and index >= self._truncated_below:
-            shape, memories = was
-            self.entries.restore(index, *shape)
-            for group in self._groups.values():
-                if group.name in memories:
-                    group.recall(index, memories[group.name])
-                if group.name != name:
-                    self._handout.put_back(group, index)
-        known = self._groups.get(name)
-        if known is not None and index in self.entries:
-            known.committed.discard(index)
-            known.given_up.discard(index)
-            self._hold(known, index, now + self.timing.backoff_s[-1], None)
 
     def _retire(self, indexes: Sequence[int], effects: Effects) -> None:
         """Entries that their groups are done with are gone; those that nobody committed are unanswered."""
@@ -397,7 +389,55 @@ class Stream:
             groups = [group for group in self._groups.values() if index in group.committed]
             if groups and all(index in group.given_up for group in groups):
                 effects.unanswered.append((index, groups[-1].touched.get(index) or Touch()))
+                self._leaving.setdefault(index, self._leave_behind(index))
         self._remove(indexes, effects)
+
+    def _leave_behind(self, index: int) -> _Leaving:
+        """What has to be known of a present entry to bring it back."""
+        memories = {group.name: group.memory(index) for group in self._groups.values()}
+        return -self.entries.rank(index)[0], self.entries.size_of(index), memories
+
+    def buried(self, effects: Effects) -> None:
+        """Copies and answers of what left are stored: it does not come back."""
+        for index in _buried_in(effects):
+            self._leaving.pop(index, None)
+
+    def take_up(self, effects: Effects, now: float) -> Effects:
+        """Copies and answers could not be stored: what left is where it was.
+
+        Not so what was deleted or committed since. What a group gave up comes to it again after the longest back-off.
+        Then too those are looked for that leave without a failure of their own, since a group that held them is absent.
+        """
+        again = now + self.timing.backoff_s[-1]
+        taken = Effects()
+        for index in dict.fromkeys(effects.removed):
+            if index in self._leaving:
+                left = self._leaving.pop(index)
+                if left is None:
+                    taken.removed.append(index)
+                else:
+                    self._bring_back(index, left, taken)
+        for name, index, _ in effects.given_up:
+            group = self._groups.get(name)
+            is_done = group is None or (index in group.committed and index not in group.given_up)
+            if group is not None and index in self.entries and not is_done:
+                group.committed.discard(index)
+                group.given_up.discard(index)
+                self._hold(group, index, again, None)
+        self._unanswered_at = min(self._unanswered_at, again)
+        self.due = min(self.due, again)
+        for index in _buried_in(effects):
+            for group in self._groups.values():
+                self._handout.put_back(group, index)
+        self._dispatch_all(taken)
+        return taken
+
+    def _bring_back(self, index: int, left: _Leaving, effects: Effects) -> None:
+        priority, size, memories = left
+        self.entries.restore(index, priority, size)
+        for name, memory in memories.items():
+            if any(memory):
+                self._group(name, effects).recall(index, memory)
 
     def negative(
         self, name: str, indexes: Iterable[int], *, code: str, reason: str, now: float
@@ -454,7 +494,9 @@ class Stream:
     def tick(self, now: float) -> Effects:
         """Holds that are over are ready, and groups absent for too long no longer hold anything back."""
         effects = Effects()
-        lapsed = False
+        lapsed = self._unanswered_at <= now
+        if lapsed:
+            self._unanswered_at = inf
         for group in list(self._groups.values()):
             while group.timers and group.timers[0][0] <= now:
                 until, index = heapq.heappop(group.timers)
@@ -467,19 +509,22 @@ class Stream:
             if group.left_at is not None and group.left_at + self.timing.group_retention_s <= now:
                 group.left_at = None
                 lapsed = True
-            if group.idle:
-                self._forget(group, effects)
         if lapsed:
             self._remove_unheld(effects)
+        self._forget_idle(effects)
         self._dispatch_all(effects)
         self.due = min(
-            (moment for group in self._groups.values() for moment in group.moments(self.timing)), default=inf
+            (moment for group in self._groups.values() for moment in group.moments(self.timing)),
+            default=inf,
         )
+        self.due = min(self.due, self._unanswered_at)
         return effects
 
-    def _forget(self, group: Group, effects: Effects) -> None:
-        del self._groups[group.name]
-        effects.forgotten_groups.append(group.name)
+    def _forget_idle(self, effects: Effects) -> None:
+        """Groups of which nothing is to be remembered are not known any more."""
+        for name in [group.name for group in self._groups.values() if group.idle]:
+            del self._groups[name]
+            effects.forgotten_groups.append(name)
 
     def _remove_unheld(self, effects: Effects) -> None:
         """Entries that every holding group has committed are gone; without a holding group nothing is."""
@@ -560,3 +605,9 @@ class Stream:
             auto_commit=member.auto_commit,
             tags=member.tags,
         )
+
+
+def _buried_in(effects: Effects) -> list[int]:
+    """The entries that have a copy or an answer, each once."""
+    given_up = [index for _, index, _ in effects.given_up]
+    return list(dict.fromkeys([*given_up, *(index for index, _ in effects.unanswered)]))

@@ -1,7 +1,8 @@
 """The data file of the embedded engine, and the files beside it: made whole, locked, recognised, copied anew.
 
 Beside `PATH` lie SQLite's own `-wal` and `-shm`, and `.lock` (one process), `.new` (a file being made), `.failed` (the
-disk failed under it), `.ballast` (space that is given back when the disk is full).
+disk failed under it), `.copied` (all of it, whole, to take its place) and `.ballast` (space that is given back when the
+disk is full).
 """
 
 from __future__ import annotations
@@ -49,14 +50,26 @@ class DataFile:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_lock()
         if not self.path.exists():
+            if self._has_log:
+                raise StorageError(
+                    f"{self._log} is there, and its {self.path.name} is not: it holds what was written last",
+                    hint="put both back, or take the log away too, to begin anew",
+                )
             self._create()
         if self._mark.exists():
             self._copy(wanted=recover)
-        log = Path(f"{self.path}-wal")
-        self._had_log = log.exists() and log.stat().st_size > 0
+        self._had_log = self._has_log
         self._connection = self.connect("rw")
         self._check_identity(self._connection)
         return self._connection
+
+    @property
+    def _log(self) -> Path:
+        return Path(f"{self.path}-wal")
+
+    @property
+    def _has_log(self) -> bool:
+        return self._log.exists() and self._log.stat().st_size > 0
 
     def _take_lock(self) -> None:
         lock_path = self.path.with_name(self.path.name + ".lock")
@@ -114,6 +127,21 @@ class DataFile:
                 f"the disk failed under {self.path} when it was last written",
                 hint="once the disk is sound again, start with --recover: it copies all that can be read",
             )
+        copied = self.path.with_name(self.path.name + ".copied")
+        if not copied.exists():
+            os.rename(self._copy_anew(), copied)
+            sync(self.path.parent)
+        # the copy is whole: whatever cuts this off, the next start goes on from here
+        for leftover in (self._log, Path(f"{self.path}-shm")):
+            leftover.unlink(missing_ok=True)
+        sync(self.path.parent)  # the old log beside the new file would be taken for its own
+        os.rename(copied, self.path)
+        self._mark.unlink()
+        sync(self.path.parent)
+        log.warning("%s was copied after a failure of the disk", self.path)
+
+    def _copy_anew(self) -> Path:
+        """Where a file is that holds all that can be read, and is on the disk."""
         fresh = self._fresh_path()
         connection = self.connect("rw")
         try:
@@ -127,12 +155,7 @@ class DataFile:
             copy.close()
         os.chmod(fresh, 0o600)
         sync(fresh)
-        for leftover in (Path(f"{self.path}-wal"), Path(f"{self.path}-shm")):
-            leftover.unlink(missing_ok=True)
-        os.rename(fresh, self.path)
-        self._mark.unlink()
-        sync(self.path.parent)
-        log.warning("%s was copied after a failure of the disk", self.path)
+        return fresh
 
     def _check_identity(self, connection: sqlite3.Connection) -> None:
         if self.path.stat().st_size == 0:

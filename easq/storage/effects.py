@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -20,16 +19,16 @@ class Touch:
 class Effects:
     """What a step asks of the engine. `removed` and `truncated_below` (0: none) name entries to forget.
 
-    `given_up` are copied to the rear store; `unanswered` left because every group gave them up, and none committed.
+    `given_up` are copied to the rear store; `unanswered` left because every group gave them up, and none committed. The
+    stream is told once copies and answers are stored, or there was no space for them (`buried`, `take_up`).
     """
 
     removed: list[int] = field(default_factory=list)
     truncated_below: int = 0
     committed: list[tuple[str, int, bool]] = field(default_factory=list)  # group, index, given up
     given_up: list[tuple[str, int, Touch]] = field(default_factory=list)
+    given_up_size: int = 0  # their bytes together
     unanswered: list[tuple[int, Touch]] = field(default_factory=list)
-    #: for each of `given_up`: called with the time when the copy could not be stored, the item is where it was
-    take_up: list[Callable[[float], None]] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     forgotten_groups: list[str] = field(default_factory=list)
     touched: list[tuple[str, int]] = field(default_factory=list)

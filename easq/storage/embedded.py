@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
@@ -126,8 +126,8 @@ class Embedded(Storage):
             self._burials[stream] = burial
             core.max_failures = burial.max_failures
             rear = self._cores[burial.rear]
-            core.has_rear_room = lambda size: (
-                rear.entries.has_room(size, burial.rear_limits) and self._has_space()
+            core.has_rear_room = lambda items, size: (
+                rear.entries.has_room(size, burial.rear_limits, items=items) and self._has_space()
             )
         self._schedule(stream)
 
@@ -150,14 +150,18 @@ class Embedded(Storage):
 
     # -- effects ---------------------------------------------------------------------------------------------------
 
-    def _changes(self, stream: str, effects: Effects) -> list[Change]:
-        """What `effects` asks to be made durable; connections are woken on the way."""
+    def _changes(self, stream: str, effects: Effects, buried: Container[int]) -> list[Change]:
+        """What `effects` asks to be made durable, but for what is `buried`; connections are woken on the way."""
         changes: list[Change] = [GroupKept(stream, group, True) for group in effects.groups]
-        changes += [Committed(stream, *committed) for committed in effects.committed]
+        changes += [Committed(stream, *committed) for committed in effects.committed if not committed[2]]
         if effects.truncated_below:
             changes.append(Truncated(stream, effects.truncated_below))
         if effects.removed:
-            changes.append(Removed(stream, effects.removed))
+            removed = (
+                [index for index in effects.removed if index not in buried] if buried else effects.removed
+            )
+            if removed:
+                changes.append(Removed(stream, removed))
             for index in effects.removed:
                 self._lazy.pop((stream, index), None)
         changes += [GroupKept(stream, group, False) for group in effects.forgotten_groups]
@@ -173,41 +177,57 @@ class Embedded(Storage):
         return changes
 
     async def _apply(self, stream: str, effects: Effects) -> None:
-        buried, settle = self._bury(stream, effects)
-        changes = [*buried, *self._changes(stream, effects)]
+        """Raises QueueFull when the step gave an item up, and there was no space for its copy: it is not given up."""
+        buried, stored = self._bury(stream, effects)
+        changes = self._changes(stream, effects, buried)
         if changes:
-            await self._submit(changes, settle)
+            await self._submit(changes)
+        if effects.given_up and stored is not None:
+            await stored
 
     def _apply_later(self, stream: str, effects: Effects) -> None:
-        buried, settle = self._bury(stream, effects)
-        changes = [*buried, *self._changes(stream, effects)]
+        buried, _ = self._bury(stream, effects)
+        changes = self._changes(stream, effects, buried)
         if changes:
-            asyncio.ensure_future(self._submit(changes, settle)).add_done_callback(_ignore)
+            asyncio.ensure_future(self._submit(changes)).add_done_callback(_ignore)
 
-    def _bury(self, stream: str, effects: Effects) -> tuple[list[Change], Settle | None]:
-        """The copies and answers that are stored in one step with what `effects` removes, and who is told then."""
+    def _bury(self, stream: str, effects: Effects) -> tuple[Container[int], asyncio.Future[None] | None]:
+        """Copies and answers are on their way, in one step with the leaving of what they are of: which entries that
+        are, and when it is done. A disk without space for them refuses that step alone: they come again.
+        """
         burial = self._burials.get(stream)
         if burial is None or not (effects.given_up or effects.unanswered):
-            return [], None
-        changes: list[Change] = []
+            return (), None
+        core = self._cores[stream]
         settles: list[Settle] = []
+        changes: list[Change] = [
+            Committed(stream, *committed) for committed in effects.committed if committed[2]
+        ]
         failed: dict[int, Failed] = {}
         for group, index, touch in effects.given_up:
             failed[index] = Failed(group, touch.deliveries, touch.failures, touch.code, touch.reason)
             self._copy(stream, index, burial.rear, burial.rear_copy, failed[index], changes, settles)
-        for index, touch in effects.unanswered if burial.sink else ():
+        answered = dict(effects.unanswered) if burial.sink else {}
+        for index, touch in answered.items():
             why = failed.get(index) or Failed("", touch.deliveries, touch.failures, touch.code, touch.reason)
             self._copy(stream, index, burial.sink, burial.answer, why, changes, settles)
+        buried = failed.keys() | answered.keys()
+        gone = [index for index in effects.removed if index in buried]
+        if gone:
+            changes.append(Removed(stream, gone))
 
         def settle(error: Exception | None) -> None:
             for told in settles:
                 told(error)
-            if isinstance(error, QueueFull):
-                for take_up in effects.take_up:
-                    take_up(asyncio.get_running_loop().time())
-                self._schedule(stream)
+            if error is None:
+                core.buried(effects)
+            elif isinstance(error, QueueFull):
+                self._apply_later(stream, core.take_up(effects, asyncio.get_running_loop().time()))
+                self._waiting.wake(stream)
 
-        return changes, settle
+        stored = asyncio.ensure_future(self._submit(changes, settle))
+        stored.add_done_callback(_ignore)
+        return buried, stored
 
     def _copy(
         self,
@@ -219,35 +239,26 @@ class Embedded(Storage):
         changes: list[Change],
         settles: list[Settle],
     ) -> None:
+        """Of what the service itself writes there is always room in the target, also when that has ended."""
         frame = self._load(stream, index)
         if frame is not None:
-            stored, settle = self._place(target, make(frame, why), 0, NO_LIMITS, changes)
+            copy = make(frame, why)
+            number = self._cores[target].entries.allot(len(copy.data), NO_LIMITS)
+            stored, settle = self._placed(target, number, copy, 0)
             changes.append(stored)
             settles.append(settle)
 
-    def _place(
-        self, stream: str, frame: Frame, priority: int, limits: Limits, changes: list[Change]
-    ) -> tuple[Stored, Settle]:
-        """The frame under a new index, and who makes it visible.
-
-        What leaves to make room, and what is answered in its place, is added to `changes`.
-        """
-        core = self._cores[stream]
-        index, effects = core.allot(len(frame.data), limits)
-        told: Settle | None = None
-        if effects is not NOTHING:
-            buried, told = self._bury(stream, effects)
-            changes += [*buried, *self._changes(stream, effects)]
+    def _placed(self, stream: str, index: int, frame: Frame, priority: int) -> tuple[Stored, Settle]:
+        """The frame under its allotted index, and who makes it visible."""
+        entries = self._cores[stream].entries
         stored = Frame(index, frame.tags, frame.data)
 
         def settle(error: Exception | None) -> None:
-            if told is not None:
-                told(error)
             if error is None:
-                core.entries.show(index, priority)
+                entries.show(index, priority)
                 self._fresh.setdefault(stream, []).append(stored)
             else:
-                core.entries.drop(index)
+                entries.drop(index)
 
         return Stored(stream, stored, priority), settle
 
@@ -315,12 +326,16 @@ class Embedded(Storage):
         self, stream: str, frame: Frame, priority: int, limits: Limits, key: str = "", digest: bytes = b""
     ) -> tuple[Ack, Awaitable[None]]:
         """What the put is answered with, once it is stored."""
-        self._core(stream)
+        core = self._core(stream)
         self._check_space()
-        changes: list[Change] = []
-        stored, settle = self._place(stream, frame, priority, limits, changes)
-        index, request_id = stored.frame.index, frame.request_id
-        changes.append(stored)
+        index, effects = core.allot(len(frame.data), limits)
+        if effects is not NOTHING:
+            self._apply_later(
+                stream, effects
+            )  # what made room has left, whether the disk then has space or not
+        stored, settle = self._placed(stream, index, frame, priority)
+        request_id = frame.request_id
+        changes: list[Change] = [stored]
         if key:
             changes += self._keyed(stream, key, index, request_id, digest)
         return Ack(index, request_id), self._submit(changes, settle)

@@ -100,9 +100,9 @@ class Entries:
         self._allotted_size -= self._allotted.pop(index)
         self.shown = max(self.shown, index)
 
-    def has_room(self, size: int, limits: Limits) -> bool:
-        """Whether an entry of `size` bytes fits."""
-        return self._fits(len(self._present), self._size, size, limits)
+    def has_room(self, size: int, limits: Limits, *, items: int = 1) -> bool:
+        """Whether so many entries fit, of `size` bytes together."""
+        return self._fits(len(self._present) + items - 1, self._size, size, limits)
 
     def would_have_room(self, size: int, limits: Limits, *, without: Iterable[int]) -> bool:
         """Whether it fits when `without` are gone and, if the limits say so, all that may be evicted is."""

@@ -14,6 +14,9 @@ from easq.storage.effects import Effects
 from easq.storage.entries import Entries
 from easq.storage.groups import Group, Session, View
 
+#: what is kept for handing out is looked through for what is gone when there is more than so much, and twice too much
+_MIN_KEPT = 1024
+
 
 class Handout:
     """Hands the entries of one stream to its connections."""
@@ -79,6 +82,12 @@ class Handout:
         if self._ready(group, index):
             heap = group.alone if group.goes_alone(index) else group.returned
             heapq.heappush(heap, self._entries.rank(index))
+            if len(heap) > _MIN_KEPT and len(heap) > 2 * len(self._entries):
+                self._tidy(group, heap)
+
+    def _tidy(self, group: Group, heap: list[tuple[int, int]]) -> None:
+        """Each item that is still ready is there once."""
+        heap[:] = sorted({pair for pair in heap if self._ready(group, pair[1])})
 
     def take_away(self, group: Group, index: int) -> None:
         """The item is pending in the group no longer."""
@@ -189,7 +198,10 @@ class Handout:
     def _peek(self, group: Group, view: View) -> tuple[int, int] | None:
         """The (-priority, index) that the view's consumers get next."""
         returned = self._peek_returned(group, view)
-        for priority in self._entries.classes():
+        classes = self._entries.classes()
+        if len(view.cursors) > _MIN_KEPT and len(view.cursors) > 2 * len(classes):
+            view.cursors = {priority: view.cursors.get(priority, 0) for priority in classes}
+        for priority in classes:
             if returned is not None and -returned[0] > priority:
                 return returned
             index = self._peek_lane(group, view, priority)
@@ -204,10 +216,9 @@ class Handout:
             heapq.heappop(heap)
         if not heap or self._wanted(view, heap[0][1]):
             return heap[0] if heap else None
+        self._tidy(group, heap)  # what is behind an item that nobody wants would stay there for ever
         fitting = (
-            pair
-            for pair in sorted(heap)
-            if self._ready_among_others(group, pair[1]) and self._wanted(view, pair[1])
+            pair for pair in heap if self._ready_among_others(group, pair[1]) and self._wanted(view, pair[1])
         )
         return next(fitting, None)
 

@@ -67,6 +67,7 @@ class Sqlite(Embedded):
                 self._ids,
                 syncs=self.durability == "fsync",
                 settled=self._settle_batch,
+                failed=self._fail,
             )
             self._reader = self._file.connect("ro")
             self._reader.execute("PRAGMA query_only = ON")
@@ -150,13 +151,16 @@ class Sqlite(Embedded):
     async def close(self) -> None:
         if self._writer is None:
             return
+        self._writer.stops = True
         try:
             await super().close()
         finally:
             writer, self._writer = self._writer, None
             await writer.drained()
-            self._reader.close()
+            if self._failure is None:
+                self._reader.close()
             await writer.close()
+            self._reader.close()
             self._file.drop_lock()
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -214,7 +218,11 @@ class Sqlite(Embedded):
             )
 
     def _has_space(self) -> bool:
-        return not (self._open_writer.full or self._is_space_low())
+        # nobody may put any more, so that nobody would find out that there is room again
+        known_full = self._open_writer.full and (
+            self._loop.time() - self._open_writer.full_at < self._timing.backoff_s[-1]
+        )
+        return not (known_full or self._is_space_low())
 
     def _is_space_low(self) -> bool:
         now = self._loop.time()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from json.encoder import encode_basestring
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -50,6 +51,8 @@ OPENING_JOBS = 16
 INLINE_BYTES = 128 * 1024
 #: the write-ahead log is copied back, between batches, after so many written bytes (an estimate)
 CHECKPOINT_BYTES = 16 * 1024**2
+#: on a disk without any room what removes is tried again so often, in seconds
+ROOM_S = 0.5
 #: the write-ahead log is cut to nothing when there was nothing to write for so long, in seconds
 IDLE_S = 2.0
 #: Entries go in many at a time: after each step of a statement the writer waits for the interpreter's lock, 5 ms when
@@ -69,6 +72,7 @@ class Job:
     future: asyncio.Future[None]
     stream: str = ""
     error: Exception | None = None
+    again: bool = False  # there was no room for it: it comes with the next batch
     stored: list[Stored] = field(init=False)  # of the changes
     size: int = field(init=False)  # payload bytes of these
 
@@ -83,6 +87,7 @@ class Writer:
     """Owns the one connection that writes. Jobs are durable, and settled, in the order of `submit`.
 
     `settled` is called on the event loop with each batch that is through: every job is durable or has its error.
+    `failed` is called there when the disk failed beside any batch; nothing is written any more.
     """
 
     def __init__(
@@ -93,13 +98,17 @@ class Writer:
         *,
         syncs: bool,
         settled: Callable[[Sequence[Job]], None],
+        failed: Callable[[StorageError], None],
     ) -> None:
         self.full = False  # the disk: the last puts found no space
+        self.full_at = -inf  # when that was seen last, by the loop's clock
+        self.stops = False  # nobody waits for room any more
         self._file = file
         self._connection = connection
         self._ids = ids
         self._syncs = syncs
         self._settled = settled
+        self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name="easq-writer", daemon=True)
@@ -142,14 +151,15 @@ class Writer:
     async def close(self) -> None:
         """All that was submitted is through, the log is copied back, and the connection is closed.
 
-        As the last one, it takes the log away: others that read the file are closed before.
+        As the last one, it takes the log away: others that read the file are closed before it. After a failure of the
+        disk, when nothing is to be written any more, they are closed after it.
         """
         await self.drained()
         if self._tidying is not None:
             self._tidying.cancel()
-        done = self._loop.create_future()
+        done: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._in_thread(partial(self._checkpoint, "TRUNCATE"), done.set_result)
-        await done
+        self._break(await done)
         self._tasks.put(None)
         self._thread.join()
         self._connection.close()
@@ -213,11 +223,28 @@ class Writer:
         """The batch is through: durable, but for jobs with an error; nothing of it is known after `error`."""
         if error is not None:
             self._fail_batch(batch, error)
-        self._settled(batch)
-        if self._written >= CHECKPOINT_BYTES:
-            self._in_thread(partial(self._checkpoint, "PASSIVE"), lambda _: self._next())
+        again = [job for job in batch if job.again]
+        self._settled([job for job in batch if not job.again] if again else batch)
+        if again:
+            for job in reversed(again):
+                job.again = False
+                self._waiting.appendleft(job)
+            self._loop.call_later(ROOM_S, self._next)
+        elif self._written >= CHECKPOINT_BYTES:
+            self._in_thread(partial(self._checkpoint, "PASSIVE"), self._go_on)
         else:
             self._next()
+
+    def _go_on(self, error: BaseException | None) -> None:
+        """What was done between two batches is done, or has failed."""
+        self._break(error)
+        self._next()
+
+    def _break(self, error: BaseException | None) -> None:
+        """After an `error` nothing is written any more."""
+        if error is not None and self._broken is None:
+            self._broken = error
+            self._failed(StorageError(f"{self._file.path}: {error}"))
 
     def _tidy(self) -> None:
         """Nothing was written for a while: the log is cut to nothing, and space put aside again."""
@@ -225,7 +252,7 @@ class Writer:
         if not self._idle.is_set():
             return  # a job came at this very moment
         self._idle.clear()
-        self._in_thread(self._cut, lambda _: self._next())
+        self._in_thread(self._cut, self._go_on)
 
     def _cut(self) -> None:
         self._checkpoint("TRUNCATE")
@@ -249,7 +276,10 @@ class Writer:
     # -- one transaction -------------------------------------------------------------------------------------------
 
     def _write(self, batch: list[Job]) -> None:
-        """Each job is durable or has its error. A full disk refuses what stores and goes on with what removes."""
+        """Each job is durable or has its error. A full disk refuses what stores and goes on with what removes.
+
+        When there is no room at all, that comes again, as long as the service runs.
+        """
         try:
             self._transact(batch, storing=True)
             self.full = self.full and not any(job.stored for job in batch)
@@ -260,7 +290,7 @@ class Writer:
                 return
             if not self.full:
                 log.warning("the disk is full: puts are refused until there is room")
-            self.full = True
+            self.full, self.full_at = True, self._loop.time()
             for job in batch:
                 if job.stored:
                     job.error = QueueFull("the disk of the queue service is full")
@@ -269,12 +299,19 @@ class Writer:
             self._checkpoint("TRUNCATE")
             self._transact(batch, storing=False)
         except sqlite3.Error as error:
-            self._fail_batch(batch, error)
+            if not _is_full(error) or any(job.stream for job in batch):
+                self._fail_batch(batch, error)
+                return
+            for job in batch:
+                if self.stops:
+                    job.error = QueueFull("the disk of the queue service is full")
+                job.again = job.error is None
 
     def _fail_batch(self, batch: list[Job], error: BaseException) -> None:
         """Whatever became of the batch, it is not acknowledged, and nothing is written after it."""
         self._broken = error
         for job in batch:
+            job.again = False
             job.error = StorageError(f"{self._file.path}: {error}")
 
     def _transact(self, batch: list[Job], *, storing: bool) -> None:
@@ -367,10 +404,15 @@ class Writer:
                 raise AssertionError(change)
 
     def _checkpoint(self, mode: str) -> None:
+        """The log is copied back, as far as there is room and nobody reads. Raises sqlite3.Error for a failed disk."""
+        if self._broken is not None:
+            return
         try:
             self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
         except sqlite3.Error as error:
             # the log still holds what was not copied back; a full disk must not stop the service
+            if not (_is_full(error) or _is_busy(error)):
+                raise
             log.warning("checkpoint: %s", error)
         self._written = 0
 
@@ -395,3 +437,7 @@ def _as_json(tags: Tags) -> str:
 
 def _is_full(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}

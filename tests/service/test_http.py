@@ -708,6 +708,37 @@ def test_headers_above_the_limit_are_431(
     assert queue.put() == 1
 
 
+@pytest.mark.parametrize(
+    ("count", "size", "status"),
+    [(98, 1, 200), (99, 1, 431), (200, 1, 431), (3, 10_000, 200), (4, 10_000, 431)],
+)
+def test_headers_together_are_limited(queue: Stream, count: int, size: int, status: int) -> None:
+    """At most 100, with Host and Content-Length, and 32 KiB; above it the connection ends."""
+    with Connection(queue.port) as connection:
+        headers = [(f"X-{number}", "v" * size) for number in range(count)]
+        assert connection.ask("POST", queue.path, headers, b"").status == status
+        if status == 431:
+            eventually(connection.is_over)
+    assert queue.length() == (status == 200)
+
+
+def test_no_answer_is_guessed_into_another_type(queue: Stream) -> None:
+    """Every answer with a body says nosniff, whoever gives it."""
+    targets = [
+        "/healthz",
+        "/api/v1/servicediscovery/upstreams/model",
+        "/v1/p/services/model/predict/endpoints?type=host_endpoints",
+        queue.target(_attrs_="true"),
+        queue.target(_watch_="true"),
+        queue.target(_index_="x"),
+    ]
+    for target in targets:
+        with Connection(queue.port) as connection:
+            connection.send_request("GET", target)
+            _, headers = connection.read_head()
+        assert ("X-Content-Type-Options", "nosniff") in headers, target
+
+
 def test_health_needs_no_token_and_no_queue(start: Open) -> None:
     answer = start(token="t").stream("/healthz").ask("GET")
     assert (answer.status, answer.body) == (200, b"ok\n")

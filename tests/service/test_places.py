@@ -58,6 +58,21 @@ def test_an_unknown_queue_under_the_base_path_is_404(start: Open, method: str, p
     assert service.queue.length() == 0
 
 
+def test_a_target_with_scheme_and_authority_leads_where_its_path_does(start: Open) -> None:
+    """As a client sends it that takes the service for a proxy; RFC 9112 wants it understood."""
+    service = start(queues=("q", "other"))
+    address = f"http://127.0.0.1:{service.port}"
+    with Connection(service.port) as connection:
+        for path in (f"{BASE}/other", f"{BASE}/q/sink"):
+            assert connection.ask("POST", address + path, (), b"x").status == 200
+            assert service.stream(path).length() == 1
+        assert connection.ask("GET", f"{address}{BASE}/unknown").status == 404
+        assert connection.ask("GET", f"{address}{BASE}/other?_auto_delete_=false").body == b"x"
+        assert connection.ask("GET", f"{address}/healthz").status == 200
+        assert connection.ask("POST", address, (), b"root").status == 200
+    assert service.queue.length() == 1
+
+
 def test_another_post_at_the_root_is_a_sub_path_of_the_first_queue(start: Open) -> None:
     service = start(queues=("q", "other"))
     assert service.stream("/v1/chat").put(b"x") == 1
@@ -273,7 +288,8 @@ def test_a_foreign_origin_may_neither_change_anything_nor_watch(start: Open, ori
 
 
 @pytest.mark.parametrize(
-    ("site", "status"), [("cross-site", 403), ("CROSS-SITE", 403), ("same-origin", 200), ("none", 200)]
+    ("site", "status"),
+    [("cross-site", 403), ("CROSS-SITE", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)],
 )
 def test_a_form_of_another_site_puts_nothing(start: Open, site: str, status: int) -> None:
     """A form of text/plain needs no preflight; browsers say where it comes from."""
@@ -283,15 +299,18 @@ def test_a_form_of_another_site_puts_nothing(start: Open, site: str, status: int
     assert queue.length() == (status == 200)
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
 @pytest.mark.parametrize(
     "query",
     ["_auto_delete_=true", "", "_raw_=true"],
 )
-def test_a_deleting_get_of_another_site_deletes_nothing(start: Open, query: str) -> None:
-    """`<img src=...>` on any page would otherwise empty the queue: a get that removes is a change."""
+def test_a_deleting_get_of_another_site_deletes_nothing(start: Open, query: str, site: str) -> None:
+    """`<img src=...>` on any page would otherwise empty the queue: a get that removes is a change. To a browser, what
+    another program of this machine serves, at another port, is the same site.
+    """
     queue = start().queue
     queue.put()
-    answer = queue.ask("GET", [("Sec-Fetch-Site", "cross-site")], path=f"?{query}")
+    answer = queue.ask("GET", [("Sec-Fetch-Site", site)], path=f"?{query}")
     assert answer.status == 403
     assert queue.length() == 1
 

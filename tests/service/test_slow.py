@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from easq.service.server import Server
+from easq.service.watch import Liveness
 from tests.conftest import Serve
 from tests.service.conftest import Open
 from tests.support.http import PROTOBUF, Connection, Stream
@@ -98,6 +100,49 @@ def test_an_answer_that_nobody_takes_is_given_up(start: Open, monkeypatch: pytes
         connection.send_request("GET", queue.target(_length_=20, _raw_="false"), [PROTOBUF])
         eventually(lambda: queue.length() == 20 and queue.get(_auto_delete_="false") == [])
         eventually(lambda: len(queue.get(_length_=20, _auto_delete_="false", _raw_="false")) == 20)
+
+
+def test_answers_that_nobody_takes_do_not_pile_up(start: Open) -> None:
+    """A client that commits on and on, and reads nothing, is not answered any further."""
+    service = start()
+
+    async def unsent(server: Server) -> int:
+        assert server._listener is not None
+        assert server._listener._server is not None
+        transports = [connection.transport for connection in server._listener._server.connections]
+        return sum(transport.get_write_buffer_size() for transport in transports if transport is not None)
+
+    with Connection(service.port) as connection:
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        target = service.queue.target(_indexes_=1)
+        commit = f"PUT {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n".encode()
+        flood = threading.Thread(target=_send, args=(connection.socket, commit * 60_000))
+        flood.start()
+        for _ in range(40):
+            assert service.do(unsent) < 1024**2
+            time.sleep(0.1)  # the time in which they would pile up
+        connection.socket.shutdown(socket.SHUT_RDWR)
+        flood.join()
+
+
+def _send(line: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        line.sendall(data)
+
+
+def test_a_watcher_that_reads_slowly_and_steadily_is_not_lost(
+    start: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is handed to it at once takes much longer than a watcher may that reads nothing."""
+    monkeypatch.setattr("easq.service.watch.WRITE_DEADLINE_S", 1.0)
+    monkeypatch.setattr("easq.storage.embedded._FETCH_BYTES", 1 << 30)
+    queue = start(liveness=Liveness(60.0)).queue
+    for _ in range(30):
+        queue.put(b"x" * 1_000_000)
+    with watch(queue, _window_=30) as watching:
+        for index in range(1, 31):
+            assert watching.indexes(1) == [index]
+            time.sleep(0.2)  # the network that is played
 
 
 def test_a_watcher_that_says_too_much_is_sent_away(queue: Stream) -> None:

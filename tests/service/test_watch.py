@@ -335,6 +335,22 @@ def test_auto_commit_empties_the_queue_and_ignores_the_window(queue: Stream) -> 
         assert watching.indexes(1) == [201]
 
 
+def test_what_was_written_with_auto_commit_never_comes_again(
+    start: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most once: also when the connection breaks in the middle of what is being written."""
+    monkeypatch.setattr("easq.storage.embedded._FETCH_BYTES", 1 << 30)  # more than the system takes from us
+    queue = start(timing=Timing(leave_grace_s=0.0)).queue
+    for _ in range(20):
+        queue.put(b"x" * 1_000_000)
+    with watch(queue, _auto_commit_="true") as watching:
+        assert watching.indexes(3) == [1, 2, 3]
+        watching.reset()
+    eventually(lambda: "Running" not in "".join(queue.attributes().values()))
+    with watch(queue, _auto_commit_="true") as again:
+        assert again.indexes(1)[0] > 3
+
+
 def test_a_watch_that_is_dropped_at_once_auto_commits_nothing(queue: Stream) -> None:
     """The Go SDK opens such a phantom when it is closed: it must not drain the queue."""
     fill(queue, 3)
@@ -590,6 +606,21 @@ def test_a_silent_holder_of_a_name_is_replaced(queue: Stream, monkeypatch: pytes
             assert new.indexes(3) == [1, 2, 3]
             assert pending(queue) == 3
             assert old.read_close() == 1008
+
+
+@pytest.mark.parametrize("upgrade", [True, False], ids=["WebSocket", "HTTP stream"])
+def test_a_watcher_that_hangs_up_before_it_is_answered_leaves_nothing(
+    queue: Stream, upgrade: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The Go SDK opens such a phantom when it is closed: no error in the log, no consumer that is still there."""
+    shaking = list(_GOOD.items()) if upgrade else []
+    for number in range(20):
+        with Connection(queue.port) as phantom:
+            me = queue.as_consumer(f"u{number}")
+            phantom.send_request("GET", me.target(_watch_="true"), [*shaking, *me.headers])
+            phantom.reset()
+    eventually(lambda: "Running" not in "".join(queue.attributes().values()))
+    assert [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"] == []
 
 
 # -- what no good client sends -----------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ class Disk:
             self.ended = job.ended
 
     def start(
-        self, timing: Timing, max_failures: int, has_rear_room: Callable[[int], bool], now: float
+        self, timing: Timing, max_failures: int, has_rear_room: Callable[[int, int], bool], now: float
     ) -> Stream:
         """A stream with what is stored."""
         stream = Stream(

@@ -106,7 +106,7 @@ class _Job:
 
 class OnDisk(Embedded):
     """The embedded engine over `disk`, stream by stream. `takes_s` says how long a write takes, `fails` whether there
-    is no space for a put.
+    is no space for what stores: puts, copies and answers.
     """
 
     durability = "virtual"
@@ -118,7 +118,7 @@ class OnDisk(Embedded):
         self._disk = disk
         self._takes_s = takes_s
         self._fails = fails
-        self._waiting: list[_Job] = []
+        self._queued: list[_Job] = []
         self._batch: list[_Job] = []
         self._writing: asyncio.TimerHandle | None = None
 
@@ -155,13 +155,13 @@ class OnDisk(Embedded):
 
     def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
         job = _Job(changes, settle, asyncio.get_running_loop().create_future())
-        self._waiting.append(job)
+        self._queued.append(job)
         if self._writing is None:
             self._begin()
         return job.future
 
     def _begin(self) -> None:
-        self._batch, self._waiting = self._waiting, []
+        self._batch, self._queued = self._queued, []
         loop = asyncio.get_running_loop()
         self._writing = loop.call_later(self._takes_s(), self._end) if self._batch else None
 
@@ -180,7 +180,7 @@ class OnDisk(Embedded):
         """The batch is on the disk, in its order; what it refused is not."""
         refused = []
         for job in self._batch:
-            if all(isinstance(change, Stored | Keyed) for change in job.changes) and self._fails():
+            if any(isinstance(change, Stored) for change in job.changes) and self._fails():
                 refused.append(job)
                 continue
             for change in job.changes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
@@ -134,7 +135,7 @@ class Traffic:
             self.disk,
             Timing(leave_grace_s=GRACE_S, backoff_s=(0.0, 0.3)),
             takes_s=lambda: random.choice((0.0, 0.001, 0.02)),
-            fails=lambda: not self.last and random.random() < 0.03,
+            fails=lambda: not self.last and random.random() < 0.1,
         )
         await self.engine.start(lambda _: None)
         clock = Clock(asyncio.get_running_loop().time, lambda: 7)
@@ -214,13 +215,12 @@ class Traffic:
         """A put that was acknowledged, sent again with its key: the first answer, and nothing stored (I4)."""
         queue, order, index = self.random.choice(self.put_before)
         if order.key:
-            again = await self.engine.append(
-                queue,
-                Frame(0, {"requestId": "another"}, order.data.encode()),
-                priority=0,
-                limits=Limits(),
-                key=order.key,
-            )
+            frame = Frame(0, {"requestId": "another"}, order.data.encode())
+            try:
+                again = await self.engine.append(queue, frame, priority=0, limits=Limits(), key=order.key)
+            except QueueFull:
+                self.course.complaints.append(f"repeated: {order} was {index}, and then was stored anew")
+                return
             if (again.index, again.request_id, again.duplicate) != (index, order.tags["requestId"], True):
                 self.course.complaints.append(f"repeated: {order} was {index}, and then {again}")
 
@@ -309,7 +309,8 @@ class Traffic:
                 await self.commit(queue, group, out)
             lost = random.random() < 0.6
             self.leave(queue, group, out if not self.last else [], lost=lost)
-            await self.engine.detach(queue, session, lost=lost, now=now())
+            with suppress(QueueFull):  # of something that was given up with it: it comes again
+                await self.engine.detach(queue, session, lost=lost, now=now())
             await asyncio.sleep(random.choice((0.0, 0.3, 5.0)))
 
     def leave(self, queue: str, group: str, out: list[int], *, lost: bool) -> None:
@@ -326,7 +327,8 @@ class Traffic:
         for index in indexes:
             self.failures[queue, group, index] += 1
         now = asyncio.get_running_loop().time()
-        await self.engine.negative(queue, group, indexes, code="500", reason="no", now=now)
+        with suppress(QueueFull):  # nothing could be given up: it comes again
+            await self.engine.negative(queue, group, indexes, code="500", reason="no", now=now)
 
     async def commit(self, queue: str, group: str, indexes: list[int]) -> None:
         if indexes:

@@ -97,7 +97,7 @@ class World:
         self._events = list(weights)
         self._weights = [weight * pick((0.2, 1.0, 1.0, 3.0)) for weight in weights.values()]
 
-    def _has_rear_room(self, _: int) -> bool:
+    def _has_rear_room(self, _items: int, _size: int) -> bool:
         return self.books.has_rear_room
 
     # -- a step ----------------------------------------------------------------------------------------------------

@@ -233,6 +233,22 @@ def test_a_full_rear_store_leaves_the_item_where_it_is(bury: Any) -> None:
     bury(body)
 
 
+def test_items_that_are_given_up_together_fill_the_rear_store_and_no_more(engine_url: str) -> None:
+    """A connection is lost with six, and there is room for three."""
+
+    async def body(engine: Graves) -> None:
+        for _ in range(6):
+            await engine.put()
+        session = await engine.attach()
+        await engine.leased(session, 6)
+        await engine.detach(session, lost=True)
+        await engine.settle()
+        assert len(await engine.all_of("q#rear")) == 3
+        assert await engine.indexes() == [4, 5, 6]
+
+    run_graves(engine_url, body, AT_ONCE, max_failures=1)
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_an_item_whose_burial_found_no_disk_is_where_it_was(tmp_path: Path, held: bool) -> None:
     """The disk is full at the very moment when an item is given up, `held` by another group or not."""
@@ -271,6 +287,125 @@ def test_an_item_whose_burial_found_no_disk_is_where_it_was(tmp_path: Path, held
         assert await engine.indexes() == ([2, 3, 4] if held else [4])
 
     run_graves(f"sqlite:{tmp_path / 'q.db'}", body, AT_ONCE)
+
+
+class FullDisk:
+    """The disk of a durable engine has no room for an item of 50 kB, until the block ends; some for what is small."""
+
+    def __init__(self, engine: Graves) -> None:
+        assert isinstance(engine.storage, Sqlite)
+        self._disk = engine.storage._open_writer._connection
+
+    def __enter__(self) -> None:
+        (self._pages,) = self._disk.execute("PRAGMA page_count").fetchone()
+        self._disk.execute(f"PRAGMA max_page_count = {self._pages + 5}")
+
+    def __exit__(self, *_: object) -> None:
+        self._disk.execute(f"PRAGMA max_page_count = {self._pages * 10}")
+
+
+async def given_up_and_held(engine: Graves) -> tuple[int, int]:
+    """Sessions of a group that gave item 1 up, and of another that holds that back. Its answer is large."""
+    await engine.put(note="x" * 50_000)
+    session, other = await engine.attach(), await engine.attach(group="other")
+    await engine.fail(session, 1, 2)
+    assert await engine.indexes() == [1]
+    return session, other
+
+
+def test_an_answer_that_found_no_disk_when_an_absent_group_let_go_is_told_once_there_is_some(
+    tmp_path: Path,
+) -> None:
+    """The item is where it was until then, and all that needs no room goes on."""
+
+    async def body(engine: Graves) -> None:
+        _, other = await given_up_and_held(engine)
+        with FullDisk(engine):
+            await engine.detach(other)
+            await asyncio.sleep(1.0)
+            assert await engine.all_of("q/sink") == []
+            assert await engine.indexes() == [1]
+        async with asyncio.timeout(10):
+            while not await engine.all_of("q/sink"):
+                await asyncio.sleep(0.05)
+        assert await engine.indexes() == []
+        await engine.restart()
+        assert await engine.indexes() == []
+        assert len(await engine.all_of("q/sink")) == len(await engine.all_of("q#rear")) == 1
+
+    timing = Timing(backoff_s=(0.0, 0.2), group_retention_s=0.5)
+    run_graves(f"sqlite:{tmp_path / 'q.db'}", body, timing)
+
+
+def test_once_the_disk_has_room_again_items_are_buried_though_nobody_puts(tmp_path: Path) -> None:
+    """That it was full is known of a put that was refused; none comes any more."""
+
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        session = await engine.attach()
+        with FullDisk(engine), pytest.raises(QueueFull):
+            await engine.put(b"x" * 50_000)
+        async with asyncio.timeout(10):
+            while await engine.length():
+                await engine.leased(session)
+                await engine.negative(1)
+        assert len(await engine.all_of("q#rear")) == 1
+
+    run_graves(f"sqlite:{tmp_path / 'q.db'}", body, Timing(backoff_s=(0.0, 0.2)))
+
+
+def test_a_watch_begins_whether_the_disk_has_room_for_an_answer_or_not(tmp_path: Path) -> None:
+    """Nobody held an item that its group had given up; now the group comes back, and it leaves."""
+
+    async def body(engine: Graves) -> None:
+        session, other = await given_up_and_held(engine)
+        await engine.detach(session, after_s=-9.0)
+        await engine.detach(other, after_s=-9.0)
+        await asyncio.sleep(0.1)
+        assert await engine.indexes() == [1]
+        with FullDisk(engine):
+            again = await engine.attach()
+            assert await engine.has_nothing_for(again)
+            assert await engine.indexes() == [1]
+        async with asyncio.timeout(10):
+            while not await engine.all_of("q/sink"):
+                await asyncio.sleep(0.05)
+
+    timing = Timing(backoff_s=(0.0, 0.2), group_retention_s=0.5)
+    run_graves(f"sqlite:{tmp_path / 'q.db'}", body, timing)
+
+
+def test_what_was_evicted_for_a_put_that_found_no_disk_is_gone_for_good(tmp_path: Path) -> None:
+    """It does not come back with the next start, and its space is there for the next put."""
+
+    async def body(engine: Graves) -> None:
+        few = Limits(max_items=2, evict=True)
+        for _ in range(2):
+            await engine.put(b"x" * 50_000, limits=few)
+        with FullDisk(engine):
+            with pytest.raises(QueueFull):
+                await engine.put(b"y" * 500_000, limits=few)
+            assert await engine.indexes() == [2]
+            later = await engine.put(b"x" * 10_000, limits=few)
+        await engine.restart()
+        assert await engine.indexes() == [2, later]
+
+    run_graves(f"sqlite:{tmp_path / 'q.db'}", body)
+
+
+def test_streams_that_were_ended_take_copies_and_answers(bury: Any) -> None:
+    """The sink and the rear store take no puts any more; whoever waits for this item is told all the same."""
+
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        session = await engine.attach()
+        for stream in ("q/sink", "q#rear"):
+            await engine.storage.end(stream, ended=True)
+        await engine.fail(session, 1, 2)
+        assert await engine.length() == 0
+        assert len(await engine.all_of("q/sink")) == len(await engine.all_of("q#rear")) == 1
+
+    bury(body)
 
 
 def test_an_answer_is_exempt_from_the_sinks_limits(bury: Any) -> None:

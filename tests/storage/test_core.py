@@ -159,8 +159,7 @@ def test_an_item_that_could_not_be_buried_comes_again_after_the_longest_back_off
     fetched(stream, session)
     _, effects = stream.negative("g", [2], code="", reason="", now=NOW)
     assert list(stream.entries.indexes_from(0)) == [1, 3]
-    for take_up in effects.take_up:
-        take_up(NOW)
+    stream.take_up(effects, NOW)
     assert list(stream.entries.indexes_from(0)) == [1, 2, 3]
     stream.commit("g", [1, 3])
     assert stream.due == NOW + TIMING.backoff_s[-1]
@@ -177,6 +176,107 @@ def test_what_was_removed_before_its_burial_failed_does_not_come_again(held: boo
     fetched(stream, session)
     _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
     stream.truncate(2)
-    for take_up in effects.take_up:
-        take_up(NOW)
+    stream.take_up(effects, NOW)
     assert list(stream.entries.indexes_from(0)) == [2]
+
+
+def test_a_truncation_beyond_what_is_there_takes_nothing_that_comes_after_it() -> None:
+    """Also when that could not be buried: it was put later."""
+    stream = stream_of(max_failures=1)
+    stream.truncate(1000)
+    index, _ = stream.allot(1, Limits())
+    stream.entries.show(index, 0)
+    session = attach(stream)
+    assert fetched(stream, session) == [(1, 1)]
+    _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
+    stream.take_up(effects, NOW)
+    assert list(stream.entries.indexes_from(0)) == [1]
+
+
+def test_what_was_deleted_before_its_burial_failed_is_removed_for_good() -> None:
+    stream = stream_of(1, max_failures=1)
+    session = attach(stream)
+    fetched(stream, session)
+    _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
+    stream.delete([1])
+    assert stream.take_up(effects, NOW).removed == [1]
+    assert list(stream.entries.indexes_from(0)) == []
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_was_committed_before_its_burial_failed_does_not_come_again(held: bool) -> None:
+    """Whether another group holds it or not."""
+    stream = stream_of(1, max_failures=1)
+    session = attach(stream)
+    other = attach(stream, group="other") if held else 0
+    fetched(stream, session)
+    _, given_up = stream.negative("g", [1], code="", reason="", now=NOW)
+    stream.commit("g", [1])
+    taken = stream.take_up(given_up, NOW)
+    stream.tick(NOW + TIMING.backoff_s[-1])
+    assert fetched(stream, session) == []
+    assert taken.removed == ([] if held else [1])
+    assert list(stream.entries.indexes_from(0)) == ([1] if held else [])
+    if held:
+        assert fetched(stream, other) == [(1, 1)]
+        assert stream.commit("other", [1])[1].removed == [1]
+
+
+# -- a service that runs for long --------------------------------------------------------------------------------------
+
+
+def kept(stream: Stream, group: str = "g") -> int:
+    """How much is remembered for handing out in a group."""
+    known = stream._groups[group]
+    cursors = sum(len(view.cursors) for view in known.views)
+    return len(known.returned) + len(known.alone) + len(known.timers) + cursors
+
+
+def test_what_comes_back_again_and_again_is_remembered_once() -> None:
+    """Claims that are released while nobody of the group has room."""
+    stream = stream_of(1, 1)
+    attach(stream, window=1)
+    for _ in range(5000):
+        stream.claim([2])
+        stream.release([2])
+    assert kept(stream) < 3000
+
+
+def test_an_item_that_nobody_wants_does_not_keep_all_that_came_back_after_it() -> None:
+    tags = {1: {"for": "others"}}
+    stream = Stream(timing=TIMING, tags_of=lambda index: tags.get(index, {}))
+    for _ in range(2):
+        index, _ = stream.allot(1, Limits())
+        stream.entries.show(index, 0)
+    stream.detach(attach(stream, "earlier", window=1), lost=False, now=NOW)
+    other, _ = stream.attach(Consumer("g", "u"), Subscription(1, tags={"for": "nobody"}), NOW)
+    for _ in range(5000):
+        tags[2] = {"for": "nobody"}
+        stream.claim([2])
+        stream.release([2])
+    assert fetched(stream, other) == [(2, 1)]
+    assert kept(stream) < 3000
+
+
+def test_priorities_that_are_gone_are_forgotten() -> None:
+    """Who uses the time as the priority has a new one each second."""
+    stream = stream_of()
+    session = attach(stream)
+    for priority in range(5000):
+        index, _ = stream.allot(1, Limits())
+        stream.entries.show(index, priority)
+        stream.dispatch()
+        assert fetched(stream, session) == [(index, 1)]
+        stream.commit("g", [index])
+    assert kept(stream) < 3000
+
+
+def test_groups_that_remember_nothing_any_more_are_forgotten() -> None:
+    """Commits under ever new names, of items that another group holds."""
+    stream = stream_of(1)
+    attach(stream)
+    for number in range(100):
+        stream.commit(f"g{number}", [1])
+    _, effects = stream.commit("g", [1])
+    assert sorted(effects.forgotten_groups) == sorted(f"g{number}" for number in range(100))
+    assert list(stream._groups) == ["g"]

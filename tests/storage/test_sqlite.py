@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import resource
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +19,7 @@ import pytest
 
 from easq.errors import QueueFull, StorageError
 from easq.model import Frame
+from easq.storage import datafile
 from easq.storage.base import Limits
 from easq.storage.datafile import SCHEMA_VERSION
 from easq.storage.open import open_storage
@@ -208,6 +213,106 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     assert path.read_bytes() == bytes(content)
 
 
+def test_a_log_without_its_file_is_refused(tmp_path: Path) -> None:
+    """It holds what was acknowledged last. The file was moved without it, or deleted: nobody else can tell."""
+    path = tmp_path / "easq.db"
+    log = Path(f"{path}-wal")
+
+    async def fill() -> bytes:
+        engine = Engine(f"sqlite:{path}")
+        await engine.start()
+        await engine.put()
+        content = log.read_bytes()
+        await engine.storage.close()
+        return content
+
+    content = asyncio.run(fill())
+    path.unlink()
+    log.write_bytes(content)
+    with pytest.raises(StorageError, match="-wal is there, and its easq"):
+        _start(path)
+    assert log.read_bytes() == content
+    assert not path.exists()
+    log.unlink()
+    _start(path)
+
+
+#: reads a data file, and holds it until its input ends
+_ONLOOKER = """
+import sqlite3, sys
+reader = sqlite3.connect(sys.argv[1])
+print(reader.execute("SELECT count(*) FROM item").fetchone()[0], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("cut", ["unlink", "rename", "sync"])
+def test_a_recovery_that_is_cut_off_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """Each time it is cut off a step later, while another program reads the old file, so that its log stays."""
+    path = tmp_path / "easq.db"
+
+    async def fill() -> None:
+        engine = Engine(f"sqlite:{path}")
+        await engine.start()
+        for _ in range(20):
+            await engine.put()
+        onlooker.append(
+            subprocess.Popen(
+                [sys.executable, "-c", _ONLOOKER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        )
+        assert onlooker[0].stdout is not None
+        assert onlooker[0].stdout.readline() == b"20\n"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", lambda _: os.stat("/no such file"))
+            with pytest.raises(StorageError):
+                await engine.put()
+        await engine.storage.close()
+
+    async def recover() -> list[int]:
+        storage = Sqlite(path, recover=True)
+        try:
+            await storage.start(lambda _: None)
+        except PowerCut:
+            storage._file.drop_lock()
+            raise
+        await storage.open("q")
+        found = await storage.read("q", start=0, length=100, tags={})
+        await storage.close()
+        return [frame.index for frame in found]
+
+    class PowerCut(Exception):
+        pass
+
+    def cutting(real: Callable[..., Any], after: int) -> Callable[..., Any]:
+        calls = 0
+
+        def call(*given: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > after:
+                raise PowerCut
+            return real(*given, **options)
+
+        return call
+
+    onlooker: list[subprocess.Popen[bytes]] = []
+    asyncio.run(fill())
+    home, name = {"unlink": (Path, "unlink"), "rename": (os, "rename"), "sync": (datafile, "sync")}[cut]
+    for after in range(12):
+        with monkeypatch.context() as patch:
+            patch.setattr(home, name, cutting(getattr(home, name), after))
+            try:
+                found = asyncio.run(recover())
+                break
+            except PowerCut:
+                continue
+    onlooker[0].communicate()
+    assert found[:20] == list(range(1, 21))
+
+
 def test_a_half_made_file_of_an_earlier_start_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "easq.db.new").write_bytes(b"torn")
     _start(tmp_path / "easq.db")
@@ -316,6 +421,59 @@ def test_a_failed_sync_acknowledges_nothing_ever_after(
     asyncio.run(main())
 
 
+def test_a_failed_disk_is_not_written_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the service stops either: what is read of the log then may not be what was written to it."""
+    path = tmp_path / "easq.db"
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{path}")
+        await engine.start()
+        await engine.put()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fail)
+            patch.setattr("easq.storage.writer.CHECKPOINT_BYTES", 1)
+            with pytest.raises(StorageError):
+                await engine.put()
+            kept = {file: file.read_bytes() for file in (path, Path(f"{path}-wal"))}
+            await engine.storage.close()
+        assert {file: file.read_bytes() for file in kept} == kept
+
+    asyncio.run(main())
+
+
+def test_a_checkpoint_that_fails_is_a_failure_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file may not grow any further, while the log may; nothing is acknowledged after that."""
+    path = tmp_path / "easq.db"
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{path}")
+        await engine.start()
+        await engine.put(b"x" * 4_000_000)
+        await engine.restart()
+        monkeypatch.setattr("easq.storage.writer.CHECKPOINT_BYTES", 1)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
+        try:
+            await engine.put(b"x" * 500_000)
+            async with asyncio.timeout(10):
+                while not engine.failures:
+                    await asyncio.sleep(0.01)
+            with pytest.raises(StorageError, match="disk I/O error"):
+                await engine.put()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        await engine.storage.close()
+        with pytest.raises(StorageError, match="the disk failed"):
+            await Engine(f"sqlite:{path}").start()
+
+    asyncio.run(main())
+
+
 async def _try(putting: Awaitable[int]) -> int | None:
     try:
         return await putting
@@ -343,6 +501,44 @@ def test_a_full_disk_refuses_puts_and_lets_commits_through(tmp_path: Path) -> No
         assert await engine.indexes() == [*stored[5:], again]
         await engine.storage.close()
         assert engine.failures == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_commits_on_a_disk_without_any_room_wait_for_it(tmp_path: Path, stops: bool) -> None:
+    """Other programs have taken the last byte. That is no failure of the disk: puts are refused, the service stays, and
+    what waits is acknowledged once there is room; when the service stops before, it is not.
+    """
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
+        await engine.start()
+        assert isinstance(engine.storage, Sqlite)
+        indexes = await asyncio.gather(*(engine.put() for _ in range(500)))
+        for group in ("one", "two"):
+            await engine.attach(group=group, window=1)
+        disk = engine.storage._open_writer._connection
+        (pages,) = disk.execute("PRAGMA page_count").fetchone()
+        disk.execute(f"PRAGMA max_page_count = {pages}")
+        committing = asyncio.ensure_future(engine.commit(*indexes, group="one"))
+        with pytest.raises(QueueFull):
+            await engine.put(b"x" * 100_000)
+        assert not committing.done()
+        if stops:
+            with contextlib.suppress(QueueFull):
+                await engine.storage.close()
+            with pytest.raises(QueueFull):
+                await committing
+        else:
+            disk.execute(f"PRAGMA max_page_count = {pages * 10}")
+            assert await committing == 500
+            await engine.storage.close()
+        assert engine.failures == []
+        await (again := Engine(engine.url)).start()
+        session = await again.attach(group="one")
+        assert await again.has_nothing_for(session) != stops
+        await again.storage.close()
 
     asyncio.run(main())
 
