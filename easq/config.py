@@ -14,9 +14,10 @@ Keys that easq does not know are named in a warning and survive a save.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,11 +137,30 @@ class Resolved:
 def config_path(environ: Mapping[str, str]) -> Path:
     """Where the file is, or would be."""
     if environ.get("EASQ_CONFIG"):
-        return Path(environ["EASQ_CONFIG"]).expanduser()
-    base = Path(environ.get("XDG_CONFIG_HOME", ""))
+        return _expanded(environ["EASQ_CONFIG"])
+    return easq_folder(environ, "XDG_CONFIG_HOME", ".config") / "config.toml"
+
+
+def easq_folder(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
+    """Where easq keeps files of one kind: in the folder that `variable` names, else in `below_home` of one's home.
+
+    Raises ConfigError where nothing says where that is.
+    """
+    base = Path(environ.get(variable, ""))
     if not base.is_absolute():  # the XDG rule: a relative path is ignored
-        base = Path(environ.get("HOME") or Path.home()) / ".config"
-    return base / "easq" / "config.toml"
+        home = environ.get("HOME") or os.path.expanduser("~")
+        if home == "~":
+            raise ConfigError(
+                f"no home folder is known: HOME is not set, and user {os.getuid()} has none",
+                hint=f"set HOME or {variable}",
+            )
+        base = Path(home) / below_home
+    return base / "easq"
+
+
+def _expanded(path: str) -> Path:
+    """`path` with the home that a `~` stands for; where nobody has one, it is the name of a file like others."""
+    return Path(os.path.expanduser(path))
 
 
 def load(path: Path) -> Config:
@@ -186,6 +206,28 @@ def save(config: Config) -> None:
         _replace(path, data)
     except OSError as error:
         raise ConfigError(f"{path}: cannot save: {error.strerror}") from error
+
+
+def edit(path: Path, change: Callable[[Config], Config]) -> Config:
+    """The file at `path` holds what `change` makes of it; runs that change it at the same time wait for each other.
+
+    Raises ConfigError, and what `change` raises; then it is as it was.
+    """
+    import fcntl
+
+    try:
+        _make_folder(path.parent)
+        lock = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot save: {error.strerror}") from error
+    try:
+        with contextlib.suppress(OSError):  # some file systems know no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        changed = change(load(path))
+        save(changed)
+    finally:
+        os.close(lock)
+    return changed
 
 
 def _make_folder(folder: Path) -> None:
@@ -345,7 +387,7 @@ def read_token(source: TokenSource | None) -> str:
     if source.kind == "token":
         token = str(source.value)
     elif source.kind == "token_file":
-        token = _token_of_file(Path(str(source.value)).expanduser(), source.origin)
+        token = _token_of_file(_expanded(str(source.value)), source.origin)
     else:
         token = _token_of_command(tuple(source.value), source.origin)
     if not token:
@@ -359,8 +401,8 @@ def _token_of_file(path: Path, origin: str) -> str:
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_TOKEN_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"token file {path}: {error.strerror} ({origin})") from error
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        raise ConfigError(f"token file {path}: {getattr(error, 'strerror', error)} ({origin})") from error
     if len(data) > MAX_TOKEN_BYTES:
         raise ConfigError(f"token file {path} is larger than {MAX_TOKEN_BYTES} bytes ({origin})")
     return data.decode("utf-8", "replace").strip()
@@ -374,8 +416,9 @@ def _token_of_command(argv: tuple[str, ...], origin: str) -> str:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=TOKEN_CMD_TIMEOUT_S, check=False
         )
-    except OSError as error:
-        raise ConfigError(f"token_cmd {argv[0]!r} cannot start: {error.strerror} ({origin})") from error
+    except (OSError, ValueError) as error:  # the latter for a NUL in a word
+        why = getattr(error, "strerror", error)
+        raise ConfigError(f"token_cmd {argv[0]!r} cannot start: {why} ({origin})") from error
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
             f"token_cmd {argv[0]!r} took more than {TOKEN_CMD_TIMEOUT_S:.0f} s ({origin})"

@@ -81,7 +81,7 @@ _MEANINGS: dict[Exit, str] = {
     Exit.STORAGE: "serve: storage failed, foreign, damaged or locked",
     Exit.SIGINT: "interrupted (SIGINT)",
     Exit.SIGPIPE: "stdout was closed",
-    Exit.SIGTERM: "terminated (SIGTERM)",
+    Exit.SIGTERM: "terminated (SIGTERM, SIGHUP)",
 }
 
 

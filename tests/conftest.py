@@ -95,10 +95,11 @@ def cloud() -> Iterator[OpenCloud]:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
+    """A self-signed certificate for 127.0.0.1 and 2001:db8::1 with its key, in one file."""
     folder = tmp_path_factory.mktemp("tls")
     command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=easq -addext subjectAltName=IP:127.0.0.1"
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=easq "
+        "-addext subjectAltName=IP:127.0.0.1,IP:2001:db8::1"
     )
     try:
         subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,31 @@ def test_a_symbolic_link_is_not_written_through(path: Path, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="is a symbolic link"):
         config.save(config.load(path).with_values("a", {"token": "secret"}))
     assert target.read_text() == ""
+
+
+def test_changes_at_the_same_time_are_all_kept(path: Path) -> None:
+    writers, rounds = 8, 5
+    ready = threading.Barrier(writers)
+
+    def write_some(writer: int) -> None:
+        ready.wait()
+        for number in range(rounds):
+            name = f"p{writer}-{number}"
+            config.edit(path, lambda found, name=name: found.with_values(name, {"url": "http://h/q"}))
+
+    threads = [threading.Thread(target=write_some, args=(writer,)) for writer in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(config.load(path).profiles) == writers * rounds
+
+
+def test_a_change_that_cannot_be_made_changes_nothing(path: Path) -> None:
+    write(path, "[profiles.a]\n")
+    with pytest.raises(ConfigError, match="no profile 'b'"):
+        config.edit(path, lambda found: found.with_current("b"))
+    assert path.read_text() == "[profiles.a]\n"
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_no_draft(
@@ -206,6 +232,13 @@ def test_a_token_command_runs_without_a_shell_and_gives_its_first_line() -> None
         ("token_file", "/", "token file /: Is a directory (x)"),
         ("token_file", "/dev/null", "the token is empty (x)"),
         ("token_cmd", ("/nowhere/c",), "token_cmd '/nowhere/c' cannot start: No such file or directory (x)"),
+        (
+            "token_file",
+            "~nobody-of-that-name/t",
+            "token file ~nobody-of-that-name/t: No such file or directory (x)",
+        ),
+        ("token_file", "a\0b", "token file a\0b: embedded null byte (x)"),
+        ("token_cmd", ("c", "a\0b"), "token_cmd 'c' cannot start: embedded null byte (x)"),
         ("token_cmd", ("false",), "token_cmd 'false' failed with status 1 (x)"),
         ("token_cmd", ("true",), "the token is empty (x)"),
         ("token", "a\r\nX: y", "the token holds characters that no header may carry (x)"),
@@ -237,6 +270,32 @@ def test_the_place_of_the_file() -> None:
     assert config.config_path({"EASQ_CONFIG": "/x/c.toml", "HOME": "/h"}) == Path("/x/c.toml")
     assert config.config_path({"XDG_CONFIG_HOME": "/x", "HOME": "/h"}) == Path("/x/easq/config.toml")
     assert config.config_path({"XDG_CONFIG_HOME": "rel", "HOME": "/h"}) == Path("/h/.config/easq/config.toml")
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"XDG_CACHE_HOME": "/c", "HOME": "/h"}, "/c/easq"),
+        ({"XDG_CACHE_HOME": "c", "HOME": "/h"}, "/h/.cache/easq"),
+        ({"HOME": "/h"}, "/h/.cache/easq"),
+    ],
+)
+def test_the_folder_of_other_files(environ: dict[str, str], folder: str) -> None:
+    assert config.easq_folder(environ, "XDG_CACHE_HOME", ".cache") == Path(folder)
+
+
+def test_who_has_no_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    # what Python does for a user that the system does not know
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(ConfigError) as caught:
+        config.config_path({})
+    assert caught.value.message.startswith("no home folder is known: HOME is not set, and user ")
+    assert caught.value.hint == "set HOME or XDG_CONFIG_HOME"
+
+
+def test_the_home_of_nobody_is_the_name_of_a_file() -> None:
+    assert config.config_path({"EASQ_CONFIG": "~nobody-of-that-name/c"}) == Path("~nobody-of-that-name/c")
 
 
 def test_a_token_source_does_not_show_its_token() -> None:

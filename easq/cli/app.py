@@ -30,7 +30,7 @@ OUTPUTS = ("text", "json", "table", "raw", "none")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a command as Ctrl-C does, with another status."""
+    """SIGTERM, or SIGHUP of a terminal that goes: ends a command as Ctrl-C does, with another status."""
 
 
 class App:
@@ -163,7 +163,7 @@ class App:
     def discovery(self) -> Discovery:
         """Where the instances of the service are known. Raises ConfigError where nothing says which service."""
         from easq.client.discovery import Discovery
-        from easq.client.kept import cache_folder
+        from easq.config import easq_folder
         from easq.wire.durations import parse_duration
 
         refresh_s: float | None = self.options.get("refresh")
@@ -173,7 +173,7 @@ class App:
             self._lookup(),
             self.transport.settings,
             refresh_s=refresh_s,
-            folder=cache_folder(self.environ),
+            folder=easq_folder(self.environ, "XDG_CACHE_HOME", ".cache"),
             warn=self.warnings.append,
         )
 
@@ -313,22 +313,47 @@ def exit_status(error: BaseException) -> int:
 
 
 @contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated where the program stands."""
+def signals_raise() -> Iterator[None]:
+    """Inside, a signal to end raises KeyboardInterrupt or Terminated where the program stands."""
+
+    def end(number: int, _frame: object) -> None:
+        raise _interrupt(number)
+
+    with signals_call(end):
+        yield
+
+
+@contextmanager
+def signals_call(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Inside, SIGINT, SIGTERM and SIGHUP call `handler`, but for those that nohup or a shell's background ignores."""
     import signal
 
-    def terminate(_signal: int, _frame: object) -> None:
-        raise Terminated
-
-    old = signal.signal(signal.SIGTERM, terminate)
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    taken = [number for number in ends if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in taken}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def hang_up_as_terminate() -> None:
+    """From here on SIGHUP is a SIGTERM, for whoever takes that by himself; an ignored one stays so."""
+    import signal
+
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
+def _interrupt(number: int) -> KeyboardInterrupt:
+    import signal
+
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
 
 
 class Interrupt:
-    """Inside, the first SIGINT or SIGTERM calls `stop` and is kept in `raised`; a second one is raised at once.
+    """Inside, the first signal to end calls `stop` and is kept in `raised`; a second one is raised at once.
 
     For commands that have something in hand: what they did is told to the last item.
     """
@@ -336,28 +361,20 @@ class Interrupt:
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop = stop
         self.raised: KeyboardInterrupt | None = None
+        self._signals = signals_call(self._caught)
 
     def __enter__(self) -> Interrupt:
-        import signal
-
-        self._old = {
-            number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._signals.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        import signal
-
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+    def __exit__(self, *error: Any) -> None:
+        self._signals.__exit__(*error)
 
     def _caught(self, number: int, _frame: object) -> None:
-        import signal
-
-        error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        interrupt = _interrupt(number)
         if self.raised is not None:
-            raise error
-        self.raised = error
+            raise interrupt
+        self.raised = interrupt
         self._stop()
 
 

@@ -12,6 +12,7 @@ from easq.cli.options import (
     DURATION,
     HEADER_TEXT,
     PATH_TEXT,
+    RATE,
     Group,
     ParamType,
     command,
@@ -80,7 +81,7 @@ def _load_options(*, timed: bool, what: str = "item") -> Callable[[F], F]:
             options += [
                 click.option("--duration", type=DURATION, help="How long, in place of -n."),
                 click.option(
-                    "--rate", type=click.FloatRange(min=0, min_open=True),
+                    "--rate", type=RATE,
                     help="Begun a second, however late the answers are; latency counts from then.",
                 ),
             ]  # fmt: skip

@@ -89,7 +89,7 @@ def list_profiles(app: App) -> None:
 @click.argument("name")
 def use(app: App, name: str) -> None:
     """Make NAME the current profile."""
-    _save(app, app.config.with_current(name), name, f"current profile: {name}")
+    _save(app, lambda config: config.with_current(name), name, f"current profile: {name}")
 
 
 @_sub(
@@ -134,16 +134,16 @@ def unset(app: App, key: str) -> None:
     name = _profile(app)
     if key not in app.config.profile(name):
         raise ConfigError(f"profile {name} has no {key!r}")
-    _save(app, app.config.with_values(name, {key: None}), name, f"profile {name}: {key} removed")
+    _save(app, lambda config: config.with_values(name, {key: None}), name, f"profile {name}: {key} removed")
 
 
 @_sub("rm", ("easq config rm old", "easq config rm old -y"))
 @click.argument("name")
 def remove(app: App, name: str) -> None:
     """Remove profile NAME."""
-    changed = app.config.without_profile(name)
+    app.config.without_profile(name)  # there is one, before a person is asked
     app.confirm(f"remove profile {name}")
-    _save(app, changed, name, f"profile {name} removed")
+    _save(app, lambda config: config.without_profile(name), name, f"profile {name} removed")
 
 
 @_sub("path", ("easq config path", '"$EDITOR" "$(easq config path)"'))
@@ -213,10 +213,12 @@ def _save_values(app: App, values: dict[str, Any]) -> None:
         values["token_file"] = str(Path(values["token_file"]).absolute())
     given = [key for key in TOKEN_KEYS if key in values]
     others = {key: None for key in TOKEN_KEYS if given and key not in given}
-    changed = app.config.with_values(name, {**values, **others})
-    if "profile" not in changed.document:
-        changed = changed.with_current(name)
-    _save(app, changed, name, f"profile {name} saved")
+
+    def change(config: Config) -> Config:
+        changed = config.with_values(name, {**values, **others})
+        return changed if "profile" in changed.document else changed.with_current(name)
+
+    _save(app, change, name, f"profile {name} saved")
 
 
 def _check_addresses(values: Mapping[str, Any]) -> None:
@@ -232,10 +234,12 @@ def _check_addresses(values: Mapping[str, Any]) -> None:
         endpoint_url(endpoint)
 
 
-def _save(app: App, changed: Config, name: str, done: str) -> None:
-    from easq.config import save
+def _save(app: App, change: Callable[[Config], Config], name: str, done: str) -> None:
+    """The file is as `change` makes it of what it holds now, and that is said."""
+    from easq.config import edit
 
-    save(changed)
+    change(app.config)  # what is wrong with it is said before anything is made
+    changed = edit(app.config.path, change)
     if app.output == "json":
         app.printer.record({"profile": name, "path": str(changed.path)})
     else:

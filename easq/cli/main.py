@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from easq import __version__
-from easq.cli.app import App, environment, exit_status, sigterm_raises
+from easq.cli.app import App, environment, exit_status, signals_raise
 from easq.cli.completion import COMPLETE_VARIABLE
 from easq.cli.options import Group, shared_options
 from easq.errors import EasqError, Exit, UsageError
@@ -86,6 +86,9 @@ def stream() -> None:
 root.add_command(stream)
 
 
+#: the arguments that are indexes; only there a negative number was meant as one
+_INDEXES = {"index", "indexes", "item"}
+
 #: objects made before the collector looks for garbage, and how often it looks at older ones; Python: 700, 10, 10
 _COLLECT_AFTER = (50_000, 20, 20)
 
@@ -111,7 +114,7 @@ def run(args: Sequence[str]) -> int:
         return shell_complete(root, {}, "easq", COMPLETE_VARIABLE, environ[COMPLETE_VARIABLE])
     app = App(environ)
     try:
-        with sigterm_raises():
+        with signals_raise():
             return _run(app, list(args))
     except BaseException as error:
         return _failed(app, error)
@@ -139,9 +142,9 @@ def _run(app: App, args: list[str]) -> int:
 def _failed(app: App, error: BaseException) -> int:
     from easq.render.printer import OutputClosed
 
-    if isinstance(error, BrokenPipeError):  # from click's own echo of a help text
-        error = OutputClosed()
     printer = app.printer
+    if isinstance(error, OSError) and _is_echo(error):
+        error = printer.failed(error)
     try:
         if not isinstance(error, OutputClosed):
             printer.flush()
@@ -156,14 +159,22 @@ def _failed(app: App, error: BaseException) -> int:
     return exit_status(error)
 
 
+def _is_echo(error: OSError) -> bool:
+    """Whether click's own writing of a help text raised it, or our flushing of that."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"] in ("click.utils", __name__)
+
+
 def _usage_error(error: click.ClickException, args: Sequence[str]) -> UsageError:
     """click's complaint in our words: one line and what to do next."""
     message = error.format_message()
-    if isinstance(error, click.NoSuchOption):
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    if isinstance(error, click.NoSuchOption) and ctx and any(p.name in _INDEXES for p in ctx.command.params):
         negative_number = next((arg for arg in args if arg[:1] == "-" and arg[1:].isdigit()), None)
         if negative_number:
             return UsageError(f"{negative_number!r} is not an index: an index is never negative")
-    ctx = error.ctx if isinstance(error, click.UsageError) else None
     message = message[:1].lower() + message[1:].rstrip(".")
     return UsageError(" ".join(message.split()), hint=f"{ctx.command_path if ctx else 'easq'} --help")
 
@@ -176,6 +187,6 @@ def _find_output(app: App, args: Sequence[str]) -> None:
 
 
 def _flush_click() -> None:
-    """What click wrote on stdout is out; BrokenPipeError is raised here and not at the interpreter's end."""
+    """What click wrote on stdout is out, or OSError is raised here and not at the interpreter's end."""
     if sys.stdout is not None:
         sys.stdout.flush()

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import cache
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -134,6 +135,22 @@ class Duration(ParamType):
         return seconds
 
 
+class Rate(ParamType):
+    """So many a second, a number above 0."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """`value` as a number."""
+        try:
+            rate = float(value)
+        except ValueError:
+            rate = 0.0
+        if not 0 < rate < inf:  # also what is not a number
+            self.fail(f"{value!r} is no number above 0", param, ctx)
+        return rate
+
+
 class Index(ParamType):
     """The index of an item; `lowest` 0 where 0 means the head, `newest` where that word is taken too."""
 
@@ -236,12 +253,13 @@ class PathText(ParamType):
         if any(not c.isprintable() or c in "?#\\" for c in value):
             self.fail(f"{value!r} is no path: it holds a control character or one of ?#\\", param, ctx)
         if any(part in (".", "..") for part in value.split("/")):
-            self.fail(f"{value!r} is no path: it holds . or ..", param, ctx)
+            self.fail(f"{value!r} is no path: a part of it is . or .., which leads elsewhere", param, ctx)
         text = "/" + value.strip("/")
         return "" if text == "/" else text
 
 
 DURATION, TAG, HEADER, HEADER_TEXT, PATH_TEXT = Duration(), Tag(), Header(), HeaderText(), PathText()
+RATE = Rate()
 INDEX, INDEX_OR_HEAD = Index(), Index(lowest=0)
 INDEX_OR_NEWEST = Index(lowest=0, newest=True)
 

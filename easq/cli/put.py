@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
-from easq.cli.options import as_tags, command, payload_options, sink_option, tags_option
+from easq.cli.options import RATE, as_tags, command, payload_options, sink_option, tags_option
 from easq.errors import EasqError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _ASK_S = 2.0
 @tags_option("Tag of every item, k=v; may be repeated.")
 @click.option("--priority", type=click.IntRange(min=0), help="0 is normal, 1 is pushed before it.")
 @click.option("--keep-tags", is_flag=True, help="With json: keep requestId and ts@*.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Puts a second at most.")
+@click.option("--rate", type=RATE, help="Puts a second at most.")
 @click.option(
     "--on-error",
     type=click.Choice(("stop", "continue")),
@@ -126,6 +126,7 @@ class Run:
     operation: Callable[[Item, str], Put | EasqError]
     tally: Tally
     journal: Journal | None = None
+    broken: EasqError | None = None  #: why nothing more can be kept in the journal, or said
 
     def one(self) -> None:
         """The one item is stored and said so, without what only many are worth loading. Raises EasqError."""
@@ -138,7 +139,7 @@ class Run:
             ack = self.app.queue().send(operation)
         except EasqError as error:
             raise error if certain(error) else in_doubt(error) from error
-        self.tally.stored(item, ack)
+        self.tally.row(self.tally.stored(item), item, ack)
         self.app.printer.flush()
         self.tally.end(unread=False)
 
@@ -169,11 +170,15 @@ class Run:
             try:
                 for batch in bulk.run(self._tasks(), asking(url, caller, self.app.exchange, read_put)):
                     self._take(batch)
+                    if self.broken is not None:
+                        bulk.stop(grace_s=GRACE_S)
                     progress.at(self.tally.ended, self.tally.failed, self.items.bytes)
             except EasqError as error:  # a file that could not be read to its end
                 if not self.tally.now and not self.tally.failed:
                     raise
-                self.tally.broken(error)
+                self.broken = self.broken or error
+            if self.broken is not None:
+                self.tally.broken(self.broken)
             unread = not bulk.read_all(within_s=_READER_S)
             progress.end()
             if self.tally.possible_duplicates and not self.tally.keys_known:
@@ -206,14 +211,8 @@ class Run:
             yield Task((item, entry.number, entry.doubt_s), operation, len(item.data))
 
     def _take(self, batch: Sequence[Outcome[Sent, Ack]]) -> None:
-        """What became of these items is kept in the journal, and then said."""
-        if self.journal is not None:
-            stored = [outcome.what[1] for outcome in batch if outcome.error is None]
-            refused = [outcome.what[1] for outcome in batch if outcome.error and _refused(outcome)]
-            if refused:
-                self.journal.refused(refused)
-            if stored:
-                self.journal.stored(stored)
+        """What became of these items is counted, kept in the journal, and then said; after a failure only counted."""
+        rows: list[tuple[int, Item, Ack]] = []
         for outcome in batch:
             item, _, doubt_s = outcome.what
             error = outcome.error
@@ -222,10 +221,29 @@ class Run:
                 self.tally.answered(
                     known=ack.duplicate, doubt_s=0.0 if doubt_s is None and outcome.times.doubt else doubt_s
                 )
-                self.tally.stored(item, ack)
+                rows.append((self.tally.stored(item), item, ack))
             elif error is not None:
                 self.tally.failed_item(item, error if _refused(outcome) else in_doubt(error))
-        self.app.printer.flush()
+        if self.broken is not None:
+            return
+        try:
+            self._keep(batch)
+            for row in rows:
+                self.tally.row(*row)
+            self.app.printer.flush()
+        except EasqError as error:
+            self.broken = error
+
+    def _keep(self, batch: Sequence[Outcome[Sent, Ack]]) -> None:
+        """The journal knows what became of these items. Raises StorageError."""
+        if self.journal is None:
+            return
+        stored = [outcome.what[1] for outcome in batch if outcome.error is None]
+        refused = [outcome.what[1] for outcome in batch if outcome.error and _refused(outcome)]
+        if refused:
+            self.journal.refused(refused)
+        if stored:
+            self.journal.stored(stored)
 
 
 def _refused(outcome: Outcome[Sent, Ack]) -> bool:

@@ -180,6 +180,9 @@ def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
     import asyncio
     import tempfile
 
+    from easq.cli.app import hang_up_as_terminate
+
+    hang_up_as_terminate()
     log_to(app, options.pop("log_format"))
     ready_file = options.pop("ready_file")
     if not cmd:
@@ -278,13 +281,11 @@ def _token(app: App) -> str:
 
 def _default_storage(app: App) -> str:
     """What the environment says, which is no place that others can look into, unlike a command line."""
-    from pathlib import Path
+    from easq.config import easq_folder
 
     if given := app.environ.get("EASQ_STORAGE"):
         return given
-    state = app.environ.get("XDG_STATE_HOME") or ""
-    folder = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
-    return f"sqlite:{folder / 'easq' / 'easq.db'}"
+    return f"sqlite:{easq_folder(app.environ, 'XDG_STATE_HOME', '.local/state') / 'easq.db'}"
 
 
 def _engines(app: App, server: Server, settings: Settings) -> Engines | None:

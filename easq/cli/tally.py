@@ -33,6 +33,7 @@ class Tally:
     first_failed: Item | None = None
     stored_after: list[str] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
+    is_broken: bool = False  #: the run ended before its input did
     keys_known: bool = False  #: the service knows idempotency keys
     _doubts: int = 0
     _old_doubts: int = 0
@@ -70,15 +71,20 @@ class Tally:
             self._doubts += 1
             self._old_doubts += doubt_s >= REMEMBERED_S
 
-    def stored(self, item: Item, ack: Ack) -> None:
-        """The item is stored; its row is on its way."""
-        from easq.render import rows
-
-        number, printer = self.resumed + self.now, self.app.printer
+    def stored(self, item: Item) -> int:
+        """The item is stored; its number among those that are."""
+        number = self.resumed + self.now
         self.now += 1
         self.size += len(item.data)
         if self.stop_at_failure and self.failures:
             self.stored_after.append(item.where)
+        return number
+
+    def row(self, number: int, item: Item, ack: Ack) -> None:
+        """That the item is stored is on its way to stdout."""
+        from easq.render import rows
+
+        printer = self.app.printer
         if printer.output == "json":
             printer.record(rows.ack_record(number, ack, len(item.data)))
         elif printer.output == "table":
@@ -93,7 +99,8 @@ class Tally:
         self._failed(item.where, error)
 
     def broken(self, error: EasqError) -> None:
-        """The input could not be read to its end."""
+        """The input could not be read to its end, or what became of it not be said any more."""
+        self.is_broken = True
         self._failed("", error)
 
     def _failed(self, where: str, error: EasqError) -> None:
@@ -113,8 +120,9 @@ class Tally:
         if not self.failures:
             self._totals("Put data done.", 0)
             return
-        rest = self._rest(unread=unread) if self.stop_at_failure else 0
-        self._totals("Put data stopped." if self.stop_at_failure else "Put data done.", rest)
+        is_stopped = self.stop_at_failure or self.is_broken
+        rest = self._rest(unread=unread) if is_stopped else 0
+        self._totals("Put data stopped." if is_stopped else "Put data done.", rest)
         stored = self.resumed + self.now
         counts = f"{stored} stored, {self.failed} failed"
         if rest != 0:
@@ -161,7 +169,7 @@ class Tally:
         from easq.cli.items import JSON, STDIN
 
         item = self.first_failed
-        if not self.stop_at_failure or item is None:
+        if not self.is_broken and (not self.stop_at_failure or item is None):
             return ""
         if self.journaled:
             return "repeat the command: it goes on where it stopped"
@@ -169,6 +177,8 @@ class Tally:
             more = len(self.stored_after) - _MANY
             places = ", ".join(self.stored_after[:_MANY]) + (f" and {more} more" if more > 0 else "")
             return f"stored all the same: {places}"
+        if item is None or not self.stop_at_failure:
+            return ""
         if not item.line:
             return f"go on with {item.source}"
         form = " --input-format json" if self.items.form == JSON else ""

@@ -169,7 +169,8 @@ class Session:
 
     @contextmanager
     def _signals_end_it(self) -> Iterator[None]:
-        """Inside, the first SIGINT or SIGTERM makes the worker stop, and the second one leaves at once."""
+        """Inside, the first signal to end makes the worker stop, and the second one leaves at once."""
+        from easq.cli.app import signals_call
 
         def note(number: int, _frame: object) -> None:
             self.signals.append(number)
@@ -178,17 +179,14 @@ class Session:
             # not here: the handler may have interrupted what it would wait for, and stdout may hold us up
             threading.Thread(target=self.worker.stop, daemon=True).start()
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        except KeyboardInterrupt:
-            dropping = threading.Thread(target=self.worker.abort, daemon=True)
-            dropping.start()
-            dropping.join(_LEAVE_S)  # it may be about to connect to what does not answer
-            raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with signals_call(note):
+            try:
+                yield
+            except KeyboardInterrupt:
+                dropping = threading.Thread(target=self.worker.abort, daemon=True)
+                dropping.start()
+                dropping.join(_LEAVE_S)  # it may be about to connect to what does not answer
+                raise
 
     def _tell_next(self) -> None:
         """What comes next was told, or nothing came for a moment."""

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from easq.client.backoff import full_jitter
+from easq.client.endpoint import proxy_for
 from easq.client.exchange import MAX_FULL_ATTEMPTS, Retry, Settings, again_after_reply, not_taken
-from easq.client.failures import Unconnected
+from easq.client.failures import Unconnected, refused_by_proxy
 from easq.errors import EasqError, Unreachable
 from easq.wire.operations import Caller, Request
 from easq.wire.replies import Reply, read_error
@@ -84,6 +85,8 @@ def exchange(
             if 200 <= reply.status < 300:
                 return reply
             error: EasqError = read_error(reply)
+            if reply.status == 407 and (proxy := proxy_for(url, settings.environ)):
+                error = refused_by_proxy(url, proxy, "407 Proxy Authentication Required")
             full += reply.status == 429 and request.method == "POST"
             again = full < MAX_FULL_ATTEMPTS and again_after_reply(retry, reply)
             unsure = reply.status >= 500 and not not_taken(reply)

@@ -14,6 +14,7 @@ _WEBSOCKET_HINT = "write it as wss://HOST[:PORT]/PATH"
 _PLAIN_SCHEMES = {"ws": "http", "wss": "https"}
 #: what stands in a query as it is
 _QUERY_SAFE = "/%:@!$&'()*+,;=?~[]"
+_PROXY_HINT = "set NO_PROXY for this host, or another proxy"
 _ENDPOINT_HINT = "write it as http://HOST[:PORT]"
 _HOST = re.compile(r"[^\s/?#\[\]@\\%:<>^|`{}\"]+")
 #: names that never leave the local network: RFC 6762, RFC 8375, and names in use for it
@@ -139,11 +140,12 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
-    if _split(proxy).scheme not in ("http", "https"):
-        raise ConfigError(
-            f"the proxy {shown(proxy)} is neither http nor https",
-            hint="set NO_PROXY for this host, or another proxy",
-        )
+    try:
+        scheme = _split(proxy).scheme
+    except ConfigError as error:
+        raise ConfigError(error.message.replace("the url", "the proxy", 1), hint=_PROXY_HINT) from error
+    if scheme not in ("http", "https"):
+        raise ConfigError(f"the proxy {shown(proxy)} is neither http nor https", hint=_PROXY_HINT)
     return proxy
 
 

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from easq.client.endpoint import shown
 from easq.errors import Unreachable
 
+_PROXY_HINT = "see HTTP_PROXY and NO_PROXY"
+
 
 class Unconnected(Unreachable):
     """No connection came about: nothing of the request was sent."""
@@ -26,9 +28,24 @@ class Unanswered(Unreachable):
     """A request went out, and its answer did not come, or not whole, in time."""
 
 
-def unconnected(error: BaseException, url: str) -> Unconnected:
-    """Why no connection to `url` came about, from the first cause that says so."""
-    address = shown(url)
+def refused_by_proxy(url: str, proxy: str, said: str) -> Unconnected:
+    """That `proxy` did not connect to `url`; `said` is the status of its answer and what stands beside it."""
+    asks = said.startswith("407")
+    return Unconnected(
+        f"the proxy {shown(proxy)} on the way to {shown(url)} refused: {said}",
+        hint="HTTP_PROXY=http://USER:PASSWORD@HOST:PORT names a user" if asks else _PROXY_HINT,
+        lasting=asks,
+    )
+
+
+def unconnected(error: BaseException, url: str, proxy: str | None = None) -> Unconnected:
+    """Why no connection to `url`, by way of `proxy`, came about, from the first cause that says so."""
+    address = first = shown(url)
+    if proxy is not None:
+        address, first = (
+            f"{address} through {shown(proxy)}",
+            f"the proxy {shown(proxy)} on the way to {address}",
+        )
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             reason = cause.verify_message or cause.reason
@@ -42,18 +59,19 @@ def unconnected(error: BaseException, url: str) -> Unconnected:
             return Unconnected(f"TLS with {address} failed: {reason}", hint=hint, lasting=True)
         if isinstance(cause, socket.gaierror):
             lasting = cause.errno != socket.EAI_AGAIN
-            host = urlsplit(url).hostname
-            text = f"the name {host} of {address} does not resolve"
-            return Unconnected(text, hint="check the host in the url", lasting=lasting)
+            host = urlsplit(proxy or url).hostname
+            text = f"the name {host} of {first} does not resolve"
+            hint = _PROXY_HINT if proxy else "check the host in the url"
+            return Unconnected(text, hint=hint, lasting=lasting)
         if isinstance(cause, ConnectionRefusedError):
-            hint = "is the service running there, and is the port right?"
-            return Unconnected(f"connection to {address} refused", hint=hint)
+            hint = _PROXY_HINT if proxy else "is the service running there, and is the port right?"
+            return Unconnected(f"connection to {first} refused", hint=hint)
         if isinstance(cause, TimeoutError):
             break
         if isinstance(cause, OSError) and cause.strerror:
-            return Unconnected(f"cannot connect to {address}: {cause.strerror.lower()}")
-    hint = "check host, port and firewall, or raise --connect-timeout"
-    return Unconnected(f"cannot connect to {address}: no answer in time", hint=hint)
+            return Unconnected(f"cannot connect to {first}: {cause.strerror.lower()}")
+    hint = _PROXY_HINT if proxy else "check host, port and firewall, or raise --connect-timeout"
+    return Unconnected(f"cannot connect to {first}: no answer in time", hint=hint)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

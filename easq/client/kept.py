@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +29,6 @@ class Kept:
 
     instances: tuple[Instance, ...]
     time: float
-
-
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Where easq keeps what it can ask for again."""
-    base = Path(environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # the XDG rule: a relative path is ignored
-        base = Path(environ.get("HOME") or Path.home()) / ".cache"
-    return base / "easq"
 
 
 def list_file(folder: Path, endpoint: str, service: str) -> Path:

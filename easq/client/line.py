@@ -102,7 +102,7 @@ def open_line(url: str, settings: Settings) -> Line:
         if connected is not None:
             connected.close()
         if isinstance(error, OSError | UnicodeError):
-            raise unconnected(error, url) from error
+            raise unconnected(error, url, proxy) from error
         raise
     return Line(connected, url)
 

@@ -21,7 +21,7 @@ from yarl import URL
 from easq.client.attempts import Attempt, Times
 from easq.client.endpoint import proxy_for, shown
 from easq.client.exchange import MAX_HEADER_BYTES, Settings, target
-from easq.client.failures import Unanswered, Unconnected, unconnected
+from easq.client.failures import Unanswered, refused_by_proxy, unconnected
 from easq.client.headers import check_value, request_headers
 from easq.client.tls import tls_context
 from easq.client.trace import Tracer, hide_in, secrets_of
@@ -35,6 +35,8 @@ _LARGE_BODY = 256 * 1024
 _VARYING = frozenset(("Idempotency-Key", "Authorization", "Content-MD5", "Date"))
 #: of the time for an attempt, the part in which it has to be connected: then it is known that nothing was sent
 _CONNECT_PART = 0.98
+#: who notices a deadline so late, in seconds, stood still (Ctrl-Z), and has as long to take what came meanwhile
+_STOOD_STILL_S = 1.0
 #: addresses and sets of headers that are remembered
 _MAX_KNOWN = 1000
 
@@ -46,6 +48,7 @@ class _Place:
     url: URL
     headers: dict[str, str]
     proxy: URL | None
+    way: str | None  #: the same as text
     tls: ssl.SSLContext | bool
 
 
@@ -120,7 +123,7 @@ class Session:
         )
         try:
             return _Place(
-                URL(target(url, request), encoded=True), checked, URL(proxy) if proxy else None, tls
+                URL(target(url, request), encoded=True), checked, URL(proxy) if proxy else None, proxy, tls
             )
         except UnicodeError as error:
             raise UsageError(f"the request to {shown(url)} cannot be sent: {error}") from error
@@ -146,7 +149,7 @@ class Sender:
         limit_s = attempt.until - began
         tracer = None
         if settings.trace is not None:
-            tracer = Tracer(settings.trace, secrets_of(headers))
+            tracer = Tracer(settings.trace, secrets_of(headers, place.way))
             tracer.request(request.method, attempt.url + request.path, request.query)
             tracer.headers(">", headers)
             tracer.body(">", request.body)
@@ -171,7 +174,7 @@ class Sender:
             finally:
                 self._deadline.end()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            failure = _translate(error, attempt.url, limit_s)
+            failure = _translate(error, attempt.url, limit_s, place.way)
             if tracer is not None:
                 tracer.answer(failure.message, time.monotonic() - began)
             raise failure from error
@@ -181,7 +184,9 @@ class Sender:
             tracer.answer(f"{reply.status}, {len(reply.body)} bytes", time.monotonic() - began)
             tracer.headers("<", reply.headers)
             tracer.body("<", reply.body)
-        return reply if 200 <= reply.status < 300 else hide_in(reply, secrets_of(headers))
+        if 200 <= reply.status < 300:
+            return reply
+        return hide_in(reply, secrets_of(headers, place.way))
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         limit = self._session.settings.max_answer_bytes
@@ -195,7 +200,7 @@ class Sender:
             if size > limit:
                 raise ServerError(
                     f"the answer of {shown(self.url)} is above the limit of {limit} bytes",
-                    hint="ask for fewer items at once, or raise the limit",
+                    hint="ask for fewer items at once",
                 )
         return b"".join(parts)
 
@@ -231,7 +236,10 @@ class _Deadline:
 
     def _look(self) -> None:
         self._timer = None
-        if self._until > self._loop.time():
+        now = self._loop.time()
+        if self._until and now - self._until > _STOOD_STILL_S:
+            self._until = now + _STOOD_STILL_S
+        if self._until > now:
             self._timer = self._loop.call_at(self._until, self._look)
         elif self._until and self._task is not None:
             self._over = True
@@ -275,16 +283,13 @@ def _times(trace: SimpleNamespace) -> Times:
     return times
 
 
-def _translate(error: Exception, url: str, limit_s: float) -> EasqError:
+def _translate(error: Exception, url: str, limit_s: float, proxy: str | None) -> EasqError:
     """Our error for one of aiohttp, by what is certain about the request."""
     address = shown(url)
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return Unconnected(
-            f"the proxy on the way to {address} refused: {error.status} {error.message}",
-            hint="see HTTP_PROXY and NO_PROXY",
-        )
+        return refused_by_proxy(url, proxy or "", f"{error.status} {error.message}")
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return unconnected(error, url)
+        return unconnected(error, url, proxy)
     if isinstance(error, TimeoutError):
         return Unanswered(
             f"no complete answer from {address} within {limit_s:.3g} s",

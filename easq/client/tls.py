@@ -13,11 +13,16 @@ def tls_context(*, cacert: str = "", insecure: bool = False) -> ssl.SSLContext:
     """TLS 1.2 or later against the CA file `cacert`, else the system's CAs (SSL_CERT_FILE counts) and
     certifi's.
 
-    `insecure` takes any certificate. Raises ConfigError for a CA file that cannot be read.
+    `insecure` takes any certificate. Raises ConfigError for a CA file that cannot be read, and a key log
+    that cannot be written.
     """
     try:
         context = ssl.create_default_context(cafile=cacert or None)
     except (OSError, ssl.SSLError) as error:
+        if error.filename is not None:  # Python names no other file
+            raise ConfigError(
+                f"SSLKEYLOGFILE {error.filename} cannot be written: {error.strerror}", hint="unset it"
+            ) from error
         raise ConfigError(
             f"the CA file {cacert!r} cannot be used: {error}", hint="it holds PEM certificates"
         ) from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterable, Mapping
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from easq.client.endpoint import shown
 from easq.errors import EasqError
@@ -85,9 +86,15 @@ def hide_in(reply: Reply, secrets: Iterable[str]) -> Reply:
     return Reply(reply.status, headers, hide(reply.body[:8192].decode(errors="replace"), found).encode())
 
 
-def secrets_of(headers: Mapping[str, str]) -> list[str]:
-    """The values among `headers` that nobody may see, and the part behind a scheme word such as Bearer."""
+def secrets_of(headers: Mapping[str, str], proxy: str | None = None) -> list[str]:
+    """The values among `headers` that nobody may see, and the part behind a scheme word such as Bearer; and what
+    `proxy` is sent for its password.
+    """
     values = [value for name, value in headers.items() if _SECRET_NAME.search(name)]
+    parts = urlsplit(proxy or "")
+    if parts.password:
+        name, password = unquote(parts.username or ""), unquote(parts.password)
+        values += [password, base64.b64encode(f"{name}:{password}".encode()).decode()]
     return values + [value.partition(" ")[2] for value in values if " " in value]
 
 

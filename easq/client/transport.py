@@ -24,7 +24,7 @@ from easq.client.exchange import MAX_HEADER_BYTES, target
 from easq.client.exchange import PATH_SAFE as PATH_SAFE
 from easq.client.exchange import Retry as Retry
 from easq.client.exchange import Settings as Settings
-from easq.client.failures import Unanswered, Unconnected, unconnected
+from easq.client.failures import Unanswered, refused_by_proxy, unconnected
 from easq.client.headers import request_headers
 from easq.client.tls import tls_context
 from easq.client.trace import Tracer, hide_in, secrets_of
@@ -119,7 +119,7 @@ class Transport:
         try:
             if not 200 <= response.status < 300:
                 refused = self._read(url, response, tracer, began)
-                raise read_error(hide_in(refused, secrets_of(headers)))
+                raise read_error(hide_in(refused, self._secrets(url, headers)))
         except BaseException:
             response.close()
             raise
@@ -139,13 +139,17 @@ class Transport:
             times.connect_s = None if deadline.connected is None else deadline.connected - began
             times.first_byte_s = None if deadline.first_byte is None else deadline.first_byte - began
             times.total_s = time.monotonic() - began
-        return reply if 200 <= reply.status < 300 else hide_in(reply, secrets_of(headers))
+        return reply if 200 <= reply.status < 300 else hide_in(reply, self._secrets(attempt.url, headers))
+
+    def _secrets(self, url: str, headers: Mapping[str, str]) -> list[str]:
+        return secrets_of(headers, proxy_for(url, self.settings.environ))
 
     def _send(
         self, url: str, request: Request, headers: Mapping[str, str], limit_s: float
     ) -> tuple[httpcore.Response, Tracer, float]:
         """Sends, and waits for status and headers until `limit_s` is over."""
-        tracer = Tracer(self.settings.trace, secrets_of(headers))
+        proxy = proxy_for(url, self.settings.environ)
+        tracer = Tracer(self.settings.trace, secrets_of(headers, proxy))
         tracer.request(request.method, url + request.path, request.query)
         tracer.headers(">", headers)
         tracer.body(">", request.body)
@@ -154,10 +158,12 @@ class Transport:
         # everything but connecting is bounded by the deadline, below httpcore
         connect_s = max(min(limit_s, self.settings.connect_timeout_s), 0.001)
         try:
-            message = _message(target(url, request), request, headers, {"connect": connect_s})
-            return self._pool(url).handle_request(message), tracer, began
+            message = _message(
+                target(url, request), request, headers, {"connect": connect_s}, proxied=proxy is not None
+            )
+            return self._pool(url, proxy).handle_request(message), tracer, began
         except (*_FAILURES, UnicodeError) as error:
-            failure = _translate(error, url, limit_s)
+            failure = _translate(error, url, limit_s, proxy)
             tracer.answer(failure.message, time.monotonic() - began)
             raise failure from error
 
@@ -175,7 +181,7 @@ class Transport:
                 if len(body) > limit:
                     raise ServerError(
                         f"the answer of {shown(url)} is above the limit of {limit} bytes",
-                        hint="ask for fewer items at once, or raise the limit",
+                        hint="ask for fewer items at once",
                     )
         except _FAILURES as error:
             failure = _translate(error, url, (self._deadline.until or began) - began)
@@ -187,9 +193,8 @@ class Transport:
         tracer.body("<", reply.body)
         return reply
 
-    def _pool(self, url: str) -> httpcore.ConnectionPool:
+    def _pool(self, url: str, proxy: str | None) -> httpcore.ConnectionPool:
         """The connections for the scheme of `url` and the proxy on the way to it."""
-        proxy = proxy_for(url, self.settings.environ)
         key = (url.partition(":")[0], proxy)
         with self._lock:
             if key not in self._pools:
@@ -212,7 +217,9 @@ class Transport:
         way = urlsplit(proxy)
         name, password = unquote(way.username or ""), unquote(way.password or "")
         return httpcore.HTTPProxy(
-            httpcore.URL(scheme=way.scheme, host=way.hostname or "", port=way.port, target="/"),
+            httpcore.URL(
+                scheme=way.scheme, host=(way.hostname or "").encode("idna"), port=way.port, target="/"
+            ),
             proxy_auth=(name.encode(), password.encode()) if name or password else None,
             proxy_ssl_context=self._tls_context() if way.scheme == "https" else None,
             **options,
@@ -223,15 +230,14 @@ class Transport:
 
 
 def _message(
-    url: str, request: Request, headers: Mapping[str, str], timeout: Mapping[str, float]
+    url: str, request: Request, headers: Mapping[str, str], timeout: Mapping[str, float], *, proxied: bool
 ) -> httpcore.Request:
-    """`request` as it goes over the wire, to the whole address `url`."""
+    """`request` as it goes over the wire, to the whole address `url`, which a proxy is told if it is `proxied`."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     named = f"[{host}]" if ":" in host else host
-    if parts.port not in (None, _PORTS.get(parts.scheme)):
-        named = f"{named}:{parts.port}"
-    framing = {"Host": named}
+    usual = parts.port in (None, _PORTS.get(parts.scheme))
+    framing = {"Host": named if usual else f"{named}:{parts.port}"}
     if request.body or request.method in ("POST", "PUT"):
         framing["Content-Length"] = str(len(request.body))
     return httpcore.Request(
@@ -239,7 +245,8 @@ def _message(
         # not read by httpcore, which cuts what stands behind a `;`
         httpcore.URL(
             scheme=parts.scheme,
-            host=host,
+            # httpcore puts it into what it tells the proxy as it is
+            host=named if proxied else host,
             port=parts.port,
             target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
         ),
@@ -341,7 +348,8 @@ class _BoundedStream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         bounded = self._deadline.bound(timeout, httpcore.ConnectTimeout)
-        return _BoundedStream(self._inner.start_tls(ssl_context, server_hostname, bounded), self._deadline)
+        name = server_hostname and server_hostname.strip("[]")  # as the proxy was told it
+        return _BoundedStream(self._inner.start_tls(ssl_context, name, bounded), self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
@@ -368,15 +376,13 @@ class _BoundedBackend(httpcore.NetworkBackend):
         return _BoundedStream(stream, self._deadline)
 
 
-def _translate(error: Exception, url: str, limit_s: float) -> EasqError:
+def _translate(error: Exception, url: str, limit_s: float, proxy: str | None = None) -> EasqError:
     """Our error for one of httpcore, by what is certain about the request."""
     address = shown(url)
     if isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout | httpcore.PoolTimeout):
-        return unconnected(error, url)
+        return unconnected(error, url, proxy)
     if isinstance(error, httpcore.ProxyError):
-        return Unconnected(
-            f"the proxy on the way to {address} refused: {error}", hint="see HTTP_PROXY and NO_PROXY"
-        )
+        return refused_by_proxy(url, proxy or "", str(error))
     if isinstance(error, httpcore.TimeoutException):
         return Unanswered(
             f"no complete answer from {address} within {limit_s:.3g} s",
@@ -394,8 +400,8 @@ def _translate(error: Exception, url: str, limit_s: float) -> EasqError:
 
 
 def _was_closed(error: httpcore.RemoteProtocolError) -> bool:
-    text = str(error).lower()
-    return "disconnect" in text or "closed" in text
+    # httpcore's and h11's words; those about an answer that is none quote it behind their own
+    return str(error).startswith(("Server disconnected", "peer closed", "peer unexpectedly closed"))
 
 
 def _socket_options() -> list[tuple[int, int, int]]:

@@ -101,7 +101,7 @@ class Printer:
         try:
             self._out.write(data)
         except OSError as error:
-            raise self._closed(error) from error
+            raise self.failed(error) from error
 
     def flush(self) -> None:
         """All data written so far was taken by the system."""
@@ -109,7 +109,7 @@ class Printer:
             if self._out is not None:
                 self._out.flush()
         except OSError as error:
-            raise self._closed(error) from error
+            raise self.failed(error) from error
 
     def would_wait(self, size: int) -> bool:
         """Whether writing `size` bytes may have to wait for whoever reads stdout."""
@@ -270,6 +270,13 @@ class Printer:
             os.dup2(nowhere, sys.stdout.fileno())
             os.close(nowhere)
 
+    def failed(self, error: OSError) -> OutputClosed | StorageError:
+        """What it means that writing to stdout ended in `error`; nothing more goes there."""
+        if isinstance(error, BrokenPipeError):
+            return OutputClosed()
+        self.abandon()
+        return StorageError(f"cannot write to stdout: {error.strerror}")
+
     # within
 
     def _say(self, text: str) -> None:
@@ -286,12 +293,6 @@ class Printer:
             self._err.flush()
         except OSError:
             self._err = None
-
-    def _closed(self, error: OSError) -> Exception:
-        if isinstance(error, BrokenPipeError):
-            return OutputClosed()
-        self.abandon()
-        return StorageError(f"cannot write to stdout: {error.strerror}")
 
     def _colored(self, stream: IO[bytes] | None) -> bool:
         """--color, NO_COLOR, FORCE_COLOR, and then whether the stream is a terminal that knows colours."""

@@ -107,7 +107,14 @@ def test_what_is_no_condition_is_refused_before_anything_is_sent(queue: Easq) ->
 
 
 @pytest.mark.parametrize(
-    "args", [["-n", "5", "--duration", "1s"], ["--size", "5", "-f", "x"], ["-n", "0"], ["--rate", "0"]]
+    "args",
+    [
+        ["-n", "5", "--duration", "1s"],
+        ["--size", "5", "-f", "x"],
+        ["-n", "0"],
+        ["--rate", "0"],
+        ["--rate", "nan"],
+    ],
 )
 def test_what_cannot_be_meant_is_refused(queue: Easq, args: list[str]) -> None:
     (queue.home / "x").write_text("x\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from easq import __version__
 from easq.cli.main import COMMANDS, root
 from easq.cli.options import Command, Group
 from easq.errors import Exit
-from tests.cli.conftest import Easq, finish
+from tests.cli.conftest import DEADLINE_S, Easq, Running, finish
 from tests.conftest import Serve
 
 HEAVY = ("aiohttp", "google", "httpcore", "rich", "sqlite3", "websocket")
@@ -102,6 +103,12 @@ def test_an_unknown_option_is_one_line(easq: Easq) -> None:
     assert done.err.startswith("easq: no such option")
     assert done.err.endswith("\nhint: easq put --help\n")
     assert done.err.count("\n") == 2
+
+
+def test_a_negative_number_is_an_index_only_where_one_may_stand(easq: Easq) -> None:
+    done = easq("config", "set", "refresh", "-1")
+    assert (done.status, done.err) == (2, "easq: no such option '-1'\nhint: easq config set --help\n")
+    assert easq("search", "-1").err == "easq: '-1' is not an index: an index is never negative\n"
 
 
 def test_a_usage_error_is_json_where_json_was_asked_for(easq: Easq) -> None:
@@ -262,11 +269,67 @@ def test_a_stdout_that_nobody_reads_ends_quietly(queue: Easq, args: list[str]) -
         assert process.wait() == 141
 
 
-def test_a_full_disk_behind_stdout_is_said(queue: Easq) -> None:
-    with open("/dev/full", "wb") as full, queue.start("info", stdout=full) as process:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "args", [["info"], ["--help"], ["put", "--help"], ["--version"], ["completion", "bash"]]
+)
+def test_a_full_disk_behind_stdout_is_said(queue: Easq, args: list[str], unbuffered: str) -> None:
+    environ = {**queue.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full, queue.start(*args, stdout=full, env=environ) as process:
         assert process.stderr is not None
         assert process.stderr.read() == b"easq: cannot write to stdout: No space left on device\n"
         assert process.wait() == 74
+
+
+def test_a_ctrl_c_while_easq_starts_shows_no_traceback(easq: Easq) -> None:
+    (easq.home / "click.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    environ = {**easq.environ, "PYTHONPATH": f"{easq.home}:{easq.environ['PYTHONPATH']}"}
+    with easq.start("info", env=environ) as process:
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (-signal.SIGINT, b"", b"")
+
+
+def test_a_ctrl_c_while_easq_ends_shows_no_traceback(easq: Easq) -> None:
+    code = (
+        "import os, signal, threading\n"
+        "def late():\n"
+        "    threading.main_thread().join()\n"  # which is over when the interpreter's end begins
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    threading.Event().wait(60)\n"
+        "threading.Thread(target=late).start()\n"
+        "import easq.__main__\n"
+        "easq.__main__.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"],
+        env=easq.environ,
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        -signal.SIGINT,
+        f"easq {__version__}\n".encode(),
+        b"",
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_stays_so(queue: Easq, number: signal.Signals) -> None:
+    """By nohup, and for what a script runs in the background."""
+    code = f"import os, signal, sys; signal.signal({int(number)}, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    args = [sys.executable, "-c", code, sys.executable, "-m", "easq", "put", "-q", "-f", "-"]
+    with Running(
+        args, env=queue.environ, cwd=queue.home, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as putting:
+        assert putting.stdin is not None
+        assert putting.stdout is not None
+        putting.stdin.write(b"a\n")
+        putting.stdin.flush()
+        assert putting.stdout.readline() == b"[OK] 1\n"
+        putting.send_signal(number)
+        out, _ = putting.communicate(b"b\n")
+    assert (putting.returncode, out) == (0, b"[OK] 2\n")
 
 
 def test_color_is_for_terminals_unless_told_otherwise(easq: Easq) -> None:

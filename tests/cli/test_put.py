@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socketserver
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from tests.cli.conftest import Easq, finish
+from tests.cli.conftest import DEADLINE_S, Easq, finish
 from tests.client.servers import Peer, answering, broken, eventually, reply, silent
 from tests.conftest import Serve
 from tests.support.process import AS_ANYONE
@@ -278,6 +280,13 @@ def _all(queue: Easq) -> list[bytes]:
     return queue("get", "-l", "1000", "-o", "json").out.splitlines()
 
 
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "x", "1e999"])
+def test_a_rate_that_is_none_is_refused(queue: Easq, rate: str) -> None:
+    done = queue("put", "-f", "-", f"--rate={rate}", stdin=b"x\n")
+    assert (done.status, done.out) == (2, b"")
+    assert done.err.startswith(f"easq: invalid value for '--rate': '{rate}' is no number above 0\n")
+
+
 def test_a_rate_is_kept(queue: Easq) -> None:
     done = queue("put", "-f", "-", "--rate", "50", "-o", "json", stdin=b"x\n" * 6)
     assert done.status == 0
@@ -445,6 +454,48 @@ def test_a_damaged_journal_is_refused_and_nothing_is_sent(queue: Easq) -> None:
     assert payloads(queue) == []
 
 
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_what_is_in_flight_when_the_journal_is_full_is_counted(queue: Easq, on_error: str) -> None:
+    (queue.home / "lines").write_text("x\n" * 3000)
+    command = ("put", "-f", "lines", "-c", "8", "--resume", "journal", "-o", "json", "--on-error", on_error)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+
+    # what Python compiles would be cut off as well
+    environ = {**queue.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    with queue.start(*command, preexec_fn=limit, env=environ) as process:
+        _, err = process.communicate()
+    assert process.returncode == 10
+    records = [json.loads(line) for line in err.splitlines()]
+    (summary,) = [record["summary"] for record in records if "summary" in record]
+    error = records[-1]["error"]
+    assert any(
+        "cannot write the journal journal: " in record.get("error", error)["message"] for record in records
+    )
+    assert error["hint"] == "repeat the command: it goes on where it stopped"
+    assert summary["success"] == int(queue("count").text)
+    assert (summary["total"], summary["failed"]) == (3000, 0)
+    assert summary["remaining"] == 3000 - summary["success"] > 0
+    assert queue(*command).status == 0
+    assert int(queue("count").text) == 3000
+
+
+@pytest.mark.usefixtures("lines")
+def test_what_is_in_flight_when_stdout_is_full_is_counted(queue: Easq) -> None:
+    with (
+        open("/dev/full", "wb") as full,
+        queue.start("put", "-f", "lines", "-c", "32", "-o", "json", stdout=full) as process,
+    ):
+        _, err = process.communicate()
+    assert process.returncode == 10
+    first, second = [json.loads(line) for line in err.splitlines()]
+    assert second["error"]["message"].startswith("cannot write to stdout: No space left on device; ")
+    summary = first["summary"]
+    assert summary["success"] == len(payloads(queue))
+    assert (summary["total"], summary["failed"]) == (300, 0)
+
+
 def test_a_literal_needs_no_journal(queue: Easq) -> None:
     done = queue("put", "-d", "x", "--resume", "journal")
     assert (done.status, done.out) == (2, b"")
@@ -525,6 +576,35 @@ def test_what_fails_many_at_once_is_said_once(easq: Easq, serve: Serve) -> None:
     said = [line for line in done.err.splitlines() if line.startswith("easq: ")]
     assert len(said) == 1
     assert re.match(r"easq: line 1(?: and [0-9]+ more)?: ", said[0])
+
+
+def test_what_was_answered_while_the_process_was_stopped_is_stored(easq: Easq) -> None:
+    """By Ctrl-Z, for longer than an exchange may take."""
+    asked, stopped, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def late(peer: Peer) -> None:
+        asked.set()
+        stopped.wait(DEADLINE_S)
+        peer.answer(200, b"7")
+        answered.set()
+
+    with answering(late) as server:
+        args = ("put", "-q", "-f", "-", "--url", server.url, "--request-timeout", "1s")
+        with easq.start(*args, stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            process.stdin.write(b"x\n")
+            process.stdin.close()
+            process.stdin = None
+            assert asked.wait(DEADLINE_S)
+            began = time.monotonic()
+            process.send_signal(signal.SIGSTOP)
+            stopped.set()
+            assert answered.wait(DEADLINE_S)
+            eventually(lambda: time.monotonic() - began > 2.5)
+            process.send_signal(signal.SIGCONT)
+            out, err = process.communicate()
+        assert (process.returncode, out, err) == (0, b"[OK] 7\n", b"")
+        assert len(server.requests) == 1
 
 
 def test_an_interrupt_does_not_wait_for_stdin(queue: Easq) -> None:

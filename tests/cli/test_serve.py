@@ -80,10 +80,11 @@ def test_it_says_where_it_is_keeps_what_it_was_given_and_ends_in_order(easq: Eas
     assert easq("get", "-o", "raw", "--url", address(again)).out == b"x"
 
 
-def test_ctrl_c_ends_it_in_order_too(started: Started) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_terminal_that_goes_end_it_in_order_too(started: Started, number: int) -> None:
     process = started("--port", "0", "--storage", "memory:", "-q")
     address(process)
-    assert terminate(process, signal.SIGINT) == (0, b"", "")
+    assert terminate(process, number) == (0, b"", "")
 
 
 def test_a_ready_file_is_written_once_requests_are_answered(easq: Easq, started: Started) -> None:

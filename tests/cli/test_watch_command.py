@@ -123,7 +123,9 @@ def test_each_run_is_an_object(queue: Easq) -> None:
     assert table.text.splitlines()[0] == "n\tindex\trequest_id\toutcome\tattempt\tsize\tdata"
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)]
+)
 def test_what_runs_is_finished_within_the_grace(queue: Easq, number: int, status: int) -> None:
     fill(queue, 3)
     script = "touch begun; while [ ! -e go ]; do sleep 0.02; done; cat"

@@ -72,7 +72,9 @@ def test_a_table_has_a_row_for_each(queue: Easq) -> None:
     assert row[:-1] == ["0", "1", "r", "answered", "", "1", "3"]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)]
+)
 def test_what_runs_is_finished_within_the_grace(queue: Easq, number: int, status: int) -> None:
     """A signal ends it once that is done, and what was not begun is handed back."""
     for data in "abc":

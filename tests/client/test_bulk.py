@@ -247,11 +247,33 @@ def test_another_host_is_reached_through_its_proxy() -> None:
 
 
 def test_a_proxy_that_is_not_there_is_no_connection() -> None:
-    settings = replace(
-        QUICK, connect_timeout_s=0.1, environ={"http_proxy": f"http://127.0.0.1:{free_port()}"}
-    )
+    port = free_port()
+    settings = replace(QUICK, connect_timeout_s=0.1, environ={"http_proxy": f"http://u:pw@127.0.0.1:{port}"})
     (outcome,) = put_all("http://eas.example/api/predict/q", puts(b"x"), settings)
     assert isinstance(outcome.error, Unconnected)
+    assert outcome.error.message == (
+        f"connection to the proxy http://127.0.0.1:{port} on the way to http://eas.example/api/predict/q refused"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_wants_a_password_says_so_once(scheme: str) -> None:
+    with answering(reply(407)) as proxy:
+        settings = replace(QUICK, environ={"all_proxy": f"http://127.0.0.1:{proxy.port}"})
+        (outcome,) = put_all(f"{scheme}://eas.example/api/predict/q", puts(b"x"), settings)
+    assert isinstance(outcome.error, Unconnected)
+    assert outcome.error.message.startswith(
+        f"the proxy http://127.0.0.1:{proxy.port} on the way to {scheme}://eas.example/api/predict/q refused: 407 "
+    )
+    assert len(proxy.requests) == 1
+
+
+def test_what_a_proxy_quotes_does_not_show_its_password() -> None:
+    with answering(reply(403, b"geheim9 Basic dXNlcjpnZWhlaW05")) as proxy:
+        settings = replace(QUICK, environ={"http_proxy": f"http://user:geheim9@127.0.0.1:{proxy.port}"})
+        (outcome,) = put_all("http://eas.example/api/predict/q", puts(b"x"), settings)
+    assert outcome.error is not None
+    assert outcome.error.message == "**** Basic ****aW05"
 
 
 def test_tls_is_verified_as_everywhere(certificate: Path) -> None:

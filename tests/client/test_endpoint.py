@@ -182,3 +182,6 @@ def test_a_proxy_that_is_not_http_is_refused_when_it_would_be_used() -> None:
     assert proxy_for("http://127.0.0.1/", environ) is None
     with pytest.raises(ConfigError, match=r"^the proxy socks5://p:1 is neither http nor https$"):
         proxy_for("http://h/", environ)
+    with pytest.raises(ConfigError, match=r"^the proxy http://\[::1 is malformed: ") as caught:
+        proxy_for("http://h/", {"HTTP_PROXY": "http://user:secret@[::1"})
+    assert caught.value.hint == "set NO_PROXY for this host, or another proxy"

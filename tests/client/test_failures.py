@@ -40,6 +40,29 @@ def test_the_innermost_cause_says_why(cause: Exception, message: str, lasting: b
     assert found.hint or "unreachable" in message
 
 
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (ConnectionRefusedError(), "connection to the proxy http://p:3 on the way to https://h:1/q refused"),
+        (verification(), "TLS with https://h:1/q through http://p:3 failed: certificate has expired"),
+        (
+            socket.gaierror(socket.EAI_NONAME, "x"),
+            "the name p of the proxy http://p:3 on the way to https://h:1/q does not resolve",
+        ),
+        (
+            TimeoutError(),
+            "cannot connect to the proxy http://p:3 on the way to https://h:1/q: no answer in time",
+        ),
+        (
+            OSError(101, "Network is unreachable"),
+            "cannot connect to the proxy http://p:3 on the way to https://h:1/q: network is unreachable",
+        ),
+    ],
+)
+def test_a_proxy_that_is_not_there_is_named(cause: Exception, message: str) -> None:
+    assert unconnected(cause, URL, "http://user:secret@p:3").message == message
+
+
 def test_it_is_unreachable_to_everybody_else() -> None:
     assert isinstance(Unconnected("x"), errors.Unreachable)
     assert Unconnected("x").kind == errors.Unreachable.kind

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from easq.client.kept import Kept, cache_folder, list_file, read_list, write_list
+from easq.client.kept import Kept, list_file, read_list, write_list
 from easq.model import Instance
 from easq.wire.upstreams import Upstreams, read_upstreams, write_upstreams
 
@@ -111,15 +111,3 @@ def test_where_nothing_can_be_written_nothing_is_said(tmp_path: Path) -> None:
     (tmp_path / "easq").write_text("a file")
     write_list(list_file(tmp_path / "easq", "http://e", "svc"), answer(), 0)
     assert read_list(list_file(tmp_path / "easq", "http://e", "svc"), read) is None
-
-
-@pytest.mark.parametrize(
-    ("environ", "folder"),
-    [
-        ({"XDG_CACHE_HOME": "/c", "HOME": "/h"}, "/c/easq"),
-        ({"XDG_CACHE_HOME": "c", "HOME": "/h"}, "/h/.cache/easq"),
-        ({"HOME": "/h"}, "/h/.cache/easq"),
-    ],
-)
-def test_the_folder(environ: dict[str, str], folder: str) -> None:
-    assert cache_folder(environ) == Path(folder)

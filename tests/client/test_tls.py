@@ -30,3 +30,13 @@ def test_a_ca_file_that_is_none_is_named(tmp_path: Path) -> None:
     for name in ("empty.pem", "missing.pem"):
         with pytest.raises(ConfigError, match=name):
             tls_context(cacert=str(tmp_path / name))
+
+
+def test_a_key_log_that_cannot_be_written_is_not_taken_for_the_ca_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "missing" / "keys"
+    monkeypatch.setenv("SSLKEYLOGFILE", str(log))
+    with pytest.raises(ConfigError) as caught:
+        tls_context()
+    assert caught.value.message == f"SSLKEYLOGFILE {log} cannot be written: No such file or directory"

@@ -160,6 +160,83 @@ def test_tls_goes_through_a_proxy(certificate: Path) -> None:
     assert request.startswith("GET /q?_attrs_=true HTTP/1.1\r\n")
 
 
+def test_a_proxy_is_told_an_ipv6_address_in_brackets() -> None:
+    with answering(reply(200, b"via")) as proxy:
+        settings = Settings(environ={"HTTP_PROXY": f"http://127.0.0.1:{proxy.port}"})
+        with Transport(settings) as transport:
+            transport.exchange("http://[2001:db8::1]:8080/q", GET, CALLER)
+            transport.exchange("http://[2001:db8::1]/q", GET, CALLER)
+    with_port, without = proxy.heads()
+    assert with_port.startswith("GET http://[2001:db8::1]:8080/q?_attrs_=true HTTP/1.1\r\n")
+    assert "Host: [2001:db8::1]:8080\r\n" in with_port
+    assert without.startswith("GET http://[2001:db8::1]/q?_attrs_=true HTTP/1.1\r\n")
+    assert "Host: [2001:db8::1]\r\n" in without
+
+
+def test_tls_with_an_ipv6_address_goes_through_a_proxy(certificate: Path) -> None:
+    with secured(certificate, tunnelled=True) as proxy:
+        settings = Settings(
+            cacert=str(certificate), environ={"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}"}
+        )
+        with Transport(settings) as transport:
+            assert transport.exchange("https://[2001:db8::1]/q", GET, CALLER).body == b"safe"
+    tunnel, request = proxy.heads()
+    assert tunnel.startswith("CONNECT [2001:db8::1]:443 HTTP/1.1\r\n")
+    assert "Host: [2001:db8::1]\r\n" in request
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_wants_a_password_says_so_once(scheme: str) -> None:
+    with answering(reply(407)) as proxy:
+        settings = Settings(environ={"ALL_PROXY": f"http://u:secret@127.0.0.1:{proxy.port}"})
+        with Transport(settings) as transport, pytest.raises(Unconnected) as caught:
+            transport.exchange(f"{scheme}://queue.example.test/q", GET, CALLER)
+    assert len(proxy.requests) == 1
+    assert caught.value.message.startswith(
+        f"the proxy http://127.0.0.1:{proxy.port} on the way to {scheme}://queue.example.test/q refused: 407 "
+    )
+    assert caught.value.hint == "HTTP_PROXY=http://USER:PASSWORD@HOST:PORT names a user"
+
+
+def test_what_a_proxy_quotes_does_not_show_its_password() -> None:
+    told: list[str] = []
+
+    def quote(_: Server, peer: Peer) -> None:
+        head, _ = peer.read_request()
+        peer.answer(403, f"geheim9 {head}".encode())
+
+    with Server(quote) as proxy:
+        settings = Settings(
+            environ={"HTTP_PROXY": f"http://user:geheim9@127.0.0.1:{proxy.port}"},
+            trace=lambda _, line: told.append(line),
+        )
+        with Transport(settings) as transport, pytest.raises(errors.Forbidden) as caught:
+            transport.exchange("http://queue.example.test/q", GET, CALLER)
+    given = base64.b64encode(b"user:geheim9").decode()
+    assert "Proxy-Authorization: Basic ****" in caught.value.message
+    for text in [caught.value.message, *told]:
+        assert given not in text
+        assert "geheim9" not in text
+
+
+@pytest.mark.parametrize("name", ["proxy\u00fc.invalid", "no-such-proxy.invalid"])
+def test_the_name_of_a_proxy_that_does_not_resolve_is_said(name: str) -> None:
+    settings = Settings(environ={"HTTP_PROXY": f"http://u:secret@{name}:3128"}, connect_timeout_s=0.1)
+    with Transport(settings) as transport, pytest.raises(Unconnected) as caught:
+        transport.exchange("http://queue.example.test/q", GET, CALLER)
+    assert caught.value.message == (
+        f"the name {name} of the proxy http://{name}:3128 on the way to http://queue.example.test/q "
+        "does not resolve"
+    )
+
+
+def test_what_is_no_http_is_told_from_a_lost_connection_whatever_it_says(transport: Transport) -> None:
+    with answering(lambda peer: peer.send(b"the door is closed, disconnected\r\n\r\n")) as server:
+        with pytest.raises(errors.NotAQueueService, match="does not answer in HTTP: "):
+            transport.exchange(server.url, GET, CALLER)
+        assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 406, 409, 410, 413, 422, 450])
 @pytest.mark.parametrize("retry", Retry)
 def test_a_refusal_is_final(transport: Transport, status: int, retry: Retry) -> None:
