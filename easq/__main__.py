@@ -13,9 +13,8 @@ def main() -> NoReturn:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from easq.cli.main import (
-        main as command_line,
-    )  # a tenth of a second, in which Ctrl-C would show where Python is
+    # a tenth of a second, in which Ctrl-C would show where Python is
+    from easq.cli.main import main as command_line
 
     command_line()
 
