@@ -19,6 +19,12 @@ Serve: TypeAlias = Callable[..., Service]
 OpenCloud: TypeAlias = Callable[..., Cloud]
 MakeRedis: TypeAlias = Callable[..., RedisServer]
 
+# What nohup, or a script's background, has us ignore, what we start would ignore too, and tests send it these signals.
+# A handler that does nothing keeps us as we are, and is not inherited.
+for _number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
+
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
