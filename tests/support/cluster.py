@@ -113,9 +113,13 @@ def join(one: RedisServer, other: RedisServer, *, boundary: int) -> None:
 
 
 def _info(node: RedisServer) -> dict[str, str]:
-    with node.client() as client:
-        client.set_response_callback("CLUSTER INFO", lambda found, **_: found)
-        found = text_of(client.execute_command("CLUSTER INFO"))
+    """What the node says of the Cluster; while it loads its data, that it does."""
+    try:
+        with node.client() as client:
+            client.set_response_callback("CLUSTER INFO", lambda found, **_: found)
+            found = text_of(client.execute_command("CLUSTER INFO"))
+    except redis.BusyLoadingError:
+        return {"cluster_state": "loading", "cluster_known_nodes": "0"}
     return dict(line.split(":", 1) for line in found.splitlines() if ":" in line)
 
 
