@@ -12,11 +12,13 @@ from easq.storage.effects import Touch
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The frame is stored under its index."""
+    """The frame is stored under its index, with the wall times before and after which it is not delivered."""
 
     stream: str
     frame: Frame
     priority: int
+    due_ms: int | None = None
+    expires_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,13 @@ class Touched:
 
 @dataclass(frozen=True, slots=True)
 class GroupKept:
-    """The group is known, or forgotten."""
+    """The group is known, or forgotten; `filter` and `left_ms` are those of `Group`, and replace what was stored."""
 
     stream: str
     group: str
     kept: bool
+    filter: str = ""
+    left_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

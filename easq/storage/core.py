@@ -79,6 +79,9 @@ class Stream:
         given_up: Iterable[int],
         touched: Iterable[tuple[int, Touch]],
         now: float,
+        *,
+        filter: str = "",
+        left_ms: int | None = None,
     ) -> None:
         """A stored group is known, as one whose last consumer left now; its entries are there.
 
@@ -86,6 +89,7 @@ class Stream:
         """
         group = self._groups.setdefault(name, Group(name))
         group.left_at = now
+        group.filter, group.left_ms = filter, left_ms
         self.due = min(self.due, now + self.timing.group_retention_s)
         group.committed = {index for index in committed if index in self.entries}
         group.given_up = {index for index in given_up if index in group.committed}

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 #: "easq" in ASCII: SQLite's mark of whose file this is
 APPLICATION_ID = 0x65617371
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: given back when the disk is full, so that deletes and commits go on
 BALLAST_BYTES = 16 * 1024**2
 #: puts are refused when the disk has less left than this
@@ -103,6 +103,7 @@ class DataFile:
         os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(fresh, isolation_level=None)
         try:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only a new file takes it
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             schema = resources.files("easq.storage").joinpath("schema.sql").read_text(encoding="utf-8")

@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Touch:
-    """What a group remembers of an item that was delivered to it at least once."""
+    """What a group remembers of an item that was delivered to it at least once.
+
+    `losses` counts the lost connections that were no failures, `busy_ms` is how long in all consumers were busy for it.
+    """
 
     deliveries: int = 0
     failures: int = 0
     code: str = ""
     reason: str = ""
+    losses: int = 0
+    busy_ms: int = 0
 
 
 @dataclass(slots=True)

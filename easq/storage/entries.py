@@ -13,6 +13,8 @@ from itertools import islice
 from easq.errors import QueueFull
 from easq.storage.base import Limits
 
+#: indexes stay below 2^42, which 10,000 puts a second reach in 14 years: a data file has the stream in the bits above
+INDEX_BITS = 42
 #: a lane is rebuilt when it has more removed entries than this, and more than present ones
 _MIN_HOLES = 1024
 #: at most so many shapes (priority and size) are kept to be shared
@@ -83,6 +85,8 @@ class Entries:
                 f" {self._size + self._allotted_size} of {limits.max_bytes} bytes",
                 hint="wait until items were committed or deleted",
             )
+        if self.last + 1 >> INDEX_BITS:
+            raise QueueFull("the queue has no index left", hint="use a new queue")
         self.last += 1
         self._allotted[self.last] = size
         self._allotted_size += size

@@ -84,6 +84,8 @@ class Group:
         self.members: dict[str, Member] = {}
         self.connected = 0
         self.left_at: float | None = None  # set while the group is absent and still holds items back
+        self.filter = ""  # JSON text of the tag filters, as stored
+        self.left_ms: int | None = None  # wall time at which the last consumer left, as stored
         self.highest = 0  # highest index handed out
 
     @property

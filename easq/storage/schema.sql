@@ -1,5 +1,6 @@
--- What an easq data file holds (application_id 'easq', user_version 1).
--- An entry's id is stream.id << 53 | index: indexes stay below 2^53, and a stream's entries lie together, in order.
+-- What an easq data file holds: layout 2 (application_id 'easq', user_version 2, auto_vacuum INCREMENTAL).
+-- An item's id is stream.id << 42 | index: there are 2^21 streams of 2^42 indexes, and a stream's items lie together, in
+-- order.
 
 -- `last` is the highest index ever given in the stream: it never goes back, so no index is used twice.
 CREATE TABLE stream (
@@ -9,26 +10,42 @@ CREATE TABLE stream (
   ended INTEGER NOT NULL DEFAULT 0
 );
 
--- `tags` is a JSON object; `data` comes last, so that reading order and size touches no overflow page.
+-- Settings of a stream that were made while the service ran.
+CREATE TABLE property (
+  stream INTEGER NOT NULL,
+  name   TEXT NOT NULL,
+  value  TEXT NOT NULL,
+  PRIMARY KEY (stream, name)
+) WITHOUT ROWID;
+
+-- `tags` is a JSON object. `due_ms` is the wall time before which the item is not delivered, `expires_ms` that after
+-- which it is not delivered any more. `data` comes last, so that reading the rest touches no overflow page.
 CREATE TABLE item (
   id         INTEGER PRIMARY KEY,
   stream     INTEGER NOT NULL,
   priority   INTEGER NOT NULL,
   size       INTEGER NOT NULL,
+  due_ms     INTEGER,
+  expires_ms INTEGER,
   request_id TEXT NOT NULL,
   tags       TEXT NOT NULL,
   data       BLOB NOT NULL
 );
 CREATE INDEX item_request ON item (request_id, stream);
+CREATE INDEX item_due ON item (stream, due_ms) WHERE due_ms IS NOT NULL;
+CREATE INDEX item_expires ON item (stream, expires_ms) WHERE expires_ms IS NOT NULL;
 
--- Consumer groups that hold, or remember, something.
+-- Consumer groups that hold, or remember, something. `filter` is the JSON text of the group's tag filters, `left_ms` the
+-- wall time at which its last consumer left, NULL while it has one.
 CREATE TABLE consumer_group (
-  stream INTEGER NOT NULL,
-  name   TEXT NOT NULL,
+  stream  INTEGER NOT NULL,
+  name    TEXT NOT NULL,
+  filter  TEXT NOT NULL DEFAULT '',
+  left_ms INTEGER,
   PRIMARY KEY (stream, name)
 ) WITHOUT ROWID;
 
--- Entries that the group has committed, or given up, while another group still holds them.
+-- Items that the group has committed, or given up, while another group still holds them.
 CREATE TABLE committed (
   item     INTEGER NOT NULL,
   name     TEXT NOT NULL,
@@ -36,7 +53,7 @@ CREATE TABLE committed (
   PRIMARY KEY (item, name)
 ) WITHOUT ROWID;
 
--- Idempotency keys in the order they came (`number`), with what they stored; they outlive the entry.
+-- Idempotency keys in the order they came (`number`), with what they stored; they outlive the item.
 CREATE TABLE idempotency (
   stream     INTEGER NOT NULL,
   key        TEXT NOT NULL,
@@ -48,7 +65,8 @@ CREATE TABLE idempotency (
 ) WITHOUT ROWID;
 CREATE INDEX idempotency_number ON idempotency (stream, number);
 
--- How often the entry was delivered to the group and failed there, with the last code and reason.
+-- How often the item was delivered to the group and failed there, with the last code and reason; how often a connection
+-- was lost that counted as no failure; how long a consumer said that it was busy.
 CREATE TABLE touched (
   item       INTEGER NOT NULL,
   name       TEXT NOT NULL,
@@ -56,5 +74,7 @@ CREATE TABLE touched (
   failures   INTEGER NOT NULL,
   code       TEXT NOT NULL,
   reason     TEXT NOT NULL,
+  losses     INTEGER NOT NULL DEFAULT 0,
+  busy_ms    INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (item, name)
 ) WITHOUT ROWID;

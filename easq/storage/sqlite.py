@@ -20,8 +20,9 @@ from easq.storage.core import Stream
 from easq.storage.datafile import RESERVE_BYTES, DataFile
 from easq.storage.effects import Touch
 from easq.storage.embedded import Embedded, Settle
+from easq.storage.entries import INDEX_BITS
 from easq.storage.keys import KeyWindow
-from easq.storage.writer import INDEX_BITS, Job, Writer
+from easq.storage.writer import Job, Writer
 
 log = logging.getLogger(__name__)
 
@@ -131,14 +132,23 @@ class Sqlite(Embedded):
             if is_given_up:
                 given_up.setdefault(group, []).append(entry - base)
         for entry, group, *counts in self._reader.execute(
-            "SELECT item, name, deliveries, failures, code, reason FROM touched WHERE item >= ? AND item < ?",
+            "SELECT item, name, deliveries, failures, code, reason, losses, busy_ms FROM touched"
+            " WHERE item >= ? AND item < ?",
             (base, end),
         ):
             touched.setdefault(group, []).append((entry - base, Touch(*counts)))
         now = self._loop.time()
-        for (group,) in self._reader.execute("SELECT name FROM consumer_group WHERE stream = ?", (number,)):
+        for group, filter, left_ms in self._reader.execute(
+            "SELECT name, filter, left_ms FROM consumer_group WHERE stream = ?", (number,)
+        ):
             core.restore_group(
-                group, committed.get(group, ()), given_up.get(group, ()), touched.get(group, ()), now
+                group,
+                committed.get(group, ()),
+                given_up.get(group, ()),
+                touched.get(group, ()),
+                now,
+                filter=filter,
+                left_ms=left_ms,
             )
         (last_key,) = self._reader.execute(
             "SELECT coalesce(max(number), 0) FROM idempotency WHERE stream = ?", (number,)

@@ -38,11 +38,10 @@ from easq.storage.changes import (
 )
 from easq.storage.datafile import DataFile, sync
 from easq.storage.embedded import Settle
+from easq.storage.entries import INDEX_BITS
 
 log = logging.getLogger(__name__)
 
-#: bits of an entry's id that hold its index
-INDEX_BITS = 53
 #: one transaction takes at most so many jobs, and stops taking after so many payload bytes
 BATCH_JOBS, BATCH_BYTES = 512, 4 * 1024**2
 #: the first batch after a pause goes off when it has so many jobs
@@ -57,10 +56,12 @@ ROOM_S = 0.5
 IDLE_S = 2.0
 #: Entries go in many at a time: after each step of a statement the writer waits for the interpreter's lock, 5 ms when
 #: the event loop is busy (measured: a third of all puts a second). SQLite takes 32,766 values, before 3.32 999.
-_INSERTS = [
-    (many, f"INSERT INTO item VALUES {', '.join(['(?, ?, ?, ?, ?, ?, ?)'] * many)}")
-    for many in (128, 32, 8, 1)
-]
+_INTO_ITEM = "INSERT INTO item (id, stream, priority, size, request_id, tags, data) VALUES"
+_INSERTS = [(many, f"{_INTO_ITEM} {', '.join(['(?, ?, ?, ?, ?, ?, ?)'] * many)}") for many in (128, 32, 8, 1)]
+_INSERT_TIMED = (
+    "INSERT INTO item (id, stream, priority, size, request_id, tags, data, due_ms, expires_ms)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -338,24 +339,29 @@ class Writer:
     def _store(self, stored: list[Stored]) -> None:
         last: dict[int, int] = {}
         rows = []
+        timed = []
         for change in stored:
             number, frame = self._ids[change.stream], change.frame
             last[number] = frame.index
-            rows.append(
-                (
-                    number << INDEX_BITS | frame.index,
-                    number,
-                    change.priority,
-                    len(frame.data),
-                    frame.request_id,
-                    _as_json(frame.tags),
-                    frame.data,
-                )
+            row = (
+                number << INDEX_BITS | frame.index,
+                number,
+                change.priority,
+                len(frame.data),
+                frame.request_id,
+                _as_json(frame.tags),
+                frame.data,
             )
+            if change.due_ms is None and change.expires_ms is None:
+                rows.append(row)
+            else:
+                timed.append((*row, change.due_ms, change.expires_ms))
         for many, statement in _INSERTS:
             while len(rows) >= many:
                 self._connection.execute(statement, [value for row in rows[:many] for value in row])
                 del rows[:many]
+        if timed:
+            self._connection.executemany(_INSERT_TIMED, timed)
         self._connection.executemany(
             "UPDATE stream SET last = max(last, ?) WHERE id = ?",
             [(index, number) for number, index in last.items()],
@@ -377,7 +383,7 @@ class Writer:
                 execute("INSERT OR REPLACE INTO committed VALUES (?, ?, ?)", row)
             case Touched():
                 execute(
-                    "INSERT OR REPLACE INTO touched SELECT ?, ?, ?, ?, ?, ?"
+                    "INSERT OR REPLACE INTO touched SELECT ?, ?, ?, ?, ?, ?, ?, ?"
                     " WHERE EXISTS (SELECT 1 FROM item WHERE id = ?)",
                     (
                         base | change.index,
@@ -386,6 +392,8 @@ class Writer:
                         change.touch.failures,
                         change.touch.code,
                         change.touch.reason,
+                        change.touch.losses,
+                        change.touch.busy_ms,
                         base | change.index,
                     ),
                 )
@@ -395,7 +403,8 @@ class Writer:
             case KeysForgotten():
                 execute("DELETE FROM idempotency WHERE stream = ? AND number < ?", (number, change.below))
             case GroupKept(kept=True):
-                execute("INSERT OR IGNORE INTO consumer_group VALUES (?, ?)", (number, change.group))
+                known = (number, change.group, change.filter, change.left_ms)
+                execute("INSERT OR REPLACE INTO consumer_group VALUES (?, ?, ?, ?)", known)
             case GroupKept():
                 execute("DELETE FROM consumer_group WHERE stream = ? AND name = ?", (number, change.group))
             case Ended():

@@ -87,7 +87,7 @@ def test_a_schema_of_another_version_is_refused(serve: Serve, tmp_path: Path, da
     connection.execute("PRAGMA user_version = 99")
     connection.execute("PRAGMA journal_mode = DELETE")
     connection.close()
-    assert "its schema is version 99, this easq knows 1" in refused(tmp_path, data)
+    assert "its schema is version 99, this easq knows 2" in refused(tmp_path, data)
 
 
 @pytest.mark.parametrize("keep", [100, 4096, 5000])

@@ -60,7 +60,7 @@ class Kept:
     entries: dict[int, tuple[Frame, int]] = field(default_factory=dict)  # -> frame, priority
     last: int = 0
     ended: bool = False
-    groups: set[str] = field(default_factory=set)
+    groups: dict[str, GroupKept] = field(default_factory=dict)
     committed: dict[tuple[str, int], bool] = field(default_factory=dict)  # -> given up
     touched: dict[tuple[str, int], Touch] = field(default_factory=dict)
     keys: dict[str, Keyed] = field(default_factory=dict)
@@ -85,8 +85,10 @@ class Kept:
             case Touched():
                 if change.index in self.entries:
                     self.touched[change.group, change.index] = change.touch
+            case GroupKept(kept=True):
+                self.groups[change.group] = change
             case GroupKept():
-                (self.groups.add if change.kept else self.groups.discard)(change.group)
+                self.groups.pop(change.group, None)
             case Ended():
                 self.ended = change.ended
 
@@ -133,11 +135,13 @@ class OnDisk(Embedded):
         for index, (frame, priority) in sorted(kept.entries.items()):
             core.entries.insert(index, priority, len(frame.data))
         now = asyncio.get_running_loop().time()
-        for group in sorted(kept.groups):
+        for group, known in sorted(kept.groups.items()):
             committed = {index: up for (name, index), up in kept.committed.items() if name == group}
             given_up = [index for index, up in committed.items() if up]
             touched = [(index, replace(t)) for (name, index), t in kept.touched.items() if name == group]
-            core.restore_group(group, committed, given_up, touched, now)
+            core.restore_group(
+                group, committed, given_up, touched, now, filter=known.filter, left_ms=known.left_ms
+            )
         self._adopt(stream, core, KeyWindow(kept.number), burial)
 
     async def streams(self) -> Sequence[str]:

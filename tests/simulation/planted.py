@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable
 from math import inf
+from typing import Any
 
 import pytest
 
@@ -72,8 +73,9 @@ def counts_start_anew_after_a_restart(patch: pytest.MonkeyPatch) -> None:
         given_up: Iterable[int],
         _: Iterable[tuple[int, Touch]],
         now: float,
+        **stored: Any,
     ) -> None:
-        original(self, name, committed, given_up, (), now)
+        original(self, name, committed, given_up, (), now, **stored)
 
     patch.setattr(Stream, "restore_group", restore_group)
 

@@ -21,7 +21,9 @@ from easq.errors import QueueFull, StorageError
 from easq.model import Frame
 from easq.storage import datafile
 from easq.storage.base import Limits
+from easq.storage.changes import GroupKept, Stored, Touched
 from easq.storage.datafile import SCHEMA_VERSION
+from easq.storage.effects import Touch
 from easq.storage.open import open_storage
 from easq.storage.sqlite import Sqlite
 from easq.storage.writer import OPENING_JOBS, Job
@@ -566,19 +568,122 @@ def test_a_failed_write_acknowledges_nothing_and_is_reported_once(tmp_path: Path
 
 
 def test_one_stream_too_many_is_refused(tmp_path: Path) -> None:
-    """An entry's id holds ten bits of its stream's number."""
+    """An item's id holds 21 bits of its stream's number: two million streams."""
     path = tmp_path / "easq.db"
     _start(path)
     with sqlite3.connect(path) as connection:
-        connection.execute("INSERT INTO stream (id, name) VALUES (1021, 'earlier')")
+        connection.execute("INSERT INTO stream (id, name) VALUES (2097149, 'earlier')")
     connection.close()
 
     async def main() -> None:
         engine = Engine(f"sqlite:{path}")
-        await engine.start()  # the stream `q` is number 1022, the last one
+        await engine.start()  # the stream `q` is number 2097150, the last one
         assert await engine.put() == 1
         with pytest.raises(StorageError, match="there is no room for more"):
             await engine.storage.open("one more")
         await engine.storage.close()
 
     asyncio.run(main())
+
+
+def test_two_hundred_thousand_queues_fit(tmp_path: Path) -> None:
+    """Streams of high numbers do not mix, and an item's index is what it was."""
+    path = tmp_path / "easq.db"
+    _start(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT INTO stream (id, name) VALUES (800000, 'q')")
+    connection.close()
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{path}")
+        await engine.start()
+        await engine.storage.open("next")
+        assert [await engine.put() for _ in range(2)] == [1, 2]
+        await engine.storage.append("next", Frame(0, {"requestId": "n"}, b""), priority=0, limits=Limits())
+        await engine.restart()
+        assert await engine.indexes() == [1, 2]
+        await engine.storage.truncate("q", 3)
+        await engine.restart()
+        assert await engine.indexes() == []
+        await engine.storage.open("next")
+        assert len(await engine.storage.read("next", start=0, length=9, tags={})) == 1
+        await engine.storage.close()
+
+    asyncio.run(main())
+
+
+def test_the_last_index_is_not_passed(tmp_path: Path) -> None:
+    path = tmp_path / "easq.db"
+    _start(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"INSERT INTO stream (name, last) VALUES ('q', {2**42 - 2})")
+    connection.close()
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{path}")
+        await engine.start()
+        assert await engine.put() == 2**42 - 1
+        with pytest.raises(QueueFull, match="no index left"):
+            await engine.put()
+        await engine.restart()
+        assert await engine.indexes() == [2**42 - 1]
+        await engine.storage.close()
+
+    asyncio.run(main())
+
+
+def test_a_groups_filter_and_the_time_it_was_left_are_kept(run_sqlite: Run) -> None:
+    async def body(engine: Engine) -> None:
+        assert isinstance(engine.storage, Sqlite)
+        await engine.put()
+        kept = GroupKept("q", "g", True, filter='[{"user":"a"}]', left_ms=1_700_000_000_000)
+        await engine.storage._submit([GroupKept("q", "g", True), kept, GroupKept("q", "other", True)])
+        await engine.restart()
+        groups = engine.storage._cores["q"]._groups
+        assert (groups["g"].filter, groups["g"].left_ms) == (kept.filter, kept.left_ms)
+        assert (groups["other"].filter, groups["other"].left_ms) == ("", None)
+
+    run_sqlite(body)
+
+
+def test_losses_and_busy_time_of_an_item_are_kept(run_sqlite: Run) -> None:
+    async def body(engine: Engine) -> None:
+        assert isinstance(engine.storage, Sqlite)
+        await engine.put()
+        touch = Touch(deliveries=3, failures=1, code="c", reason="r", losses=2, busy_ms=500)
+        await engine.storage._submit([GroupKept("q", "g", True), Touched("q", "g", 1, touch)])
+        await engine.restart()
+        assert engine.storage._cores["q"].touch("g", 1) == touch
+
+    run_sqlite(body)
+
+
+def test_the_times_of_items_are_stored_and_found_without_a_scan(run_sqlite: Run) -> None:
+    async def body(engine: Engine) -> None:
+        assert isinstance(engine.storage, Sqlite)
+        frames = [Frame(index, {"requestId": "r"}, b"x") for index in (1, 2, 3)]
+        await engine.storage._submit(
+            [
+                Stored("q", frames[0], 0),
+                Stored("q", frames[1], 0, due_ms=5),
+                Stored("q", frames[2], 0, due_ms=7, expires_ms=9),
+            ]
+        )
+        read = engine.storage._reader.execute
+        rows = read("SELECT id & 7, due_ms, expires_ms, data FROM item").fetchall()
+        assert rows == [(1, None, None, b"x"), (2, 5, None, b"x"), (3, 7, 9, b"x")]
+        for column in ("due_ms", "expires_ms"):
+            ((*_, plan),) = read(
+                f"EXPLAIN QUERY PLAN SELECT id FROM item WHERE stream = 1 AND {column} <= 6"
+            ).fetchall()
+            assert plan.startswith("SEARCH item USING COVERING INDEX item_")
+
+    run_sqlite(body)
+
+
+def test_a_data_file_gives_free_pages_back_when_asked(tmp_path: Path) -> None:
+    """2: incremental; a file takes it when it is made, or never."""
+    _start(tmp_path / "easq.db")
+    connection = sqlite3.connect(tmp_path / "easq.db")
+    assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
+    connection.close()
