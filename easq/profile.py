@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from easq.errors import ConfigError
 from easq.wire.durations import parse_duration
@@ -50,6 +50,10 @@ SIGNS = ("auto", "token", "hmac", "none")
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
+#: how alike two names must be for one to be suggested: `ptu` and `put` are 0.67, `remove` and `demo` 0.6
+_NEAR = 0.65
+
+
 def check_key(key: str) -> None:
     """Raises ConfigError unless a profile may hold `key`."""
     if key not in KEYS:
@@ -92,12 +96,16 @@ def values_problems(values: Mapping[str, object]) -> list[str]:
     return found + [problem for key, value in values.items() if (problem := value_problem(key, value))]
 
 
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """` (did you mean 'x'?)` where one of `known` is close to `word`, else nothing."""
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the one of `known` that is nearest to `word`, or nothing where none is near.
+
+    Leading dashes are not compared: they would make any two options alike.
+    """
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    names = {name.lstrip("-"): name for name in known}
+    close = difflib.get_close_matches(word.lstrip("-"), names, n=1, cutoff=_NEAR)
+    return f" (did you mean {names[close[0]]!r}?)" if close else ""
 
 
 def _name_problem(key: str, value: str) -> str:

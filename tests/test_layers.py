@@ -51,7 +51,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "httpcore": ("easq.client.transport",),
     "redis": ("easq.storage.redis",),
     "rich": ("easq.render.printer",),
-    "sqlite3": ("easq.storage.sqlite", "easq.storage.datafile", "easq.storage.writer"),
+    "sqlite3": ("easq.storage.sqlite", "easq.storage.datafile", "easq.storage.writer", "easq.cli.version"),
     "tomli_w": ("easq.config",),
     "tomllib": ("easq.config",),
     "websocket": ("easq.client.websocket",),

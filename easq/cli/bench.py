@@ -15,8 +15,8 @@ from easq.cli.options import (
     RATE,
     Group,
     ParamType,
+    WholeNumber,
     command,
-    shared_options,
     sink_option,
 )
 from easq.cli.routes import DIRECT, GATEWAY, MODELARTS, QUEUE, service_options, sign_option, via_option
@@ -59,15 +59,15 @@ def _load_options(*, timed: bool, what: str = "item") -> Callable[[F], F]:
 
     def add(function: F) -> F:
         options = [
-            click.option("-n", "--count", type=click.IntRange(1), help=f"How many {what}s.  [default: 10000]"),
+            click.option("-n", "--count", type=WholeNumber(1), help=f"How many {what}s.  [default: 10000]"),
             click.option(
-                "-c", "--concurrency", type=click.IntRange(1, 256), default=16 if timed else 1,
+                "-c", "--concurrency", type=WholeNumber(1, 256), default=16 if timed else 1,
                 help="Requests at a time.  [default: 16]" if timed else "Consumers.  [default: 1]",
             ),
             click.option("--size", type=SIZE, help=f"Bytes of each {what}.  [default: 256]"),
             click.option("-f", "--file", type=click.Path(readable=False), help=f"Its lines are the {what}s, in turn."),
             click.option(
-                "--warmup", type=click.IntRange(0), default=100,
+                "--warmup", type=WholeNumber(0), default=100,
                 help=f"{what.capitalize()}s before those that are measured.  [default: 100]",
             ),
             click.option(
@@ -101,7 +101,6 @@ def _load_options(*, timed: bool, what: str = "item") -> Callable[[F], F]:
         "easq bench predict --via direct --endpoint URL --service NAME -c 32 --fail-if 'p99>50ms'",
     ),
 )
-@shared_options
 def bench() -> None:
     """Put load on a queue or a model and tell throughput and latencies."""
 
@@ -322,7 +321,7 @@ def _payloads(app: App, file: str | None, size: int) -> list[bytes]:
 
     if file is None:
         return [b"x" * size]
-    found = [item.data for item in islice(find_items(app, None, file, (), None), _MAX_PAYLOADS)]
+    found = [item.data for item in islice(find_items(app, (file,), (), None), _MAX_PAYLOADS)]
     if not found:
         raise UsageError(f"no line in {file}")
     return found

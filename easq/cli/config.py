@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import Group, command, shared_options
+from easq.cli.options import Group, command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,6 @@ _SAVED = ("url", "token", "token_file", "group", "user")
         "easq config show --origin",
     ),
 )
-@shared_options
 @click.pass_context
 def config(ctx: click.Context) -> None:
     """Save, show and change profiles.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import as_tags, command, stream_options, tags_option
+from easq.cli.options import WholeNumber, as_tags, command, stream_options, tags_option
 
 if TYPE_CHECKING:
     from easq.cli.app import App
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     ),
 )
 @tags_option("Only items with this tag, k=v; may be repeated.")
-@click.option("--priority", type=click.IntRange(0, 2**31 - 1), help="Only items of this priority.")
+@click.option("--priority", type=WholeNumber(0, 2**31 - 1), help="Only items of this priority.")
 @stream_options
 def count(app: App, tags: tuple[tuple[str, str], ...], priority: int | None) -> None:
     """Count the items that are present, the pending ones included."""

@@ -37,7 +37,7 @@ def demo(app: App) -> None:
         from easq.errors import CheckFailed
 
         raise CheckFailed(f"{len(tour.failed)} of {tour.steps} steps failed: {'; '.join(tour.failed)}")
-    app.printer.line(f"\nAll {tour.steps} steps did what they say.")
+    app.printer.lines(("", f"All {tour.steps} steps did what they say."))
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Tour:
     def say(self, text: str) -> None:
         """What comes next, unless -q."""
         if not self.app.options.get("quiet"):
-            self.app.printer.line(f"\n# {text}")
+            self.app.printer.lines(("", f"# {text}"))
 
     def easq(self, *arguments: str, says: Sequence[str], code: int = 0) -> str:
         """Runs one command, shows it with its output, and checks that output and exit code."""

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import DURATION, INDEX_OR_HEAD, as_tags, command, stream_options, tags_option
+from easq.cli.options import (
+    DURATION,
+    INDEX_OR_HEAD,
+    WholeNumber,
+    as_tags,
+    command,
+    stream_options,
+    tags_option,
+)
 
 if TYPE_CHECKING:
     from easq.cli.app import App
@@ -28,7 +36,7 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
     ),
 )
 @click.argument("index", type=INDEX_OR_HEAD, default="0", required=False)
-@click.option("-l", "--length", type=click.IntRange(min=1), default=1, help="Items at most.  [default: 1]")
+@click.option("-l", "--length", type=WholeNumber(min=1), default=1, help="Items at most.  [default: 1]")
 @click.option("--timeout", type=DURATION, default="0", help="How long to wait for them.  [default: 0]")
 @tags_option("Only items with this tag, k=v; may be repeated.")
 @click.option("--request-id", metavar="ID", help="Only the item of this request.")

@@ -98,6 +98,11 @@ class Items:
         """Whether there is one item and no more."""
         return len(self._sources) == 1 and (self.form == WHOLE or isinstance(self._sources[0], bytes))
 
+    @property
+    def has_many_sources(self) -> bool:
+        """Whether several files and literals are named."""
+        return len(self._sources) > 1
+
     def rest(self) -> int | None:
         """How many items were not asked for; None where that would mean to wait, for stdin or long."""
         if STDIN in self._sources:
@@ -109,9 +114,9 @@ class Items:
         return count
 
     def _read(self) -> Iterator[Item]:
-        for source in self._sources:
+        for number, source in enumerate(self._sources, 1):
             if isinstance(source, bytes):
-                yield Item(source)
+                yield Item(source, f"-d ({number} of {len(self._sources)})" if self.has_many_sources else "")
             elif self.form == WHOLE:
                 with self._open(source) as file:
                     yield Item(self._whole(file, source), source)
@@ -140,7 +145,7 @@ class Items:
             number += 1
             self.bytes += len(line)
             data = line.removesuffix(b"\n")
-            if not data:
+            if not data or (self.form == JSON and data.isspace()):
                 self.skipped += 1
             elif self.form == JSON:
                 yield read_record(data, source, number, keep_tags=self._keep_tags)
@@ -150,45 +155,50 @@ class Items:
 
 def find_items(
     app: App,
-    data: str | None,
-    file: str | None,
+    given: Sequence[bytes | str],
     paths: Sequence[str],
     form: str | None,
     *,
     keep_tags: bool = False,
     piped: str = WHOLE,
 ) -> Items:
-    """The items that the command line names: -d, -f, PATH..., or what is piped in, in the form `piped`.
+    """Return the items that the command line names.
 
-    Raises UsageError for none, for two kinds at once, and for a file that cannot be read.
+    Args:
+        given: -d as bytes and -f as text, in their order.
+        paths: PATH...
+        form: how files are cut, or None for the usual way.
+        piped: the form of stdin where nothing is named.
+
+    Raises UsageError for none, for PATH beside -d or -f, and for a file that cannot be read.
     """
-    given = [data is not None, file is not None, bool(paths)]
-    if sum(given) > 1:
-        raise UsageError("-d, -f and PATH exclude each other")
-    if data is not None:
-        if form is not None:
-            raise UsageError("-d gives one literal item; --input-format is for files and stdin")
-        return Items(app, [os.fsencode(data)], WHOLE)
-    sources = [file] if file is not None else list(paths)
-    for source in sources:
-        if source is not None and source != STDIN:
-            _check_readable(source)
-    if file is not None:
-        app.printer.info(f"Opening data file: {file}")
-        return Items(app, [file], form or LINES, keep_tags=keep_tags)
+    if given and paths:
+        raise UsageError("PATH and -d or -f exclude each other")
+    files = [source for source in (*given, *paths) if isinstance(source, str)]
+    if given and not files and form is not None:
+        raise UsageError("-d gives one literal item; --input-format is for files and stdin")
+    if files.count(STDIN) > 1:
+        raise UsageError("stdin (-) is given twice, and can be read once")
+    for file in files:
+        if file != STDIN:
+            _check_readable(file, hint="" if given else "-d STR is for text itself")
+    if given:
+        for file in files:
+            app.printer.info(f"Opening data file: {file}")
+        return Items(app, given, form or LINES, keep_tags=keep_tags)
     if paths:
-        return Items(app, list(paths), form or WHOLE, keep_tags=keep_tags)
+        return Items(app, paths, form or WHOLE, keep_tags=keep_tags)
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("nothing to send", hint="-d STRING, -f FILE, PATH..., or pipe it in")
     return Items(app, [STDIN], form or piped, keep_tags=keep_tags)
 
 
-def _check_readable(path: str) -> None:
+def _check_readable(path: str, *, hint: str = "") -> None:
     """Raises UsageError for what is certainly no file to read; it is not opened, for it may be a pipe."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', error)}", hint=hint) from error
     if stat.S_ISDIR(mode):
         raise UsageError(f"cannot read {path}: it is a folder")
     if not os.access(path, os.R_OK):

@@ -13,8 +13,8 @@ import click
 from easq import __version__
 from easq.cli.app import App, environment, exit_status, signals_raise
 from easq.cli.completion import COMPLETE_VARIABLE
-from easq.cli.options import Group, shared_options
-from easq.errors import EasqError, Exit, UsageError
+from easq.cli.options import Group, NoCommand
+from easq.errors import EasqError, Exit
 
 #: the commands, in the order of the help: each is a file of that name, read when it is wanted. A command file imports
 #: click and its options at the top, everything else in its bodies (measured: all of them are 30 ms, a fifth of a put)
@@ -32,7 +32,7 @@ COMMANDS = (
         "commit",
         "negative",
     ),
-    *("search", "count", "end", "wait", "work", "serve", "bench", "demo", "completion"),
+    *("search", "count", "end", "wait", "work", "serve", "bench", "demo", "completion", "help", "version"),
 )
 
 
@@ -61,6 +61,12 @@ class Root(Commands):
             formatter.write_dl([(str(int(code)), code.meaning) for code in Exit])
 
 
+def _show_version(ctx: click.Context, _param: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        ctx.obj.printer.help(f"easq {__version__}")
+        ctx.exit()
+
+
 @click.group(
     cls=Root,
     examples=(
@@ -69,25 +75,26 @@ class Root(Commands):
         "easq get -l 10 --timeout 3s",
         "easq watch -k --commit output | jq .",
     ),
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(__version__, prog_name="easq", message="%(prog)s %(version)s")
-@shared_options
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def root() -> None:
     """A client for queues of asynchronous inference (EAS queue service)."""
 
 
 @click.group("stream", cls=Commands, hidden=True, examples=("easq stream put -d 10s", "easq stream get -l10"))
-@shared_options
 def stream() -> None:
     """The same commands under eascmd's name."""
 
 
 root.add_command(stream)
 
-
-#: the arguments that are indexes; only there a negative number was meant as one
-_INDEXES = {"index", "indexes", "item"}
 
 #: objects made before the collector looks for garbage, and how often it looks at older ones; Python: 700, 10, 10
 _COLLECT_AFTER = (50_000, 20, 20)
@@ -122,18 +129,19 @@ def run(args: Sequence[str]) -> int:
 
 def _run(app: App, args: list[str]) -> int:
     try:
-        with root.make_context("easq", args, obj=app) as ctx:
+        with root.make_context("easq", list(args), obj=app) as ctx:  # a list of its own: click empties it
             root.invoke(ctx)
         app.printer.close()
     except click.exceptions.Exit as done:
-        _flush_click()
         return done.exit_code
+    except NoCommand as error:
+        app.printer.help(error.message, asked=False)
+        return int(Exit.USAGE)
     except click.ClickException as error:
-        if isinstance(error, click.exceptions.NoArgsIsHelpError):
-            click.echo(error.format_message(), err=True)
-            return int(Exit.USAGE)
-        _find_output(app, args)
-        raise _usage_error(error, args) from error
+        from easq.cli.usage import asked_output, usage_error
+
+        app.options["output"] = asked_output(args) or app.options.get("output")
+        raise usage_error(error, args) from error
     finally:
         app.close()
     return int(Exit.DONE)
@@ -143,8 +151,6 @@ def _failed(app: App, error: BaseException) -> int:
     from easq.render.printer import OutputClosed
 
     printer = app.printer
-    if isinstance(error, OSError) and _is_echo(error):
-        error = printer.failed(error)
     try:
         if not isinstance(error, OutputClosed):
             printer.flush()
@@ -157,36 +163,3 @@ def _failed(app: App, error: BaseException) -> int:
     elif not isinstance(error, KeyboardInterrupt):
         printer.bug(error)
     return exit_status(error)
-
-
-def _is_echo(error: OSError) -> bool:
-    """Whether click's own writing of a help text raised it, or our flushing of that."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals["__name__"] in ("click.utils", __name__)
-
-
-def _usage_error(error: click.ClickException, args: Sequence[str]) -> UsageError:
-    """click's complaint in our words: one line and what to do next."""
-    message = error.format_message()
-    ctx = error.ctx if isinstance(error, click.UsageError) else None
-    if isinstance(error, click.NoSuchOption) and ctx and any(p.name in _INDEXES for p in ctx.command.params):
-        negative_number = next((arg for arg in args if arg[:1] == "-" and arg[1:].isdigit()), None)
-        if negative_number:
-            return UsageError(f"{negative_number!r} is not an index: an index is never negative")
-    message = message[:1].lower() + message[1:].rstrip(".")
-    return UsageError(" ".join(message.split()), hint=f"{ctx.command_path if ctx else 'easq'} --help")
-
-
-def _find_output(app: App, args: Sequence[str]) -> None:
-    """The App knows `-o json`, though the command line it stands in could not be read."""
-    for first, second in zip(args, (*args[1:], ""), strict=True):
-        if first in ("-ojson", "--output=json") or (first in ("-o", "--output") and second == "json"):
-            app.options["output"] = "json"
-
-
-def _flush_click() -> None:
-    """What click wrote on stdout is out, or OSError is raised here and not at the interpreter's end."""
-    if sys.stdout is not None:
-        sys.stdout.flush()

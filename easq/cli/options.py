@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,12 +36,55 @@ class SharedOption(click.Option):
     """An option of every command, shown in a section of its own."""
 
 
+class SourceOption(click.Option):
+    """An option that names payloads; the command gets those of all of them as `given`, in the order given.
+
+    `convert_source` makes one of them of one value.
+    """
+
+    def __init__(self, *args: Any, convert_source: Callable[[str], bytes | str], **attributes: Any) -> None:
+        super().__init__(*args, **{**attributes, "multiple": True})
+        self.convert_source = convert_source
+
+
+class NoCommand(click.UsageError):
+    """A group was called without a command; the message is its help."""
+
+
+@contextmanager
+def _errors_know(ctx: click.Context) -> Iterator[None]:
+    """Inside, a usage error knows the command that it is about: click's parser leaves that out for a missing value."""
+    try:
+        yield
+    except click.UsageError as error:
+        error.ctx = error.ctx or ctx
+        raise
+
+
 class Command(click.Command):
     """A command with examples; what is wrong with the environment is said before it runs."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
+        super().__init__(*args, **{**attributes, "add_help_option": False})
+        self.params += [HELP, *_shared_params()]
         self.examples = tuple(examples)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse `args`. Raises click.UsageError, also for an option of one value that is given twice."""
+        with _errors_know(ctx):
+            # click keeps the values of each option apart, and of one that takes one value the last
+            order = self.make_parser(ctx).parse_args(args=list(args))[2]
+            rest = super().parse_args(ctx, args)
+            if not ctx.resilient_parsing:
+                _refuse_repeated(order, ctx)
+        if sources := [param for param in self.params if isinstance(param, SourceOption)]:
+            values = {param: iter(ctx.params.pop(str(param.name))) for param in sources}
+            ctx.params["given"] = tuple(
+                param.convert_source(next(values[param]))
+                for param in order
+                if isinstance(param, SourceOption)
+            )
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the body once the App has found nothing wrong with the environment."""
@@ -63,22 +108,25 @@ class Group(click.Group):
     group_class = type
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
+        super().__init__(*args, **{**attributes, "add_help_option": False})
+        self.params += [HELP, *_shared_params()]
         self.examples = tuple(examples)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse `args`. Raises click.UsageError, NoCommand where there are none and a command is needed."""
+        if not args and not self.invoke_without_command and not ctx.resilient_parsing:
+            raise NoCommand(ctx.get_help(), ctx)
+        with _errors_know(ctx):
+            return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that `args` name. Raises UsageError with the nearest one for a word that names none."""
+        """The command that `args` name. Raises click.UsageError with the nearest one for a word that names none."""
         if args and self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
-            from easq.errors import UsageError
-            from easq.profile import did_you_mean
+            from easq.cli.usage import nearest_command
 
-            hidden = {name for name, command in self.commands.items() if command.hidden}
-            known = [name for name in self.list_commands(ctx) if name not in hidden]
-            raise UsageError(
-                f"no command {args[0]!r}{did_you_mean(args[0], known)}", hint=f"{ctx.command_path} --help"
-            )
+            raise click.UsageError(f"no command {args[0]!r}{nearest_command(args[0], self, ctx)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -90,6 +138,18 @@ class Group(click.Group):
         """The examples."""
         _format_examples(self.examples, formatter)
         super().format_epilog(ctx, formatter)
+
+
+def _refuse_repeated(order: Sequence[click.Parameter], ctx: click.Context) -> None:
+    """Raise click.UsageError for an option of one value in `order` more than once, unless it ends in the App.
+
+    Of those, for connection and output, the last holds, so that an alias can be overridden.
+    """
+    for param, count in Counter(order).items():
+        if count == 1 or not isinstance(param, click.Option) or param.callback is keep:
+            continue
+        if not (param.multiple or param.count or param.is_flag):
+            raise click.UsageError(f"{param.opts[-1]} is given {count} times, and takes one value", ctx)
 
 
 def _format_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -133,6 +193,18 @@ class Duration(ParamType):
         if seconds < 0:
             self.fail(f"{value!r} is negative", param, ctx)
         return seconds
+
+
+class WholeNumber(click.IntRange):
+    """A whole number within bounds."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """`value` as a number."""
+        if isinstance(value, str) and not re.fullmatch(r"[+-]?[0-9]{1,40}", value):
+            self.fail(f"{value!r} is not a whole number", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Rate(ParamType):
@@ -282,8 +354,24 @@ def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         options[param.name] = value
 
 
-def _shared(*names: str, **attributes: Any) -> Callable[[F], F]:
-    return click.option(*names, cls=SharedOption, expose_value=False, callback=keep, **attributes)
+def _shared(*names: str, **attributes: Any) -> click.Option:
+    return SharedOption(names, expose_value=False, callback=keep, **attributes)
+
+
+def _show_help(ctx: click.Context, _param: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        ctx.obj.printer.help(ctx.get_help())
+        ctx.exit()
+
+
+HELP = click.Option(
+    ("-h", "--help"),
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_help,
+    help="Show this message and exit.",
+)
 
 
 def _complete_profiles(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -296,47 +384,28 @@ def _complete_profiles(_ctx: click.Context, _param: click.Parameter, incomplete:
         return []
 
 
-def shared_options(function: F) -> F:
-    """`function` takes the connection and output options, which end in the App."""
-    vars(function).setdefault("__click_params__", []).extend(_shared_params())
-    return function
-
-
 @cache
 def _shared_params() -> Sequence[click.Parameter]:
     """The options of every command, made once: anew for each of 25 commands they take 8 ms of a start."""
-
-    def function() -> None:
-        """Carries them."""
-
-    for option in reversed(
-        (
-            _shared(
-                "-p", "--profile", metavar="NAME", shell_complete=_complete_profiles, help="Profile to use."
-            ),
-            _shared("--url", metavar="URL", help="The queue's address; ending in /sink, it is the sink's."),
-            _shared("--token", metavar="TOKEN", help="Token; others can see it in ps, so rather:"),
-            _shared("--token-file", type=click.Path(readable=False), help="File that holds the token."),
-            _shared("--group", metavar="GROUP", help="Consumer group.  [default: default_group]"),
-            _shared("--user", metavar="USER", help="Name inside the group.  [default: default_user]"),
-            _shared("--header", type=HEADER, multiple=True, help="Header to send, 'K: V'; may be repeated."),
-            _shared("--cacert", type=click.Path(readable=False), help="Certificates to trust, PEM."),
-            _shared("--insecure", is_flag=True, help="Do not verify certificates."),
-            _shared("--connect-timeout", type=DURATION, help="To reach the server.  [default: 5s]"),
-            _shared("--request-timeout", type=DURATION, help="For one HTTP exchange.  [default: 30s]"),
-            _shared(
-                "-o", "--output", type=click.Choice(OUTPUTS), help="Form of the output.  [default: text]"
-            ),
-            _shared("-q", "--quiet", is_flag=True, help="No progress, no totals."),
-            _shared("-v", "--verbose", count=True, help="Requests; -vv headers, -vvv bodies."),
-            _shared("--color", type=click.Choice(("auto", "always", "never")), help="[default: auto]"),
-            _shared("--no-input", is_flag=True, help="Never ask."),
-            _shared("-y", "--yes", is_flag=True, help="Answer every question with yes."),
-        )
-    ):
-        function = option(function)
-    found: Sequence[click.Parameter] = vars(function)["__click_params__"]
-    return found
+    return (
+        _shared("-p", "--profile", metavar="NAME", shell_complete=_complete_profiles, help="Profile to use."),
+        _shared("--url", metavar="URL", help="The queue's address; ending in /sink, it is the sink's."),
+        _shared("--token", metavar="TOKEN", help="Token; others can see it in ps, so rather:"),
+        _shared("--token-file", type=click.Path(readable=False), help="File that holds the token."),
+        _shared("--group", metavar="GROUP", help="Consumer group.  [default: default_group]"),
+        _shared("--user", metavar="USER", help="Name inside the group.  [default: default_user]"),
+        _shared("--header", type=HEADER, multiple=True, help="Header to send, 'K: V'; may be repeated."),
+        _shared("--cacert", type=click.Path(readable=False), help="Certificates to trust, PEM."),
+        _shared("--insecure", is_flag=True, help="Do not verify certificates."),
+        _shared("--connect-timeout", type=DURATION, help="To reach the server.  [default: 5s]"),
+        _shared("--request-timeout", type=DURATION, help="For one HTTP exchange.  [default: 30s]"),
+        _shared("-o", "--output", type=click.Choice(OUTPUTS), help="Form of the output.  [default: text]"),
+        _shared("-q", "--quiet", is_flag=True, help="No progress, no totals."),
+        _shared("-v", "--verbose", count=True, help="Requests; -vv headers, -vvv bodies."),
+        _shared("--color", type=click.Choice(("auto", "always", "never")), help="[default: auto]"),
+        _shared("--no-input", is_flag=True, help="Never ask."),
+        _shared("-y", "--yes", is_flag=True, help="Answer every question with yes."),
+    )
 
 
 def sink_option(function: F) -> F:
@@ -365,9 +434,19 @@ def payload_options(what: str) -> Callable[[F], F]:
     def add(function: F) -> F:
         for option in reversed(
             (
-                click.option("-d", "--data", metavar="STR", help=f"One {what}, this text itself."),
                 click.option(
-                    "-f", "--file", type=click.Path(readable=False), help=f"One {what} a line; - is stdin."
+                    *("-d", "--data"),
+                    cls=SourceOption,
+                    convert_source=os.fsencode,
+                    metavar="STR",
+                    help=f"One {what}, this text itself; may be repeated.",
+                ),
+                click.option(
+                    *("-f", "--file"),
+                    cls=SourceOption,
+                    convert_source=str,
+                    type=click.Path(readable=False),
+                    help=f"One {what} a line; - is stdin; may be repeated.",
                 ),
                 click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="[PATH]..."),
                 click.option(
@@ -386,7 +465,7 @@ def payload_options(what: str) -> Callable[[F], F]:
                 click.option("--content-type", type=HEADER_TEXT, default="", help=f"Type of every {what}."),
                 click.option(
                     *("-c", "--concurrency"),
-                    type=click.IntRange(1, 256),
+                    type=WholeNumber(1, 256),
                     default=1,
                     help=f"{what.capitalize()}s at a time.  [default: 1]",
                 ),
@@ -407,14 +486,20 @@ def command(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., An
     """A command with the shared options; its body takes the App first."""
 
     def make(function: Callable[..., Any]) -> click.Command:
-        return click.command(name, cls=Command, examples=examples)(shared_options(click.pass_obj(function)))
+        return click.command(name, cls=Command, examples=examples)(click.pass_obj(function))
 
     return make
 
 
 def as_tags(pairs: Sequence[tuple[str, str]]) -> Mapping[str, str]:
-    """The pairs of --tags as tags; of one name the last holds."""
-    return dict(pairs)
+    """Return the pairs of --tags as tags. Raises UsageError for one name with two values."""
+    from easq.errors import UsageError
+
+    tags = dict(pairs)
+    for name, value in pairs:
+        if tags[name] != value:
+            raise UsageError(f"tag {name!r} is given twice, as {value!r} and as {tags[name]!r}")
+    return tags
 
 
 def read_indexes(app: App, indexes: Sequence[str]) -> list[int]:

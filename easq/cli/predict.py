@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import DURATION, as_tags, command, payload_options, tags_option
+from easq.cli.options import DURATION, WholeNumber, as_tags, command, payload_options, tags_option
 from easq.cli.routes import service_options, sign_option, via_option
 from easq.errors import EasqError, Refused, ServerError, UsageError
 from easq.model import LAST_CODE, LAST_REASON
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     "--timeout", type=DURATION, default="60s", help="How long to wait for a result.  [default: 60s]"
 )
 @tags_option("Tag of every request, k=v; queue only.")
-@click.option("--priority", type=click.IntRange(min=0), default=0, help="1 goes before 0; queue only.")
+@click.option("--priority", type=WholeNumber(min=0), default=0, help="1 goes before 0; queue only.")
 @click.option("--binary", is_flag=True, help="Send binary messages; websocket only, where text is usual.")
 @click.option(
     "--idle-timeout",
@@ -58,8 +58,7 @@ if TYPE_CHECKING:
 )
 def predict(
     app: App,
-    data: str | None,
-    file: str | None,
+    given: tuple[bytes | str, ...],
     paths: tuple[str, ...],
     form: str | None,
     path: str,
@@ -87,7 +86,7 @@ def predict(
     from easq.cli import routes
 
     via = app.checked("via") or routes.QUEUE
-    given = {
+    chosen = {
         "tags": tags,
         "priority": priority,
         "content-type": content_type,
@@ -95,9 +94,9 @@ def predict(
         "binary": binary,
         "idle-timeout": idle_timeout is not None,
     }
-    given |= {name: name in app.options for name in ("sign", "endpoint", "service", "project", "refresh")}
-    routes.check_options(via, [name for name, is_given in given.items() if is_given])
-    items = _items(app, via, data, file, paths, form)
+    chosen |= {name: name in app.options for name in ("sign", "endpoint", "service", "project", "refresh")}
+    routes.check_options(via, [name for name, is_given in chosen.items() if is_given])
+    items = _items(app, via, given, paths, form)
     single = items is not None and items.single
     terms = routes.Terms(timeout, path, content_type, as_tags(tags), priority, binary, single)
     run = Run(app, single, single and idle_timeout is None, show_instance)
@@ -179,7 +178,7 @@ class Run:
 
 
 def _items(
-    app: App, via: str, data: str | None, file: str | None, paths: tuple[str, ...], form: str | None
+    app: App, via: str, given: Sequence[bytes | str], paths: tuple[str, ...], form: str | None
 ) -> Items | None:
     """What is sent; None where a person types it."""
     import sys
@@ -187,10 +186,10 @@ def _items(
     from easq.cli.items import LINES, WHOLE, find_items
     from easq.cli.routes import WEBSOCKET
 
-    is_typed = data is None and file is None and not paths and sys.stdin is not None and sys.stdin.isatty()
+    is_typed = not given and not paths and sys.stdin is not None and sys.stdin.isatty()
     if via == WEBSOCKET and is_typed and not app.options.get("no_input"):
         return None
-    return find_items(app, data, file, paths, form, piped=LINES if via == WEBSOCKET else WHOLE)
+    return find_items(app, given, paths, form, piped=LINES if via == WEBSOCKET else WHOLE)
 
 
 def _ask(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
-from easq.cli.options import RATE, as_tags, command, payload_options, sink_option, tags_option
+from easq.cli.options import RATE, WholeNumber, as_tags, command, payload_options, sink_option, tags_option
 from easq.errors import EasqError, UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _ASK_S = 2.0
 )
 @payload_options("item")
 @tags_option("Tag of every item, k=v; may be repeated.")
-@click.option("--priority", type=click.IntRange(min=0), help="0 is normal, 1 is pushed before it.")
+@click.option("--priority", type=WholeNumber(min=0), help="0 is normal, 1 is pushed before it.")
 @click.option("--keep-tags", is_flag=True, help="With json: keep requestId and ts@*.")
 @click.option("--rate", type=RATE, help="Puts a second at most.")
 @click.option(
@@ -61,8 +61,7 @@ _ASK_S = 2.0
 @sink_option
 def put(
     app: App,
-    data: str | None,
-    file: str | None,
+    given: tuple[bytes | str, ...],
     paths: tuple[str, ...],
     tags: tuple[tuple[str, str], ...],
     priority: int | None,
@@ -77,9 +76,9 @@ def put(
 ) -> None:
     """Append items to the queue.
 
-    -d is a literal, -f the lines of a file; PATH... and what is piped in are one item each, whole. Of lines
-    only the line feed is cut, and empty ones are skipped. Above -c 1 the order in the queue is not the
-    file's.
+    -d is a literal, -f the lines of a file; both may be repeated, and are taken in the order given. PATH... and
+    what is piped in are one item each, whole. Of lines only the line feed is cut, and empty ones are skipped.
+    Above -c 1 the order in the queue is not the file's.
 
     With --resume a run that was killed is repeated as it was, and each record is in the queue once: every put
     has an idempotency key, which a service knows for ten minutes at least.
@@ -87,9 +86,9 @@ def put(
     from easq.cli.items import find_items
     from easq.cli.tally import Tally
 
-    if resume is not None and data is not None:
+    if resume is not None and any(isinstance(source, bytes) for source in given):
         raise UsageError("--resume is for -f, PATH and stdin; -d gives one literal item")
-    items = find_items(app, data, file, paths, form, keep_tags=keep_tags)
+    items = find_items(app, given, paths, form, keep_tags=keep_tags)
     common = as_tags(tags)
 
     def operation(item: Item, key: str = "") -> Put | EasqError:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from easq.cli.app import App
     from easq.client.queue import QueueClient
 
+_HINT = "easq get -l 10 shows the first items, with -k those of the sink"
+
 
 @command(
     "search",
@@ -30,9 +32,17 @@ def search(app: App, item: str) -> None:
     The answer is for one consumer group: the engine's, which has the name of the queue, unless --group names
     another. A group in the environment or a profile is not asked about.
     """
+    from easq.errors import NotFound
+    from easq.wire.replies import NO_DATA_IN_STREAM
+
     client = app.queue()
     index = _index(client, item)
-    result = client.in_group(app.options.get("group") or client.name()).search(index)
+    try:
+        result = client.in_group(app.options.get("group") or client.name()).search(index)
+    except NotFound as error:
+        if error.message != NO_DATA_IN_STREAM:
+            raise
+        raise NotFound(f"no item has the index {index}", hint=_HINT) from error
     shown = {
         "index": str(index),
         "ConsumerId": result.consumer_id,
@@ -52,7 +62,6 @@ def search(app: App, item: str) -> None:
 def _index(client: QueueClient, item: str) -> int:
     """The index that `item` is, or that the item of this request has. Raises NotFound, UsageError."""
     from easq.errors import NotFound, UsageError
-    from easq.wire.replies import NO_DATA_IN_STREAM
 
     if item.isascii() and item.isdigit():
         try:
@@ -63,5 +72,5 @@ def _index(client: QueueClient, item: str) -> int:
         raise UsageError("INDEX|REQUEST_ID is empty")
     frame = client.find(item)
     if frame is None:
-        raise NotFound(NO_DATA_IN_STREAM)
+        raise NotFound(f"no item has the request id {item!r}", hint=_HINT)
     return frame.index

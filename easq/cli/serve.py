@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from easq.cli.options import DURATION, ParamType, command
+from easq.cli.options import DURATION, ParamType, WholeNumber, command
 from easq.cli.size import SIZE
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ WEIGHTS = _Weights()
     help="Address to bind; others than this machine's need a token.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), help="Port; 0 takes a free one.  [default: 3030; with CMD: 0]"
+    "--port", type=WholeNumber(0, 65535), help="Port; 0 takes a free one.  [default: 3030; with CMD: 0]"
 )
 @click.option(
     "--base-path", default="/api/predict", show_default=True, help="What stands before a queue's name."
@@ -87,20 +87,20 @@ WEIGHTS = _Weights()
 )
 @click.option(
     "--wait-replicas",
-    type=click.IntRange(0),
+    type=WholeNumber(0),
     default=0,
     help="Acknowledge what so many replicas of Redis have too.  [default: 0]",
 )
 @click.option("--recover", is_flag=True, help="Copy the data into a new file first, after the disk failed.")
 @click.option(
     "--max-length",
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     default=1_000_000,
     show_default=True,
     help="Items that a queue holds.",
 )
 @click.option(
-    "--sink-max-length", type=click.IntRange(1), help="Items that a sink holds.  [default: as --max-length]"
+    "--sink-max-length", type=WholeNumber(1), help="Items that a sink holds.  [default: as --max-length]"
 )
 @click.option(
     "--max-bytes",
@@ -117,7 +117,7 @@ WEIGHTS = _Weights()
 )
 @click.option(
     "--max-delivery",
-    type=click.IntRange(0),
+    type=WholeNumber(0),
     default=5,
     show_default=True,
     help="Failures after which an item goes to the rear store; 0 never.",
@@ -150,7 +150,7 @@ WEIGHTS = _Weights()
 )
 @click.option("--service", metavar="NAME", help="Name of the model's service.  [default: model]")
 @click.option(
-    "--instances", type=click.IntRange(1, 64), help="Instances of the model, each at a port of its own."
+    "--instances", type=WholeNumber(1, 64), help="Instances of the model, each at a port of its own."
 )
 @click.option("--weights", type=WEIGHTS, help="Their parts of the requests, as 100,50; 0 is drained.")
 @click.option("--model-timeout", type=DURATION, help="What one call of the model may take.  [default: 60s]")

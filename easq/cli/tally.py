@@ -179,8 +179,10 @@ class Tally:
             return f"stored all the same: {places}"
         if item is None or not self.stop_at_failure:
             return ""
-        if not item.line:
-            return f"go on with {item.source}"
+        if not item.line or self.items.has_many_sources:
+            return f"go on with {item.where}" + (
+                ", and all that follows it" if self.items.has_many_sources else ""
+            )
         form = " --input-format json" if self.items.form == JSON else ""
         if item.source == STDIN:
             return f"go on with line {item.line}"

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import DURATION, INDEX_OR_NEWEST, as_tags, command, stream_options, tags_option
+from easq.cli.options import (
+    DURATION,
+    INDEX_OR_NEWEST,
+    WholeNumber,
+    as_tags,
+    command,
+    stream_options,
+    tags_option,
+)
 
 if TYPE_CHECKING:
     from easq.cli.app import App
@@ -53,7 +61,7 @@ _MAX_HELD = 20_000
 @click.option("--index", type=INDEX_OR_NEWEST, default="0", help="Start: an index, 0 the head, or newest.")
 @click.option(
     "--window",
-    type=click.IntRange(1, 10_000),
+    type=WholeNumber(1, 10_000),
     default=10,
     help="Uncommitted items that may be out.  [default: 10]",
 )
@@ -71,7 +79,7 @@ _MAX_HELD = 20_000
 )
 @tags_option("Only items with this tag, k=v; may be repeated, and is the same in the whole group.")
 @click.option("--transport", type=click.Choice(("ws", "http")), default="ws", help="[default: ws]")
-@click.option("-n", "count", type=click.IntRange(min=1), help="Stop after so many items.")
+@click.option("-n", "count", type=WholeNumber(min=1), help="Stop after so many items.")
 @click.option("--until-end", is_flag=True, help="The end of the stream is a good end.")
 @click.option("--idle-timeout", type=DURATION, help="Stop when nothing came for so long.")
 @click.option("--timeout", type=DURATION, help="Stop after so long.")
@@ -82,7 +90,7 @@ _MAX_HELD = 20_000
     help="When CMD fails: deliver the item again, leave it pending, or stop.  [default: negative]",
 )
 @click.option(
-    "--max-attempts", type=click.IntRange(1), help="Runs of CMD on an item until it has failed.  [default: 1]"
+    "--max-attempts", type=WholeNumber(1), help="Runs of CMD on an item until it has failed.  [default: 1]"
 )
 @click.option("--grace", type=DURATION, help="For CMD to end, after a signal.  [default: 5s]")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import DURATION, command
+from easq.cli.options import DURATION, WholeNumber, command
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -51,9 +51,9 @@ COLUMNS = ("n", "index", "request_id", "outcome", "code", "attempt", "size", "se
     ),
 )
 @click.option(
-    "--window", type=click.IntRange(1, 10_000), default=5, show_default=True, help="Items in hand at most."
+    "--window", type=WholeNumber(1, 10_000), default=5, show_default=True, help="Items in hand at most."
 )
-@click.option("--jobs", type=click.IntRange(1, 10_000), help="Calls at a time.  [default: as --window]")
+@click.option("--jobs", type=WholeNumber(1, 10_000), help="Calls at a time.  [default: as --window]")
 @click.option(
     "--item-timeout", type=DURATION, default="60s", show_default=True, help="For one call of the model."
 )

@@ -92,8 +92,10 @@ class Printer:
 
     def write(self, data: bytes) -> None:
         """`data` is on its way to stdout; only `flush` says that it arrived."""
-        if self.output == "none":
-            return
+        if self.output != "none":
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
         if self._out is None:
             raise OutputClosed
         if self._status and self.out_is_terminal:
@@ -133,6 +135,14 @@ class Printer:
     def line(self, line: str) -> None:
         """`line` is on stdout, safe on a terminal, whole elsewhere."""
         self.lines((line,))
+
+    def help(self, text: str, *, asked: bool = True) -> None:
+        """Print `text` of ours, in every form of output: on stdout where it was asked for, else on stderr."""
+        if asked:
+            self._write(text.encode() + b"\n")
+            self.flush()
+        else:
+            self._say(text + "\n")
 
     def record(self, value: Mapping[str, object]) -> None:
         """`value` is on stdout as one line of JSON."""

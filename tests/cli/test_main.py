@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -95,6 +97,106 @@ def test_an_unknown_command_is_answered_with_the_nearest(easq: Easq) -> None:
     done = easq("ptu")
     assert (done.status, done.out) == (2, b"")
     assert done.err == "easq: no command 'ptu' (did you mean 'put'?)\nhint: easq --help\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        ("-V", "no such option '-V'\nhint: easq --help"),
+        ("-x", "no such option '-x'\nhint: easq --help"),
+        ("--verson", "no such option '--verson' (did you mean '--version'?)\nhint: easq --help"),
+        ("-o", "option '-o' requires an argument\nhint: easq --help"),
+        ("-p", "option '-p' requires an argument\nhint: easq --help"),
+        ("--url", "option '--url' requires an argument\nhint: easq --help"),
+        ("put --data", "option '--data' requires an argument\nhint: easq put --help"),
+        ("config set --url", "option '--url' requires an argument\nhint: easq config set --help"),
+        ("-o xml info", "invalid value for '-o' / '--output': 'xml' is not one of"),
+        (
+            "get -l ten",
+            "invalid value for '-l' / '--length': 'ten' is not a whole number\nhint: easq get --help",
+        ),
+        ("get --lenght 3", "no such option '--lenght' (did you mean '--length'?)\nhint: easq get --help"),
+        ("get --deleet", "no such option '--deleet'\nhint: easq get --help"),
+        ("send", "no command 'send'\nhint: easq --help"),
+        ("remove 3", "no command 'remove'\nhint: easq --help"),
+        ("delet 3", "no command 'delet'\nhint: easq --help"),
+        ("stream gte", "no command 'gte' (did you mean 'get'?)\nhint: easq stream --help"),
+        ("watch -n 1 -n 2", "-n is given 2 times, and takes one value\nhint: easq watch --help"),
+        ("help put x", "easq put has no command 'x'\nhint: easq put --help"),
+        ("help ptu", "no command 'ptu' (did you mean 'put'?)\nhint: easq --help"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_one_hint(easq: Easq, args: str, error: str) -> None:
+    done = easq(*args.split())
+    assert (done.status, done.out) == (2, b"")
+    assert done.err.startswith(f"easq: {error}")
+    assert done.err.count("\n") == 2
+    hint = done.err.partition("\nhint: ")[2].split()
+    assert easq(*hint[1:]).status == 0
+
+
+@pytest.mark.parametrize(
+    "args", ["-o json ptu", "ptu -o json", "ptu -o text -ojson", "get --output=json -l x"]
+)
+def test_a_usage_error_is_json_wherever_that_was_asked_for(easq: Easq, args: str) -> None:
+    done = easq(*args.split())
+    assert (done.status, done.out) == (2, b"")
+    assert done.err.startswith('{"error":{"kind":"usage","exit":2,"http_status":null,')
+    assert easq(*args.split(), "-o", "text").err.startswith("easq: ")
+    assert easq("put", "--lenght", "--", "-o", "json").err.startswith("easq: ")
+
+
+def test_of_connection_and_output_options_the_nearest_to_the_end_holds(queue: Easq) -> None:
+    done = queue(
+        *(
+            "--url",
+            "http://127.0.0.1:1/x",
+            "-o",
+            "none",
+            "count",
+            "--url",
+            "http://127.0.0.1:1/y",
+            "-o",
+            "json",
+        ),
+        *(
+            "--url",
+            queue("config", "show", "-o", "json").text.partition('"url":"')[2].partition('"')[0],
+            "-o",
+            "text",
+        ),
+    )
+    assert (done.status, done.text) == (0, "0\n")
+
+
+@pytest.mark.parametrize("args", [["help"], ["stream", "help"], ["help", "put"], ["help", "config", "set"]])
+def test_help_is_a_command_too(easq: Easq, args: list[str]) -> None:
+    asked = [word for word in args if word != "help"]
+    done = easq(*args)
+    assert (done.status, done.err) == (0, "")
+    assert done.text == easq(*asked, "--help").text
+
+
+def test_help_shows_the_options_of_every_command(easq: Easq) -> None:
+    done = easq("help", "options")
+    assert (done.status, done.err) == (0, "")
+    assert done.text.startswith("Everywhere, before or after the command:\n")
+    assert done.text in easq("count", "--help").text
+
+
+def test_version_is_a_command_too(easq: Easq) -> None:
+    done = easq("version")
+    assert (done.status, done.text, done.err) == (0, f"easq {__version__}\n", "")
+    assert easq("version", "-o", "json").text == f'{{"easq":"{__version__}"}}\n'
+    lines = easq("version", "-v").text.splitlines()
+    assert lines[0] == f"easq {__version__}"
+    assert f"click {importlib.metadata.version('click')}" in lines
+    assert f"python {platform.python_version()}" in lines
+
+
+def test_help_and_version_are_shown_in_every_form_of_output(easq: Easq) -> None:
+    for args in (["--help"], ["--version"], ["help", "put"]):
+        assert easq(*args, env={"EASQ_OUTPUT": "none"}).text == easq(*args).text != ""
 
 
 def test_an_unknown_option_is_one_line(easq: Easq) -> None:

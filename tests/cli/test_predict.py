@@ -82,6 +82,12 @@ def test_a_result_that_does_not_come_is_a_deadline_that_names_the_request(queue:
     assert f"easq get -k --request-id {request_id}" in done.err
 
 
+def test_every_literal_and_file_is_a_request_in_the_order_given(easq: Easq, gateway: str) -> None:
+    (easq.home / "in").write_text("f1\nf2\n")
+    done = easq("predict", "--via", "gateway", "--url", gateway, "-d", "ab", "-f", "in", "-d", "cd")
+    assert (done.status, done.text) == (0, "ba\n1f\n2f\ndc\n")
+
+
 def test_nothing_to_send(queue: Easq) -> None:
     assert queue("predict").status == 2
     assert queue("predict", "-f", "missing").err == "easq: cannot read missing: No such file or directory\n"

@@ -121,15 +121,18 @@ def test_a_tag_that_is_none_is_refused_before_anything_is_sent(queue: Easq, tag:
     ("args", "err"),
     [
         (["-f", "missing"], "cannot read missing: No such file or directory"),
-        (["missing"], "cannot read missing: No such file or directory"),
+        (["missing"], "cannot read missing: No such file or directory\nhint: -d STR is for text itself"),
         (["-f", "."], "cannot read .: it is a folder"),
         (["there", "."], "cannot read .: it is a folder"),
-        (["-f", "there", "-d", "x"], "-d, -f and PATH exclude each other"),
-        (["-d", "x", "there"], "-d, -f and PATH exclude each other"),
+        (["-f", "there", "there"], "PATH and -d or -f exclude each other"),
+        (["-d", "x", "there"], "PATH and -d or -f exclude each other"),
         (
             ["-d", "x", "--input-format", "lines"],
             "-d gives one literal item; --input-format is for files and stdin",
         ),
+        (["-f", "-", "-f", "there", "-f", "-"], "stdin (-) is given twice, and can be read once"),
+        (["-", "-"], "stdin (-) is given twice, and can be read once"),
+        (["-d", "x", "--tags", "a=1", "--tags", "a=2"], "tag 'a' is given twice, as '1' and as '2'"),
         ([], "nothing came on stdin; an empty item is put with -d ''"),
     ],
 )
@@ -139,6 +142,59 @@ def test_what_cannot_be_read_is_refused_and_nothing_is_stored(queue: Easq, args:
     assert (done.status, done.out) == (2, b"")
     assert done.err == f"easq: {err}\n"
     assert payloads(queue) == []
+
+
+def test_every_literal_and_file_is_taken_in_the_order_given(queue: Easq) -> None:
+    (queue.home / "a").write_text("a1\na2\n")
+    (queue.home / "b").write_text("b1\n\nb2\n")
+    done = queue(
+        *("put", "-d", "one", "-f", "a", "--data=two", "-f", "-", "-d", "", "-fb", "--tags", "k=v"),
+        stdin=b"s\n",
+    )
+    assert (done.status, done.text) == (0, "".join(f"[OK] {n}\n" for n in range(1, 9)))
+    assert done.err.startswith(
+        "[INFO] Opening data file: a\n[INFO] Opening data file: -\n[INFO] Opening data file: b\n"
+        "[INFO] Skipped 1 empty line.\n[INFO] Put data done.\n"
+    )
+    assert done.err.endswith("Total: 8, success: 8, failed: 0\n")
+    assert payloads(queue) == [b"one", b"a1", b"a2", b"two", b"s", b"", b"b1", b"b2"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "place"),
+    [
+        (("-d", "a", "-d", "b", "-d", "c"), "-d (2 of 3)"),
+        (("-d", "a", "-f", "in", "-d", "c"), "line 1 of in"),
+    ],
+)
+def test_one_of_many_sources_that_fails_is_named(easq: Easq, sources: tuple[str, ...], place: str) -> None:
+    (easq.home / "in").write_text("b\n")
+    with answering(reply(200, b"1"), reply(413, b"too large")) as server:
+        done = easq("put", *sources, "--url", f"http://127.0.0.1:{server.port}/q")
+    assert (done.status, done.text) == (10, "[OK] 1\n")
+    assert done.err.endswith(
+        f"easq: {place}: too large; 1 stored, 1 failed, 1 not attempted\n"
+        f"hint: go on with {place}, and all that follows it\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "args", [("--priority", "0", "--priority", "1"), ("--path", "a", "--path", "b"), ("-c", "1", "-c1")]
+)
+def test_an_option_of_one_value_is_refused_the_second_time(queue: Easq, args: tuple[str, ...]) -> None:
+    done = queue("put", "-d", "x", *args)
+    name = {"-c": "--concurrency"}.get(args[0], args[0])
+    assert (done.status, done.out) == (2, b"")
+    assert done.err == f"easq: {name} is given 2 times, and takes one value\nhint: easq put --help\n"
+    assert payloads(queue) == []
+
+
+def test_json_lines_of_another_system_end_with_cr_lf(queue: Easq) -> None:
+    lines = b'{"data":"a"}\r\n{"data":"b"}\r\n\r\n'
+    done = queue("put", "--input-format", "json", stdin=lines)
+    assert (done.status, done.text) == (0, "[OK] 1\n[OK] 2\n")
+    assert "Skipped 1 empty line." in done.err
+    assert payloads(queue) == [b"a", b"b"]
 
 
 def test_a_file_that_may_not_be_read_is_refused(queue: Easq) -> None:
@@ -427,8 +483,8 @@ def test_a_run_that_failed_goes_on_behind_what_is_stored(easq: Easq, serve: Serv
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--tags", "a=b"], "the journal journal belongs to another set of put options"),
-        (["-k"], "the journal journal belongs to another address"),
+        (["-f", "lines", "--tags", "a=b"], "the journal journal belongs to another set of put options"),
+        (["-f", "lines", "-k"], "the journal journal belongs to another address"),
         (["-f", "others"], "the input is not the one of the journal journal: its first "),
     ],
 )
@@ -436,8 +492,8 @@ def test_a_journal_is_for_the_command_that_it_was_made_for(
     queue: Easq, lines: list[str], change: list[str], message: str
 ) -> None:
     (queue.home / "others").write_text("".join(f"other {line}\n" for line in lines))
-    command = ["put", "-f", "lines", "--resume", "journal", "-q", "-c", "8", "-o", "none"]
-    assert queue(*command).status == 0
+    command = ["put", "--resume", "journal", "-q", "-c", "8", "-o", "none"]
+    assert queue(*command, "-f", "lines").status == 0
     done = queue(*command, *change)
     assert done.status == 2
     assert message in done.err

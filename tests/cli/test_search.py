@@ -64,13 +64,22 @@ def test_json_is_one_object_with_the_index_as_text(three: Easq) -> None:
     )
 
 
-@pytest.mark.parametrize("item", ["4", "18446744073709551615", "r-4", "r"])
-def test_what_is_not_there_is_not_found(three: Easq, item: str) -> None:
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("4", "no item has the index 4"),
+        ("18446744073709551615", "no item has the index 18446744073709551615"),
+        ("r-4", "no item has the request id 'r-4'"),
+        ("r", "no item has the request id 'r'"),
+    ],
+)
+def test_what_is_not_there_is_not_found(three: Easq, item: str, message: str) -> None:
+    hint = "easq get -l 10 shows the first items, with -k those of the sink"
     done = three("search", item)
-    assert (done.status, done.out, done.err) == (8, b"", "easq: no data in stream\n")
+    assert (done.status, done.out, done.err) == (8, b"", f"easq: {message}\nhint: {hint}\n")
     done = three("search", item, "-o", "json")
     assert (done.status, done.out) == (8, b"")
-    assert json.loads(done.err)["error"]["message"] == "no data in stream"
+    assert json.loads(done.err)["error"]["message"] == message
 
 
 def test_the_sink_is_searched_with_k(three: Easq) -> None:

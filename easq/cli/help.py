@@ -1,0 +1,46 @@
+"""easq help: the help of a command, or the options that every command takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from easq.cli.options import SharedOption, command
+
+if TYPE_CHECKING:
+    from easq.cli.app import App
+
+#: the word that stands for the options of every command
+OPTIONS = "options"
+
+
+@command("help", examples=("easq help", "easq help put", "easq help config set", "easq help options"))
+@click.argument("words", nargs=-1, metavar="[COMMAND...]")
+def help(app: App, words: tuple[str, ...]) -> None:
+    """Show the help of a command.
+
+    `options` shows the options that every command takes, before or after it.
+    """
+    ctx = click.get_current_context()
+    assert ctx.parent is not None, "it is a command of a group"
+    app.printer.help(_options(ctx) if words == (OPTIONS,) else _help(ctx.parent, words))
+
+
+def _help(ctx: click.Context, words: tuple[str, ...]) -> str:
+    """The help of the command that `words` lead to from the group of `ctx`. Raises click.UsageError where none does."""
+    for word in words:
+        if not isinstance(ctx.command, click.Group):
+            raise click.UsageError(f"{ctx.command_path} has no command {word!r}", ctx)
+        name, found, _ = ctx.command.resolve_command(ctx, [word])
+        assert found is not None
+        ctx = click.Context(found, info_name=name, parent=ctx)
+    return ctx.get_help()
+
+
+def _options(ctx: click.Context) -> str:
+    formatter = ctx.make_formatter()
+    shared = [param for param in ctx.command.params if isinstance(param, SharedOption)]
+    with formatter.section("Everywhere, before or after the command"):
+        formatter.write_dl([record for param in shared if (record := param.get_help_record(ctx))])
+    return formatter.getvalue().rstrip("\n")
