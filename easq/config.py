@@ -20,8 +20,9 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from easq import files
 from easq.errors import ConfigError
 from easq.profile import (
     BUILT_IN,
@@ -34,11 +35,17 @@ from easq.profile import (
     values_problems,
 )
 
+if TYPE_CHECKING:
+    import subprocess
+
 #: the profile that is used and written where nothing names one
 DEFAULT_PROFILE = "default"
 
 #: the layout of the file that this easq reads and writes
 VERSION = 1
+
+#: bytes; thousands of profiles fit in it
+MAX_BYTES = 1024 * 1024
 
 #: bytes; a token is far smaller, and a wrong path should not fill the memory
 MAX_TOKEN_BYTES = 64 * 1024
@@ -169,9 +176,11 @@ def load(path: Path) -> Config:
     Raises ConfigError for what cannot be read as a configuration.
     """
     try:
-        with open(path, "rb") as file:
-            warnings = _unsafe(path, os.fstat(file.fileno()))
-            text = file.read().decode("utf-8")
+        data, status = files.read_regular(path, MAX_BYTES)
+        warnings = files.exposure(path, status)
+        if stat.S_ISREG(status.st_mode):
+            warnings += files.exposure(path.parent, os.stat(path.parent))
+        text = data.decode("utf-8")
     except FileNotFoundError:
         return Config(path)
     except UnicodeDecodeError as error:
@@ -194,18 +203,11 @@ def save(config: Config) -> None:
     """The file holds `config`, whole and readable by nobody else; on ConfigError it is as it was."""
     import tomli_w
 
-    path = config.path
-    data = tomli_w.dumps(dict(config.document)).encode()
-    if path.is_symlink():
-        raise ConfigError(
-            f"{path} is a symbolic link, and easq writes through none",
-            hint=f"EASQ_CONFIG={os.path.realpath(path)} names the file itself",
-        )
     try:
-        _make_folder(path.parent)
-        _replace(path, data)
+        files.make_private_folder(config.path.parent)
+        files.replace(config.path, tomli_w.dumps(dict(config.document)).encode())
     except OSError as error:
-        raise ConfigError(f"{path}: cannot save: {error.strerror}") from error
+        raise _unsaved(config.path, error) from error
 
 
 def edit(path: Path, change: Callable[[Config], Config]) -> Config:
@@ -216,10 +218,12 @@ def edit(path: Path, change: Callable[[Config], Config]) -> Config:
     import fcntl
 
     try:
-        _make_folder(path.parent)
-        lock = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        files.make_private_folder(path.parent)
+        # the folder of the file itself: whoever changes it by another link waits too
+        folder = files.real_path(path).parent
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot save: {error.strerror}") from error
+        raise _unsaved(path, error) from error
     try:
         with contextlib.suppress(OSError):  # some file systems know no locks
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -230,46 +234,8 @@ def edit(path: Path, change: Callable[[Config], Config]) -> Config:
     return changed
 
 
-def _make_folder(folder: Path) -> None:
-    """`folder` exists; if it was made here, nobody else may enter it, whatever the umask."""
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """`path` holds `data` with mode 0600, at once and on the disk."""
-    import secrets
-
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb") as file:
-            os.fchmod(fd, 0o600)
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        draft.rename(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _unsafe(path: Path, status: os.stat_result) -> tuple[str, ...]:
-    warnings = []
-    if status.st_uid != os.geteuid():
-        warnings.append(f"{path} belongs to user {status.st_uid}, not to you")
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        warnings.append(
-            f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}"
-        )
-    return tuple(warnings)
+def _unsaved(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{path}: cannot save: {error.strerror}")
 
 
 def _check_document(path: Path, document: Mapping[str, Any]) -> None:
@@ -380,14 +346,17 @@ def token_source(
     return None
 
 
-def read_token(source: TokenSource | None) -> str:
-    """The token itself, empty where there is no source. Raises ConfigError where the source gives none."""
+def read_token(source: TokenSource | None, *, warn: Callable[[str], None] = lambda _text: None) -> str:
+    """The token itself, empty where there is no source; `warn` is told of a token file that others may read.
+
+    Raises ConfigError where the source gives none.
+    """
     if source is None:
         return ""
     if source.kind == "token":
         token = str(source.value)
     elif source.kind == "token_file":
-        token = _token_of_file(_expanded(str(source.value)), source.origin)
+        token = _token_of_file(_expanded(str(source.value)), source.origin, warn)
     else:
         token = _token_of_command(tuple(source.value), source.origin)
     if not token:
@@ -397,25 +366,34 @@ def read_token(source: TokenSource | None) -> str:
     return token
 
 
-def _token_of_file(path: Path, origin: str) -> str:
+def _token_of_file(path: Path, origin: str, warn: Callable[[str], None]) -> str:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file:  # a pipe too: --token-file <(pass show eas)
             data = file.read(MAX_TOKEN_BYTES + 1)
+            warnings = files.exposure(path, os.fstat(file.fileno()))
     except (OSError, ValueError) as error:  # the latter for a NUL in the name
         raise ConfigError(f"token file {path}: {getattr(error, 'strerror', error)} ({origin})") from error
     if len(data) > MAX_TOKEN_BYTES:
         raise ConfigError(f"token file {path} is larger than {MAX_TOKEN_BYTES} bytes ({origin})")
+    for text in warnings:
+        warn(f"token file {text}")
     return data.decode("utf-8", "replace").strip()
 
 
 def _token_of_command(argv: tuple[str, ...], origin: str) -> str:
     """The first line that the command prints; no shell runs it, and stdin, maybe payload, is not its."""
     import subprocess
+    import time
 
+    end = time.monotonic() + TOKEN_CMD_TIMEOUT_S
     try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=TOKEN_CMD_TIMEOUT_S, check=False
-        )
+        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+            try:
+                data = _read_until(process, end)
+                status = process.wait(max(0.0, end - time.monotonic()))
+            except BaseException:
+                process.kill()
+                raise
     except (OSError, ValueError) as error:  # the latter for a NUL in a word
         why = getattr(error, "strerror", error)
         raise ConfigError(f"token_cmd {argv[0]!r} cannot start: {why} ({origin})") from error
@@ -423,6 +401,28 @@ def _token_of_command(argv: tuple[str, ...], origin: str) -> str:
         raise ConfigError(
             f"token_cmd {argv[0]!r} took more than {TOKEN_CMD_TIMEOUT_S:.0f} s ({origin})"
         ) from error
-    if done.returncode != 0:
-        raise ConfigError(f"token_cmd {argv[0]!r} failed with status {done.returncode} ({origin})")
-    return done.stdout.decode("utf-8", "replace").strip().partition("\n")[0].strip()
+    if len(data) > MAX_TOKEN_BYTES:
+        raise ConfigError(f"token_cmd {argv[0]!r} printed more than {MAX_TOKEN_BYTES} bytes ({origin})")
+    if status != 0:
+        raise ConfigError(f"token_cmd {argv[0]!r} failed with status {status} ({origin})")
+    return data.decode("utf-8", "replace").strip().partition("\n")[0].strip()
+
+
+def _read_until(process: subprocess.Popen[bytes], end: float) -> bytes:
+    """What the command prints until it closes its stdout; one that prints too much is killed."""
+    import select
+    import subprocess
+    import time
+
+    assert process.stdout is not None, "it is a pipe"
+    data = b""
+    while len(data) <= MAX_TOKEN_BYTES:
+        left_s = end - time.monotonic()
+        if left_s <= 0 or not select.select([process.stdout], [], [], left_s)[0]:
+            raise subprocess.TimeoutExpired(process.args, TOKEN_CMD_TIMEOUT_S)
+        piece = os.read(process.stdout.fileno(), 65536)
+        if not piece:
+            return data
+        data += piece
+    process.kill()
+    return data

@@ -12,6 +12,7 @@ import pytest
 
 from easq import config
 from easq.errors import ConfigError
+from tests.support.nodes import NODES, ZERO, look, make_device
 
 
 @pytest.fixture
@@ -59,14 +60,89 @@ def test_a_file_that_others_could_read_is_closed_by_a_save(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_symbolic_link_is_not_written_through(path: Path, tmp_path: Path) -> None:
-    target = tmp_path / "elsewhere"
-    target.write_text("")
-    path.parent.mkdir()
+def test_a_link_of_ours_leads_to_the_file_that_is_written(path: Path, tmp_path: Path) -> None:
+    """As a folder of dotfiles has it: the link stays a link."""
+    target = tmp_path / "dotfiles.toml"
+    target.write_text("[profiles.b]\n")
+    path.parent.mkdir(mode=0o700)
     path.symlink_to(target)
-    with pytest.raises(ConfigError, match="is a symbolic link"):
-        config.save(config.load(path).with_values("a", {"token": "secret"}))
-    assert target.read_text() == ""
+    config.edit(path, lambda found: found.with_values("a", {"token": "secret"}))
+    assert path.is_symlink()
+    assert sorted(config.load(target).profiles) == ["a", "b"]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_what_is_no_regular_file_is_no_configuration_and_stays_what_it_is(path: Path, kind: str) -> None:
+    """A FIFO in its place is not waited for, and a device not replaced."""
+    path.parent.mkdir(mode=0o700)
+    NODES[kind](path)
+    before = look(path)
+    with pytest.raises(ConfigError, match=f"it is a {kind}"):
+        config.edit(path, lambda found: found.with_values("a", {"group": "g"}))
+    if kind != "device":  # that of the tests is the null device, an empty configuration
+        with pytest.raises(ConfigError, match=f"it is a {kind}"):
+            config.load(path)
+    assert look(path) == before
+
+
+def test_an_endless_configuration_is_not_read(path: Path) -> None:
+    path.parent.mkdir(mode=0o700)
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match="it is larger than 1048576 bytes"):
+        config.load(path)
+    path.unlink()
+    make_device(path, ZERO)
+    with pytest.raises(ConfigError, match="it is a device"):
+        config.load(path)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o777])
+def test_folders_above_that_had_to_be_made_are_ours_alone(tmp_path: Path, umask: int) -> None:
+    old = os.umask(umask)
+    try:
+        config.edit(
+            tmp_path / ".config" / "easq" / "config.toml",
+            lambda found: found.with_values("a", {"token": "t"}),
+        )
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / ".config").stat().st_mode) == 0o700
+
+
+def test_a_folder_in_which_others_can_replace_the_file_is_warned_about(path: Path) -> None:
+    folder = write(path, "").parent
+    folder.chmod(0o777)
+    assert config.load(path).warnings == (f"{folder} is open to others (mode 0777): chmod 700 {folder}",)
+
+
+def test_a_token_file_that_others_can_read_is_warned_about(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("t")
+    said: list[str] = []
+    for mode in (0o600, 0o644):
+        file.chmod(mode)
+        assert config.read_token(config.TokenSource("token_file", str(file), "x"), warn=said.append) == "t"
+    assert said == [f"token file {file} is open to others (mode 0644): chmod 600 {file}"]
+
+
+def test_a_token_may_come_from_a_pipe_and_is_bounded(tmp_path: Path) -> None:
+    """As `--token-file <(pass show eas)` gives it."""
+    reading, writing = os.pipe()
+    with open(reading, "rb"):
+        os.write(writing, b"secret\n")
+        os.close(writing)
+        source = config.TokenSource("token_file", f"/dev/fd/{reading}", "x")
+        assert config.read_token(source) == "secret"
+    make_device(tmp_path / "zero", ZERO)
+    with pytest.raises(ConfigError, match="is larger than 65536 bytes"):
+        config.read_token(config.TokenSource("token_file", str(tmp_path / "zero"), "x"))
+
+
+def test_a_token_command_that_prints_without_end_is_ended() -> None:
+    with pytest.raises(ConfigError, match="token_cmd 'yes' printed more than 65536 bytes"):
+        config.read_token(config.TokenSource("token_cmd", ("yes",), "x"))
 
 
 def test_changes_at_the_same_time_are_all_kept(path: Path) -> None:

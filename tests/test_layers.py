@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "easq"
 
-_GROUND = {"errors", "model", "redact", "wire", "runner", "balance"}
+_GROUND = {"errors", "files", "model", "redact", "wire", "runner", "balance"}
 _CLIENT = {"config", "profile", "client", "render", "inference", "worker"}
 _SERVICE = {"storage", "broker", "service"}
 
@@ -24,15 +24,16 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "errors": set(),
     "model": {"errors"},
     "redact": set(),
+    "files": set(),
     "wire": {"errors", "model"},
     "runner": {"errors", "model", "wire"},
     "balance": {"model"},
-    "storage": {"errors", "model", "wire"},
+    "storage": {"errors", "files", "model", "wire"},
     "broker": {"errors", "model", "wire", "storage"},
     "service": _GROUND | {"storage", "broker"},
     "profile": {"errors", "wire"},
-    "config": {"errors", "model", "redact", "wire", "profile"},
-    "client": {"errors", "model", "redact", "wire", "balance"},
+    "config": {"errors", "files", "model", "redact", "wire", "profile"},
+    "client": {"errors", "files", "model", "redact", "wire", "balance"},
     "render": {"errors", "model", "redact", "wire"},
     "inference": {"errors", "model", "wire", "runner"},
     "worker": _GROUND | {"client", "inference"},

@@ -121,7 +121,7 @@ class App:
         """The token, hidden from all talk; empty where none is given. Raises ConfigError."""
         from easq.config import read_token
 
-        token = read_token(self.settings.token)
+        token = read_token(self.settings.token, warn=self.printer.warn)
         self.printer.hide(token)
         return token
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from easq.cli.options import command
+from easq.files import replace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +56,6 @@ class Tour:
         url = self._start()
         if self.failed:
             return
-        (self.folder / "token").write_text("demo-token", encoding="utf-8")
         (self.folder / "items.txt").write_text("first\nsecond\nthird\n", encoding="utf-8")
         self.say("Save where the queue is, and how to get in.")
         self.easq("config", "--url", url, "--token-file", "token", says=("saved",))
@@ -98,7 +98,7 @@ class Tour:
         """The address of the service, which answers requests."""
         ready = self.folder / "ready"
         arguments = ("serve", "--port", "0", "--storage", "sqlite:queue.db", "--token-file", "token", "-q")
-        (self.folder / "token").write_text("demo-token", encoding="utf-8")
+        replace(self.folder / "token", b"demo-token", sync=False)
         self.service = self._popen(*arguments, "--ready-file", str(ready))
         assert self.service.stdout is not None
         line = self.service.stdout.readline().decode(errors="replace").strip()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -185,6 +186,7 @@ def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
     hang_up_as_terminate()
     log_to(app, options.pop("log_format"))
     ready_file = options.pop("ready_file")
+    _check_ready_file(ready_file)
     if not cmd:
         settings = _settings(app, private=None, **options)
         asyncio.run(_serve(app, settings, ready_file))
@@ -274,7 +276,8 @@ def _token(app: App) -> str:
     from easq.config import read_token, token_source
 
     app.check_token_options()
-    token = read_token(token_source("", {}, app.options, app.environ))
+    source = token_source("", {}, app.options, app.environ)
+    token = read_token(source, warn=app.printer.warn)
     app.printer.hide(token)
     return token
 
@@ -336,13 +339,36 @@ async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
     await run(settings, ready, before_stop)
 
 
-def _write_ready(ready_file: str | None, server: Server) -> None:
+def _check_ready_file(ready_file: str | None) -> None:
+    """Raises UsageError for what cannot be written, before anything is begun."""
     if ready_file:
         from pathlib import Path
 
-        from easq.service.server import write_ready_file
+        from easq.files import real_path
 
-        write_ready_file(Path(ready_file), f"EASQ_URL={server.url()}\n")
+        with _named_ready(ready_file):
+            real_path(Path(ready_file))
+
+
+def _write_ready(ready_file: str | None, server: Server) -> None:
+    """The file holds the address, whole from the first moment it is seen. Raises UsageError."""
+    if ready_file:
+        from pathlib import Path
+
+        from easq.files import replace
+
+        with _named_ready(ready_file):
+            replace(Path(ready_file), f"EASQ_URL={server.url()}\n".encode(), private=False)
+
+
+@contextmanager
+def _named_ready(ready_file: str) -> Iterator[None]:
+    from easq.errors import UsageError
+
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--ready-file {ready_file}: {error.strerror}") from error
 
 
 async def _serve_around(app: App, settings: Settings, cmd: Sequence[str], ready_file: str | None) -> int:

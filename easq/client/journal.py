@@ -15,20 +15,20 @@ the record is sent again under its old key.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import os
 import re
 import secrets
-import stat
 import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import IO, TypeVar
 
+from easq import files
 from easq.errors import StorageError, UsageError
 
 T = TypeVar("T")
@@ -37,6 +37,8 @@ T = TypeVar("T")
 REMEMBERED_S = 600.0
 #: how many records are said to be begun at once: each line costs a write
 _AHEAD = 64
+#: bytes of a line, above what the numbers of any batch take
+_MAX_LINE = 1024 * 1024
 _WORDS = "easq-journal 1"
 _LINE = re.compile(rb"([0-9a-f]{16}) ([ -~]*)\n")
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
@@ -97,7 +99,7 @@ class Journal:
         self._last = b""  # the checksum of the last line
         self.run = ""
         self.stored_before = 0  #: records that earlier runs saw stored
-        self._fd = _open(path)
+        self._file, self._fd = _open(path)
         try:
             self._load(_hash(target), _hash(how))
         except BaseException:
@@ -213,8 +215,8 @@ class Journal:
 
     def _load(self, target: str, how: str) -> None:
         with open(self._fd, "rb", closefd=False) as file:
-            whole = self._first(file.readline(), target, how)
-            for line in file if whole else ():
+            whole = self._first(self._line(file), target, how)
+            while whole and (line := self._line(file)):
                 if not line.endswith(b"\n"):
                     break
                 self._take(self._checked(line))
@@ -227,14 +229,17 @@ class Journal:
         if not whole:
             self._begin_file(target, how)
 
+    def _line(self, file: IO[bytes]) -> bytes:
+        line = file.readline(_MAX_LINE)
+        if len(line) == _MAX_LINE:
+            raise self._damaged("it holds what easq put did not write")
+        return line
+
     def _begin_file(self, target: str, how: str) -> None:
         self.run = secrets.token_hex(8)
         self._append(f"{_WORDS} {self.run} {target} {how}")
         self._sync()
-        folder = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY)
-        with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-            os.fsync(folder)
-        os.close(folder)
+        files.sync_folder(self._file.parent)
 
     def _first(self, line: bytes, target: str, how: str) -> int:
         """The length of the first line, checked, or 0 when the journal is yet to be begun."""
@@ -287,15 +292,14 @@ class Journal:
         )
 
 
-def _open(path: str) -> int:
-    """The file, made if need be, for this process alone. Raises UsageError."""
+def _open(path: str) -> tuple[Path, int]:
+    """The file itself, behind links of ours, made if need be, and its descriptor. Raises UsageError."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        file = files.real_path(Path(path))
+        fd = files.open_regular(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot use {path} as a journal: {getattr(error, 'strerror', error)}") from error
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise UsageError(f"cannot use {path} as a journal: it is no file")
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(fd)
@@ -303,10 +307,7 @@ def _open(path: str) -> int:
     except OSError as error:
         os.close(fd)
         raise UsageError(f"cannot use {path} as a journal: {error.strerror}") from error
-    except UsageError:
-        os.close(fd)
-        raise
-    return fd
+    return file, fd
 
 
 def _hash(text: str) -> str:

@@ -10,12 +10,11 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from easq import files
 from easq.model import Instance
 from easq.wire.upstreams import Upstreams
 
@@ -48,12 +47,9 @@ def _key(*parts: str) -> str:
 def read_list(file: Path, read: Callable[[bytes], Upstreams]) -> Kept | None:
     """What is kept in `file`, as `read` reads an answer; None for nothing, and for what others may have written."""
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as opened:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                return None
-            data = opened.read(_MAX_BYTES + 1)
+        data, status = files.read_regular(file, _MAX_BYTES, follow=False)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            return None
         document = json.loads(data)
         moment, body = document["time"], json.dumps(document["answer"]).encode()
         found = read(body)
@@ -66,16 +62,7 @@ def read_list(file: Path, read: Callable[[bytes], Upstreams]) -> Kept | None:
 
 def write_list(file: Path, answer: bytes, time: float) -> None:
     """`file` holds what `answer` says, whole and readable by nobody else; or, where it cannot, what it held."""
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     with contextlib.suppress(OSError):
-        if not file.parent.is_dir():
-            file.parent.parent.mkdir(parents=True, exist_ok=True)
-            file.parent.mkdir(mode=0o700, exist_ok=True)
-        try:
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="utf-8") as opened:
-                json.dump({"time": time, "answer": json.loads(answer)}, opened)
-            draft.rename(file)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+        files.make_private_folder(file.parent)
+        kept = {"time": time, "answer": json.loads(answer)}
+        files.replace(file, json.dumps(kept).encode(), sync=False, follow=False)

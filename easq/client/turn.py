@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import stat
 import threading
 import time
 from pathlib import Path
+
+from easq import files
 
 
 class Turn:
@@ -37,13 +38,9 @@ class Turn:
             return left_s
 
     def _take_for_all(self, file: Path) -> float:
-        if not file.parent.is_dir():
-            file.parent.parent.mkdir(parents=True, exist_ok=True)
-            file.parent.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        files.make_private_folder(file.parent)
+        fd = files.open_regular(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         with open(fd, "r+b", buffering=0) as opened:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return 0.0
             fcntl.flock(fd, fcntl.LOCK_EX)
             try:
                 last = float(opened.read(64))

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from easq.broker.broker import Broker
@@ -186,13 +185,6 @@ class Server:
             await self._storage.close()
         except EasqError as error:
             log.error("%s", error)
-
-
-def write_ready_file(path: Path, text: str) -> None:
-    """The file holds `text`, whole from the first moment it is seen."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.rename(path)
 
 
 async def serve(

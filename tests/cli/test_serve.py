@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import DEADLINE_S, Easq
+from tests.support.nodes import NODES, look
 from tests.support.waiting import eventually
 
 Started = Callable[..., "subprocess.Popen[bytes]"]
@@ -94,6 +95,28 @@ def test_a_ready_file_is_written_once_requests_are_answered(easq: Easq, started:
     line = ready.read_text()
     assert easq("info", "--url", line.strip().removeprefix("EASQ_URL=")).status == 0
     assert first_line(process) == line
+
+
+@pytest.mark.parametrize("kind", ["device", "FIFO"])
+def test_a_ready_file_that_is_no_file_is_refused_before_anything_is_begun(easq: Easq, kind: str) -> None:
+    ready = easq.home / "ready"
+    NODES[kind](ready)
+    before = look(ready)
+    done = easq("serve", "--port", "0", "--storage", "memory:", "--ready-file", str(ready))
+    text = f"easq: --ready-file {ready}: it is a {kind}, not a regular file\n"
+    assert (done.status, done.text, done.err) == (2, "", text)
+    assert look(ready) == before
+
+
+def test_nothing_that_was_planted_beside_a_ready_file_is_written(easq: Easq, started: Started) -> None:
+    """The name of the draft cannot be guessed: in /tmp a link under it would lead to a file of ours."""
+    ready, mine = easq.home / "ready", easq.home / "mine"
+    mine.write_text("mine")
+    (easq.home / "ready.new").symlink_to(mine)
+    process = started("--port", "0", "--storage", "memory:", "--ready-file", str(ready))
+    line = first_line(process)
+    eventually(ready.exists)
+    assert (ready.read_text(), mine.read_text()) == (line, "mine")
 
 
 def test_each_queue_has_an_input_and_a_sink(easq: Easq, started: Started) -> None:

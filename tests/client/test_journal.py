@@ -12,6 +12,7 @@ import pytest
 
 from easq.client.journal import Journal, Numbers
 from easq.errors import StorageError, UsageError
+from tests.support.nodes import NODES, look
 
 INPUT = [b"a", b"b", b"c", b"d", b"e", b"f"]
 
@@ -195,3 +196,25 @@ def test_numbers_are_a_set_of_ranges() -> None:
         expected |= set(range(start, end))
         assert {number for number in range(70) if number in numbers} == expected
         assert len(numbers) == len(expected)
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_what_is_no_regular_file_is_no_journal_and_stays_what_it_is(path: Path, kind: str) -> None:
+    NODES[kind](path)
+    before = look(path)
+    with pytest.raises(UsageError, match=f"cannot use {path} as a journal: it is a {kind}"):
+        opened(path)
+    assert look(path) == before
+
+
+def test_a_line_without_an_end_is_not_read(begun: Path) -> None:
+    with begun.open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UsageError, match="cannot be trusted: it holds what easq put did not write"):
+        opened(begun)
+
+
+def test_a_journal_may_stand_behind_a_link(begun: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(begun)
+    with opened(tmp_path / "link") as journal:
+        assert journal.stored_before == 3
