@@ -11,6 +11,7 @@
     │   ├── StreamEnded         410
     │   ├── PayloadTooLarge     413
     │   ├── KeyReused           422
+    │   ├── UpgradeRequired     426, exit code 6: a proxy on the way removes the request to upgrade
     │   └── QueueFull           429
     ├── ServerError         5   5xx after retries
     │   ├── Unavailable         503
@@ -160,6 +161,12 @@ class KeyReused(Refused):
     kind, status = "key_reused", 422
 
 
+class UpgradeRequired(Refused):
+    """A watch came without its `Upgrade` header, which a proxy on the way removed; nothing was delivered."""
+
+    kind, exit, status = "upgrade_required", Exit.UNREACHABLE, 426
+
+
 class QueueFull(Refused):
     """The stream is at its limit of items or bytes, or the disk is; nothing was stored."""
 
@@ -258,6 +265,7 @@ _BY_STATUS: dict[int, type[EasqError]] = {
         StreamEnded,
         PayloadTooLarge,
         KeyReused,
+        UpgradeRequired,
         QueueFull,
         Unavailable,
     )

@@ -95,6 +95,7 @@ class Worker:
         window: int = DEFAULT_WINDOW,
         jobs: int | None = None,
         item_timeout_s: float = DEFAULT_TIMEOUT_S,
+        upgrade: bool = True,
         grace_s: float = DEFAULT_GRACE_S,
         reconnect_for_s: float = 60.0,
         on_outcome: Callable[[Outcome], None] | None = None,
@@ -106,6 +107,7 @@ class Worker:
             group: the queue's name by default.
             user: HOST-PID by default.
             jobs: as many as the window by default.
+            upgrade: watch over WebSocket; False: over the endless HTTP answer.
             grace_s: for what is under way when the worker has to end by itself.
             on_outcome: called in threads of the worker, for each delivery that is over.
             on_notice: called in threads of the worker, with a line for people.
@@ -115,7 +117,7 @@ class Worker:
         self._group, self._user = group, user or engine_user()
         self.window, self.jobs = window, window if jobs is None else min(jobs, window)
         self._item_timeout_s, self._grace_s = item_timeout_s, grace_s
-        self._reconnect_for_s = reconnect_for_s
+        self._upgrade, self._reconnect_for_s = upgrade, reconnect_for_s
         self._on_outcome = on_outcome or (lambda _: None)
         self._notice = on_notice or (lambda _: None)
         self._queue = ""
@@ -140,7 +142,9 @@ class Worker:
         self._queue = self._input.name()
         self._input = self._input.called_by(Consumer(self._group or self._queue, self._user))
         watcher = self._input.watch(
-            Watch(window=self.window), on_notice=self._notice, reconnect_for_s=self._reconnect_for_s
+            Watch(window=self.window, upgrade=self._upgrade),
+            on_notice=self._notice,
+            reconnect_for_s=self._reconnect_for_s,
         )
         self._watcher = watcher.__enter__()
         jobs = [self._thread(f"easq-job-{number}", self._run_jobs) for number in range(self.jobs)]

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from tests.support.nginx import DEFAULT, Nginx
 from tests.support.platform import Cloud
 from tests.support.process import Service
 from tests.support.redis import RedisServer
@@ -18,6 +19,7 @@ from tests.support.redis import RedisServer
 Serve: TypeAlias = Callable[..., Service]
 OpenCloud: TypeAlias = Callable[..., Cloud]
 MakeRedis: TypeAlias = Callable[..., RedisServer]
+MakeNginx: TypeAlias = Callable[..., Nginx]
 
 # What nohup, or a script's background, has us ignore, what we start would ignore too, and tests send it these signals.
 # A handler that does nothing keeps us as we are, and is not inherited.
@@ -81,6 +83,24 @@ def make_redis(tmp_path: Path) -> Iterator[MakeRedis]:
     yield make
     for server in started:
         server.kill()
+
+
+@pytest.fixture
+def make_nginx(tmp_path: Path) -> Iterator[MakeNginx]:
+    """A factory of nginx before the service at a port: `make_nginx(port, "server {{ ... }}")`."""
+    started: list[Nginx] = []
+
+    def make(upstream: int, server: str = DEFAULT) -> Nginx:
+        folder = tmp_path / f"nginx-{len(started)}"
+        folder.mkdir()
+        nginx = Nginx(folder, upstream, server)
+        started.append(nginx)
+        nginx.start()
+        return nginx
+
+    yield make
+    for nginx in started:
+        nginx.kill()
 
 
 @pytest.fixture

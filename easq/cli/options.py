@@ -477,6 +477,18 @@ def payload_options(what: str) -> Callable[[F], F]:
     return add
 
 
+def transport_option(function: F) -> F:
+    """`function` takes --transport as the parameter `transport`, `ws` or `http`."""
+    option: Callable[[F], F] = click.option(
+        "--transport",
+        type=click.Choice(("ws", "http")),
+        default="ws",
+        show_default=True,
+        help="WebSocket, or an endless HTTP answer, for proxies that know no WebSocket.",
+    )
+    return option(function)
+
+
 def tags_option(text: str) -> Callable[[F], F]:
     """The option --tags as the parameter `tags`, a tuple of pairs."""
     return click.option("--tags", type=TAG, multiple=True, help=text)

@@ -20,6 +20,7 @@ from easq.cli.options import (
     command,
     stream_options,
     tags_option,
+    transport_option,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ _MAX_HELD = 20_000
     help="ask: after each item; output: once it was written; none: never.",
 )
 @tags_option("Only items with this tag, k=v; may be repeated, and is the same in the whole group.")
-@click.option("--transport", type=click.Choice(("ws", "http")), default="ws", help="[default: ws]")
+@transport_option
 @click.option("-n", "count", type=WholeNumber(min=1), help="Stop after so many items.")
 @click.option("--until-end", is_flag=True, help="The end of the stream is a good end.")
 @click.option("--idle-timeout", type=DURATION, help="Stop when nothing came for so long.")

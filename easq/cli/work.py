@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import DURATION, WholeNumber, command
+from easq.cli.options import DURATION, WholeNumber, command, transport_option
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -60,6 +60,7 @@ COLUMNS = ("n", "index", "request_id", "outcome", "code", "attempt", "size", "se
 @click.option(
     "--grace", type=DURATION, default="5s", show_default=True, help="For what is under way, at the end."
 )
+@transport_option
 @click.option("--forward", metavar="URL", help="The model is a service: each item is posted to it.")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 def work(
@@ -68,6 +69,7 @@ def work(
     jobs: int | None,
     item_timeout: float,
     grace: float,
+    transport: str,
     forward: str | None,
     cmd: tuple[str, ...],
 ) -> None:
@@ -101,6 +103,7 @@ def work(
             window=window,
             jobs=jobs,
             item_timeout_s=item_timeout,
+            upgrade=transport == "ws",
             grace_s=grace,
             on_outcome=events.put,
             on_notice=events.put,

@@ -300,7 +300,7 @@ class _WebSocketLink:
             max_message_bytes=MAX_FRAME_BYTES,
             ping_every_s=ping_every_s,
             silent_after_s=silent_after_s,
-            otherwise=": --transport http",
+            otherwise=", or use --transport http",
         )
         self.tick = self._socket.idle
         self.close = self._socket.close

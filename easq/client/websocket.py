@@ -19,7 +19,7 @@ from easq.client.failures import Unanswered
 from easq.client.line import open_line
 from easq.client.trace import Tracer, hide_in, secrets_of
 from easq.client.transport import Settings
-from easq.errors import EasqError, NotAQueueService, Unreachable
+from easq.errors import EasqError, NotAQueueService, Unreachable, UpgradeRequired
 from easq.wire.replies import Reply, read_error
 
 #: seconds that one look for bytes takes at most: the delay of a ping, and of whoever waits for its end
@@ -66,7 +66,7 @@ class WebSocket:
         """The handshake with `url` (http and https stand for ws and wss), with `headers` and no others, went well.
 
         A ping goes out every `ping_every_s`; a side that no byte came from for `silent_after_s` is lost, None for
-        one that may be silent. `otherwise` is the hint where something answers that speaks no WebSocket.
+        one that may be silent. `otherwise` ends the hint where a proxy on the way seems to know no WebSocket.
 
         Raises Unconnected where nothing of the request was sent, and what the handshake was answered with.
         """
@@ -190,10 +190,13 @@ class WebSocket:
         if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code:
             if not 200 <= error.status_code < 300:
                 refused = Reply(error.status_code, error.resp_headers or {}, error.resp_body or b"")
-                return read_error(hide_in(refused, secrets))
+                failure = read_error(hide_in(refused, secrets))
+                if isinstance(failure, UpgradeRequired):
+                    failure.hint = f"let the proxy on the way pass Upgrade and Connection on{otherwise}"
+                return failure
             return NotAQueueService(
                 f"{self._address} answered {error.status_code} where a WebSocket begins with 101",
-                hint=f"check the url; a proxy that knows no WebSocket may be in between{otherwise}",
+                hint=f"check the url, or let the proxy on the way pass Upgrade and Connection on{otherwise}",
             )
         if isinstance(error, websocket.WebSocketTimeoutException):
             return Unanswered(f"{self._address} did not answer within {settings.request_timeout_s:g} s")

@@ -6,11 +6,11 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import HttpVersion11, WSCloseCode, WSMsgType, web
 
 from easq.broker.queue import Queue
 from easq.broker.watcher import Watcher
-from easq.errors import BadRequest, EasqError, StreamEnded
+from easq.errors import BadRequest, EasqError, StreamEnded, UpgradeRequired
 from easq.wire import operations as op
 from easq.wire.frames import delimit, encode_frame
 
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 #: a connection that does not take a frame for so long is lost, in seconds, and one more for each so many bytes of it
 WRITE_DEADLINE_S, _WRITE_RATE = 30.0, 16 * 1024
+#: on every answer that is streamed: nginx, which would hold it back until a buffer is full, passes it on as it comes
+UNBUFFERED = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform"}
 #: reason of the close frame when the stream has ended
 END_REASON = b"eos"
 #: clients send pings and close frames only: a message has at most so many bytes (aiohttp refuses what it is given)
@@ -91,6 +93,14 @@ async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.
             raise
         finally:
             await watcher.sent(frames[:written])
+
+
+def check_not_stripped(request: web.BaseRequest) -> None:
+    """Raises UpgradeRequired for a WebSocket handshake without its Upgrade, which a proxy on the way removed."""
+    if any(name.lower().startswith("sec-websocket-") for name in request.headers):
+        raise UpgradeRequired(
+            "this is a WebSocket handshake without its Upgrade header: a proxy on the way removed it"
+        )
 
 
 class _SocketDoor:
@@ -200,11 +210,20 @@ class _StreamDoor:
     def __init__(self, watch: op.Watch) -> None:
         self._watch = watch
         self.response = web.StreamResponse(
-            headers={"Content-Type": watch.codec.value, "X-Content-Type-Options": "nosniff"}
+            headers={"Content-Type": watch.codec.value, "X-Content-Type-Options": "nosniff", **UNBUFFERED}
         )
 
     def check(self, request: web.BaseRequest) -> None:
-        """Every request may be answered so."""
+        """Raises UpgradeRequired for what was a WebSocket handshake before a proxy removed the word from it, and for
+        a request over HTTP/1.0, as such proxies make, unless it asks for the stream by name.
+        """
+        check_not_stripped(request)
+        wanted = request.headers.get(op.TRANSPORT_HEADER, "").strip().lower() == op.TRANSPORT_HTTP
+        if request.version < HttpVersion11 and not wanted:
+            raise UpgradeRequired(
+                "a watch over HTTP/1.0 has to come with the header "
+                f"{op.TRANSPORT_HEADER}: {op.TRANSPORT_HTTP}; a WebSocket needs Upgrade, and HTTP/1.1 all the way"
+            )
 
     async def open(self, request: web.BaseRequest) -> web.StreamResponse:
         await self.response.prepare(request)

@@ -201,6 +201,9 @@ _USER_HEADERS = ("X-EAS-QueueService-Uid", "X-EAS-QueueService-Redis-Uid")
 _GROUP_HEADERS = ("X-EAS-QueueService-Gid", "X-EAS-QueueService-Redis-Gid")
 _PRIORITY_HEADER = "X-EAS-QueueService-Priority"
 _REAR_HEADER = "X-EAS-QueueService-Access-Rear"
+#: says that the endless HTTP answer is wanted. Proxies that speak HTTP/1.0 upstream hold such an answer back, so over
+#: HTTP/1.0 it is given only on this word
+TRANSPORT_HEADER, TRANSPORT_HTTP = "X-Easq-Transport", "http"
 _KEY_TEXT = re.compile(r"[!-~]{1,128}")
 _KEY_HEADERS = ("Idempotency-Key", "X-Easq-Idempotency-Key")
 #: the same as they are looked up
@@ -511,8 +514,8 @@ def _watch_request(watch: Watch) -> Request:
         ("_auto_commit_", _bool_text(watch.auto_commit)),
         *watch.tags.items(),
     )
-    upgrade = {"Upgrade": "websocket"} if watch.upgrade else {}
-    return Request("GET", query, {"Accept": watch.codec.value, **upgrade})
+    transport = {"Upgrade": "websocket"} if watch.upgrade else {TRANSPORT_HEADER: TRANSPORT_HTTP}
+    return Request("GET", query, {"Accept": watch.codec.value, **transport})
 
 
 def _parse_watch(given: _Given) -> Watch:

@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from easq.errors import AuthFailed, EasqError, NotAQueueService, NotFound, Unavailable, error_class
+from easq.errors import (
+    AuthFailed,
+    EasqError,
+    NotAQueueService,
+    NotFound,
+    Unavailable,
+    UpgradeRequired,
+    error_class,
+)
 from easq.model import HEADER_PREFIX, MAX_WIRE_INDEX, Ack, Frame, SearchResult, Tags
 from easq.wire.durations import format_duration_ms, parse_duration
 from easq.wire.modelarts import error_text
@@ -173,6 +181,8 @@ def error_reply(error: EasqError) -> Reply:
     """One short sentence of plain text under the status of the error."""
     text = _one_line(error.message[: 2 * _MAX_ERROR_TEXT])[:_MAX_ERROR_TEXT]
     headers = {STORED_HEADER: "no"} if isinstance(error, Unavailable) else {}
+    if isinstance(error, UpgradeRequired):
+        headers |= {"Upgrade": "websocket", "Connection": "Upgrade"}  # RFC 9110, section 15.5.22
     if error.status < 400:
         return Reply(error.status, headers)
     return _reply(text.encode(errors="replace"), _PLAIN, headers, status=error.status)

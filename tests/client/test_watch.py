@@ -297,6 +297,7 @@ def test_the_end_of_the_stream_on_connecting_again() -> None:
         (404, errors.NotFound),
         (409, errors.AnotherWatcher),
         (410, errors.StreamEnded),
+        (426, errors.UpgradeRequired),
         (500, errors.ServerError),
         (503, errors.Unavailable),
     ],
@@ -311,6 +312,22 @@ def test_a_refusal_at_the_start_is_raised_at_once(
     assert type(caught.value) is kind
     assert len(server.requests) == 1
     assert server.requests[0][0].split(" ")[1].startswith("/api/predict/q?_watch_=true")
+
+
+def test_a_watch_without_its_upgrade_says_what_to_do() -> None:
+    with pytest.raises(errors.UpgradeRequired) as caught, watching(Watched(refusing(426))):
+        pass
+    assert caught.value.exit == errors.Exit.UNREACHABLE
+    assert "Upgrade" in caught.value.hint
+    assert "--transport http" in caught.value.hint
+
+
+def test_a_watch_over_http_says_so() -> None:
+    """easq serve gives a stream over HTTP/1.0, as proxies speak it, to no other."""
+    server = Watched(refusing(404))
+    with pytest.raises(errors.NotFound), watching(server, Watch(upgrade=False)):
+        pass
+    assert "X-Easq-Transport: http" in server.heads()[0].split("\r\n")
 
 
 def test_another_watcher_at_the_start_says_what_to_do() -> None:

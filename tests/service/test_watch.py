@@ -189,6 +189,55 @@ def test_the_http_stream_is_length_and_frame(queue: Stream) -> None:
         assert next_index() == 3
 
 
+def test_the_http_stream_is_kept_in_no_buffer(queue: Stream) -> None:
+    """nginx looks at the first, caches and compressors at the second."""
+    with Connection(queue.port) as connection:
+        connection.send_request("GET", queue.target(_watch_="true"), [PROTOBUF])
+        _, headers = connection.read_head()
+    assert ("X-Accel-Buffering", "no") in headers
+    assert ("Cache-Control", "no-cache, no-transform") in headers
+
+
+@pytest.mark.parametrize("name", ["Sec-WebSocket-Key", "sec-websocket-version", "Sec-WebSocket-Extensions"])
+def test_a_handshake_without_its_upgrade_is_426_and_delivers_nothing(queue: Stream, name: str) -> None:
+    """A proxy removed it: the client waits for 101, and what was pushed would go nowhere."""
+    queue.put()
+    answer = queue.ask("GET", [(name, "x"), ("X-Easq-Transport", "http")], _watch_="true")
+    assert (answer.status, answer.header("Upgrade"), answer.header("Connection")) == (
+        426,
+        "websocket",
+        "Upgrade",
+    )
+    assert queue.attributes()["consumers.stats.total"] == "0"
+    assert queue.ask("GET", [(name, "x")]).status == 200  # no watch: nothing to upgrade
+
+
+def ask_as_1_0(queue: Stream, *headers: str) -> Connection:
+    """A connection on which a watch was asked for over HTTP/1.0."""
+    connection = Connection(queue.port)
+    lines = [
+        f"GET {queue.target(_watch_='true')} HTTP/1.0",
+        f"Host: 127.0.0.1:{queue.port}",
+        "Connection: close",
+        *headers,
+    ]
+    connection.send("".join(f"{line}\r\n" for line in [*lines, ""]).encode())
+    return connection
+
+
+def test_over_http_1_0_the_stream_has_to_be_asked_for_by_name(queue: Stream) -> None:
+    """Proxies speak it upstream, and would hold the stream back."""
+    queue.put()
+    for headers in ((), ("X-Easq-Transport: ws",)):
+        with ask_as_1_0(queue, *headers) as connection:
+            assert connection.read_head()[0] == 426
+    assert queue.attributes()["consumers.stats.total"] == "0"
+    with ask_as_1_0(queue, "X-Easq-Transport: HTTP") as connection:
+        assert connection.read_head()[0] == 200
+        (length,) = struct.unpack(">I", connection.read(4))
+        assert read_item(connection.read(length)).index == 1
+
+
 # -- window, order, filter ---------------------------------------------------------------------------------------------
 
 
