@@ -87,6 +87,7 @@ class WebSocket:
         tracer.answer("101", time.monotonic() - began)
         self._tracer = tracer
         self._pinged_at = time.monotonic()
+        self._heard_at, self._looked_s = self._pinged_at, 0.0
         self._line.budget = max_message_bytes
 
     def read(self, within_s: float = TICK_S) -> Message | None:
@@ -95,12 +96,11 @@ class WebSocket:
         Raises Closed, Unreachable for a lost connection, and NotAQueueService for what breaks the protocol.
         """
         self._ping()
-        if self._silent_after_s is not None and time.monotonic() - self._line.heard_at > self._silent_after_s:
-            raise Unreachable(f"nothing was heard from {self._address} for {self._silent_after_s:g} s")
         try:
             self._ws.settimeout(within_s)
             opcode, frame = self._ws.recv_data_frame(control_frame=True)
         except websocket.WebSocketTimeoutException:
+            self._check_silence(within_s)
             return None
         except websocket.WebSocketConnectionClosedException as error:
             raise Unreachable(f"connection to {self._address} lost") from error
@@ -215,6 +215,18 @@ class WebSocket:
         reason = data[2:].decode(errors="replace")
         said = f"{code} {reason!a}" if reason else str(code)
         return Closed(f"{self._address} closed the connection ({said})", code=code, reason=reason)
+
+    def _check_silence(self, looked_s: float) -> None:
+        """Count a look that found nothing. Raises Unreachable once they took `silent_after_s` together.
+
+        Looks are counted, not the time: a process that stood still (Ctrl-Z, a suspended machine) has not looked.
+        """
+        if self._line.heard_at > self._heard_at:
+            self._heard_at, self._looked_s = self._line.heard_at, 0.0
+            return
+        self._looked_s += looked_s
+        if self._silent_after_s is not None and self._looked_s > self._silent_after_s:
+            raise Unreachable(f"nothing was heard from {self._address} for {self._silent_after_s:g} s")
 
     def _ping(self) -> None:
         now = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from aiohttp.abc import AbstractStreamWriter
 from easq.broker.queue import Queue
 from easq.errors import BadRequest, PayloadTooLarge
 from easq.model import Frame
+from easq.service.deadline import Deadline
 from easq.wire import operations as op
 from easq.wire import replies
 from easq.wire.replies import Reply
@@ -58,14 +58,13 @@ async def read_body(
         return body
     chunks: list[bytes] = []
     size = 0
-    end = asyncio.get_running_loop().time() + _BODY_DEADLINE_S
-    async with asyncio.timeout_at(end) as deadline:
+    async with Deadline(_BODY_DEADLINE_S) as deadline:
         async for chunk in request.content.iter_any():
             size += len(chunk)
             if size > limit:
                 raise too_large(size)
             chunks.append(chunk)
-            deadline.reschedule(end + size / _BODY_RATE)
+            deadline.extend(len(chunk) / _BODY_RATE)
     return b"".join(chunks)
 
 

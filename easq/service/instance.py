@@ -16,6 +16,7 @@ from easq.model import HEADER_PREFIX, Frame
 from easq.model import Instance as Address
 from easq.runner.model import DEFAULT_TIMEOUT_S, Answer, Call, Model, ModelFailed
 from easq.service.auth import Guard
+from easq.service.deadline import Deadline
 from easq.service.http import read_body, respond, target
 from easq.service.listener import Answer as Answering
 from easq.service.listener import Listener
@@ -215,7 +216,7 @@ async def send_message(
     socket: web.WebSocketResponse | ClientWebSocketResponse, data: bytes, *, text: bool
 ) -> None:
     """The message is with the kernel: as text where that was asked for, and `data` is text. Raises TimeoutError."""
-    async with asyncio.timeout(WRITE_DEADLINE_S):
+    async with Deadline(WRITE_DEADLINE_S):
         try:
             words = data.decode() if text else None
         except UnicodeDecodeError:

@@ -200,7 +200,7 @@ def _refuse(request: web.BaseRequest, error: EasqError) -> web.Response:
 class _Connection(web.RequestHandler):
     """aiohttp's connection; what is no HTTP is refused without its traceback, and without repeating any of it."""
 
-    __slots__ = ("begun", "is_answering", "server")
+    __slots__ = ("begun", "heard_at", "is_answering", "server")
 
     def __init__(self, server: _HttpServer, **given: Any) -> None:
         super().__init__(server, **given)
@@ -208,9 +208,12 @@ class _Connection(web.RequestHandler):
         #: the look before which the first byte of a head came, unless the head is whole
         self.begun: int | None = None
         self.is_answering = False
+        #: when a byte came last, on the clock of the event loop
+        self.heard_at = 0.0
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come, of a head unless a request is being answered."""
+        self.heard_at = self.server.now()
         if self.begun is None and not self.is_answering:
             self.begun = self.server.looks
         super().data_received(data)
@@ -241,6 +244,10 @@ class _HttpServer(web.Server):
 
     #: looks so far. They are counted, not the time: while the process stands still no client is slow
     looks = 0
+
+    def now(self) -> float:
+        """Return the time on the clock of the event loop."""
+        return self._loop.time()
 
     def look(self) -> None:
         """Connections that are too slow with the head of a request are closed."""

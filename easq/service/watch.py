@@ -11,6 +11,7 @@ from aiohttp import HttpVersion11, WSCloseCode, WSMsgType, web
 from easq.broker.queue import Queue
 from easq.broker.watcher import Watcher
 from easq.errors import BadRequest, EasqError, StreamEnded, UpgradeRequired
+from easq.service.deadline import Deadline
 from easq.wire import operations as op
 from easq.wire.frames import delimit, encode_frame
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 WRITE_DEADLINE_S, _WRITE_RATE = 30.0, 16 * 1024
 #: on every answer that is streamed: nginx, which would hold it back until a buffer is full, passes it on as it comes
 UNBUFFERED = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform"}
+#: silence is looked for in so many parts
+_SILENCE_PARTS = 4
 #: reason of the close frame when the stream has ended
 END_REASON = b"eos"
 #: clients send pings and close frames only: a message has at most so many bytes (aiohttp refuses what it is given)
@@ -85,7 +88,7 @@ async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.
         try:
             for frame in frames:
                 data = encode_frame(frame, watch.codec, with_data=not watch.index_only)
-                async with asyncio.timeout(WRITE_DEADLINE_S + len(data) / _WRITE_RATE):
+                async with Deadline(WRITE_DEADLINE_S + len(data) / _WRITE_RATE):
                     written += 1
                     await door.send(data)
         except ConnectionError:
@@ -123,6 +126,7 @@ class _SocketDoor:
             raise BadRequest("this is no WebSocket handshake: Connection, version 13 or the key is not right")
 
     async def open(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._protocol = request.protocol
         await self.response.prepare(request)
         return self.response
 
@@ -137,11 +141,15 @@ class _SocketDoor:
         """Serves until either side ends; whether the connection was lost rather than closed."""
         deliver = asyncio.create_task(_deliver(self, watcher, self._watch))
         listen = asyncio.create_task(self._listen(watcher))
+        silence = asyncio.create_task(self._until_silent())
         ping = asyncio.create_task(self._ping())
         try:
-            done, _ = await asyncio.wait({deliver, listen}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({deliver, listen, silence}, return_when=asyncio.FIRST_COMPLETED)
             if listen in done:
                 return listen.result()
+            if silence in done:
+                log.info("a watcher was silent for %.0f s", self._liveness.silent_after_s)
+                return True
             failure = deliver.exception()
             if failure is None:
                 await self._close(
@@ -158,9 +166,9 @@ class _SocketDoor:
             await self._close(WSCloseCode.GOING_AWAY, b"the service stops")
             raise
         finally:
-            for task in (deliver, listen, ping):
+            for task in (deliver, listen, silence, ping):
                 task.cancel()
-            await asyncio.gather(deliver, listen, ping, return_exceptions=True)
+            await asyncio.gather(deliver, listen, silence, ping, return_exceptions=True)
 
     async def _close(self, code: WSCloseCode, reason: bytes) -> None:
         try:
@@ -174,12 +182,7 @@ class _SocketDoor:
         loop = asyncio.get_running_loop()
         allowed, since = float(_INBOUND_BURST), loop.time()
         while True:
-            try:
-                async with asyncio.timeout(self._liveness.silent_after_s):
-                    message = await self.response.receive()
-            except TimeoutError:
-                log.info("a watcher was silent for %.0f s", self._liveness.silent_after_s)
-                return True
+            message = await self.response.receive()
             if message.type in {WSMsgType.CLOSED, WSMsgType.CLOSING, WSMsgType.ERROR}:
                 return True
             now = loop.time()
@@ -194,6 +197,27 @@ class _SocketDoor:
             elif message.type is WSMsgType.CLOSE:
                 await self._close(WSCloseCode.OK, b"")
                 return False
+
+    async def _until_silent(self) -> None:
+        """Return once no byte came for `silent_after_s`.
+
+        The time is counted in parts. A process that stood still (stopped, suspended) has looked for one of them only,
+        and reads what waits in the socket before it looks again.
+        """
+        loop, limit_s = asyncio.get_running_loop(), self._liveness.silent_after_s
+        part_s = limit_s / _SILENCE_PARTS
+        left_s, heard_at = limit_s, self._heard_at()
+        while left_s > 0:
+            step_s = min(part_s, left_s)
+            await asyncio.sleep(step_s)
+            left_s -= step_s
+            if self._heard_at() > heard_at:
+                heard_at = self._heard_at()
+                left_s = limit_s - min(loop.time() - heard_at, part_s)
+
+    def _heard_at(self) -> float:
+        heard_at: float = getattr(self._protocol, "heard_at", 0.0)
+        return heard_at
 
     async def _ping(self) -> None:
         while True:

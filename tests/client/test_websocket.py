@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,19 @@ def test_no_tls_where_it_is_spoken_says_so(certificate: Path) -> None:
             connected(server)
     assert caught.value.exit in (5, 6)
     assert "ws://127.0.0.1" in caught.value.message
+
+
+def test_who_stood_still_reads_what_came_before_the_other_side_is_called_silent() -> None:
+    """As after Ctrl-Z, or a suspended machine: nobody read, which is no silence of the other side."""
+
+    def push(_: Server, peer: Peer) -> None:
+        peer.send_frame(b"hello")
+        peer.serve_pings()
+
+    with upgraded(push) as server:
+        socket = connected(server, silent_after_s=0.2)
+        time.sleep(0.5)
+        assert message(socket).data == b"hello"
+        with pytest.raises(errors.Unreachable, match="nothing was heard"):
+            message(socket)
+        socket.abort()

@@ -67,6 +67,25 @@ def test_a_body_that_does_not_come_is_given_up(hurried: Stream, monkeypatch: pyt
     assert hurried.length() == 0
 
 
+def test_a_body_that_waits_while_the_service_stands_still_is_taken(
+    start: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easq.service.http._BODY_DEADLINE_S", 0.4)
+    local = start()
+
+    async def stand_still(_: Server) -> None:
+        time.sleep(0.8)  # the whole service, as if it was stopped
+
+    with Connection(local.port) as connection:
+        connection.send_request("POST", local.queue.path, [("Content-Length", "20")])
+        connection.send(b"x" * 10)
+        rest = threading.Timer(0.3, connection.send, (b"x" * 10,))
+        rest.start()
+        local.do(stand_still)
+        rest.join()
+        assert connection.read_answer().status == 200
+
+
 @pytest.mark.parametrize("declared", [True, False], ids=["of known length", "in chunks"])
 def test_a_body_that_comes_slowly_and_steadily_is_taken(
     hurried: Stream, monkeypatch: pytest.MonkeyPatch, declared: bool

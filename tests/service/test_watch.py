@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import threading
 import time
 
 import pytest
@@ -591,6 +592,27 @@ def test_a_silent_watcher_is_dropped_and_a_pinging_one_is_not(start: Open) -> No
         while (frame := alive.read_other_than_ping()).opcode == PONG:
             pass
         assert read_item(frame.payload).index == held
+
+
+def test_a_service_that_stood_still_reads_before_it_calls_anyone_silent(start: Open) -> None:
+    """Pings that waited in the socket are life: nobody is dropped, and nothing has failed."""
+    local = start(liveness=Liveness(silent_after_s=0.3), timing=Timing(leave_grace_s=0.0))
+    queue = local.queue
+    fill(queue, 1)
+
+    async def stand_still(_: object) -> None:
+        time.sleep(0.5)  # the whole service, as if it was stopped
+
+    with watch(queue.as_consumer("u"), _window_=1) as watching:
+        assert watching.indexes(1) == [1]
+        for _ in range(4):
+            pinging = threading.Timer(0.1, watching.send, (PING, b"ping"))
+            pinging.start()
+            local.do(stand_still)
+            pinging.join()
+            watching.send(PING, b"ping")
+        assert "Running" in line_of(queue, "g.u")
+        assert pending(queue) == 1
 
 
 def test_the_service_pings_a_quiet_client(start: Open) -> None:
