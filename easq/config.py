@@ -180,11 +180,11 @@ def load(path: Path) -> Config:
         warnings = files.exposure(path, status)
         if stat.S_ISREG(status.st_mode):
             warnings += files.exposure(path.parent, os.stat(path.parent))
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # editors on Windows write a byte order mark
     except FileNotFoundError:
         return Config(path)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
+        raise ConfigError(f"{path}: {_encoding_problem(data, error.start)}") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     import tomllib
@@ -197,6 +197,13 @@ def load(path: Path) -> Config:
     config = Config(path, document)
     unknown = tuple(f"{path}: {problem}" for problem in _unknown_keys(document))
     return replace(config, warnings=(*warnings, *unknown))
+
+
+def _encoding_problem(data: bytes, position: int) -> str:
+    """What to say of a file that is not UTF-8 at the byte `position`."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "it is UTF-16: save it as UTF-8"
+    return f"not UTF-8 at byte {position}"
 
 
 def save(config: Config) -> None:
@@ -377,7 +384,10 @@ def _token_of_file(path: Path, origin: str, warn: Callable[[str], None]) -> str:
         raise ConfigError(f"token file {path} is larger than {MAX_TOKEN_BYTES} bytes ({origin})")
     for text in warnings:
         warn(f"token file {text}")
-    return data.decode("utf-8", "replace").strip()
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"token file {path}: {_encoding_problem(data, error.start)} ({origin})") from error
 
 
 def _token_of_command(argv: tuple[str, ...], origin: str) -> str:

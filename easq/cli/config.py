@@ -165,6 +165,10 @@ def validate(app: App, connect: bool) -> None:
     from easq.errors import ConfigError
 
     loaded = load(config_path(app.environ))
+    if not loaded.path.exists():
+        raise ConfigError(
+            f"{loaded.path} is not there", hint="easq config --url URL --token-file FILE makes it"
+        )
     found = problems(loaded)
     for name, values in loaded.profiles.items():
         for key in ("url", "endpoint"):
@@ -193,8 +197,6 @@ def _profile(app: App) -> str:
 
 def _save_values(app: App, values: dict[str, Any]) -> None:
     """The profile holds `values`, which are such that they could be used."""
-    from pathlib import Path
-
     from easq.config import TokenSource, read_token
     from easq.errors import UsageError
     from easq.profile import TOKEN_KEYS, value_problem
@@ -208,8 +210,10 @@ def _save_values(app: App, values: dict[str, Any]) -> None:
     for key, value in values.items():
         if problem := value_problem(key, value):
             raise UsageError(problem)
-    if "token_file" in values and not values["token_file"].startswith("~"):
-        values["token_file"] = str(Path(values["token_file"]).absolute())
+        if isinstance(value, str) and not _is_unicode(value):
+            raise UsageError(f"{key} is not UTF-8, and the configuration holds nothing else: {value!a}")
+    if "token_file" in values:
+        values["token_file"] = _token_file(values["token_file"])
     given = [key for key in TOKEN_KEYS if key in values]
     others = {key: None for key in TOKEN_KEYS if given and key not in given}
 
@@ -218,6 +222,36 @@ def _save_values(app: App, values: dict[str, Any]) -> None:
         return changed if "profile" in changed.document else changed.with_current(name)
 
     _save(app, change, name, f"profile {name} saved")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _token_file(name: str) -> str:
+    """Return the name to save: absolute and without `..`. Raises ConfigError for a file that gives no token."""
+    import os
+    from pathlib import Path
+
+    from easq.config import TokenSource, read_token
+    from easq.errors import ConfigError
+
+    path = Path(os.path.expanduser(name)).absolute()
+    if path.exists() and not path.is_file():
+        raise ConfigError(
+            f"token file {name} is not a regular file", hint="token_cmd is for what gives it once"
+        )
+    read_token(TokenSource("token_file", str(path), "to be saved"))
+    if name.startswith("~"):
+        return name
+    if ".." not in path.parts:
+        return str(path)  # its links stay: what they point to may change
+    behind = len(path.parts) - path.parts[::-1].index("..")
+    return str(Path(*path.parts[:behind]).resolve().joinpath(*path.parts[behind:]))
 
 
 def _check_addresses(values: Mapping[str, Any]) -> None:

@@ -127,9 +127,10 @@ class Printer:
 
     def lines(self, lines: Iterable[str]) -> None:
         """Each of `lines` is on stdout, safe on a terminal, whole elsewhere."""
+        from easq.render.rows import encode
+
         for line in lines:
-            text = one_line(line) if self.out_is_terminal else line
-            self.write(text.encode("utf-8", "backslashreplace") + b"\n")
+            self.write(encode(one_line(line) if self.out_is_terminal else line) + b"\n")
         self.flush()
 
     def line(self, line: str) -> None:

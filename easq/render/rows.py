@@ -84,8 +84,11 @@ def ack_row(number: int, ack: Ack, size: int) -> tuple[str, ...]:
 
 
 def encode(text: str) -> bytes:
-    """`text` in UTF-8; a lone surrogate, which has no UTF-8, is escaped."""
-    return text.encode("utf-8", "backslashreplace")
+    """Return `text` in UTF-8; of a file's name the bytes that are none, and any other lone surrogate escaped."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace")
 
 
 def _time(milliseconds: str | None) -> str | None:

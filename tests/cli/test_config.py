@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 
 import pytest
@@ -89,6 +90,8 @@ def test_a_profile_is_removed_only_when_somebody_agrees(easq: Easq) -> None:
 
 def test_one_way_to_give_a_token_replaces_the_others(easq: Easq) -> None:
     easq("config", "--token", TOKEN)
+    (easq.home / "t").touch(mode=0o600)
+    (easq.home / "t").write_text(TOKEN)
     easq("config", "--token-file", "t")
     assert easq.config.read_text().splitlines()[3:] == [
         "[profiles.default]",
@@ -141,6 +144,78 @@ def test_what_cannot_be_configured_is_refused_and_nothing_changes(
     )
     assert done.err == expected
     assert easq.config.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("nofile", "token file {home}/nofile: No such file or directory (to be saved)"),
+        ("empty", "the token is empty (to be saved)"),
+        ("utf16", "token file {home}/utf16: it is UTF-16: save it as UTF-8 (to be saved)"),
+        ("latin1", "token file {home}/latin1: not UTF-8 at byte 1 (to be saved)"),
+        (".", "token file . is not a regular file\nhint: token_cmd is for what gives it once"),
+    ],
+)
+def test_a_token_file_that_gives_no_token_is_not_saved(easq: Easq, name: str, problem: str) -> None:
+    for file, data in (("empty", b"\n"), ("utf16", TOKEN.encode("utf-16")), ("latin1", b"t\xe4")):
+        (easq.home / file).write_bytes(data)
+        (easq.home / file).chmod(0o600)
+    for args in (["--token-file", name], ["set", "token_file", name]):
+        done = easq("config", *args)
+        assert (done.status, done.out) == (13, b"")
+        assert done.err == f"easq: {problem.format(home=easq.home)}\n"
+    assert not easq.config.exists()
+
+
+def test_the_name_of_a_token_file_is_saved_without_parents_and_with_its_links(easq: Easq) -> None:
+    (easq.home / "real" / "below").mkdir(parents=True)
+    (easq.home / "real" / "tok").write_text(TOKEN)
+    (easq.home / "real" / "tok").chmod(0o600)
+    (easq.home / "link").symlink_to("real/below")
+    (easq.home / "current").symlink_to("real")
+    easq("config", "--token-file", "link/../tok")
+    assert f'token_file = "{easq.home}/real/tok"' in easq.config.read_text()
+    easq("config", "--token-file", "./current/tok")
+    assert f'token_file = "{easq.home}/current/tok"' in easq.config.read_text()
+    easq("config", "--token-file", "~/real/tok")
+    assert 'token_file = "~/real/tok"' in easq.config.read_text()
+    assert f"token : {TOKEN}\n" in easq("config", "show", "--reveal").text
+
+
+def test_a_name_that_is_not_utf_8_is_refused_and_shown(easq: Easq) -> None:
+    """The configuration cannot hold it; where nothing is saved it is used like any other, and printed as it is."""
+    (easq.home / os.fsdecode(b"tok\xff")).write_text(TOKEN)
+    done = easq("config", "--token-file", b"tok\xff")
+    assert (done.status, done.out) == (2, b"")
+    assert done.err == (
+        "easq: token_file is not UTF-8, and the configuration holds nothing else: 'tok\\udcff'\n"
+    )
+    path = os.fsencode(easq.home) + b"/c\xff"
+    assert easq("config", "path", env={"EASQ_CONFIG": os.fsdecode(path)}).out == path + b"\n"
+    assert not easq.config.exists()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_configuration_or_a_token(easq: Easq) -> None:
+    easq.config.parent.mkdir(parents=True, mode=0o700)
+    (easq.home / "t").write_text(f"\ufeff{TOKEN}\r\n")
+    (easq.home / "t").chmod(0o600)
+    easq.config.touch(mode=0o600)
+    easq.config.write_text(f'\ufeff[profiles.default]\r\nurl = "{URL}"\r\ntoken_file = "{easq.home}/t"\r\n')
+    done = easq("config", "show", "--reveal")
+    assert (done.status, done.err) == (0, "")
+    assert f"url : {URL}\n" in done.text
+    assert f"token : {TOKEN}\n" in done.text
+    easq.config.write_text("version = 1\n", encoding="utf-16")
+    done = easq("config", "show")
+    assert (done.status, done.err) == (13, f"easq: {easq.config}: it is UTF-16: save it as UTF-8\n")
+
+
+def test_a_file_that_is_not_there_is_not_valid(easq: Easq) -> None:
+    done = easq("config", "validate")
+    assert (done.status, done.out) == (13, b"")
+    assert done.err == (
+        f"easq: {easq.config} is not there\nhint: easq config --url URL --token-file FILE makes it\n"
+    )
 
 
 @pytest.mark.parametrize("url", ["h/q", "http://h h/q", "http://u:pw@h/q", "http://h/q?x=1"])

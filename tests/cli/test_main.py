@@ -43,7 +43,6 @@ def test_help_ends_with_every_exit_status(easq: Easq) -> None:
         ["completion", "bash"],
         ["config", "--url", "http://h/q"],
         ["config", "show"],
-        ["config", "validate"],
         ["config", "path"],
     ],
 )
