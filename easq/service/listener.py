@@ -35,6 +35,9 @@ _KEEP_ALIVE_S = 60.0
 _LOOK_S, _HEAD_LOOKS = 1.0, 5
 #: a connection whose client takes nothing of what is written for so long is lost, in seconds
 _WRITE_DEADLINE_S = 30.0
+#: a connection that nothing comes on is probed after 10 s and every 5 s, and is lost after four probes without an
+#: answer, 30 s in all: a host that vanished must not hold items. macOS calls the first TCP_KEEPALIVE
+_PROBES = (("TCP_KEEPIDLE", 10), ("TCP_KEEPALIVE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
 #: so many connections wait to be taken; asyncio, told of both by one number, takes so many before it looks around, and
 #: complains as often when it cannot
 _BACKLOG, _ACCEPT_AT_ONCE = 1024, 64
@@ -42,6 +45,17 @@ _BACKLOG, _ACCEPT_AT_ONCE = 1024, 64
 _HAND_OVER = 3
 #: requests under way may take so long once the service stops, in seconds
 _GRACE_S = 5.0
+
+
+def _find_lost(listening: socket.socket) -> None:
+    """Have the system end connections whose other side is gone; what is accepted inherits the settings."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, seconds in _PROBES:
+        if hasattr(socket, name):
+            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # bounds what is sent and not acknowledged, and the probes as well: 10 s of silence and four probes are not more
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_WRITE_DEADLINE_S * 1000))
 
 
 class Listener:
@@ -84,10 +98,7 @@ class Listener:
         for listening in self._accepting.sockets:
             with socket.socket(fileno=os.dup(listening.fileno())) as same:
                 same.listen(_BACKLOG)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):  # what is accepted has it too
-                listening.setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_WRITE_DEADLINE_S * 1000)
-                )
+            _find_lost(listening)
         self.ip, self.port = self._accepting.sockets[0].getsockname()[:2]
         self._look()
 

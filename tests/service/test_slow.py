@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import select
 import socket
 import sys
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from easq.service.server import Server
 from easq.service.watch import Liveness
-from tests.conftest import Serve
+from tests.conftest import OpenCloud, Serve
 from tests.service.conftest import Open
 from tests.support.http import PROTOBUF, Connection, Stream
 from tests.support.waiting import eventually
 from tests.support.websocket import CLOSE, PING, PONG, encode, watch
+
+#: the system's own account of its connections and their timers
+TABLE = Path("/proc/net/tcp")
 
 
 @pytest.fixture
@@ -119,6 +125,43 @@ def test_an_answer_that_nobody_takes_is_given_up(start: Open, monkeypatch: pytes
         connection.send_request("GET", queue.target(_length_=20, _raw_="false"), [PROTOBUF])
         connection.peek(1)  # the answer has begun: all of it is claimed
         eventually(lambda: len(queue.get(_length_=20, _auto_delete_="false", _raw_="false")) == 20)
+
+
+@pytest.mark.skipif(not TABLE.exists(), reason="the system has no table of its connections")
+def test_a_host_that_vanishes_is_missed_after_30_s(cloud: OpenCloud) -> None:
+    """The system probes each connection that nothing comes on, at the service's address and at an instance's."""
+    running = cloud("echo")
+    for port in (running.port, *running.ports):
+        with Connection(port) as connection:
+            connection.send(b"GET / HTTP/1.1\r\n")
+            ours = connection.socket.getsockname()[1]
+            eventually(partial(is_probed_soon, port, ours))
+
+    async def options(server: Server) -> set[tuple[int, int, int]]:
+        assert server._listener is not None
+        assert server._listener._server is not None
+        names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        held = [
+            one.transport.get_extra_info("socket")
+            for one in server._listener._server.connections
+            if one.transport
+        ]
+        return {tuple(one.getsockopt(socket.IPPROTO_TCP, name) for name in names) for one in held}
+
+    with Connection(running.port) as connection:
+        connection.ask("GET", "/healthz")
+        ((idle, interval, count),) = running.do(options)
+    assert idle + interval * count == 30
+
+
+def is_probed_soon(local: int, remote: int) -> bool:
+    """Whether the system probes the connection between two ports of this machine within 10 s."""
+    for line in TABLE.read_text().splitlines()[1:]:
+        _, here, there, _, _, timer, *_ = line.split()
+        if (int(here[-4:], 16), int(there[-4:], 16)) == (local, remote):
+            kind, due = timer.split(":")
+            return kind == "02" and int(due, 16) <= 10 * os.sysconf("SC_CLK_TCK")
+    return False
 
 
 def test_answers_that_nobody_takes_do_not_pile_up(start: Open) -> None:
