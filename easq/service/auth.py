@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,8 @@ from urllib.parse import urlsplit
 from easq.errors import AuthFailed, Forbidden
 from easq.wire.signature import is_signed
 
+#: an IPv6 address in brackets, or a name or IPv4 address, and a port behind it (RFC 9110, section 7.2)
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?)\]|([A-Za-z0-9._-]+))(?::([0-9]{0,5}))?")
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -49,16 +52,17 @@ class Guard:
             return
         self.check_token(rest.strip() if scheme.lower() == "bearer" else given)
 
-    def check_source(self, headers: Mapping[str, str]) -> None:
-        """Raises Forbidden for a Host that is not served here (421), and for a web page of another origin.
+    def check_source(self, headers: Mapping[str, str], authority: str | None = None) -> None:
+        """Raises Forbidden for a Host, or the `authority` of a target in absolute form, that is not served here (421),
+        and for a web page of another origin.
 
         A page whose name was rebound to this address sends its own Host. A page elsewhere sends its Origin, or, with
         a picture or a link, says `Sec-Fetch-Site: cross-site`, and `same-site` from another port of this machine: a
         get removes items, so it is no more harmless than a put. The Python SDK's Origin is scheme and host, the Go
         SDK's the whole address in lower case.
         """
-        host = headers.get("Host", "")
-        if not self._serves(host):
+        host = _parse_host(headers.get("Host", ""))
+        if not self._serves(host) or not (authority is None or self._serves(_parse_host(authority))):
             raise Forbidden(
                 "this Host is not served here", hint="start easq serve with --allowed-host", status=421
             )
@@ -68,25 +72,21 @@ class Guard:
         if origin is not None and not self._is_own(origin, host):
             raise Forbidden("this Origin is not served here")
 
-    def _serves(self, host: str) -> bool:
+    def _serves(self, host: _Host | None) -> bool:
         if "*" in self.hosts:
             return True
-        name = _canonical_host(_host_name(host))
-        return name in self.hosts or (self.any_address and _is_address(name))
+        return host is not None and (host.name in self.hosts or (self.any_address and _is_address(host.name)))
 
-    def _is_own(self, origin: str, host: str) -> bool:
+    def _is_own(self, origin: str, host: _Host | None) -> bool:
         try:
             parts = urlsplit(origin)
-            name, port = parts.hostname or "", parts.port
         except ValueError:
             return False
-        if parts.scheme not in {"http", "https", "ws", "wss"} or not name:
+        sender = _parse_host(parts.netloc)
+        if parts.scheme not in {"http", "https", "ws", "wss"} or sender is None:
             return False
         default = 443 if parts.scheme in {"https", "wss"} else 80
-        own_name, own_port = _host_name(host), _host_port(host)
-        same = _canonical_host(name) == _canonical_host(own_name) and (port or default) == (
-            own_port or default
-        )
+        same = host is not None and (sender.name, sender.port or default) == (host.name, host.port or default)
         return same or "*" in self.hosts
 
 
@@ -102,16 +102,24 @@ def is_unspecified(host: str) -> bool:
     return not name or (_is_address(name) and ipaddress.ip_address(name).is_unspecified)
 
 
-def _host_name(host: str) -> str:
-    """The name in a Host header, without port; empty when it is malformed."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0] if host.count(":") <= 1 else ""
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """A name or address as `_canonical_host` gives it, and the port, where there is one."""
+
+    name: str
+    port: int | None
 
 
-def _host_port(host: str) -> int | None:
-    text = host.rpartition("]")[2].rpartition(":")[2] if ":" in host else ""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else None
+@lru_cache(maxsize=256)
+def _parse_host(text: str) -> _Host | None:
+    """Parse a Host header or the authority of an Origin, all of it; None for one that is malformed."""
+    found = _HOST.fullmatch(text)
+    if found is None:
+        return None
+    inside, name, port = found.groups()
+    if inside is not None and not (_is_address(inside) and ":" in inside):
+        return None
+    return _Host(_canonical_host(inside or name), int(port) if port else None)
 
 
 @lru_cache(maxsize=256)

@@ -27,17 +27,24 @@ _BODY_DEADLINE_S, _BODY_RATE = 9.0, 1024
 _MAX_FORM = 64 * 1024
 
 
+#: scheme and authority before the path, as a client sends them to a proxy
+_ABSOLUTE = re.compile(r"https?://([^/?]*)/?", re.IGNORECASE)
+
+
 def target(request: web.BaseRequest) -> str:
     """What is asked for, as it was sent: path and query, without scheme and authority before them."""
     text = request.raw_path
-    if text.startswith("/"):
+    if text.startswith("/") or (before := _ABSOLUTE.match(text)) is None:
         return text
-    scheme, found, rest = text.partition("://")
-    if not found or scheme.lower() not in {"http", "https"}:
-        return text
-    authority = re.match(r"[^/?]*", rest)
-    assert authority is not None
-    return "/" + rest[authority.end() :].removeprefix("/")
+    return "/" + text[before.end() :]
+
+
+def authority(request: web.BaseRequest) -> str | None:
+    """The host that is asked for before the path; None where, as usual, Host alone names it."""
+    text = request.raw_path
+    if text.startswith("/") or (before := _ABSOLUTE.match(text)) is None:
+        return None
+    return before[1]
 
 
 async def read_body(

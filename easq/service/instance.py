@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,6 +35,10 @@ _THREADS = 64
 _OURS = frozenset({"authorization", "content-md5", "cookie", "date", "origin", "referer", "x-auth-token"})
 #: of a model's headers, those that say how its bytes are to be read; beside these its own, which begin with X-
 _CONTENT = frozenset({"content-encoding", "content-language"})
+#: and those of them that would have a browser guess at types, or the web server before us send a file of its own
+_UNSAFE = re.compile(
+    r"x-content-type-options|x-accel-.*|x-sendfile.*|x-lighttpd-.*|x-litespeed-.*|x-reproxy-.*"
+)
 #: calls under way may go on for so long once the service stops, in seconds; less than connections have, so that
 #: their callers are told
 _GRACE_S = 4.5
@@ -247,7 +252,9 @@ def content_headers(headers: list[tuple[str, str]]) -> dict[str, str]:
     return {
         name: value
         for name, value in headers
-        if (name.lower() in _CONTENT or name.lower().startswith("x-")) and value.isprintable()
+        if (name.lower() in _CONTENT or name.lower().startswith("x-"))
+        and not _UNSAFE.fullmatch(name.lower())
+        and value.isprintable()
     }
 
 

@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from easq.errors import BadRequest, ConfigError, EasqError, StorageError
 from easq.service.auth import Guard
-from easq.service.http import respond
+from easq.service.http import authority, respond
 from easq.wire.replies import Reply, error_reply
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class Listener:
             _check_headers(request.raw_headers)
             if len(request.headers.getall("Host", ())) > 1:
                 raise BadRequest("more than one Host")
-            self._guard.check_source(request.headers)
+            self._guard.check_source(request.headers, authority(request))
             response = await self._answer(request)
         except StorageError as error:
             # whether it was stored is not known: no answer, so that no client sends it again by itself

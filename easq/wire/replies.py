@@ -42,8 +42,13 @@ NO_DATA_IN_STREAM = "no data in stream"
 _MAX_ERROR_TEXT = 500
 _PLAIN = "text/plain; charset=utf-8"
 _MEDIA_TYPE = re.compile(r"[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+(?:[ \t]*;[\x20-\x7e\t]*)?", re.ASCII)
-#: what a browser would run or render as a page; served as plain bytes instead
-_ACTIVE = re.compile(r".*(?:html|xml|svg|javascript|ecmascript|jscript|livescript|vbscript).*")
+#: what a browser runs, or renders as a page or with a viewer of its own; served as plain bytes instead. Firefox takes
+#: every multipart type but a form's for pages
+_ACTIVE = re.compile(
+    r"multipart/(?!form-data).*|message/.*|.*/(?:hta|x-component|cache-manifest|.*css)"
+    r"|.*(?:html|xml|xsl|svg|pdf|mimearchive|javascript|ecmascript|jscript|livescript|vbscript|typescript"
+    r"|wasm|java-|flash|futuresplash|signed-exchange|webbundle).*"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -14,6 +16,11 @@ from tests.conftest import OpenCloud
 from tests.support.http import Connection, Headers, ask
 from tests.support.waiting import PATIENCE_S, eventually
 from tests.support.websocket import BINARY, CLOSE, TEXT, Refused, Watch
+from tests.test_runner import Reply, Upstream, upstream
+
+__all__ = ["upstream"]  # the fixture is used by name
+
+MakeUpstream: TypeAlias = Callable[[Reply], Upstream]
 
 PATH = "/api/predict/model"
 TOKEN = "dG9rZW4="
@@ -36,6 +43,25 @@ def test_what_a_browser_would_run_is_plain_bytes(cloud: OpenCloud) -> None:
     for kind in ("text/html", "image/svg+xml", "application/xhtml+xml"):
         answer = ask(port, "POST", PATH, [("Content-Type", kind)], b"<script>x</script>")
         assert answer.header("Content-Type") == "application/octet-stream"
+
+
+def test_a_model_cannot_take_our_safeguards_away(cloud: OpenCloud, upstream: MakeUpstream) -> None:
+    """Nor have nginx, before the service, send a file."""
+    headers = [
+        ("x-content-type-options", "off"),
+        ("X-Accel-Redirect", "/etc/passwd"),
+        ("X-Sendfile", "/etc/passwd"),
+        ("X-Model", "m"),
+    ]
+    made = cloud(upstream(lambda request: request.answer(b"x", *headers)).url)
+    for port in (made.ports[0], made.port):
+        answer = ask(port, "POST", PATH, body=b"")
+        assert (answer.body, answer.header("X-Content-Type-Options")) == (b"x", "nosniff")
+        assert (answer.header("X-Model"), answer.all("X-Accel-Redirect"), answer.all("X-Sendfile")) == (
+            "m",
+            [],
+            [],
+        )
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,19 @@ def test_loopback_names_are_served(start: Open, host: str) -> None:
         "192.0.2.1",
         "[::2]",
         "",
+        "[127.0.0.1]evil.test",
+        "[127.0.0.1]",
+        "[::1]evil.test",
+        "[::1]evil.test:{port}",
+        "[localhost]",
+        "localhost]",
+        "[127.0.0.1",
+        "127.0.0.1]",
+        "127.0.0.1:evil",
+        "127.0.0.1:1:2",
+        "x@127.0.0.1",
+        "127.0.0.1/",
+        "::1",
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -224,6 +237,15 @@ def test_no_host_and_two_hosts_are_refused(start: Open) -> None:
             connection.send(f"POST {BASE}/q HTTP/1.1\r\n{hosts}Content-Length: 1\r\n\r\nx".encode())
             assert connection.read_head()[0] in {400, 421}
     assert service.queue.length() == 0
+
+
+def test_a_target_that_names_another_host_is_421(start: Open) -> None:
+    """A proxy goes by it, whatever Host says."""
+    service = start()
+    for name, status in (("evil.test", 421), ("x@127.0.0.1", 421), ("192.0.2.1", 421), ("LOCALHOST:1", 200)):
+        target = f"HTTP://{name}{BASE}/q"
+        assert service.stream(target, [("Host", "127.0.0.1")]).ask("POST", (), b"x").status == status
+    assert service.queue.length() == 1
 
 
 def test_allowed_hosts_are_served(start: Open) -> None:
@@ -269,6 +291,9 @@ def test_the_sdks_origins_pass(start: Open) -> None:
         "file://",
         "chrome-extension://abc",
         "http://[broken",
+        "http://[127.0.0.1]:{port}",
+        "http://[127.0.0.1]evil:{port}",
+        "http://x@127.0.0.1:{port}",
         "http://127.0.0.1:99999999",
     ],
 )
