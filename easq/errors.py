@@ -87,7 +87,10 @@ _MEANINGS: dict[Exit, str] = {
 
 
 class EasqError(Exception):
-    """An error with a message for people, a `kind` for programs, an exit code and, where it has one, a wire status."""
+    """An error with a message for people, a `kind` for programs, an exit code and, where it has one, a wire status.
+
+    `http_status` is the status of the answer that said it, None where no answer did.
+    """
 
     kind = "error"
     exit = Exit.BUG
@@ -97,6 +100,7 @@ class EasqError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.http_status = status
         if status is not None:
             self.status = status
 

@@ -348,7 +348,7 @@ class Worker:
         for frame in frames:
             self._on_outcome(Outcome(frame.index, frame.request_id, attempt_of(frame), Fate.RETURNED))
 
-    def _persist(self, action: Callable[[], None], what: str, *, holds: bool) -> None:
+    def _persist(self, action: Callable[[], object], what: str, *, holds: bool) -> None:
         """`action` has succeeded, however often it had to be tried; with `holds` nothing is taken meanwhile.
 
         Raises _Stopped when the time of the worker is over, and what will not pass.

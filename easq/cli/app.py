@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
@@ -244,6 +244,15 @@ class App:
         if caller.token:
             self.warn_where_unencrypted(url)
         return url, caller
+
+    def tell_done(self, word: str, indexes: Sequence[int], counted: int | None, uncounted: str) -> None:
+        """Say that `indexes` are done in a `word`, and on stderr, where fewer counted, that `uncounted` does not."""
+        if self.output == "json":
+            self.printer.record({word: [str(index) for index in indexes], "counted": counted})
+        else:
+            self.printer.line(f"[OK] {word}")
+        if self.output != "json" and counted is not None and counted < len(indexes):
+            self.printer.warn(f"{counted} of {len(indexes)} {word}; {uncounted} does not count")
 
     def close(self) -> None:
         """Connections are closed, and all warnings said."""

@@ -28,8 +28,5 @@ def commit(app: App, indexes: tuple[str, ...]) -> None:
     They are not delivered to the group again. `-` reads the indexes from stdin.
     """
     numbers = read_indexes(app, indexes)
-    app.queue().commit(numbers)
-    if app.output == "json":
-        app.printer.record({"committed": [str(number) for number in numbers]})
-    else:
-        app.printer.line("[OK] committed")
+    counted = app.queue().commit(numbers)
+    app.tell_done("committed", numbers, counted, "what is not there, or was committed before,")

@@ -33,11 +33,7 @@ def delete(app: App, indexes: tuple[str, ...]) -> None:
     numbers = read_indexes(app, indexes)
     client = app.queue()
     app.confirm("Deleting index(es):\n" + _named(numbers))
-    client.delete(numbers)
-    if app.output == "json":
-        app.printer.record({"deleted": [str(number) for number in numbers]})
-    else:
-        app.printer.line("[OK] deleted")
+    app.tell_done("deleted", numbers, client.delete(numbers), "what is not there")
 
 
 def _named(numbers: list[int]) -> str:

@@ -123,7 +123,7 @@ class Each:
             values = (number, frame.index, frame.request_id, outcome, result.attempt, len(result.data))
             printer.row([*map(str, values), shown(result.data)])
         elif result.is_done:
-            printer.write(result.data)
+            printer.payload(result.data)
         if not result.is_done and self.app.output != "json":
             printer.notice(
                 f"item {frame.index} failed, attempt {result.attempt}: {result.code} {result.reason}"

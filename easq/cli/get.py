@@ -64,14 +64,24 @@ def get(
 
     The search begins at INDEX, 0 being the head. Items stay where they are, unless --delete is given.
     """
-    from easq.errors import NoData
+    from easq.errors import NoData, UsageError
     from easq.model import REQUEST_ID
 
+    if delete and app.output == "none" and output_dir is None:
+        raise UsageError(
+            "--delete with -o none deletes what nobody saw", hint="--output-dir DIR keeps the payloads"
+        )
     wanted = {**as_tags(tags), **({REQUEST_ID: request_id} if request_id else {})}
     client = app.queue()
     frames = client.get(index, length=length, timeout_s=timeout, tags=wanted)
     if not frames and not allow_empty:
         raise NoData(_nothing(index, wanted, timeout))
+    if index and frames and not wanted and frames[0].index != index:
+        text = f"no item has the index {index}; the next one is {frames[0].index}"
+        if delete and length == 1:
+            raise NoData(text, hint="nothing was deleted")
+        if app.output != "json":
+            app.printer.warn(text)
     if output_dir is not None:
         _store(app, frames, output_dir)
     else:

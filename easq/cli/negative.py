@@ -33,8 +33,6 @@ def negative(app: App, indexes: tuple[str, ...], code: str, reason: str) -> None
     from stdin.
     """
     numbers = read_indexes(app, indexes)
-    app.queue().negative(numbers, code=code, reason=reason)
-    if app.output == "json":
-        app.printer.record({"negative": [str(number) for number in numbers]})
-    else:
-        app.printer.line("[OK] negative")
+    counted = app.queue().negative(numbers, code=code, reason=reason)
+    group = app.caller().consumer.group
+    app.tell_done("negative", numbers, counted, f"what is not pending in group {group}")

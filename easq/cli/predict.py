@@ -124,7 +124,7 @@ class Run:
         """Whether something failed that would fail for every further request."""
         return self.fatal
 
-    def all(self, batches: Iterator[Results], done: Callable[[Sequence[Frame]], None]) -> None:
+    def all(self, batches: Iterator[Results], done: Callable[[Sequence[Frame]], object]) -> None:
         """Every answer is printed, and `done` with, and every failure said; the run's own error is raised."""
         from easq.render.rows import FRAME_COLUMNS
 
@@ -174,7 +174,7 @@ class Run:
         counts = f"{self.answered} answered, {len(self.failures)} failed"
         if self.answered:
             raise Partial(counts)
-        raise type(first)(counts, status=first.status)
+        raise type(first)(counts, status=first.http_status)
 
 
 def _items(
@@ -194,7 +194,7 @@ def _items(
 
 def _ask(
     run: Run, via: str, terms: Terms, items: Items, workers: int
-) -> tuple[Iterator[Results], Callable[[Sequence[Frame]], None]]:
+) -> tuple[Iterator[Results], Callable[[Sequence[Frame]], object]]:
     """All answers, in the order of the items, in batches of what is there; and what to do with those printed."""
     from easq.cli import routes
     from easq.cli.items import in_order
@@ -257,8 +257,8 @@ def failure_of(frame: Frame) -> EasqError | None:
         return None
     reason = frame.tags.get(LAST_REASON, "")
     message = f"the model answered {code}{f': {reason}' if reason else ''}"
-    status = int(code) if code.isascii() and code.isdigit() and len(code) == 3 else 500
-    return (Refused if 400 <= status < 500 else ServerError)(message, status=status)
+    status = int(code) if code.isascii() and code.isdigit() and len(code) == 3 else None
+    return (Refused if status is not None and 400 <= status < 500 else ServerError)(message, status=status)
 
 
 def _show(app: App, number: int, answer: Answer, *, alone: bool, instance: bool) -> None:

@@ -263,4 +263,6 @@ def in_doubt(error: EasqError) -> EasqError:
     from easq.errors import ServerError, Unreachable
 
     kind = ServerError if isinstance(error, ServerError) else Unreachable
-    return kind(f"{error.message}; whether it was stored is not known", hint=error.hint, status=error.status)
+    return kind(
+        f"{error.message}; whether it was stored is not known", hint=error.hint, status=error.http_status
+    )

@@ -71,7 +71,7 @@ class Route:
 
     steps: Callable[[Item, Times | None], Steps[Answer]]
     transport: Transport
-    done: Callable[[Sequence[Frame]], None] = lambda _frames: None
+    done: Callable[[Sequence[Frame]], object] = lambda _frames: None
 
 
 def via_option(*ways: str, text: str) -> Callable[[F], F]:

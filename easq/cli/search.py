@@ -42,7 +42,7 @@ def search(app: App, item: str) -> None:
     except NotFound as error:
         if error.message != NO_DATA_IN_STREAM:
             raise
-        raise NotFound(f"no item has the index {index}", hint=_HINT) from error
+        raise NotFound(f"no item has the index {index}", hint=_HINT, status=error.http_status) from error
     shown = {
         "index": str(index),
         "ConsumerId": result.consumer_id,

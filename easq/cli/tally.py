@@ -140,7 +140,7 @@ class Tally:
         if stored:
             raise Partial(told, hint=self._next())
         first = self.failures[0][1]
-        raise type(first)(told, hint=first.hint, status=first.status)
+        raise type(first)(told, hint=first.hint, status=first.http_status)
 
     def _tell_failures(self) -> None:
         for where, error in self._kinds():

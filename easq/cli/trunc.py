@@ -31,11 +31,13 @@ def trunc(app: App, index: int | None, everything: bool) -> None:
     if index is None:
         index = _last_entry(client.attributes()) + 1
     app.confirm(f"trunc stream from index: {index}")
-    client.truncate(index)
+    counted = client.truncate(index)
     if app.output == "json":
-        app.printer.record({"truncated": str(index)})
-    else:
-        app.printer.line("[OK] truncated")
+        app.printer.record({"truncated": str(index), "counted": counted})
+        return
+    app.printer.line("[OK] truncated")
+    if counted == 0 and not everything:
+        app.printer.warn(f"0 items truncated: none was below index {index}")
 
 
 def _last_entry(attributes: Mapping[str, str]) -> int:

@@ -174,6 +174,10 @@ def choose_policy(app: App, policy: str | None, *, auto_commit: bool, window: in
         )
     if policy == ASK and not app.can_ask() and not app.options.get("yes"):
         raise UsageError("--commit ask needs a terminal to ask on")
+    if policy == OUTPUT and app.output == "none":
+        raise UsageError(
+            "--commit output with -o none commits what nobody saw", hint="--auto-commit takes it unseen"
+        )
     if policy == NONE and count is not None and count > window:
         raise UsageError(f"-n {count} with --commit none needs --window {count}: no more than that is pushed")
     return policy

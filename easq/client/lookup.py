@@ -182,4 +182,4 @@ def _no_list(name: str, error: Malformed, hint: str) -> ServerError:
 
 
 def _named(name: str, error: EasqError, hint: str) -> EasqError:
-    return type(error)(f"{name}: {error.message}", hint=hint, status=error.status)
+    return type(error)(f"{name}: {error.message}", hint=hint, status=error.http_status)

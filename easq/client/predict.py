@@ -61,7 +61,7 @@ def predict_queue(
         frames = yield from sink.getting(timeout_s=left_s, tags={REQUEST_ID: ack.request_id})
     except EasqError as error:
         text = f"{error.message} (while waiting for the result of request {ack.request_id})"
-        raise type(error)(text, hint=later, status=error.status) from error
+        raise type(error)(text, hint=later, status=error.http_status) from error
     if not frames:
         raise DeadlineExceeded(f"no result of request {ack.request_id} within {timeout_s:g} s", hint=later)
     return frames[0]
@@ -217,4 +217,4 @@ def in_time(error: EasqError, tried: str, timeout_s: float) -> EasqError:
     if isinstance(error, Unanswered):
         text = f"no answer within {timeout_s:g} s: {error.message} ({tried})"
         return DeadlineExceeded(text, hint=error.hint)
-    return type(error)(f"{error.message} (the last of {tried})", hint=error.hint, status=error.status)
+    return type(error)(f"{error.message} (the last of {tried})", hint=error.hint, status=error.http_status)

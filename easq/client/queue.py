@@ -161,27 +161,27 @@ class QueueClient:
         """How many items are present, of one priority class (None: all) and with all `tags`."""
         return self._ask(operations.Count(_checked(tags), priority), replies.read_count)
 
-    def commit(self, indexes: Iterable[int]) -> None:
-        """The items are done for the caller's group."""
-        self._each(indexes, operations.Commit)
+    def commit(self, indexes: Iterable[int]) -> int | None:
+        """The items are done for the caller's group; returns how many counted, None where the service does not say."""
+        return self._each(indexes, operations.Commit)
 
-    def negative(self, indexes: Iterable[int], *, code: str = "", reason: str = "") -> None:
-        """The items are not done and return to the caller's group. A long `reason` is cut."""
+    def negative(self, indexes: Iterable[int], *, code: str = "", reason: str = "") -> int | None:
+        """The items are not done and return to the caller's group; returns as `commit`. A long `reason` is cut."""
         if code and not operations.valid_code(code):
             raise UsageError(
                 f"the code {code[:80]!a} is not one",
                 hint="a code is words like Engine.Error or a number, at most 20 characters",
             )
         cut = reason[: operations.MAX_REASON].encode(errors="replace").decode()
-        self._each(indexes, lambda chunk: operations.Negative(chunk, code, cut))
+        return self._each(indexes, lambda chunk: operations.Negative(chunk, code, cut))
 
-    def delete(self, indexes: Iterable[int]) -> None:
-        """Removes the items for all groups."""
-        self._each(indexes, operations.Delete)
+    def delete(self, indexes: Iterable[int]) -> int | None:
+        """Removes the items for all groups; returns as `commit`."""
+        return self._each(indexes, operations.Delete)
 
-    def truncate(self, index: int) -> None:
-        """Removes every item with an index strictly lower than `index`, for all groups."""
-        self._ask(operations.Truncate(index), replies.read_ok)
+    def truncate(self, index: int) -> int | None:
+        """Removes every item with an index strictly lower than `index`, for all groups; returns as `commit`."""
+        return self._ask(operations.Truncate(index), replies.read_counted)
 
     def attributes(self, *, deadline_s: float | None = None) -> dict[str, str]:
         """The attributes of the stream.
@@ -217,9 +217,12 @@ class QueueClient:
         request_timeout_s = self._transport.settings.request_timeout_s
         return min(MAX_POLL_S, max(request_timeout_s - 2.0, request_timeout_s / 2))
 
-    def _each(self, indexes: Iterable[int], operation: Callable[[tuple[int, ...]], Operation]) -> None:
+    def _each(self, indexes: Iterable[int], operation: Callable[[tuple[int, ...]], Operation]) -> int | None:
+        total: int | None = 0
         for chunk in _chunks(tuple(indexes)):
-            self._ask(operation(chunk), replies.read_ok)
+            counted = self._ask(operation(chunk), replies.read_counted)
+            total = None if counted is None or total is None else total + counted
+        return total
 
     def asking(
         self,

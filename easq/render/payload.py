@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 
@@ -11,14 +12,23 @@ MAX_SHOWN = 64 * 1024
 #: characters of a payload in a cell of a table
 MAX_CELL = 60
 
-#: printable by Unicode's word, and yet without a picture: fillers that hide text
-_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
+#: printable by Unicode's word, and yet without a picture: fillers and variation selectors that hide text. The two
+#: selectors of emoji, U+FE0E and U+FE0F, are ordinary text
+_INVISIBLE = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0"
+    + "".join(map(chr, (*range(0xFE00, 0xFE0E), *range(0xE0100, 0xE01F0))))
+)
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 _SHORT = {"\r": "\\r", "\n": "\\n", "\t": "\\t"}
 
-#: what may not stand raw in a JSON line, beside what JSON escapes itself
+#: what may not stand raw in a JSON line, beside what JSON escapes itself: control and format characters, fillers,
+#: variation selectors, tags, surrogates
 _UNSAFE_IN_JSON = re.compile(
-    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+    "[\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
 )
 
 
@@ -41,7 +51,7 @@ def cell(text: str) -> str:
 
 def json_safe(line: str) -> str:
     """A JSON text of the same meaning, without raw control, format and surrogate characters."""
-    return _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
+    return _UNSAFE_IN_JSON.sub(lambda match: json.dumps(match[0])[1:-1], line)
 
 
 def shown(data: bytes, *, limit: int = MAX_SHOWN) -> str:
@@ -53,6 +63,15 @@ def shown(data: bytes, *, limit: int = MAX_SHOWN) -> str:
         rest = len(text[limit:].encode())
         return f"{escape(text[:limit])}… <{brief_size(rest)} more, use -o raw>"
     return escape(text)
+
+
+def drives_terminal(data: bytes) -> bool:
+    """Whether `data` holds what a terminal obeys: control characters but newline and tab, or bytes that are no text."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return _CONTROL.search(text) is not None
 
 
 def as_text(data: bytes) -> str | None:

@@ -16,18 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, TextIO
 
-from easq.errors import (
-    AuthFailed,
-    EasqError,
-    NotAQueueService,
-    NotFound,
-    Refused,
-    ServerError,
-    StorageError,
-)
+from easq.errors import EasqError, StorageError, UsageError
 from easq.model import Frame
 from easq.redact import mask
-from easq.render.payload import cell, escape, json_safe, one_line
+from easq.render.payload import cell, drives_terminal, escape, json_safe, one_line, shown
 
 if TYPE_CHECKING:
     from easq.render.progress import Progress
@@ -160,11 +152,25 @@ class Printer:
             record = rows.frame_record(number, frame)
             self.record(record if file is None else {**record, "encoding": None, "data": None, "file": file})
         elif self.output == "raw" and file is None:
-            self.write(frame.data if alone else frame.data + b"\n")
+            self.payload(frame.data if alone else frame.data + b"\n")
         elif self.output == "table":
             self.row(rows.frame_row(number, frame))
         else:
             self.write(rows.frame_line(number, frame, terminal=self.out_is_terminal, instead=file) + b"\n")
+
+    def payload(self, data: bytes) -> None:
+        """Print `data` as it is, or on a terminal escaped. Raises UsageError for `raw` data that a terminal obeys."""
+        if not self.out_is_terminal:
+            self.write(data)
+        elif self.output != "raw":
+            self.write(shown(data).encode() + (b"\n" if data and not data.endswith(b"\n") else b""))
+        elif drives_terminal(data):
+            raise UsageError(
+                "the payload holds control characters, which the terminal would obey",
+                hint="redirect it (> FILE), or easq get --output-dir DIR",
+            )
+        else:
+            self.write(data)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """`rows` are on stdout: drawn on a terminal, tab-separated under a line of names elsewhere."""
@@ -345,11 +351,10 @@ class Printer:
 
 def error_record(error: EasqError, *, prefix: str = "") -> dict[str, object]:
     """What a program reads about a failure; the HTTP status only where a server gave one."""
-    told = isinstance(error, Refused | ServerError | AuthFailed | NotFound)
     return {
         "kind": error.kind,
         "exit": int(error.exit),
-        "http_status": error.status if told and not isinstance(error, NotAQueueService) else None,
+        "http_status": error.http_status,
         "message": prefix + error.message,
         "hint": error.hint,
     }

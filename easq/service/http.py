@@ -19,8 +19,6 @@ from easq.wire import operations as op
 from easq.wire import replies
 from easq.wire.replies import Reply
 
-#: how many of the indexes counted; the answer is 200 in any case
-_COMMITTED = "X-Easq-Committed"
 #: a body has to be there after so many seconds, and one more for each so many bytes that have come
 _BODY_DEADLINE_S, _BODY_RATE = 9.0, 1024
 #: a body that is no payload (the form of a negative) has at most so many bytes
@@ -111,15 +109,15 @@ async def answer(
         case op.Count():
             return respond(replies.count_reply(await queue.count(operation)))
         case op.Commit():
-            return _counted(await queue.commit(consumer, operation.indexes), request)
+            counted = await queue.commit(consumer, operation.indexes)
+            return acknowledge(replies.ok_reply({replies.COMMITTED_HEADER: str(counted)}), request)
         case op.Negative():
-            return _counted(await queue.negative(consumer, operation), request)
+            counted = await queue.negative(consumer, operation)
+            return acknowledge(replies.ok_reply({replies.COMMITTED_HEADER: str(counted)}), request)
         case op.Delete():
-            await queue.delete(operation.indexes)
-            return respond(replies.ok_reply())
+            return _deleted(await queue.delete(operation.indexes))
         case op.Truncate():
-            await queue.truncate(operation.index)
-            return respond(replies.ok_reply())
+            return _deleted(await queue.truncate(operation.index))
         case op.End():
             await queue.end(operation)
             return respond(replies.ok_reply())
@@ -127,8 +125,8 @@ async def answer(
             raise BadRequest("a watch is not answered here")
 
 
-def _counted(count: int, request: web.BaseRequest) -> web.StreamResponse:
-    return acknowledge(replies.ok_reply({_COMMITTED: str(count)}), request)
+def _deleted(count: int) -> web.StreamResponse:
+    return respond(replies.ok_reply({replies.DELETED_HEADER: str(count)}))
 
 
 async def _get(

@@ -33,6 +33,8 @@ from easq.wire.sniff import sniff
 REQUEST_ID_HEADER = "X-Eas-Queueservice-Request-Id"
 #: `1` on the answer to a put whose idempotency key was seen before
 DUPLICATE_HEADER = "X-Easq-Duplicate"
+#: how many indexes of a commit or negative counted, and how many items were deleted; the answer is 200 in any case
+COMMITTED_HEADER, DELETED_HEADER = "X-Easq-Committed", "X-Easq-Deleted"
 #: `no` on a 503: certainly nothing was stored
 STORED_HEADER = "X-Easq-Stored"
 #: body of the 404 that answers a search for an item that is gone
@@ -91,6 +93,13 @@ def ok_reply(headers: Mapping[str, str] | None = None) -> Reply:
 def read_ok(reply: Reply) -> None:
     """Raises unless `reply` says that it was done: any 2xx, with an empty or short text body."""
     _expect(reply, "this operation")
+
+
+def read_counted(reply: Reply) -> int | None:
+    """Return how many items a commit, negative, delete or truncate counted; None where the service does not say."""
+    read_ok(reply)
+    count = reply.header(COMMITTED_HEADER) or reply.header(DELETED_HEADER)
+    return int(count) if count.isascii() and count.isdigit() and len(count) < 20 else None
 
 
 def frames_reply(frames: Sequence[Frame], codec: Codec) -> Reply:

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.cli.conftest import Easq, finish
+from tests.client.servers import answering, reply
 
 
 @pytest.fixture
@@ -91,9 +92,11 @@ def test_many_indexes_are_named_up_to_twenty(queue: Easq) -> None:
 
 def test_y_deletes_without_asking(five: Easq) -> None:
     done = five("delete", "3", "4", "3", "99", "-y")
-    assert (done.status, done.text, done.err) == (0, "[OK] deleted\n", "")
+    warning = "easq: warning: 2 of 3 deleted; what is not there does not count\n"
+    assert (done.status, done.text, done.err) == (0, "[OK] deleted\n", warning)
     assert left(five) == "1 2 5"
-    assert five("delete", "1", "-y", "-o", "json").text == '{"deleted":["1"]}\n'
+    assert five("delete", "1", "-y", "-o", "json").text == '{"deleted":["1"],"counted":1}\n'
+    assert five("delete", "2", "-y").err == ""
 
 
 def test_indexes_come_from_stdin(five: Easq) -> None:
@@ -120,7 +123,12 @@ def test_an_index_that_is_none_is_refused_and_nothing_is_done(five: Easq, comman
 def test_trunc_keeps_the_index_itself(five: Easq) -> None:
     assert five("trunc", "4", "-y").text == "[OK] truncated\n"
     assert left(five) == "4 5"
-    assert five("trunc", "5", "-y", "-o", "json").text == '{"truncated":"5"}\n'
+    done = five("trunc", "4", "-y")
+    assert (done.text, done.err) == (
+        "[OK] truncated\n",
+        "easq: warning: 0 items truncated: none was below index 4\n",
+    )
+    assert five("trunc", "5", "-y", "-o", "json").text == '{"truncated":"5","counted":1}\n'
 
 
 def test_trunc_all_empties_the_stream_and_may_be_said_again(five: Easq) -> None:
@@ -141,9 +149,15 @@ def test_trunc_needs_one_of_index_and_all(five: Easq, args: list[str]) -> None:
 
 
 def test_commit_says_that_items_are_done(five: Easq) -> None:
-    assert five("commit", "1", "2").text == "[OK] committed\n"
-    assert five("commit", "-", "-o", "json", stdin=b"3 4").text == '{"committed":["3","4"]}\n'
+    done = five("commit", "1", "2")
+    assert (done.text, done.err) == ("[OK] committed\n", "")
+    assert five("commit", "-", "-o", "json", stdin=b"3 4").text == '{"committed":["3","4"],"counted":2}\n'
     assert left(five) == "5"
+    done = five("commit", "77", "5", "1")
+    assert (done.status, done.text) == (0, "[OK] committed\n")
+    assert done.err == (
+        "easq: warning: 1 of 3 committed; what is not there, or was committed before, does not count\n"
+    )
 
 
 def test_negative_gives_an_item_back(five: Easq) -> None:
@@ -157,7 +171,19 @@ def test_negative_gives_an_item_back(five: Easq) -> None:
     watching.terminate()
     assert watching.wait() == 143
     watching.communicate()
-    assert five("negative", "2", "-o", "json").text == '{"negative":["2"]}\n'
+    assert five("negative", "2", "-o", "json").text == '{"negative":["2"],"counted":0}\n'
+    done = five("negative", "77")
+    assert (done.status, done.text) == (0, "[OK] negative\n")
+    assert done.err == (
+        "easq: warning: 0 of 1 negative; what is not pending in group default_group does not count\n"
+    )
+
+
+def test_a_service_that_does_not_say_how_many_counted_is_believed(easq: Easq) -> None:
+    with answering(reply(200, b"OK")) as server:
+        url = f"http://127.0.0.1:{server.port}/q"
+        assert easq("delete", "1", "-y", "--url", url).err == ""
+        assert easq("commit", "1", "--url", url, "-o", "json").text == '{"committed":["1"],"counted":null}\n'
 
 
 @pytest.mark.parametrize("code", ["shutdown", "4xx", "Err500", "A" * 21, "A\nB", "Engine Error"])

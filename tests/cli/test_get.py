@@ -154,6 +154,50 @@ def test_a_payload_cannot_drive_the_terminal(queue: Easq) -> None:
     assert json.loads(line)["data"] == data
 
 
+def test_raw_on_a_terminal_refuses_what_drives_it_and_deletes_nothing(queue: Easq) -> None:
+    queue("put", "-q", "-d", "plain\n\ttext é", "-d", "\x1b[2J")
+    refused = (
+        2,
+        "easq: the payload holds control characters, which the terminal would obey\n"
+        "hint: redirect it (> FILE), or easq get --output-dir DIR\n",
+    )
+    assert finish(queue.terminal("get", "-o", "raw")) == (0, "plain\n\ttext é")
+    assert finish(queue.terminal("get", "2", "-o", "raw", "--delete")) == refused
+    status, text = finish(queue.terminal("watch", "--commit", "output", "-n", "2", "-o", "raw", "-q"))
+    assert (status, text) == (2, "plain\n\ttext é\n" + refused[1])
+    assert queue("get", "-l", "9", "-o", "raw").text == "\x1b[2J\n"
+
+
+def test_an_index_that_is_gone_is_said_and_nothing_else_is_deleted(three: Easq) -> None:
+    three("delete", "2", "-y")
+    warning = "easq: warning: no item has the index 2; the next one is 3\n"
+    done = three("get", "2", "-o", "raw")
+    assert (done.status, done.text, done.err) == (0, "c", warning)
+    assert three("get", "2", "-l", "5", "-o", "raw").err == warning
+    assert three("get", "2", "-o", "json").err == three("get", "3").err == three("get").err == ""
+    done = three("get", "2", "--delete")
+    assert (done.status, done.out) == (3, b"")
+    assert done.err == "easq: no item has the index 2; the next one is 3\nhint: nothing was deleted\n"
+    assert length(three) == 2
+
+
+def test_what_nobody_saw_is_not_deleted(three: Easq) -> None:
+    for args, environ in ((("-o", "none"), {}), ((), {"EASQ_OUTPUT": "none"})):
+        done = three("get", "--delete", *args, env=environ)
+        assert (done.status, done.err) == (
+            2,
+            "easq: --delete with -o none deletes what nobody saw\nhint: --output-dir DIR keeps the payloads\n",
+        )
+        done = three("watch", "--commit", "output", "-n", "1", *args, env=environ)
+        assert (done.status, done.err) == (
+            2,
+            "easq: --commit output with -o none commits what nobody saw\nhint: --auto-commit takes it unseen\n",
+        )
+    assert length(three) == 3
+    assert three("get", "--delete", "-o", "none", "--output-dir", "d").status == 0
+    assert length(three) == 2
+
+
 def test_binary_is_not_shown_on_a_terminal_but_goes_through_a_pipe(queue: Easq) -> None:
     (queue.home / "evil").write_bytes(EVIL)
     queue("put", "evil")

@@ -11,7 +11,7 @@ from easq.cli.main import root
 from tests.cli.conftest import Easq
 
 #: those that print for people and shells alone
-WITHOUT = {"completion", "demo", "serve"}
+WITHOUT = {"completion", "demo", "help", "serve"}
 #: one asks service discovery, not a queue, one does not end: their JSON is tested in test_endpoints.py and test_work.py
 ELSEWHERE = {"endpoints", "work", "bench put", "bench drain", "bench predict", "bench roundtrip"}
 
@@ -39,6 +39,7 @@ RUNS: dict[str, list[str]] = {
     "count": [],
     "end": ["-y"],
     "wait": ["--result", "r-1"],
+    "version": ["-v"],
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import signal
@@ -218,6 +219,25 @@ def test_a_usage_error_is_json_where_json_was_asked_for(easq: Easq) -> None:
     assert done.err.startswith(
         '{"error":{"kind":"usage","exit":2,"http_status":null,"message":"invalid value'
     )
+
+
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        ("info --url http://127.0.0.1:1/q --connect-timeout 0.1", None),
+        ("search nosuchid", None),
+        ("search 5", 404),
+        ("predict -d x --via modelarts --endpoint http://127.0.0.1:1 --project p --service s", None),
+        ("get", None),
+        ("info --url URLx", 404),
+    ],
+)
+def test_a_status_in_json_is_one_that_a_server_gave(
+    queue: Easq, url: str, args: str, status: int | None
+) -> None:
+    done = queue(*args.replace("URL", url).split(), "-o", "json")
+    assert done.status != 0
+    assert json.loads(done.err.splitlines()[-1])["error"]["http_status"] == status
 
 
 def test_no_command_shows_the_help_and_is_a_usage_error(easq: Easq) -> None:

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.cli.conftest import Easq
+from tests.cli.conftest import Easq, finish
 from tests.cli.test_watch import fill, left, pending, redeliveries
 from tests.conftest import Serve
 from tests.support.waiting import eventually
@@ -21,6 +21,14 @@ def test_what_it_exits_with_0_on_is_committed(queue: Easq) -> None:
     fill(queue, 3)
     done = queue("watch", "-q", "-n", "3", "--", "sh", "-c", "cat; printf '|'")
     assert (done.status, done.text, done.err) == (0, "1|2|3|", "")
+    assert left(queue) == []
+
+
+def test_its_output_cannot_drive_a_terminal(queue: Easq) -> None:
+    fill(queue, 3)
+    script = "printf '\\033[2Jx\\r'; [ $EASQ_INDEX = 2 ] && echo; [ $EASQ_INDEX = 3 ] && printf '\\377'; true"
+    status, text = finish(queue.terminal("watch", "-q", "-n", "3", "--", "sh", "-c", script))
+    assert (status, text) == (0, "\\x1b[2Jx\\r\n\\x1b[2Jx\\r\n<binary 7 B, use -o raw>\n")
     assert left(queue) == []
 
 

@@ -27,6 +27,8 @@ from easq.render import payload
         ("a\u200bb\u2066c\ufeff", "a\\u200bb\\u2066c\\ufeff"),
         ("\U000e0041", "\\U000e0041"),
         ("\u3164", "\\u3164"),
+        ("a\U000e0101b\ufe00", "a\\U000e0101b\\ufe00"),
+        ("❤\ufe0f", "❤\ufe0f"),
         ("訪問\u3000佇列 é 🎉", "訪問\u3000佇列 é 🎉"),
     ],
 )
@@ -40,6 +42,36 @@ def test_nothing_but_visible_text_is_left(text: str) -> None:
         assert char in "\n\t" or char.isprintable() or unicodedata.category(char) == "Zs"
     assert "\n" not in payload.one_line(text)
     assert "\t" not in payload.one_line(text)
+
+
+@pytest.mark.parametrize(
+    "char",
+    [
+        *"\u034f\u115f\u1160\u17b4\u180b\u200d\u2060\u3164\ufe00\ufeff\uffa0\ufff9\U000e0001\U000e0041\U000e0101"
+    ],
+)
+def test_json_shows_what_hides_text(char: str) -> None:
+    line = payload.json_safe(json.dumps({"x": f"a{char}b"}, ensure_ascii=False))
+    assert line.isascii()
+    assert json.loads(line) == {"x": f"a{char}b"}
+
+
+@pytest.mark.parametrize(
+    ("data", "drives"),
+    [
+        (b"a\tb\nc", False),
+        ("\u00e9\U0001f389".encode(), False),
+        (b"", False),
+        (b"a\rb", True),
+        (b"\x1b[2J", True),
+        (b"\x7f", True),
+        ("\x9b2J".encode(), True),
+        (b"\x9b2J", True),
+        (b"\x89PNG\r\n\x1a\n", True),
+    ],
+)
+def test_what_drives_a_terminal(data: bytes, drives: bool) -> None:
+    assert payload.drives_terminal(data) is drives
 
 
 @given(st.text(alphabet=st.characters()))
