@@ -1,20 +1,23 @@
 """The data file of the embedded engine, and the files beside it: made whole, locked, recognised, copied anew.
 
 Beside `PATH` lie SQLite's own `-wal` and `-shm`, and `.lock` (one process), `.new` (a file being made), `.failed` (the
-disk failed under it), `.copied` (all of it, whole, to take its place) and `.ballast` (space that is given back when the
-disk is full).
+disk failed under it), `.copied` (all of it, whole, to take its place), `.ballast` (space that is given back when the
+disk is full) and `.v1` (what was there before a migration, until the user removes it).
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import sqlite3
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 from easq.errors import StorageError
+from easq.storage.migration import copy_layout_1, room_for_copy
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,8 @@ class DataFile:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_lock()
         if not self.path.exists():
+            self._put_back()
+        if not self.path.exists():
             if self._has_log:
                 raise StorageError(
                     f"{self._log} is there, and its {self.path.name} is not: it holds what was written last",
@@ -60,7 +65,14 @@ class DataFile:
             self._copy(wanted=recover)
         self._had_log = self._has_log
         self._connection = self.connect("rw")
-        self._check_identity(self._connection)
+        if self._layout(self._connection) < SCHEMA_VERSION:
+            self._migrate(self._connection)
+            self._connection = self.connect("rw")
+        if self._before_migration.exists():
+            log.warning(
+                "%s is the data file as it was before its migration: remove it when it is not needed any more",
+                self._before_migration,
+            )
         return self._connection
 
     @property
@@ -99,23 +111,71 @@ class DataFile:
 
     def _create(self) -> None:
         """The file appears under its name whole: made beside it, synced, renamed."""
+        os.rename(self._make(lambda _: None), self.path)
+        sync(self.path.parent)
+
+    def _make(self, fill: Callable[[sqlite3.Connection], None]) -> Path:
+        """Return where a new file is that `fill` has filled, and that is on the disk."""
         fresh = self._fresh_path()
-        os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(fresh, isolation_level=None)
+        connection = sqlite3.connect(f"{fresh.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         try:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only a new file takes it
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
             schema = resources.files("easq.storage").joinpath("schema.sql").read_text(encoding="utf-8")
             connection.executescript(f"BEGIN; {schema} COMMIT;")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            fill(connection)
+            connection.execute("PRAGMA main.journal_mode = WAL").fetchall()
         finally:
             connection.close()
         sync(fresh)
+        return fresh
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        """Copy a file of layout 1 into a new one that takes its place; the old one stays as `.v1`.
+
+        Cut off at any point, the next start finds the one or the other, whole. `connection` is closed. Raises
+        StorageError, sqlite3.Error and OSError; then the old one is in its place.
+        """
+        if os.path.lexists(self._before_migration):
+            raise StorageError(
+                f"{self.path} is to be migrated, and {self._before_migration} of an earlier migration is there",
+                hint="move it away, or remove it if it is not needed any more",
+            )
+        needed = room_for_copy(connection) + RESERVE_BYTES
+        if self.free_bytes() < needed:
+            raise self._no_room(needed)
+        connection.close()
+        try:
+            fresh = self._make(lambda new: copy_layout_1(self.path, new))
+        except BaseException as error:
+            self._remove_fresh()
+            if is_full(error):
+                raise self._no_room(needed) from error
+            raise
+        # all of the old file is in it, and the log is empty: beside the new file it would be taken for its own
+        sync(self.path)
+        for leftover in (self._log, Path(f"{self.path}-shm")):
+            leftover.unlink(missing_ok=True)
+        sync(self.path.parent)
+        os.rename(self.path, self._before_migration)
+        sync(self.path.parent)
         os.rename(fresh, self.path)
         sync(self.path.parent)
+        log.warning("%s was migrated", self.path)
+
+    def _no_room(self, needed: int) -> StorageError:
+        return StorageError(
+            f"{self.path} has to be copied into a new layout, which needs {_mib(needed)} MiB on its disk:"
+            f" there are {_mib(self.free_bytes())} MiB",
+            hint="make room, or move the file to a larger disk; it is as it was",
+        )
+
+    def _put_back(self) -> None:
+        """A migration was cut off between its two renames: the old file has its name again."""
+        if self._before_migration.exists() and self._fresh.exists():
+            os.rename(self._before_migration, self.path)
+            sync(self.path.parent)
 
     def _copy(self, *, wanted: bool) -> None:
         """What can be read is in a new file under the old name, and on the disk.
@@ -154,26 +214,39 @@ class DataFile:
             copy.execute("PRAGMA journal_mode = WAL")
         finally:
             copy.close()
-        os.chmod(fresh, 0o600)
         sync(fresh)
         return fresh
 
-    def _check_identity(self, connection: sqlite3.Connection) -> None:
+    def _layout(self, connection: sqlite3.Connection) -> int:
+        """Return the layout of the file. Raises sqlite3.DatabaseError when it is not easq's, or of a later one."""
         if self.path.stat().st_size == 0:
             raise sqlite3.DatabaseError("the file is empty")
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if application != APPLICATION_ID:
             raise sqlite3.DatabaseError("it is another program's SQLite file")
-        if version != SCHEMA_VERSION:
+        if not 0 < version <= SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"its schema is version {version}, this easq knows {SCHEMA_VERSION}")
+        return int(version)
 
     def _fresh_path(self) -> Path:
-        """Where a new file is made before it has its name; nothing is there."""
-        fresh = self.path.with_name(self.path.name + ".new")
-        for leftover in (fresh, Path(f"{fresh}-wal"), Path(f"{fresh}-shm"), Path(f"{fresh}-journal")):
-            leftover.unlink(missing_ok=True)
-        return fresh
+        """Return where a new file is made before it has its name: an empty one that only its owner can read."""
+        self._remove_fresh()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        os.close(os.open(self._fresh, flags, 0o600))
+        return self._fresh
+
+    def _remove_fresh(self) -> None:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(f"{self._fresh}{suffix}").unlink(missing_ok=True)
+
+    @property
+    def _fresh(self) -> Path:
+        return self.path.with_name(self.path.name + ".new")
+
+    @property
+    def _before_migration(self) -> Path:
+        return self.path.with_name(self.path.name + ".v1")
 
     @property
     def _mark(self) -> Path:
@@ -220,6 +293,18 @@ class DataFile:
                 os.close(handle)
         except OSError as error:
             log.warning("no ballast: %s", error)
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether the error says that the disk, or the user's part of it, is full."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def _mib(size: int) -> int:
+    """The size in MiB, rounded up."""
+    return -(-size >> 20)
 
 
 def sync(path: Path) -> None:

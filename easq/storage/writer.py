@@ -36,7 +36,7 @@ from easq.storage.changes import (
     Touched,
     Truncated,
 )
-from easq.storage.datafile import DataFile, sync
+from easq.storage.datafile import DataFile, is_full, sync
 from easq.storage.embedded import Settle
 from easq.storage.entries import INDEX_BITS
 
@@ -286,7 +286,7 @@ class Writer:
             self.full = self.full and not any(job.stored for job in batch)
             return
         except sqlite3.Error as error:
-            if not _is_full(error):
+            if not is_full(error):
                 self._fail_batch(batch, error)
                 return
             if not self.full:
@@ -300,7 +300,7 @@ class Writer:
             self._checkpoint("TRUNCATE")
             self._transact(batch, storing=False)
         except sqlite3.Error as error:
-            if not _is_full(error) or any(job.stream for job in batch):
+            if not is_full(error) or any(job.stream for job in batch):
                 self._fail_batch(batch, error)
                 return
             for job in batch:
@@ -420,7 +420,7 @@ class Writer:
             self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
         except sqlite3.Error as error:
             # the log still holds what was not copied back; a full disk must not stop the service
-            if not (_is_full(error) or _is_busy(error)):
+            if not (is_full(error) or _is_busy(error)):
                 raise
             log.warning("checkpoint: %s", error)
         self._written = 0
@@ -442,10 +442,6 @@ def _as_json(tags: Tags) -> str:
     """The tags as a JSON object, in half the time of an encoder that takes any object."""
     pairs = [f"{encode_basestring(key)}:{encode_basestring(value)}" for key, value in tags.items()]
     return f"{{{','.join(pairs)}}}"
-
-
-def _is_full(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _is_busy(error: sqlite3.Error) -> bool:
