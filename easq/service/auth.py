@@ -40,6 +40,10 @@ class Guard:
         if self.token and not hmac.compare_digest(given.encode(errors="replace"), self.token.encode()):
             raise AuthFailed("the token is wrong" if given else "a token is needed")
 
+    def is_signature(self, given: str) -> bool:
+        """Return whether `given`, of Authorization, is a signature by a token rather than the token."""
+        return bool(self.token) and given.startswith("EAS ")
+
     def check_call(self, headers: Mapping[str, str], target: str) -> None:
         """Raises AuthFailed unless a call of a model has the token, as it is or behind `Bearer`, or is signed by it;
         or has it in X-Auth-Token, as ModelArts' services want it.

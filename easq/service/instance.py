@@ -247,6 +247,12 @@ def local_ip(request: web.BaseRequest) -> str:
     return str(name[0]).partition("%")[0] if name else ""
 
 
+def local_port(request: web.BaseRequest) -> int:
+    """The port of ours that the caller knows; 0 once the connection is gone."""
+    name = request.transport.get_extra_info("sockname") if request.transport is not None else None
+    return int(name[1]) if name else 0
+
+
 def content_headers(headers: list[tuple[str, str]]) -> dict[str, str]:
     """Of a model's headers those that its caller gets beside the type: how to read the bytes, and its own."""
     return {

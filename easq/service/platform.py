@@ -18,7 +18,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qs, unquote
 
@@ -40,13 +40,14 @@ from easq.service.instance import (
     content_headers,
     is_upgrade,
     local_ip,
+    local_port,
     read_payload,
     send_message,
 )
 from easq.wire.hops import end_to_end
 from easq.wire.modelarts import write_host_endpoints
 from easq.wire.replies import Reply
-from easq.wire.upstreams import write_upstreams
+from easq.wire.upstreams import DEFAULT_WEIGHT, write_upstreams
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +94,15 @@ class _Seat:
 class Platform:
     """The doors around the instances of one service; around none, they say that there is no such service."""
 
-    def __init__(self, service: Service | None, guard: Guard, *, base: str) -> None:
-        """Nothing listens yet. Raises UsageError for the model."""
+    def __init__(
+        self, service: Service | None, guard: Guard, *, base: str, queues: Collection[str] = ()
+    ) -> None:
+        """Nothing listens yet. Raises UsageError for the model.
+
+        Args:
+            queues: the names for which discovery gives the service's own address.
+        """
+        self._queues = queues
         self._guard = guard
         self._service = service
         self._host = ""
@@ -177,7 +185,8 @@ class Platform:
         return self._service is not None and name == self._service.name
 
     def discover(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
-        """The service's instances, as direct connect asks for them. No token is asked for: clients send none.
+        """The service's instances, as direct connect asks for them; of a queue, the address that the caller came to. No
+        token is asked for: clients send none.
 
         Never a 200 without instances, which two official SDKs would clear their lists by: 404 is for another name,
         503 while no instance is left, so that the name is not in doubt.
@@ -186,9 +195,12 @@ class Platform:
             raise MethodNotAllowed("use GET")
         self.requests["discovery"] += 1
         name = unquote(name, errors="replace")
-        if not self.serves(name):
+        if name in self._queues:
+            found = [Address(local_ip(request), local_port(request), DEFAULT_WEIGHT)]
+        elif self.serves(name):
+            found = self.addresses(local_ip(request))
+        else:
             raise NotFound("no such service here")
-        found = self.addresses(local_ip(request))
         if not found:
             raise Unavailable("the service has no instance now")
         return respond(Reply(200, {"Content-Type": "application/json"}, write_upstreams(name, found)))

@@ -115,7 +115,7 @@ class Server:
             bound=settings.host, token=settings.token, allowed_hosts=settings.allowed_hosts
         )
         #: what stands around a model
-        self.platform = Platform(settings.service, self._guard, base=settings.base)
+        self.platform = Platform(settings.service, self._guard, base=settings.base, queues=settings.queues)
         self._listener: Listener | None = None
         self._app: App | None = None
         self._ended = asyncio.Event()

@@ -161,6 +161,41 @@ print(json.dumps(answers))
     }
 
 
+_DIRECT = """
+import json, sys
+from eas_prediction import QueueClient
+from eas_prediction.predict_client import ENDPOINT_TYPE_DIRECT
+
+address, token = sys.argv[1:]
+
+def client(name):
+    made = QueueClient(address, name)
+    made.set_token(token)
+    made.set_endpoint_type(ENDPOINT_TYPE_DIRECT)
+    made.init(uid="u", gid="g")
+    return made
+
+queue, sink = client("qservice"), client("qservice/sink")
+index, request_id = queue.put("[{}]", tags={"k": "v"})
+watcher = queue.watch(0, 5)
+frame = next(watcher.run())
+watcher.close()
+committed = queue.commit(frame.index).decode()
+sink.put("answer", tags={"requestId": request_id})
+(answer,) = sink.get(request_id=request_id)
+left = queue.attributes()["stream.length"]
+print(json.dumps([frame.tags["k"], frame.data.decode(), committed, answer.data.decode(), left]))
+"""
+
+
+@pytest.mark.parametrize("token", ["", "dG9rZW4="], ids=["no token", "a token"])
+def test_the_sdk_finds_a_queue_by_discovery(serve: Serve, run_sdk: RunSdk, token: str) -> None:
+    """Its direct mode, which asks where the instances of a service are: those of a queue are the service itself."""
+    service = serve(storage="memory:", token=token)
+    done = run_sdk(_DIRECT, f"127.0.0.1:{service.port}", token)
+    assert json.loads(done.stdout.splitlines()[-1]) == ["v", "[{}]", "OK", "answer", "0"]
+
+
 def test_a_service_that_was_killed_is_watched_on(serve: Serve, start_sdk: StartSdk) -> None:
     """The SDK's watcher reconnects by itself after the service was killed, and nothing it had not committed is lost."""
     service = serve("--queue", "q")

@@ -685,11 +685,106 @@ def test_what_is_not_http_is_400_and_the_end_of_the_connection(
         connection.send(wire.replace(b"{path}", queue.path.encode()))
         answer = connection.read_answer()
         assert answer.status == 400
-        assert answer.text == "this is no HTTP/1.1 request"
+        assert answer.text in {
+            "this is no HTTP/1.1 request",
+            "the header Content-Length is given more than once",
+        }
         connection.socket.shutdown(socket.SHUT_WR)
         eventually(connection.is_over)
     assert queue.length() == 0
     assert [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"] == []
+
+
+SINGLE = [
+    *(
+        "Host",
+        "Content-Length",
+        "Transfer-Encoding",
+        "Content-Type",
+        "User-Agent",
+        "Authorization",
+        "X-Auth-Token",
+    ),
+    *(
+        "Origin",
+        "Idempotency-Key",
+        "X-Easq-Idempotency-Key",
+        "X-EAS-QueueService-Uid",
+        "X-EAS-QueueService-Redis-Gid",
+    ),
+    *("Sec-Fetch-Site", "Sec-WebSocket-Key", "ETag"),
+]
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_header_that_is_one_value_may_not_be_there_twice(queue: Stream, name: str) -> None:
+    """Two readers would each believe another one. It is said which one, and not what it held."""
+    value = {"Host": "127.0.0.1", "Content-Length": "1", "Transfer-Encoding": "chunked"}.get(name, "canary")
+    own = {"Host", "Content-Length"} - {name} - ({"Content-Length"} if name == "Transfer-Encoding" else set())
+    lines = [f"{one}: {'127.0.0.1' if one == 'Host' else 1}" for one in sorted(own)]
+    lines += [f"{name}: {value}", "X-Between: x", f"{name.lower()}: {value}"]
+    with Connection(queue.port) as connection:
+        connection.send(
+            "".join(f"{line}\r\n" for line in [f"POST {queue.path} HTTP/1.1", *lines, ""]).encode()
+        )
+        connection.send(b"0\r\n\r\n" if name == "Transfer-Encoding" else b"x")
+        answer = connection.read_answer()
+    assert answer.status == 400
+    assert answer.text.lower().startswith(f"the header {name.lower()} is ")
+    assert "canary" not in answer.text
+    assert queue.length() == 0
+
+
+@pytest.mark.parametrize("name", ["Content-Type", "User-Agent"])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_two_of_these_do_no_harm_where_there_is_no_body(queue: Stream, name: str, method: str) -> None:
+    """The first counts, as with the Java SDK."""
+    queue.put()
+    query = {"_attrs_": "true"} if method == "GET" else {"_indexes_": "1"}
+    answer = queue.ask(method, [(name, "a/b"), ("X", "x"), (name.lower(), "c/d"), (name, "e")], **query)
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"GET {path}?_attrs_=true HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: a\r\n|User-Agent: b\r\n\r\n",
+        b"GET {path}?_attrs_=true HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: a\r\nUser-Agent: b\r\n\r\nGET",
+        b"GET {path}?_attrs_=true HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: a\r\nUser-Agent: b\r\n"
+        b"Content-Length: 1\r\n\r\n|x",
+        b"GET {path}?_attrs_=true HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: a\r\n  folded\r\nUser-Agent: b\r\n\r\n",
+        b"GET {path}?_attrs_=true HTTP/1.1\nHost: 127.0.0.1\nUser-Agent: a\r\nUser-Agent: b\r\n\r\n",
+        b"GET {path}?_attrs_=true HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: a\r\nUser-Agent : b\r\n\r\n",
+    ],
+    ids=[
+        "in two pieces",
+        "more behind it",
+        "with a body",
+        "folded",
+        "bare line feeds",
+        "a blank before the colon",
+    ],
+)
+def test_nothing_else_is_mended_before_the_parser(queue: Stream, wire: bytes) -> None:
+    with Connection(queue.port) as connection:
+        for piece in wire.replace(b"{path}", queue.path.encode()).split(b"|"):
+            connection.send(piece)
+            time.sleep(0.05)  # pieces that come one by one
+        assert connection.read_answer().status == 400
+
+
+def test_a_body_that_looks_like_a_head_is_left_alone(queue: Stream) -> None:
+    """Also one that nobody reads: a line dropped from it would have the next request begin too late."""
+    body = b"GET / HTTP/1.1\r\nHost: x\r\nUser-Agent: a\r\nUser-Agent: b\r\n\r\n"
+    for target, method in ((queue.path, "POST"), ("/healthz", "GET")):
+        with Connection(queue.port) as connection:
+            head = f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.send(head.encode())
+            time.sleep(0.05)
+            connection.send(body)
+            assert connection.read_answer().status == 200
+            assert connection.ask("GET", "/healthz").text == "ok\n"
+    assert queue.get()[0].data == body
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,45 @@ def test_the_app_is_the_name_with_dashes(start: Open) -> None:
     assert ask(service.port, "GET", f"{DOCUMENTED}my%5Fmodel").status == 200
 
 
-@pytest.mark.parametrize("name", ["other", "q", "", "model/x", "%FF"])
+#: what the Java SDK sends in its direct mode, but for Host: headers of its own, then those of its HTTP client
+JAVA = (
+    b"GET /exported/apis/eas.alibaba-inc.k8s.io/v1/upstreams/model HTTP/1.1\r\n"
+    b"User-Agent: EAS-Java-Client:v2.0\r\n"
+    b"Accept-Encoding: gzip,deflate,sdch\r\n"
+    b"Content-Type: application/json\r\n"
+    b"Content-Type: application/x-www-form-urlencoded;charset=UTF-8\r\n"
+    b"Accept-Charset: UTF-8\r\n"
+    b"Host: 127.0.0.1\r\n"
+    b"Accept: text/html, image/gif, image/jpeg, */*; q=0.2\r\n"
+    b"Connection: keep-alive\r\n\r\n"
+)
+
+
+def test_the_java_sdks_discovery_is_answered(cloud: OpenCloud) -> None:
+    """Again and again on one connection; its Content-Type stands there twice."""
+    made = cloud()
+    with Connection(made.port) as connection:
+        for _ in range(3):
+            connection.send(JAVA)
+            answer = connection.read_answer()
+            assert answer.status == 200
+            assert answer.json["endpoints"]["items"][0]["port"] == made.ports[0]
+
+
+@pytest.mark.parametrize("path", [DOCUMENTED, PYTHON])
+def test_discovery_of_a_queue_names_the_service_itself(start: Open, path: str) -> None:
+    """The SDK's QueueClient has a direct mode too."""
+    service = start(queues=("q", "other"), token="t")
+    for name in ("q", "other", "%71"):
+        answer = ask(service.port, "GET", path + name)
+        assert answer.status == 200
+        assert [(item["ip"], item["port"], item["weight"]) for item in answer.json["endpoints"]["items"]] == [
+            ("127.0.0.1", service.port, 100)
+        ]
+    assert ask(service.port, "GET", path + "third").status == 404
+
+
+@pytest.mark.parametrize("name", ["other", "q/sink", "", "model/x", "%FF"])
 @pytest.mark.parametrize("path", [DOCUMENTED, PYTHON])
 def test_an_unknown_service_is_404(cloud: OpenCloud, path: str, name: str) -> None:
     """Not 200 with an empty list, by which official clients forget what they know."""
