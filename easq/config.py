@@ -395,9 +395,13 @@ def _token_of_command(argv: tuple[str, ...], origin: str) -> str:
     import subprocess
     import time
 
+    from easq.redact import child_environ
+
     end = time.monotonic() + TOKEN_CMD_TIMEOUT_S
     try:
-        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            argv, env=child_environ(os.environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        ) as process:
             try:
                 data = _read_until(process, end)
                 status = process.wait(max(0.0, end - time.monotonic()))

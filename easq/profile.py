@@ -46,6 +46,9 @@ VIAS = ("queue", "gateway", "direct", "modelarts", "websocket")
 #: what a token is sent as
 SIGNS = ("auto", "token", "hmac", "none")
 
+#: characters; a wrong value of a key that is as long is not shown
+_MIN_UNSHOWN = 12
+
 #: what a profile, a group and a user may be called
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -58,7 +61,7 @@ def check_key(key: str) -> None:
     """Raises ConfigError unless a profile may hold `key`."""
     if key not in KEYS:
         raise ConfigError(
-            f"unknown key {key!r}{did_you_mean(key, KEYS)}", hint=f"the keys are {', '.join(KEYS)}"
+            f"unknown {named('key', key)}{did_you_mean(key, KEYS)}", hint=f"the keys are {', '.join(KEYS)}"
         )
 
 
@@ -82,7 +85,7 @@ def type_problem(key: str, value: object) -> str:
 
 
 def value_problem(key: str, value: object) -> str:
-    """What is wrong with `value` itself, empty when nothing is. Addresses and tokens are not looked at."""
+    """Return what is wrong with `value` itself, empty when nothing is. Addresses and tokens are not looked at."""
     check = _CHECKS.get(key)
     return check(key, value) if check and isinstance(value, str) else ""
 
@@ -108,22 +111,31 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {names[close[0]]!r}?)" if close else ""
 
 
+def named(key: str, value: str) -> str:
+    """Return `key` with `value` behind it, as a message names them; without a long one, which may be a token that was
+    given for another key.
+    """
+    return f"{key} {value!r}" if len(value) < _MIN_UNSHOWN else key
+
+
 def _name_problem(key: str, value: str) -> str:
-    return "" if NAME.fullmatch(value) else f"{key} {value!r} is not 1-128 of A-Z a-z 0-9 . _ -"
+    return "" if NAME.fullmatch(value) else f"{named(key, value)} is not 1-128 of A-Z a-z 0-9 . _ -"
 
 
 def _choice_problem(key: str, value: str) -> str:
     known = VIAS if key == "via" else SIGNS
     if value in known:
         return ""
-    return f"{key} {value!r} is not one of {', '.join(known)}{did_you_mean(value, known)}"
+    return f"{named(key, value)} is not one of {', '.join(known)}{did_you_mean(value, known)}"
 
 
 def _duration_problem(key: str, value: str) -> str:
     try:
         return "" if parse_duration(value) > 0 else f"the {key} must be above 0"
     except ValueError as error:
-        return f"{key}: {error}"
+        return (
+            f"{key}: {error}" if len(value) < _MIN_UNSHOWN else f"{key} is not a duration such as 30s or 5m"
+        )
 
 
 _CHECKS: Mapping[str, Callable[[str, str], str]] = {

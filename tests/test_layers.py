@@ -26,7 +26,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "redact": set(),
     "files": set(),
     "wire": {"errors", "model"},
-    "runner": {"errors", "model", "wire"},
+    "runner": {"errors", "model", "redact", "wire"},
     "balance": {"model"},
     "storage": {"errors", "files", "model", "wire"},
     "broker": {"errors", "model", "wire", "storage"},

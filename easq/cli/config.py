@@ -105,7 +105,7 @@ def set_value(app: App, key: str, value: str) -> None:
     import shlex
 
     from easq.errors import UsageError
-    from easq.profile import check_key
+    from easq.profile import check_key, named
 
     check_key(key)
     if key == "token" and value == "-":
@@ -118,7 +118,7 @@ def set_value(app: App, key: str, value: str) -> None:
         try:
             words = shlex.split(value)
         except ValueError as error:
-            raise UsageError(f"token_cmd {value!r}: {error}") from error
+            raise UsageError(f"{named(key, value)}: {error}") from error
         _save_values(app, {key: words})
     else:
         _save_values(app, {key: value})

@@ -150,8 +150,13 @@ class Tour:
         from pathlib import Path
 
         import easq
+        from easq.redact import child_environ
 
-        inherited = {key: value for key, value in self.app.environ.items() if not key.startswith("EASQ_")}
+        inherited = {
+            key: value
+            for key, value in child_environ(self.app.environ).items()
+            if not key.startswith("EASQ_")
+        }
         # the same easq, also where it runs from a checkout and is not installed
         source = str(Path(easq.__file__).parent.parent)
         path = os.pathsep.join(filter(None, (source, inherited.get("PYTHONPATH"))))

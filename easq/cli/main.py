@@ -141,6 +141,9 @@ def _run(app: App, args: list[str]) -> int:
         from easq.cli.usage import asked_output, usage_error
 
         app.options["output"] = asked_output(args) or app.options.get("output")
+        if "token" in args:  # `config set token A B`: click names the word that is one too many
+            for word in args[args.index("token") + 1 :]:
+                app.printer.hide(word)
         raise usage_error(error, args) from error
     finally:
         app.close()

@@ -297,9 +297,10 @@ class Header(ParamType):
             return value[0], value[1]
         name, colon, text = value.partition(":")
         if not colon or not _HEADER_NAME.fullmatch(name.strip()):
-            self.fail(f"{value!r} is no header, 'Name: value'", param, ctx)
+            # never the value, which may be a token; without a colon all of it may be
+            self.fail("a header is written 'Name: value', with a name of letters, digits and '-'", param, ctx)
         if _FORBIDDEN_IN_HEADER.search(text) or not text.isascii():
-            self.fail(f"{value!r} holds characters that no header may carry", param, ctx)
+            self.fail(f"the value of {name.strip()} holds characters that no header may carry", param, ctx)
         return name.strip(), text.strip()
 
 

@@ -211,6 +211,7 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
     if port is None:
         port = 3030 if private is None else 0
     storage = given["storage"] or (_default_storage(app) if private is None else f"sqlite:{private}/easq.db")
+    _hide_passwords(app, storage)
     limits = Limits(given["max_length"], given["max_bytes"], given["auto_evict"])
     sink_limits = Limits(
         given["sink_max_length"] or given["max_length"], given["max_bytes"], given["auto_evict"]
@@ -233,17 +234,19 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
         service=_service(given),
     )
     settings.check()
-    _hide_password(app, storage)
     return settings
 
 
-def _hide_password(app: App, storage: str) -> None:
-    """Nothing that is printed has the password of the storage's URL, neither as written there nor as it is."""
-    from urllib.parse import unquote
+def _hide_passwords(app: App, storage: str) -> None:
+    """Hide the passwords of the storage's URL from all that is printed, as written there and as they are."""
+    from urllib.parse import parse_qsl, unquote
 
-    credentials = storage.partition("://")[2].rpartition("@")[0]
-    password = credentials.partition(":")[2]
-    for secret in {password, unquote(password)}:
+    if storage.startswith("sqlite:"):
+        return
+    credentials, _, place = storage.partition("://")[2].rpartition("@")
+    written = [credentials.partition(":")[2]]
+    written += [value for name, value in parse_qsl(place.partition("?")[2]) if name.endswith("password")]
+    for secret in (*written, *map(unquote, written)):
         app.printer.hide(secret)
 
 
@@ -383,27 +386,26 @@ async def _serve_around(app: App, settings: Settings, cmd: Sequence[str], ready_
     try:
         engines = _engines(app, server, settings)
         _write_ready(ready_file, server)
-        return await _run_child(server, settings, cmd)
+        return await _run_child(app, server, settings, cmd)
     finally:
         if engines is not None:
             await asyncio.to_thread(engines.stop)
         await server.stop()
 
 
-async def _run_child(server: Server, settings: Settings, cmd: Sequence[str]) -> int:
+async def _run_child(app: App, server: Server, settings: Settings, cmd: Sequence[str]) -> int:
     import asyncio
-    import os
     import signal
 
     from easq.errors import ChildFailed
+    from easq.redact import child_environ
 
     environ = {
-        **os.environ,
+        **child_environ(app.environ),
         "EASQ_URL": server.url(),
         "EASQ_SINK_URL": server.url(sink=True),
         "EASQ_TOKEN": settings.token,
     }
-    environ.pop("EASQ_TOKEN_FILE", None)
     if settings.service is not None:
         environ |= {"EASQ_ENDPOINT": server.origin, "EASQ_SERVICE": settings.service.name}
     try:

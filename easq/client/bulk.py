@@ -20,7 +20,7 @@ from easq.client.endpoint import shown
 from easq.client.exchange import Retry, Settings
 from easq.client.failures import Unanswered
 from easq.client.session import Sender, Session
-from easq.client.trace import hidden
+from easq.client.trace import hidden, secrets_of
 from easq.errors import EasqError
 from easq.wire.operations import Caller, Operation, to_request
 from easq.wire.replies import Reply
@@ -81,7 +81,7 @@ def asking(
         try:
             return read(reply)
         except EasqError as error:
-            raise hidden(error, caller.token) from error.__cause__
+            raise hidden(error, [caller.token, *secrets_of(settings.headers)]) from error.__cause__
 
     return steps
 

@@ -14,6 +14,9 @@ _WEBSOCKET_HINT = "write it as wss://HOST[:PORT]/PATH"
 _PLAIN_SCHEMES = {"ws": "http", "wss": "https"}
 #: what stands in a query as it is
 _QUERY_SAFE = "/%:@!$&'()*+,;=?~[]"
+#: a URL up to its host
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_ENCODE_HINT = "in a user or password / is written %2F, ? %3F, # %23, @ %40 and % %25"
 _PROXY_HINT = "set NO_PROXY for this host, or another proxy"
 _ENDPOINT_HINT = "write it as http://HOST[:PORT]"
 _HOST = re.compile(r"[^\s/?#\[\]@\\%:<>^|`{}\"]+")
@@ -30,6 +33,7 @@ def stream_url(url: str, *, sink: bool) -> str:
         raise ConfigError("no url", hint=_HINT)
     if not url.isprintable() or " " in url or "\\" in url:
         raise ConfigError("the url holds a blank, a backslash or a control character", hint=_HINT)
+    _check_late_at(url)
     parts = _split(url)
     if parts.username is not None or parts.password is not None:
         raise ConfigError(
@@ -62,6 +66,7 @@ def websocket_url(url: str, *, path: str = "") -> str:
 
     Raises ConfigError for what is no such address.
     """
+    _check_late_at(url)
     base, mark, query = url.partition("?")
     scheme, colon, rest = base.partition("://")
     if scheme.lower() in _PLAIN_SCHEMES:
@@ -88,13 +93,29 @@ def address_of(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """`url` as messages may show it: without user, password, query and fragment."""
-    bare = re.split(r"[?#]", url, maxsplit=1)[0]
-    scheme, colon, rest = bare.partition("://")
-    if not colon:
-        return bare.rpartition("@")[2]
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    """Return `url` as messages may show it: without user, password, query and fragment.
+
+    A password that holds a `/`, `?` or `#` ends the host's part of a URL, and all of it would be shown. So where an
+    `@` comes later, what looks like a host and a port is taken for a user and a password.
+    """
+    scheme, authority, rest = _cut(url)
+    if _holds_late_at(authority, rest):
+        return f"{scheme}****@{re.split('[?#]', rest.rpartition('@')[2], maxsplit=1)[0]}"
+    path = re.split(r"[?#]", rest, maxsplit=1)[0]
+    return f"{scheme}{authority.rpartition('@')[2]}{path}"
+
+
+def _cut(url: str) -> tuple[str, str, str]:
+    """Return `url` as its scheme with `://`, what stands before the next `/`, `?` or `#`, and the rest."""
+    found = _SCHEME.match(url)
+    scheme = found[0] if found else ""
+    authority = re.split(r"[/?#]", url[len(scheme) :], maxsplit=1)[0]
+    return scheme, authority, url[len(scheme) + len(authority) :]
+
+
+def _holds_late_at(authority: str, rest: str) -> bool:
+    """Whether `authority` may be a user and a part of a password, of which `rest` has the other part."""
+    return "@" in rest and ":" in authority and not _is_address(authority)
 
 
 def is_loopback(url: str) -> bool:
@@ -141,9 +162,13 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
     if "://" not in proxy:
         proxy = f"http://{proxy}"
     try:
-        scheme = _split(proxy).scheme
+        parts = _split(proxy)
     except ConfigError as error:
-        raise ConfigError(error.message.replace("the url", "the proxy", 1), hint=_PROXY_HINT) from error
+        hint = _ENCODE_HINT if "@" in proxy else _PROXY_HINT
+        raise ConfigError(error.message.replace("the url", "the proxy", 1), hint=hint) from error
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ConfigError("the user or password of the proxy holds one of / ? #", hint=_ENCODE_HINT)
+    scheme = parts.scheme
     if scheme not in ("http", "https"):
         raise ConfigError(f"the proxy {shown(proxy)} is neither http nor https", hint=_PROXY_HINT)
     return proxy
@@ -156,8 +181,8 @@ def _split(url: str) -> SplitResult:
         host, port = parts.hostname, parts.port
         if host and ":" in host:
             ipaddress.IPv6Address(host.partition("%")[0])
-    except ValueError as error:
-        raise ConfigError(f"the url {shown(url)} is malformed: {error}", hint=_HINT) from error
+    except ValueError as error:  # its message quotes what may be a part of a password
+        raise ConfigError(f"the host or port of the url {shown(url)} is malformed", hint=_HINT) from error
     if not host or not ("[" in parts.netloc or _is_name(host)):
         raise ConfigError(f"the url {shown(url)} names no host", hint=_HINT)
     if port == 0 or parts.netloc.endswith(":"):
@@ -182,6 +207,27 @@ def _is_name(host: str) -> bool:
 
 def _host(url: str) -> str:
     return (_split(url).hostname or "").lower().rstrip(".")
+
+
+def _check_late_at(url: str) -> None:
+    """Raises ConfigError for an `@` that stands where a password may have been cut in two."""
+    _, authority, rest = _cut(url)
+    if _holds_late_at(authority, rest):
+        raise ConfigError(
+            f"the url {shown(url)} has an @ behind its host",
+            hint="written %40 it is a part of the path; a user and password have no place in a url",
+        )
+
+
+def _is_address(authority: str) -> bool:
+    """Whether `authority` is localhost or an IP address, with or without a port."""
+    host, _, port = authority.rpartition(":")
+    if not (host and port.isdecimal()):
+        host = authority
+    try:
+        return host == "localhost" or bool(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        return False
 
 
 def _is_loopback_host(host: str) -> bool:

@@ -59,7 +59,7 @@ def unconnected(error: BaseException, url: str, proxy: str | None = None) -> Unc
             return Unconnected(f"TLS with {address} failed: {reason}", hint=hint, lasting=True)
         if isinstance(cause, socket.gaierror):
             lasting = cause.errno != socket.EAI_AGAIN
-            host = urlsplit(proxy or url).hostname
+            host = urlsplit(shown(proxy or url)).hostname
             text = f"the name {host} of {first} does not resolve"
             hint = _PROXY_HINT if proxy else "check the host in the url"
             return Unconnected(text, hint=hint, lasting=lasting)

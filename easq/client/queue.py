@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from easq.client.attempts import Steps, Times, exchange
 from easq.client.exchange import Retry
-from easq.client.trace import hidden
+from easq.client.trace import hidden, secrets_of
 from easq.errors import ConfigError, EasqError, NotAQueueService, UsageError
 from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
 from easq.wire import operations, replies
@@ -248,7 +248,7 @@ class QueueClient:
         try:
             return read(reply)
         except EasqError as error:
-            hidden(error, self.caller.token)
+            hidden(error, [self.caller.token, *secrets_of(self._transport.settings.headers)])
             raise
 
     def _ask(

@@ -24,7 +24,7 @@ from easq.client.exchange import MAX_HEADER_BYTES, Settings, target
 from easq.client.failures import Unanswered, refused_by_proxy, unconnected
 from easq.client.headers import check_value, request_headers
 from easq.client.tls import tls_context
-from easq.client.trace import Tracer, hide_in, secrets_of
+from easq.client.trace import Tracer, hidden, hide_in, secrets_of
 from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
 from easq.wire.operations import Request
 from easq.wire.replies import Reply
@@ -175,6 +175,7 @@ class Sender:
                 self._deadline.end()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             failure = _translate(error, attempt.url, limit_s, place.way)
+            failure = hidden(failure, secrets_of(headers, place.way))
             if tracer is not None:
                 tracer.answer(failure.message, time.monotonic() - began)
             raise failure from error

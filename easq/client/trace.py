@@ -1,19 +1,22 @@
-"""What `-v` shows of an exchange, and the one place where secrets are taken out of it."""
+"""What `-v` shows of an exchange, and which of its parts are secret."""
 
 from __future__ import annotations
 
 import base64
 import re
 from collections.abc import Callable, Iterable, Mapping
-from urllib.parse import quote, quote_plus, unquote, urlsplit
+from typing import TypeVar
+from urllib.parse import quote_plus, unquote, urlsplit
 
 from easq.client.endpoint import shown
 from easq.errors import EasqError
-from easq.redact import mask
+from easq.redact import hide, mask
 from easq.wire.replies import Reply
 
 #: called with a level (1: request, status, time; 2: headers; 3: first KiB of a body) and a line
 Trace = Callable[[int, str], None]
+
+E = TypeVar("E", bound=EasqError)
 
 _SECRET_NAME = re.compile(
     r"(?i)auth|token|secret|cookie|password|passwd|signature|appcode|api-?key|access-?key"
@@ -61,18 +64,11 @@ class Tracer:
             self._trace(level, hide(line, self._secrets))
 
 
-def hide(text: str, secrets: Iterable[str]) -> str:
-    """`text` with every one of `secrets` masked, also where it stands percent-encoded."""
-    # the longest first: one secret may be part of another
-    for secret in sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True):
-        for form in _spellings(secret):
-            text = text.replace(form, mask(secret))
-    return text
-
-
-def hidden(error: EasqError, secret: str) -> EasqError:
-    """`error` without `secret`: it may quote an answer, and what answers everything answers with what it was sent."""
-    error.message = hide(error.message, [secret])
+def hidden(error: E, secrets: Iterable[str]) -> E:
+    """Return `error` with `secrets` masked: it may quote an answer, and some servers answer with what they were
+    sent.
+    """
+    error.message = hide(error.message, secrets)
     error.args = (error.message,)
     return error
 
@@ -87,19 +83,18 @@ def hide_in(reply: Reply, secrets: Iterable[str]) -> Reply:
 
 
 def secrets_of(headers: Mapping[str, str], proxy: str | None = None) -> list[str]:
-    """The values among `headers` that nobody may see, and the part behind a scheme word such as Bearer; and what
-    `proxy` is sent for its password.
+    """Return the values among `headers` that nobody may see, and the part behind a scheme word such as Bearer; and
+    what `proxy` is sent for its user and password.
     """
     values = [value for name, value in headers.items() if _SECRET_NAME.search(name)]
+    values += [value.partition(" ")[2] for value in values if " " in value]
     parts = urlsplit(proxy or "")
-    if parts.password:
-        name, password = unquote(parts.username or ""), unquote(parts.password)
-        values += [password, base64.b64encode(f"{name}:{password}".encode()).decode()]
-    return values + [value.partition(" ")[2] for value in values if " " in value]
-
-
-def _spellings(secret: str) -> set[str]:
-    return {secret, quote(secret, errors="replace"), quote(secret, safe="", errors="replace")}
+    if parts.username is not None:
+        name, password = unquote(parts.username), unquote(parts.password or "")
+        values.append(base64.b64encode(f"{name}:{password}".encode()).decode())
+        # a user without a password is a token
+        values += [password, parts.password] if parts.password else [name, parts.username]
+    return values
 
 
 def _readable(value: str) -> str:

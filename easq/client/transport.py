@@ -27,7 +27,7 @@ from easq.client.exchange import Settings as Settings
 from easq.client.failures import Unanswered, refused_by_proxy, unconnected
 from easq.client.headers import request_headers
 from easq.client.tls import tls_context
-from easq.client.trace import Tracer, hide_in, secrets_of
+from easq.client.trace import Tracer, hidden, hide_in, secrets_of
 from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
 from easq.wire.operations import Caller, Request
 from easq.wire.replies import Reply, read_error
@@ -149,7 +149,8 @@ class Transport:
     ) -> tuple[httpcore.Response, Tracer, float]:
         """Sends, and waits for status and headers until `limit_s` is over."""
         proxy = proxy_for(url, self.settings.environ)
-        tracer = Tracer(self.settings.trace, secrets_of(headers, proxy))
+        secrets = secrets_of(headers, proxy)
+        tracer = Tracer(self.settings.trace, secrets)
         tracer.request(request.method, url + request.path, request.query)
         tracer.headers(">", headers)
         tracer.body(">", request.body)
@@ -163,7 +164,7 @@ class Transport:
             )
             return self._pool(url, proxy).handle_request(message), tracer, began
         except (*_FAILURES, UnicodeError) as error:
-            failure = _translate(error, url, limit_s, proxy)
+            failure = hidden(_translate(error, url, limit_s, proxy), secrets)
             tracer.answer(failure.message, time.monotonic() - began)
             raise failure from error
 

@@ -14,10 +14,10 @@ from urllib.parse import urlencode
 
 import websocket
 
-from easq.client.endpoint import shown
+from easq.client.endpoint import proxy_for, shown
 from easq.client.failures import Unanswered
 from easq.client.line import open_line
-from easq.client.trace import Tracer, hide_in, secrets_of
+from easq.client.trace import Tracer, hidden, hide_in, secrets_of
 from easq.client.transport import Settings
 from easq.errors import EasqError, NotAQueueService, Unreachable, UpgradeRequired
 from easq.wire.replies import Reply, read_error
@@ -73,16 +73,17 @@ class WebSocket:
         self._address = shown(url)
         self._max_bytes = max_message_bytes
         self._ping_every_s, self._silent_after_s = ping_every_s, silent_after_s
-        tracer = Tracer(settings.trace, secrets_of(headers))
+        secrets = secrets_of(headers, proxy_for(url, settings.environ))
+        tracer = Tracer(settings.trace, secrets)
         tracer.request("GET", url, query)
         tracer.headers(">", headers)
         began = time.monotonic()
         try:
             self._line = open_line(url, settings)
             self._ws = _Polite(skip_utf8_validation=True)
-            self._shake_hands(url, urlencode(query), headers, settings, otherwise)
+            self._shake_hands(url, urlencode(query), headers, settings, secrets, otherwise)
         except EasqError as error:
-            tracer.answer(error.message, time.monotonic() - began)
+            tracer.answer(hidden(error, secrets).message, time.monotonic() - began)
             raise
         tracer.answer("101", time.monotonic() - began)
         self._tracer = tracer
@@ -158,7 +159,13 @@ class WebSocket:
         self._line.close()
 
     def _shake_hands(
-        self, url: str, query: str, headers: Mapping[str, str], settings: Settings, otherwise: str
+        self,
+        url: str,
+        query: str,
+        headers: Mapping[str, str],
+        settings: Settings,
+        secrets: list[str],
+        otherwise: str,
     ) -> None:
         # the library makes the one that is left out itself
         lines = [f"{name}: {value}" for name, value in headers.items() if name.lower() != "upgrade"]
@@ -172,7 +179,7 @@ class WebSocket:
             self._ws.connect(target, socket=self._line, header=lines, suppress_origin=True, redirect_limit=0)
         except Exception as raised:
             error = raised
-        failure = self._refusal(error, settings, secrets_of(headers), otherwise) or error
+        failure = self._refusal(error, settings, secrets, otherwise) or error
         if failure is not None:
             self._line.close()
             raise failure from (error if failure is not error else error.__cause__)

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, TextIO
 
 from easq.errors import EasqError, StorageError, UsageError
 from easq.model import Frame
-from easq.redact import mask
+from easq.redact import MIN_SECRET, hide
 from easq.render.payload import cell, drives_terminal, escape, json_safe, one_line, shown
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 #: to the start of the line, and nothing behind it
 _CLEAR = "\r\x1b[K"
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
-
-#: characters; a shorter secret would blot out ordinary words
-_MIN_SECRET = 4
 
 
 class OutputClosed(Exception):
@@ -272,7 +269,7 @@ class Printer:
 
     def hide(self, secret: str) -> None:
         """`secret` never appears on stderr from here on; at most its last characters do."""
-        if len(secret) >= _MIN_SECRET:
+        if len(secret) >= MIN_SECRET:
             self._secrets.add(secret)
 
     def close(self) -> None:
@@ -303,8 +300,7 @@ class Printer:
             self.flush()  # both land on one screen, in the order in which they were said
         if self._status:
             self._status, text = "", _CLEAR + text
-        for secret in self._secrets:
-            text = text.replace(secret, mask(secret))
+        text = hide(text, self._secrets, words=False)
         try:
             self._err.write(text.encode("utf-8", "backslashreplace"))
             self._err.flush()

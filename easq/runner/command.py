@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from urllib.parse import urlencode
 
 from easq.errors import ChildFailed
+from easq.redact import child_environ
 from easq.runner.model import (
     DEFAULT_TIMEOUT_S,
     ENGINE_ERROR,
@@ -29,8 +30,6 @@ from easq.runner.model import (
     last_line,
 )
 
-#: never in the environment of a command
-_SECRETS = ("EASQ_TOKEN", "EASQ_TOKEN_FILE")
 #: read and written at a time, in bytes
 _PIECE = 64 * 1024
 #: a command whose children keep its stdout open is found to have ended after so many seconds
@@ -223,14 +222,17 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _environ(call: Call) -> dict[str, str]:
-    """Our environment without what is secret, and what the call gives."""
-    ours = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    """Return our environment without what is secret, and what the call gives."""
     given = {
         "EASQ_PATH": call.path,
         "EASQ_QUERY": urlencode(call.query),
         "EASQ_CONTENT_TYPE": call.content_type,
     }
-    return ours | {name: value for name, value in given.items() if value} | dict(call.environ)
+    return (
+        child_environ(os.environ)
+        | {name: value for name, value in given.items() if value}
+        | dict(call.environ)
+    )
 
 
 def _ended_how(code: int) -> str:

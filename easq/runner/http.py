@@ -248,7 +248,7 @@ def _address(url: str) -> SplitResult:
     except ValueError:
         valid = False
     if not valid or not url.isascii() or not url.isprintable() or " " in url:
-        shown = url.rpartition("@")[2]
+        shown = re.split("[?#]", url.rpartition("@")[2], maxsplit=1)[0]
         raise UsageError(
             f"model {shown!r}: no http or https address", hint="write it as http://HOST:PORT/PATH"
         )

@@ -9,6 +9,7 @@ redis+cluster://[[USER]:PASSWORD@]HOST:PORT,HOST:PORT                 rediss+clu
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -28,6 +29,8 @@ _SCHEMES: Mapping[str, tuple[Literal["server", "sentinel", "cluster"], bool]] = 
 }
 _TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
 _SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
+#: a host with or without a port; or nothing, before the path of a socket
+_NODE = re.compile(r"(\[[^]]*\]|[^:\[\]]*)(:\d{0,5})?")
 #: ports where the URL names none
 _PORT, _SENTINEL_PORT = 6379, 26379
 
@@ -63,13 +66,21 @@ def is_redis_url(url: str) -> bool:
 
 
 def shown_url(url: str) -> str:
-    """Any storage URL as it may be shown: without a password, and without a query."""
+    """Return any storage URL as it may be shown: without a password, and without a query."""
     scheme, slashes, rest = url.partition("://")
     if not slashes:
-        return url
-    credentials, at, place = rest.partition("?")[0].rpartition("@")
+        scheme, colon, rest = url.partition(":")
+        known = scheme in ("sqlite", "memory") or "@" not in rest
+        return url if known else f"{scheme}:****@{rest.rpartition('@')[2]}"
+    before, _, query = rest.partition("?")
+    if "@" not in before and "@" in query and not _are_nodes(before.partition("/")[0]):
+        # a password with a `?` in it
+        before = f":@{query.rpartition('@')[2]}"
+    credentials, at, place = before.rpartition("@")
+    if not at:
+        return f"{scheme}://{_shown_place(place)}"
     user, colon, _ = credentials.partition(":")
-    return f"{scheme}://{user}{':****' if colon else ''}{at}{place}"
+    return f"{scheme}://{user}{':****' if colon else ''}@{place}"
 
 
 def parse_redis_url(url: str) -> RedisUrl:
@@ -116,6 +127,20 @@ def parse_redis_url(url: str) -> RedisUrl:
     )
 
 
+def _shown_place(place: str) -> str:
+    """Return `place`, hosts and a path, as it may be shown: what stands for a port and is none may be a password
+    whose host was forgotten.
+    """
+    hosts, slash, path = place.partition("/")
+    if _are_nodes(hosts):
+        return place
+    return f"{hosts.partition(':')[0]}:****{slash}{path}"
+
+
+def _are_nodes(hosts: str) -> bool:
+    return all(_NODE.fullmatch(part) for part in hosts.split(","))
+
+
 def _nodes(hosts: str, shown: str, *, port: int, many: bool) -> tuple[tuple[str, int], ...]:
     parts = hosts.split(",")
     if len(parts) > 1 and not many:
@@ -133,7 +158,8 @@ def _node(text: str, shown: str, port: int) -> tuple[str, int]:
     elif not colon:
         host, number = text, ""
     if not host or (colon and not (number.isascii() and number.isdigit() and 1 <= int(number) <= 65535)):
-        raise UsageError(f"{shown}: {text!r} is no HOST:PORT")
+        shown_text = text if "@" in shown else _shown_place(text)
+        raise UsageError(f"{shown}: {shown_text!r} is no HOST:PORT")
     return unquote(host), int(number or port)
 
 
@@ -145,6 +171,10 @@ def _options(query: str, kind: str, *, tls: bool, shown: str) -> dict[str, str]:
     for name in options:
         if name not in known:
             hint = f"what it takes: {', '.join(sorted(known))}" if known else "it takes none"
+            if "@" in query:  # a password with a `?` in it: the name of the option is a part of it
+                raise UsageError(
+                    f"{shown}: unknown option in the query", hint="in a password ? is written %3F"
+                )
             raise UsageError(f"{shown}: unknown option {name!r} in the query", hint=hint)
     return options
 

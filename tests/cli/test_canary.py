@@ -1,16 +1,21 @@
 """No token, signature or body reaches any host but the chosen one: real sockets, a canary, and every way there is.
 
-Whoever is not meant to be called is a server that notes each connection; a byte to it would be one.
+Whoever is not meant to be called is a server that notes each connection; a byte to it would be one. And no secret is in
+what is printed, nor in the environment of a command.
 """
 
 from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from easq.cli.app import App
+from easq.cli.demo import Tour
 from easq.client.endpoint import proxy_for
 from tests.cli.conftest import Done, Easq
 from tests.client.servers import (
@@ -24,6 +29,8 @@ from tests.client.servers import (
     listing,
     reply,
 )
+from tests.conftest import Serve
+from tests.support.waiting import eventually
 
 TOKEN = "canary-token-0123456789"
 BODY = "canary-body-0123456789"
@@ -230,3 +237,176 @@ def test_the_canary_can_be_caught() -> None:
     environ = {"HTTP_PROXY": "http://127.0.0.1:1"}
     assert proxy_for("http://gateway.example.test/", environ) == "http://127.0.0.1:1"
     assert proxy_for("http://198.51.100.7:9", environ) == "http://127.0.0.1:1"
+
+
+# what is printed
+
+
+@pytest.mark.parametrize("password", ["CANARY#1", "CANARY/1", "CANARY?1", "1#CANARY", "31415/CANARY"])
+def test_a_password_of_an_address_is_in_no_error(easq: Easq, password: str) -> None:
+    """Whatever it holds that has a meaning in a URL."""
+    address = f"http://user:{password}@h.example.test:8080/api/predict/q"
+    runs: list[tuple[tuple[str, ...], dict[str, str]]] = [
+        (("get", "--url", address, "-vvv"), {}),
+        (("get", "-o", "json", "--url", address), {}),
+        (("watch",), {"EASQ_URL": address}),
+        (("config", "--url", address), {}),
+        (("config", "set", "endpoint", address), {}),
+        (("predict", "-d", "x", "--via", "websocket", "--url", address), {}),
+        (("predict", "-d", "x", "--via", "direct", "--service", "s", "--endpoint", address), {}),
+    ]
+    for variable in ("http_proxy", "ALL_PROXY"):
+        through = {variable: address}
+        runs += [
+            (("get", "--url", "http://h.example.test/q", "-vvv"), through),
+            (("put", "-d", "x", "-d", "y", "--url", "http://h.example.test/q"), through),
+            (("watch", "--url", "http://h.example.test/q"), through),
+        ]
+    for args, env in runs:
+        done = easq(*args, env=env)
+        assert done.status not in (0, 1), (args, env)
+        assert "CANARY" not in done.text + done.err, (args, env)
+        assert "31415" not in done.err, (args, env)
+
+
+@pytest.mark.parametrize(
+    "storage", ["redis://:CANARY?1@r", "redis://ann:CANARY", "redis://:CANARY@r/x", "mysql:a:CANARY@r"]
+)
+def test_the_storages_password_is_in_no_error(easq: Easq, storage: str) -> None:
+    for args, env in ((("serve", "--storage", storage), {}), (("serve",), {"EASQ_STORAGE": storage})):
+        done = easq(*args, "--port", "0", env=env)
+        assert done.status == 2
+        assert "CANARY" not in done.text + done.err
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "X-Auth-Token: CANARY\r",
+        "X-Auth-Token: CANARY\u00e9",
+        "X-Auth-Token CANARY",
+        "CANARY",
+        "X Token: CANARY",
+        ": CANARY",
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_not_shown(easq: Easq, header: str) -> None:
+    done = easq("get", "--header", header, "--url", "http://127.0.0.1:1/q")
+    assert done.status == 2
+    assert "CANARY" not in done.err
+
+
+def test_a_token_that_is_set_as_another_key_is_not_shown(easq: Easq) -> None:
+    for key in ("group", "user", "via", "service", "project", "refresh", "sign", f"{TOKEN}+/"):
+        done = easq("config", "set", key, f"{TOKEN}+/")
+        assert done.status in (2, 13), key
+        assert TOKEN not in done.text + done.err, key
+    done = easq("config", "set", "token", "one", TOKEN)
+    assert (done.status, TOKEN in done.err) == (2, False)
+    done = easq("config", "set", "token_cmd", f"pass '{TOKEN}")
+    assert (done.status, TOKEN in done.err) == (2, False)
+
+
+@pytest.mark.parametrize("token", ["wrong", "needed", "token"])
+def test_a_token_that_is_a_word_leaves_the_message_whole(easq: Easq, serve: Serve, token: str) -> None:
+    service = serve(storage="memory:", token="another")
+    done = easq("info", "--url", service.url(), env={"EASQ_TOKEN": token})
+    assert (done.status, done.err.splitlines()[0]) == (7, "easq: the token is wrong")
+
+
+def test_a_proxy_that_quotes_what_it_was_sent_does_not_show_the_password(easq: Easq) -> None:
+    """In its status line, where a tunnel finds it, in its body, and on every connection that goes through one."""
+
+    def quote(server: Server, peer: Peer) -> None:
+        head, _ = peer.read_request()
+        given = next(line for line in head.split("\r\n") if line.lower().startswith("proxy-auth"))
+        server.requests.append((given, b""))
+        peer.send(f"HTTP/1.1 403 CANARY9 p%40 {given}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    with Server(quote) as proxy:
+        env = {"ALL_PROXY": f"http://user:CANARY9p%40@127.0.0.1:{proxy.port}"}
+        for args in (
+            ("get", "--url", "http://h.example.test/q"),
+            ("get", "--url", "https://h.example.test/q"),
+            ("put", "-d", "a", "-d", "b", "--url", "https://h.example.test/q"),
+            ("watch", "--url", "http://h.example.test/q"),
+            ("predict", "-d", "x", "--via", "websocket", "--url", "wss://h.example.test/q"),
+        ):
+            done = easq(*args, "-vvv", "--connect-timeout", "1s", env=env)
+            assert done.status not in (0, 1), args
+            assert "dXNlcjpDQU5BUlk5cE" not in done.text + done.err, args
+            assert "CANARY9p" not in done.text + done.err, args
+        assert len(proxy.requests) >= 5
+
+
+# what a command is given
+
+
+SECRETS = {
+    "EASQ_STORAGE": "redis://:CANARY@r",
+    "EASQ_TOKEN": "CANARY-token",
+    "HTTP_PROXY": "http://user:CANARY#/?@proxy.example.test:8080",
+    "all_proxy": "CANARY@proxy.example.test",
+}
+
+
+#: prints what the model of EASQ_SERVICE answers
+ASK_MODEL = (
+    "import os, urllib.request as u; place = os.environ['EASQ_ENDPOINT'] + '/api/predict/model'; "
+    "ask = u.Request(place, b'x', {'Authorization': os.environ['EASQ_TOKEN']}); "
+    "print(u.build_opener(u.ProxyHandler({})).open(ask).read().decode())"
+)
+
+
+def _seen(environ: str) -> None:
+    """No secret is in an environment that a command printed, and the proxies are."""
+    assert "CANARY" not in environ
+    assert "HTTP_PROXY=http://proxy.example.test:8080" in environ
+    assert "all_proxy=proxy.example.test" in environ
+
+
+def test_the_commands_of_watch_and_work_see_no_secret(queue: Easq) -> None:
+    queue("put", "-q", "-d", "a")
+    _seen(queue("watch", "-q", "-n", "1", "--group", "queue", "--", "env", env=SECRETS).text)
+    queue("put", "-q", "-d", "b")
+    with queue.start("work", "-q", "--", "env", env={**queue.environ, **SECRETS}) as process:
+        eventually(lambda: queue("info", "-k", "--field", "stream.length").text == "1\n")
+        process.terminate()
+    _seen(queue("get", "-k", "-o", "raw").text)
+
+
+def test_the_command_of_serve_sees_the_token_of_its_service_alone(easq: Easq) -> None:
+    """And a model that is served beside it sees none, nor those who ask it."""
+    env = {**SECRETS, "EASQ_TOKEN": "", "EASQ_TOKEN_FILE": ""}
+    done = easq(
+        "serve",
+        "--model",
+        "exec:env",
+        "--",
+        "sh",
+        "-c",
+        f'env; echo MODEL; {sys.executable} -c "{ASK_MODEL}"',
+        env=env,
+    )
+    assert done.status == 0, done.err
+    ours, _, model = done.text.partition("MODEL\n")
+    _seen(ours)
+    _seen(model)
+    assert "EASQ_TOKEN=" in ours
+    assert "EASQ_TOKEN=" not in model
+    given = easq("serve", "--", "env", env=SECRETS)
+    assert "EASQ_TOKEN=CANARY-token\n" in given.text
+    _seen(given.text.replace("CANARY-token", ""))
+
+
+def test_the_command_that_gives_the_token_sees_none(easq: Easq, url: str) -> None:
+    easq("config", "--url", url)
+    easq("config", "set", "token_cmd", "sh -c 'env >&2; echo t'")
+    done = easq("info", env={**SECRETS, "no_proxy": "*"})
+    assert done.status == 0
+    _seen(done.err)
+
+
+def test_the_commands_of_the_demo_see_no_secret(tmp_path: Path) -> None:
+    environ = Tour(App(SECRETS), tmp_path)._environ()
+    _seen("\n".join(f"{name}={value}" for name, value in environ.items()))

@@ -273,7 +273,7 @@ def test_what_a_proxy_quotes_does_not_show_its_password() -> None:
         settings = replace(QUICK, environ={"http_proxy": f"http://user:geheim9@127.0.0.1:{proxy.port}"})
         (outcome,) = put_all("http://eas.example/api/predict/q", puts(b"x"), settings)
     assert outcome.error is not None
-    assert outcome.error.message == "**** Basic ****aW05"
+    assert outcome.error.message == "**** Basic ****"
 
 
 def test_tls_is_verified_as_everywhere(certificate: Path) -> None:

@@ -126,6 +126,30 @@ def test_an_address_is_shown_without_secrets() -> None:
     assert shown("https://u:p@h:1/x?token=t#f") == "https://h:1/x"
     assert shown("u:p@h:1") == "h:1"
     assert shown("http://h/a@b") == "http://h/a@b"
+    assert shown("http://10.0.0.1:80/a@b") == "http://10.0.0.1:80/a@b"
+    assert shown("wss://h/a?user=me@x") == "wss://h/a"
+
+
+@pytest.mark.parametrize("mark", "/?#")
+@pytest.mark.parametrize("begin", ["geheim", "2024", ""])
+def test_a_password_that_ends_the_hosts_part_of_a_url_is_not_shown(begin: str, mark: str) -> None:
+    secret = f"{begin}{mark}canary"
+    for url in (f"http://user:{secret}@h:1/x?y", f"user:{secret}@h:1/x", f"ws://:{secret}@h:1/x#z"):
+        text = shown(url)
+        assert text.endswith("****@h:1/x")
+        assert "canary" not in text
+        assert not begin or begin not in text
+        for take in (lambda url=url: stream_url(url, sink=False), lambda url=url: websocket_url(url)):
+            with pytest.raises(ConfigError) as caught:
+                take()
+            said = caught.value.message + caught.value.hint
+            assert "canary" not in said
+            assert not begin or begin not in said
+    with pytest.raises(ConfigError) as caught:
+        proxy_for("http://h/", {"http_proxy": f"http://user:{secret}@p:1"})
+    assert "canary" not in caught.value.message
+    assert not begin or begin not in caught.value.message
+    assert "%2F" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -182,6 +206,8 @@ def test_a_proxy_that_is_not_http_is_refused_when_it_would_be_used() -> None:
     assert proxy_for("http://127.0.0.1/", environ) is None
     with pytest.raises(ConfigError, match=r"^the proxy socks5://p:1 is neither http nor https$"):
         proxy_for("http://h/", environ)
-    with pytest.raises(ConfigError, match=r"^the proxy http://\[::1 is malformed: ") as caught:
+    with pytest.raises(
+        ConfigError, match=r"^the host or port of the proxy http://\[::1 is malformed$"
+    ) as caught:
         proxy_for("http://h/", {"HTTP_PROXY": "http://user:secret@[::1"})
-    assert caught.value.hint == "set NO_PROXY for this host, or another proxy"
+    assert caught.value.hint == "in a user or password / is written %2F, ? %3F, # %23, @ %40 and % %25"

@@ -486,16 +486,16 @@ def test_a_trace_tells_all_but_the_secrets() -> None:
     assert TOKEN not in text
     assert "key-canary-1234" not in text
     assert "cookie-canary-1" not in text
-    assert lines[0] == (1, f"> POST {server.url}?token=****nary")
+    assert lines[0] == (1, f"> POST {server.url}?token=****")
     assert any(level == 1 and line.startswith("< 401, ") for level, line in lines)
     assert (3, "> body") in lines
-    assert (2, "> Authorization: ****nary") in lines
+    assert (2, "> Authorization: ****") in lines
 
 
 def test_an_error_does_not_quote_the_token(transport: Transport) -> None:
     body = f"bad token: {TOKEN}".encode() + b"x" * 600
     with answering(reply(401, body)) as server:
-        with pytest.raises(errors.AuthFailed, match=r"^bad token: \*\*\*\*naryxxx"):
+        with pytest.raises(errors.AuthFailed, match=r"^bad token: \*\*\*\*xxx"):
             transport.exchange(server.url, GET, CALLER)
 
 

@@ -75,7 +75,7 @@ def test_what_a_url_names(url: str, expected: RedisUrl) -> None:
     [
         ("redis://", "'redis://' names no Redis"),
         ("redis:///3", "redis:///3: '' is no HOST:PORT"),
-        ("redis://r:port", "redis://r:port: 'r:port' is no HOST:PORT"),
+        ("redis://r:port", "redis://r:****: 'r:****' is no HOST:PORT"),  # or a password without a host
         ("redis://r:0", "redis://r:0: 'r:0' is no HOST:PORT"),
         ("redis://r:65536", "redis://r:65536: 'r:65536' is no HOST:PORT"),
         ("redis://r/main", "redis://r/main: the database is a number, got 'main'"),
@@ -130,3 +130,32 @@ def test_what_is_shown(url: str, shown: str) -> None:
     """No password, in whichever part of the URL."""
     assert shown_url(url) == shown
     assert "secret" not in repr(parse_redis_url(url)) if is_redis_url(url) else True
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://:QX?QX@r", "redis://ann:QX?QX=QX@r", "redis://ann:QX", "redis:QX:QX@r", "redis://:QX/QX@r:x"],
+)
+def test_no_part_of_a_password_is_in_what_is_refused(url: str) -> None:
+    """Whether its `?` is not encoded, or the host was forgotten."""
+    with pytest.raises(UsageError) as caught:
+        parse_redis_url(url)
+    assert "QX" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:se#cr/et@r/0", "redis://:****@r/0"),
+        ("redis://:se?cr=et@r/0", "redis://:****@r/0"),
+        ("redis://ann:se?cret@r", "redis://:****@r"),
+        ("rediss://r:1/0?ssl_ca_certs=/a@b", "rediss://r:1/0"),
+        ("redis://[::1]:1,r:2,s/0", "redis://[::1]:1,r:2,s/0"),
+        ("redis://:secret", "redis://:****"),
+        ("redis://ann:secret/0", "redis://ann:****/0"),
+        ("redis:ann:secret@r", "redis:****@r"),
+    ],
+)
+def test_no_password_is_shown_of_a_url_that_is_none(url: str, shown: str) -> None:
+    """It holds what has a meaning in a URL, or lacks its host."""
+    assert shown_url(url) == shown
