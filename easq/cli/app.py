@@ -326,7 +326,7 @@ def signals_raise() -> Iterator[None]:
     """Inside, a signal to end raises KeyboardInterrupt or Terminated where the program stands."""
 
     def end(number: int, _frame: object) -> None:
-        raise _interrupt(number)
+        raise interrupt_of(number)
 
     with signals_call(end):
         yield
@@ -355,7 +355,8 @@ def hang_up_as_terminate() -> None:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
-def _interrupt(number: int) -> KeyboardInterrupt:
+def interrupt_of(number: int) -> KeyboardInterrupt:
+    """Return what the signal `number` to end a command is raised as."""
     import signal
 
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
@@ -380,7 +381,7 @@ class Interrupt:
         self._signals.__exit__(*error)
 
     def _caught(self, number: int, _frame: object) -> None:
-        interrupt = _interrupt(number)
+        interrupt = interrupt_of(number)
         if self.raised is not None:
             raise interrupt
         self.raised = interrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -37,7 +38,9 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 )
 @click.argument("index", type=INDEX_OR_HEAD, default="0", required=False)
 @click.option("-l", "--length", type=WholeNumber(min=1), default=1, help="Items at most.  [default: 1]")
-@click.option("--timeout", type=DURATION, default="0", help="How long to wait for them.  [default: 0]")
+@click.option(
+    "--timeout", type=DURATION, help="How long to wait for them, and for the service.  [default: 0]"
+)
 @tags_option("Only items with this tag, k=v; may be repeated.")
 @click.option("--request-id", metavar="ID", help="Only the item of this request.")
 @click.option("--delete", is_flag=True, help="Delete, for all groups, what was printed.")
@@ -53,7 +56,7 @@ def get(
     app: App,
     index: int,
     length: int,
-    timeout: float,
+    timeout: float | None,
     tags: tuple[tuple[str, str], ...],
     request_id: str | None,
     delete: bool,
@@ -64,6 +67,7 @@ def get(
 
     The search begins at INDEX, 0 being the head. Items stay where they are, unless --delete is given.
     """
+    from easq.client.exchange import OVERTIME_S
     from easq.errors import NoData, UsageError
     from easq.model import REQUEST_ID
 
@@ -73,9 +77,10 @@ def get(
         )
     wanted = {**as_tags(tags), **({REQUEST_ID: request_id} if request_id else {})}
     client = app.queue()
-    frames = client.get(index, length=length, timeout_s=timeout, tags=wanted)
+    bounded = client.bounded(None if timeout is None else time.monotonic() + timeout + OVERTIME_S)
+    frames = bounded.get(index, length=length, timeout_s=timeout or 0.0, tags=wanted)
     if not frames and not allow_empty:
-        raise NoData(_nothing(index, wanted, timeout))
+        raise NoData(_nothing(index, wanted, timeout or 0.0))
     if index and frames and not wanted and frames[0].index != index:
         text = f"no item has the index {index}; the next one is {frames[0].index}"
         if delete and length == 1:

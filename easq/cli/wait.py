@@ -24,9 +24,6 @@ _PAUSE_S, _MAX_PAUSE_S = 0.1, 1.0
 #: seconds that a queue which answered before may be out of reach
 _PATIENCE_S = 60.0
 
-#: seconds that a look which begins before the deadline may end after it
-_SLACK_S = 0.5
-
 _OPERATORS: Mapping[str, Callable[[int, int], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -117,7 +114,7 @@ def wait(
 ) -> None:
     """Wait until a condition holds, one of the first five options. Nothing is printed.
 
-    OP is one of < <= = == != >= >. Exits 9 when the condition did not hold within --timeout.
+    OP is one of < <= = == != >= >. Exits 9 when the condition did not hold within --timeout, 6 when nothing answered.
     """
     condition = _condition(empty, length, result, consumers, ready)
     client = app.queue(sink=True if condition.of_sink else None)
@@ -207,8 +204,10 @@ def _ready_look(client: QueueClient, _wait_s: float, deadline_s: float) -> Look:
 def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float | None) -> Look:
     """The look that found the condition to hold.
 
-    Raises DeadlineExceeded; at once what the service refuses; and what keeps it out of reach, when that lasts.
+    Raises DeadlineExceeded, or Unreachable where it never answered; at once what the service refuses; and what keeps
+    it out of reach, when that lasts.
     """
+    from easq.client.exchange import OVERTIME_S
     from easq.errors import DeadlineExceeded, NotAQueueService, QueueFull, ServerError, Unreachable
     from easq.wire.durations import format_duration
 
@@ -217,9 +216,10 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
     end = inf if timeout_s is None else now + timeout_s
     give_up = inf if condition.ready else now + settings.connect_timeout_s
     pause_s = _PAUSE_S
+    answered, hint = False, ""
     while True:
         left_s = max(end - now, 0.0)
-        bound_s = min(left_s + _SLACK_S, settings.request_timeout_s)
+        bound_s = min(left_s + OVERTIME_S, settings.request_timeout_s)
         try:
             found = condition.look(client, left_s, bound_s)
         except NotAQueueService:
@@ -227,8 +227,10 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
         except (Unreachable, ServerError, QueueFull) as error:
             if time.monotonic() >= give_up:
                 raise
-            seen = error.message
+            answered = answered or not isinstance(error, Unreachable)
+            seen, hint = error.message, error.hint
         else:
+            answered = True
             if found.held:
                 return found
             seen = found.seen
@@ -236,8 +238,8 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
                 give_up = time.monotonic() + _PATIENCE_S
         now = time.monotonic()
         if timeout_s is not None and now >= end:
-            waited = format_duration(timeout_s)
-            raise DeadlineExceeded(f"waited {waited} in vain for {condition.text}: {seen}")
+            text = f"waited {format_duration(timeout_s)} in vain for {condition.text}: {seen}"
+            raise DeadlineExceeded(text) if answered else Unreachable(text, hint=hint)
         time.sleep(min(pause_s, end - now))
         pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         now = time.monotonic()

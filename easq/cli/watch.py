@@ -124,6 +124,7 @@ def watch(
     says how many.
     """
     from easq.cli.each import each_of
+    from easq.client.exchange import OVERTIME_S
     from easq.errors import NoData, StreamEnded, UsageError
     from easq.wire.operations import Watch
 
@@ -140,15 +141,17 @@ def watch(
         tags=as_tags(tags),
         upgrade=transport == "ws",
     )
+    end_at = None if timeout is None else time.monotonic() + timeout
     client = app.queue()
+    connecting = client.bounded(None if end_at is None else end_at + OVERTIME_S)
     _announce(app, operation, each)
     shown = 0
     try:
-        with client.watch(operation, on_notice=app.printer.notice) as watcher:
+        with connecting.watch(operation, on_notice=app.printer.notice) as watcher:
             session = Session(
-                app, client, watcher, policy or COMMAND, window, auto_commit, until_end, each=each
+                app, client, watcher, policy or COMMAND, window, auto_commit, until_end, end_at, each=each
             )
-            shown = session.run(count=count, idle_s=idle_timeout, timeout_s=timeout)
+            shown = session.run(count=count, idle_s=idle_timeout)
     except StreamEnded as error:  # during the watch, or before it began
         if not until_end:
             error.hint = error.hint or "with --until-end this is a good end"
@@ -206,7 +209,11 @@ class Session:
     window: int
     auto_commit: bool
     until_end: bool
+    end_at: float | None = None  #: of --timeout, on the monotonic clock
     each: Each | None = None
+    #: when a person, the command or a reader of the output last was at an item: that is no waiting for the service, and
+    #: what came of it is still told
+    worked_at: float = 0.0
     shown: int = 0
     epoch: int = 0
     #: pushed to us on this connection, neither committed nor given back
@@ -218,14 +225,13 @@ class Session:
     #: the command failed on them, and they are left as they are
     left: dict[int, None] = field(default_factory=dict)
 
-    def run(self, *, count: int | None, idle_s: float | None, timeout_s: float | None) -> int:
+    def run(self, *, count: int | None, idle_s: float | None) -> int:
         """How many items were shown until one of the ends was reached; none is left in our hands then."""
         from easq.errors import ChildFailed, EasqError, StorageError, StreamEnded, UsageError
 
-        end_at = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             while count is None or self.shown < count:
-                frame = self._next(end_at, idle_s)
+                frame = self._next(idle_s)
                 if frame is None:
                     break
                 self._take(frame)
@@ -245,11 +251,11 @@ class Session:
             raise
         return self.shown
 
-    def _next(self, end_at: float | None, idle_s: float | None) -> Frame | None:
+    def _next(self, idle_s: float | None) -> Frame | None:
         """The next frame; before anything is waited for, all that was written is committed."""
         frame = self.watcher.next(0.0)
         idle_at = None if idle_s is None else time.monotonic() + idle_s
-        ends = [end for end in (end_at, idle_at) if end is not None]
+        ends = [end for end in (self.end_at, idle_at) if end is not None]
         while frame is None:
             self._try_commit()
             wait = max(0.0, min(ends) - time.monotonic()) if ends else None
@@ -262,6 +268,15 @@ class Session:
                 return None
         return frame
 
+    @property
+    def _bounded(self) -> QueueClient:
+        """The client, for an exchange that may take no longer than --timeout lets it."""
+        from easq.client.exchange import OVERTIME_S
+
+        if self.end_at is None:
+            return self.client
+        return self.client.bounded(max(self.end_at, self.worked_at) + OVERTIME_S)
+
     def _has_ended(self) -> bool:
         """Whether the end is waited for, and the stream has ended and is empty."""
         from easq.errors import ServerError, Unreachable
@@ -269,7 +284,7 @@ class Session:
         if not self.until_end or self.to_commit:
             return False
         try:
-            attributes = self.client.attributes()
+            attributes = self._bounded.attributes()
         except (Unreachable, ServerError):
             return False  # the watch itself finds out whether this lasts
         return attributes.get("meta.state") == "End" and attributes.get("stream.length") == "0"
@@ -294,6 +309,7 @@ class Session:
             self._try_commit()
         self.app.printer.frame(self.shown, frame)
         self.app.printer.flush()
+        self.worked_at = time.monotonic()  # a reader of the output may be slow
         self.shown += 1
         if self.policy == ASK:
             self._ask(frame.index)
@@ -306,7 +322,10 @@ class Session:
         """The item is committed, negatived or left, as the command ended; what came meanwhile is raised after that."""
         from easq.cli.each import NEGATIVE
 
-        result = each.run(frame)
+        try:
+            result = each.run(frame)
+        finally:
+            self.worked_at = time.monotonic()
         if not result.was_cut_off:
             each.tell(self.shown, frame, result)
             self.shown += 1
@@ -328,19 +347,25 @@ class Session:
         if self.watcher.epoch != self.epoch:
             return
         try:
-            self.client.negative([index], code=code, reason=reason)
+            self._bounded.negative([index], code=code, reason=reason)
             self.open.pop(index, None)
         except (Unreachable, ServerError) as error:
             self.app.printer.notice(f"a failure was not told: {error.message}")
 
     def _ask(self, index: int) -> None:
         """The item is committed, negatived, or with two times no left pending until the watch ends."""
-        if self.app.ask(f"commit: {index} ?", default=True):
+        if self._answer(f"commit: {index} ?"):
             self.to_commit[index] = None
             self._try_commit()
-        elif self.app.ask(f"negative: {index} ?", default=True):
-            self.client.negative([index])
+        elif self._answer(f"negative: {index} ?"):
+            self._bounded.negative([index])
             self.open.pop(index, None)
+
+    def _answer(self, question: str) -> bool:
+        try:
+            return self.app.ask(question, default=True)
+        finally:
+            self.worked_at = time.monotonic()
 
     def _try_commit(self) -> None:
         """What is to be committed is; while the server cannot do it, it stays to be committed."""
@@ -355,7 +380,7 @@ class Session:
         if not self.to_commit:
             return
         indexes = list(self.to_commit)
-        self.client.commit(indexes)
+        self._bounded.commit(indexes)
         for index in indexes:
             del self.to_commit[index]
             self.open.pop(index, None)
@@ -396,5 +421,5 @@ class Session:
             return  # the connection is gone, and with it all that was in hand
         indexes = [index for index in self.open if index not in self.done]
         if indexes:
-            self.client.negative(indexes, code=SHUTDOWN, reason="the watch ended")
+            self._bounded.negative(indexes, code=SHUTDOWN, reason="the watch ended")
         self.open.clear()

@@ -142,6 +142,7 @@ class Session:
     recent: deque[float] = field(default_factory=deque)  # when the last items were done
     begun: float = field(default_factory=time.monotonic)
     signals: list[int] = field(default_factory=list)
+    watches: bool = False  # from when on there may be something in hand
     stop_told: bool = False
     lost: Exception | None = None  # why nothing can be written any more
     backlog: str = "?"
@@ -149,21 +150,29 @@ class Session:
 
     def run(self) -> None:
         """The worker has ended and all it did was told; what it ended of is raised."""
+        from easq.cli.app import Terminated
         from easq.errors import EasqError
         from easq.render.printer import OutputClosed
 
-        with self._signals_end_it():  # from before anybody can see that we watch
-            self.worker.start()
-            self.app.printer.info(f"Start to work: window: {self.worker.window}, jobs: {self.worker.jobs}")
-            if self.app.output == "table":
-                self.app.printer.header(COLUMNS)
-            while not self.worker.wait(0) or not self.events.empty():
-                try:
-                    self._tell_next()
-                except (OutputClosed, EasqError) as error:  # nobody reads stdout, or it is full
-                    self.lost = error
-                    self.app.printer.abandon()
-                    self.worker.stop()
+        try:
+            with self._signals_end_it():  # from before anybody can see that we watch
+                self.worker.start()
+                self.watches = True
+                self.app.printer.info(
+                    f"Start to work: window: {self.worker.window}, jobs: {self.worker.jobs}"
+                )
+                if self.app.output == "table":
+                    self.app.printer.header(COLUMNS)
+                while not self.worker.wait(0) or not self.events.empty():
+                    try:
+                        self._tell_next()
+                    except (OutputClosed, EasqError) as error:  # nobody reads stdout, or it is full
+                        self.lost = error
+                        self.app.printer.abandon()
+                        self.worker.stop()
+        except Terminated:
+            if self.watches:
+                raise
         self._summarize()
         if failure := self.lost or self.worker.failed:
             raise failure
@@ -173,12 +182,12 @@ class Session:
     @contextmanager
     def _signals_end_it(self) -> Iterator[None]:
         """Inside, the first signal to end makes the worker stop, and the second one leaves at once."""
-        from easq.cli.app import signals_call
+        from easq.cli.app import interrupt_of, signals_call
 
         def note(number: int, _frame: object) -> None:
             self.signals.append(number)
-            if len(self.signals) > 1:
-                raise KeyboardInterrupt
+            if len(self.signals) > 1 or not self.watches:  # nothing is in hand, and connecting may take long
+                raise interrupt_of(number)
             # not here: the handler may have interrupted what it would wait for, and stdout may hold us up
             threading.Thread(target=self.worker.stop, daemon=True).start()
 

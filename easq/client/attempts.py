@@ -22,6 +22,9 @@ from easq.wire.replies import Reply, read_error
 
 R = TypeVar("R")
 
+#: what an attempt is given when its time is over already, in seconds: it fails as one that was not answered
+LEAST_S = 0.001
+
 
 @dataclass(slots=True)
 class Times:
@@ -57,6 +60,7 @@ def exchange(
     *,
     deadline_s: float | None = None,
     attempt_s: float | None = None,
+    until: float | None = None,
     retry: Retry = Retry.READ,
     times: Times | None = None,
 ) -> Steps[Reply]:
@@ -67,10 +71,13 @@ def exchange(
         deadline_s: bound on everything, retries included; the request timeout by default. Without it, a connection
             that does not come about is tried for the connect timeout only.
         attempt_s: bound on one attempt, at most the request timeout, which is the default.
+        until: all is over then, on the monotonic clock, whatever the other bounds are.
         times: is told how it went.
     """
     start = now = time.monotonic()
     end = start + (settings.request_timeout_s if deadline_s is None else deadline_s)
+    if until is not None:
+        end = max(min(end, until), start + LEAST_S)
     connect_end = end if deadline_s is not None else min(end, start + settings.connect_timeout_s)
     limit_s = min(settings.request_timeout_s, attempt_s or settings.request_timeout_s)
     times = Times() if times is None else times
@@ -94,7 +101,7 @@ def exchange(
             error, again, give_up = failure, retry is not Retry.NEVER and not failure.lasting, connect_end
             unsure = False
         except Unreachable as failure:
-            error, again, unsure = failure, retry in (Retry.READ, Retry.PREDICT), True
+            error, again, unsure = failure, retry in (Retry.READ, Retry.POLL, Retry.PREDICT), True
         now = time.monotonic()
         if why is not None and isinstance(error, Unreachable) and now >= end:
             # an attempt that the end cut short tells less than those before, unless it is what leaves a write in doubt

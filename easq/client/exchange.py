@@ -16,6 +16,8 @@ from easq.wire.replies import STORED_HEADER, Reply
 PATH_SAFE = "/-._~!$&'()*+,;=:@"
 #: all header names and values of an answer together, in bytes
 MAX_HEADER_BYTES = 64 * 1024
+#: a command that waits ends so long after its time at the latest, in seconds: an answer that comes then still counts
+OVERTIME_S = 0.8
 #: how often a put is tried while the queue is full: it does not get better by itself
 MAX_FULL_ATTEMPTS = 3
 
@@ -42,6 +44,8 @@ class Retry(Enum):
 
     #: whatever failed: the request changes nothing, or nothing more the second time
     READ = "read"
+    #: the same of a read that waits for items: a 504 says that a gateway waits less long, and the caller asks for less
+    POLL = "poll"
     #: only what certainly did not take effect: no connection, 429, 503 that says so
     WRITE = "write"
     #: what another instance may do better: no connection, a lost one, no answer in time, 502, 503, 504
@@ -60,6 +64,8 @@ def again_after_reply(retry: Retry, reply: Reply) -> bool:
     """Whether a request that was answered with `reply` is worth another attempt."""
     if retry is Retry.READ:
         return reply.status == 429 or reply.status >= 500
+    if retry is Retry.POLL:
+        return again_after_reply(Retry.READ, reply) and reply.status != 504
     if retry is Retry.WRITE:
         return reply.status == 429 or not_taken(reply)
     return retry is Retry.PREDICT and reply.status in (502, 503, 504)

@@ -16,7 +16,7 @@ from easq.client.attempts import Attempt, Steps, Times, exchange
 from easq.client.backoff import full_jitter
 from easq.client.discovery import Discovery
 from easq.client.endpoint import address_of
-from easq.client.exchange import PATH_SAFE, Retry, Settings
+from easq.client.exchange import OVERTIME_S, PATH_SAFE, Retry, Settings
 from easq.client.failures import Unanswered
 from easq.client.queue import QueueClient, put_operation, sub_path
 from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, ServerError, Unreachable
@@ -49,6 +49,7 @@ def predict_queue(
         times: is told how the put went.
     """
     end = time.monotonic() + timeout_s
+    input, sink = input.bounded(end + OVERTIME_S), sink.bounded(end + OVERTIME_S)
     put = put_operation(
         data, tags=tags, priority=priority, path=path, content_type=content_type, key=uuid.uuid4().hex
     )
@@ -60,6 +61,9 @@ def predict_queue(
         left_s = max(end - time.monotonic(), 0.0)
         frames = yield from sink.getting(timeout_s=left_s, tags={REQUEST_ID: ack.request_id})
     except EasqError as error:
+        if time.monotonic() >= end and isinstance(error, Unreachable | ServerError):
+            text = f"no result of request {ack.request_id} within {timeout_s:g} s: {error.message}"
+            raise DeadlineExceeded(text, hint=later) from error
         text = f"{error.message} (while waiting for the result of request {ack.request_id})"
         raise type(error)(text, hint=later, status=error.http_status) from error
     if not frames:

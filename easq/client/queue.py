@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
 from easq.client.attempts import Steps, Times, exchange
-from easq.client.exchange import Retry
+from easq.client.backoff import full_jitter
+from easq.client.exchange import OVERTIME_S, Retry
 from easq.client.trace import hidden, secrets_of
-from easq.errors import ConfigError, EasqError, NotAQueueService, UsageError
+from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
 from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
 from easq.wire import operations, replies
 from easq.wire.operations import Caller, Codec, Operation
@@ -28,8 +31,17 @@ T = TypeVar("T")
 MAX_INDEXES_PER_REQUEST = 256
 #: the longest wait asked of a server at once: gateways cut off what is silent longer
 MAX_POLL_S = 20.0
+#: a wait that is cut off by a gateway is not made shorter than this
+_LEAST_POLL_S = 1.0
 #: pause after a server answered a wait at once with nothing
 _IDLE_PAUSE_S = 0.25
+
+
+@dataclass(slots=True)
+class _Gateway:
+    """What is known of the way to a stream, shared by all clients of it."""
+
+    longest_wait_s: float = math.inf  #: a gateway answers 504 to what waits longer
 
 
 class QueueClient:
@@ -39,6 +51,16 @@ class QueueClient:
         self.url = url
         self.caller = caller
         self._transport = transport
+        self._until: float | None = None
+        self._gateway = _Gateway()
+
+    def bounded(self, until: float | None) -> QueueClient:
+        """Return a client of the same stream whose every exchange, repeats and all, is over at `until` on the
+        monotonic clock.
+        """
+        client = copy(self)
+        client._until = until
+        return client
 
     def in_group(self, group: str) -> QueueClient:
         """A client of the same stream, called by a member of `group`."""
@@ -46,7 +68,9 @@ class QueueClient:
 
     def called_by(self, consumer: Consumer) -> QueueClient:
         """A client of the same stream, called by `consumer`."""
-        return QueueClient(self.url, replace(self.caller, consumer=consumer), self._transport)
+        client = copy(self)
+        client.caller = replace(self.caller, consumer=consumer)
+        return client
 
     def name(self) -> str:
         """The queue's own name, which is the group of its engines. Raises NotAQueueService."""
@@ -89,6 +113,8 @@ class QueueClient:
     ) -> list[Frame]:
         """Up to `length` items from `index` on that carry all `tags`: as soon as so many are there, else what
         is there after `timeout_s`. With `auto_delete` they are removed for everybody.
+
+        A service that answered once and then no more, until the client's bound, has no more items.
         """
         return self._transport.run(
             self.getting(index, length=length, timeout_s=timeout_s, tags=tags, auto_delete=auto_delete)
@@ -111,6 +137,7 @@ class QueueClient:
             attributes = yield from self.asking(operations.Describe(), _read_attributes)
             index = int(attributes.get("stream.lastEntry", "0")) + 1
         frames: list[Frame] = []
+        answered, cut_off = False, 0
         while True:
             wait_s = min(max(end - time.monotonic(), 0.0), self._poll_s)
             get = operations.Get(
@@ -123,12 +150,19 @@ class QueueClient:
             )
             began = time.monotonic()
             try:
-                retry = Retry.WRITE if auto_delete else Retry.READ
+                retry = Retry.WRITE if auto_delete else _retry_of_wait(wait_s)
                 found = yield from self.asking(get, _read_list, retry=retry)
-            except EasqError:
+            except EasqError as error:
                 if frames and auto_delete:
                     return frames  # these are gone from the queue: losing them here would lose them for good
+                if self._is_cut_off(error, began, wait_s) and time.monotonic() < end:
+                    cut_off += 1
+                    yield full_jitter(cut_off)
+                    continue
+                if answered and self._is_over and isinstance(error, Unreachable | ServerError):
+                    return frames
                 raise
+            answered = True
             frames = frames + found if auto_delete else found
             now = time.monotonic()
             if len(frames) >= length or now >= end - 0.3:
@@ -150,7 +184,12 @@ class QueueClient:
         wait_s = round(min(timeout_s, self._poll_s), 3)
         tags = _checked({REQUEST_ID: request_id})
         get = operations.Get(NO_INDEX, 1, wait_s, False, tags, Codec.PROTOBUF)
-        frames = self._ask(get, _read_list, deadline_s=deadline_s)
+        began = time.monotonic()
+        try:
+            frames = self._ask(get, _read_list, deadline_s=deadline_s)
+        except ServerError as error:
+            self._is_cut_off(error, began, wait_s)
+            raise
         return frames[0] if frames else None
 
     def search(self, index: int) -> SearchResult:
@@ -208,14 +247,34 @@ class QueueClient:
         _checked(operation.tags)
         settings = self._transport.settings
         return Watcher(
-            self.url, self.caller, operation, settings, on_notice=on_notice, reconnect_for_s=reconnect_for_s
+            self.url,
+            self.caller,
+            operation,
+            settings,
+            on_notice=on_notice,
+            reconnect_for_s=reconnect_for_s,
+            until=self._until,
         )
 
     @property
     def _poll_s(self) -> float:
         """How long one get may wait: well below what ends the exchange."""
         request_timeout_s = self._transport.settings.request_timeout_s
-        return min(MAX_POLL_S, max(request_timeout_s - 2.0, request_timeout_s / 2))
+        longest_s = max(request_timeout_s - 2.0, request_timeout_s / 2)
+        return min(MAX_POLL_S, longest_s, self._gateway.longest_wait_s)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the time of a client that is bounded has come; exchanges end a little before it."""
+        return self._until is not None and time.monotonic() >= self._until - OVERTIME_S
+
+    def _is_cut_off(self, error: EasqError, began: float, wait_s: float) -> bool:
+        """Whether `error` ended a wait for items, as a gateway does; the next waits are shorter then."""
+        if error.status != 504 or not isinstance(error, ServerError) or wait_s <= _LEAST_POLL_S:
+            return False
+        waited_s = min(time.monotonic() - began, wait_s)
+        self._gateway.longest_wait_s = max(waited_s / 2, _LEAST_POLL_S)
+        return True
 
     def _each(self, indexes: Iterable[int], operation: Callable[[tuple[int, ...]], Operation]) -> int | None:
         total: int | None = 0
@@ -242,6 +301,7 @@ class QueueClient:
             self.caller,
             self._transport.settings,
             deadline_s=deadline_s,
+            until=self._until,
             retry=retry if deadline_s is None else Retry.NEVER,
             times=times,
         )
@@ -277,6 +337,10 @@ def put_operation(
     if priority < 0:
         raise UsageError(f"the priority {priority} is negative")
     return operations.Put(data, _checked(tags), priority, sub_path(path), content_type=content_type, key=key)
+
+
+def _retry_of_wait(wait_s: float) -> Retry:
+    return Retry.POLL if wait_s > _LEAST_POLL_S else Retry.READ
 
 
 def _read_list(reply: Reply) -> list[Frame]:

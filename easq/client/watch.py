@@ -7,13 +7,16 @@ service counts a consumer lost that it hears nothing of.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol
 
+from easq.client.attempts import LEAST_S
 from easq.client.backoff import full_jitter
 from easq.client.endpoint import shown
 from easq.client.failures import Unconnected
@@ -47,6 +50,10 @@ END_REASON = "eos"
 #: frames and bytes that are read ahead of whoever takes them
 _MAX_HELD = 100
 _MAX_HELD_BYTES = 32 * 1024 * 1024
+#: the other side has so long to answer a close frame, in seconds
+_CLOSE_S = 1.0
+#: whoever ends a watch waits so much longer for its thread, in seconds
+_FAREWELL_S = 0.2
 
 
 class Watcher:
@@ -68,21 +75,28 @@ class Watcher:
         *,
         on_notice: Callable[[str], None] | None = None,
         reconnect_for_s: float = 60.0,
+        until: float | None = None,
         ping_every_s: float = PING_EVERY_S,
         silent_after_s: float = SILENT_AFTER_S,
     ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            until: connecting, and the close, are over then, on the monotonic clock.
+        """
         self.epoch = 0
         self._url = url
+        self._until = math.inf if until is None else until
         self._operation = operation
         self._notice = on_notice or (lambda _: None)
         self._reconnect_for_s = reconnect_for_s
         self._settings = settings
         if operation.upgrade:
-            self._open: Callable[[], _Link] = lambda: _WebSocketLink(
+            self._open: Callable[[Settings], _Link] = lambda settings: _WebSocketLink(
                 url, caller, operation, settings, ping_every_s, silent_after_s
             )
         else:
-            self._open = lambda: _StreamLink(url, caller, operation, settings)
+            self._open = lambda settings: _StreamLink(url, caller, operation, settings)
         self._link: _Link | None = None
         self._connected_at = float("-inf")
         self._held: deque[Frame] = deque()
@@ -95,7 +109,7 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name="easq-watch", daemon=True)
 
     def __enter__(self) -> Watcher:
-        end = time.monotonic() + self._settings.connect_timeout_s
+        began = time.monotonic()
         failures = 0
         while self._link is None:
             try:
@@ -103,14 +117,26 @@ class Watcher:
             except AnotherWatcher as error:
                 error.hint = error.hint or "watch under another name: --user NAME"
                 raise
-            except Unconnected as error:
+            except NotAQueueService:
+                raise
+            except (Unreachable, ServerError, QueueFull) as error:
                 failures += 1
                 pause_s = full_jitter(failures)
-                if error.lasting or time.monotonic() + pause_s >= end:
+                if time.monotonic() + pause_s >= min(began + self._patience_s(error), self._until):
                     raise
+                if failures == 1 and not isinstance(error, Unreachable):
+                    self._notice(f"{error.message}; trying again")
                 time.sleep(pause_s)
         self._thread.start()
         return self
+
+    def _patience_s(self, error: EasqError) -> float:
+        """How long a start that ended in `error` is tried again, as with other requests."""
+        if isinstance(error, Unconnected) and error.lasting:
+            return 0.0
+        if isinstance(error, Unreachable):
+            return min(self._settings.connect_timeout_s, self._settings.request_timeout_s)
+        return self._settings.request_timeout_s
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -152,8 +178,8 @@ class Watcher:
         with self._changed:
             self._changed.notify_all()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            # it may be about to connect; then it ends by itself, a daemon thread, once that is over
-            self._thread.join(self._settings.connect_timeout_s + 2.0)
+            # while it connects nothing is in hand: a daemon thread, it ends by itself once that is over
+            self._thread.join(_FAREWELL_S if link is None else _CLOSE_S + _FAREWELL_S)
 
     def _run(self) -> None:
         failures = 0
@@ -234,7 +260,14 @@ class Watcher:
         """A new connection, not too soon after the one before."""
         self._stop.wait(self._connected_at + CONNECT_SPACING_S - time.monotonic())
         self._connected_at = time.monotonic()
-        link = self._open()
+        left_s = max(self._until - self._connected_at, LEAST_S)
+        link = self._open(
+            replace(
+                self._settings,
+                connect_timeout_s=min(self._settings.connect_timeout_s, left_s),
+                request_timeout_s=min(self._settings.request_timeout_s, left_s),
+            )
+        )
         self.epoch += 1
         return link
 
@@ -244,7 +277,7 @@ class Watcher:
             if self._aborted:
                 link.abort()
             else:
-                link.close()
+                link.close(min(_CLOSE_S, max(self._until - time.monotonic(), LEAST_S)))
         with self._changed:
             self._over = True
             self._changed.notify_all()
@@ -270,8 +303,8 @@ class _Link(Protocol):
     def wake(self, *, abort: bool) -> None:
         """Ends a `read` that waits; called from another thread."""
 
-    def close(self) -> None:
-        """Ends the connection in good order."""
+    def close(self, within_s: float) -> None:
+        """Ends the connection in good order; the other side has `within_s` to agree."""
 
     def abort(self) -> None:
         """Drops the connection."""
@@ -359,7 +392,7 @@ class _StreamLink:
     def wake(self, *, abort: bool) -> None:  # noqa: ARG002 - there is no close frame to wait for
         self._stream.abort()
 
-    def close(self) -> None:
+    def close(self, within_s: float = 0.0) -> None:  # noqa: ARG002 - there is no close frame to wait for
         self._stream.close()
         self._transport.close()
 

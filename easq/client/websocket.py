@@ -148,10 +148,11 @@ class WebSocket:
         with contextlib.suppress(OSError):
             self._line.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        """Ends the connection in good order."""
+    def close(self, within_s: float = 1.0) -> None:
+        """Ends the connection in good order; the other side has `within_s` to agree."""
+        self._line.until = time.monotonic() + within_s
         with contextlib.suppress(OSError, websocket.WebSocketException, ValueError, EasqError):
-            self._ws.close(websocket.STATUS_NORMAL, timeout=1)
+            self._ws.close(websocket.STATUS_NORMAL, timeout=within_s)
         self._line.close()
 
     def abort(self) -> None:

@@ -189,12 +189,17 @@ def test_what_waiting_cannot_help_ends_it_at_once(easq: Easq, status: int, body:
         assert len(server.requests) == 1
 
 
-def test_nothing_there_is_a_deadline_for_ready_and_unreachable_for_the_rest(easq: Easq) -> None:
+@pytest.mark.parametrize("timeout", ["0s", "300ms"])
+def test_nothing_there_is_unreachable(easq: Easq, timeout: str) -> None:
     url = "http://127.0.0.1:1/q"
     refused = f"connection to {url} refused"
-    done = easq("wait", "--ready", "--url", url, "--timeout", "300ms")
-    assert (done.status, done.out) == (9, b"")
-    assert done.err == f"easq: waited 300ms in vain for ready: {refused}\n"
+    for args in (["--ready"], ["--length", "<= 1"]):
+        done = easq("wait", *args, "--url", url, "--timeout", timeout)
+        assert (done.status, done.out) == (6, b"")
+        assert done.err == (
+            f"easq: waited {timeout} in vain for {' '.join(args).removeprefix('--')}: {refused}\n"
+            "hint: is the service running there, and is the port right?\n"
+        )
     done = easq("wait", "--empty", "--url", url, "--connect-timeout", "100ms", "--timeout", "1h")
     assert (done.status, done.out) == (6, b"")
     assert done.err.startswith(f"easq: {refused}\n")
@@ -209,7 +214,7 @@ def test_a_server_that_never_answers_does_not_hold_up_the_deadline(easq: Easq) -
         with Server(silent) as server:
             args = ["--timeout", "100ms", "--request-timeout", "1h", "--url", server.url]
             done = easq("wait", *condition, *args)
-        assert (done.status, done.out) == (9, b"")
+        assert (done.status, done.out) == (6, b"")
         assert f": no complete answer from {server.url}" in done.err
 
 

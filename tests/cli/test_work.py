@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from tests.cli.conftest import Easq, finish
+from tests.client.servers import answering, reply, silent
 from tests.support.waiting import eventually
 
 #: fails on `bad`, has nothing to say on `quiet`, and answers all others
@@ -104,7 +105,10 @@ def test_what_outlasts_the_grace_is_handed_back(queue: Easq) -> None:
     assert queue("get", "-o", "raw").text == "a"
 
 
-def test_a_second_signal_leaves_at_once(queue: Easq) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)]
+)
+def test_a_second_signal_leaves_at_once(queue: Easq, number: int, status: int) -> None:
     queue("put", "-q", "-d", "a")
     script = "touch begun; sleep 60"
     with queue.start("work", "--grace", "1h", "--", "sh", "-c", script) as process:
@@ -112,10 +116,23 @@ def test_a_second_signal_leaves_at_once(queue: Easq) -> None:
         process.terminate()
         assert process.stderr is not None
         eventually(lambda: b"stopping" in process.stderr.readline())
-        process.terminate()
+        process.send_signal(number)
         process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == status
     assert queue("get", "-o", "raw").text == "a"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("answered", [0, 1], ids=["attributes", "handshake"])
+def test_a_signal_ends_it_also_while_it_connects(easq: Easq, answered: int, number: int, status: int) -> None:
+    """A service that takes the connection and does not answer is not waited for."""
+    described = reply(200, b'{"meta.name":"q"}')
+    with answering(*[described] * answered, silent) as server:
+        with easq.start("work", "--request-timeout", "1h", "--url", server.url, "--", "cat") as process:
+            eventually(lambda: len(server.requests) > answered)
+            process.send_signal(number)
+            process.communicate()
+    assert process.returncode == status
 
 
 def test_a_command_that_cannot_start_is_12(queue: Easq) -> None:

@@ -152,7 +152,7 @@ def test_a_handshake_that_another_time_may_go_well_is_tried_again(status: int) -
 
 
 @pytest.mark.parametrize(
-    ("status", "exit_code"), [(400, 4), (401, 7), (403, 7), (404, 8), (426, 4), (500, 5), (200, 5), (302, 5)]
+    ("status", "exit_code"), [(400, 4), (401, 7), (403, 7), (404, 8), (426, 6), (500, 5), (200, 5), (302, 5)]
 )
 def test_a_handshake_that_is_refused_is_told_at_once(status: int, exit_code: int) -> None:
     refusal = b'{"error_code":"APIG.0301","error_msg":"Incorrect IAM authentication information"}'

@@ -1,17 +1,19 @@
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import parse_qsl
 
 import pytest
 
 from easq import errors
+from easq.client.exchange import OVERTIME_S
 from easq.client.queue import QueueClient, sub_path
 from easq.client.transport import Settings, Transport
 from easq.model import NEWEST, Ack, Consumer, Frame, SearchResult
 from easq.wire.frames import encode_frames
 from easq.wire.operations import Caller, Codec, Request, parse
-from tests.client.servers import Server, answering, broken, reply
+from tests.client.servers import Peer, Server, answering, broken, reply, silent
 
 PROTOBUF = "application/vnd.google.protobuf"
 BIG = 2**64 - 1
@@ -139,6 +141,37 @@ def test_a_long_wait_is_cut_into_several() -> None:
 def test_a_wait_ends_when_its_time_is_up() -> None:
     with calling(answering(reply(204)), request_timeout_s=1.0) as queue:
         assert queue.get(timeout_s=0.5) == []
+
+
+def test_a_wait_that_a_gateway_cuts_off_is_asked_in_shorter_parts() -> None:
+    """As nginx does where the service waits longer than it lets it: its 504 says nothing about the items."""
+    server = answering(reply(504, b"<html>"), reply(504), reply(204), frames(Frame(1)), reply(204))
+    with calling(server) as queue:
+        assert queue.get(timeout_s=60) == [Frame(1)]
+        assert queue.called_by(Consumer("h", "v")).find("r", timeout_s=60) is None
+    waits = [asked(server, at)[1].partition("_timeout_=")[2].partition("&")[0] for at in range(5)]
+    assert waits == ["20s", "1s", "1s", "1s", "1s"]
+
+
+def test_a_gateway_that_cuts_off_every_wait_is_an_error_in_the_end() -> None:
+    with calling(answering(reply(504)), request_timeout_s=1.0) as queue, pytest.raises(errors.ServerError):
+        queue.get(timeout_s=60)
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"), [([silent], errors.Unreachable), ([reply(500), silent], errors.ServerError)]
+)
+def test_with_a_bound_a_service_that_never_answers_is_given_up(
+    answers: list[Callable[[Peer], None]], kind: type[errors.EasqError]
+) -> None:
+    """A failure that was told before says more than the silence."""
+    with calling(answering(*answers), request_timeout_s=3600.0) as queue, pytest.raises(kind):
+        queue.bounded(time.monotonic() + 0.3 + OVERTIME_S).get(timeout_s=0.3)
+
+
+def test_with_a_bound_a_service_that_answered_and_falls_silent_has_no_more_items() -> None:
+    with calling(answering(reply(204), silent), request_timeout_s=3600.0) as queue:
+        assert queue.bounded(time.monotonic() + 0.5 + OVERTIME_S).get(timeout_s=0.5) == []
 
 
 def test_waiting_for_several_gives_what_is_there_in_the_end() -> None:

@@ -298,8 +298,6 @@ def test_the_end_of_the_stream_on_connecting_again() -> None:
         (409, errors.AnotherWatcher),
         (410, errors.StreamEnded),
         (426, errors.UpgradeRequired),
-        (500, errors.ServerError),
-        (503, errors.Unavailable),
     ],
 )
 @pytest.mark.parametrize("upgrade", [True, False], ids=["ws", "http"])
@@ -328,6 +326,54 @@ def test_a_watch_over_http_says_so() -> None:
     with pytest.raises(errors.NotFound), watching(server, Watch(upgrade=False)):
         pass
     assert "X-Easq-Transport: http" in server.heads()[0].split("\r\n")
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("upgrade", [True, False], ids=["ws", "http"])
+def test_what_may_pass_is_tried_again_at_the_start_and_said(status: int, upgrade: bool) -> None:
+    """A gateway whose service starts again answers so for a moment."""
+    pushed = pushing(1) if upgrade else streaming(delimit(bytes_of(1)))
+    server = Watched(refusing(status, b"wait"), refusing(status, b"wait"), pushed)
+    said: list[str] = []
+    with watching(server, Watch(upgrade=upgrade), on_notice=said.append) as watcher:
+        assert watcher.next(10) == frame(1)
+    assert said == ["wait; trying again"]
+    assert len(server.times) == 3
+
+
+def test_what_does_not_pass_at_the_start_is_raised_in_the_end() -> None:
+    settings = Settings(connect_timeout_s=5.0, request_timeout_s=0.3, environ={})
+    server = Watched(refusing(502))
+    with pytest.raises(errors.ServerError, match=r"^why$"), watching(server, settings=settings):
+        pass
+    assert len(server.times) > 1
+
+
+@pytest.mark.parametrize("upgrade", [True, False], ids=["ws", "http"])
+def test_a_start_ends_by_its_bound(upgrade: bool) -> None:
+    """A service that takes the connection and says nothing."""
+    settings = Settings(connect_timeout_s=3600.0, request_timeout_s=3600.0, environ={})
+
+    def mute(_: Watched, peer: Peer) -> None:
+        peer.stop.wait(60)
+
+    with Watched(mute) as server:
+        watcher = Watcher(server.url, CALLER, Watch(upgrade=upgrade), settings, until=time.monotonic() + 0.2)
+        with pytest.raises(errors.Unreachable):
+            watcher.__enter__()
+
+
+def test_an_end_does_not_wait_for_a_connection_that_is_made_anew() -> None:
+    """Leaving the watch would take an hour here."""
+
+    def mute(server: Watched, peer: Peer) -> None:
+        server.heard.append((0, b""))
+        peer.stop.wait(60)
+
+    settings = Settings(connect_timeout_s=3600.0, request_timeout_s=3600.0, environ={})
+    server = Watched(pushing(then=vanishing), mute)
+    with watching(server, settings=settings):
+        assert eventually(lambda: bool(server.heard))
 
 
 def test_another_watcher_at_the_start_says_what_to_do() -> None:
