@@ -28,7 +28,7 @@ def real_path(path: Path) -> Path:
         except FileNotFoundError:
             return path
         if not stat.S_ISLNK(status.st_mode):
-            _require_regular(status)
+            require_regular(status)
             if linked and status.st_uid != os.geteuid():
                 raise OSError(
                     errno.EPERM, f"it is a symbolic link to a file of user {status.st_uid}, not of yours"
@@ -45,13 +45,13 @@ def open_regular(path: str | Path, flags: int, mode: int = 0o600) -> int:
     waits for the other end of a FIFO.
     """
     try:
-        _require_regular(os.stat(path, follow_symlinks=not flags & os.O_NOFOLLOW))
+        require_regular(os.stat(path, follow_symlinks=not flags & os.O_NOFOLLOW))
     except FileNotFoundError:
         if not flags & os.O_CREAT:
             raise
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, mode)
     try:
-        _require_regular(os.fstat(fd))
+        require_regular(os.fstat(fd))
     except BaseException:
         os.close(fd)
         raise
@@ -148,7 +148,8 @@ def exposure(path: str | Path, status: os.stat_result) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _require_regular(status: os.stat_result) -> None:
+def require_regular(status: os.stat_result) -> None:
+    """Raise OSError unless the status is that of a regular file."""
     mode = status.st_mode
     if stat.S_ISREG(mode):
         return

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+from easq import files
 from easq.errors import StorageError
 from easq.storage.migration import copy_layout_1, room_for_copy
 
@@ -30,11 +31,19 @@ BALLAST_BYTES = 16 * 1024**2
 RESERVE_BYTES = 32 * 1024**2
 
 
+#: what is appended to the file's own name for those that lie beside it, as named above
+_BESIDE = ("-wal", "-shm", ".lock", ".new", ".failed", ".copied", ".ballast", ".v1")
+
+
 class DataFile:
-    """The file `path` and what belongs to it. Every method but `connect` wants the lock."""
+    """The file that `path` leads to, and what belongs to it. Every method but `connect` wants the lock.
+
+    `path` is the real one: two names of one file have one lock, and SQLite keeps the log beside the real file too.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = Path(os.path.realpath(path))
+        self._given = path
         self._lock: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._had_log = False
@@ -50,11 +59,16 @@ class DataFile:
         Raises StorageError when another process has it, or the disk failed under it and `recover` was not asked for;
         sqlite3.Error and OSError for what cannot be read. The lock may be held then.
         """
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._refuse_dangling(*self._given.absolute().parents)
+        if not self.path.parent.exists():
+            self._refuse_dangling(self._given)
+        files.make_private_folder(self.path.parent)
+        self._check_kinds()
         self._take_lock()
         if not self.path.exists():
             self._put_back()
         if not self.path.exists():
+            self._refuse_dangling(self._given)
             if self._has_log:
                 raise StorageError(
                     f"{self._log} is there, and its {self.path.name} is not: it holds what was written last",
@@ -65,7 +79,9 @@ class DataFile:
             self._copy(wanted=recover)
         self._had_log = self._has_log
         self._connection = self.connect("rw")
-        if self._layout(self._connection) < SCHEMA_VERSION:
+        layout = self._layout(self._connection)
+        self._close_to_others()
+        if layout < SCHEMA_VERSION:
             self._migrate(self._connection)
             self._connection = self.connect("rw")
         if self._before_migration.exists():
@@ -82,6 +98,48 @@ class DataFile:
     @property
     def _has_log(self) -> bool:
         return self._log.exists() and self._log.stat().st_size > 0
+
+    def _refuse_dangling(self, *paths: Path) -> None:
+        """Raise StorageError when a path is a link to nothing: what it leads to may be on a disk that is not there."""
+        for path in paths:
+            if path.is_symlink() and not path.exists():
+                raise StorageError(
+                    f"{path} is a symbolic link to {os.readlink(path)}, which is not there",
+                    hint="put that in its place, or remove the link to begin anew",
+                )
+
+    def _check_kinds(self) -> None:
+        """Raise StorageError when the file, or one beside it, is no regular file, or has another name."""
+        for suffix in ("", *_BESIDE):
+            path = Path(f"{self.path}{suffix}")
+            try:
+                status = os.lstat(path)
+                files.require_regular(status)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise StorageError(f"{path}: {error.strerror}") from error
+            if status.st_nlink > 1 and suffix in {"", "-wal"}:
+                raise StorageError(
+                    f"{path} has {status.st_nlink} names (hard links), and log and lock belong to one of them only",
+                    hint=f"remove the others (find / -samefile {path}), or copy the file and name the copy",
+                )
+
+    def _close_to_others(self) -> None:
+        """The file and those beside it are for their owner alone; what cannot be made so is warned about."""
+        for suffix in ("", *_BESIDE):
+            path = Path(f"{self.path}{suffix}")
+            if not path.exists():
+                continue
+            status = path.stat()
+            if status.st_mode & 0o077 and status.st_uid == os.geteuid():
+                path.chmod(0o600)
+                log.warning("%s was open to others (mode %04o): now it is not", path, status.st_mode & 0o7777)
+                status = path.stat()
+            for warning in files.exposure(path, status):
+                log.warning("%s", warning)
+        for warning in files.exposure(self.path.parent, self.path.parent.stat()):
+            log.warning("%s", warning)
 
     def _take_lock(self) -> None:
         lock_path = self.path.with_name(self.path.name + ".lock")

@@ -22,6 +22,7 @@ from easq.storage.base import Limits
 from easq.storage.datafile import SCHEMA_VERSION
 from easq.storage.migration import room_for_copy
 from easq.storage.sqlite import Sqlite
+from tests.storage.conftest import start
 from tests.storage.layout1 import contents, request_id, write_layout_1
 from tests.support.disk import resize, small_disk
 
@@ -40,17 +41,6 @@ def expected(path: Path, tmp_path: Path) -> Any:
     whole = tmp_path / "whole"
     shutil.copytree(path.parent, whole)
     return contents(whole / path.name)
-
-
-def start(path: Path, *, recover: bool = False) -> None:
-    """A service starts on the file, and ends."""
-
-    async def main() -> None:
-        storage = Sqlite(path, recover=recover)
-        await storage.start(lambda _: None)
-        await storage.close()
-
-    asyncio.run(main())
 
 
 def layout(path: Path) -> int:
