@@ -216,7 +216,8 @@ class Storage(ABC):
         """The items are done for `group` and never delivered to it again; returns how many were present and not
         yet committed.
 
-        An item that every group holding it back has committed is removed.
+        An item that no other group holds back is removed. A group holds back what the filter of one of its consumers
+        lets through, also of one that left within the retention, unless it was committed there.
         """
 
     @abstractmethod

@@ -79,7 +79,9 @@ class Touched:
 
 @dataclass(frozen=True, slots=True)
 class GroupKept:
-    """The group is known, or forgotten; `filter` and `left_ms` are those of `Group`, and replace what was stored."""
+    """The group is known, or forgotten. `filter` is the text of its filters, `left_ms` the wall time at which its last
+    consumer left; they replace what was stored.
+    """
 
     stream: str
     group: str

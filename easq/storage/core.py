@@ -2,7 +2,7 @@
 
 The life of an entry, for one group:
 
-    allotted ──stored──▶ ready ──hand out──▶ pending ──commit──▶ committed ──all holders committed──▶ gone
+    allotted ──stored──▶ ready ──hand out──▶ pending ──commit──▶ committed ──no group holds it──▶ gone
                           ▲                    │
                           ├──── negative ──────┤   after the back-off
                           ├──── closed ────────┤   at once
@@ -31,13 +31,16 @@ from easq.model import Consumer, Tags
 from easq.storage.base import Limits, Location, StreamStats, Subscription, Timing
 from easq.storage.effects import NOTHING, Effects, Touch
 from easq.storage.entries import Entries
+from easq.storage.filters import NOBODY, Filter, filter_of
 from easq.storage.groups import Group, Member, Memory, Session
 from easq.storage.handout import Handout
+from easq.storage.holding import Holding
 from easq.wire.replies import ConsumerLine, GroupLine
 
 #: the negative code of a consumer that will exit: its items go back, it gets nothing more, nothing counts as failed
 SHUTDOWN = "Shutdown"
-
+#: when `tick` has more to do at once: before every moment of a monotonic clock
+AT_ONCE = 0.0
 
 #: of an entry that left: priority, size, and what each group remembered of it
 _Leaving: TypeAlias = tuple[int, int, dict[str, Memory]]
@@ -64,6 +67,7 @@ class Stream:
         self._groups: dict[str, Group] = {}
         self._sessions: dict[int, Session] = {}
         self._handout = Handout(self.entries, self._sessions, tags_of)
+        self._holding = Holding(self.entries, self._groups, tags_of)
         self._number = 0
         # entries that left with a copy or answer that is not stored yet: how to bring them back; None: not wanted back
         self._leaving: dict[int, _Leaving | None] = {}
@@ -79,18 +83,19 @@ class Stream:
         given_up: Iterable[int],
         touched: Iterable[tuple[int, Touch]],
         now: float,
-        *,
-        filter: str = "",
-        left_ms: int | None = None,
+        filters: Iterable[tuple[Tags, float]] | None = None,
     ) -> None:
-        """A stored group is known, as one whose last consumer left now; its entries are there.
+        """A stored group is known; its entries are there. `committed` includes `given_up`.
 
-        `committed` includes `given_up`.
+        `filters` are what it holds back, and when the last consumer of each left; None where that is not known: then
+        it holds everything back, as if its last consumer left now.
         """
         group = self._groups.setdefault(name, Group(name))
-        group.left_at = now
-        group.filter, group.left_ms = filter, left_ms
-        self.due = min(self.due, now + self.timing.group_retention_s)
+        for tags, left_at in [({}, now)] if filters is None else filters:
+            group.filters.set(filter_of(tags), left_at)
+        self._holding.consumer_left()
+        self._holding.filter_ended()
+        self.due = AT_ONCE
         group.committed = {index for index in committed if index in self.entries}
         group.given_up = {index for index in given_up if index in group.committed}
         group.touched = {index: touch for index, touch in touched if index in self.entries}
@@ -110,19 +115,24 @@ class Stream:
         if entries.has_room(size, limits):
             return entries.allot(size, limits), NOTHING
         effects = Effects()
-        unheld = self._committed_by([group for group in self._groups.values() if group.connected])
-        if entries.would_have_room(size, limits, without=unheld):
-            self._make_room(size, limits, effects)
+        loose: list[int] = []
+        if any(group.filters.first_left_at is not None for group in self._groups.values()):
+            loose = self._holding.loose(size, limits)
+        if (loose or limits.evict) and entries.would_have_room(size, limits, without=loose):
+            self._make_room(size, limits, loose, effects)
         index = entries.allot(size, limits)
         if effects.removed:
             self._dispatch_all(effects)
         return index, effects
 
-    def _make_room(self, size: int, limits: Limits, effects: Effects) -> None:
-        """Absent groups let go; then, if the limits say so, the oldest entries are evicted."""
+    def _make_room(self, size: int, limits: Limits, loose: Sequence[int], effects: Effects) -> None:
+        """Absent consumers let go; then, if the limits say so, the oldest entries are evicted."""
         for group in self._groups.values():
-            group.left_at = None
-        self._remove_unheld(effects)
+            if group.filters.drop_absent():
+                effects.groups.append(group.name)
+        self._retire(loose, effects)
+        self._holding.filter_ended()
+        self._remove_free(effects)
         while not self.entries.has_room(size, limits):
             self._remove([next(self.entries.indexes_from(0))], effects)
 
@@ -179,6 +189,7 @@ class Stream:
             for group in self._groups.values():
                 self._handout.take_away(group, index)
                 group.forget(index)
+            self._holding.forget(index)
         effects.removed += indexes
         if indexes:
             self._forget_idle(effects)
@@ -220,12 +231,26 @@ class Stream:
             active_at=now,
         )
         group.connected += 1
-        group.left_at = None
-        # when every group was long absent nobody held anything back: what this one had committed then can leave now
-        self._remove_unheld(effects)
+        self._take_filter(group, subscription.tags, None if member is None else member.tags, effects)
         self._handout.give_back(group, session, effects)
         self._handout.dispatch(group, effects)
         return session.number, effects
+
+    def _take_filter(self, group: Group, tags: Tags, before: Tags | None, effects: Effects) -> None:
+        """The group holds back what a consumer with `tags` wants. Where that consumer had other tags `before`, and
+        nobody else has them, those end now: it will not come back for their items.
+        """
+        mine = filter_of(tags)
+        if mine not in group.filters or group.filters.is_absent(mine):
+            group.filters.set(mine, None)
+            effects.groups.append(group.name)
+        if before is None or before == tags or not group.filters.is_absent(filter_of(before)):
+            return
+        if not any(member.tags == before for member in group.members.values()):
+            group.filters.drop(filter_of(before))
+            effects.groups.append(group.name)
+            self._holding.filter_ended()
+            self._remove_free(effects)
 
     def _group(self, name: str, effects: Effects) -> Group:
         group = self._groups.get(name)
@@ -253,9 +278,11 @@ class Stream:
         session.view.sessions.discard(session.number)
         if not session.view.sessions:
             group.views.remove(session.view)
+            if not any(view.tags == session.view.tags for view in group.views):
+                group.filters.leave(filter_of(session.view.tags), now)
+                effects.groups.append(group.name)
+                self._holding.consumer_left()
         group.connected -= 1
-        if not group.connected:
-            group.left_at = now
         member.session = None
         member.active_at = now
         member.left_pending = bool(session.out)
@@ -334,7 +361,7 @@ class Stream:
     # -- acknowledgement -------------------------------------------------------------------------------------------
 
     def commit(self, name: str, indexes: Iterable[int]) -> tuple[int, Effects]:
-        """The items are done for the group; an item that all groups holding it back have committed is gone."""
+        """The items are done for the group; an item that no other group holds back is gone."""
         effects = Effects()
         present = self._present(indexes)
         if not present:
@@ -349,7 +376,7 @@ class Stream:
             group.held.pop(index, None)
             group.committed.add(index)
             group.given_up.discard(index)
-            if self._is_done(index):
+            if self._is_free(index):
                 gone.append(index)
             else:
                 effects.committed.append((name, index, False))
@@ -357,13 +384,12 @@ class Stream:
         self._dispatch_all(effects)
         return counted, effects
 
-    def _holders(self) -> list[Group]:
-        """The groups that hold items back: those with a consumer, and those whose last one left a short time ago."""
-        return [group for group in self._groups.values() if group.holds]
-
-    def _is_done(self, index: int) -> bool:
-        """Whether every group that holds items back has committed the entry."""
-        return all(index in group.committed for group in self._holders())
+    def _is_free(self, index: int) -> bool:
+        """Whether nobody holds back an item that a group has just committed."""
+        holder = self._holding.holder(index)
+        if holder != NOBODY:
+            self._holding.kept(index, holder)
+        return holder == NOBODY
 
     def _give_up(self, group: Group, index: int, touch: Touch, effects: Effects) -> bool:
         """Whether the item has no failure left in the group; then it counts as committed, and a copy goes to the rear.
@@ -380,7 +406,7 @@ class Stream:
         left = self._leave_behind(index)
         group.committed.add(index)
         group.given_up.add(index)
-        if self._is_done(index):
+        if self._is_free(index):
             self._leaving[index] = left
             self._retire([index], effects)
         else:
@@ -510,18 +536,20 @@ class Stream:
             for user, member in list(group.members.items()):
                 if member.session is None and member.active_at + self.timing.forget_s <= now:
                     del group.members[user]
-            if group.left_at is not None and group.left_at + self.timing.group_retention_s <= now:
-                group.left_at = None
+            if group.filters.drop_absent(now, self.timing.group_retention_s):
+                effects.groups.append(group.name)
                 lapsed = True
         if lapsed:
-            self._remove_unheld(effects)
+            self._holding.filter_ended()
+        self._remove_free(effects)
         self._forget_idle(effects)
         self._dispatch_all(effects)
-        self.due = min(
-            (moment for group in self._groups.values() for moment in group.moments(self.timing)),
-            default=inf,
-        )
-        self.due = min(self.due, self._unanswered_at)
+        if not self._holding.is_sweeping:
+            self.due = min(
+                (moment for group in self._groups.values() for moment in group.moments(self.timing)),
+                default=inf,
+            )
+            self.due = min(self.due, self._unanswered_at)
         return effects
 
     def _forget_idle(self, effects: Effects) -> None:
@@ -530,16 +558,26 @@ class Stream:
             del self._groups[name]
             effects.forgotten_groups.append(name)
 
-    def _remove_unheld(self, effects: Effects) -> None:
-        """Entries that every holding group has committed are gone; without a holding group nothing is."""
-        self._retire(self._committed_by(self._holders()), effects)
-
-    def _committed_by(self, groups: Sequence[Group]) -> list[int]:
-        """The entries that all of `groups` have committed, ascending; none when there are no groups."""
-        smallest = min((group.committed for group in groups), key=len, default=set[int]())
-        return sorted(index for index in smallest if all(index in group.committed for group in groups))
+    def _remove_free(self, effects: Effects) -> None:
+        """Of the committed items that have to be examined, one slice is; those that nobody holds back are gone."""
+        free = self._holding.next_free()
+        if free:
+            self._retire(free, effects)
+        if self._holding.is_sweeping:
+            self.due = AT_ONCE
 
     # -- what is asked ---------------------------------------------------------------------------------------------
+
+    def filters(self, name: str) -> list[tuple[Filter, float | None]] | None:
+        """Return what the group holds back: filters, and when the last consumer of each left, None while one is
+        connected. None for a group that is not known.
+        """
+        group = self._groups.get(name)
+        return None if group is None else list(group.filters)
+
+    def absent(self) -> list[str]:
+        """Return the groups that hold something back for consumers that left."""
+        return [group.name for group in self._groups.values() if group.filters.first_left_at is not None]
 
     def touch(self, name: str, index: int) -> Touch | None:
         """What the group remembers of an item that was delivered to it."""

@@ -7,6 +7,7 @@ order of indexes; a removal is visible at once and acknowledged when it is durab
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -42,8 +43,9 @@ from easq.storage.changes import (
     Touched,
     Truncated,
 )
-from easq.storage.core import Stream
+from easq.storage.core import AT_ONCE, Stream
 from easq.storage.effects import NOTHING, Effects
+from easq.storage.filters import filters_text
 from easq.storage.keys import KeyWindow
 from easq.storage.waiting import Waiting, carries
 
@@ -64,8 +66,10 @@ Settle: TypeAlias = Callable[[Exception | None], None]
 class Embedded(Storage):
     """All verbs over `Stream`; a subclass keeps the entries (`_submit`, `_load`, `_load_tags`, `_find`)."""
 
-    def __init__(self, timing: Timing) -> None:
+    def __init__(self, timing: Timing, wall_ms: Callable[[], int] | None = None) -> None:
+        """`wall_ms` tells the wall time, in Unix milliseconds: it counts while the service is down."""
         self._timing = timing
+        self._wall_ms = wall_ms or (lambda: time.time_ns() // 1_000_000)
         self._cores: dict[str, Stream] = {}
         self._events: dict[tuple[str, int], asyncio.Event] = {}
         self._waiting = Waiting()
@@ -76,6 +80,7 @@ class Embedded(Storage):
         self._key_windows: dict[str, KeyWindow] = {}
         self._keys_under_way: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._ticks: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+        self._paused: set[str] = set()  # streams whose next slice waits until the last one is stored
         self._failure: Exception | None = None
         self._on_failure: Callable[[Exception], None] = lambda _: None
 
@@ -117,7 +122,12 @@ class Embedded(Storage):
             self._lazy_timer.cancel()
             self._lazy_timer = None
         if self._failure is None:
-            await self._submit(self._lazy_changes())
+            leaving = [
+                self._kept(stream, group, stopping=True)
+                for stream, core in self._cores.items()
+                for group in core.absent()
+            ]
+            await self._submit([*self._lazy_changes(), *leaving])
 
     def _adopt(self, stream: str, core: Stream, keys: KeyWindow, burial: Burial | None) -> None:
         self._cores[stream] = core
@@ -152,7 +162,7 @@ class Embedded(Storage):
 
     def _changes(self, stream: str, effects: Effects, buried: Container[int]) -> list[Change]:
         """What `effects` asks to be made durable, but for what is `buried`; connections are woken on the way."""
-        changes: list[Change] = [GroupKept(stream, group, True) for group in effects.groups]
+        changes: list[Change] = [self._kept(stream, group) for group in dict.fromkeys(effects.groups)]
         changes += [Committed(stream, *committed) for committed in effects.committed if not committed[2]]
         if effects.truncated_below:
             changes.append(Truncated(stream, effects.truncated_below))
@@ -176,6 +186,20 @@ class Embedded(Storage):
         self._schedule(stream)
         return changes
 
+    def _kept(self, stream: str, group: str, *, stopping: bool = False) -> GroupKept:
+        """What is to be stored of the group."""
+        filters = self._cores[stream].filters(group) or []
+        now, wall_ms = asyncio.get_running_loop().time(), self._wall_ms()
+        left = [left_at for _, left_at in filters if left_at is not None]
+        is_absent = 0 < len(left) == len(filters)
+        return GroupKept(
+            stream,
+            group,
+            True,
+            filters_text(filters, now, wall_ms, stopping=stopping),
+            wall_ms - round((now - max(left)) * 1000) if is_absent else None,
+        )
+
     async def _apply(self, stream: str, effects: Effects) -> None:
         """Raises QueueFull when the step gave an item up, and there was no space for its copy: it is not given up."""
         buried, stored = self._bury(stream, effects)
@@ -185,11 +209,15 @@ class Embedded(Storage):
         if effects.given_up and stored is not None:
             await stored
 
-    def _apply_later(self, stream: str, effects: Effects) -> None:
+    def _apply_later(self, stream: str, effects: Effects) -> asyncio.Future[None] | None:
+        """Nobody waits for what the effects ask for; what is done once it is stored, if there is anything."""
         buried, _ = self._bury(stream, effects)
         changes = self._changes(stream, effects, buried)
-        if changes:
-            asyncio.ensure_future(self._submit(changes)).add_done_callback(_ignore)
+        if not changes:
+            return None
+        stored = asyncio.ensure_future(self._submit(changes))
+        stored.add_done_callback(_ignore)
+        return stored
 
     def _bury(self, stream: str, effects: Effects) -> tuple[Container[int], asyncio.Future[None] | None]:
         """Copies and answers are on their way, in one step with the leaving of what they are of: which entries that
@@ -293,7 +321,7 @@ class Embedded(Storage):
         """The stream's rules run again when something waits for the time."""
         due = self._cores[stream].due
         known = self._ticks.get(stream)
-        if due == inf or (known is not None and known[0] <= due):
+        if due == inf or (known is not None and known[0] <= due) or stream in self._paused:
             return
         if known is not None:
             known[1].cancel()
@@ -302,8 +330,22 @@ class Embedded(Storage):
 
     def _tick(self, stream: str) -> None:
         self._ticks.pop(stream, None)
+        if self._failure is not None:
+            return
+        core = self._cores[stream]
+        effects = core.tick(asyncio.get_running_loop().time())
+        # slices that are made faster than they are stored would be one long transaction in the end
+        self._paused.add(stream)
+        stored = self._apply_later(stream, effects)
+        if stored is None or core.due > AT_ONCE:
+            self._go_on(stream)
+        else:
+            stored.add_done_callback(lambda _: self._go_on(stream))
+
+    def _go_on(self, stream: str) -> None:
+        self._paused.discard(stream)
         if self._failure is None:
-            self._apply_later(stream, self._cores[stream].tick(asyncio.get_running_loop().time()))
+            self._schedule(stream)
 
     def _settled(self) -> None:
         """A batch is durable: new items are handed out, waiting readers wake."""

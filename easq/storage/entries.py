@@ -108,6 +108,11 @@ class Entries:
         """Whether so many entries fit, of `size` bytes together."""
         return self._fits(len(self._present) + items - 1, self._size, size, limits)
 
+    def lacks(self, size: int, limits: Limits) -> tuple[int, int]:
+        """Return how many entries, and how many bytes, have to go before one of `size` bytes fits."""
+        items = len(self._present) + len(self._allotted) + 1 - limits.max_items
+        return items, self._size + self._allotted_size + size - limits.max_bytes
+
     def would_have_room(self, size: int, limits: Limits, *, without: Iterable[int]) -> bool:
         """Whether it fits when `without` are gone and, if the limits say so, all that may be evicted is."""
         gone = set(without)

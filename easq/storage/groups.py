@@ -9,6 +9,7 @@ from typing import TypeAlias
 from easq.model import Consumer, Tags
 from easq.storage.base import Timing
 from easq.storage.effects import Touch
+from easq.storage.filters import Filters
 
 #: at most so many consumers that left are listed per group
 _MAX_LEFT = 1000
@@ -83,20 +84,18 @@ class Group:
         self.views: list[View] = []
         self.members: dict[str, Member] = {}
         self.connected = 0
-        self.left_at: float | None = None  # set while the group is absent and still holds items back
-        self.filter = ""  # JSON text of the tag filters, as stored
-        self.left_ms: int | None = None  # wall time at which the last consumer left, as stored
+        self.filters = Filters()  # what it holds back; without any it holds nothing back
         self.highest = 0  # highest index handed out
 
     @property
-    def holds(self) -> bool:
-        """Whether it holds items back: it has a consumer, or its last one left a short time ago."""
-        return bool(self.connected) or self.left_at is not None
+    def is_kept(self) -> bool:
+        """Whether something of it has to be stored."""
+        return bool(self.filters or self.committed or self.touched or self.held)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to remember of it."""
-        return not (self.holds or self.committed or self.touched or self.members or self.held)
+        return not (self.is_kept or self.members)
 
     def unavailable(self, index: int) -> bool:
         return index in self.pending or index in self.committed or index in self.held
@@ -144,8 +143,9 @@ class Group:
         """When something is to be done by itself."""
         if self.timers:
             yield self.timers[0][0]
-        if self.left_at is not None:
-            yield self.left_at + timing.group_retention_s
+        first_left_at = self.filters.first_left_at
+        if first_left_at is not None:
+            yield first_left_at + timing.group_retention_s
         for member in self.members.values():
             if member.session is None:
                 yield member.active_at + timing.forget_s

@@ -16,8 +16,8 @@ from easq.storage.keys import REMEMBER_KEYS, REMEMBER_S
 
 log = logging.getLogger(__name__)
 
-#: what the scripts of this version read and write; another number is refused
-SCHEMA = "1"
+#: what the scripts of this version read and write. 1, without the filters of groups, is taken over; others are refused
+SCHEMA = "2"
 #: a server that was not heard from so long is gone, in seconds: what its consumers had goes to others
 LEASE_S = 5.0
 #: what is published for a server comes in the channel of this name and its own

@@ -35,8 +35,10 @@ CREATE INDEX item_request ON item (request_id, stream);
 CREATE INDEX item_due ON item (stream, due_ms) WHERE due_ms IS NOT NULL;
 CREATE INDEX item_expires ON item (stream, expires_ms) WHERE expires_ms IS NOT NULL;
 
--- Consumer groups that hold, or remember, something. `filter` is the JSON text of the group's tag filters, `left_ms` the
--- wall time at which its last consumer left, NULL while it has one.
+-- Consumer groups that hold, or remember, something. `filter` is a JSON list of what the group holds back: the tags of
+-- each filter, the wall time at which its last consumer left (null while one is connected) and, when the service was
+-- stopped since, how long that was ago then, in milliseconds; '' in a file that an older easq made. `left_ms` is the wall
+-- time at which the group's last consumer left, NULL while it has one.
 CREATE TABLE consumer_group (
   stream  INTEGER NOT NULL,
   name    TEXT NOT NULL,

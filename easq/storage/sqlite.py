@@ -21,6 +21,7 @@ from easq.storage.datafile import RESERVE_BYTES, DataFile
 from easq.storage.effects import Touch
 from easq.storage.embedded import Embedded, Settle
 from easq.storage.entries import INDEX_BITS
+from easq.storage.filters import stored_filters
 from easq.storage.keys import KeyWindow
 from easq.storage.writer import Job, Writer
 
@@ -42,8 +43,9 @@ class Sqlite(Embedded):
         durability: str = "fsync",
         timing: Timing | None = None,
         recover: bool = False,
+        wall_ms: Callable[[], int] | None = None,
     ) -> None:
-        super().__init__(timing or Timing())
+        super().__init__(timing or Timing(), wall_ms)
         self._recover = recover
         self.durability = durability
         self._path = path
@@ -138,8 +140,8 @@ class Sqlite(Embedded):
         ):
             touched.setdefault(group, []).append((entry - base, Touch(*counts)))
         now = self._loop.time()
-        for group, filter, left_ms in self._reader.execute(
-            "SELECT name, filter, left_ms FROM consumer_group WHERE stream = ?", (number,)
+        for group, filter in self._reader.execute(
+            "SELECT name, filter FROM consumer_group WHERE stream = ?", (number,)
         ):
             core.restore_group(
                 group,
@@ -147,8 +149,7 @@ class Sqlite(Embedded):
                 given_up.get(group, ()),
                 touched.get(group, ()),
                 now,
-                filter=filter,
-                left_ms=left_ms,
+                stored_filters(filter, now, self._wall_ms()),
             )
         (last_key,) = self._reader.execute(
             "SELECT coalesce(max(number), 0) FROM idempotency WHERE stream = ?", (number,)

@@ -20,7 +20,7 @@ from easq.storage.memory import Memory
 from easq.storage.redis import Link
 from easq.storage.redis_url import parse_redis_url
 from easq.storage.sqlite import Sqlite
-from tests.model.reference import GRACE_S, MAX_BYTES, MAX_FAILURES, MAX_ITEMS, RETENTION_S
+from tests.model.reference import FORGET_S, GRACE_S, MAX_BYTES, MAX_FAILURES, MAX_ITEMS, RETENTION_S
 
 T = TypeVar("T")
 START = 1000.0
@@ -56,7 +56,7 @@ class Engine:
         self.loop = loop
         self.folder = folder
         self.timing = Timing(
-            leave_grace_s=GRACE_S, group_retention_s=RETENTION_S, backoff_s=(backoff_s,), forget_s=20.0
+            leave_grace_s=GRACE_S, group_retention_s=RETENTION_S, backoff_s=(backoff_s,), forget_s=FORGET_S
         )
         self.generation = 0
         self.failures: list[Exception] = []
@@ -73,7 +73,8 @@ class Engine:
             return Memory(self.timing)
         self.path.parent.mkdir(exist_ok=True)
         self.path.with_name("q.db.ballast").touch()  # there is no disk to be filled here
-        return Sqlite(self.path, durability="os", timing=self.timing)
+        wall_ms = lambda: round(self.loop.time() * 1000)  # noqa: E731
+        return Sqlite(self.path, durability="os", timing=self.timing, wall_ms=wall_ms)
 
     def start(self) -> None:
         """The engine runs on what was stored."""
@@ -88,19 +89,21 @@ class Engine:
         self.loop.run(self.sink.open())
         self.loop.run(self.queue.open())
 
-    def restart(self) -> None:
-        """Stopped in order, and started again."""
+    def restart(self, seconds: float) -> None:
+        """Stopped in order, and started again so many seconds later."""
         self.close()
+        self.loop.moment += seconds
         self.start()
 
-    def kill(self) -> None:
-        """Started again on what the files held at this moment; what was only in memory is gone."""
+    def kill(self, seconds: float) -> None:
+        """Started again, so many seconds later, on what the files held now; what was only in memory is gone."""
         abandoned, files = self.storage, self.path.parent
         self.generation += 1
         self.path.parent.mkdir()
         for file in ("q.db", "q.db-wal"):
             shutil.copy(files / file, self.path.parent / file)
         self.loop.run(abandoned.close())
+        self.loop.moment += seconds
         self.start()
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ groups = st.sampled_from(["g", "g", "h"])
 users = st.sampled_from(["a", "b", "c"])
 payloads = st.sampled_from([b"", b"x", b"yes", b"\0" * 12, b"z" * 60])
 colors = st.sampled_from([{}, {"color": "red"}, {"color": "blue"}])
-filters = st.sampled_from([{}, {}, {}, {"color": "red"}])
+filters = st.sampled_from([{}, {}, {}, {"color": "red"}, {"color": "blue"}])
 wanted_tags = st.sampled_from([{}, {"color": "red"}, {"requestId": "r1"}, {"color": "red", "requestId": "r"}])
 request_ids = st.sampled_from(["r1", "r2", "r3"])
 #: an index counted back from the newest, or an invented one
@@ -358,22 +358,18 @@ class Restarts(Machine):
         self.steps += 1
 
     @precondition(lambda self: self.steps > 8)
-    @rule(killed=st.booleans())
-    def restart(self, killed: bool) -> None:
+    @rule(killed=st.booleans(), seconds=st.sampled_from([0.0, 0.0, 4.0, 100.0]))
+    def restart(self, killed: bool, seconds: float) -> None:
         self.steps = 0
         (engine,) = self.engines
         if killed:
-            engine.kill()
+            engine.kill(seconds)
         else:
-            engine.restart()
+            engine.restart(seconds)
         stored = engine.stored_groups()
-        used = {
-            name
-            for name, group in self.reference.groups.items()
-            if group.committed or group in self.reference.holders()
-        }
+        used = {name for name, group in self.reference.groups.items() if group.committed or group.filters}
         assert used <= stored <= self.reference.groups.keys()
-        self.reference.restart(stored, killed=killed)
+        self.reference.restart(stored, seconds, killed=killed)
         self.claims, self.connections = [], []
 
 

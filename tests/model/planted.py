@@ -79,7 +79,11 @@ BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         rules.redelivery_loses_priority,
         rules.truncate_takes_one_more,
         rules.lost_connection_keeps_what_is_out,
+        rules.groups_hold_what_they_do_not_want,
+        rules.absent_groups_hold_nothing,
+        rules.what_a_filter_held_stays,
+        rules.forgotten_groups_come_back,
     )
 }
 #: these show after a restart only (the simulation has more of them)
-AFTER_A_RESTART = {"keys_are_not_stored"}
+AFTER_A_RESTART = {"keys_are_not_stored", "forgotten_groups_come_back"}

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from tests.model.values import Connection, Group, Item
 
-GRACE_S, RETENTION_S, MAX_FAILURES = 2.0, 10.0, 2
+GRACE_S, RETENTION_S, FORGET_S, MAX_FAILURES = 2.0, 10.0, 20.0, 2
 MAX_ITEMS, MAX_BYTES = 12, 200
 
 
@@ -45,14 +45,11 @@ class Reference:
         if self.ended:
             raise Refused("StreamEnded")
         if not self.fits(len(data), set(self.items)):
-            here = [group for name, group in self.groups.items() if self.of(name)]
-            unheld = {
-                index for index in self.items if here and all(index in group.committed for group in here)
-            }
-            if not self.fits(len(data), self.items.keys() - unheld):
+            loose = set(self.leaving(connected=True))
+            if not self.fits(len(data), self.items.keys() - loose):
                 raise Refused("QueueFull")
             for group in self.groups.values():
-                group.left_at = None
+                group.lapse(self.now)
             self.sweep()
         self.last += 1
         self.items[self.last] = Item(self.last, priority, tags, data)
@@ -120,8 +117,17 @@ class Reference:
         self.numbers += 1
         new = Connection(self.numbers, name, user, window, after, tags, self.handouts)
         self.connections[new.number] = new
-        group.left_at = None
-        self.sweep()
+        wanted, before = tuple(sorted(tags.items())), group.users.get(user)
+        group.users[user] = wanted
+        group.left.pop(user, None)
+        group.filters[wanted] = None
+        if (
+            before is not None
+            and group.filters.get(before) is not None
+            and before not in group.users.values()
+        ):
+            del group.filters[before]
+            self.sweep()
         mine = sorted(self.items[index].rank for index, (_, whose) in group.held.items() if whose == user)
         for _, index in mine:
             if index in self.claimed or not new.wants(self.items[index]):
@@ -144,8 +150,9 @@ class Reference:
     def leave(self, connection: Connection, *, lost: bool) -> None:
         del self.connections[connection.number]
         group = self.groups[connection.group]
-        if not self.of(connection.group):
-            group.left_at = self.now
+        group.left[connection.user] = self.now
+        if all(one.tags != connection.tags for one in self.of(connection.group)):
+            group.filters[tuple(sorted(connection.tags.items()))] = self.now
         for index in sorted(set(connection.out) - set(connection.unsent)) if lost else ():
             if not self.failed(connection.group, index, "", "the connection was lost"):
                 group.held[index] = (self.now + GRACE_S, connection.user)
@@ -203,7 +210,7 @@ class Reference:
         group.committed |= counted
         group.given_up -= counted
         for index in counted:
-            if all(index in other.committed for other in self.holders()):
+            if not self.is_held(index):
                 self.remove(index)
         self.push()
         return len(counted)
@@ -237,7 +244,7 @@ class Reference:
         self.rear.append(({**item.tags, **why, **last}, item.data))
         group.committed.add(index)
         group.given_up.add(index)
-        if all(index in other.committed for other in self.holders()):
+        if not self.is_held(index):
             self.retire(index, group)
         return True
 
@@ -253,13 +260,17 @@ class Reference:
             self.sink.append(({**self.items[index].tags, "ts@sink": "7", **last, **kind}, reason.encode()))
         self.remove(index)
 
-    def holders(self) -> list[Group]:
-        return [group for name, group in self.groups.items() if self.of(name) or group.left_at is not None]
+    def is_held(self, index: int, *, connected: bool = False) -> bool:
+        return any(group.holds(self.items[index], connected=connected) for group in self.groups.values())
+
+    def leaving(self, *, connected: bool = False) -> list[int]:
+        """What some group has committed, and no group (or none for a connected consumer) holds back."""
+        committed = {index for group in self.groups.values() for index in group.committed}
+        return [index for index in sorted(committed) if not self.is_held(index, connected=connected)]
 
     def sweep(self) -> None:
-        for index in sorted(self.items) if self.holders() else ():
-            if all(index in group.committed for group in self.holders()):
-                self.retire(index)
+        for index in self.leaving():
+            self.retire(index)
 
     # -- time and the disk -----------------------------------------------------------------------------------------
 
@@ -267,14 +278,11 @@ class Reference:
         self.now += seconds
         for group in self.groups.values():
             group.held = {index: kept for index, kept in group.held.items() if kept[0] > self.now}
-        lapsed = [
-            group
-            for group in self.groups.values()
-            if group.left_at is not None and group.left_at + RETENTION_S <= self.now
-        ]
-        for group in lapsed:
-            group.left_at = None
-        if lapsed:
+        for group in self.groups.values():
+            for user in [user for user, left_at in group.left.items() if left_at + FORGET_S <= self.now]:
+                del group.left[user], group.users[user]
+        lapsed = [group.lapse(self.now, RETENTION_S) for group in self.groups.values()]
+        if any(lapsed):
             self.sweep()
         self.push()
         self.flush()
@@ -286,8 +294,11 @@ class Reference:
             for name, group in self.groups.items()
         }
 
-    def restart(self, stored: set[str], *, killed: bool) -> None:
-        """`stored` groups are known again, with the counts that were stored before a kill."""
+    def restart(self, stored: set[str], seconds: float, *, killed: bool) -> None:
+        """`stored` groups are known again, with the counts that were stored before a kill. Who was connected left now;
+        for the others time went on after a kill, and stood still while the service was stopped in order.
+        """
+        self.now += seconds
         if not killed:
             self.flush()
         self.connections, self.claimed = {}, set()
@@ -296,5 +307,9 @@ class Reference:
             group = self.groups.setdefault(name, Group())
             known = self.counts.get(name, {})
             group.touches = {index: replace(touch) for index, touch in known.items() if index in self.items}
-            group.held, group.left_at = {}, self.now
+            group.held, group.users, group.left = {}, {}, {}
+            for tags, left_at in group.filters.items():
+                group.filters[tags] = self.now if left_at is None else left_at + seconds * (not killed)
+            group.lapse(self.now, RETENTION_S)
+        self.sweep()
         self.numbers = self.handouts = 0

@@ -55,7 +55,26 @@ class Group:
     given_up: set[int] = field(default_factory=set)
     touches: dict[int, Touch] = field(default_factory=dict)
     held: dict[int, tuple[float, str]] = field(default_factory=dict)  # until when, and for which user
-    left_at: float | None = None
+    # what it holds back: tags -> when the last consumer with them left; None while one is connected
+    filters: dict[tuple[tuple[str, str], ...], float | None] = field(default_factory=dict)
+    users: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # what each watched for last
+    left: dict[str, float] = field(default_factory=dict)  # when each left that is not connected
+
+    def holds(self, item: Item, *, connected: bool = False) -> bool:
+        """Whether it holds the item back; with `connected` alone for consumers that are there."""
+        return item.index not in self.committed and any(
+            item.has(dict(tags)) for tags, left_at in self.filters.items() if left_at is None or not connected
+        )
+
+    def lapse(self, now: float, retention_s: float = 0.0) -> bool:
+        """Filters whose consumers left so long ago are gone; whether there were any."""
+        before = self.filters
+        self.filters = {
+            tags: left_at
+            for tags, left_at in before.items()
+            if left_at is None or left_at + retention_s > now
+        }
+        return self.filters != before
 
     def touch(self, index: int) -> Touch:
         return self.touches.setdefault(index, Touch())

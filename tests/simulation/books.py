@@ -13,6 +13,7 @@ from math import inf
 from easq.model import Tags
 from easq.storage.base import Limits, Timing
 from easq.storage.effects import Effects
+from easq.storage.filters import Filter
 
 #: an item that failed so often in a group is handed out alone
 ALONE_AFTER = 2
@@ -66,12 +67,29 @@ class Team:
     failures: dict[int, int] = field(default_factory=dict)
     held: dict[int, tuple[float, str | None]] = field(default_factory=dict)  # index -> until, for whom
     seats: dict[str, Seat] = field(default_factory=dict)
-    left_at: float | None = None
+    # what it holds back: tags -> when the last seat with them was left; None while there is one
+    filters: dict[tuple[tuple[str, str], ...], float | None] = field(default_factory=dict)
+    wanted: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # what each user had last
+    left: dict[str, float] = field(default_factory=dict)  # when each user left that has no seat
     late: set[int] = field(default_factory=set)  # went back before they were sent: exempt from the order
 
-    @property
-    def holds(self) -> bool:
-        return bool(self.seats) or self.left_at is not None
+    def holds(self, index: int, item: Item, *, connected: bool = False) -> bool:
+        """Whether it holds the item back; with `connected` alone for seats that are there."""
+        return index not in self.committed and any(
+            all(item.tags.get(key) == value for key, value in tags)
+            for tags, left_at in self.filters.items()
+            if left_at is None or not connected
+        )
+
+    def lapse(self, now: float, retention_s: float = 0.0) -> bool:
+        """Filters whose last seat was left so long ago are gone; whether there were any."""
+        before = self.filters
+        self.filters = {
+            tags: left_at
+            for tags, left_at in before.items()
+            if left_at is None or left_at + retention_s > now
+        }
+        return self.filters != before
 
     def alone(self, index: int) -> bool:
         return self.failures.get(index, 0) >= ALONE_AFTER
@@ -118,17 +136,16 @@ class Books:
         """Absent groups let go, then the oldest are evicted if the limits say so; nothing when it would not do."""
         if self.room(size, limits):
             return True
-        holders = [team for team in self.teams.values() if team.seats]
-        unheld = {
-            index for index in self.items if holders and all(index in team.committed for team in holders)
-        }
+        unheld = set(self.leaving(connected=True))
         if not self.room(
             size, limits, without=unheld if not limits.evict else {*self.items} - self.claimed | unheld
         ):
             return False
         for team in self.teams.values():
-            team.left_at = None
+            if team.lapse(inf):
+                self.effects.groups.append(team.name)
         self._retire(unheld)
+        self.sweep()
         while not self.room(size, limits):
             self._remove(min(self.items.keys() - self.claimed))
         return True
@@ -184,14 +201,17 @@ class Books:
                 self.effects.unanswered.append((index, None))
             self._remove(index)
 
-    def sweep(self) -> None:
-        """What every group that holds items back has committed is gone."""
-        holders = [team for team in self.teams.values() if team.holds]
-        if holders:
-            self._retire([index for index in self.items if all(index in team.committed for team in holders)])
+    def is_held(self, index: int, *, connected: bool = False) -> bool:
+        return any(team.holds(index, self.items[index], connected=connected) for team in self.teams.values())
 
-    def is_done(self, index: int) -> bool:
-        return all(index in team.committed for team in self.teams.values() if team.holds)
+    def leaving(self, *, connected: bool = False) -> list[int]:
+        """What some group has committed, and no group (or none with a seat that wants it) holds back."""
+        committed = {index for team in self.teams.values() for index in team.committed}
+        return [index for index in committed if not self.is_held(index, connected=connected)]
+
+    def sweep(self) -> None:
+        """What was committed and nobody holds back is gone."""
+        self._retire(self.leaving())
 
     # -- groups ----------------------------------------------------------------------------------------------------
 
@@ -213,17 +233,27 @@ class Books:
         if seat.user in team.seats:
             self.leave(team.seats[seat.user], now, lost=False, unsent=unsent)
         team.seats[seat.user] = seat
-        team.left_at = None
+        wanted, before = tuple(sorted(seat.tags.items())), team.wanted.get(seat.user)
+        team.wanted[seat.user] = wanted
+        team.left.pop(seat.user, None)
+        if team.filters.get(wanted, 0.0) is not None:
+            team.filters[wanted] = None
+            self.effects.groups.append(team.name)
+        if before is not None and team.filters.get(before) is not None and before not in team.wanted.values():
+            del team.filters[before]
+            self.effects.groups.append(team.name)
+            self.sweep()
         for index in [index for index, (_, user) in team.held.items() if user == seat.user]:
             if team.alone(index) or index in self.claimed or not seat.wants(index, self.items[index]):
                 del team.held[index]
-        self.sweep()
 
     def leave(self, seat: Seat, now: float, *, lost: bool, unsent: set[int]) -> None:
         team = seat.team
         del team.seats[seat.user]
-        if not team.seats:
-            team.left_at = now
+        team.left[seat.user] = now
+        if all(other.tags != seat.tags for other in team.seats.values()):
+            team.filters[tuple(sorted(seat.tags.items()))] = now
+            self.effects.groups.append(team.name)
         self._unsent(team, unsent)
         for index in sorted(seat.out) if lost else ():
             if not self._failed(team, index):
@@ -245,7 +275,7 @@ class Books:
         team.committed.add(index)
         team.given_up.add(index)
         self.asked.setdefault(team.name, set()).add(index)
-        if self.is_done(index):
+        if not self.is_held(index):
             self._retire([index])
         else:
             self.effects.committed.append((team.name, index, True))
@@ -265,7 +295,7 @@ class Books:
             team.committed.add(index)
             team.given_up.discard(index)
         for index in counted:
-            if self.is_done(index):
+            if not self.is_held(index):
                 self._remove(index)
             else:
                 self.effects.committed.append((name, index, False))
@@ -290,7 +320,7 @@ class Books:
     def due(self) -> float:
         """When something is to be done, at the latest."""
         held = [until for team in self.teams.values() for until, _ in team.held.values()]
-        left = [team.left_at for team in self.teams.values() if team.left_at is not None]
+        left = [since for team in self.teams.values() for since in team.filters.values() if since is not None]
         return min([*held, *(since + self.timing.group_retention_s for since in left)], default=inf)
 
     def tick(self, now: float) -> None:
@@ -299,8 +329,10 @@ class Books:
         for team in self.teams.values():
             for index in [index for index, (until, _) in team.held.items() if until <= now]:
                 del team.held[index]
-            if team.left_at is not None and team.left_at + self.timing.group_retention_s <= now:
-                team.left_at = None
+            for user in [user for user, since in team.left.items() if since + self.timing.forget_s <= now]:
+                del team.left[user], team.wanted[user]
+            if team.lapse(now, self.timing.group_retention_s):
+                self.effects.groups.append(team.name)
                 lapsed = True
         if lapsed:
             self.sweep()
@@ -324,7 +356,7 @@ class Books:
         hold(
             "P13 unanswered", sorted(unanswered) == sorted(index for index, _ in due.unanswered), effects, due
         )
-        hold("P16 groups are stored", effects.groups == due.groups, effects, due)
+        hold("P16 groups are stored", set(effects.groups) == set(due.groups), effects, due)
         gone = {index for _, index in {*effects.touched, *due.touched}} - self.items.keys()
         now_due = {pair for pair in due.touched if pair[1] not in gone}
         hold(
@@ -333,7 +365,7 @@ class Books:
         for name in effects.forgotten_groups:
             team = self.teams.pop(name)
             known = bool(team.committed or team.deliveries or team.failures or team.held)
-            hold("P16 a group in use is kept", not (team.holds or known), team)
+            hold("P16 a group in use is kept", not (team.filters or known), team)
 
     def delivered(self, seat: Seat, index: int, deliveries: int) -> None:
         """A frame was sent: it may be, and it is counted."""
@@ -415,7 +447,7 @@ class Books:
         last: int,
         committed: dict[str, dict[int, bool]],
         touched: dict[str, dict[int, tuple[int, int]]],
-        groups: set[str],
+        groups: dict[str, list[tuple[Filter, float | None]]],
         now: float,
     ) -> None:
         """What was acknowledged is on the disk; what was not may be. The books go on from there."""
@@ -428,7 +460,7 @@ class Books:
         lost = self.items.keys() - items.keys()
         hold("P1 what was acknowledged is there", not lost, sorted(lost))
         teams = {}
-        for name in groups | self.done.keys():
+        for name in groups.keys() | self.done.keys():
             rows = committed.get(name, {}).keys() & items.keys()
             acked = self.done.get(name, set()) & items.keys()
             hold(
@@ -439,7 +471,8 @@ class Books:
             )
             hold("P9 no commit that nobody asked for", rows <= self.asked.get(name, set()), name, rows)
             if name in groups:
-                teams[name] = team = Team(name, committed=rows, left_at=now)
+                filters = {tags: now if left_at is None else left_at for tags, left_at in groups[name]}
+                teams[name] = team = Team(name, committed=rows, filters=filters)
                 team.given_up = {index for index in rows if committed[name][index]}
         for (name, index), counts in self.counted.items():
             if index in items and name in teams:

@@ -10,6 +10,7 @@ from easq.model import Tags
 from easq.storage.base import Timing
 from easq.storage.core import Stream
 from easq.storage.effects import Effects, Touch
+from easq.storage.filters import Filter
 
 #: delivery counts are written so long after they changed, in seconds
 LAZY_S = 0.1
@@ -22,6 +23,8 @@ class Job:
     effects: Effects = field(default_factory=Effects)
     stored: tuple[int, int, int, Tags] | None = None  # index, priority, size, tags
     touches: list[tuple[str, int, Touch]] = field(default_factory=list)
+    # of the groups that changed: each filter, and when its last consumer left
+    filters: dict[str, list[tuple[Filter, float | None]]] = field(default_factory=dict)
     ended: bool | None = None
     fails: bool = False
     told: Callable[[], None] = lambda: None
@@ -34,7 +37,7 @@ class Disk:
         self.items: dict[int, tuple[int, int, Tags]] = {}
         self.last = 0
         self.ended = False
-        self.groups: set[str] = set()
+        self.groups: dict[str, list[tuple[Filter, float | None]]] = {}
         self.committed: dict[str, dict[int, bool]] = {}  # group -> index -> given up
         self.touched: dict[str, dict[int, Touch]] = {}
         self.jobs: deque[Job] = deque()
@@ -92,7 +95,7 @@ class Disk:
             self.items[index] = (entry[0], entry[1], entry[2])
             self.last = max(self.last, index)
         effects = job.effects
-        self.groups.update(effects.groups)
+        self.groups.update(job.filters)
         for group, index, given_up in effects.committed:
             self.committed.setdefault(group, {})[index] = given_up
         gone = set(effects.removed) | {index for index in self.items if index < effects.truncated_below}
@@ -100,7 +103,8 @@ class Disk:
             self.items.pop(index, None)
             for rows in (*self.committed.values(), *self.touched.values()):
                 rows.pop(index, None)
-        self.groups.difference_update(effects.forgotten_groups)
+        for name in effects.forgotten_groups:
+            self.groups.pop(name, None)
         for group, index, touch in job.touches:
             if index in self.items:
                 self.touched.setdefault(group, {})[index] = touch
@@ -125,5 +129,6 @@ class Disk:
             committed = self.committed.get(group, {})
             given_up = [index for index, is_given_up in committed.items() if is_given_up]
             touched = [(index, replace(touch)) for index, touch in self.touched.get(group, {}).items()]
-            stream.restore_group(group, committed, given_up, touched, now)
+            filters = [(dict(one), now if left is None else left) for one, left in self.groups[group]]
+            stream.restore_group(group, committed, given_up, touched, now, filters)
         return stream

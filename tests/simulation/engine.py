@@ -28,6 +28,7 @@ from easq.storage.changes import (
 from easq.storage.core import Stream
 from easq.storage.effects import Touch
 from easq.storage.embedded import Embedded, Settle
+from easq.storage.filters import stored_filters
 from easq.storage.keys import KeyWindow
 
 
@@ -116,7 +117,7 @@ class OnDisk(Embedded):
     def __init__(
         self, disk: dict[str, Kept], timing: Timing, takes_s: Callable[[], float], fails: Callable[[], bool]
     ) -> None:
-        super().__init__(timing)
+        super().__init__(timing, lambda: round(asyncio.get_running_loop().time() * 1000))
         self._disk = disk
         self._takes_s = takes_s
         self._fails = fails
@@ -139,9 +140,8 @@ class OnDisk(Embedded):
             committed = {index: up for (name, index), up in kept.committed.items() if name == group}
             given_up = [index for index, up in committed.items() if up]
             touched = [(index, replace(t)) for (name, index), t in kept.touched.items() if name == group]
-            core.restore_group(
-                group, committed, given_up, touched, now, filter=known.filter, left_ms=known.left_ms
-            )
+            filters = stored_filters(known.filter, now, self._wall_ms())
+            core.restore_group(group, committed, given_up, touched, now, filters)
         self._adopt(stream, core, KeyWindow(kept.number), burial)
 
     async def streams(self) -> Sequence[str]:

@@ -14,8 +14,10 @@ from easq.storage.base import Subscription
 from easq.storage.core import Stream
 from easq.storage.effects import Effects, Touch
 from easq.storage.entries import Entries
+from easq.storage.filters import CONNECTED, NOBODY, Filters
 from easq.storage.groups import Group, Session
 from easq.storage.handout import Handout
+from easq.storage.holding import Holding
 
 
 def _nobody_has(stream: Stream, session: Session) -> None:
@@ -73,9 +75,9 @@ def counts_start_anew_after_a_restart(patch: pytest.MonkeyPatch) -> None:
         given_up: Iterable[int],
         _: Iterable[tuple[int, Touch]],
         now: float,
-        **stored: Any,
+        filters: Any = None,
     ) -> None:
-        original(self, name, committed, given_up, (), now, **stored)
+        original(self, name, committed, given_up, (), now, filters)
 
     patch.setattr(Stream, "restore_group", restore_group)
 
@@ -149,6 +151,44 @@ def time_is_not_due(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Stream, "_hold", hold)
 
 
+def groups_hold_what_they_do_not_want(patch: pytest.MonkeyPatch) -> None:
+    """A group with a filter holds every item back."""
+    patch.setattr(Filters, "for_everything", lambda self: CONNECTED if self else NOBODY)
+
+
+def absent_groups_hold_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A filter ends with its last consumer, not with the retention."""
+    patch.setattr(Filters, "leave", lambda self, one, _: self.drop(one))
+
+
+def a_break_ends_a_filter(patch: pytest.MonkeyPatch) -> None:
+    """Of a group that still has a consumer only what that one wants is held back."""
+    original = Stream._leave
+
+    def leave(self: Stream, session: Session, *, lost: bool, now: float, effects: Effects) -> None:
+        original(self, session, lost=lost, now=now, effects=effects)
+        group = self._groups[session.consumer.group]
+        if group.connected:
+            group.filters.drop_absent()
+
+    patch.setattr(Stream, "_leave", leave)
+
+
+def what_a_filter_held_stays(patch: pytest.MonkeyPatch) -> None:
+    """Nobody looks what may leave when a filter ends."""
+    patch.setattr(Holding, "filter_ended", lambda _: None)
+
+
+def forgotten_groups_come_back(patch: pytest.MonkeyPatch) -> None:
+    """At a restart every group holds everything back again."""
+    original = Stream.restore_group
+
+    def restore_group(self: Stream, *stored: Any) -> None:
+        original(self, *stored[:5])
+
+    patch.setattr(Stream, "restore_group", restore_group)
+
+
 BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     bug.__name__: bug
     for bug in (
@@ -163,5 +203,10 @@ BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         window_is_one_larger,
         claims_are_seen,
         time_is_not_due,
+        groups_hold_what_they_do_not_want,
+        absent_groups_hold_nothing,
+        a_break_ends_a_filter,
+        what_a_filter_held_stays,
+        forgotten_groups_come_back,
     )
 }

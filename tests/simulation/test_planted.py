@@ -23,6 +23,11 @@ NAMED = {
     "window_is_one_larger": ("I6", "I13"),
     "claims_are_seen": ("P17", "I1", "I13"),
     "time_is_not_due": ("P11",),
+    "groups_hold_what_they_do_not_want": ("I1", "P9", "I13"),
+    "absent_groups_hold_nothing": ("I1", "P9", "P11", "P16"),
+    "a_break_ends_a_filter": ("I1", "P9", "P16", "I13"),
+    "what_a_filter_held_stays": ("I1", "P9", "I13"),
+    "forgotten_groups_come_back": ("I1", "P9", "P16", "I13"),
 }
 
 

@@ -129,6 +129,8 @@ class World:
                 ack()
 
         job.told = told
+        for name in job.effects.groups:
+            job.filters[name] = self.stream.filters(name) or []
         self.disk.submit(job, self.now)
 
     def _forget(self, number: int) -> None:
@@ -306,7 +308,7 @@ class World:
 
     def attach(self) -> None:
         group, user = self.random.choice(self.groups), self.random.choice(USERS)
-        tags = {"color": "red"} if self.random.random() < 0.2 else {}
+        tags = {"color": self.random.choice(("red", "blue"))} if self.random.random() < 0.3 else {}
         after = self.random.choice((0, 0, 0, 0, self.books.highest, self.books.highest // 2))
         self.join(group, user, self.random.randint(1, 5), after, tags)
 

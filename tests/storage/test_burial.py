@@ -355,15 +355,14 @@ def test_once_the_disk_has_room_again_items_are_buried_though_nobody_puts(tmp_pa
 
 
 def test_a_watch_begins_whether_the_disk_has_room_for_an_answer_or_not(tmp_path: Path) -> None:
-    """Nobody held an item that its group had given up; now the group comes back, and it leaves."""
+    """Nobody holds an item that its group had given up, and it cannot leave; meanwhile the group comes back."""
 
     async def body(engine: Graves) -> None:
         session, other = await given_up_and_held(engine)
-        await engine.detach(session, after_s=-9.0)
-        await engine.detach(other, after_s=-9.0)
-        await asyncio.sleep(0.1)
-        assert await engine.indexes() == [1]
         with FullDisk(engine):
+            await engine.detach(session, after_s=-9.0)
+            await engine.detach(other, after_s=-9.0)
+            await asyncio.sleep(0.1)
             again = await engine.attach()
             assert await engine.has_nothing_for(again)
             assert await engine.indexes() == [1]

@@ -616,7 +616,7 @@ def test_a_stream_of_another_schema_is_refused(redis_url: str) -> None:
             with redis.Redis.from_url(redis_url) as client:
                 client.hset("easq:{q}:meta", "schema", "99")
             late = Server(redis_url, None)
-            with pytest.raises(StorageError, match="has schema '99', this easq knows 1"):
+            with pytest.raises(StorageError, match="has schema '99', this easq knows 2"):
                 await late.start()
             await late.die()
 

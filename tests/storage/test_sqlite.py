@@ -632,20 +632,6 @@ def test_the_last_index_is_not_passed(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_groups_filter_and_the_time_it_was_left_are_kept(run_sqlite: Run) -> None:
-    async def body(engine: Engine) -> None:
-        assert isinstance(engine.storage, Sqlite)
-        await engine.put()
-        kept = GroupKept("q", "g", True, filter='[{"user":"a"}]', left_ms=1_700_000_000_000)
-        await engine.storage._submit([GroupKept("q", "g", True), kept, GroupKept("q", "other", True)])
-        await engine.restart()
-        groups = engine.storage._cores["q"]._groups
-        assert (groups["g"].filter, groups["g"].left_ms) == (kept.filter, kept.left_ms)
-        assert (groups["other"].filter, groups["other"].left_ms) == ("", None)
-
-    run_sqlite(body)
-
-
 def test_losses_and_busy_time_of_an_item_are_kept(run_sqlite: Run) -> None:
     async def body(engine: Engine) -> None:
         assert isinstance(engine.storage, Sqlite)

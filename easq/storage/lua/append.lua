@@ -36,32 +36,61 @@ end
 
 local size, max_items, max_bytes, evict = #ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10] == '1'
 
-local function would_have_room(unheld)
-  local len, bytes = S.len, S.size
-  local gone = {}
-  for _, id in ipairs(unheld) do
-    gone[id] = true
-    len, bytes = len - 1, bytes - entries.size(S, id)
+local function has_room()
+  return entries.has_room(S, size, max_items, max_bytes)
+end
+
+local function fits(count, bytes)
+  return count < max_items and bytes + size <= max_bytes
+end
+
+-- Whether only filters whose consumers left hold back enough. A put looks at some of what was committed; where that is
+-- not all, the puts after it go on: `loose` in PREFIX meta is where, how many were found and how large they are.
+local function is_loose_enough()
+  local f = cmsgpack.unpack(call('HGET', S.p .. 'meta', 'loose') or cmsgpack.pack({'', 0, 0}))
+  local count, bytes, met = f[2], f[3], {}
+  work.left, work.more = CONF.budget / 5, false
+  local rest = groups.each_done(S, f[1], function(id)
+    if not met[id] and groups.holder(S, id) ~= groups.CONNECTED then
+      count, bytes = count + 1, bytes + entries.size(S, id)
+    end
+    met[id] = true
+    return fits(S.len - count, S.size - bytes)
+  end)
+  work.more = false
+  if rest then
+    call('HSET', S.p .. 'meta', 'loose', cmsgpack.pack({rest, count, bytes}))
+  else
+    call('HDEL', S.p .. 'meta', 'loose')
   end
+  return fits(S.len - count, S.size - bytes)
+end
+
+local function would_have_room()
   if evict then
-    len, bytes = 0, 0
+    local count, bytes = 0, 0
     for _, id in ipairs(call('HKEYS', S.p .. 'claims')) do
-      if not gone[id] then
-        len, bytes = len + 1, bytes + entries.size(S, id)
+      count, bytes = count + 1, bytes + entries.size(S, id)
+    end
+    return fits(count, bytes)
+  end
+  for _, G in ipairs(groups.all(S)) do
+    for _, left in pairs(G.filters) do
+      if left >= 0 then
+        return is_loose_enough()
       end
     end
   end
-  return len < max_items and bytes + size <= max_bytes
+  return false
 end
 
 local function make_room()
   for _, G in ipairs(groups.all(S)) do
-    if G.left >= 0 then
-      groups.leave_at(G, -1)
-    end
+    groups.drop_absent(G)
   end
+  work.left, work.more = CONF.budget, false
   rules.remove_unheld(S, '')
-  while not entries.has_room(S, size, max_items, max_bytes) do
+  while evict and not has_room() do
     local oldest = entries.from(S, '', 1)[1]
     if not oldest or not spend() then
       return
@@ -70,22 +99,24 @@ local function make_room()
   end
 end
 
-if not entries.has_room(S, size, max_items, max_bytes) then
-  work.left, work.more = CONF.budget, false
-  local connected = {}
-  for _, G in ipairs(groups.all(S)) do
-    if G.connected > 0 then
-      connected[#connected + 1] = G
-    end
-  end
-  if would_have_room((groups.done_by(connected, ''))) then
+if not has_room() then
+  local unheld = call('HGET', S.p .. 'meta', 'unheld')
+  if unheld then
+    -- absent consumers have let go before, and what that set free is not all gone yet
     work.left, work.more = CONF.budget, false
-    make_room()
-    if not entries.has_room(S, size, max_items, max_bytes) then
+    rules.remove_unheld(S, unheld)
+    if not has_room() and call('HEXISTS', S.p .. 'meta', 'unheld') == 1 then
       return rules.finish(S, 'again')
     end
-  else
+  end
+end
+if not has_room() then
+  if not would_have_room() then
     return rules.finish(S, 'full', {S.len, S.size})
+  end
+  make_room()
+  if not has_room() then
+    return rules.finish(S, 'again')
   end
 end
 

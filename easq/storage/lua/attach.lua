@@ -19,6 +19,7 @@ if m and m.session ~= 0 then
   rules.leave(G, members.sessions(G)[m.session], false)
   m = members.get(G, user)
 end
+local before = m and m.filter
 local after = ARGV[8] == '-1' and id_of(S.last) or id_of(tonumber(ARGV[8]))
 local V = members.view(G, after, ARGV[9])
 set(S, 'number', S.number + 1)
@@ -35,8 +36,7 @@ members.keep(G, {
   active = NOW, left_pending = false, place = m and m.place or s.number,
 })
 G.connected, G.changed = G.connected + 1, true
-groups.leave_at(G, -1)
-rules.remove_unheld(S, '')
+rules.take_filter(G, ARGV[9], before)
 handout.give_back(G, s, V)
 handout.dispatch(G)
 return rules.finish(S, 'ok', s.number)

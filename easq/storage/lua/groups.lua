@@ -8,7 +8,8 @@
 -- PREFIX got:N           'TOKEN:INDEX INDEX ...' of its last fetch, which may be asked for again
 -- PREFIX doom            hash: 'GROUP\0INDEX' -> what becomes of the item if the rear store has no room
 -- PREFIX g:GROUP: and
---   meta      hash: connected, left (when its last consumer left, while it still holds items back; -1), highest, views
+--   meta      hash: connected, highest, views; filters (what it holds back: packed tags and when the last consumer with
+--             them left, -1 while one is connected, in turn); before schema 2: left, the same for all tags
 --   pend      hash: index -> connection
 --   done      zset, score 0: the places of the entries it has committed or given up
 --   gone      set: those it gave up
@@ -31,15 +32,46 @@ function groups.names(S)
   return S.names
 end
 
+-- Schema 1 knew when a group was left, and the filters of its connections
+local function filters_before(g, connected, left)
+  local found = {}
+  if connected > 0 then
+    for _, text in ipairs(call('HVALS', g .. 'views')) do
+      found[cmsgpack.unpack(text)[2]] = -1
+    end
+  elseif left and left >= 0 then
+    found[''] = left
+  end
+  return found
+end
+
+local function filters_in(text)
+  local found, f = {}, cmsgpack.unpack(text)
+  for place = 1, #f, 2 do
+    found[f[place]] = f[place + 1]
+  end
+  return found
+end
+
+function groups.filters_text(G)
+  local f = {}
+  for filter, left in pairs(G.filters) do
+    f[#f + 1] = filter
+    f[#f + 1] = left
+  end
+  return cmsgpack.pack(f)
+end
+
 -- The group, or nil when it is not known
 function groups.get(S, name)
   local G = S.groups[name]
   if G == nil then
     local g = S.p .. 'g:' .. name .. ':'
-    local meta = call('HMGET', g .. 'meta', 'connected', 'left', 'highest', 'views')
+    local meta = call('HMGET', g .. 'meta', 'connected', 'highest', 'views', 'filters', 'left')
     G = meta[1] and {
-      S = S, name = name, g = g, connected = tonumber(meta[1]), left = tonumber(meta[2]),
-      highest = tonumber(meta[3]), views_made = tonumber(meta[4]),
+      S = S, name = name, g = g, connected = tonumber(meta[1]), highest = tonumber(meta[2]),
+      views_made = tonumber(meta[3]), wanted = {},
+      filters = meta[4] and filters_in(meta[4]) or filters_before(g, tonumber(meta[1]), tonumber(meta[5])),
     } or false
     S.groups[name] = G
   end
@@ -52,8 +84,8 @@ function groups.make(S, name)
     local last = call('ZREVRANGE', S.p .. 'groups', 0, 0, 'WITHSCORES')
     call('ZADD', S.p .. 'groups', (last[2] or 0) + 1, name)
     S.names = nil
-    G = {S = S, name = name, g = S.p .. 'g:' .. name .. ':', connected = 0, left = -1, highest = 0,
-      views_made = 0, changed = true}
+    G = {S = S, name = name, g = S.p .. 'g:' .. name .. ':', connected = 0, highest = 0, views_made = 0,
+      filters = {}, wanted = {}, changed = true}
     S.groups[name] = G
   end
   return G
@@ -67,34 +99,124 @@ function groups.all(S)
   return list
 end
 
--- Those that hold items back: with a consumer, or with one that left a short time ago
-function groups.holders(S)
-  local list = {}
-  for _, G in ipairs(groups.all(S)) do
-    if G.connected > 0 or G.left >= 0 then
-      list[#list + 1] = G
-    end
-  end
-  return list
-end
-
 local PARTS = {'meta', 'pend', 'done', 'gone', 'deliv', 'fail', 'why', 'ret', 'alone', 'held', 'sess', 'views', 'mem'}
 
 function groups.is_idle(G)
-  if G.connected > 0 or G.left >= 0 then
+  if G.connected > 0 or next(G.filters) then
     return false
   end
   return call('EXISTS', G.g .. 'done', G.g .. 'deliv', G.g .. 'fail', G.g .. 'mem', G.g .. 'held') == 0
 end
 
-function groups.leave_at(G, moment)
-  local timer = 'l\0' .. G.name
-  if moment >= 0 then
-    call('ZADD', G.S.p .. 'timers', moment + CONF.retention, timer)
-  elseif G.left >= 0 then
-    call('ZREM', G.S.p .. 'timers', timer)
+-- -- what a group holds back ---------------------------------------------------------------------------------------
+
+local MOST_ABSENT = 64  -- filters whose consumers left are kept one by one up to so many
+
+local function lapse_timer(G, filter)
+  return 'l\0' .. G.name .. '\0' .. filter
+end
+
+function groups.drop_filter(G, filter)
+  if G.filters[filter] ~= -1 then
+    call('ZREM', G.S.p .. 'timers', lapse_timer(G, filter))
   end
-  G.left, G.changed = moment, true
+  G.filters[filter], G.changed = nil, true
+end
+
+-- A consumer with these packed tags is connected
+function groups.connect_filter(G, filter)
+  if G.filters[filter] ~= -1 then
+    groups.drop_filter(G, filter)
+    G.filters[filter] = -1
+  end
+end
+
+local function set_absent(G, filter)
+  G.filters[filter], G.changed = NOW, true
+  call('ZADD', G.S.p .. 'timers', NOW + CONF.retention, lapse_timer(G, filter))
+end
+
+-- The filters whose consumers left end now; whether there were any
+function groups.drop_absent(G)
+  local absent = {}
+  for filter, left in pairs(G.filters) do
+    if left >= 0 then
+      absent[#absent + 1] = filter
+    end
+  end
+  for _, filter in ipairs(absent) do
+    groups.drop_filter(G, filter)
+  end
+  return #absent > 0
+end
+
+-- The last consumer with these packed tags left. Too many such filters become one that lets everything through.
+function groups.leave_filter(G, filter)
+  set_absent(G, filter)
+  local count = 0
+  for _, left in pairs(G.filters) do
+    count = count + (left >= 0 and 1 or 0)
+  end
+  if count > MOST_ABSENT then
+    groups.drop_absent(G)
+    if not G.filters[''] then
+      set_absent(G, '')
+    end
+  end
+end
+
+-- The time of a filter is over, if it was not used again since its timer was set; whether it is
+function groups.lapse(G, filter)
+  local left = G.filters[filter]
+  if not left or left < 0 then
+    return false
+  end
+  if left + CONF.retention > NOW then
+    call('ZADD', G.S.p .. 'timers', left + CONF.retention, lapse_timer(G, filter))
+    return false
+  end
+  groups.drop_filter(G, filter)
+  return true
+end
+
+groups.NOBODY, groups.ABSENT, groups.CONNECTED = 0, 1, 2
+
+-- Whether the filters, with tags (or for everything) let the entry through for a connected consumer, an absent one, or
+-- nobody
+local function filter_holder(G, tags)
+  local found = groups.NOBODY
+  for filter, left in pairs(G.filters) do
+    G.wanted[filter] = G.wanted[filter] or tags_in(filter, 1)
+    if carries(tags, G.wanted[filter]) then
+      if left < 0 then
+        return groups.CONNECTED
+      end
+      found = groups.ABSENT
+    end
+  end
+  return found
+end
+
+-- Who holds the entry back, of all groups `but` one: nobody, filters whose consumers left, or a connected consumer
+function groups.holder(S, id, but)
+  local found, filtered = groups.NOBODY, {}
+  for _, G in ipairs(groups.all(S)) do
+    if G ~= but and next(G.filters) and not groups.has_done(G, id) then
+      local everything = G.filters['']
+      if everything == -1 then
+        return groups.CONNECTED
+      elseif everything then
+        found = groups.ABSENT
+      end
+      filtered[#filtered + 1] = G
+    end
+  end
+  for _, G in ipairs(filtered) do
+    if next(G.filters, next(G.filters)) or not G.filters[''] then
+      found = math.max(found, filter_holder(G, entries.tags(S, id)))
+    end
+  end
+  return found
 end
 
 function groups.forget(G)
@@ -150,37 +272,35 @@ function groups.undoom(G, id)
   call('HDEL', G.S.p .. 'doom', G.name .. '\0' .. id)
 end
 
--- The entries that all of `some` have committed, ascending, as many as this call may look at, from the place `from` on;
--- and where to go on, or nil
-function groups.done_by(some, from)
-  local smallest, fewest
-  for _, G in ipairs(some) do
-    local count = call('ZCARD', G.g .. 'done')
-    if not smallest or count < fewest then
-      smallest, fewest = G, count
+-- Calls `with` with each entry that some group has committed, as many as this call may look at; some come twice. `from`
+-- is '' or what was answered before: where to go on, or nil at the end. Ends when `with` says stop.
+function groups.each_done(S, from, with)
+  local at_name, at = string.match(from, '^([^%z]*)%z(.*)$')
+  local names, known = groups.names(S), false
+  for _, name in ipairs(names) do
+    known = known or name == at_name
+  end
+  for _, name in ipairs(names) do
+    if not known or name == at_name then
+      local done = S.p .. 'g:' .. name .. ':done'
+      local cursor = known and at or ''
+      known = false
+      while true do
+        local places = call('ZRANGEBYLEX', done, '[' .. cursor, '+', 'LIMIT', 0, 200)
+        for _, rank in ipairs(places) do
+          if not spend() then
+            return name .. '\0' .. rank
+          end
+          if with(id_in(rank)) then
+            return nil
+          end
+        end
+        if #places < 200 then
+          break
+        end
+        cursor = places[#places] .. '+'
+      end
     end
   end
-  local found, rest = {}, nil
-  while smallest do
-    local places = call('ZRANGEBYLEX', smallest.g .. 'done', '[' .. from, '+', 'LIMIT', 0, 200)
-    for _, rank in ipairs(places) do
-      if not spend() then
-        rest = rank
-        break
-      end
-      local everywhere = true
-      for _, G in ipairs(some) do
-        everywhere = everywhere and (G == smallest or call('ZSCORE', G.g .. 'done', rank) ~= false)
-      end
-      if everywhere then
-        found[#found + 1] = id_in(rank)
-      end
-    end
-    if rest or #places < 200 then
-      break
-    end
-    from = places[#places] .. '+'
-  end
-  table.sort(found)
-  return found, rest
+  return nil
 end

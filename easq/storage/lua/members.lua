@@ -178,21 +178,29 @@ function members.put_back(G, id)
   end
 end
 
--- A view that no connection has any more is forgotten
+-- A view that no connection has any more is forgotten. Answers its filter, if no other view has it
 function members.leave_view(G, number)
   for _, s in pairs(members.sessions(G)) do
     if s.view == number then
-      return
+      return nil
     end
   end
+  local filter
   for place, V in ipairs(members.views(G)) do
     if V.number == number then
       table.remove(G.views, place)
       call('HDEL', G.g .. 'views', number)
       call('DEL', G.g .. 'cur:' .. number)
-      return
+      filter = V.filter
+      break
     end
   end
+  for _, V in ipairs(members.views(G)) do
+    if V.filter == filter then
+      return nil
+    end
+  end
+  return filter
 end
 
 -- -- consumers ------------------------------------------------------------------------------------------------------
@@ -270,8 +278,8 @@ function members.save(S)
   for _, G in pairs(S.groups) do
     if G then
       if G.changed then
-        call('HSET', G.g .. 'meta', 'connected', G.connected, 'left', G.left, 'highest', G.highest,
-          'views', G.views_made)
+        call('HSET', G.g .. 'meta', 'connected', G.connected, 'highest', G.highest, 'views', G.views_made,
+          'filters', groups.filters_text(G))
       end
       save_sessions(G)
     end

@@ -6,7 +6,7 @@
 -- Answers the epoch, the highest index and how many items have ever come.
 
 local known, opened_by = unpack(call('HMGET', KEYS[1], 'schema', 'run'))
-if known and known ~= CONF.schema then
+if known and known ~= CONF.schema and known ~= '1' then
   return {'schema', known}
 end
 local run = string.match(call('INFO', 'server'), 'run_id:(%x+)')

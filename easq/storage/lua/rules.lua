@@ -44,10 +44,17 @@ function rules.retire(S, ids, last)
   rules.remove(S, ids)
 end
 
--- Entries that every holding group has committed are gone, from the place `from` on; without a holding group nothing is.
--- What this call may not look at is left to the next `tick`.
+-- Entries that some group has committed and nobody holds back are gone, from `from` on. What this call may not look at is
+-- left to the next `tick`.
 function rules.remove_unheld(S, from)
-  local found, rest = groups.done_by(groups.holders(S), from)
+  local found, met = {}, {}
+  local rest = groups.each_done(S, from, function(id)
+    if not met[id] and groups.holder(S, id) == groups.NOBODY then
+      found[#found + 1] = id
+    end
+    met[id] = true
+  end)
+  table.sort(found)
   rules.retire(S, found)
   if rest then
     call('HSET', S.p .. 'meta', 'unheld', rest)
@@ -56,13 +63,25 @@ function rules.remove_unheld(S, from)
   end
 end
 
+-- Whether an entry that some group has committed leaves
 function rules.is_done(S, id)
-  for _, G in ipairs(groups.holders(S)) do
-    if not groups.has_done(G, id) then
-      return false
+  return groups.holder(S, id) == groups.NOBODY
+end
+
+-- The group holds back what a consumer with these packed tags wants. Where that consumer had others `before`, and nobody
+-- else has them, those end now: it will not come back for their items.
+function rules.take_filter(G, filter, before)
+  groups.connect_filter(G, filter)
+  if not before or before == filter or (G.filters[before] or -1) < 0 then
+    return
+  end
+  for _, m in ipairs(members.all(G)) do
+    if m.filter == before then
+      return
     end
   end
-  return true
+  groups.drop_filter(G, before)
+  rules.remove_unheld(G.S, '')
 end
 
 function rules.is_through(S, G)
@@ -99,10 +118,10 @@ function rules.leave(G, s, lost)
   call('HDEL', G.g .. 'sess', number)
   call('HDEL', S.p .. 'who', number)
   call('SREM', S.p .. 'of:' .. s.server, number)
-  members.leave_view(G, s.view)
+  local filter = members.leave_view(G, s.view)
   G.connected, G.changed = G.connected - 1, true
-  if G.connected == 0 then
-    groups.leave_at(G, NOW)
+  if filter then
+    groups.leave_filter(G, filter)
   end
   local m = members.get(G, s.user)
   m.session, m.active, m.left_pending, m.index = 0, NOW, s.out > 0, s.index
@@ -173,8 +192,8 @@ function rules.tick(S)
     if not G then
       call('ZREM', S.p .. 'timers', timer)
     elseif kind == 'l' then
-      groups.leave_at(G, -1)
-      lapsed = true
+      call('ZREM', S.p .. 'timers', timer)
+      lapsed = groups.lapse(G, rest) or lapsed
     elseif kind == 'm' then
       members.drop(G, rest)
     elseif call('HEXISTS', S.p .. 'doom', name .. '\0' .. rest) == 1 then

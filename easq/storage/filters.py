@@ -1,0 +1,148 @@
+"""Which items a consumer group holds back: the tag filters of its consumers, and how long each of them counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from math import inf
+from typing import TypeAlias
+
+from easq.model import Tags
+
+#: the tags that an item must have, sorted; a filter without tags lets every item through
+Filter: TypeAlias = tuple[tuple[str, str], ...]
+
+#: who holds an item back: nobody, only consumers that left, a connected consumer
+NOBODY, ABSENT, CONNECTED = 0, 1, 2
+#: filters whose consumers left are kept one by one up to so many; more become one that lets every item through
+_MOST_ABSENT = 64
+
+
+def filter_of(tags: Tags) -> Filter:
+    """Return the filter that lets items with all of `tags` through."""
+    return tuple(sorted(tags.items()))
+
+
+def filters_text(
+    filters: Iterable[tuple[Filter, float | None]], now: float, wall_ms: int, *, stopping: bool = False
+) -> str:
+    """Return the text of filters as it is stored: for each its tags and the wall time at which its last consumer left,
+    null while one is connected. A service that is `stopping` adds how long that was ago: its downtime does not count.
+    """
+    rows: list[list[object]] = []
+    for one, left_at in filters:
+        gone_ms = None if left_at is None else max(0, round((now - left_at) * 1000))
+        rows.append([dict(one), None if gone_ms is None else wall_ms - gone_ms])
+        if gone_ms is not None and stopping:
+            rows[-1].append(gone_ms)
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def stored_filters(text: str, now: float, wall_ms: int) -> list[tuple[Tags, float]] | None:
+    """Return the filters that a text was made of, and when the last consumer of each left; None for no text.
+
+    Who was connected when the service ended counts as having left now.
+    """
+    if not text:
+        return None
+    found: list[tuple[Tags, float]] = []
+    for tags, left_ms, *stopped in json.loads(text):
+        if left_ms is None:
+            found.append((tags, now))
+        else:
+            gone_ms = stopped[0] if stopped else wall_ms - left_ms
+            found.append((tags, now - max(0, gone_ms) / 1000))
+    return found
+
+
+class Filters:
+    """The filters of one group. A filter whose last consumer left counts until the group's retention ends.
+
+    They are stored by their keys: matching an item costs one lookup per set of keys, not one per filter.
+    """
+
+    __slots__ = ("_by_keys",)
+
+    def __init__(self) -> None:
+        self._by_keys: dict[tuple[str, ...], dict[tuple[str, ...], float | None]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_keys)
+
+    def __iter__(self) -> Iterator[tuple[Filter, float | None]]:
+        """Yield each filter, and when its last consumer left; None while one is connected."""
+        for keys, by_values in self._by_keys.items():
+            for values, left_at in by_values.items():
+                yield tuple(zip(keys, values, strict=True)), left_at
+
+    def __contains__(self, one: Filter) -> bool:
+        keys, values = _split(one)
+        return values in self._by_keys.get(keys, ())
+
+    def set(self, one: Filter, left_at: float | None) -> None:
+        """Record the filter: a consumer with it is connected (None), or the last one left at `left_at`."""
+        keys, values = _split(one)
+        self._by_keys.setdefault(keys, {})[values] = left_at
+
+    def leave(self, one: Filter, now: float) -> None:
+        """Record that the last consumer with the filter left."""
+        self.set(one, now)
+        if sum(left_at is not None for _, left_at in self) > _MOST_ABSENT:
+            self.drop_absent()
+            if () not in self:
+                self.set((), now)
+
+    def is_absent(self, one: Filter) -> bool:
+        """Return whether the filter is here, without a connected consumer."""
+        keys, values = _split(one)
+        return self._by_keys.get(keys, {}).get(values) is not None
+
+    def drop(self, one: Filter) -> None:
+        """Remove the filter, if it is here."""
+        keys, values = _split(one)
+        by_values = self._by_keys.get(keys, {})
+        by_values.pop(values, None)
+        if not by_values:
+            self._by_keys.pop(keys, None)
+
+    def drop_absent(self, now: float = inf, retention_s: float = 0.0) -> bool:
+        """Remove the filters whose last consumer left so long ago; return whether there was one."""
+        gone = [one for one, left_at in self if left_at is not None and left_at + retention_s <= now]
+        for one in gone:
+            self.drop(one)
+        return bool(gone)
+
+    @property
+    def first_left_at(self) -> float | None:
+        """When the first of those left whose consumers are not connected; None where all are."""
+        return min((left_at for _, left_at in self if left_at is not None), default=None)
+
+    @property
+    def has_tags(self) -> bool:
+        """Whether a filter looks at tags."""
+        return len(self._by_keys) > (() in self._by_keys)
+
+    def for_everything(self) -> int:
+        """Return who holds each item back, whatever its tags: NOBODY, ABSENT or CONNECTED."""
+        by_values = self._by_keys.get(())
+        if by_values is None:
+            return NOBODY
+        return CONNECTED if by_values[()] is None else ABSENT
+
+    def holder(self, tags: Tags) -> int:
+        """Return who holds an item with these tags back: NOBODY, ABSENT or CONNECTED."""
+        found = NOBODY
+        for keys, by_values in self._by_keys.items():
+            try:
+                values = tuple([tags[key] for key in keys])
+            except KeyError:
+                continue
+            if values in by_values:
+                if by_values[values] is None:
+                    return CONNECTED
+                found = ABSENT
+        return found
+
+
+def _split(one: Filter) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(key for key, _ in one), tuple(value for _, value in one)
