@@ -17,7 +17,7 @@ def request_id(index: int) -> str:
 
 def write_layout_1(path: Path, *, items: int = 40, size: int = 300, big: int = 200_000) -> None:
     """Write a file with the queue `q` of `items` items and one of `big` bytes, its sink, their rear stores and what
-    two groups and two clients left there. The last of it is in the log only, as after a kill.
+    three groups and two clients left there. The last of it is in the log only, as after a kill.
     """
     path.touch(mode=0o600)
     connection = sqlite3.connect(path, isolation_level=None)
@@ -56,7 +56,7 @@ def write_layout_1(path: Path, *, items: int = 40, size: int = 300, big: int = 2
             for stream in (4, 5, 6)
         ],
     )
-    many("INSERT INTO consumer_group VALUES (7, ?)", [("one",), ("two",)])
+    many("INSERT INTO consumer_group VALUES (7, ?)", [("one",), ("three",), ("two",)])
     many(
         "INSERT INTO committed VALUES (?, ?, ?)",
         [(7 << 53 | 1, "one", 0), (7 << 53 | 2, "one", 1), (7 << 53 | 2, "two", 0)],
