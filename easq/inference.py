@@ -30,8 +30,9 @@ _BUILT_IN = frozenset((REQUEST_ID, PATH, DELIVERY_COUNT, LAST_CODE, LAST_REASON)
 #: headers that belong to the request's data, or to one delivery, and are not those of the answer
 _NOT_INHERITED = frozenset(("header:content-type", "header:content-encoding"))
 _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}")
-#: what of a path stands in a URL as it is
-_PATH_SAFE = "/-._~!$&'()*+,;=:@"
+#: what of a path stands in a URL as it is: percent encoding does where it is well-formed
+_PATH_SAFE = "/-._~!$&'()*+,;=:@%"
+_BARE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class Fate(Enum):
@@ -67,7 +68,8 @@ def attempt_of(frame: Frame) -> int:
 def call_of(frame: Frame) -> Call:
     """The call of a model that the item stands for: as the put came that brought it, without what is the queue's."""
     tags = frame.tags
-    path = quote(tags.get(PATH, ""), safe=_PATH_SAFE)
+    # easq serve keeps the path as it stood in the URL, encoded; another service may have decoded it
+    path = quote(_BARE_PERCENT.sub("%25", tags.get(PATH, "")), safe=_PATH_SAFE)
     return Call(
         frame.data,
         path=path,

@@ -37,6 +37,21 @@ def test_a_call_is_what_the_put_was() -> None:
     assert told == {"EASQ_INDEX": "5", "EASQ_REQUEST_ID": "r-1", "EASQ_ATTEMPT": "3"}
 
 
+@pytest.mark.parametrize(
+    ("stored", "called"),
+    [
+        ("/a%20b", "/a%20b"),
+        ("/a%2Fb%C3%A9", "/a%2Fb%C3%A9"),
+        ("/a b/é", "/a%20b/%C3%A9"),
+        ("/100%/%zz", "/100%25/%25zz"),
+        ("", ""),
+    ],
+)
+def test_a_path_is_encoded_once(stored: str, called: str) -> None:
+    """Whether the service keeps it as it stood in the URL, or decoded."""
+    assert call_of(Frame(1, {"Path": stored} if stored else {})).path == called
+
+
 def test_a_result_inherits_what_is_not_of_the_delivery_or_the_data() -> None:
     assert inherited(TAGS) == {
         "requestId": "r-1",

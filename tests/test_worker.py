@@ -166,14 +166,16 @@ def test_an_item_is_forwarded_as_an_engine_does(bench: Make, upstream: Callable[
     on = bench()
     server = upstream(lambda handler: handler.answer(b"{}", ("Content-Type", "application/json")))
     stream = on.service.stream()
-    stream.ask("POST", [("Content-Type", "image/png")], b"\x89PNG", path="/v1/infer", task="a b", task_id="7")
+    stream.ask(
+        "POST", [("Content-Type", "image/png")], b"\x89PNG", path="/v1/in%20fer%2Fx", task="a b", task_id="7"
+    )
     on.start(Http(server.url + "/model?k=v"))
     (result,) = on.results(1)
     ((target, headers, body),) = server.seen.requests
-    assert (target, body) == ("/model/v1/infer?k=v&task=a+b&task_id=7", b"\x89PNG")
+    assert (target, body) == ("/model/v1/in%20fer%2Fx?k=v&task=a+b&task_id=7", b"\x89PNG")
     assert headers["Content-Type"] == "image/png"
     assert result.tags["Header:Content-Type"] == "application/json"
-    assert result.tags["Path"] == "/v1/infer"
+    assert result.tags["Path"] == "/v1/in%20fer%2Fx"
 
 
 def test_a_command_gets_the_item_and_never_the_token(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
