@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote
@@ -34,7 +35,7 @@ def mask(secret: str) -> str:
 
 
 def hide(text: str, secrets: Iterable[str], *, words: bool = True) -> str:
-    """Return `text` with every one of `secrets` masked, also where it stands percent-encoded.
+    """Return `text` with every one of `secrets` masked, also where it stands percent-encoded or in JSON.
 
     Args:
         words: also mask a secret that is an ordinary word where it stands as a word of a sentence. False for text
@@ -88,4 +89,6 @@ def _as_value(word: str) -> re.Pattern[str]:
 
 
 def _spellings(secret: str) -> set[str]:
-    return {secret, quote(secret, errors="replace"), quote(secret, safe="", errors="replace")}
+    """Return `secret` as it may stand in a text: as it is, in a URL, in JSON."""
+    quoted = json.dumps(secret, ensure_ascii=False)[1:-1]
+    return {secret, quote(secret, errors="replace"), quote(secret, safe="", errors="replace"), quoted}

@@ -97,6 +97,18 @@ def test_files_and_folders_are_ours_alone_whatever_the_umask(tmp_path: Path, uma
     assert stat.S_IMODE((folder / "file").stat().st_mode) == 0o600
 
 
+def test_a_file_is_ours_alone_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made so, and need not become so."""
+    made: list[int] = []
+    monkeypatch.setattr(os, "fchmod", lambda fd, _: made.append(stat.S_IMODE(os.fstat(fd).st_mode)))
+    old = os.umask(0)
+    try:
+        files.replace(tmp_path / "file", b"")
+    finally:
+        os.umask(old)
+    assert made == [0o600]
+
+
 def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a").chmod(0o755)

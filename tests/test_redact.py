@@ -15,6 +15,7 @@ def test_a_mask_shows_four_characters_of_a_long_secret_and_nothing_of_a_short_on
 def test_a_secret_is_masked_as_it_is_and_percent_encoded_the_longest_first() -> None:
     text = hide("a s/crt+1 b s%2Fcrt%2B1 c s/crt d abc", ["s/crt", "s/crt+1", "abc"])
     assert text == "a **** b **** c **** d abc"
+    assert hide('{"message":"bad a\\"b\\\\c"}', ['a"b\\c']) == '{"message":"bad ****"}'
 
 
 @pytest.mark.parametrize("token", ["wrong", "needed", "signature", "token"])

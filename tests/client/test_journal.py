@@ -90,6 +90,27 @@ def test_it_is_private_and_holds_no_payload_and_no_address(begun: Path) -> None:
     assert re.fullmatch(rb"(?:[0-9a-f]{16} (?:easq-journal|begun|ok|no) [0-9a-f ,-]+\n)+", text)
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o777])
+def test_it_is_private_from_its_first_moment(path: Path, monkeypatch: pytest.MonkeyPatch, umask: int) -> None:
+    """It is made so, whatever the umask, and need not become so."""
+    made: list[int] = []
+    monkeypatch.setattr(os, "fchmod", lambda fd, _: made.append(stat.S_IMODE(os.fstat(fd).st_mode)))
+    old = os.umask(umask)
+    try:
+        with opened(path):
+            pass
+    finally:
+        os.umask(old)
+    assert made == [0o600 & ~umask]
+
+
+def test_one_that_others_could_read_is_private_from_now_on(path: Path) -> None:
+    path.touch(mode=0o644)
+    path.chmod(0o644)
+    with opened(path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_a_line_that_a_kill_cut_off_is_forgotten(begun: Path) -> None:
     whole = begun.read_bytes()
     lines = whole.splitlines(keepends=True)

@@ -192,6 +192,21 @@ def test_a_payload_far_above_the_limit_is_refused_before_it_is_sent(start: Open)
     assert answer.header("Connection") == "close"
 
 
+@pytest.mark.parametrize("size", [1000, 1])
+def test_an_endless_chunked_payload_is_refused_at_the_limit(start: Open, size: int) -> None:
+    """The answer comes with the byte that is one too many, and not with the end of the body."""
+    queue = start(rules=Rules(max_payload=1000)).queue
+    with Connection(queue.port) as connection:
+        connection.send_request("POST", queue.path, [("Transfer-Encoding", "chunked")])
+        for _ in range(1000 // size):
+            connection.send(b"%x\r\n%s\r\n" % (size, b"x" * size))
+        connection.send(b"1\r\nx\r\n")
+        answer = connection.read_answer()
+    assert (answer.status, answer.text) == (413, "the payload has 1001 bytes, an item may have 1000")
+    assert answer.header("Connection") == "close"
+    assert queue.length() == 0
+
+
 def test_a_client_that_sends_its_large_body_first_still_reads_the_413(start: Open) -> None:
     """The connection is not reset under a client that writes before it reads."""
     queue = start(rules=Rules(max_payload=1000)).queue

@@ -315,6 +315,67 @@ def test_a_recovery_that_is_cut_off_loses_nothing(
     assert found[:20] == list(range(1, 21))
 
 
+def test_a_recovery_makes_no_file_that_others_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it copies, and after: the copy has all payloads."""
+    path = tmp_path / "easq.db"
+    modes: dict[str, set[int]] = {}
+
+    def look() -> int:
+        for file in tmp_path.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                modes.setdefault(file.name, set()).add(stat.S_IMODE(file.stat().st_mode))
+        return 0
+
+    class Watched(sqlite3.Connection):
+        """Looks while a statement runs, which the copy is."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.set_progress_handler(look, 10)
+
+    real = sqlite3.connect
+    old = os.umask(0)
+    try:
+
+        async def fill() -> None:
+            engine = Engine(f"sqlite:{path}")
+            await engine.start()
+            for _ in range(20):
+                await engine.put()
+            engine.storage._file.mark_failed()  # type: ignore[attr-defined]
+            await engine.storage.close()
+
+        asyncio.run(fill())
+        look()
+        monkeypatch.setattr(sqlite3, "connect", lambda *a, **o: real(*a, factory=Watched, **o))
+        monkeypatch.setattr(os, "rename", _after(look, os.rename))
+
+        async def recover() -> None:
+            storage = Sqlite(path, recover=True)
+            await storage.start(lambda _: None)
+            look()
+            await storage.close()
+
+        asyncio.run(recover())
+    finally:
+        os.umask(old)
+    look()
+    assert {"easq.db", "easq.db.new", "easq.db.failed", "easq.db.copied"} <= set(modes)
+    assert set().union(*modes.values()) == {0o600}, modes
+
+
+def _after(first: Callable[[], Any], then: Callable[..., Any]) -> Callable[..., Any]:
+    """Both, in this order."""
+
+    def call(*given: Any, **options: Any) -> Any:
+        first()
+        return then(*given, **options)
+
+    return call
+
+
 def test_a_half_made_file_of_an_earlier_start_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "easq.db.new").write_bytes(b"torn")
     _start(tmp_path / "easq.db")
