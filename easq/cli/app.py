@@ -270,6 +270,13 @@ class App:
             raise UsageError("stdin is closed")
         return sys.stdin.buffer
 
+    def read_stdin(self, limit: int) -> str:
+        """All of stdin, as text. Raises UsageError above `limit` bytes."""
+        data = self.stdin().read(limit + 1)
+        if len(data) > limit:
+            raise UsageError(f"more than {limit} bytes came on stdin")
+        return data.decode("utf-8", "replace")
+
     def can_ask(self) -> bool:
         """Whether a person is there to answer: stdin and stderr are a terminal, and may be used."""
         if self.options.get("no_input") or self.environ.get("EASQ_NO_INPUT"):

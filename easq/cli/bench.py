@@ -34,6 +34,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: lines of -f that are kept, and put in turn
 _MAX_PAYLOADS = 100_000
+#: and no more than these are once they have so many bytes together
+_MAX_KEPT_BYTES = 64 * 1024 * 1024
 _DEFAULT_COUNT = 10_000
 
 
@@ -321,7 +323,15 @@ def _payloads(app: App, file: str | None, size: int) -> list[bytes]:
 
     if file is None:
         return [b"x" * size]
-    found = [item.data for item in islice(find_items(app, (file,), (), None), _MAX_PAYLOADS)]
+    found: list[bytes] = []
+    kept = 0
+    for item in islice(find_items(app, (file,), (), None), _MAX_PAYLOADS):
+        if item.error is not None:
+            raise type(item.error)(f"{item.where}: {item.error.message}")
+        found.append(item.data)
+        kept += len(item.data)
+        if kept > _MAX_KEPT_BYTES:
+            break
     if not found:
         raise UsageError(f"no line in {file}")
     return found

@@ -104,12 +104,13 @@ def set_value(app: App, key: str, value: str) -> None:
     """
     import shlex
 
+    from easq.config import MAX_TOKEN_BYTES
     from easq.errors import UsageError
     from easq.profile import check_key, named
 
     check_key(key)
     if key == "token" and value == "-":
-        value = app.stdin().read().decode("utf-8", "replace").strip()
+        value = app.read_stdin(MAX_TOKEN_BYTES).strip()
     elif key == "token":
         app.options["token"] = value
     if not value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import os
 import stat
 import sys
@@ -13,10 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from easq.cli.options import tag_problem
-from easq.errors import EasqError, UsageError
+from easq.errors import EasqError, PayloadTooLarge, UsageError
 from easq.model import DELIVERY_COUNT, HEADER_PREFIX, REQUEST_ID, Tags
 
 if TYPE_CHECKING:
@@ -32,6 +34,18 @@ FORMATS = (LINES, WHOLE, JSON)
 
 #: how long what was not attempted is counted, in seconds
 _COUNT_S = 3.0
+#: bytes of an item that are read before the queue is asked how many it takes: more than most queues do
+_UNASKED_BYTES = 8 * 1024 * 1024
+#: bytes of an item at most, whatever a queue says, and where none does: those of a frame that is read
+MOST_BYTES = 64 * 1024 * 1024
+#: the same of a request to a model that is called directly
+MOST_REQUEST_BYTES = 256 * 1024 * 1024
+#: how long a queue may take to say how many bytes it takes, in seconds
+_ASK_S = 2.0
+#: a record of JSON has so many bytes for one of the payload at most (\u0001), and so many for its tags
+_JSON_FACTOR, _JSON_EXTRA = 6, 128 * 1024
+#: bytes of a line too long that are looked through at a time
+_SKIP_BYTES = 1024 * 1024
 #: the name of stdin among files
 STDIN = "-"
 
@@ -68,12 +82,21 @@ class Item:
 
 
 class Items:
-    """The items of one command line, read as they are asked for."""
+    """The items of one command line, read as they are asked for, each up to what can be sent and one byte more."""
 
     def __init__(
-        self, app: App, sources: Sequence[bytes | str], form: str, *, keep_tags: bool = False
+        self,
+        app: App,
+        sources: Sequence[bytes | str],
+        form: str,
+        *,
+        keep_tags: bool = False,
+        limit: Callable[[], int] = lambda: MOST_BYTES,
     ) -> None:
+        """`limit` says how many bytes one may have; it is asked when one is large, in whatever thread reads."""
         self._app, self._sources, self._keep_tags = app, sources, keep_tags
+        self._ask_limit = limit
+        self._give_up_at = math.inf
         self.form = form
         self._items = self._read()
         self.skipped = 0  #: empty lines so far
@@ -107,11 +130,11 @@ class Items:
         """How many items were not asked for; None where that would mean to wait, for stdin or long."""
         if STDIN in self._sources:
             return None
-        end, count = time.monotonic() + _COUNT_S, 0
+        self._give_up_at, count = time.monotonic() + _COUNT_S, 0
         for count, _ in enumerate(self._items, 1):  # noqa: B007
-            if time.monotonic() > end:
+            if time.monotonic() > self._give_up_at:
                 return None
-        return count
+        return count if time.monotonic() <= self._give_up_at else None
 
     def _read(self) -> Iterator[Item]:
         for number, source in enumerate(self._sources, 1):
@@ -119,7 +142,7 @@ class Items:
                 yield Item(source, f"-d ({number} of {len(self._sources)})" if self.has_many_sources else "")
             elif self.form == WHOLE:
                 with self._open(source) as file:
-                    yield Item(self._whole(file, source), source)
+                    yield self._whole(file, source)
             else:
                 with self._open(source) as file:
                     yield from self._lines(file, source)
@@ -132,25 +155,78 @@ class Items:
         except OSError as error:
             raise UsageError(f"cannot read {source}: {error.strerror}") from error
 
-    def _whole(self, file: IO[bytes], source: str) -> bytes:
-        data = _read(file.read, source)
-        self.bytes += len(data)
+    def _whole(self, file: IO[bytes], source: str) -> Item:
+        data, room = self._read_bounded(file.read, source, b"")
         if not data and source == STDIN:
             raise UsageError("nothing came on stdin; an empty item is put with -d ''")
-        return data
+        if len(data) > room:
+            return Item(b"", source, error=_too_large(room))
+        return Item(data, source)
 
     def _lines(self, file: IO[bytes], source: str) -> Iterator[Item]:
         number = 0
-        while line := _read(file.readline, source):
+        while True:
+            line, room = self._read_bounded(file.readline, source, b"\n")
+            if not line:
+                return
             number += 1
-            self.bytes += len(line)
             data = line.removesuffix(b"\n")
-            if not data or (self.form == JSON and data.isspace()):
+            if len(data) > room:
+                yield Item(b"", source, number, error=_too_large(room))
+                if not self._skip_line(file, source):
+                    return
+            elif not data or (self.form == JSON and data.isspace()):
                 self.skipped += 1
             elif self.form == JSON:
                 yield read_record(data, source, number, keep_tags=self._keep_tags)
             else:
                 yield Item(data, source, number)
+
+    def _read_bounded(self, read: Callable[[int], bytes], source: str, end: bytes) -> tuple[bytes, int]:
+        """Return what `read` gives up to `end`, the limit and one byte more at most, and the limit."""
+        room = self._room(_UNASKED_BYTES)
+        data = _read(lambda: read(room + 1), source)
+        if len(data) > room and not (end and data.endswith(end)):
+            room = self._room(self._limit)
+            if len(data) <= room:
+                data += _read(lambda: read(room + 1 - len(data)), source)
+        self.bytes += len(data)
+        return data, room
+
+    def _room(self, payload_bytes: int) -> int:
+        return payload_bytes if self.form != JSON else payload_bytes * _JSON_FACTOR + _JSON_EXTRA
+
+    @cached_property
+    def _limit(self) -> int:
+        return self._ask_limit()
+
+    def _skip_line(self, file: IO[bytes], source: str) -> bool:
+        """Read on behind the line that was begun. Returns False where it does not end in time, while only counting."""
+        while piece := _read(lambda: file.readline(_SKIP_BYTES), source):
+            self.bytes += len(piece)
+            if piece.endswith(b"\n"):
+                return True
+            if time.monotonic() > self._give_up_at:
+                return False
+        return True
+
+
+def queue_limit(app: App, *, sink: bool | None = None) -> int:
+    """Return how many bytes an item of the queue, or of its sink (None: as -k says), may have, as it says itself."""
+    from easq.client.queue import QueueClient
+
+    # not App.queue, which warns, and not in the thread that reads
+    client = QueueClient(app.stream_url(sink=sink), app.caller(), app.transport)
+    try:
+        said = client.attributes(deadline_s=_ASK_S).get("meta.maxPayloadBytes", "")
+    except EasqError:
+        return MOST_BYTES
+    known = said.isascii() and said.isdigit() and len(said) <= 12
+    return min(int(said), MOST_BYTES) if known else MOST_BYTES
+
+
+def _too_large(limit: int) -> EasqError:
+    return PayloadTooLarge(f"it has more than {limit} bytes, the most that one may have")
 
 
 def find_items(
@@ -161,6 +237,7 @@ def find_items(
     *,
     keep_tags: bool = False,
     piped: str = WHOLE,
+    limit: Callable[[], int] = lambda: MOST_BYTES,
 ) -> Items:
     """Return the items that the command line names.
 
@@ -169,6 +246,7 @@ def find_items(
         paths: PATH...
         form: how files are cut, or None for the usual way.
         piped: the form of stdin where nothing is named.
+        limit: how many bytes one may have; asked when one is large.
 
     Raises UsageError for none, for PATH beside -d or -f, and for a file that cannot be read.
     """
@@ -185,12 +263,12 @@ def find_items(
     if given:
         for file in files:
             app.printer.info(f"Opening data file: {file}")
-        return Items(app, given, form or LINES, keep_tags=keep_tags)
+        return Items(app, given, form or LINES, keep_tags=keep_tags, limit=limit)
     if paths:
-        return Items(app, paths, form or WHOLE, keep_tags=keep_tags)
+        return Items(app, paths, form or WHOLE, keep_tags=keep_tags, limit=limit)
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("nothing to send", hint="-d STRING, -f FILE, PATH..., or pipe it in")
-    return Items(app, [STDIN], form or piped, keep_tags=keep_tags)
+    return Items(app, [STDIN], form or piped, keep_tags=keep_tags, limit=limit)
 
 
 def _check_readable(path: str, *, hint: str = "") -> None:

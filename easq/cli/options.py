@@ -28,6 +28,8 @@ else:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: of indexes on stdin: three million of the longest
+_MAX_INDEXES_BYTES = 64 * 1024 * 1024
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FORBIDDEN_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -521,7 +523,7 @@ def read_indexes(app: App, indexes: Sequence[str]) -> list[int]:
 
     words = list(indexes)
     if words == ["-"]:
-        words = app.stdin().read().decode("utf-8", "replace").split()
+        words = app.read_stdin(_MAX_INDEXES_BYTES).split()
         if not words:
             raise UsageError("no index on stdin")
     try:

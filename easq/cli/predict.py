@@ -183,13 +183,20 @@ def _items(
     """What is sent; None where a person types it."""
     import sys
 
-    from easq.cli.items import LINES, WHOLE, find_items
-    from easq.cli.routes import WEBSOCKET
+    from easq.cli.items import LINES, MOST_REQUEST_BYTES, WHOLE, find_items, queue_limit
+    from easq.cli.routes import QUEUE, WEBSOCKET
 
     is_typed = not given and not paths and sys.stdin is not None and sys.stdin.isatty()
     if via == WEBSOCKET and is_typed and not app.options.get("no_input"):
         return None
-    return find_items(app, given, paths, form, piped=LINES if via == WEBSOCKET else WHOLE)
+    return find_items(
+        app,
+        given,
+        paths,
+        form,
+        piped=LINES if via == WEBSOCKET else WHOLE,
+        limit=lambda: queue_limit(app, sink=False) if via == QUEUE else MOST_REQUEST_BYTES,
+    )
 
 
 def _ask(

@@ -83,12 +83,12 @@ def put(
     With --resume a run that was killed is repeated as it was, and each record is in the queue once: every put
     has an idempotency key, which a service knows for ten minutes at least.
     """
-    from easq.cli.items import find_items
+    from easq.cli.items import find_items, queue_limit
     from easq.cli.tally import Tally
 
     if resume is not None and any(isinstance(source, bytes) for source in given):
         raise UsageError("--resume is for -f, PATH and stdin; -d gives one literal item")
-    items = find_items(app, given, paths, form, keep_tags=keep_tags)
+    items = find_items(app, given, paths, form, keep_tags=keep_tags, limit=lambda: queue_limit(app))
     common = as_tags(tags)
 
     def operation(item: Item, key: str = "") -> Put | EasqError:

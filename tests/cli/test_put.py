@@ -20,6 +20,7 @@ import pytest
 from tests.cli.conftest import DEADLINE_S, Easq, finish
 from tests.client.servers import Peer, answering, broken, eventually, reply, silent
 from tests.conftest import Serve
+from tests.support.nodes import ZERO, make_device
 from tests.support.process import AS_ANYONE
 
 
@@ -296,12 +297,57 @@ def test_on_error_continue_tries_every_line(queue: Easq) -> None:
     assert done.err.endswith("Total: 3, success: 2, failed: 1\neasq: 2 stored, 1 failed\n")
 
 
-def test_a_payload_above_the_limit_is_refused_with_its_own_status(queue: Easq) -> None:
+def test_a_payload_above_the_limit_is_refused_as_the_queue_would(queue: Easq) -> None:
+    """Before it is sent, so there is no status of an answer."""
     (queue.home / "big").write_bytes(b"x" * (8 * 1024 * 1024 + 1))
     done = queue("put", "big", "-o", "json")
     assert (done.status, done.out) == (4, b"")
     error = json.loads(done.err)["error"]
-    assert (error["kind"], error["exit"], error["http_status"]) == ("payload_too_large", 4, 413)
+    assert (error["kind"], error["exit"], error["http_status"]) == ("payload_too_large", 4, None)
+
+
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        (("put", "zero"), 4),
+        (("put",), 4),
+        (("put", "-f", "zero"), 4),
+        (("put", "-f", "zero", "--input-format", "json"), 4),
+        (("predict", "zero"), 4),
+        (("bench", "put", "-f", "zero"), 4),
+        (("commit", "-"), 2),
+        (("config", "set", "token", "-"), 2),
+    ],
+    ids=str,
+)
+def test_what_never_ends_is_read_as_far_as_it_can_be_sent(
+    queue: Easq, args: tuple[str, ...], status: int
+) -> None:
+    """Neither an item nor a line without an end takes the memory."""
+    zero = queue.home / "zero"
+    make_device(zero, ZERO)
+
+    def bound_memory() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+
+    with zero.open("rb") as endless:
+        with queue.start(*args, stdin=endless, preexec_fn=bound_memory) as process:
+            out, err = process.communicate()
+    assert (process.returncode, out) == (status, b""), err
+    assert b"bytes" in err
+    assert payloads(queue) == []
+
+
+def test_a_line_that_is_too_long_is_refused_and_the_next_ones_are_put(easq: Easq, serve: Serve) -> None:
+    """What is above the default limit is measured against that of the queue itself."""
+    url = serve("--max-payload", "9MiB", storage="memory:").url()
+    mib = b"x" * 1024 * 1024
+    (easq.home / "in").write_bytes(b"a\n" + mib * 9 + b"\n" + mib * 9 + b"x\nb\n" + mib * 20)
+    done = easq("put", "-f", "in", "--on-error", "continue", "--url", url)
+    assert (done.status, done.text) == (10, "[OK] 1\n[OK] 2\n[OK] 3\n")
+    for line in (3, 5):
+        assert f"line {line} of in: it has more than {9 * len(mib)} bytes, the most that one may" in done.err
+    assert "Total: 5, success: 3, failed: 2" in done.err
 
 
 def test_json_output_is_a_record_an_item_and_a_summary(queue: Easq) -> None:
