@@ -318,6 +318,8 @@ class Queue:
             attributes[f"consumers.list.[{position}]"] = consumer.text()
         for position, group in enumerate(stats.groups):
             attributes[f"groups.list.[{position}]"] = group.text()
+        for position, text in enumerate(sorted(line.text() for line in stats.held)):
+            attributes[f"groups.held.[{position}]"] = text
         return attributes
 
     async def end(self, end: op.End) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 import time
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 #: seconds between two looks: the first pause, then twice as long each time, and the longest
 _PAUSE_S, _MAX_PAUSE_S = 0.1, 1.0
+
+#: what keeps it waiting is told once, when nothing changed for so many seconds
+_TELL_S = 2.0
 
 #: seconds that a queue which answered before may be out of reach
 _PATIENCE_S = 60.0
@@ -158,12 +162,39 @@ def _length_looks(comparison: Comparison) -> Callable[[QueueClient, float, float
     def look(client: QueueClient, _wait_s: float, deadline_s: float) -> Look:
         from easq.errors import NotAQueueService
 
-        text = client.attributes(deadline_s=deadline_s).get("stream.length", "")
+        attributes = client.attributes(deadline_s=deadline_s)
+        text = attributes.get("stream.length", "")
         if not text.isascii() or not text.isdigit():
             raise NotAQueueService(f"stream.length is {text!r}, not a number")
-        return Look(comparison.holds(int(text)), int(text), f"the length is {int(text)}")
+        told = _holders(attributes) if int(text) > comparison.number else []
+        seen = "; ".join([f"the length is {int(text)}", *told])
+        return Look(comparison.holds(int(text)), int(text), seen)
 
     return look
+
+
+def _holders(attributes: Mapping[str, str]) -> list[str]:
+    """Who holds items back, as far as the service tells."""
+    from easq.wire.durations import format_duration
+    from easq.wire.replies import HeldLine
+
+    told: list[str] = []
+    for key, line in attributes.items():
+        if not key.startswith("groups.held."):
+            continue
+        try:
+            held = HeldLine.parse(line)
+        except ValueError:
+            continue
+        what = "items" if held.items is None else str(held.items)
+        if held.tags:
+            what += f" with {' '.join(f'{name}={value}' for name, value in held.tags.items())}"
+        if held.left_s is None:
+            told.append(f"group {held.id} has not committed {what}")
+        else:
+            left = format_duration(math.ceil(held.left_s))
+            told.append(f"group {held.id} left and holds {what} for another {left}")
+    return told
 
 
 def _result_looks(request_id: str) -> Callable[[QueueClient, float, float], Look]:
@@ -217,6 +248,8 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
     give_up = inf if condition.ready else now + settings.connect_timeout_s
     pause_s = _PAUSE_S
     answered, hint = False, ""
+    value: int | str | None = None
+    tell_at = inf
     while True:
         left_s = max(end - now, 0.0)
         bound_s = min(left_s + OVERTIME_S, settings.request_timeout_s)
@@ -236,6 +269,11 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
             seen = found.seen
             if not condition.ready:
                 give_up = time.monotonic() + _PATIENCE_S
+            if found.value != value:
+                value, tell_at = found.value, time.monotonic() + _TELL_S
+            elif time.monotonic() >= tell_at:
+                app.printer.notice(f"waiting for {condition.text}: {seen}")
+                tell_at = inf
         now = time.monotonic()
         if timeout_s is not None and now >= end:
             text = f"waited {format_duration(timeout_s)} in vain for {condition.text}: {seen}"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from easq.model import NO_INDEX, Ack, Consumer, Frame, Tags
-from easq.wire.replies import ConsumerLine, GroupLine
+from easq.wire.replies import ConsumerLine, GroupLine, HeldLine
 
 #: one read answers at most so many bytes of payload
 MOST_BYTES = 64 * 1024**2
@@ -105,6 +105,7 @@ class StreamStats:
     ended: bool
     consumers: Sequence[ConsumerLine]
     groups: Sequence[GroupLine]
+    held: Sequence[HeldLine]
     epoch: int | None = None
 
 

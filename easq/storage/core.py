@@ -20,7 +20,7 @@ the state and return `Effects`: what the engine has to make durable, and which c
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import inf
@@ -35,7 +35,7 @@ from easq.storage.filters import NOBODY, Filter, filter_of
 from easq.storage.groups import Group, Member, Memory, Session
 from easq.storage.handout import Handout
 from easq.storage.holding import Holding
-from easq.wire.replies import ConsumerLine, GroupLine
+from easq.wire.replies import ConsumerLine, GroupLine, HeldLine
 
 #: the negative code of a consumer that will exit: its items go back, it gets nothing more, nothing counts as failed
 SHUTDOWN = "Shutdown"
@@ -625,7 +625,16 @@ class Stream:
                 for group in self._groups.values()
                 if group.connected or group.members
             ],
+            held=[line for group in self._groups.values() for line in self._held_lines(group, now)],
         )
+
+    def _held_lines(self, group: Group, now: float) -> Iterator[HeldLine]:
+        """Yield what each filter of the group holds back, if it may be anything."""
+        uncommitted = len(self.entries) - len(group.committed)
+        for one, left_at in group.filters:
+            if uncommitted:
+                left_s = None if left_at is None else max(0.0, left_at + self.timing.group_retention_s - now)
+                yield HeldLine(group.name, None if one else uncommitted, left_s, dict(one))
 
     def _consumer_line(self, group: Group, member: Member, now: float) -> ConsumerLine:
         session = None if member.session is None else self._sessions[member.session]

@@ -28,7 +28,7 @@ from easq.storage.base import (
 )
 from easq.storage.packing import TOP, index_texts, pack_tags, read_frame, unpack_tags
 from easq.storage.remote import LEASE_S, Caller, Session
-from easq.wire.replies import ConsumerLine, GroupLine
+from easq.wire.replies import ConsumerLine, GroupLine, HeldLine
 
 log = logging.getLogger(__name__)
 
@@ -330,7 +330,7 @@ class Distributed(Storage):
 
     async def attributes(self, stream: str, *, now: float) -> StreamStats:
         remote = self._at[stream]
-        _, (counts, consumers, groups) = await self._at.ask(remote, "attributes", replicated=False)
+        _, (counts, consumers, groups, held) = await self._at.ask(remote, "attributes", replicated=False)
         length, size, first, last, highest, ended, epoch = counts
         remote.saw(highest)
         self.durability = self._link.durability
@@ -346,6 +346,7 @@ class Distributed(Storage):
                 GroupLine(name.decode(), int(index), pending, delivered, connected)
                 for name, index, pending, delivered, connected in groups
             ],
+            held=[_held_line(*line) for line in held],
             epoch=epoch,
         )
 
@@ -361,6 +362,12 @@ def _lease(index: bytes, deliveries: int, tags: bytes, data: bytes) -> Lease:
     if deliveries > 1:
         carried[DELIVERY_COUNT] = str(deliveries)
     return Lease(Frame(int(index), carried, data), deliveries)
+
+
+def _held_line(group: bytes, filter: bytes, uncommitted: int, left_ms: int) -> HeldLine:
+    tags = unpack_tags(filter)
+    left_s = None if left_ms < 0 else left_ms / 1000
+    return HeldLine(group.decode(), None if tags else uncommitted, left_s, tags)
 
 
 def _consumer_line(

@@ -299,6 +299,41 @@ class GroupLine:
         return cls(found["Id"], *numbers)
 
 
+@dataclass(frozen=True, slots=True)
+class HeldLine:
+    """What one filter of a group holds back: the value of `groups.held.[i]`, which easq's own service adds."""
+
+    id: str
+    #: how many items; None where the filter would have to be compared with each of them
+    items: int | None = None
+    #: the filter holds them for so long; None while a consumer with it is connected
+    left_s: float | None = None
+    tags: Tags = field(default_factory=dict)
+
+    def text(self) -> str:
+        """Return the line as the service writes it."""
+        parts = [f"Id: {self.id}"]
+        if self.items is not None:
+            parts.append(f"Items: {self.items}")
+        if self.left_s is not None:
+            parts.append(f"Left: {format_duration_ms(self.left_s)}")
+        if self.tags:
+            parts.append(f"Tags: {format_tags(self.tags)}")
+        return ", ".join(parts)
+
+    @classmethod
+    def parse(cls, text: str) -> HeldLine:
+        """Return what a line tells of. Raises ValueError for another line."""
+        found = _columns(text)
+        items, left = found.get("Items"), found.get("Left")
+        return cls(
+            found["Id"],
+            None if items is None else int(items),
+            None if left is None else parse_duration(left),
+            _parse_tags(found.get("Tags", "tags[]")),
+        )
+
+
 class _Columns(dict[str, str]):
     """The columns of a line; asking for one that is not there is a ValueError."""
 

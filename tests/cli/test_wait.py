@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -168,6 +169,45 @@ def test_a_gateway_whose_service_starts_is_waited_for(easq: Easq) -> None:
         done = easq("wait", "--ready", "--url", server.url)
     assert (done.status, done.out, done.err) == (0, b"", "")
     assert len(server.requests) == 4
+
+
+def done_and_looked(easq: Easq) -> None:
+    """An engine did an item and left, while a watch looked at it; then that left too."""
+    easq("put", "-q", "-d", "x", "--tags", "user=a")
+    with easq.start("watch", "--group", "looked", "--tags", "user=a", "--commit", "none") as looks:
+        eventually(lambda: easq("wait", "--consumers", ">= 1", "--timeout", "0").status == 0)
+        done = easq("watch", "--group", "engine", "--commit", "output", "-n", "1", "-o", "raw")
+        assert (done.status, done.out) == (0, b"x\n")
+        done = easq("wait", "--empty", "--timeout", "0")
+        looks.terminate()
+        looks.communicate()
+    assert done.status == 9
+    assert done.err.endswith("the length is 1; group looked has not committed items with user=a\n")
+
+
+def test_who_holds_what_is_told(queue: Easq) -> None:
+    done_and_looked(queue)
+    done = queue("wait", "--empty", "--timeout", "0")
+    assert done.status == 9
+    told = "group looked left and holds items with user=a for another (1m0|[0-9]+)s"
+    assert re.fullmatch(f"easq: waited 0s in vain for empty: the length is 1; {told}\n", done.err)
+
+
+@pytest.mark.long
+def test_what_a_group_that_left_holds_leaves_by_itself(serve: Serve, easq: Easq) -> None:
+    easq("config", "--url", serve("--group-retention", "3s").url())
+    done_and_looked(easq)
+    done = easq("wait", "--empty", "--timeout", "60s")
+    assert (done.status, done.out) == (0, b"")
+
+
+@pytest.mark.long
+def test_a_wait_without_end_tells_once_what_it_waits_for(easq: Easq) -> None:
+    held = b'{"stream.length":"2","groups.held.[0]":"Id: g, Items: 2"}'
+    with answering(*[reply(200, held)] * 7, reply(200, b'{"stream.length":"0"}')) as server:
+        done = easq("wait", "--empty", "--url", server.url)
+    assert (done.status, done.out) == (0, b"")
+    assert done.err == "[INFO] waiting for empty: the length is 2; group g has not committed 2\n"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 -- flags: no-writes; after: stream entries groups members
--- The stream at this moment: {items, bytes, first, last, highest index ever, ended, epoch}, the consumers and the groups.
+-- The stream at this moment: {items, bytes, first, last, highest index ever, ended, epoch}, the consumers, the groups,
+-- and what each filter of a group holds back: {group, tags, items not committed there, ms until it ends (-1: connected)}.
 
 local S = open_stream(PREFIX)
 if not S then
   return {'gone'}
 end
 local all = S.p .. 'all'
-local consumers, lines = {}, {}
+local consumers, lines, held_lines = {}, {}, {}
 for _, G in ipairs(groups.all(S)) do
   local kept = {}
   local held = call('HGETALL', G.g .. 'held')
@@ -25,6 +26,11 @@ for _, G in ipairs(groups.all(S)) do
       s and s.window or 0, s and math.max(0, s.window - s.out) or 0, m.auto and 1 or 0, m.filter,
     }
   end
+  local uncommitted = S.len - call('ZCARD', G.g .. 'done')
+  for filter, left in pairs(uncommitted > 0 and G.filters or {}) do
+    local left_ms = left < 0 and -1 or math.max(0, left + CONF.retention - NOW)
+    held_lines[#held_lines + 1] = {G.name, filter, uncommitted, left_ms}
+  end
   if G.connected > 0 or #consumers_here > 0 then
     local pending = call('HKEYS', G.g .. 'pend')
     local first
@@ -37,5 +43,5 @@ end
 return {'ok', {
   {call('ZCARD', all), S.size - S.csize, call('ZRANGE', all, 0, 0)[1] or '0', call('ZREVRANGE', all, 0, 0)[1] or '0',
     S.last, S.ended, S.epoch},
-  consumers, lines,
+  consumers, lines, held_lines,
 }}
