@@ -12,7 +12,7 @@
     │   ├── PayloadTooLarge     413
     │   ├── KeyReused           422
     │   ├── UpgradeRequired     426, exit code 6: a proxy on the way removes the request to upgrade
-    │   └── QueueFull           429
+    │   └── QueueFull           429, and 450 of EAS
     ├── ServerError         5   5xx after retries
     │   ├── Unavailable         503
     │   └── NotAQueueService    an answer that is not a queue service's
@@ -95,6 +95,8 @@ class EasqError(Exception):
     kind = "error"
     exit = Exit.BUG
     status = 500
+    #: seconds after which the server said to try again; None where it said nothing
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, *, hint: str = "", status: int | None = None) -> None:
         super().__init__(message)
@@ -282,6 +284,8 @@ def error_class(status: int) -> type[EasqError]:
     """
     if status == 421:
         return Forbidden
+    if status == 450:  # EAS: "queue length exceeded, request dropped"
+        return QueueFull
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     if 400 <= status < 500:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from easq.client.backoff import full_jitter
+from easq.client.backoff import full_jitter, pause_after
 from easq.client.hands import Hands
 from easq.client.queue import check_pair
 from easq.errors import (
@@ -364,7 +364,7 @@ class Worker:
                         self._notice(f"{what} yet: {error.message}")
                         self._hands.hold(by=int(holds))
                     failures += 1
-                    if self._give_up.wait(full_jitter(min(failures, _MAX_FAILURES))):
+                    if self._give_up.wait(pause_after(error, min(failures, _MAX_FAILURES))):
                         raise _Stopped from error
         finally:
             if failures:

@@ -261,9 +261,9 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
             if time.monotonic() >= give_up:
                 raise
             answered = answered or not isinstance(error, Unreachable)
-            seen, hint = error.message, error.hint
+            seen, hint, asked_s = error.message, error.hint, error.retry_after_s or 0.0
         else:
-            answered = True
+            answered, asked_s = True, 0.0
             if found.held:
                 return found
             seen = found.seen
@@ -278,6 +278,6 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
         if timeout_s is not None and now >= end:
             text = f"waited {format_duration(timeout_s)} in vain for {condition.text}: {seen}"
             raise DeadlineExceeded(text) if answered else Unreachable(text, hint=hint)
-        time.sleep(min(pause_s, end - now))
+        time.sleep(min(max(pause_s, asked_s), end - now))
         pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         now = time.monotonic()

@@ -12,9 +12,16 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from easq.client.backoff import full_jitter
+from easq.client.backoff import pause_after
 from easq.client.endpoint import proxy_for
-from easq.client.exchange import MAX_FULL_ATTEMPTS, Retry, Settings, again_after_reply, not_taken
+from easq.client.exchange import (
+    FULL_STATUSES,
+    MAX_FULL_ATTEMPTS,
+    Retry,
+    Settings,
+    again_after_reply,
+    not_taken,
+)
 from easq.client.failures import Unconnected, refused_by_proxy
 from easq.errors import EasqError, Unreachable
 from easq.wire.operations import Caller, Request
@@ -94,7 +101,7 @@ def exchange(
             error: EasqError = read_error(reply)
             if reply.status == 407 and (proxy := proxy_for(url, settings.environ)):
                 error = refused_by_proxy(url, proxy, "407 Proxy Authentication Required")
-            full += reply.status == 429 and request.method == "POST"
+            full += reply.status in FULL_STATUSES and request.method == "POST" and error.retry_after_s is None
             again = full < MAX_FULL_ATTEMPTS and again_after_reply(retry, reply)
             unsure = reply.status >= 500 and not not_taken(reply)
         except Unconnected as failure:
@@ -109,7 +116,7 @@ def exchange(
             raise error if unsure and retry is Retry.WRITE else why
         why = error
         failures += 1
-        pause_s = full_jitter(failures)
+        pause_s = pause_after(error, failures)
         if not again or now + pause_s >= give_up:
             raise error
         times.doubt = times.doubt or unsure

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from easq.client.attempts import Times
-from easq.client.backoff import full_jitter
+from easq.client.backoff import pause_after
 from easq.client.endpoint import address_of, shown
 from easq.client.failures import Unanswered, Unconnected
 from easq.client.headers import request_headers
@@ -93,7 +93,7 @@ class Dialogue:
                 answer = self._attempt(data, times, began + timeout_s, timeout_s / ATTEMPT_PART)
             except EasqError as failure:
                 self._drop()
-                pause_s = full_jitter(attempts)
+                pause_s = pause_after(failure, attempts)
                 if not _again(failure):
                     raise
                 cut_short = isinstance(failure, Unanswered) and left_s < timeout_s / ATTEMPT_PART
@@ -169,7 +169,7 @@ class Dialogue:
             if not _again(error):
                 raise
             self._failures, self._trouble = self._failures + 1, error
-            self._not_before = time.monotonic() + full_jitter(self._failures)
+            self._not_before = time.monotonic() + pause_after(error, self._failures)
             return None
 
     def _attempt(self, data: bytes, times: Times, end: float, limit_s: float) -> Message:

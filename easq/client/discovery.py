@@ -77,6 +77,7 @@ class Discovery:
         self._warned = ""
         self._balance = Balance()
         self._time = 0.0  # Unix seconds of the answer that holds
+        self._asked_s = 0.0  # to wait before the next question, by the answer to the last one
         self._filling = threading.Lock()
         self._stopped = threading.Event()
         self._refresher: threading.Thread | None = None
@@ -149,9 +150,11 @@ class Discovery:
         """
         if self._turn.take():
             return False
+        self._asked_s = 0.0
         try:
             self._ask(min(_DEADLINE_S, self._pause_s * _DEADLINE_PART), Retry.NEVER)
         except EasqError as error:
+            self._asked_s = error.retry_after_s or 0.0
             self._failed(error)
             return False
         return True
@@ -170,7 +173,7 @@ class Discovery:
                 wait_s = max(_LEAST_PAUSE_S, self._pause_s - self.age_s)
             else:
                 self.refresh()
-                wait_s = self._pause_s
+                wait_s = max(self._pause_s, self._asked_s)
         self._transport.close()
 
     def _kept(self) -> Kept | None:

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 from easq.client.trace import Trace
 from easq.wire.operations import Request
-from easq.wire.replies import STORED_HEADER, Reply
+from easq.wire.replies import STORED_HEADER, Reply, retry_after_s
 
 #: what stands in the path of a request as it is, beside letters and digits
 PATH_SAFE = "/-._~!$&'()*+,;=:@"
@@ -18,7 +18,9 @@ PATH_SAFE = "/-._~!$&'()*+,;=:@"
 MAX_HEADER_BYTES = 64 * 1024
 #: a command that waits ends so long after its time at the latest, in seconds: an answer that comes then still counts
 OVERTIME_S = 0.8
-#: how often a put is tried while the queue is full: it does not get better by itself
+#: the queue is full, or the caller asks too often: certainly not taken
+FULL_STATUSES = (429, 450)
+#: how often a put is tried while the queue is full and does not say when to try again: it does not get better by itself
 MAX_FULL_ATTEMPTS = 3
 
 
@@ -40,15 +42,16 @@ class Settings:
 
 
 class Retry(Enum):
-    """What is sent again. Never after another 4xx than 429."""
+    """What is sent again. Never after another 4xx than 429, and 450, which is EAS's word for it."""
 
     #: whatever failed: the request changes nothing, or nothing more the second time
     READ = "read"
     #: the same of a read that waits for items: a 504 says that a gateway waits less long, and the caller asks for less
     POLL = "poll"
-    #: only what certainly did not take effect: no connection, 429, 503 that says so
+    #: only what certainly did not take effect: no connection, 429, 450, 503 that says so
     WRITE = "write"
-    #: what another instance may do better: no connection, a lost one, no answer in time, 502, 503, 504
+    #: what another instance may do better: no connection, a lost one, no answer in time, 502, 503, 504, and 429 or 450
+    #: that says when to try again
     PREDICT = "predict"
     NEVER = "never"
 
@@ -63,11 +66,13 @@ def target(url: str, request: Request) -> str:
 def again_after_reply(retry: Retry, reply: Reply) -> bool:
     """Whether a request that was answered with `reply` is worth another attempt."""
     if retry is Retry.READ:
-        return reply.status == 429 or reply.status >= 500
+        return reply.status in FULL_STATUSES or reply.status >= 500
     if retry is Retry.POLL:
         return again_after_reply(Retry.READ, reply) and reply.status != 504
     if retry is Retry.WRITE:
-        return reply.status == 429 or not_taken(reply)
+        return reply.status in FULL_STATUSES or not_taken(reply)
+    if reply.status in FULL_STATUSES:  # of a model it is an answer, unless it asks for another request
+        return retry is Retry.PREDICT and retry_after_s(reply) is not None
     return retry is Retry.PREDICT and reply.status in (502, 503, 504)
 
 

@@ -147,7 +147,9 @@ class ModelArtsLookup:
             if error.status == 429:
                 text = f"{self.name}: {error.message}"
                 hint = f"an IAM user may look up 20 times a minute; easq does every {self.refresh_s:g} s"
-                raise Refused(text, hint=hint, status=429) from error
+                refused = Refused(text, hint=hint, status=429)
+                refused.retry_after_s = error.retry_after_s
+                raise refused from error
             hint = error.hint
             if isinstance(error, AuthFailed):
                 hint = "check the token: an IAM token of the project, which lives 24 hours"
@@ -182,4 +184,6 @@ def _no_list(name: str, error: Malformed, hint: str) -> ServerError:
 
 
 def _named(name: str, error: EasqError, hint: str) -> EasqError:
-    return type(error)(f"{name}: {error.message}", hint=hint, status=error.http_status)
+    named = type(error)(f"{name}: {error.message}", hint=hint, status=error.http_status)
+    named.retry_after_s = error.retry_after_s
+    return named

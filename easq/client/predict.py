@@ -19,7 +19,7 @@ from easq.client.endpoint import address_of
 from easq.client.exchange import OVERTIME_S, PATH_SAFE, Retry, Settings
 from easq.client.failures import Unanswered
 from easq.client.queue import QueueClient, put_operation, sub_path
-from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, ServerError, Unreachable
+from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, QueueFull, ServerError, Unreachable
 from easq.model import REQUEST_ID, Frame, Tags
 from easq.wire.operations import Caller, Request
 from easq.wire.replies import read_error, read_put
@@ -155,16 +155,18 @@ def predict_direct(
     this_round: set[str] = set()
     rounds = 0
     error: EasqError = Unreachable(f"{discovery.lookup.service} has no instance")
+    asked_s: list[float] = []  # by instances that are busy, in this round
     while True:
         # one that the list names only now goes before all that were tried
         instance = discovery.next(ever) or discovery.next(this_round)
         if instance is None:
             rounds += 1
-            pause_s = full_jitter(rounds)
+            pause_s = max(full_jitter(rounds), min(asked_s, default=0.0))
             if time.monotonic() + pause_s >= end:
                 raise in_time(error, _tried(times.attempts, ever), timeout_s)
             yield pause_s
             this_round.clear()
+            asked_s.clear()
             continue
         address = instance.address
         ever.add(address)
@@ -181,6 +183,7 @@ def predict_direct(
         except EasqError as failure:
             if not another_may_do_better(failure):
                 raise
+            asked_s.append(failure.retry_after_s or 0.0)
             cut_short = isinstance(failure, Unanswered) and end - now < timeout_s / ATTEMPT_PART
             if not cut_short or times.attempts == 1:
                 error = failure  # an attempt that the end cut short tells less than those before
@@ -201,12 +204,15 @@ def signed(token: str, data: bytes, content_type: str, path: str) -> dict[str, s
 
 
 def another_may_do_better(error: EasqError) -> bool:
-    """Whether sending again may help: no connection, a lost one, no answer in time, 502, 503, 504.
+    """Whether sending again may help: no connection, a lost one, no answer in time, 502, 503, 504, and 429 or 450
+    that says when to try again.
 
     Never what the model itself said.
     """
     if isinstance(error, NotAQueueService):
         return False
+    if isinstance(error, QueueFull):
+        return error.retry_after_s is not None
     return isinstance(error, Unreachable) or (
         isinstance(error, ServerError) and error.status in (502, 503, 504)
     )

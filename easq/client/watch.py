@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Protocol
 
 from easq.client.attempts import LEAST_S
-from easq.client.backoff import full_jitter
+from easq.client.backoff import pause_after
 from easq.client.endpoint import shown
 from easq.client.failures import Unconnected
 from easq.client.headers import request_headers
@@ -121,7 +121,7 @@ class Watcher:
                 raise
             except (Unreachable, ServerError, QueueFull) as error:
                 failures += 1
-                pause_s = full_jitter(failures)
+                pause_s = pause_after(error, failures)
                 if time.monotonic() + pause_s >= min(began + self._patience_s(error), self._until):
                     raise
                 if failures == 1 and not isinstance(error, Unreachable):
@@ -245,7 +245,7 @@ class Watcher:
                 text = f"{error.message}; no lasting connection for {self._reconnect_for_s:g} s"
                 raise Unreachable(text, hint=error.hint) from error
             failures += 1
-            if self._stop.wait(full_jitter(failures)):
+            if self._stop.wait(pause_after(error, failures)):
                 return failures
             try:
                 link = self._connect()

@@ -220,9 +220,30 @@ def read_error(reply: Reply) -> EasqError:
         hint = "check the token"
     elif kind is NotFound and text != NO_DATA_IN_STREAM:
         hint = "check the url and the name of the queue or service"
-    return kind(
+    error = kind(
         text or f"the server answered {reply.status} without a reason", hint=hint, status=reply.status
     )
+    error.retry_after_s = retry_after_s(reply)
+    return error
+
+
+def retry_after_s(reply: Reply) -> float | None:
+    """The seconds of a Retry-After header; its date counts from the answer's own, since clocks differ."""
+    text = reply.header("Retry-After").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    if not text:
+        return None
+    from datetime import UTC, datetime
+    from email.utils import parsedate_to_datetime
+
+    try:
+        moment = parsedate_to_datetime(text)
+        sent = reply.header("Date")
+        now = parsedate_to_datetime(sent) if sent else datetime.now(UTC)
+        return max((moment - now).total_seconds(), 0.0)
+    except (TypeError, ValueError, OverflowError):  # none, or no date; TypeError for one without a zone
+        return None
 
 
 def format_tags(tags: Tags) -> str:

@@ -60,6 +60,7 @@ def test_an_attempt_says_where_what_and_until_when() -> None:
         (Retry.READ, REFUSED, False),
         (Retry.WRITE, REFUSED, False),
         (Retry.WRITE, FULL, False),
+        (Retry.WRITE, Reply(450, {}, b"full"), False),
         (Retry.WRITE, NOT_STORED, False),
         (Retry.PREDICT, LOST, True),
         (Retry.PREDICT, BUSY, True),
@@ -99,6 +100,31 @@ def test_a_put_into_a_full_queue_is_tried_three_times() -> None:
     with pytest.raises(errors.QueueFull):
         play(begin(Retry.WRITE, times), FULL, FULL, FULL)
     assert times.attempts == 3
+
+
+@pytest.mark.parametrize("status", [429, 450])
+def test_a_full_queue_that_says_when_to_try_again_is_asked_then(status: int) -> None:
+    """As often as the time for the exchange lets it."""
+    full = Reply(status, {"Retry-After": "3"}, b"full")
+    for retry in (Retry.READ, Retry.WRITE, Retry.PREDICT):
+        steps = begin(retry, Times())
+        step = next(steps)
+        for _ in range(5):
+            assert isinstance(step, Attempt)
+            pause_s = steps.send(full)
+            assert isinstance(pause_s, float)
+            assert 3.0 <= pause_s <= 3.1
+            step = next(steps)
+        with pytest.raises(StopIteration) as end:
+            steps.send(GOOD)
+        assert end.value.value is GOOD
+
+
+def test_a_pause_beyond_the_time_for_the_exchange_is_not_begun() -> None:
+    times = Times()
+    with pytest.raises(errors.QueueFull) as caught:
+        play(begin(Retry.WRITE, times), Reply(429, {"Retry-After": "31"}, b"full"))
+    assert (times.attempts, caught.value.retry_after_s) == (1, 31.0)
 
 
 @pytest.mark.parametrize(("retry", "kind"), [(Retry.READ, Unconnected), (Retry.WRITE, Unanswered)])

@@ -1,4 +1,5 @@
-from easq.client.backoff import CAP_S, full_jitter
+from easq.client.backoff import CAP_S, full_jitter, pause_after
+from easq.errors import QueueFull
 
 
 def test_pauses_lie_below_a_bound_that_doubles_up_to_the_cap() -> None:
@@ -6,3 +7,10 @@ def test_pauses_lie_below_a_bound_that_doubles_up_to_the_cap() -> None:
         pauses = [full_jitter(failures) for _ in range(200)]
         assert all(0 <= pause <= bound for pause in pauses)
         assert max(pauses) > bound / 2
+
+
+def test_a_server_that_asks_for_a_pause_gets_it_and_a_little_more() -> None:
+    error = QueueFull("full")
+    assert 0.0 <= pause_after(error, 3) <= 0.4
+    error.retry_after_s = 7.0
+    assert {7.0 <= pause_after(error, failures) <= 7.1 for failures in range(1, 20)} == {True}

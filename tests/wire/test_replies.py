@@ -269,7 +269,7 @@ def test_the_search_error_is_the_vendors_text() -> None:
     [
         (Reply(418, {}, b"teapot"), errors.Refused, "teapot"),
         (Reply(421, {}, b"not here"), errors.Forbidden, "not here"),
-        (Reply(450, {}, b"queue length exceeded"), errors.Refused, "queue length exceeded"),
+        (Reply(450, {}, b"queue length exceeded"), errors.QueueFull, "queue length exceeded"),
         (Reply(500), errors.ServerError, "the server answered 500 without a reason"),
         (
             Reply(502, {"Content-Type": "text/html"}, b"<p>"),
@@ -371,3 +371,36 @@ def test_whatever_a_server_sends_is_a_value_or_an_error_of_ours(
         except errors.EasqError as error:
             message = error.message
         assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "3"}, 3.0),
+        ({"retry-after": " 120 "}, 120.0),
+        ({"Retry-After": "0"}, 0.0),
+        (
+            {
+                "Date": "Wed, 21 Oct 2015 07:28:00 GMT",
+                "Retry-After": "Wed, 21 Oct 2015 07:28:07 GMT",
+            },
+            7.0,
+        ),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({}, None),
+        ({"Retry-After": ""}, None),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "-1"}, None),
+        ({"Retry-After": "1.5"}, None),
+        ({"Retry-After": "\N{DEVANAGARI DIGIT THREE}"}, None),
+        ({"Date": "never", "Retry-After": "Wed, 21 Oct 2015 07:28:07 GMT"}, None),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:07"}, None),
+    ],
+)
+def test_when_to_try_again_is_read(headers: dict[str, str], seconds: float | None) -> None:
+    assert read_error(Reply(429, headers, b"full")).retry_after_s == seconds
+
+
+def test_an_endless_pause_is_a_long_one() -> None:
+    reply = Reply(503, {"Retry-After": "9" * 400}, b"")
+    assert read_error(reply).retry_after_s == 999_999_999.0
