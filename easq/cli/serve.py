@@ -182,8 +182,10 @@ def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
     import tempfile
 
     from easq.cli.app import hang_up_as_terminate
+    from easq.runner.children import children
 
     hang_up_as_terminate()
+    children.reap_as_init()
     log_to(app, options.pop("log_format"))
     ready_file = options.pop("ready_file")
     _check_ready_file(ready_file)
@@ -399,6 +401,7 @@ async def _run_child(app: App, server: Server, settings: Settings, cmd: Sequence
 
     from easq.errors import ChildFailed
     from easq.redact import child_environ
+    from easq.runner.children import children
 
     environ = {
         **child_environ(app.environ),
@@ -409,7 +412,9 @@ async def _run_child(app: App, server: Server, settings: Settings, cmd: Sequence
     if settings.service is not None:
         environ |= {"EASQ_ENDPOINT": server.origin, "EASQ_SERVICE": settings.service.name}
     try:
-        child = await asyncio.create_subprocess_exec(*cmd, env=environ)
+        with children.starting():
+            child = await asyncio.create_subprocess_exec(*cmd, env=environ)
+            children.add(child.pid)
     except OSError as error:
         raise ChildFailed(f"{cmd[0]} cannot be started: {error.strerror}") from error
     loop = asyncio.get_running_loop()
@@ -423,6 +428,7 @@ async def _run_child(app: App, server: Server, settings: Settings, cmd: Sequence
     if not exited.done():
         child.terminate()
     code = await exited
+    children.ended(child.pid)
     if server.failed is not None:
         raise server.failed
     return code if code >= 0 else 128 - code

@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 
 from easq.errors import ChildFailed
 from easq.redact import child_environ
+from easq.runner.children import children
 from easq.runner.model import (
     DEFAULT_TIMEOUT_S,
     ENGINE_ERROR,
@@ -76,6 +77,7 @@ class Exec:
                 cancelled = self._running.pop(process) or self._closed
             pipes.close()
             process.wait()
+            children.ended(process.pid)
         answer = Answer(bytes(pipes.out))
         if pipes.is_full:
             raise ModelFailed(f"the answer is above {self._max_answer} bytes", status=502)
@@ -108,15 +110,7 @@ class Exec:
             if self._closed:
                 raise ModelFailed("the model is closed", status=503, code=SHUTDOWN)
         try:
-            process = subprocess.Popen(
-                self._argv,
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
-                env=environ,
-                start_new_session=True,
-                bufsize=0,
-            )
+            process = children.start(self._argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environ, bufsize=0)
         except OSError as error:
             reason = f"{self._argv[0]} cannot be started: {error.strerror}"
             if error.errno in _NOT_NOW:
