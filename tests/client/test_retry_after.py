@@ -114,7 +114,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(("way", "status"), zip(WAYS, (429, 450) * 3, strict=True))
+@pytest.mark.parametrize(("way", "status"), list(zip(WAYS, (429, 450) * 3, strict=True)))
 def test_it_is_asked_again_when_it_says(
     transport: Transport, way: Callable[[Server, Transport], object], status: int
 ) -> None:
