@@ -19,7 +19,7 @@ from redis.crc import key_slot
 from easq.errors import EasqError, StorageError, Unavailable
 from easq.storage import scripts
 from easq.storage.redis_ear import Ear, Heard
-from easq.storage.redis_facts import weakest
+from easq.storage.redis_facts import MEND_POLICY, SAFE_POLICY, evicts, weakest
 from easq.storage.redis_primaries import Primaries, Primary, slot_table
 from easq.storage.redis_url import RedisUrl
 from easq.storage.redis_wire import DEADLINE_S, Call, Lost, NotYet, Reply, Wire, connection_to, show
@@ -34,6 +34,8 @@ PAUSE_S = (0.05, 0.5)
 START_S = 10.0
 #: how often Sentinels and Clusters are asked whether the primaries are still the same, in seconds
 ASK_S = 5.0
+#: the scripts that store items: not called while Redis may throw items away
+_STORING = {"append", "bury"}
 
 
 @dataclass(slots=True, eq=False)
@@ -93,7 +95,8 @@ class Link:
         self._lost_at = 0.0
         #: of the last session that was prepared
         self._identity: object = None
-        self._policy = "noeviction"
+        self._policy = SAFE_POLICY
+        self._evicted = 0
         self._has_too_few = False
 
     async def connect(self, prepare: Callable[[bool], Awaitable[None]]) -> None:
@@ -187,7 +190,9 @@ class Link:
         session, inside = self._session, _inside.get()
         if inside is not None and not inside.is_ready:
             call.inside = True
-        if session is not None and (session.is_ready or session is inside):
+        if self._policy != SAFE_POLICY and call.script in _STORING:
+            call.fail(Unavailable(evicts(self._policy), hint=MEND_POLICY))
+        elif session is not None and (session.is_ready or session is inside):
             number = session.number(call.key)
             if number >= 0:
                 session.wires[number].submit(call)
@@ -298,18 +303,27 @@ class Link:
 
     def _looked(self) -> None:
         """What the servers say of themselves now is what is shown."""
-        if self._session is None:
+        session = self._session
+        if session is None:
             return
-        facts = [wire.facts for wire in self._session.wires if wire.facts is not None]
+        facts = [wire.facts for wire in session.wires if wire.facts is not None]
         durability = f"redis-replicated:{self._wait_replicas}" if self._wait_replicas else weakest(facts)
         if self.durability not in {"", durability}:
             log.warning("durability was %s and is %s now", self.durability, durability)
         self.durability = durability
-        policy = next((one.policy for one in facts if one.policy != "noeviction"), "noeviction")
-        if policy not in {"noeviction", self._policy}:
-            log.warning("Redis has maxmemory-policy %s now: it throws items away when memory is full", policy)
+        policy = next((one.policy for one in facts if one.policy != SAFE_POLICY), SAFE_POLICY)
+        if policy not in {SAFE_POLICY, self._policy}:
+            log.warning("%s: puts are refused. %s", evicts(policy), MEND_POLICY)
+        elif policy != self._policy:
+            log.warning("Redis has maxmemory-policy %s again: puts are taken", policy)
         self._policy = policy
-        has_too_few = any(wire.has_too_few for wire in self._session.wires)
+        evicted = sum(one.evicted for one in facts)
+        if evicted > self._evicted and session.is_ready:
+            log.error(
+                "Redis has thrown %d keys away: acknowledged items may be lost", evicted - self._evicted
+            )
+        self._evicted = evicted
+        has_too_few = any(wire.has_too_few for wire in session.wires)
         if has_too_few and not self._has_too_few:
             log.warning(
                 "fewer replicas follow than the %d to wait for: only reads are answered", self._wait_replicas

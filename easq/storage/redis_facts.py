@@ -14,8 +14,16 @@ OLDEST = (7, 0)
 #: a replica that has said nothing for longer does not follow; a live one does each second. In seconds
 _MOST_LAG_S = 2
 _REPLICA = re.compile(r"slave[0-9]+")
+#: the only maxmemory-policy with which Redis keeps what it acknowledged, and how to set it
+SAFE_POLICY = "noeviction"
+MEND_POLICY = f"set it: redis-cli CONFIG SET maxmemory-policy {SAFE_POLICY}, and in redis.conf"
 #: the words for what an acknowledged put survives, the weakest first
 _WORDS = ("redis-memory", "redis-everysec", "redis-fsync")
+
+
+def evicts(policy: str) -> str:
+    """Return what is wrong with another policy than SAFE_POLICY."""
+    return f"maxmemory-policy {policy} throws items away when memory is full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,8 @@ class Facts:
     is_clustered: bool
     #: how many replicas follow it
     replicas: int
+    #: how many keys it has thrown away since it was started
+    evicted: int = 0
 
     def check(self, name: str) -> None:
         """Raises StorageError when no queue can be kept on this server, `name` in its message."""
@@ -39,11 +49,8 @@ class Facts:
                 f"{name}: Redis {'.'.join(map(str, self.version))} is too old",
                 hint=f"use {'.'.join(map(str, OLDEST))} or later",
             )
-        if self.policy != "noeviction":
-            raise StorageError(
-                f"{name}: maxmemory-policy {self.policy} throws items away when memory is full",
-                hint="set it: redis-cli CONFIG SET maxmemory-policy noeviction, and in redis.conf",
-            )
+        if self.policy != SAFE_POLICY:
+            raise StorageError(f"{name}: {evicts(self.policy)}", hint=MEND_POLICY)
 
 
 def parse_facts(info: bytes, config: Sequence[bytes] | None) -> Facts:
@@ -57,10 +64,11 @@ def parse_facts(info: bytes, config: Sequence[bytes] | None) -> Facts:
         f"{said.get('run_id', '')} {said.get('master_replid', '')}",
         said.get("role") == "master",
         said.get("loading", "0") != "0",
-        said.get("maxmemory_policy", "noeviction"),
+        said.get("maxmemory_policy", SAFE_POLICY),
         _durability(said, settings),
         said.get("cluster_enabled") == "1",
         sum(map(_follows, (said[name] for name in said if _REPLICA.fullmatch(name)))),
+        int(said.get("evicted_keys", "0")),
     )
 
 
@@ -75,6 +83,8 @@ def _durability(said: Mapping[str, str], settings: Mapping[str, str]) -> str:
     appends = settings.get("appendonly", "yes" if said.get("aof_enabled") == "1" else "no")
     if appends != "yes":
         return "redis-memory"
+    if settings.get("no-appendfsync-on-rewrite") == "yes":
+        return "redis-memory"  # nothing is synced while a rewrite lasts, whatever appendfsync says
     # where CONFIG is forbidden nobody knows how often Redis syncs: the weaker word
     return {"always": "redis-fsync", "no": "redis-memory"}.get(
         settings.get("appendfsync", ""), "redis-everysec"

@@ -44,8 +44,8 @@ Command: TypeAlias = Sequence[str | bytes | int]
 
 #: what INFO and CONFIG are asked for
 _LOOK: Sequence[Command] = (
-    ("INFO", "server", "memory", "persistence", "replication", "cluster"),
-    ("CONFIG", "GET", "append*"),
+    ("INFO", "server", "memory", "persistence", "replication", "cluster", "stats"),
+    ("CONFIG", "GET", "append*", "no-appendfsync-on-rewrite"),
 )
 #: error replies that redis-py raises as what they are; its other errors are those of the connection
 _REPLIED = (exceptions.ResponseError, exceptions.BusyLoadingError, exceptions.AuthenticationError)

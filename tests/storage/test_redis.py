@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from easq.errors import QueueFull, StorageError, Unavailable, UsageError
+from easq.model import Frame
 from easq.storage import redis_wire
+from easq.storage.base import Limits
+from easq.storage.distributed import Distributed
 from easq.storage.open import open_link
 from easq.storage.redis import Link
 from easq.storage.redis_url import parse_redis_url
@@ -503,19 +506,91 @@ def test_durability_is_what_the_server_does(
     asyncio.run(run())
 
 
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is looked at all the time, so that no test waits a second for it."""
+    monkeypatch.setattr(redis_wire, "LOOK_S", 0.05)
+
+
+@pytest.mark.usefixtures("looks_often")
 def test_settings_that_change_are_noticed(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """The durability shown is another one, and a policy that throws items away is warned of."""
+    """The durability shown is another one each time."""
 
     async def run() -> None:
         async with Linked(server.url) as link:
-            server.ask("CONFIG", "SET", "appendfsync", "everysec", "maxmemory-policy", "allkeys-lru")
-            await until(lambda: link.durability == "redis-everysec")
-            server.ask("CONFIG", "SET", "appendfsync", "always")
-            await until(lambda: link.durability == "redis-fsync")
+            for setting, value, word in (
+                ("appendfsync", "everysec", "redis-everysec"),
+                ("appendfsync", "always", "redis-fsync"),
+                ("no-appendfsync-on-rewrite", "yes", "redis-memory"),
+                ("no-appendfsync-on-rewrite", "no", "redis-fsync"),
+                ("appendonly", "no", "redis-memory"),
+            ):
+                server.ask("CONFIG", "SET", setting, value)
+                await until(lambda word=word: link.durability == word)  # type: ignore[misc]
 
     asyncio.run(run())
     assert "durability was redis-fsync and is redis-everysec now" in caplog.text
-    assert caplog.text.count("maxmemory-policy allkeys-lru") == 1
+
+
+@pytest.mark.usefixtures("looks_often")
+def test_while_redis_may_throw_items_away_puts_are_refused(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Certainly not stored, until the policy is mended; what is there is read and committed meanwhile."""
+
+    async def run() -> None:
+        storage = Distributed(Link(parse_redis_url(server.url)))
+        await storage.start(lambda _: None)
+        await storage.open("q")
+
+        refusals = set()
+
+        async def put() -> bool:
+            try:
+                await storage.append("q", Frame(0, {"requestId": "r"}, b"x"), priority=0, limits=Limits())
+            except Unavailable as error:
+                refusals.add((error.message, error.hint))
+                return False
+            return True
+
+        assert await put()
+        server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        async with asyncio.timeout(20):
+            while await put():
+                await asyncio.sleep(0.05)
+        before = (await storage.attributes("q", now=0.0)).next
+        assert not await put()
+        assert len(await storage.read("q", start=0, length=1000, tags={})) == before - 1
+        assert await storage.commit("q", "g", range(1, before)) == before - 1
+        server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        async with asyncio.timeout(20):
+            while not await put():
+                await asyncio.sleep(0.05)
+        frames = await storage.read("q", start=0, length=1000, tags={})
+        assert [frame.index for frame in frames] == [before]
+        await storage.close()
+        ((message, hint),) = refusals
+        assert message == "maxmemory-policy allkeys-lru throws items away when memory is full"
+        assert "CONFIG SET maxmemory-policy noeviction" in hint
+
+    asyncio.run(run())
+    assert caplog.text.count("allkeys-lru throws items away when memory is full: puts are refused") == 1
+    assert caplog.text.count("maxmemory-policy noeviction again: puts are taken") == 1
+
+
+@pytest.mark.usefixtures("looks_often")
+def test_keys_that_redis_threw_away_are_told_of(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with Linked(server.url):
+            with server.client() as client:
+                client.mset({f"k{number}": "x" * 1000 for number in range(1000)})
+            server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru", "maxmemory", "1")
+            await until(lambda: server.ask("DBSIZE") == 0)
+            await until(lambda: "keys away: acknowledged items may be lost" in caplog.text)
+
+    asyncio.run(run())
 
 
 def test_a_user_who_may_not_ask_for_the_settings(server: RedisServer) -> None:

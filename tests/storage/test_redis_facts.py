@@ -20,6 +20,11 @@ INFO = (
         (1, [b"appendonly", b"yes", b"appendfsync", b"everysec"], "redis-everysec"),
         (1, [b"appendonly", b"yes", b"appendfsync", b"no"], "redis-memory"),
         (0, [b"appendonly", b"no", b"appendfsync", b"always"], "redis-memory"),
+        (
+            1,
+            [b"appendonly", b"yes", b"appendfsync", b"always", b"no-appendfsync-on-rewrite", b"yes"],
+            "redis-memory",
+        ),
         (1, None, "redis-everysec"),
         (0, None, "redis-memory"),
         (1, [], "redis-everysec"),
