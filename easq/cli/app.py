@@ -257,6 +257,8 @@ class App:
     def close(self) -> None:
         """Connections are closed, and all warnings said."""
         self.at_end.close()
+        if "printer" in self.__dict__:
+            self.printer.status("")
         for client in ("discovery", "instances", "transport"):
             if client in self.__dict__:
                 self.__dict__[client].close()

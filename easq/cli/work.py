@@ -257,6 +257,8 @@ class Session:
 
     def _show(self) -> None:
         """On a terminal: how many, how fast, how slow, and how many are left."""
+        from easq.render.progress import fitting
+
         if not self.app.printer.shows_status:
             return
         now = time.monotonic()
@@ -265,11 +267,17 @@ class Session:
         while self.recent and self.recent[0] < now - _RATE_S:
             self.recent.popleft()
         rate = len(self.recent) / min(max(now - self.begun, _TICK_S), _RATE_S)
-        held = ", held" if self.worker.is_held else ""
-        self.app.printer.status(
-            f"{self.done} done, {self.counts['failed']} failed, {self.worker.in_flight} in flight, {rate:.1f}/s, "
-            f"p50 {_ms(self._quantile(0.5))}, p99 {_ms(self._quantile(0.99))}, backlog {self.backlog}{held}"
+        failed = self.counts["failed"]
+        words = (
+            f"{self.done:,} done",
+            f"{failed:,} failed" if failed else "",
+            "held" if self.worker.is_held else "",
+            f"{rate:.1f}/s",
+            f"{self.backlog} left",
+            f"p99 {_ms(self._quantile(0.99))}",
+            f"{self.worker.in_flight} in flight",
         )
+        self.app.printer.status(fitting([word for word in words if word]))
 
     def _ask_backlog(self) -> str:
         from easq.errors import EasqError

@@ -14,19 +14,20 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import IO, TYPE_CHECKING, TextIO
+from typing import IO, TextIO
 
 from easq.errors import EasqError, StorageError, UsageError
 from easq.model import Frame
 from easq.redact import MIN_SECRET, hide
 from easq.render.payload import cell, drives_terminal, escape, json_safe, one_line, shown
-
-if TYPE_CHECKING:
-    from easq.render.progress import Progress
+from easq.render.progress import MAX_WIDTH, Progress
 
 #: to the start of the line, and nothing behind it
 _CLEAR = "\r\x1b[K"
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
+
+#: columns of a terminal that its echo of two Ctrl-C takes
+_ECHOED = 4
 
 
 class OutputClosed(Exception):
@@ -200,8 +201,6 @@ class Printer:
 
     def progress(self, total: int | None) -> Progress:
         """A line on the terminal that says how far a long run is, of `total` units; nothing elsewhere or if quiet."""
-        from easq.render.progress import Progress
-
         draw = self.status if self.shows_status else None
         return Progress(total, draw)
 
@@ -223,7 +222,7 @@ class Printer:
         """`text` is the last line of the terminal, until something else is said; empty: there is none."""
         if not self.shows_status or text == self._status:
             return
-        shown = one_line(text)[: _width(self._environ, self._err) - 1]
+        shown = one_line(text)[: max(min(MAX_WIDTH, _columns(self._err) - _ECHOED), 0)]
         self._status = ""
         self._say(_CLEAR + self._paint(_DIM, shown) if shown else _CLEAR)
         self._status = text
@@ -364,6 +363,10 @@ def _width(environ: Mapping[str, str], stream: IO[bytes] | None) -> int:
     columns = environ.get("COLUMNS", "")
     if columns.isascii() and columns.isdigit() and int(columns) > 0:
         return int(columns)
+    return _columns(stream)
+
+
+def _columns(stream: IO[bytes] | None) -> int:
     try:
         return os.get_terminal_size(stream.fileno() if stream else 1).columns or 80
     except OSError:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 #: nothing is shown of what is done sooner, in seconds
 PATIENCE_S = 1.0
 #: between two drawings, in seconds
 _PERIOD_S = 0.1
-_BAR = 20
+_BAR, _MIN_BAR = 20, 4
+
+#: characters of a status line. A terminal that is made narrower breaks a longer line into rows, or does not, and no
+#: program can know which: a line that fits into 40 columns, with two echoed Ctrl-C behind it, can always be cleared
+MAX_WIDTH = 36
 
 
 class Progress:
@@ -51,20 +55,34 @@ class Progress:
 
 
 def line(done: int, failed: int, position: int, total: int | None, elapsed_s: float) -> str:
-    """`[#####---------------] 25%  12,500 done  3 failed  6,120/s  ETA 0:06`."""
-    words = [f"{done:,} done"]
+    """Return `[##------] 25% 12,500 6,120/s ETA 0:06`, with `3 failed` behind the count of what is done."""
+    words = [f"{done:,}"]
     if failed:
         words.append(f"{failed:,} failed")
     words.append(f"{done / elapsed_s:,.0f}/s")
-    if total:
-        share = min(position / total, 1.0)
-        filled = int(share * _BAR)
-        words.insert(0, f"[{'#' * filled}{'-' * (_BAR - filled)}] {share:.0%}")
-        if share:
-            words.append(f"ETA {clock(elapsed_s * (1 - share) / share)}")
-    else:
-        words.append(clock(elapsed_s))
-    return "  ".join(words)
+    if not total:
+        return fitting([*words, clock(elapsed_s)])
+    share = min(position / total, 1.0)
+    words.insert(0, f"{share:.0%}")
+    if share:
+        words.append(f"ETA {clock(elapsed_s * (1 - share) / share)}")
+    text = fitting(words)
+    width = min(MAX_WIDTH - len(text) - len("[] "), _BAR)
+    if width < _MIN_BAR:
+        return text
+    filled = int(share * width)
+    return f"[{'#' * filled}{'-' * (width - filled)}] {text}"
+
+
+def fitting(words: Sequence[str]) -> str:
+    """Return the first of `words` that fit into a status line, with blanks between them."""
+    text = ""
+    for word in words:
+        longer = f"{text} {word}" if text else word
+        if len(longer) > MAX_WIDTH:
+            break
+        text = longer
+    return text
 
 
 def clock(seconds: float) -> str:

@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pexpect
 import pytest
 
 from tests.support.forks import Forks
 from tests.support.process import Service
+
+if TYPE_CHECKING:
+    from tests.support.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +122,14 @@ class Easq:
                 **options,
             },
         )
+
+    def screen(self, *args: str | bytes, columns: int, env: Mapping[str, str] | None = None) -> Terminal:
+        """A run on a terminal of so many columns, whose screen is looked at; in colour, as for a user."""
+        from tests.support.terminal import Terminal
+
+        environ = {key: value for key, value in self.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
+        forks = self._forks(self.environ)
+        return Terminal(forks, args, columns=columns, environ={**environ, **(env or {})}, folder=self.home)
 
     def terminal(self, *args: str, env: Mapping[str, str] | None = None) -> pexpect.spawn[bytes]:
         """A run on a terminal."""

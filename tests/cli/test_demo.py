@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 
-from tests.cli.conftest import Easq
+from tests.cli.conftest import Easq, finish
 
 
 def test_the_tour_shows_each_command_with_its_output(easq: Easq) -> None:
-    done = easq("demo")
-    assert (done.status, done.err) == (0, "")
-    shown = re.findall(r"^\$ easq (\w+)", done.text, re.MULTILINE)
+    status, text = finish(easq.terminal("demo"))
+    assert status == 0
+    shown = re.findall(r"^\$ easq (\w+)", text, re.MULTILINE)
     assert shown == [
         *("serve", "config", "info", "put", "put", "get", "watch", "delete", "trunc", "get"),
         *("watch", "put", "predict"),
     ]
-    assert "[OK] [3 - 4]" in done.text
-    assert done.text.endswith('[{"p_0":0.52,"p_1":0.48}]\n\nAll 13 steps did what they say.\n')
+    assert "[OK] [3 - 4]" in text
+    assert "\\n" not in text
+    assert text.endswith('[{"p_0":0.52,"p_1":0.48}]\n\nAll 13 steps did what they say.\n')
 
 
 def test_the_tour_leaves_nothing_and_needs_nothing_of_the_user(easq: Easq) -> None:

@@ -199,7 +199,7 @@ def test_on_a_terminal_it_shows_how_it_goes(queue: Easq) -> None:
         queue("put", "-q", "-d", data)
     terminal = queue.terminal("work", "--", *MODEL)
     terminal.expect_exact("item 2 failed, attempt 5: EngineError no luck")
-    terminal.expect(r"\r\x1b\[K2 done, 5 failed, 0 in flight, [\d.]+/s, p50 \d+ms, p99 \d+ms, backlog \d+")
+    terminal.expect(r"\r\x1b\[K2 done 5 failed [\d.]+/s \d+ left")
     terminal.sendintr()
     status, rest = finish(terminal)
     assert status == 130

@@ -8,6 +8,7 @@ is the parent's, so runs with other values of these have to be started the long 
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import io
 import json
@@ -17,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -59,6 +61,18 @@ class Forks:
         timeout_s: float,
     ) -> tuple[int, bytes, bytes]:
         """Status, stdout and stderr of `easq ARGS`; the status is negative for a signal, as subprocess tells it."""
+        pipes = [os.pipe() for _ in range(4)]  # stdin, stdout, stderr, and what becomes of it
+        self.start([pipes[0][0], *(write for _, write in pipes[1:])], args, environ=environ, folder=folder)
+        told = _talk(pipes[0][1], [read for read, _ in pipes[1:]], stdin, timeout_s)
+        return int(told[2].split()[1]), told[0], told[1]
+
+    def start(
+        self, handles: Sequence[int], args: Sequence[str | bytes], *, environ: Mapping[str, str], folder: Path
+    ) -> None:
+        """Starts `easq ARGS` with `handles` as its stdin, stdout and stderr, and closes them.
+
+        A fourth one is told, in ASCII, its process id, and then its status. A stdin that is a terminal controls it.
+        """
         request = json.dumps(
             {
                 "args": [os.fsdecode(arg) for arg in args],
@@ -66,15 +80,11 @@ class Forks:
                 "folder": str(folder),
             }
         ).encode(errors="surrogatepass")
-        pipes = [os.pipe() for _ in range(4)]  # stdin, stdout, stderr, and what becomes of it
-        theirs = [pipes[0][0], *(write for _, write in pipes[1:])]
         try:
-            socket.send_fds(self._socket, [request], theirs)
+            socket.send_fds(self._socket, [request], handles)
         finally:
-            for handle in theirs:
+            for handle in handles:
                 os.close(handle)
-        told = _talk(pipes[0][1], [read for read, _ in pipes[1:]], stdin, timeout_s)
-        return int(told[2].split()[1]), told[0], told[1]
 
 
 def _talk(write: int, read: Sequence[int], data: bytes, timeout_s: float) -> list[bytes]:
@@ -138,6 +148,9 @@ def serve(requests: socket.socket) -> None:
 
 def _become(request: Mapping[str, object], handles: Sequence[int]) -> None:
     """This process is `easq`: it does not come back."""
+    if os.isatty(handles[0]):
+        os.setsid()
+        fcntl.ioctl(handles[0], termios.TIOCSCTTY, 0)
     for number, handle in enumerate(handles):
         os.dup2(handle, number)
         os.close(handle)
