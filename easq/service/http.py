@@ -173,6 +173,25 @@ async def _send_then_settle(
 async def response_drained(request: web.BaseRequest) -> None:
     """What was written to the connection has left this process. Raises ConnectionError when it was lost."""
     await request.writer.drain()
+    check_connected(request)
+
+
+def check_connected(request: web.BaseRequest) -> None:
+    """Raise ConnectionError when the connection is lost: a write that waited for it to take bytes does not tell."""
+    if request.transport is None or request.transport.is_closing():
+        raise ClientConnectionResetError("the connection was lost")
+
+
+def release_frames(error: BaseException) -> None:
+    """Drop the traceback of `error` and of those that it came from.
+
+    aiohttp keeps some errors with a connection, request or response. Their frames hold these, and the payload that was
+    under way: a cycle that only a full collection would find.
+    """
+    known: BaseException | None = error
+    while known is not None:
+        known.__traceback__ = None
+        known = known.__context__
 
 
 def acknowledge(reply: Reply, request: web.BaseRequest) -> web.StreamResponse:

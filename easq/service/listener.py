@@ -19,7 +19,7 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from easq.errors import BadRequest, ConfigError, EasqError, StorageError
 from easq.service.auth import Guard
-from easq.service.http import authority, respond
+from easq.service.http import authority, release_frames, respond
 from easq.wire.replies import Reply, error_reply
 
 log = logging.getLogger(__name__)
@@ -164,24 +164,9 @@ class Listener:
             _check_headers(request.raw_headers)
             self._guard.check_source(request.headers, authority(request))
             response = await self._answer(request)
-        except StorageError as error:
-            # whether it was stored is not known: no answer, so that no client sends it again by itself
-            log.error("%s", error)
-            if request.transport is not None:
-                request.transport.abort()
-            response = web.Response(status=500)
-        except EasqError as error:
-            response = _refuse(request, error)
-        except TimeoutError:
-            response = respond(Reply(408, {"Content-Type": "text/plain"}, b"the body did not come in time"))
-            response.force_close()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            response = web.Response(status=400)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("%s %s failed", request.method, safe(request.path))
-            response = respond(Reply(500, {"Content-Type": "text/plain"}, b"internal error"))
+        except Exception as error:
+            response = _reply_to(error, request)
+            release_frames(error)
         finally:
             connection.is_answering = False
         if log.isEnabledFor(logging.INFO):
@@ -246,6 +231,26 @@ def without_doubles(data: bytes) -> bytes | None:
     return b"\r\n".join(kept) + b"\r\n\r\n"
 
 
+def _reply_to(error: Exception, request: web.BaseRequest) -> web.Response:
+    match error:
+        case StorageError():
+            # whether it was stored is not known: no answer, so that no client sends it again by itself
+            log.error("%s", error)
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=500)
+        case EasqError():
+            return _refuse(request, error)
+        case TimeoutError():
+            response = respond(Reply(408, {"Content-Type": "text/plain"}, b"the body did not come in time"))
+            response.force_close()
+            return response
+        case ConnectionError() | asyncio.IncompleteReadError():
+            return web.Response(status=400)
+    log.error("%s %s failed", request.method, safe(request.path), exc_info=error)
+    return respond(Reply(500, {"Content-Type": "text/plain"}, b"internal error"))
+
+
 def _refuse(request: web.BaseRequest, error: EasqError) -> web.Response:
     response = respond(error_reply(error))
     if not request.content.at_eof() or error.status == 431:
@@ -270,6 +275,14 @@ class _Connection(web.RequestHandler):
         #: all that came so far were whole heads of requests without a body, each in one piece: the next begins one too
         self.heads_only = True
 
+    def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002
+        """The connection is gone. Whoever waits for it to take bytes goes on, and has to look whether it is there.
+
+        aiohttp would hand `exc` to that waiter's future, which then holds the frames that hold it, and in them the
+        payload that was being written, until a full collection finds the cycle.
+        """
+        super().connection_lost(None)
+
     def data_received(self, data: bytes) -> None:
         """Bytes have come, of a head unless a request is being answered."""
         self.heard_at = self.server.now()
@@ -290,6 +303,8 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """The answer to what could not be read as a request, after which the connection ends."""
         log.info("%s sent what is no HTTP request: %s", request.remote, type(exc).__name__)
+        if exc is not None:
+            release_frames(exc)
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was under way")
         text = "this is no HTTP/1.1 request"

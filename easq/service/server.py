@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import gc
 import logging
@@ -29,6 +30,14 @@ log = logging.getLogger(__name__)
 
 #: most bytes an item may have: the Go SDK reads frames of at most 32 MiB
 MAX_PAYLOAD = 30 * 1024**2
+#: The collector looks after so many new objects. Python's 700 are less than 64 puts under way have, and take 4 % of
+#: the time; 5,000 take none. With 60,000 connections broken one after the other the process grows by
+#: 1 MiB, as with 700; with 50,000, 20, 50 by 3 KB for each.
+COLLECT = (5_000, 10, 10)
+#: buffers from so many bytes on are mappings of their own, and so much of other freed memory is kept at most
+_MAPPED_BYTES, _KEPT_BYTES = 1024**2, 16 * 1024**2
+#: their names in malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: the system, or the process, has no room for one more connection; that it is so is said again after so many seconds
 _TOO_MANY, _SAY_AGAIN_S = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}, 60.0
 
@@ -196,9 +205,9 @@ async def serve(
 
     Raises StorageError when its storage failed.
     """
-    # requests leave next to no cycles: looking for them after every 700 objects took a tenth of the time
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(*COLLECT)
+    _return_freed_memory()
     _open_many_files()
     asyncio.get_running_loop().set_exception_handler(_Complaints())
     server = Server(settings)
@@ -213,6 +222,21 @@ async def serve(
         await server.stop()
     if server.failed is not None:
         raise server.failed
+
+
+def _return_freed_memory() -> None:
+    """Tell the C library of Linux (glibc) to give large buffers back to the system as soon as they are freed.
+
+    By itself it moves the bound up to 32 MiB, and keeps what lies between smaller things: 100 watchers that were reset
+    together in the middle of 8 MiB left 950 MiB (SQLite: 2,400), with this 8. Puts and gets of 256 KiB to 8 MiB cost
+    the same, or less.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+    mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def _open_many_files() -> None:

@@ -12,6 +12,7 @@ from easq.broker.queue import Queue
 from easq.broker.watcher import Watcher
 from easq.errors import BadRequest, EasqError, StreamEnded, UpgradeRequired
 from easq.service.deadline import Deadline
+from easq.service.http import check_connected, release_frames
 from easq.wire import operations as op
 from easq.wire.frames import delimit, encode_frame
 
@@ -67,6 +68,7 @@ async def serve_watch(
         if lost and request.transport is not None:
             # no close frame: to a client that wakes up again this is a lost connection, as it is to us
             request.transport.abort()
+        await door.release()
 
 
 async def _leave(watcher: Watcher, *, lost: bool) -> None:
@@ -94,6 +96,11 @@ async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.
         except ConnectionError:
             written -= 1
             raise
+        except TimeoutError as error:
+            release_frames(
+                error
+            )  # they hold the deadline, it holds this task, and the task would keep the error
+            raise ConnectionResetError("the connection takes nothing") from None
         finally:
             await watcher.sent(frames[:written])
 
@@ -128,6 +135,7 @@ class _SocketDoor:
     async def open(self, request: web.BaseRequest) -> web.StreamResponse:
         self._protocol = request.protocol
         await self.response.prepare(request)
+        self._request = request
         return self.response
 
     async def send(self, data: bytes) -> None:
@@ -136,6 +144,7 @@ class _SocketDoor:
             await self.response.send_str(data.decode())
         else:
             await self.response.send_bytes(data)
+        check_connected(self._request)
 
     async def run(self, watcher: Watcher) -> bool:
         """Serves until either side ends; whether the connection was lost rather than closed."""
@@ -169,6 +178,13 @@ class _SocketDoor:
             for task in (deliver, listen, silence, ping):
                 task.cancel()
             await asyncio.gather(deliver, listen, silence, ping, return_exceptions=True)
+
+    async def release(self) -> None:
+        """Let go of the frames of the error that ended the connection: the response keeps it."""
+        if self.response.prepared:
+            await self._close(WSCloseCode.OK, b"")  # once aborted this fails, here rather than in aiohttp
+        if (error := self.response.exception()) is not None:
+            release_frames(error)
 
     async def _close(self, code: WSCloseCode, reason: bytes) -> None:
         try:
@@ -254,9 +270,13 @@ class _StreamDoor:
         self._request = request
         return self.response
 
+    async def release(self) -> None:
+        """Nothing is kept."""
+
     async def send(self, data: bytes) -> None:
         """A frame is written. Raises ConnectionError: then it was not."""
         await self.response.write(delimit(data))
+        check_connected(self._request)
 
     async def run(self, watcher: Watcher) -> bool:
         """Serves until either side ends; an HTTP stream has no goodbye, so its end is always a loss."""
