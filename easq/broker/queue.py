@@ -40,6 +40,8 @@ DEFAULT_WINDOW, MAX_WINDOW = 10, 10_000
 AUTO_COMMIT_WINDOW = 64
 #: one get answers at most so many items
 MAX_LENGTH = 10_000
+#: a long poll waits at most so long, in seconds
+MAX_WAIT_S = 3600.0
 #: a long poll is answered so long before the asked time is over, in seconds: the Python SDK's socket gives up with it
 ANSWER_EARLY_S = 0.2
 #: a second watch of one name waits so long for the first to end, in seconds
@@ -203,11 +205,17 @@ class Queue:
 
     # -- get -------------------------------------------------------------------------------------------------------
 
-    async def get(self, get: op.Get, *, is_gone: Callable[[], bool] = lambda: False) -> list[Frame]:
+    async def get(
+        self,
+        get: op.Get,
+        *,
+        is_gone: Callable[[], bool] = lambda: False,
+        gone: Callable[[], asyncio.Future[None] | None] = lambda: None,
+    ) -> list[Frame]:
         """What matches, waiting up to the timeout until `length` items do.
 
         With auto-delete the items are claimed: `settle` or `give_back` has to follow. A caller that `is_gone` gets
-        nothing more.
+        nothing more; `gone` gives the future that is done as soon as it is.
         """
         if get.length < 1:
             raise BadRequest(f"_length_={get.length}: it is 1 or more")
@@ -215,12 +223,11 @@ class Queue:
         start = get.index
         if start == NEWEST and get.timeout_s > 0:
             start = (await self.storage.attributes(self.stream, now=self.clock.now())).next
-        deadline = self.clock.now() + answer_within(get.timeout_s)
+        deadline = self.clock.now() + answer_within(min(get.timeout_s, MAX_WAIT_S))
         waited = False
         while True:
             left = deadline - self.clock.now()
             if waited and is_gone():
-                await self.wake_readers()
                 return []
             frames = await self._get_now(get, start, length, length if left > 0 else 1)
             if left <= 0 or is_enough(frames, length):
@@ -232,6 +239,7 @@ class Queue:
                 tags=get.tags,
                 taking=get.auto_delete and length == 1,
                 timeout_s=left,
+                gone=gone(),
             )
 
     async def wake_readers(self) -> None:

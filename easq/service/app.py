@@ -14,7 +14,7 @@ from easq.broker.queue import Queue
 from easq.errors import AuthFailed, BadRequest, MethodNotAllowed, NotFound, Unavailable
 from easq.service.auth import Guard
 from easq.service.http import answer, read_operation, respond, target
-from easq.service.listener import safe
+from easq.service.listener import safe, until_lost
 from easq.service.platform import DISCOVERY_PATHS, MODELARTS_PATH, Platform
 from easq.service.watch import Liveness, serve_watch
 from easq.wire import operations as op
@@ -82,7 +82,14 @@ class App:
             raise AuthFailed(_PUTS_ALONE)
         if isinstance(operation, op.Watch):
             return await self._watch(request, operation, queue, caller)
-        return await answer(operation, queue, caller, request, is_gone=lambda: self._is_gone(request))
+        return await answer(
+            operation,
+            queue,
+            caller,
+            request,
+            is_gone=lambda: self._is_gone(request),
+            gone=lambda: until_lost(request),
+        )
 
     def _is_gone(self, request: web.BaseRequest) -> bool:
         return self.stopping or request.transport is None or request.transport.is_closing()

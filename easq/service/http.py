@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -91,17 +92,18 @@ async def answer(
     request: web.BaseRequest,
     *,
     is_gone: Callable[[], bool],
+    gone: Callable[[], asyncio.Future[None] | None],
 ) -> web.StreamResponse:
     """The operation has taken effect, and its reply is ready to send (a deleting get: is sent).
 
-    A long poll whose caller `is_gone` ends with nothing.
+    A long poll whose caller `is_gone` ends with nothing; `gone` gives the future that is done as soon as it is.
     """
     consumer = caller.consumer
     match operation:
         case op.Put():
             return acknowledge(replies.put_reply(await queue.put(operation)), request)
         case op.Get():
-            return await _get(operation, queue, request, is_gone)
+            return await _get(operation, queue, request, is_gone, gone)
         case op.Describe():
             return respond(replies.attributes_reply(await queue.attributes(), operation.codec))
         case op.Search():
@@ -130,9 +132,13 @@ def _deleted(count: int) -> web.StreamResponse:
 
 
 async def _get(
-    get: op.Get, queue: Queue, request: web.BaseRequest, is_gone: Callable[[], bool]
+    get: op.Get,
+    queue: Queue,
+    request: web.BaseRequest,
+    is_gone: Callable[[], bool],
+    gone: Callable[[], asyncio.Future[None] | None],
 ) -> web.StreamResponse:
-    frames = await queue.get(get, is_gone=is_gone)
+    frames = await queue.get(get, is_gone=is_gone, gone=gone)
     reply = _frames_reply(get, frames)
     if not get.auto_delete or not frames:
         return respond(reply)

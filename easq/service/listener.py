@@ -180,6 +180,17 @@ class Listener:
         return response
 
 
+def until_lost(request: web.BaseRequest) -> asyncio.Future[None]:
+    """Return the future that is done as soon as the connection of the request is lost."""
+    connection = request.protocol
+    assert isinstance(connection, _Connection)
+    if connection.lost is None:
+        connection.lost = asyncio.get_running_loop().create_future()
+        if request.transport is None:
+            connection.lost.set_result(None)
+    return connection.lost
+
+
 def safe(text: str) -> str:
     """`text` for a line of log: no control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:500])
@@ -262,7 +273,7 @@ def _refuse(request: web.BaseRequest, error: EasqError) -> web.Response:
 class _Connection(web.RequestHandler):
     """aiohttp's connection; what is no HTTP is refused without its traceback, and without repeating any of it."""
 
-    __slots__ = ("begun", "heads_only", "heard_at", "is_answering", "server")
+    __slots__ = ("begun", "heads_only", "heard_at", "is_answering", "lost", "server")
 
     def __init__(self, server: _HttpServer, **given: Any) -> None:
         super().__init__(server, **given)
@@ -274,6 +285,8 @@ class _Connection(web.RequestHandler):
         self.heard_at = 0.0
         #: all that came so far were whole heads of requests without a body, each in one piece: the next begins one too
         self.heads_only = True
+        #: done once the connection is lost, where somebody waits for that
+        self.lost: asyncio.Future[None] | None = None
 
     def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002
         """The connection is gone. Whoever waits for it to take bytes goes on, and has to look whether it is there.
@@ -282,6 +295,8 @@ class _Connection(web.RequestHandler):
         payload that was being written, until a full collection finds the cycle.
         """
         super().connection_lost(None)
+        if self.lost is not None and not self.lost.done():
+            self.lost.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come, of a head unless a request is being answered."""

@@ -355,7 +355,16 @@ class Attendance:
         if came == remote.told + 1 or remote.name not in self.waiting:
             remote.told = max(remote.told, came)
 
-    async def wait(self, remote: Remote, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
+    async def wait(
+        self,
+        remote: Remote,
+        *,
+        start: int,
+        tags: Tags,
+        taking: bool,
+        timeout_s: float,
+        gone: asyncio.Future[None] | None = None,
+    ) -> None:
         """As Storage.wait. What came between the read before and now ends it at once."""
         read_at, remote.read_at = remote.read_at, None
         if read_at is not None and remote.told > read_at:
@@ -366,7 +375,9 @@ class Attendance:
             if remote.name not in self.waiting and read_at is not None:
                 remote.told = read_at
             self._soon(self._look(remote))
-        await self.waiting.wait(remote.name, start=start, tags=tags, taking=taking, timeout_s=timeout_s)
+        await self.waiting.wait(
+            remote.name, start=start, tags=tags, taking=taking, timeout_s=timeout_s, gone=gone
+        )
 
     def _hear(self, message: bytes) -> None:
         prefix, kind, rest = message.split(b"\0", 2)

@@ -8,6 +8,7 @@ the time are given `now`, in seconds of a monotonic clock.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -186,8 +187,20 @@ class Storage(ABC):
         """Claimed items are gone for all groups; if the storage is away, once it is there again."""
 
     @abstractmethod
-    async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
-        """Returns when an item that matches may have come, or the time is over. One item wakes one taker."""
+    async def wait(
+        self,
+        stream: str,
+        *,
+        start: int,
+        tags: Tags,
+        taking: bool,
+        timeout_s: float,
+        gone: asyncio.Future[None] | None = None,
+    ) -> None:
+        """Return when an item that matches may have come, the time is over, or the caller is `gone`.
+
+        One item wakes one taker; if that one is gone, the next.
+        """
 
     @abstractmethod
     async def wake(self, stream: str) -> None:

@@ -179,8 +179,19 @@ class Distributed(Storage):
             except EasqError as error:
                 log.debug("%s: %s waits for Redis: %s", stream, script, error)
 
-    async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
-        await self._at.wait(self._at[stream], start=start, tags=tags, taking=taking, timeout_s=timeout_s)
+    async def wait(
+        self,
+        stream: str,
+        *,
+        start: int,
+        tags: Tags,
+        taking: bool,
+        timeout_s: float,
+        gone: asyncio.Future[None] | None = None,
+    ) -> None:
+        await self._at.wait(
+            self._at[stream], start=start, tags=tags, taking=taking, timeout_s=timeout_s, gone=gone
+        )
 
     async def wake(self, stream: str) -> None:
         self._at.waiting.wake(stream)

@@ -473,11 +473,22 @@ class Embedded(Storage):
     async def settle(self, stream: str, indexes: Sequence[int]) -> None:
         await self.delete(stream, indexes)
 
-    async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
+    async def wait(
+        self,
+        stream: str,
+        *,
+        start: int,
+        tags: Tags,
+        taking: bool,
+        timeout_s: float,
+        gone: asyncio.Future[None] | None = None,
+    ) -> None:
         core = self._core(stream)
         if start == NEWEST:
             start = core.entries.last + 1
-        await self._waiting.wait(stream, start=start, tags=tags, taking=taking, timeout_s=timeout_s)
+        await self._waiting.wait(
+            stream, start=start, tags=tags, taking=taking, timeout_s=timeout_s, gone=gone
+        )
 
     async def wake(self, stream: str) -> None:
         self._waiting.wake(stream)

@@ -1,31 +1,47 @@
-"""Readers that wait for an item: long polls, each until what it wants may have come."""
+"""Readers that wait for an item: long polls, each until what it wants may have come.
+
+An item costs what the readers that may want it cost, however many others wait: each is found under one of its tags.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from easq.model import Frame, Tags
+from easq.model import REQUEST_ID, Frame, Tags
+
+#: the tag under which a reader is found; None for those that take any
+_Key: TypeAlias = tuple[str, str] | None
 
 
 @dataclass(slots=True, eq=False)
 class _Reader:
-    """One that waits."""
+    """One that waits; numbered in the order of coming."""
 
+    number: int
     start: int
     tags: Tags
     taking: bool
     future: asyncio.Future[None]
+    item: Frame | None = None  # that woke it
+
+    @property
+    def key(self) -> _Key:
+        """A tag that an item must have; the request id, which few items share, where it is asked for."""
+        if REQUEST_ID in self.tags:
+            return REQUEST_ID, self.tags[REQUEST_ID]
+        return next(iter(self.tags.items()), None)
 
     def wants(self, frame: Frame) -> bool:
         return frame.index >= self.start and carries(frame.tags, self.tags)
 
-    def wake(self) -> bool:
-        """It looks again; whether it had not been woken before."""
-        if self.future.done():
-            return False
-        self.future.set_result(None)
-        return True
+    def wake(self, *_: object) -> None:
+        """It looks again."""
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 def carries(tags: Tags, wanted: Tags) -> bool:
@@ -33,36 +49,112 @@ def carries(tags: Tags, wanted: Tags) -> bool:
     return all(tags.get(key) == value for key, value in wanted.items())
 
 
+@dataclass(slots=True)
+class _Stream:
+    """The readers of one stream. Those that want a later index than the next item has are seen once it is there."""
+
+    reached: int = 0  # the highest index that has come
+    readers: dict[int, _Reader] = field(default_factory=dict)
+    by_key: dict[_Key, dict[int, _Reader]] = field(default_factory=dict)
+    later: list[tuple[int, int]] = field(default_factory=list)  # heap of (start, number); some have left
+
+    def add(self, reader: _Reader) -> None:
+        self.readers[reader.number] = reader
+        if reader.start > self.reached + 1:
+            heapq.heappush(self.later, (reader.start, reader.number))
+        else:
+            self.by_key.setdefault(reader.key, {})[reader.number] = reader
+
+    def remove(self, reader: _Reader) -> None:
+        """It waits no longer; nothing if it did not."""
+        if self.readers.pop(reader.number, None) is None:
+            return
+        listed = self.by_key.get(reader.key, {})
+        listed.pop(reader.number, None)
+        if not listed:
+            self.by_key.pop(reader.key, None)
+        if len(self.later) > 2 * len(self.readers) + 64:
+            self.later = [one for one in self.later if one[1] in self.readers]
+            heapq.heapify(self.later)
+
+    def reach(self, index: int) -> None:
+        """An item with this index has come."""
+        self.reached = max(self.reached, index)
+        while self.later and self.later[0][0] <= self.reached + 1:
+            reader = self.readers.get(heapq.heappop(self.later)[1])
+            if reader is None:
+                continue
+            listed = self.by_key.setdefault(reader.key, {})
+            is_first_come = not listed or next(reversed(listed)) < reader.number
+            listed[reader.number] = reader
+            if not is_first_come:
+                self.by_key[reader.key] = dict(sorted(listed.items()))
+
+    def found(self, frame: Frame) -> Iterator[_Reader]:
+        """Yield those that may want the item, first come first."""
+        keys: list[_Key] = [None, *frame.tags.items()]
+        listed = [self.by_key[key].values() for key in keys if key in self.by_key]
+        return iter(listed[0]) if len(listed) == 1 else heapq.merge(*listed, key=lambda reader: reader.number)
+
+
 class Waiting:
     """The readers of one engine that wait, by stream, first come first."""
 
     def __init__(self) -> None:
-        self._readers: dict[str, list[_Reader]] = {}  # only of streams where somebody waits
+        self._streams: dict[str, _Stream] = {}  # only those where somebody waits
+        self._number = 0
 
     def __contains__(self, stream: str) -> bool:
-        return stream in self._readers
+        return stream in self._streams
 
-    async def wait(self, stream: str, *, start: int, tags: Tags, taking: bool, timeout_s: float) -> None:
-        """Returns when an item from index `start` on with all of `tags` may have come, or the time is over."""
-        reader = _Reader(start, tags, taking, asyncio.get_running_loop().create_future())
-        readers = self._readers.setdefault(stream, [])
-        readers.append(reader)
+    async def wait(
+        self,
+        stream: str,
+        *,
+        start: int,
+        tags: Tags,
+        taking: bool,
+        timeout_s: float,
+        gone: asyncio.Future[None] | None = None,
+    ) -> None:
+        """Returns when an item from index `start` on with all of `tags` may have come, the time is over, or the caller
+        is `gone`; what woke one that is gone goes to the next.
+        """
+        self._number += 1
+        reader = _Reader(self._number, start, dict(tags), taking, asyncio.get_running_loop().create_future())
+        readers = self._streams.setdefault(stream, _Stream())
+        readers.add(reader)
+        if gone is not None:
+            gone.add_done_callback(reader.wake)
         try:
             await asyncio.wait_for(reader.future, timeout_s)
         except TimeoutError:
             pass
         finally:
             readers.remove(reader)
-            if not readers:
-                del self._readers[stream]
+            if not readers.readers:
+                self._streams.pop(stream, None)
+            if gone is not None:
+                gone.remove_done_callback(reader.wake)
+                if gone.done() and reader.item is not None:
+                    self.came(stream, reader.item)
 
     def came(self, stream: str, frame: Frame) -> None:
         """An item may be read: those that want it look, up to the first that takes it away."""
-        for reader in self._readers.get(stream, ()):
-            if reader.wants(frame) and reader.wake() and reader.taking:
+        readers = self._streams.get(stream)
+        if readers is None:
+            return
+        readers.reach(frame.index)
+        for reader in readers.found(frame):
+            if not reader.wants(frame) or reader.future.done():
+                continue
+            reader.item = frame
+            reader.wake()
+            if reader.taking:
                 return
 
     def wake(self, stream: str) -> None:
         """Every reader of the stream looks."""
-        for reader in self._readers.get(stream, ()):
+        readers = self._streams.get(stream)
+        for reader in list(readers.readers.values()) if readers is not None else ():
             reader.wake()

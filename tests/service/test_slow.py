@@ -10,6 +10,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pytest
 
 from easq.service.server import Server
 from easq.service.watch import Liveness
+from easq.storage.memory import Memory
 from tests.conftest import OpenCloud, Serve
 from tests.service.conftest import Open
 from tests.support.http import PROTOBUF, Connection, Stream
@@ -232,6 +235,33 @@ def _flood(line: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while True:
             line.sendall(encode(PING, b"here") * 100)
+
+
+@pytest.mark.parametrize("leave", [Connection.close, Connection.reset], ids=["closed", "reset"])
+def test_a_long_poll_whose_caller_left_is_forgotten(start: Open, leave: Callable[[Connection], None]) -> None:
+    """Not when its time is over, nor when the next item comes; what it would have taken is there for others."""
+    service = start()
+
+    async def waits(server: Server) -> bool:
+        storage = server._storage
+        assert isinstance(storage, Memory)
+        return "q" in storage._waiting
+
+    with ExitStack() as stack:
+        left = [stack.enter_context(Connection(service.port)) for _ in range(5)]
+        for one in left:
+            one.send_request("GET", service.queue.target(_timeout_="10m"))
+        eventually(lambda: service.do(waits))
+        for one in left:
+            leave(one)
+    eventually(lambda: not service.do(waits))
+    assert service.queue.put(b"x") == 1
+    assert service.queue.length() == 1
+
+
+def test_a_long_poll_waits_for_an_hour_at_most(start: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("easq.broker.queue.MAX_WAIT_S", 0.5)
+    assert start().queue.ask("GET", _timeout_="10h").status == 204
 
 
 @pytest.mark.long

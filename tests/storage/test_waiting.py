@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from easq.model import Frame, Tags
-from easq.storage.waiting import Waiting
+import pytest
+
+from easq.model import REQUEST_ID, Frame, Tags
+from easq.storage.waiting import Waiting, _Reader
 
 
 def run(body: Callable[[Waiting], Awaitable[None]]) -> None:
@@ -83,6 +85,70 @@ def test_a_stream_is_known_as_long_as_somebody_waits_there() -> None:
         await tasks[0]
         assert "q" in waiting
         await woken(*tasks)
+        assert "q" not in waiting
+
+    run(body)
+
+
+def test_an_item_is_compared_with_no_reader_that_it_cannot_wake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with 600 that wait for other request ids, other tags, or a later index."""
+    compared: list[_Reader] = []
+    wants = _Reader.wants
+
+    def counted(reader: _Reader, frame: Frame) -> bool:
+        compared.append(reader)
+        return wants(reader, frame)
+
+    monkeypatch.setattr(_Reader, "wants", counted)
+
+    async def body(waiting: Waiting) -> None:
+        waiting.came("q", Frame(1))
+        others = [await reader(waiting, tags={REQUEST_ID: f"r{number}", "a": "b"}) for number in range(200)]
+        others += [await reader(waiting, tags={"user": f"u{number}"}) for number in range(200)]
+        others += [await reader(waiting, start=1_000_000 + number) for number in range(200)]
+        mine = await reader(waiting, tags={REQUEST_ID: "mine"})
+        waiting.came("q", Frame(2, {REQUEST_ID: "mine", "a": "b"}))
+        assert len(compared) == 1
+        assert await woken(mine, *others) == [True] + [False] * 600
+        assert "q" not in waiting
+
+    run(body)
+
+
+def test_readers_of_a_later_index_are_woken_in_the_order_they_came() -> None:
+    async def body(waiting: Waiting) -> None:
+        later = [await reader(waiting, start=5, taking=True), await reader(waiting, start=3, taking=True)]
+        now = [await reader(waiting, taking=True), await reader(waiting, tags={"a": "b"}, taking=True)]
+        waiting.came("q", Frame(5, {"a": "b"}))
+        waiting.came("q", Frame(6))
+        waiting.came("q", Frame(7, {"a": "c"}))
+        assert await woken(*later, *now) == [True, True, True, False]
+
+    run(body)
+
+
+def test_what_woke_a_taker_that_is_gone_goes_to_the_next() -> None:
+    async def body(waiting: Waiting) -> None:
+        gone = asyncio.get_running_loop().create_future()
+        wait = waiting.wait("q", start=0, tags={}, taking=True, timeout_s=30, gone=gone)
+        first = asyncio.create_task(wait)
+        await asyncio.sleep(0)
+        second = await reader(waiting, taking=True)
+        waiting.came("q", Frame(1))
+        gone.set_result(None)
+        assert await woken(first, second) == [True, True]
+
+    run(body)
+
+
+def test_a_reader_that_is_gone_is_forgotten_at_once() -> None:
+    async def body(waiting: Waiting) -> None:
+        gone = asyncio.get_running_loop().create_future()
+        waits = [waiting.wait("q", start=0, tags={}, taking=False, timeout_s=30, gone=gone) for _ in range(3)]
+        tasks = [asyncio.create_task(one) for one in waits]
+        await asyncio.sleep(0)
+        gone.set_result(None)
+        await asyncio.gather(*tasks)
         assert "q" not in waiting
 
     run(body)
