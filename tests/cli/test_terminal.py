@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +17,7 @@ from easq.cli.main import COMMANDS
 from tests.cli.conftest import Easq
 from tests.cli.direct import Service, service
 from tests.client.servers import listing
+from tests.support.waiting import eventually
 
 if not os.environ.get("CI"):
     pytest.importorskip("pyte")
@@ -284,3 +288,28 @@ def test_every_help_fits_a_narrow_terminal(easq: Easq) -> None:
 def test_every_command_is_on_a_terminal_here() -> None:
     elsewhere = {"demo", "serve", "work", "endpoints"}
     assert {name.split()[0] for name in RUNS if name != "an error"} | elsewhere == set(COMMANDS)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+def test_a_progress_line_leaves_nothing_on_a_terminal_that_breaks_its_lines_anew(lines: Easq) -> None:
+    """As tmux and most others do when they become narrower, and xterm does not."""
+    tmux = ("tmux", "-L", lines.home.name, "-f", os.devnull)
+
+    def screen() -> str:
+        return subprocess.run(
+            [*tmux, "capture-pane", "-p"], check=True, capture_output=True, text=True
+        ).stdout
+
+    command = shlex.join([os.fsdecode(word) for word in lines.argv([*PUT, "-o", "none"])])
+    start = ("new-session", "-d", "-x", "200", "-y", "50", "-c", str(lines.home), f"{command}; sleep 60")
+    environ = {key: value for key, value in lines.environ.items() if key != "COLUMNS"}
+    subprocess.run([*tmux, *start], check=True, env=environ)
+    try:
+        eventually(lambda: re.search(r"\d% \d+ \d+/s", screen()))
+        subprocess.run([*tmux, "resize-window", "-x", "40"], check=True)
+        eventually(lambda: "success" in screen())
+        text = re.sub("\n+$", "\n", screen())
+    finally:
+        subprocess.run([*tmux, "kill-server"], check=False)
+    assert re.fullmatch(PUT_DONE.format("", "done") + r"170, success: 170, failed: 0\n", text), text
