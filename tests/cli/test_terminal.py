@@ -180,9 +180,9 @@ def test_a_progress_line_leaves_nothing_on_a_terminal_that_is_resized(
     lines: Easq, columns: int, resized: int
 ) -> None:
     with lines.screen(*PUT, "-o", "none", columns=columns) as terminal:
-        terminal.until(lambda text: re.search(r"\d% \d+ \d+/s", text))
+        terminal.until(lambda text: re.search(r"\d% ", text))
         terminal.resize(resized)
-        terminal.until(lambda text: "ETA 0:00" in text)
+        terminal.until(lambda text: re.search(r"[89]\d% ", text))
         terminal.resize(columns)
         assert terminal.finish() == 0
     assert re.fullmatch(PUT_DONE.format("", "done") + r"170, success: 170, failed: 0\n", terminal.text), (
@@ -193,7 +193,7 @@ def test_a_progress_line_leaves_nothing_on_a_terminal_that_is_resized(
 @pytest.mark.parametrize(("columns", "output"), [(40, "none"), (80, "text"), (200, "none")])
 def test_a_progress_line_leaves_nothing_behind_ctrl_c(lines: Easq, columns: int, output: str) -> None:
     with lines.screen(*PUT, "-o", output, columns=columns) as terminal:
-        terminal.until(lambda _: re.search(rb"\d% \d+ \d+/s", terminal.raw))
+        terminal.until(lambda _: re.search(rb"\d% ", terminal.raw))
         terminal.send(b"\x03")
         assert terminal.finish() == 130
     text = terminal.text
@@ -208,15 +208,15 @@ def test_a_progress_line_leaves_nothing_behind_ctrl_c(lines: Easq, columns: int,
 @pytest.mark.parametrize("columns", WIDTHS)
 def test_the_live_line_of_work_leaves_nothing(queue: Easq, columns: int) -> None:
     """Neither behind a resize, nor a first Ctrl-C, which waits for what is under way, nor a second, which does not."""
-    queue("put", "-q", "-d", "a", "-d", "stuck")
+    queue("put", "-q", "-f", "-", stdin=b"a\nstuck\n")
     script = 'read -r x; [ "$x" = stuck ] && exec sleep 60; echo "$x"'
     with queue.screen(
         "work", "--jobs", "1", "--grace", "60s", "--", "sh", "-c", script, columns=columns
     ) as terminal:
-        terminal.until(lambda text: re.search(r"1 done .*/s", text))
+        terminal.until(lambda text: re.search(r"1 done", text))
         terminal.resize(40 if columns == 200 else 100)
         terminal.send(b"\x03")
-        terminal.until(lambda text: re.search(r"stopping; 1 under way\n1 done .*/s", text))
+        terminal.until(lambda text: re.search(r"stopping; 1 under way\n1 done", text))
         terminal.send(b"\x03")
         assert terminal.finish() == 130
     assert re.fullmatch(r"(?:\[INFO\] [^\n]*\n|Total[^\n]*\n)+", terminal.text), terminal.text
@@ -225,7 +225,7 @@ def test_the_live_line_of_work_leaves_nothing(queue: Easq, columns: int) -> None
 
 def test_the_line_of_a_bench_leaves_nothing_behind_ctrl_c(queue: Easq) -> None:
     with queue.screen("bench", "put", "-n", "5000", "--rate", "100", "--warmup", "0", columns=40) as terminal:
-        terminal.until(lambda text: re.search(r"\d% \d+ \d+/s", text))
+        terminal.until(lambda text: re.search(r"\d% ", text))
         terminal.send(b"\x03")
         assert terminal.finish() == 130
     assert "%" not in terminal.text
@@ -306,7 +306,7 @@ def test_a_progress_line_leaves_nothing_on_a_terminal_that_breaks_its_lines_anew
     environ = {key: value for key, value in lines.environ.items() if key != "COLUMNS"}
     subprocess.run([*tmux, *start], check=True, env=environ)
     try:
-        eventually(lambda: re.search(r"\d% \d+ \d+/s", screen()))
+        eventually(lambda: re.search(r"\d% ", screen()))
         subprocess.run([*tmux, "resize-window", "-x", "40"], check=True)
         eventually(lambda: "success" in screen())
         text = re.sub("\n+$", "\n", screen())
