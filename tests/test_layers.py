@@ -62,7 +62,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "tomli_w": ("easq.config",),
     "tomllib": ("easq.config",),
     "websocket": ("easq.client.websocket",),
-    "yarl": ("easq.client.session",),
+    "yarl": ("easq.client.session", "easq.service.proxy"),
 }
 
 

@@ -61,7 +61,7 @@ class Http:
         It is sent once, or, where a connection from before ended without a word, again on a new one: the server
         was about to close it.
         """
-        target, headers = self._target(call), _sent_headers(call)
+        target, headers = self._target(call.path, urlencode(call.query)), _sent_headers(call)
         deadline = time.monotonic() + timeout_s
         with _translated(timeout_s):
             try:
@@ -111,15 +111,21 @@ class Http:
             connection.close()
         self.cancel()
 
-    def _target(self, call: Call) -> str:
+    def url(self, path: str, query: str) -> str:
+        """Return the whole address of a call: the service's own, followed by `path` and `query` as they stand in a URL.
+
+        Raises ModelFailed for a path that leads out of it.
+        """
+        return f"{self._address.scheme}://{self._address.netloc}{self._target(path, query)}"
+
+    def _target(self, path: str, query: str) -> str:
         """The request target: the address's own path and query, followed by the call's."""
-        if any(part in (".", "..") for part in unquote(call.path).replace("\\", "/").split("/")):
+        if any(part in (".", "..") for part in unquote(path).replace("\\", "/").split("/")):
             raise ModelFailed("the path leads out of the model's address", status=400)
-        own = self._address.path.rstrip("/") if call.path else self._address.path
-        slash = "/" if call.path and not call.path.startswith("/") else ""
-        queries = filter(None, (self._address.query, urlencode(call.query)))
-        path = quote(own + slash + call.path, safe=_URL_SAFE) or "/"
-        return "?".join(filter(None, (path, "&".join(queries))))
+        own = self._address.path.rstrip("/") if path else self._address.path
+        slash = "/" if path and not path.startswith("/") else ""
+        queries = "&".join(filter(None, (self._address.query, quote(query, safe=_URL_SAFE + "?"))))
+        return "?".join(filter(None, (quote(own + slash + path, safe=_URL_SAFE) or "/", queries)))
 
     def _take(self, *, fresh: bool) -> _Deadlined:
         """A connection of ours alone: the one that was last used, while it seems alive, or a new one."""

@@ -44,13 +44,15 @@ class Guard:
         """Return whether `given`, of Authorization, is a signature by a token rather than the token."""
         return bool(self.token) and given.startswith("EAS ")
 
-    def check_call(self, headers: Mapping[str, str], target: str) -> None:
+    def check_call(self, headers: Mapping[str, str], target: str, method: str = "POST") -> None:
         """Raises AuthFailed unless a call of a model has the token, as it is or behind `Bearer`, or is signed by it;
-        or has it in X-Auth-Token, as ModelArts' services want it.
+        or has it in X-Auth-Token, as ModelArts' services want it. What is signed is a POST, or opens a WebSocket.
         """
         given = (headers.get("Authorization") or headers.get("X-Auth-Token") or "").strip()
         scheme, _, rest = given.partition(" ")
         if self.token and scheme == "EAS" and rest:
+            if method != "POST" and "Upgrade" not in headers:
+                raise AuthFailed("a signature is taken for a POST alone: send the token")
             if not is_signed(self.token, headers, target):
                 raise AuthFailed("the signature is wrong")
             return

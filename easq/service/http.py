@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
@@ -46,10 +48,10 @@ def authority(request: web.BaseRequest) -> str | None:
     return before[1]
 
 
-async def read_body(
+async def _begin_body(
     request: web.BaseRequest, limit: int, too_large: Callable[[int], PayloadTooLarge]
-) -> bytes:
-    """The request's body, of at most `limit` bytes. Raises `too_large(size)` as soon as it is known to have more."""
+) -> None:
+    """Ask for the body where the client waits to be asked. Raises `too_large(size)` when it says that it has more."""
     declared = request.content_length
     if declared is not None and declared > limit:
         raise too_large(declared)
@@ -57,6 +59,13 @@ async def read_body(
         # it is wanted: curl waits a second for this before it sends a large body, others for ever
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # of the answer, nothing is sent yet
+
+
+async def read_body(
+    request: web.BaseRequest, limit: int, too_large: Callable[[int], PayloadTooLarge]
+) -> bytes:
+    """The request's body, of at most `limit` bytes. Raises `too_large(size)` as soon as it is known to have more."""
+    await _begin_body(request, limit, too_large)
     if request.content.is_eof():
         body = request.content.read_nowait(-1)  # all of it came with the head: nothing to wait for
         if len(body) > limit:
@@ -72,6 +81,50 @@ async def read_body(
             chunks.append(chunk)
             deadline.extend(len(chunk) / _BODY_RATE)
     return b"".join(chunks)
+
+
+class BodyReader:
+    """A request's body in pieces, by the rules of `read_body`: the time between two calls is not the client's."""
+
+    def __init__(
+        self, request: web.BaseRequest, limit: int, too_large: Callable[[int], PayloadTooLarge]
+    ) -> None:
+        self._request, self._limit, self._too_large = request, limit, too_large
+        self._size, self._left_s = 0, _BODY_DEADLINE_S
+
+    async def begin(self) -> None:
+        """As `_begin_body`, before the first piece."""
+        await _begin_body(self._request, self._limit, self._too_large)
+
+    async def read(self) -> bytes:
+        """Return the next piece, empty at the end. Raises TimeoutError for a client that is too slow."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        async with Deadline(self._left_s):
+            piece = await self._request.content.readany()
+        self._left_s += len(piece) / _BODY_RATE - min(clock() - began, self._left_s)
+        self._size += len(piece)
+        if self._size > self._limit:
+            raise self._too_large(self._size)
+        return piece
+
+
+def reset(transport: asyncio.WriteTransport) -> None:
+    """Reset a connection, so that the other side does not take what it got for all there is."""
+    held: socket.socket = transport.get_extra_info("socket")
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+def break_off(request: web.BaseRequest) -> None:
+    """End the connection in the middle of an answer. Over HTTP/1.0 an orderly end would say that it is whole."""
+    transport = request.transport
+    if transport is None:
+        return
+    if request.version < HttpVersion11:
+        reset(transport)
+    else:
+        transport.abort()
 
 
 async def read_operation(request: web.BaseRequest, queue: Queue) -> bytes:

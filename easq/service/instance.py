@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-import re
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, unquote
 
+import aiohttp
 from aiohttp import ClientWebSocketResponse, WSCloseCode, WSMsgType, web
 
 from easq.errors import BadRequest, ChildFailed, MethodNotAllowed, NotFound, PayloadTooLarge
 from easq.model import HEADER_PREFIX, Frame
 from easq.model import Instance as Address
+from easq.runner.http import Http
 from easq.runner.model import DEFAULT_TIMEOUT_S, Answer, Call, Model, ModelFailed
 from easq.service.auth import Guard
 from easq.service.deadline import Deadline
 from easq.service.http import read_body, respond, target
 from easq.service.listener import Answer as Answering
 from easq.service.listener import Listener
+from easq.service.proxy import UNSAFE, BrokenOff, CallerGone, Proxy, body_of, check_can_pass
 from easq.service.watch import WRITE_DEADLINE_S
 from easq.wire.hops import end_to_end
 from easq.wire.replies import Reply, error_reply, raw_reply
@@ -35,10 +39,6 @@ _THREADS = 64
 _OURS = frozenset({"authorization", "content-md5", "cookie", "date", "origin", "referer", "x-auth-token"})
 #: of a model's headers, those that say how its bytes are to be read; beside these its own, which begin with X-
 _CONTENT = frozenset({"content-encoding", "content-language"})
-#: and those of them that would have a browser guess at types, or the web server before us send a file of its own
-_UNSAFE = re.compile(
-    r"x-content-type-options|x-accel-.*|x-sendfile.*|x-lighttpd-.*|x-litespeed-.*|x-reproxy-.*"
-)
 #: calls under way may go on for so long once the service stops, in seconds; less than connections have, so that
 #: their callers are told
 _GRACE_S = 4.5
@@ -57,7 +57,8 @@ class Limits:
 
 
 class Instance:
-    """A model, called with POST, or with the messages of a WebSocket, under `{root}[/SUB/PATH]`.
+    """A model, called with POST, or with the messages of a WebSocket, under `{root}[/SUB/PATH]`; one behind HTTP with
+    any method, whose bodies pass as they come.
 
     `root` is the gateway's path of the service, `/api/predict/NAME`: a client that goes past the gateway keeps it.
     One that knows of no gateway (ModelArts) calls any other path, and all of it is the model's.
@@ -71,6 +72,9 @@ class Instance:
         self._sockets: set[web.WebSocketResponse] = set()
         self._listener = Listener(self._answer, guard)
         self._host = ""
+        #: for a model behind HTTP
+        self._proxy = Proxy(connect_s=limits.timeout_s, answer_s=limits.timeout_s, again=True)
+        self._is_stopped = False
         #: calls and handshakes that came in, also those that were refused
         self.requests = 0
         #: answers in place of the instance, where it is to fail
@@ -94,6 +98,7 @@ class Instance:
     async def start(self, host: str) -> None:
         """It answers at a free port of `host`, or at its own if it was away. Raises ConfigError."""
         self._host = host
+        await self._proxy.start()
         await self._listener.start(host, self.port)
 
     async def kill(self) -> None:
@@ -109,12 +114,19 @@ class Instance:
         """It is gone: sockets were closed in order, and calls under way had some seconds before they were cancelled."""
         await self._listener.refuse_new()
         await asyncio.gather(*(socket.close(code=WSCloseCode.GOING_AWAY) for socket in self._sockets))
-        too_long = asyncio.get_running_loop().call_later(_GRACE_S, self._model.close)
+        cutting = asyncio.create_task(self._cut_off_after(_GRACE_S))
         await self._listener.close()
-        too_long.cancel()
-        self._model.close()
+        cutting.cancel()
+        await asyncio.wait({cutting})
+        await self._cut_off_after(0.0)
         if self._pool is not None:
             self._pool.shutdown()
+
+    async def _cut_off_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._is_stopped = True
+        self._model.close()
+        await self._proxy.close()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if target(request).partition("?")[0] == "/healthz" and request.method == "GET":
@@ -126,10 +138,13 @@ class Instance:
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """What the model answers. Raises the EasqError that is to be the reply."""
-        self._guard.check_call(request.headers, target(request))
-        call = self._call(request)
+        self._guard.check_call(request.headers, target(request), request.method)
         if is_upgrade(request):
-            return await self._converse(request, call)
+            return await self._converse(request, self._call(request))
+        check_can_pass(request)
+        if isinstance(self._model, Http):
+            return await self._pass_on(request, self._model)
+        call = self._call(request)
         if request.method != "POST":
             raise MethodNotAllowed("a model is called with POST, or over a WebSocket")
         call = replace(call, data=await read_payload(request, self._limits.max_payload))
@@ -144,12 +159,7 @@ class Instance:
 
     def _call(self, request: web.BaseRequest) -> Call:
         """The call without its data. Raises NotFound for another service's path."""
-        path, _, query = target(request).partition("?")
-        if self._base and path.startswith(self._base + "/"):
-            segment, slash, rest = path[len(self._base) + 1 :].partition("/")
-            if unquote(segment, errors="replace") != self._name:
-                raise NotFound(f"this is an instance of {self._name}")
-            path = slash + rest
+        path, query = self._place(request)
         try:
             pairs = tuple(parse_qsl(query, keep_blank_values=True, errors="strict"))
         except ValueError as error:
@@ -157,7 +167,56 @@ class Instance:
         headers = {
             name: value for name, value in end_to_end(request.headers.items()) if _is_the_models(name.lower())
         }
-        return Call(path="" if path == "/" else path, query=pairs, headers=headers)
+        return Call(path=path, query=pairs, headers=headers)
+
+    def _place(self, request: web.BaseRequest) -> tuple[str, str]:
+        """Path and query of the model's that are asked for. Raises NotFound for another service's path."""
+        path, _, query = target(request).partition("?")
+        if self._base and path.startswith(self._base + "/"):
+            segment, slash, rest = path[len(self._base) + 1 :].partition("/")
+            if unquote(segment, errors="replace") != self._name:
+                raise NotFound(f"this is an instance of {self._name}")
+            path = slash + rest
+        return "" if path == "/" else path, query
+
+    async def _pass_on(self, request: web.BaseRequest, model: Http) -> web.StreamResponse:
+        """The answer of a model behind HTTP, to whatever method, with both bodies as they come."""
+        path, query = self._place(request)
+        url = model.url(path, query)
+        headers = [
+            (name, value)
+            for name, value in end_to_end(request.headers.items())
+            if _is_the_models(name.lower())
+        ]
+        body = await body_of(request, self._limits.max_payload, patience_s=self._limits.timeout_s)
+        where = (INSTANCE_HEADER, Address(local_ip(request), self.port, 0).address)
+        try:
+            return await self._proxy.pass_on(
+                request, url, headers, body, drop=frozenset({INSTANCE_HEADER.lower()}), add=(where,)
+            )
+        except CallerGone:
+            raise
+        except BrokenOff as error:
+            log.info("%s: %s", self.address, error)
+            return error.response
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._why(error) from error
+
+    def _why(self, error: Exception) -> ModelFailed:
+        """Return what to tell a caller of a model behind HTTP that gave no answer."""
+        if self._is_stopped:
+            return ModelFailed("the call was cancelled", status=503)
+        if isinstance(error, aiohttp.ClientConnectorError):
+            number = error.os_error.errno or 0
+            said = os.strerror(number).lower() if number in errno.errorcode else str(error.strerror)
+            return ModelFailed(f"the model cannot be reached: {said}", status=502)
+        if isinstance(error, TimeoutError):
+            return ModelFailed(f"no answer within {self._limits.timeout_s:g} s", status=504)
+        if isinstance(error, aiohttp.ClientPayloadError):
+            return ModelFailed("the answer broke off", status=502)
+        if isinstance(error, aiohttp.ClientResponseError):
+            return ModelFailed("the model's answer is no HTTP", status=502)
+        return ModelFailed("the connection to the model was lost", status=502)
 
     async def _run(self, call: Call) -> Answer:
         """The model's answer. Raises ModelFailed."""
@@ -259,7 +318,7 @@ def content_headers(headers: list[tuple[str, str]]) -> dict[str, str]:
         name: value
         for name, value in headers
         if (name.lower() in _CONTENT or name.lower().startswith("x-"))
-        and not _UNSAFE.fullmatch(name.lower())
+        and not UNSAFE.fullmatch(name.lower())
         and value.isprintable()
     }
 

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +18,7 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from easq.errors import BadRequest, ConfigError, EasqError, StorageError
 from easq.service.auth import Guard
-from easq.service.http import authority, release_frames, respond
+from easq.service.http import authority, release_frames, reset, respond
 from easq.wire.replies import Reply, error_reply
 
 log = logging.getLogger(__name__)
@@ -147,9 +146,7 @@ class Listener:
         for connection in self._server.connections if self._server is not None else ():
             transport = connection.transport
             if transport is not None:
-                held: socket.socket = transport.get_extra_info("socket")
-                held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                transport.abort()
+                reset(transport)
         if self._server is not None:
             await self._server.shutdown(0)
         await self.close()

@@ -18,7 +18,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qs, unquote
 
@@ -37,13 +37,12 @@ from easq.service.instance import (
     Instance,
     Limits,
     accept_socket,
-    content_headers,
     is_upgrade,
     local_ip,
     local_port,
-    read_payload,
     send_message,
 )
+from easq.service.proxy import Body, BrokenOff, CallerGone, Proxy, body_of, check_can_pass
 from easq.wire.hops import end_to_end
 from easq.wire.modelarts import write_host_endpoints
 from easq.wire.replies import Reply
@@ -63,12 +62,16 @@ _LOOKUP = "/predict/endpoints"
 _CONNECT_S = 5.0
 #: beyond a call's own time, so that the instance is the one that says so, in seconds
 _SPARE_S = 2.0
-#: how often is looked whether the caller is still there, in seconds
-_LOOK_S = 0.1
 #: an instance that gave no answer is passed over for so long, in seconds
 _SUSPECT_S = 5.0
 #: the gateway speaks to an instance in its own name: the token is its own, and a page's origin is checked at the door
 _OURS = frozenset({"authorization", "origin", "cookie"})
+#: headers of an answer that would act on everything else at the service's address
+_ORIGIN_WIDE = frozenset(
+    {"set-cookie", "clear-site-data", "strict-transport-security", "service-worker-allowed", "alt-svc"}
+)
+#: a model's page is at the service's address, and must not act in the service's name
+_SANDBOX = (("Content-Security-Policy", "sandbox allow-scripts"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,8 @@ class Platform:
         self._host = ""
         self._seats: list[_Seat] = []
         self._balance = Balance()
-        self._session: aiohttp.ClientSession | None = None
+        answer_s = (service.limits if service is not None else Limits()).timeout_s + _SPARE_S
+        self._proxy = Proxy(connect_s=_CONNECT_S, answer_s=answer_s)
         self._suspects: dict[str, float] = {}  # address -> until when, by the monotonic clock
         self._relays: set[web.WebSocketResponse] = set()
         #: requests that came in, by door: gateway, discovery, modelarts
@@ -130,22 +134,14 @@ class Platform:
         self._host = host
         for seat in self._seats:
             await seat.instance.start(host)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=timeout,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-        )
+        await self._proxy.start()
         self._rebalance()
 
     async def stop(self) -> None:
         """No instance listens, and every relayed socket was closed in order."""
         await asyncio.gather(*(socket.close(code=aiohttp.WSCloseCode.GOING_AWAY) for socket in self._relays))
         await asyncio.gather(*(seat.instance.stop() for seat in self._seats))
-        if self._session is not None:
-            await self._session.close()
+        await self._proxy.close()
 
     def set_weight(self, number: int, weight: int) -> None:
         """From now on the lists give instance `number` this part of the requests."""
@@ -233,11 +229,13 @@ class Platform:
         """
         assert self._service is not None
         self.requests["gateway"] += 1
-        self._guard.check_call(request.headers, target(request))
+        self._guard.check_call(request.headers, target(request), request.method)
         socket = is_upgrade(request)
-        if not socket and request.method != "POST":
-            raise MethodNotAllowed("a service is called with POST, or over a WebSocket")
-        body = b"" if socket else await read_payload(request, self._service.limits.max_payload)
+        body = None
+        if not socket:
+            check_can_pass(request)
+            limits = self._service.limits
+            body = await body_of(request, limits.max_payload, patience_s=limits.timeout_s + _SPARE_S)
         tried: set[str] = set()
         failure: EasqError = Unavailable("the service has no instance now")
         while (address := self._next(tried)) is not None:
@@ -245,19 +243,23 @@ class Platform:
             try:
                 if socket:
                     return await self._relay(request, address)
-                return await _while_there(request, self._forward(request, address, body))
+                return await self._forward(request, address, body)
             except aiohttp.ClientConnectorError:
                 failure = Unreachable("no instance can be reached")
+            except CallerGone as error:
+                if not error.answered:  # it gave up waiting
+                    self._suspect(address)
+                raise
+            except BrokenOff as error:
+                self._suspect(address)
+                log.info("%s: %s", address.address, error)
+                return error.response
             except TimeoutError as error:
                 self._suspect(address)
                 raise DeadlineExceeded("the instance gave no answer in time") from error
             except aiohttp.ClientError as error:
                 self._suspect(address)
                 raise Unreachable("the connection to the instance was lost") from error
-            except ConnectionError:  # the caller gave up waiting for it
-                if not socket:
-                    self._suspect(address)
-                raise
         raise failure
 
     def _next(self, tried: set[str]) -> Address | None:
@@ -269,33 +271,27 @@ class Platform:
     def _suspect(self, address: Address) -> None:
         self._suspects[address.address] = time.monotonic() + _SUSPECT_S
 
-    async def _forward(self, request: web.BaseRequest, address: Address, body: bytes) -> web.StreamResponse:
-        assert self._session is not None
-        assert self._service is not None
-        async with asyncio.timeout(self._service.limits.timeout_s + _SPARE_S):
-            async with self._session.post(
-                self._url(request, address), data=body, headers=self._headers(request), allow_redirects=False
-            ) as reply:
-                data = await reply.read()  # the instance has bounded it
-        headers = {"Content-Type": reply.headers.get("Content-Type", "application/octet-stream")}
-        headers |= content_headers(list(reply.headers.items()))
-        return respond(Reply(reply.status, headers, data))
+    async def _forward(
+        self, request: web.BaseRequest, address: Address, body: bytes | Body | None
+    ) -> web.StreamResponse:
+        url = self._url(request, address)
+        headers = self._headers(request)
+        return await self._proxy.pass_on(request, url, headers, body, drop=_ORIGIN_WIDE, add=_SANDBOX)
 
     async def _relay(self, request: web.BaseRequest, address: Address) -> web.StreamResponse:
         """Messages went both ways until either side closed; the other was told so, and why."""
-        assert self._session is not None
         assert self._service is not None
         max_payload = self._service.limits.max_payload
         socket = accept_socket(request, max_payload)
         headers = {
             name: value
-            for name, value in self._headers(request).items()
+            for name, value in self._headers(request)
             if not name.lower().startswith("sec-websocket-")
         }
         url = self._url(request, address).replace("http", "ws", 1)
         try:
             async with asyncio.timeout(self._service.limits.timeout_s + _SPARE_S):
-                instance = await self._session.ws_connect(url, headers=headers, max_msg_size=MAX_ANSWER)
+                instance = await self._proxy.session.ws_connect(url, headers=headers, max_msg_size=MAX_ANSWER)
         except aiohttp.WSServerHandshakeError as error:
             raise Unreachable("the instance refused the WebSocket") from error
         self._relays.add(socket)
@@ -311,28 +307,14 @@ class Platform:
     def _url(self, request: web.BaseRequest, address: Address) -> str:
         return f"http://{address.address}{target(request)}"
 
-    def _headers(self, request: web.BaseRequest) -> dict[str, str]:
+    def _headers(self, request: web.BaseRequest) -> list[tuple[str, str]]:
         """What the caller sent, in the gateway's own name."""
-        sent = {
-            name: value
+        sent = [
+            (name, value)
             for name, value in end_to_end(request.headers.items())
             if name.lower() not in _OURS and not name.lower().startswith("sec-fetch-")
-        }
-        return sent | ({"Authorization": self._guard.token} if self._guard.token else {})
-
-
-async def _while_there(
-    request: web.BaseRequest, answer: Coroutine[None, None, web.StreamResponse]
-) -> web.StreamResponse:
-    """The answer, which nobody waits for once the caller is gone: clients give up on an instance that hangs."""
-    task = asyncio.ensure_future(answer)
-    try:
-        while not (await asyncio.wait({task}, timeout=_LOOK_S))[0]:
-            if request.transport is None or request.transport.is_closing():
-                raise ConnectionError("the caller is gone")
-        return task.result()
-    finally:
-        task.cancel()
+        ]
+        return [*sent, ("Authorization", self._guard.token)] if self._guard.token else sent
 
 
 async def _pump_both(socket: web.WebSocketResponse, instance: aiohttp.ClientWebSocketResponse) -> None:

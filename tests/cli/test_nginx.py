@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.cli.conftest import ROOT, Easq
 from tests.conftest import MakeNginx, Serve
-from tests.support.http import Stream
+from tests.support.http import Connection, Stream
 from tests.support.process import Service
+from tests.support.waiting import PATIENCE_S
+from tests.test_runner import Handler, Reply, Upstream, upstream
+
+__all__ = ["upstream"]  # the fixture is used by name
 
 STRIPPED = (
     "easq: this is a WebSocket handshake without its Upgrade header: a proxy on the way removed it\n"
@@ -78,6 +83,31 @@ def test_watch_over_http_passes_as_it_comes(behind: Easq) -> None:
             assert process.stdout.readline().decode() == f"{data}\n"
         assert process.wait() == 0
     assert behind("count").text == "0\n"
+
+
+def test_events_of_a_model_pass_one_by_one(
+    serve: Serve, make_nginx: MakeNginx, upstream: Callable[[Reply], Upstream]
+) -> None:
+    """Through nginx, gateway and instance: the model sends the next one when the caller has the one before."""
+    read = threading.Semaphore(0)
+
+    def does(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.end_headers()
+        for number in range(3):
+            handler.wfile.write(b"data: %d\n\n" % number)
+            assert read.acquire(timeout=PATIENCE_S)
+        handler.close_connection = True
+
+    service = serve("--model", upstream(does).url, storage="memory:")
+    with Connection(make_nginx(service.port).port) as connection:
+        connection.send_request("POST", "/api/predict/model/events", body=b"")
+        assert connection.read_head()[0] == 200
+        for number in range(3):
+            assert connection.read_until(b"data: %d\n\n" % number)
+            read.release()
+        assert connection.read_until(b"0\r\n\r\n")
 
 
 def test_work_over_http(behind: Easq) -> None:

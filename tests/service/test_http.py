@@ -727,7 +727,7 @@ SINGLE = [
         "X-EAS-QueueService-Uid",
         "X-EAS-QueueService-Redis-Gid",
     ),
-    *("Sec-Fetch-Site", "Sec-WebSocket-Key", "ETag"),
+    *("Sec-Fetch-Site", "Sec-WebSocket-Key"),
 ]
 
 

@@ -1,0 +1,316 @@
+"""Pass a request on to another HTTP server and its answer back, both bodies piece by piece as they come.
+
+The gateway does so before its instances, and an instance before a model behind HTTP. A request is sent once: where no
+connection came about nothing of it was read, and another server can be asked; afterwards it may have taken effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from yarl import URL
+
+from easq.errors import MethodNotAllowed, PayloadTooLarge, Refused
+from easq.service.http import BodyReader, break_off, read_body
+from easq.service.watch import UNBUFFERED, check_not_stripped
+from easq.wire.hops import end_to_end
+
+#: a body of up to so many bytes, of a length that is known, is read whole before it goes on: nobody waits for its
+#: parts, and an answer that breaks off is an error with a status, not a connection that ends
+_WHOLE = 64 * 1024
+#: what one line of an answer's head may have in bytes
+_MAX_LINE = 64 * 1024
+#: how often is looked whether the caller is still there, in seconds: at first, and in the end
+_LOOK_S, _MAX_LOOK_S = 0.1, 1.0
+#: not passed on: one echoes headers, the other opens a tunnel
+_REFUSED_METHODS = frozenset({"TRACE", "CONNECT"})
+#: headers by which an answer would have a browser guess at types, or the web server before us send a file of its own
+UNSAFE = re.compile(
+    r"x-content-type-options|x-accel-(?!buffering$).*|x-sendfile.*|x-lighttpd-.*|x-litespeed-.*|x-reproxy-.*"
+)
+
+
+class BrokenOff(Exception):
+    """An answer broke off after its beginning was passed on; the connection of the caller was broken off, too."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        super().__init__("the answer broke off")
+        self.response = response
+
+
+class CallerGone(ConnectionError):
+    """The caller has left; `answered` says whether the answer had begun by then."""
+
+    def __init__(self, *, answered: bool) -> None:
+        super().__init__("the caller is gone")
+        self.answered = answered
+
+
+class Body(aiohttp.Payload):
+    """A request's body on its way: read from the caller while it is written, once, and never held as a whole."""
+
+    def __init__(self, reader: BodyReader, *, size: int | None, patience_s: float) -> None:
+        """A piece of it that the other server does not take within `patience_s` is a TimeoutError."""
+        super().__init__(None, content_type="application/octet-stream")
+        self._reader = reader
+        self._declared = size
+        self._patience_s = patience_s
+        self._begun = False
+        #: what went wrong on the caller's side; never raised from here, or it would keep this body and itself alive
+        self.failure: Exception | None = None
+
+    @property
+    def size(self) -> int | None:
+        """Its length in bytes, None where the caller did not say."""
+        return self._declared
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002
+        """Raise TypeError: it is not kept."""
+        raise TypeError("the body of a request is not kept")
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write it as it comes. Raises ConnectionError the second time: what was read is gone."""
+        if self._begun:
+            raise ConnectionError("the body was sent before")
+        self._begun = True
+        while piece := await self._read():
+            async with asyncio.timeout(self._patience_s):
+                await writer.write(piece)
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._reader.read()
+        except TimeoutError:
+            self.failure = Refused("the body did not come in time", status=408)
+            raise
+        except PayloadTooLarge as error:
+            self.failure = PayloadTooLarge(error.message)
+            raise
+        except (ConnectionError, aiohttp.ClientError):
+            self.failure = CallerGone(answered=True)  # by no fault of who was to get it
+            raise
+
+    def take_failure(self) -> Exception:
+        """Return what went wrong on the caller's side, and forget it."""
+        failure, self.failure = self.failure, None
+        assert failure is not None
+        return failure
+
+
+async def body_of(request: web.BaseRequest, limit: int, *, patience_s: float) -> bytes | Body | None:
+    """Return the body of `request`, whole where it is small, else to be read on its way; None where it has none.
+
+    Raises PayloadTooLarge for one that says that it has more than `limit` bytes.
+    """
+    if not request.body_exists:
+        return None
+
+    def too_large(size: int) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the request has {size} bytes, {limit} are allowed")
+
+    size = request.content_length
+    if size is not None and size <= _WHOLE:
+        return await read_body(request, limit, too_large)
+    reader = BodyReader(request, limit, too_large)
+    await reader.begin()
+    return Body(reader, size=size, patience_s=patience_s)
+
+
+def check_can_pass(request: web.BaseRequest) -> None:
+    """Raises MethodNotAllowed and UpgradeRequired for what a proxy does not pass on."""
+    if request.method in _REFUSED_METHODS:
+        raise MethodNotAllowed(f"{request.method} is not passed on")
+    check_not_stripped(request)
+
+
+class Proxy:
+    """Connections to other servers; `start` and `close` belong to the event loop."""
+
+    def __init__(self, *, connect_s: float, answer_s: float, again: bool = False) -> None:
+        """An answer, and each further piece of it, is there `answer_s` after the request or the piece before.
+
+        Args:
+            again: a request without a body, or with a small one, is sent again on a new connection where one that was
+                used before ended without a word: the server was about to close it.
+        """
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=answer_s)
+        self._again = again
+        self._kept: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Requests can be passed on."""
+        # servers drop idle connections, uvicorn after 5 s, ours after a minute
+        self._kept = self._session(
+            aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0 if self._again else 15.0)
+        )
+        self._fresh = self._session(aiohttp.TCPConnector(limit=0, force_close=True))
+
+    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_reuseconn.append(_note_reuse)
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            max_line_size=_MAX_LINE,
+            max_field_size=_MAX_LINE,
+            trace_configs=[tracing],
+        )
+
+    async def close(self) -> None:
+        """What is under way has lost its connection."""
+        for session in (self._kept, self._fresh):
+            if session is not None:
+                await session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """For WebSockets."""
+        assert self._kept is not None
+        return self._kept
+
+    async def pass_on(
+        self,
+        request: web.BaseRequest,
+        url: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes | Body | None,
+        *,
+        drop: frozenset[str] = frozenset(),
+        add: Sequence[tuple[str, str]] = (),
+    ) -> web.StreamResponse:
+        """Return the answer of `url` to `request` with these headers, after it was sent to the caller. No redirect is
+        followed.
+
+        Args:
+            drop: headers that the caller does not get, in lower case.
+            add: headers that it gets in any case.
+
+        Raises:
+            aiohttp.ClientError, TimeoutError: there was no answer, and nothing was sent to the caller;
+                aiohttp.ClientConnectorError where the other server got nothing either.
+            PayloadTooLarge, Refused: of the caller's body.
+            CallerGone: nobody waits for it any more.
+            BrokenOff: a part of the answer was sent.
+        """
+        exchange = _Exchange(request, drop, add)
+        try:
+            return await exchange.while_there(self._exchange(exchange, url, headers, body))
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            if isinstance(body, Body) and body.failure is not None:
+                raise body.take_failure() from None
+            raise
+
+    async def _exchange(
+        self,
+        exchange: _Exchange,
+        url: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes | Body | None,
+    ) -> web.StreamResponse:
+        assert self._kept is not None
+        assert self._fresh is not None
+        options: dict[str, Any] = {
+            "headers": list(headers),
+            "data": body,
+            "allow_redirects": False,
+        }
+        method, place = exchange.request.method, URL(url, encoded=True)
+        noted = SimpleNamespace(reused=False)
+        first = self._fresh if self._again and isinstance(body, Body) else self._kept
+        try:
+            reply = await first.request(method, place, trace_request_ctx=noted, **options)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if not (self._again and noted.reused and not isinstance(body, Body)):
+                raise
+            reply = await self._fresh.request(method, place, **options)
+        async with reply:
+            return await exchange.answer(reply)
+
+
+async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.reused = True
+
+
+class _Exchange:
+    """One request of a caller, and how far its answer is."""
+
+    def __init__(
+        self, request: web.BaseRequest, drop: frozenset[str], add: Sequence[tuple[str, str]]
+    ) -> None:
+        self.request, self._drop, self._add = request, drop, add
+        self._answered = False
+
+    async def while_there(self, answer: Coroutine[None, None, web.StreamResponse]) -> web.StreamResponse:
+        """Return the answer, which nobody waits for once the caller is gone: clients give up on a server that hangs."""
+        task = asyncio.ensure_future(answer)
+        pause_s = _LOOK_S
+        try:
+            while not (await asyncio.wait({task}, timeout=pause_s))[0]:
+                if self.request.transport is None or self.request.transport.is_closing():
+                    raise CallerGone(answered=self._answered)
+                pause_s = min(2 * pause_s, _MAX_LOOK_S)
+            return task.result()
+        finally:
+            task.cancel()
+            del task  # it holds what it raised, which holds this frame
+
+    async def answer(self, reply: aiohttp.ClientResponse) -> web.StreamResponse:
+        """Pass `reply` on: its status, its headers from end to end, and its body."""
+        length = reply.content_length
+        has_body = self.request.method != "HEAD" and reply.status not in (204, 304)
+        response = self._head(reply)
+        if length is not None:
+            response.content_length = length
+        elif has_body:
+            _keep_out_of_buffers(response, reply)
+        whole = await reply.read() if has_body and length is not None and length <= _WHOLE else None
+        self._answered = True
+        try:
+            await response.prepare(self.request)
+            if whole:
+                await response.write(whole)
+            while has_body and whole is None and (piece := await self._piece(reply, response)):
+                await response.write(piece)
+        except ConnectionError as error:
+            raise CallerGone(answered=True) from error
+        return response
+
+    async def _piece(self, reply: aiohttp.ClientResponse, response: web.StreamResponse) -> bytes:
+        try:
+            return await reply.content.readany()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            break_off(self.request)
+            raise BrokenOff(response) from error
+
+    def _head(self, reply: aiohttp.ClientResponse) -> web.StreamResponse:
+        response = web.StreamResponse(status=reply.status, reason=reply.reason or None)
+        for name, value in end_to_end(reply.headers.items()):
+            lower = name.lower()
+            if (
+                lower not in self._drop
+                and not UNSAFE.fullmatch(lower)
+                and value.replace("\t", " ").isprintable()
+            ):
+                response.headers.add(name, value)
+        for name, value in (("X-Content-Type-Options", "nosniff"), *self._add):
+            response.headers.add(name, value)
+        return response
+
+
+def _keep_out_of_buffers(response: web.StreamResponse, reply: aiohttp.ClientResponse) -> None:
+    """Have proxies before the service pass an answer without an announced length on as it comes."""
+    response.headers.setdefault("X-Accel-Buffering", UNBUFFERED["X-Accel-Buffering"])
+    if reply.content_type == "text/event-stream":
+        response.headers.setdefault("Cache-Control", UNBUFFERED["Cache-Control"])
