@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
@@ -18,6 +18,7 @@ from easq.client.trace import hidden, secrets_of
 from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
 from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
 from easq.wire import operations, replies
+from easq.wire.bounds import MAX_FRAMES
 from easq.wire.operations import Caller, Codec, Operation
 from easq.wire.replies import Reply
 
@@ -130,7 +131,7 @@ class QueueClient:
         auto_delete: bool = False,
     ) -> Steps[list[Frame]]:
         """The steps of `get`."""
-        wanted = _checked(tags)
+        wanted, length = _checked(tags), min(length, MAX_FRAMES)
         end = time.monotonic() + timeout_s
         if index == NEWEST and timeout_s > self._poll_s:
             # asked again, `-1` would mean "from now on" anew and miss what came in between
@@ -151,7 +152,7 @@ class QueueClient:
             began = time.monotonic()
             try:
                 retry = Retry.WRITE if auto_delete else _retry_of_wait(wait_s)
-                found = yield from self.asking(get, _read_list, retry=retry)
+                found = yield from self.asking(get, partial(_read_list, most=get.length), retry=retry)
             except EasqError as error:
                 if frames and auto_delete:
                     return frames  # these are gone from the queue: losing them here would lose them for good
@@ -186,7 +187,7 @@ class QueueClient:
         get = operations.Get(NO_INDEX, 1, wait_s, False, tags, Codec.PROTOBUF)
         began = time.monotonic()
         try:
-            frames = self._ask(get, _read_list, deadline_s=deadline_s)
+            frames = self._ask(get, partial(_read_list, most=1), deadline_s=deadline_s)
         except ServerError as error:
             self._is_cut_off(error, began, wait_s)
             raise
@@ -343,8 +344,8 @@ def _retry_of_wait(wait_s: float) -> Retry:
     return Retry.POLL if wait_s > _LEAST_POLL_S else Retry.READ
 
 
-def _read_list(reply: Reply) -> list[Frame]:
-    return replies.read_frames(reply, Codec.PROTOBUF)
+def _read_list(reply: Reply, *, most: int) -> list[Frame]:
+    return replies.read_frames(reply, Codec.PROTOBUF, most=most)
 
 
 def _read_attributes(reply: Reply) -> dict[str, str]:

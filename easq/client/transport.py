@@ -8,6 +8,7 @@ answer; retries by what is certain about the request.
 
 from __future__ import annotations
 
+import io
 import socket
 import ssl
 import threading
@@ -175,11 +176,11 @@ class Transport:
             raise NotAQueueService(
                 f"the headers of the answer of {shown(url)} are above {MAX_HEADER_BYTES} bytes"
             )
-        body = bytearray()
+        body = io.BytesIO()  # its value is its buffer: no second copy of a large answer
         try:
             for chunk in response.iter_stream():
-                body += chunk
-                if len(body) > limit:
+                body.write(chunk)
+                if body.tell() > limit:
                     raise ServerError(
                         f"the answer of {shown(url)} is above the limit of {limit} bytes",
                         hint="ask for fewer items at once",
@@ -188,7 +189,7 @@ class Transport:
             failure = _translate(error, url, (self._deadline.until or began) - began)
             tracer.answer(failure.message, time.monotonic() - began)
             raise failure from error
-        reply = Reply(response.status, _readable(response.headers), bytes(body))
+        reply = Reply(response.status, _readable(response.headers), body.getvalue())
         tracer.answer(f"{reply.status}, {len(reply.body)} bytes", time.monotonic() - began)
         tracer.headers("<", reply.headers)
         tracer.body("<", reply.body)

@@ -23,6 +23,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from easq.model import MAX_WIRE_INDEX, Frame
+from easq.wire.bounds import MAX_FRAMES, MAX_VALUES, check_fields, fields, load_json
 from easq.wire.operations import Codec
 
 #: bytes before each frame of an HTTP watch: its length, big endian
@@ -30,6 +31,8 @@ _LENGTH_BYTES = 4
 #: longest delimited frame that is read: twice what the Go client takes, so that no peer can have memory
 #: reserved
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+#: tags of one frame; easq's services take 16 KiB of them, in which there are fewer
+MAX_TAGS = 8192
 
 
 def encode_frame(frame: Frame, codec: Codec, *, with_data: bool = True) -> bytes:
@@ -42,7 +45,7 @@ def encode_frame(frame: Frame, codec: Codec, *, with_data: bool = True) -> bytes
 def decode_frame(data: bytes, codec: Codec) -> Frame:
     """The frame that `data` holds."""
     if codec is Codec.PROTOBUF:
-        return _read(_parse(_FrameProto(), data))
+        return _read(_parse(_FrameProto(), data, MAX_TAGS))
     return _object_frame(_from_json(data, codec))
 
 
@@ -56,16 +59,38 @@ def encode_frames(frames: Iterable[Frame], codec: Codec) -> bytes:
     return _to_json([_frame_object(frame, with_data=True) for frame in frames], codec)
 
 
-def decode_frames(data: bytes, codec: Codec) -> list[Frame]:
-    """The frames of a list; empty bytes and JSON `null` are the empty list, as the SDKs read them."""
+def decode_frames(data: bytes, codec: Codec, *, most: int = MAX_FRAMES) -> list[Frame]:
+    """The frames of a list; empty bytes and JSON `null` are the empty list, as the SDKs read them.
+
+    Raises ValueError for more than `most`, before they are all decoded.
+    """
+    most = min(most, MAX_FRAMES)
     if codec is Codec.PROTOBUF:
-        return [_read(proto) for proto in _parse(_FrameListProto(), data).index]
+        return _protobuf_frames(data, most)
     listing = _from_json(data, codec) if data.strip() else None
     if listing is None:
         return []
     if not isinstance(listing, list):
         raise ValueError("not a list of frames")
+    if len(listing) > most:
+        raise ValueError(f"more than {most} frames")
     return [_object_frame(item) for item in listing]
+
+
+def _protobuf_frames(data: bytes, most: int) -> list[Frame]:
+    """The frames of a list, each parsed by itself: the library would make all of them at once, however many."""
+    found: list[Frame] = []
+    tags = 0
+    for number, begin, end in fields(data):
+        if number != 1:
+            continue
+        if len(found) == most:
+            raise ValueError(f"more than {most} frames")
+        found.append(decode_frame(data[begin:end], Codec.PROTOBUF))
+        tags += len(found[-1].tags)
+        if tags > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES} tags")
+    return found
 
 
 def encode_attributes(attributes: Mapping[str, str], codec: Codec) -> bytes:
@@ -81,7 +106,7 @@ def encode_attributes(attributes: Mapping[str, str], codec: Codec) -> bytes:
 def decode_attributes(data: bytes, codec: Codec) -> dict[str, str]:
     """The attributes of a queue: a flat map of text. Numbers that are not quoted are taken as their text."""
     if codec is Codec.PROTOBUF:
-        return dict(_parse(_AttributesProto(), data).attributes)
+        return dict(_parse(_AttributesProto(), data, MAX_VALUES).attributes)
     found = _from_json(data, codec)
     if not isinstance(found, dict):
         raise ValueError("attributes are not an object")
@@ -185,7 +210,8 @@ def _serialize(proto: Any) -> bytes:
     return data
 
 
-def _parse(proto: Any, data: bytes) -> Any:
+def _parse(proto: Any, data: bytes, most: int) -> Any:
+    check_fields(data, most)
     try:
         proto.ParseFromString(bytes(data))
     except (message.DecodeError, UnicodeDecodeError) as error:
@@ -214,10 +240,7 @@ def _to_json(value: object, codec: Codec) -> bytes:
 
 def _from_json(data: bytes, codec: Codec) -> Any:
     _require_json(codec)
-    try:
-        return json.loads(data)
-    except RecursionError as error:
-        raise ValueError("JSON nested too deep") from error
+    return load_json(data)
 
 
 def _require_json(codec: Codec) -> None:
@@ -244,6 +267,8 @@ def _object_frame(found: Any) -> Frame:
     text = found.get("message") or ""
     if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):
         raise ValueError("the tags of a frame are not an object of text")
+    if len(tags) > MAX_TAGS:
+        raise ValueError(f"more than {MAX_TAGS} tags in one frame")
     if not isinstance(data, str) or not isinstance(text, str):
         raise ValueError("the data or message of a frame is not text")
     return Frame(_object_index(found.get("index")), tags, base64.b64decode(data, validate=True), text)

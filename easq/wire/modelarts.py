@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from easq.model import Instance
+from easq.wire.bounds import load_json
 from easq.wire.upstreams import Malformed, Upstreams, read_entries, read_entry
 
 #: what an instance may be called over
@@ -45,8 +46,8 @@ def write_host_endpoints(service: str, instances: Sequence[Instance]) -> bytes:
 def error_text(body: bytes) -> str:
     """What an error of the management or the API gateway says, and its code; empty for any other body."""
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
+        found = load_json(body)
+    except ValueError:
         return ""
     if not isinstance(found, dict) or not isinstance(found.get("error_msg"), str):
         return ""

@@ -24,6 +24,7 @@ from easq.errors import (
     error_class,
 )
 from easq.model import HEADER_PREFIX, MAX_WIRE_INDEX, Ack, Frame, SearchResult, Tags
+from easq.wire.bounds import MAX_FRAMES, load_json
 from easq.wire.durations import format_duration_ms, parse_duration
 from easq.wire.modelarts import error_text
 from easq.wire.operations import Codec
@@ -40,6 +41,8 @@ STORED_HEADER = "X-Easq-Stored"
 #: body of the 404 that answers a search for an item that is gone
 NO_DATA_IN_STREAM = "no data in stream"
 
+#: longest line of a consumer or group that is read, in characters: its tags have 16 KiB
+_MAX_LINE = 64 * 1024
 #: longest text of an error that is written or shown, in characters
 _MAX_ERROR_TEXT = 500
 _PLAIN = "text/plain; charset=utf-8"
@@ -129,9 +132,9 @@ def raw_reply(frame: Frame) -> Reply:
     return _reply(frame.data, stored, {REQUEST_ID_HEADER: request_id} if request_id else {})
 
 
-def read_frames(reply: Reply, codec: Codec) -> list[Frame]:
-    """The frames of a get that asked for `codec`: empty for 204 and for an empty body. A Content-Type that
-    names the other codec is believed.
+def read_frames(reply: Reply, codec: Codec, *, most: int = MAX_FRAMES) -> list[Frame]:
+    """The frames of a get that asked for `codec`, and for `most`: empty for 204 and for an empty body. A
+    Content-Type that names the other codec is believed.
     """
     _expect(reply, "get")
     if reply.status == 204 or not reply.body:
@@ -139,7 +142,7 @@ def read_frames(reply: Reply, codec: Codec) -> list[Frame]:
     from easq.wire.frames import decode_frames  # protobuf, which a put does without
 
     try:
-        return decode_frames(reply.body, _codec_of(reply, codec))
+        return decode_frames(reply.body, _codec_of(reply, codec), most=most)
     except ValueError as error:
         raise NotAQueueService(f"the answer to a get is not a list of frames: {error}") from error
 
@@ -363,6 +366,8 @@ class _Columns(dict[str, str]):
 
 
 def _columns(text: str) -> _Columns:
+    if len(text) > _MAX_LINE:
+        raise ValueError(f"a line of more than {_MAX_LINE} characters")
     line, _, tags = text.partition(", Tags: ")
     parts = (part.partition(": ") for part in line.split(", "))
     columns = _Columns({name: value for name, colon, value in parts if colon})
@@ -420,8 +425,8 @@ def _read_number(reply: Reply, operation: str, what: str, limit: int) -> int:
 
 def _read_object(reply: Reply, operation: str) -> dict[str, Any]:
     try:
-        found = json.loads(reply.body)
-    except (ValueError, RecursionError) as error:
+        found = load_json(reply.body)
+    except ValueError as error:
         raise NotAQueueService(f"the answer to a {operation} is not JSON: {_quoted(reply.body)}") from error
     if not isinstance(found, dict):
         raise NotAQueueService(f"the answer to a {operation} is not an object: {_quoted(reply.body)}")

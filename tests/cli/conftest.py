@@ -109,10 +109,10 @@ class Easq:
         )
         return Done.of(done.returncode, done.stdout, done.stderr)
 
-    def start(self, *args: str, **options: Any) -> Running:
-        """A run that goes on beside the test; stdin is empty."""
+    def start(self, *args: str, argv: Sequence[str] | None = None, **options: Any) -> Running:
+        """A run that goes on beside the test, of `argv` in place of easq; stdin is empty."""
         return Running(
-            self.argv(args),
+            argv or self.argv(args),
             **{
                 "stdin": subprocess.DEVNULL,
                 "stdout": subprocess.PIPE,

@@ -130,6 +130,16 @@ def test_a_get_answered_by_something_else_is_told_apart(body: bytes) -> None:
             queue.get()
 
 
+def test_more_items_than_asked_for_are_refused() -> None:
+    server = answering(frames(Frame(1), Frame(2)))
+    with calling(server) as queue:
+        assert queue.get(length=2) == [Frame(1), Frame(2)]
+        with pytest.raises(errors.NotAQueueService, match="more than 1 frames"):
+            queue.get()
+        with pytest.raises(errors.NotAQueueService, match="more than 1 frames"):
+            queue.find("r")
+
+
 def test_a_long_wait_is_cut_into_several() -> None:
     server = answering(reply(204), reply(204), frames(Frame(1)))
     with calling(server, request_timeout_s=1.0) as queue:

@@ -1,0 +1,101 @@
+"""What a peer's message may become in memory, looked at before it is decoded.
+
+An answer of 60 MB is at most 60 MB of text, but 20 million empty objects, each of which takes Python 64 bytes and more.
+So the values of JSON and the fields of protobuf are counted first, and no message of the wire has as many as are
+refused here. Everything raises ValueError.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+#: values in one document of JSON, containers included: 10,000 items of 20 tags have fewer, and a dict takes 232 bytes
+MAX_VALUES = 250_000
+#: frames of one list, each of which takes some 400 bytes beside what is in it
+MAX_FRAMES = 200_000
+#: bytes of a document that is not ASCII, and of one with characters beyond 16 bits: as text, and once more as a value,
+#: each of its characters takes 2 and 4 bytes then
+_MAX_WIDE_BYTES, _MAX_WIDEST_BYTES = 32 * 1024 * 1024, 16 * 1024 * 1024
+_WIDEST = re.compile(rb"[\xf0-\xff]")
+#: a message up to this cannot hold so much that it has to be counted, in bytes
+_SMALL_BYTES = 16 * 1024
+#: what begins a value or stands before one, and strings, which may hold the same characters
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
+#: strings to one value: a key and itself
+_TOKENS = 3
+
+#: wire types of protobuf
+_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
+
+
+def load_json(data: bytes) -> Any:
+    """Return the document of JSON that `data` is, in UTF-8."""
+    if len(data) > _SMALL_BYTES:
+        _check_json(data)
+    try:
+        return json.loads(data.decode("utf-8-sig", "surrogatepass"))
+    except RecursionError as error:
+        raise ValueError("JSON nested too deep") from error
+
+
+def _check_json(data: bytes) -> None:
+    if len(data) > _MAX_WIDEST_BYTES and not data.isascii():
+        limit = _MAX_WIDEST_BYTES if _WIDEST.search(data) else _MAX_WIDE_BYTES
+        if len(data) > limit:
+            raise ValueError(f"more than {limit} bytes of JSON that is not ASCII")
+    if sum(map(data.count, (b",", b"[", b"{"))) <= MAX_VALUES:
+        return
+    values = 0
+    for tokens, found in enumerate(_TOKEN.finditer(data)):
+        values += data[found.start()] != ord('"')
+        if values > MAX_VALUES or tokens > _TOKENS * MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES} values of JSON")
+
+
+def check_fields(data: bytes, most: int) -> None:
+    """Raise ValueError where the protobuf message has more than `most` fields, at its own level."""
+    if len(data) > _SMALL_BYTES:
+        for count, _ in enumerate(fields(data), 1):
+            if count > most:
+                raise ValueError(f"more than {most} fields in one message")
+
+
+def fields(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield number, begin and end of each field of a protobuf message that has a length; others have an empty one.
+
+    Raises ValueError for what is cut off, and for groups, which no message of the wire has.
+    """
+    at, size = 0, len(data)
+    while at < size:
+        key, at = _varint(data, at)
+        kind, begin = key & 7, at
+        if kind == _LENGTH:
+            length, begin = _varint(data, at)
+            at = begin + length
+            if at <= size:
+                yield key >> 3, begin, at
+        else:
+            if kind == _VARINT:
+                _, at = _varint(data, at)
+            elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
+                at += 8 if kind == _EIGHT_BYTES else 4
+            else:
+                raise ValueError(f"a field of the kind {kind}")
+            yield key >> 3, begin, begin
+        if at > size:
+            raise ValueError("a field that is cut off")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 70:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at += 1
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise ValueError("a number that is cut off")
