@@ -230,13 +230,14 @@ def test_groups_of_the_first_schema_are_taken_over(redis_url: str) -> None:
         watching = await engine.attach(group="watching", tags={"user": "a"})
         await engine.detach(await engine.attach(group="left", tags={"user": "b"}))
         with redis.Redis.from_url(redis_url) as client:
-            now = client.time()
+            seconds, micros = client.time()
+            now_ms = seconds * 1000 + micros // 1000
             client.hset("easq:{q}:meta", "schema", "1")
-            for group, left in (("watching", -1), ("left", now[0] * 1000)):
+            for group, left in (("watching", -1), ("left", now_ms)):
                 client.hdel(f"easq:{{q}}:g:{group}:meta", "filters")
                 client.hset(f"easq:{{q}}:g:{group}:meta", "left", left)
             client.zrem("easq:{q}:timers", b"l\0left\0" + pack_tags({"user": "b"}))
-            client.zadd("easq:{q}:timers", {b"l\0left": now[0] * 1000 + 700})
+            client.zadd("easq:{q}:timers", {b"l\0left": now_ms + 2000})
         await engine.commit(1, 2, group="worker")
         assert await engine.length() == 2
         async with asyncio.timeout(20):
@@ -247,4 +248,4 @@ def test_groups_of_the_first_schema_are_taken_over(redis_url: str) -> None:
         await engine.commit(1, group="watching")
         assert await engine.length() == 0
 
-    run_on(redis_url, body, Timing(group_retention_s=0.7))
+    run_on(redis_url, body, Timing(group_retention_s=2.0))

@@ -196,9 +196,10 @@ class Stream:
         return Stream(self.port, self.path + "/sink", self.headers)
 
     def as_consumer(self, user: str, group: str = "g") -> Stream:
-        """The same stream for another caller."""
-        identity = (("X-EAS-QueueService-Uid", user), ("X-EAS-QueueService-Gid", group))
-        return Stream(self.port, self.path, (*self.headers, *identity))
+        """Return the same stream for this caller in place of any other."""
+        identity = {"X-EAS-QueueService-Uid": user, "X-EAS-QueueService-Gid": group}
+        others = [(name, value) for name, value in self.headers if name not in identity]
+        return Stream(self.port, self.path, (*others, *identity.items()))
 
     def ask(
         self,
