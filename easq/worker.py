@@ -139,7 +139,8 @@ class Worker:
 
     def start(self) -> None:
         """The input is watched. Raises why it cannot be."""
-        self._queue = self._input.name()
+        description = self._input.describe()
+        self._queue, self._features = description.name, description.features
         self._input = self._input.called_by(Consumer(self._group or self._queue, self._user))
         watcher = self._input.watch(
             Watch(window=self.window, upgrade=self._upgrade),

@@ -278,6 +278,7 @@ class Queue:
             code=negative.code,
             reason=negative.reason,
             now=self.clock.now(),
+            delay_s=negative.delay_s,
         )
 
     async def delete(self, indexes: Sequence[int]) -> int:
@@ -348,20 +349,27 @@ class Queue:
         delay = self._pace.delay(consumer, self.clock.now())
         if delay > 0:
             await asyncio.sleep(delay)
-        await self._wait_for_name(consumer)
+        await self._wait_for_name(consumer, watch.process)
         window = min(watch.window or DEFAULT_WINDOW, MAX_WINDOW)
         after = NEWEST if watch.index == NEWEST else max(0, watch.index - 1)
         subscription = Subscription(
-            AUTO_COMMIT_WINDOW if watch.auto_commit else window, after, watch.tags, watch.auto_commit
+            AUTO_COMMIT_WINDOW if watch.auto_commit else window,
+            after,
+            watch.tags,
+            watch.auto_commit,
+            watch.process,
         )
         return await self.storage.attach(self.stream, consumer, subscription, now=self.clock.now())
 
-    async def _wait_for_name(self, consumer: Consumer) -> None:
-        """Nobody live has the name, as far as can be told; a connection of it that ends soon is waited for."""
+    async def _wait_for_name(self, consumer: Consumer, process: str) -> None:
+        """Nobody live has the name, as far as can be told; a connection of it that ends soon is waited for.
+
+        One of the same process does not live any more: a process has one connection under a name.
+        """
         deadline = self.clock.now() + TAKEOVER_WAIT_S
         while True:
             now = self.clock.now()
-            idle = await self.storage.idle(self.stream, consumer, now=now)
+            idle = await self.storage.idle(self.stream, consumer, now=now, process=process)
             if idle is None:
                 return
             if now >= deadline:

@@ -35,7 +35,26 @@ class _Weights(ParamType):
         return tuple(map(int, parts))
 
 
-WEIGHTS = _Weights()
+class _Delays(ParamType):
+    """Durations with commas between."""
+
+    name = "durations"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Return the durations in seconds."""
+        if isinstance(value, tuple):
+            return value
+        delays = tuple(DURATION.convert(part.strip(), param, ctx) for part in value.split(","))
+        if len(delays) > _MAX_DELAYS:
+            self.fail(f"{value[:80]!r} has more than {_MAX_DELAYS} delays", param, ctx)
+        return delays
+
+
+#: so many delays may be told apart; each call of a Redis script carries them
+_MAX_DELAYS = 50
+WEIGHTS, DELAYS = _Weights(), _Delays()
 
 
 @command(
@@ -124,11 +143,25 @@ WEIGHTS = _Weights()
     help="Failures after which an item goes to the rear store; 0 never.",
 )
 @click.option(
+    "--retry-delay",
+    type=DELAYS,
+    default="0s,1s,5s,15s,60s",
+    show_default=True,
+    help="Before an item comes again, after its first, second, ... failure; the last goes on.",
+)
+@click.option(
+    "--busy-limit",
+    type=DURATION,
+    default="10m",
+    show_default=True,
+    help="An item whose model was busy for this in all has failed; 0 never.",
+)
+@click.option(
     "--leave-grace",
     type=DURATION,
     default="2s",
     show_default=True,
-    help="A lost consumer's items go to others after this.",
+    help="A lost consumer's items go to others after this, unless it is back.",
 )
 @click.option(
     "--group-retention",
@@ -231,7 +264,12 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
         wait_replicas=given["wait_replicas"],
         rules=Rules(given["max_payload"], limits, given["max_delivery"]),
         sink_rules=Rules(given["max_payload"], sink_limits, given["max_delivery"]),
-        timing=Timing(leave_grace_s=given["leave_grace"], group_retention_s=given["group_retention"]),
+        timing=Timing(
+            leave_grace_s=given["leave_grace"],
+            group_retention_s=given["group_retention"],
+            backoff_s=given["retry_delay"],
+            busy_limit_s=given["busy_limit"],
+        ),
         liveness=Liveness(given["silent_after"]),
         service=_service(given),
     )

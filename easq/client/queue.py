@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -75,10 +75,11 @@ class QueueClient:
 
     def name(self) -> str:
         """The queue's own name, which is the group of its engines. Raises NotAQueueService."""
-        name = self.attributes().get("meta.name", "")
-        if not operations.valid_name(name):
-            raise NotAQueueService(f"meta.name is {name!r}, not a group", hint="give one with --group")
-        return name
+        return self.describe().name
+
+    def describe(self) -> Description:
+        """The attributes of the stream, and what its service can do beside the wire of EAS."""
+        return self._ask(operations.Describe(), _read_description)
 
     def put(
         self,
@@ -205,15 +206,21 @@ class QueueClient:
         """The items are done for the caller's group; returns how many counted, None where the service does not say."""
         return self._each(indexes, operations.Commit)
 
-    def negative(self, indexes: Iterable[int], *, code: str = "", reason: str = "") -> int | None:
-        """The items are not done and return to the caller's group; returns as `commit`. A long `reason` is cut."""
+    def negative(
+        self, indexes: Iterable[int], *, code: str = "", reason: str = "", delay_s: float | None = None
+    ) -> int | None:
+        """The items are not done and return to the caller's group; returns as `commit`. A long `reason` is cut.
+
+        Args:
+            delay_s: how long items of the code Busy wait, where the service knows that code.
+        """
         if code and not operations.valid_code(code):
             raise UsageError(
                 f"the code {code[:80]!a} is not one",
                 hint="a code is words like Engine.Error or a number, at most 20 characters",
             )
         cut = reason[: operations.MAX_REASON].encode(errors="replace").decode()
-        return self._each(indexes, lambda chunk: operations.Negative(chunk, code, cut))
+        return self._each(indexes, lambda chunk: operations.Negative(chunk, code, cut, delay_s))
 
     def delete(self, indexes: Iterable[int]) -> int | None:
         """Removes the items for all groups; returns as `commit`."""
@@ -342,6 +349,26 @@ def put_operation(
 
 def _retry_of_wait(wait_s: float) -> Retry:
     return Retry.POLL if wait_s > _LEAST_POLL_S else Retry.READ
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a service tells of a stream, and `features`, what it can do beside the wire of EAS."""
+
+    attributes: Mapping[str, str]
+    features: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """The queue's own name, which is the group of its engines. Raises NotAQueueService."""
+        name = self.attributes.get("meta.name", "")
+        if not operations.valid_name(name):
+            raise NotAQueueService(f"meta.name is {name!r}, not a group", hint="give one with --group")
+        return name
+
+
+def _read_description(reply: Reply) -> Description:
+    return Description(_read_attributes(reply), replies.read_features(reply))
 
 
 def _read_list(reply: Reply, *, most: int) -> list[Frame]:

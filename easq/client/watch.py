@@ -8,6 +8,7 @@ service counts a consumer lost that it hears nothing of.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -87,7 +88,8 @@ class Watcher:
         self.epoch = 0
         self._url = url
         self._until = math.inf if until is None else until
-        self._operation = operation
+        # random for each watcher: it has in hand what it was pushed, so that the service may leave it there
+        operation = self._operation = replace(operation, process=os.urandom(16).hex())
         self._notice = on_notice or (lambda _: None)
         self._reconnect_for_s = reconnect_for_s
         self._settings = settings

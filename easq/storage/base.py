@@ -38,19 +38,25 @@ class Timing:
     #: a group holds items back this long after its last consumer left
     group_retention_s: float = 60.0
     #: delay before the redelivery that follows the k-th failure; the last value goes for all further ones
-    backoff_s: tuple[float, ...] = (0.0, 0.1, 0.5, 2.0, 5.0)
+    backoff_s: tuple[float, ...] = (0.0, 1.0, 5.0, 15.0, 60.0)
+    #: an item whose consumers were busy for so long in all has failed; 0: it waits as long as it takes
+    busy_limit_s: float = 600.0
     #: consumers that left are listed this long
     forget_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a watch asks for. `window` is at least 1; `after` the highest index that is not wanted."""
+    """What a watch asks for. `window` is at least 1; `after` the highest index that is not wanted.
+
+    `process` names the process of the consumer, if it says so: one that is back within the grace keeps what it holds.
+    """
 
     window: int
     after: int = NO_INDEX
     tags: Tags = field(default_factory=dict)
     auto_commit: bool = False
+    process: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +215,16 @@ class Storage(ABC):
     @abstractmethod
     async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
         """A connection of the consumer is known, under a number never given before; an older one of the same name
-        is closed.
+        is closed. Another connection of the same process goes on where that one was.
         """
 
     @abstractmethod
     async def detach(self, stream: str, session: int, *, lost: bool, now: float) -> None:
         """The connection is gone. Closed: its items are ready at once. Lost: at once for the same user, for others
         after the grace.
+
+        A loss is a failure of its items when the process that had them is not back within the grace. Of a consumer that
+        names no process the first losses of an item are not counted.
         """
 
     @abstractmethod
@@ -236,10 +245,21 @@ class Storage(ABC):
 
     @abstractmethod
     async def negative(
-        self, stream: str, group: str, indexes: Sequence[int], *, code: str, reason: str, now: float
+        self,
+        stream: str,
+        group: str,
+        indexes: Sequence[int],
+        *,
+        code: str,
+        reason: str,
+        now: float,
+        delay_s: float | None = None,
     ) -> int:
-        """Items pending in `group` are ready again after the back-off; returns how many. Shutdown: at once, no
-        failure counted.
+        """Items pending in `group` are ready again after the back-off; returns how many.
+
+        They go to another consumer than the one that had them, while there is one. Code Shutdown: at once, and no
+        failure is counted. Busy: after `delay_s`, and no failure is counted, unless they waited for longer than the
+        limit.
         """
 
     @abstractmethod
@@ -273,8 +293,10 @@ class Storage(ABC):
         """The connection showed life at `now`."""
 
     @abstractmethod
-    async def idle(self, stream: str, consumer: Consumer, *, now: float) -> float | None:
-        """How long ago the consumer's connection showed life, in seconds; None when it has none at any server."""
+    async def idle(self, stream: str, consumer: Consumer, *, now: float, process: str = "") -> float | None:
+        """How long ago the consumer's connection showed life, in seconds; None when it has none at any server, or one
+        of the same `process`.
+        """
 
     @abstractmethod
     async def end(self, stream: str, *, ended: bool) -> None:

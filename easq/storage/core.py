@@ -8,6 +8,9 @@ The life of an entry, for one group:
                           ├──── closed ────────┤   at once
                           └──── lost ──────────┘   at once for the same user, for others after the grace
 
+    A lost connection counts as a failure once the process that had it is not back within the grace. Who names no
+    process has some losses free.
+
     pending ──the last failure that is allowed──▶ given up: counts as committed, a copy goes to the rear store
 
     delete, truncate, a settled claim: gone, from any state, for all groups.
@@ -32,7 +35,7 @@ from easq.storage.base import Limits, Location, StreamStats, Subscription, Timin
 from easq.storage.effects import NOTHING, Effects, Touch
 from easq.storage.entries import Entries
 from easq.storage.filters import NOBODY, Filter, filter_of
-from easq.storage.groups import Group, Member, Memory, Session
+from easq.storage.groups import Group, Hold, Member, Memory, Session
 from easq.storage.handout import Handout
 from easq.storage.holding import Holding
 from easq.wire.replies import ConsumerLine, GroupLine, HeldLine
@@ -41,6 +44,17 @@ from easq.wire.replies import ConsumerLine, GroupLine, HeldLine
 SHUTDOWN = "Shutdown"
 #: when `tick` has more to do at once: before every moment of a monotonic clock
 AT_ONCE = 0.0
+#: the negative code of a consumer whose model takes nothing now: the item waits, nothing counts as failed
+BUSY = "Busy"
+#: what an item that waited for too long has failed with
+BUSY_STATUS = "503"
+#: without a time of its own a busy item waits as long as it has waited before, between these bounds, in milliseconds
+BUSY_FIRST_MS, BUSY_MOST_MS = 1000, 30_000
+#: so many losses of an item are no failures where the consumer does not say which process it is
+FREE_LOSSES = 10
+#: why an item failed whose consumer did not come back
+_LOST = "the connection was lost"
+
 
 #: of an entry that left: priority, size, and what each group remembered of it
 _Leaving: TypeAlias = tuple[int, int, dict[str, Memory]]
@@ -207,7 +221,9 @@ class Stream:
         member = group.members.get(consumer.user)
         if member is not None and member.session is not None:
             effects.replaced.add(member.session)
-            self._leave(self._sessions[member.session], lost=False, now=now, effects=effects)
+            older = self._sessions[member.session]
+            is_back = bool(older.process) and older.process == subscription.process
+            self._leave(older, lost=is_back, now=now, effects=effects)
         view = group.view(subscription.after, subscription.tags)
         self._number += 1
         session = Session(
@@ -217,6 +233,7 @@ class Stream:
             subscription.auto_commit,
             view,
             served=self._handout.count,
+            process=subscription.process,
         )
         view.sessions.add(session.number)
         self._sessions[session.number] = session
@@ -232,6 +249,7 @@ class Stream:
         )
         group.connected += 1
         self._take_filter(group, subscription.tags, None if member is None else member.tags, effects)
+        self._lose_to(group, session, effects)
         self._handout.give_back(group, session, effects)
         self._handout.dispatch(group, effects)
         return session.number, effects
@@ -275,6 +293,7 @@ class Stream:
         del self._sessions[session.number]
         if session.number in group.reserved:
             self._handout.unreserve(group, session)
+        group.keeping.discard(session.number)
         session.view.sessions.discard(session.number)
         if not session.view.sessions:
             group.views.remove(session.view)
@@ -291,21 +310,50 @@ class Stream:
             if index in session.box or not lost:
                 self._handout.put_back(group, index)
                 continue
-            touch = group.touched[index]
-            touch.failures += 1
-            touch.code, touch.reason = "", "the connection was lost"
-            effects.touched.append((group.name, index))
-            if not self._give_up(group, index, touch, effects):
-                self._hold(group, index, now + self.timing.leave_grace_s, session.consumer.user)
+            hold = Hold(now + self.timing.leave_grace_s, session.consumer.user, session.process)
+            if session.process:
+                self._hold(group, index, hold)
+            elif group.touched[index].losses < FREE_LOSSES:
+                group.touched[index].losses += 1
+                effects.touched.append((group.name, index))
+                self._hold(group, index, hold)
+            else:
+                self._count_loss(group, index, effects, hold)
         session.out.clear()
         session.box.clear()
         group.forget_left()
         self.due = min(self.due, *group.moments(self.timing))
 
-    def _hold(self, group: Group, index: int, until: float, user: str | None) -> None:
-        group.held[index] = (until, user)
-        heapq.heappush(group.timers, (until, index))
-        self.due = min(self.due, until)
+    def _hold(self, group: Group, index: int, hold: Hold) -> None:
+        group.held[index] = hold
+        heapq.heappush(group.timers, (hold.until, index))
+        self.due = min(self.due, hold.until)
+
+    def _count_loss(self, group: Group, index: int, effects: Effects, hold: Hold) -> None:
+        """Count the lost connection of the item as a failure; it is held as `hold` says unless that was the last."""
+        group.held.pop(index, None)
+        group.touched[index].losses += 1
+        if not self._fail(group, index, "", _LOST, effects):
+            self._hold(group, index, hold)
+
+    def _lose_to(self, group: Group, session: Session, effects: Effects) -> None:
+        """Another process is there under the name of one that had items: that one will not come back."""
+        lost = [
+            index
+            for index, hold in group.held.items()
+            if hold.user == session.consumer.user and hold.process not in ("", session.process)
+        ]
+        for index in sorted(lost):
+            self._count_loss(group, index, effects, group.held[index]._replace(process=""))
+
+    def _fail(self, group: Group, index: int, code: str, reason: str, effects: Effects) -> bool:
+        """Count one failure more of the item. Return whether it was the last, and the group has given it up."""
+        touch = group.touched.setdefault(index, Touch())
+        touch.failures += 1
+        touch.code, touch.reason = code, reason
+        touch.busy_ms = 0
+        effects.touched.append((group.name, index))
+        return self._give_up(group, index, touch, effects)
 
     def active(self, number: int, now: float) -> None:
         """The connection showed life."""
@@ -352,11 +400,15 @@ class Stream:
         """The connected consumers."""
         return {session.consumer: number for number, session in self._sessions.items()}
 
-    def idle(self, consumer: Consumer, now: float) -> float | None:
-        """How long ago the consumer's connection showed life; None when it has none."""
+    def idle(self, consumer: Consumer, now: float, process: str = "") -> float | None:
+        """How long ago the consumer's connection showed life; None when it has none, or one of the same process."""
         group = self._groups.get(consumer.group)
         member = None if group is None else group.members.get(consumer.user)
-        return None if member is None or member.session is None else now - member.active_at
+        if member is None or member.session is None:
+            return None
+        if process and self._sessions[member.session].process == process:
+            return None
+        return now - member.active_at
 
     # -- acknowledgement -------------------------------------------------------------------------------------------
 
@@ -374,6 +426,7 @@ class Stream:
             counted += 1
             self._handout.take_away(group, index)
             group.held.pop(index, None)
+            group.failed_by.pop(index, None)
             group.committed.add(index)
             group.given_up.discard(index)
             if self._is_free(index):
@@ -453,7 +506,7 @@ class Stream:
             if group is not None and index in self.entries and not is_done:
                 group.committed.discard(index)
                 group.given_up.discard(index)
-                self._hold(group, index, again, None)
+                self._hold(group, index, Hold(again))
         self._unanswered_at = min(self._unanswered_at, again)
         self.due = min(self.due, again)
         for index in _buried_in(effects):
@@ -470,9 +523,19 @@ class Stream:
                 self._group(name, effects).recall(index, memory)
 
     def negative(
-        self, name: str, indexes: Iterable[int], *, code: str, reason: str, now: float
+        self,
+        name: str,
+        indexes: Iterable[int],
+        *,
+        code: str,
+        reason: str,
+        now: float,
+        delay_s: float | None = None,
     ) -> tuple[int, Effects]:
-        """Items pending in the group are ready again after the back-off of their failures; others are left alone."""
+        """Items pending in the group are ready again after the back-off of their failures; others are left alone.
+
+        Busy ones wait for `delay_s`, or as long as they have waited before.
+        """
         effects = Effects()
         group = self._groups.get(name)
         if group is None:
@@ -490,21 +553,35 @@ class Stream:
                 self._handout.put_back(group, index)
                 continue
             touch = group.touched.setdefault(index, Touch())
-            touch.failures += 1
-            touch.code, touch.reason = code, reason
-            effects.touched.append((name, index))
-            if self._give_up(group, index, touch, effects):
-                continue
-            delays = self.timing.backoff_s
-            delay = delays[min(touch.failures, len(delays)) - 1]
+            if code == BUSY and (waiting_ms := self._busy_for(touch, delay_s)) is not None:
+                touch.busy_ms += waiting_ms
+                effects.touched.append((name, index))
+                delay = waiting_ms / 1000
+            else:
+                if self._fail(group, index, BUSY_STATUS if code == BUSY else code, reason, effects):
+                    continue
+                delays = self.timing.backoff_s
+                delay = delays[min(touch.failures, len(delays)) - 1]
+            group.failed_by[index] = self._sessions[number].consumer.user
             if delay > 0:
-                self._hold(group, index, now + delay, None)
+                self._hold(group, index, Hold(now + delay))
             else:
                 self._handout.put_back(group, index)
         for number in stopped:
             self._handout.stop(group, self._sessions[number])
         self._handout.dispatch(group, effects)
         return counted, effects
+
+    def _busy_for(self, touch: Touch, delay_s: float | None) -> int | None:
+        """Return how many milliseconds a busy item waits now; None when it has waited for as long as it may."""
+        limit_ms = round(self.timing.busy_limit_s * 1000)
+        if limit_ms and touch.busy_ms >= limit_ms:
+            return None
+        if delay_s is None:
+            delay_ms = min(max(touch.busy_ms, BUSY_FIRST_MS), BUSY_MOST_MS)
+        else:
+            delay_ms = round(delay_s * 1000)
+        return min(delay_ms, limit_ms - touch.busy_ms) if limit_ms else delay_ms
 
     # -- handing out -----------------------------------------------------------------------------------------------
 
@@ -530,9 +607,9 @@ class Stream:
         for group in list(self._groups.values()):
             while group.timers and group.timers[0][0] <= now:
                 until, index = heapq.heappop(group.timers)
-                if group.held.get(index, (None,))[0] == until:
-                    del group.held[index]
-                    self._handout.put_back(group, index)
+                hold = group.held.get(index)
+                if hold is not None and hold.until == until:
+                    self._release_hold(group, index, hold, effects)
             for user, member in list(group.members.items()):
                 if member.session is None and member.active_at + self.timing.forget_s <= now:
                     del group.members[user]
@@ -551,6 +628,24 @@ class Stream:
             )
             self.due = min(self.due, self._unanswered_at)
         return effects
+
+    def stood_still(self, now: float) -> None:
+        """Who lost a connection has the whole grace from `now` on: nobody was heard while the service stood still."""
+        for group in self._groups.values():
+            for index, hold in list(group.held.items()):
+                if hold.user is not None:
+                    self._hold(group, index, hold._replace(until=now + self.timing.leave_grace_s))
+
+    def _release_hold(self, group: Group, index: int, hold: Hold, effects: Effects) -> None:
+        """The item is ready for all. That its process did not come back is a failure."""
+        del group.held[index]
+        if hold.process:
+            group.touched[index].losses += 1
+            if self._fail(group, index, "", _LOST, effects):
+                return
+            if hold.user is not None:
+                group.failed_by[index] = hold.user
+        self._handout.put_back(group, index)
 
     def _forget_idle(self, effects: Effects) -> None:
         """Groups of which nothing is to be remembered are not known any more."""
@@ -638,7 +733,7 @@ class Stream:
 
     def _consumer_line(self, group: Group, member: Member, now: float) -> ConsumerLine:
         session = None if member.session is None else self._sessions[member.session]
-        held = sum(1 for _, user in group.held.values() if user == member.consumer.user)
+        held = sum(1 for hold in group.held.values() if hold.user == member.consumer.user)
         if session is not None:
             status = "Running"
         elif not member.left_pending:

@@ -27,7 +27,7 @@ from easq.storage.base import (
     Timing,
 )
 from easq.storage.packing import TOP, index_texts, pack_tags, read_frame, unpack_tags
-from easq.storage.remote import LEASE_S, Caller, Session
+from easq.storage.remote import LEASE_S, Argument, Caller, Session
 from easq.wire.replies import ConsumerLine, GroupLine, HeldLine
 
 log = logging.getLogger(__name__)
@@ -212,6 +212,7 @@ class Distributed(Storage):
                 int(subscription.auto_commit),
                 _start(subscription.after),
                 pack_tags(subscription.tags),
+                subscription.process,
             )
         finally:
             remote.attaching -= 1
@@ -284,8 +285,8 @@ class Distributed(Storage):
             except (Unavailable, StorageError) as error:
                 log.debug("%s: a sign of life is not told: %s", stream, error)
 
-    async def idle(self, stream: str, consumer: Consumer, *, now: float) -> float | None:
-        who = (consumer.group, consumer.user)
+    async def idle(self, stream: str, consumer: Consumer, *, now: float, process: str = "") -> float | None:
+        who = (consumer.group, consumer.user, process)
         _, idle_ms = await self._at.ask(self._at[stream], "idle", *who, replicated=False)
         return None if idle_ms is None else idle_ms / 1000
 
@@ -296,9 +297,18 @@ class Distributed(Storage):
         return int(counted)
 
     async def negative(
-        self, stream: str, group: str, indexes: Sequence[int], *, code: str, reason: str, now: float
+        self,
+        stream: str,
+        group: str,
+        indexes: Sequence[int],
+        *,
+        code: str,
+        reason: str,
+        now: float,
+        delay_s: float | None = None,
     ) -> int:
-        said = (code, reason.encode(errors="surrogatepass"))
+        delay: Argument = "" if delay_s is None else round(delay_s * 1000)
+        said = (code, reason.encode(errors="surrogatepass"), delay)
         _, counted = await self._at.ask(
             self._at[stream], "negative", group, *said, *index_texts(dict.fromkeys(indexes))
         )

@@ -66,6 +66,9 @@ Settle: TypeAlias = Callable[[Exception | None], None]
 class Embedded(Storage):
     """All verbs over `Stream`; a subclass keeps the entries (`_submit`, `_load`, `_load_tags`, `_find`)."""
 
+    #: rules that run so late do so because the process stood still (stopped, suspended, a paused machine), in seconds
+    stood_still_s = 1.0
+
     def __init__(self, timing: Timing, wall_ms: Callable[[], int] | None = None) -> None:
         """`wall_ms` tells the wall time, in Unix milliseconds: it counts while the service is down."""
         self._timing = timing
@@ -329,11 +332,13 @@ class Embedded(Storage):
         self._ticks[stream] = (due, handle)
 
     def _tick(self, stream: str) -> None:
-        self._ticks.pop(stream, None)
+        due, _ = self._ticks.pop(stream)
         if self._failure is not None:
             return
-        core = self._cores[stream]
-        effects = core.tick(asyncio.get_running_loop().time())
+        core, now = self._cores[stream], asyncio.get_running_loop().time()
+        if due > AT_ONCE and now - due > self.stood_still_s:
+            core.stood_still(now)
+        effects = core.tick(now)
         # slices that are made faster than they are stored would be one long transaction in the end
         self._paused.add(stream)
         stored = self._apply_later(stream, effects)
@@ -540,10 +545,18 @@ class Embedded(Storage):
         return counted
 
     async def negative(
-        self, stream: str, group: str, indexes: Sequence[int], *, code: str, reason: str, now: float
+        self,
+        stream: str,
+        group: str,
+        indexes: Sequence[int],
+        *,
+        code: str,
+        reason: str,
+        now: float,
+        delay_s: float | None = None,
     ) -> int:
         core = self._core(stream)
-        counted, effects = core.negative(group, indexes, code=code, reason=reason, now=now)
+        counted, effects = core.negative(group, indexes, code=code, reason=reason, now=now, delay_s=delay_s)
         await self._apply(stream, effects)
         return counted
 
@@ -581,8 +594,8 @@ class Embedded(Storage):
     async def active(self, stream: str, session: int, *, now: float) -> None:
         self._core(stream).active(session, now)
 
-    async def idle(self, stream: str, consumer: Consumer, *, now: float) -> float | None:
-        return self._core(stream).idle(consumer, now)
+    async def idle(self, stream: str, consumer: Consumer, *, now: float, process: str = "") -> float | None:
+        return self._core(stream).idle(consumer, now, process)
 
     async def end(self, stream: str, *, ended: bool) -> None:
         self._core(stream).ended = ended

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from easq.model import Consumer, Tags
 from easq.storage.base import Timing
@@ -13,8 +13,9 @@ from easq.storage.filters import Filters
 
 #: at most so many consumers that left are listed per group
 _MAX_LEFT = 1000
-#: an item that failed so often in a group is handed out alone: it must not drag a window of others with it
-_ALONE_AFTER = 2
+#: an item that failed so often in a group, or whose connection was lost so often, is handed out alone: it must not drag
+#: a window of others with it
+_ALONE_AFTER, _ALONE_AFTER_LOSSES = 2, 1
 #: of one entry: whether the group has committed it, whether given up, and how often it was delivered and failed
 Memory: TypeAlias = tuple[bool, bool, Touch | None]
 
@@ -31,6 +32,17 @@ class View:
         self.sessions: set[int] = set()
 
 
+class Hold(NamedTuple):
+    """An item that is handed to nobody before `until`, but to `user` if one is named.
+
+    With `process` it is what a lost connection had. The loss is counted when that process does not come back in time.
+    """
+
+    until: float
+    user: str | None = None
+    process: str = ""
+
+
 @dataclass(slots=True)
 class Session:
     """One watch connection."""
@@ -45,10 +57,13 @@ class Session:
     served: int = 0  # when it was last given an item, in hand-outs of the stream
     stopped: bool = False
     alone: int = 0  # the item that this connection has, or waits for, to have nothing beside it
+    process: str = ""
+    # heap of (-priority, index): held for this user, and handed to it one after the other
+    kept: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def free(self) -> int:
-        return 0 if self.stopped or self.alone else self.window - len(self.out)
+        return 0 if self.stopped or self.alone or self.kept else self.window - len(self.out)
 
 
 @dataclass(slots=True)
@@ -79,7 +94,11 @@ class Group:
         self.reserved: set[int] = set()
         self.touched: dict[int, Touch] = {}
         self.returned: list[tuple[int, int]] = []  # heap of (-priority, index)
-        self.held: dict[int, tuple[float, str | None]] = {}  # index -> (until, only for this user)
+        # who failed an item last: it goes to another, while there is one; and the heaps of such items, by that user
+        self.failed_by: dict[int, str] = {}
+        self.elsewhere: dict[str, list[tuple[int, int]]] = {}
+        self.keeping: set[int] = set()  # connections for which something is kept
+        self.held: dict[int, Hold] = {}
         self.timers: list[tuple[float, int]] = []  # heap of (until, index)
         self.views: list[View] = []
         self.members: dict[str, Member] = {}
@@ -102,7 +121,7 @@ class Group:
 
     def goes_alone(self, index: int) -> bool:
         touch = self.touched.get(index)
-        return touch is not None and touch.failures >= _ALONE_AFTER
+        return touch is not None and (touch.failures >= _ALONE_AFTER or touch.losses >= _ALONE_AFTER_LOSSES)
 
     def view(self, after: int, tags: Tags) -> View:
         for view in self.views:
@@ -118,6 +137,7 @@ class Group:
         self.given_up.discard(index)
         self.touched.pop(index, None)
         self.held.pop(index, None)
+        self.failed_by.pop(index, None)
 
     def memory(self, index: int) -> Memory:
         """What the group remembers of the entry, for `recall`."""

@@ -7,7 +7,7 @@ before goes to a connection that has nothing else.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from easq.model import Tags
 from easq.storage.effects import Effects
@@ -16,6 +16,8 @@ from easq.storage.groups import Group, Session, View
 
 #: what is kept for handing out is looked through for what is gone when there is more than so much, and twice too much
 _MIN_KEPT = 1024
+#: in a group whose consumers want different items so many are looked at behind one that waits for a consumer
+_MOST_BEHIND = 32
 
 
 class Handout:
@@ -34,6 +36,7 @@ class Handout:
         none fits.
         """
         self._serve_reserved(group, effects)
+        self._serve_kept(group, effects)
         while True:
             best: tuple[int, int] | None = None
             takers: set[int] = set()  # connections that want it
@@ -44,43 +47,52 @@ class Handout:
                         takers |= view.sessions
                     elif candidate is not None and (best is None or candidate < best):
                         best, takers = candidate, set(view.sessions)
-            if self._reserve(group, best, effects):
+            if self._reserve(group, best, effects) or self._pass_on(group, best, effects):
                 continue
             if best is None:
                 if self._release_reserved(group):
                     continue
                 return
-            session = max(
-                (self._sessions[number] for number in takers),
-                key=lambda session: (session.free, -session.served, -session.number),
-            )
+            session = max((self._sessions[number] for number in takers), key=_by_room)
             self._hand_out(group, session, best[1], effects)
 
     def give_back(self, group: Group, session: Session, effects: Effects) -> None:
-        """What is held for this very user is its again, in order; what it no longer wants is ready for all."""
-        mine = [index for index, (_, user) in group.held.items() if user == session.consumer.user]
-        heap: list[tuple[int, int]] = []
+        """What is held for this very user is its again; what it no longer wants is ready for all.
+
+        A process that is back has all of it at once, as it had before. Another one has it one after the other.
+        """
+        mine = [index for index, hold in group.held.items() if hold.user == session.consumer.user]
+        had: list[tuple[int, int]] = []
         for index in mine:
-            visible = self._entries.visible(index)
-            if visible and self._wanted(session.view, index) and not group.goes_alone(index):
-                heap.append(self._entries.rank(index))
-            else:
+            if not (self._entries.visible(index) and self._wanted(session.view, index)):
                 del group.held[index]
                 self.put_back(group, index)
-        heapq.heapify(heap)
-        while heap and session.free > 0:
-            other = self._peek(group, session.view)
-            if other is not None and other < heap[0]:
-                self._hand_out(group, session, other[1], effects)
+            elif group.held[index].process:
+                had.append(self._entries.rank(index))
             else:
-                index = heapq.heappop(heap)[1]
-                del group.held[index]
+                session.kept.append(self._entries.rank(index))
+        for _, index in sorted(had):
+            hold = group.held.pop(index)
+            if len(session.out) < session.window:
                 self._hand_out(group, session, index, effects)
+                if group.goes_alone(index):
+                    session.alone = index
+            else:  # it asked for less than it had; that is no loss
+                group.held[index] = hold._replace(process="")
+                session.kept.append(self._entries.rank(index))
+        if session.kept:
+            heapq.heapify(session.kept)
+            group.keeping.add(session.number)
 
     def put_back(self, group: Group, index: int) -> None:
         """The item is ready for the group again, in its class and place, if nothing is in the way."""
         if self._ready(group, index):
-            heap = group.alone if group.goes_alone(index) else group.returned
+            if group.goes_alone(index):
+                heap = group.alone
+            elif index in group.failed_by:
+                heap = group.elsewhere.setdefault(group.failed_by[index], [])
+            else:
+                heap = group.returned
             heapq.heappush(heap, self._entries.rank(index))
             if len(heap) > _MIN_KEPT and len(heap) > 2 * len(self._entries):
                 self._tidy(group, heap)
@@ -112,11 +124,76 @@ class Handout:
             self.take_away(group, index)
             self.put_back(group, index)
 
+    # -- items that go to some more than to others -----------------------------------------------------------------
+
+    def _serve_kept(self, group: Group, effects: Effects) -> None:
+        """What is kept for a consumer goes to it, one item after the other, each once there is nothing beside it."""
+        for number in sorted(group.keeping):
+            session = self._sessions[number]
+            while session.kept:
+                index = session.kept[0][1]
+                hold = group.held.get(index)
+                if hold is not None and hold.user == session.consumer.user and self._entries.visible(index):
+                    break
+                heapq.heappop(session.kept)  # it was committed or claimed, or is ready for all by now
+            if session.kept and not session.stopped and not session.out:
+                heapq.heappop(session.kept)
+                del group.held[index]
+                session.alone = index
+                self._hand_out(group, session, index, effects)
+            if not session.kept:
+                group.keeping.discard(number)
+
+    def _pass_on(self, group: Group, other: tuple[int, int] | None, effects: Effects) -> bool:
+        """An item that failed, if it is before `other`, goes to another consumer than the one that failed it. While
+        none of those that want it has a free slot it waits; where there is none it is like any other.
+        """
+        found: list[tuple[int, int]] = []
+        for user, heap in list(group.elsewhere.items()):
+            while heap and not self._waits_elsewhere(group, user, heap[0][1]):
+                heapq.heappop(heap)
+            if not heap:
+                del group.elsewhere[user]
+            elif len(group.views) == 1:
+                found.append(heap[0])  # who has no room for this one has none for those behind it
+            else:
+                found += heapq.nsmallest(_MOST_BEHIND, heap)
+        for rank in sorted(found):
+            if other is not None and rank > other:
+                break
+            index = rank[1]
+            failed_by = group.failed_by.get(index)
+            if failed_by is None or not self._waits_elsewhere(group, failed_by, index):
+                continue
+            others = [taker for taker in self._wanting(group, index) if taker.consumer.user != failed_by]
+            free = [taker for taker in others if taker.free > 0]
+            if free:
+                self._hand_out(group, max(free, key=_by_room), index, effects)
+                return True
+            if not others:
+                del group.failed_by[index]
+                self.put_back(group, index)
+                return True
+        return False
+
+    def _waits_elsewhere(self, group: Group, user: str, index: int) -> bool:
+        return (
+            self._ready(group, index) and not group.goes_alone(index) and group.failed_by.get(index) == user
+        )
+
+    def _wanting(self, group: Group, index: int) -> Iterator[Session]:
+        """The connections that want the item, and are not stopped."""
+        for view in group.views:
+            if self._wanted(view, index):
+                for number in view.sessions:
+                    if not self._sessions[number].stopped:
+                        yield self._sessions[number]
+
     # -- items that go alone ---------------------------------------------------------------------------------------
 
     def _serve_reserved(self, group: Group, effects: Effects) -> None:
         """A connection that was waiting to be empty, and is, has its item; if that is gone, it waits no longer."""
-        for number in list(group.reserved):
+        for number in sorted(group.reserved):
             session = self._sessions[number]
             if session.stopped or not self._ready(group, session.alone):
                 self.unreserve(group, session)
@@ -128,7 +205,7 @@ class Handout:
         """Nothing else is to be handed out: an item that waits for one connection to be empty, while another that
         could take it is, waits no longer. Whether there was one.
         """
-        for number in group.reserved:
+        for number in sorted(group.reserved):
             session = self._sessions[number]
             if not all(taker.out for taker in self._takers(group, session.alone)):
                 self.unreserve(group, session)
@@ -136,14 +213,14 @@ class Handout:
         return False
 
     def _takers(self, group: Group, index: int) -> list[Session]:
-        """The connections that want the item, and neither have nor wait for one that goes alone."""
-        return [
-            session
-            for view in group.views
-            if self._wanted(view, index)
-            for session in (self._sessions[number] for number in view.sessions)
-            if not session.stopped and not session.alone
-        ]
+        """The connections that want the item, and neither have nor wait for one that goes alone; while there is
+        another, not the one that failed it.
+        """
+        wanting = list(self._wanting(group, index))
+        failed_by = group.failed_by.get(index)
+        if failed_by is not None:
+            wanting = [session for session in wanting if session.consumer.user != failed_by] or wanting
+        return [session for session in wanting if not session.alone and not session.kept]
 
     def _reserve(self, group: Group, other: tuple[int, int] | None, effects: Effects) -> bool:
         """An item that goes alone, if it is before `other`, has a consumer: whichever has least pending gets nothing
@@ -159,7 +236,7 @@ class Handout:
             if not takers:
                 passed.append(pair)
                 continue
-            chosen = min(takers, key=lambda session: (len(session.out), session.served))
+            chosen = min(takers, key=lambda session: (len(session.out), session.served, session.number))
             chosen.alone = pair[1]
             group.reserved.add(chosen.number)
             found = True
@@ -185,7 +262,7 @@ class Handout:
         return self._entries.visible(index) and not group.unavailable(index)
 
     def _ready_among_others(self, group: Group, index: int) -> bool:
-        return self._ready(group, index) and not group.goes_alone(index)
+        return self._ready(group, index) and index not in group.failed_by and not group.goes_alone(index)
 
     def _wanted(self, view: View, index: int) -> bool:
         if index <= view.after:
@@ -229,3 +306,8 @@ class Handout:
                 return index
             view.cursors[priority] = index
         return None
+
+
+def _by_room(session: Session) -> tuple[int, int, int]:
+    """The one with most free slots comes first, of these the one that was served least recently."""
+    return session.free, -session.served, -session.number

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from easq.storage.base import Burial, Timing
-from easq.storage.core import SHUTDOWN
+from easq.storage.core import BUSY, BUSY_FIRST_MS, BUSY_MOST_MS, BUSY_STATUS, FREE_LOSSES, SHUTDOWN
 from easq.storage.keys import REMEMBER_KEYS, REMEMBER_S
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,12 @@ def settings_of(timing: Timing, burial: Burial | None, lease_s: float) -> str:
             "backoff": [round(delay * 1000) for delay in timing.backoff_s],
             "failures": burial.max_failures if burial is not None else 0,
             "shutdown": SHUTDOWN,
+            "busy": BUSY,
+            "busy_status": BUSY_STATUS,
+            "busy_first": BUSY_FIRST_MS,
+            "busy_most": BUSY_MOST_MS,
+            "busy_limit": round(timing.busy_limit_s * 1000),
+            "free_losses": FREE_LOSSES,
             "remember": round(REMEMBER_S * 1000),
             "remember_keys": REMEMBER_KEYS,
         },

@@ -114,11 +114,15 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Negative:
-    """The items are not done: they return to the group, and the failure counts but for `code` Shutdown."""
+    """The items are not done: they return to the group, and the failure counts but for `code` Shutdown and Busy.
+
+    `delay_s` is how long busy items wait: easq's own, as Busy is.
+    """
 
     indexes: tuple[int, ...]
     code: str = ""
     reason: str = ""
+    delay_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +141,10 @@ class Truncate:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Be pushed items from `index` (or NEWEST) on, at most `window` uncommitted (0: as the service likes)."""
+    """Be pushed items from `index` (or NEWEST) on, at most `window` uncommitted (0: as the service likes).
+
+    `process` names the process that watches, so that the service knows it after a lost connection: easq's own.
+    """
 
     index: int = NO_INDEX
     window: int = 0
@@ -146,6 +153,7 @@ class Watch:
     tags: Tags = field(default_factory=dict)
     codec: Codec = Codec.PROTOBUF
     upgrade: bool = True  # WebSocket; False: the endless HTTP answer
+    process: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +209,7 @@ _USER_HEADERS = ("X-EAS-QueueService-Uid", "X-EAS-QueueService-Redis-Uid")
 _GROUP_HEADERS = ("X-EAS-QueueService-Gid", "X-EAS-QueueService-Redis-Gid")
 _PRIORITY_HEADER = "X-EAS-QueueService-Priority"
 _REAR_HEADER = "X-EAS-QueueService-Access-Rear"
+_SESSION_HEADER = "X-Easq-Session"
 #: says that the endless HTTP answer is wanted. Proxies that speak HTTP/1.0 upstream hold such an answer back, so over
 #: HTTP/1.0 it is given only on this word
 TRANSPORT_HEADER, TRANSPORT_HTTP = "X-Easq-Transport", "http"
@@ -210,7 +219,7 @@ _KEY_HEADERS = ("Idempotency-Key", "X-Easq-Idempotency-Key")
 _USER, _GROUP, _KEY = (
     tuple(name.lower() for name in names) for names in (_USER_HEADERS, _GROUP_HEADERS, _KEY_HEADERS)
 )
-_PRIORITY, _REAR = _PRIORITY_HEADER.lower(), _REAR_HEADER.lower()
+_PRIORITY, _REAR, _SESSION = _PRIORITY_HEADER.lower(), _REAR_HEADER.lower(), _SESSION_HEADER.lower()
 _NOBODY = Caller()
 _FORM = "application/x-www-form-urlencoded"
 
@@ -231,8 +240,9 @@ def to_request(operation: Operation) -> Request:
             return Request("GET", (("_count_", "true"), *classes, *tags.items()))
         case Commit(indexes):
             return Request("PUT", (("_indexes_", _join(indexes)),))
-        case Negative(indexes, code, reason):
-            form = urlencode({"_code_": code, "_reason_": reason}).encode("ascii")
+        case Negative(indexes, code, reason, delay_s):
+            delay = {} if delay_s is None else {"_delay_": format_duration(delay_s)}
+            form = urlencode({"_code_": code, "_reason_": reason, **delay}).encode("ascii")
             query = (("_indexes_", _join(indexes)), ("_negative_", "true"))
             return Request("PUT", query, {"Content-Type": _FORM}, form)
         case Delete(indexes):
@@ -515,7 +525,8 @@ def _watch_request(watch: Watch) -> Request:
         *watch.tags.items(),
     )
     transport = {"Upgrade": "websocket"} if watch.upgrade else {TRANSPORT_HEADER: TRANSPORT_HTTP}
-    return Request("GET", query, {"Accept": watch.codec.value, **transport})
+    process = {_SESSION_HEADER: watch.process} if watch.process else {}
+    return Request("GET", query, {"Accept": watch.codec.value, **transport, **process})
 
 
 def _parse_watch(given: _Given) -> Watch:
@@ -531,6 +542,7 @@ def _parse_watch(given: _Given) -> Watch:
         given.tags(),
         codec,
         "websocket" in given.headers.get("upgrade", "").lower(),
+        _name(given.headers, (_SESSION,), "session"),
     )
 
 
@@ -548,8 +560,12 @@ def _parse_negative(indexes: tuple[int, ...], body: bytes) -> Negative:
         )
     if len(reason) > MAX_REASON:
         raise BadRequest(f"_reason_ is longer than {MAX_REASON} characters")
+    try:
+        delay_s = min(parse_duration(form["_delay_"]), MAX_TIMEOUT_S) if "_delay_" in form else None
+    except ValueError as error:
+        raise BadRequest(f"parameter _delay_: {error}") from error
     # a reason becomes a tag, and a traceback is a fair reason: its line breaks turn into blanks
-    return Negative(indexes, code, reason.translate({0: " ", 10: " ", 13: " "}))
+    return Negative(indexes, code, reason.translate({0: " ", 10: " ", 13: " "}), delay_s)
 
 
 def _unsigned(name: str, text: str) -> int:

@@ -38,6 +38,11 @@ DUPLICATE_HEADER = "X-Easq-Duplicate"
 COMMITTED_HEADER, DELETED_HEADER = "X-Easq-Committed", "X-Easq-Deleted"
 #: `no` on a 503: certainly nothing was stored
 STORED_HEADER = "X-Easq-Stored"
+#: on the attributes of easq's own service: what it can do beside the wire of EAS, as words with commas between
+FEATURES_HEADER = "X-Easq-Features"
+#: it takes negatives of the code Busy, and `_delay_` with them
+BUSY_FEATURE = "busy"
+FEATURES = frozenset((BUSY_FEATURE,))
 #: body of the 404 that answers a search for an item that is gone
 NO_DATA_IN_STREAM = "no data in stream"
 
@@ -148,10 +153,17 @@ def read_frames(reply: Reply, codec: Codec, *, most: int = MAX_FRAMES) -> list[F
 
 
 def attributes_reply(attributes: Mapping[str, str], codec: Codec) -> Reply:
-    """The attributes of a queue."""
+    """The attributes of a queue, and in a header what this service can do beside the wire of EAS."""
     from easq.wire.frames import encode_attributes  # protobuf, which a put does without
 
-    return _reply(encode_attributes(attributes, codec), codec.value)
+    return _reply(
+        encode_attributes(attributes, codec), codec.value, {FEATURES_HEADER: ", ".join(sorted(FEATURES))}
+    )
+
+
+def read_features(reply: Reply) -> frozenset[str]:
+    """Return what the service of an attributes answer can do beside the wire of EAS; of EAS itself nothing."""
+    return frozenset(filter(None, map(str.strip, reply.header(FEATURES_HEADER).split(","))))
 
 
 def read_attributes(reply: Reply, codec: Codec) -> dict[str, str]:

@@ -168,7 +168,7 @@ def easq(tmp_path: Path, forks: Callable[[Mapping[str, str]], Forks]) -> Easq:
 def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[str]]:
     """Addresses of queues that nobody has used yet, all of one service that lives as long as the run."""
     queues = [f"q{number}" for number in range(1000)]
-    options = [word for queue in queues for word in ("--queue", queue)]
+    options = ["--retry-delay", "0s,100ms", *(word for queue in queues for word in ("--queue", queue))]
     service = Service(tmp_path_factory.mktemp("shared"), "memory:", options, "")
     service.start()
     yield (service.url(queue) for queue in queues)

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 from collections.abc import Awaitable, Coroutine
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,10 +21,20 @@ from easq.storage.memory import Memory
 from easq.storage.redis import Link
 from easq.storage.redis_url import parse_redis_url
 from easq.storage.sqlite import Sqlite
-from tests.model.reference import FORGET_S, GRACE_S, MAX_BYTES, MAX_FAILURES, MAX_ITEMS, RETENTION_S
+from tests.model.reference import (
+    BUSY_LIMIT_MS,
+    FORGET_S,
+    GRACE_S,
+    MAX_BYTES,
+    MAX_FAILURES,
+    MAX_ITEMS,
+    RETENTION_S,
+)
 
 T = TypeVar("T")
 START = 1000.0
+#: a server is not missed however the clock leaps
+LEASE_S = 1000.0
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -56,7 +67,11 @@ class Engine:
         self.loop = loop
         self.folder = folder
         self.timing = Timing(
-            leave_grace_s=GRACE_S, group_retention_s=RETENTION_S, backoff_s=(backoff_s,), forget_s=FORGET_S
+            leave_grace_s=GRACE_S,
+            group_retention_s=RETENTION_S,
+            backoff_s=(backoff_s,),
+            busy_limit_s=BUSY_LIMIT_MS / 1000,
+            forget_s=FORGET_S,
         )
         self.generation = 0
         self.failures: list[Exception] = []
@@ -79,6 +94,7 @@ class Engine:
     def start(self) -> None:
         """The engine runs on what was stored."""
         self.storage = self.storage_of()
+        self.storage.__dict__["stood_still_s"] = inf  # here the clock leaps
         rules = Rules(limits=Limits(MAX_ITEMS, MAX_BYTES), max_failures=MAX_FAILURES)
         broker = Broker(
             self.storage, ["q"], rules=rules, sink_rules=rules, clock=Clock(self.loop.time, lambda: 7)
@@ -140,8 +156,10 @@ class Engine:
         except Exception as error:
             return type(error).__name__
 
-    def attach(self, group: str, user: str, window: int, after: int, tags: dict[str, str]) -> int | str:
-        subscription = Subscription(window, after, tags)
+    def attach(
+        self, group: str, user: str, window: int, after: int, tags: dict[str, str], process: str
+    ) -> int | str:
+        subscription = Subscription(window, after, tags, process=process)
         return self.answer(
             self.storage.attach("q", Consumer(group, user), subscription, now=self.loop.time())
         )
@@ -175,7 +193,8 @@ class OnRedis(Engine):
         super().__init__(loop, backoff_s, None)
 
     def storage_of(self) -> Storage:
-        self.distributed = Distributed(Link(parse_redis_url(self.url)), self.timing, clock=self.loop.time)
+        link = Link(parse_redis_url(self.url))
+        self.distributed = Distributed(link, self.timing, clock=self.loop.time, lease_s=LEASE_S)
         return self.distributed
 
     def settle(self) -> None:

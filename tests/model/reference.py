@@ -2,7 +2,7 @@
 
 An item is ready for a group when it is present, not claimed, and neither committed, pending nor held back there. After
 every step each group's ready items go to its connections, highest class and lowest index first, each to the connection
-with most free slots. An item has two failures at most, so none ever goes alone.
+with most free slots. One that failed goes to another consumer; one whose connection was lost goes alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import replace
 from tests.model.values import Connection, Group, Item
 
 GRACE_S, RETENTION_S, FORGET_S, MAX_FAILURES = 2.0, 10.0, 20.0, 2
+FREE_LOSSES, BUSY_LIMIT_MS = 1, 2500
+LOST = "the connection was lost"
 MAX_ITEMS, MAX_BYTES = 12, 200
 
 
@@ -108,14 +110,16 @@ class Reference:
     def is_through(self, name: str) -> bool:
         return self.ended and self.items.keys() == self.groups.get(name, Group()).committed
 
-    def attach(self, name: str, user: str, window: int, after: int, tags: dict[str, str]) -> int:
+    def attach(
+        self, name: str, user: str, window: int, after: int, tags: dict[str, str], process: str
+    ) -> int:
         if self.is_through(name):
             raise Refused("StreamEnded")
         group = self.groups.setdefault(name, Group())
         for old in [old for old in self.of(name) if old.user == user]:
-            self.leave(old, lost=False)
+            self.leave(old, lost=process != "" and old.process == process)
         self.numbers += 1
-        new = Connection(self.numbers, name, user, window, after, tags, self.handouts)
+        new = Connection(self.numbers, name, user, window, after, tags, self.handouts, process=process)
         self.connections[new.number] = new
         wanted, before = tuple(sorted(tags.items())), group.users.get(user)
         group.users[user] = wanted
@@ -128,17 +132,21 @@ class Reference:
         ):
             del group.filters[before]
             self.sweep()
-        mine = sorted(self.items[index].rank for index, (_, whose) in group.held.items() if whose == user)
-        for _, index in mine:
+        mine = {index: kept for index, kept in sorted(group.held.items()) if kept[1] == user}
+        for index, (until, _, its_process) in mine.items():
+            if its_process not in ("", process) and not self.lost(name, index):
+                group.held[index] = (until, user, "")
+        for _, index in sorted(self.items[index].rank for index in mine if index in group.held):
+            until, _, its_process = group.held[index]
             if index in self.claimed or not new.wants(self.items[index]):
                 del group.held[index]
-        kept = [rank for rank in mine if rank[1] in group.held]
-        while kept and new.free:
-            others = [item.rank for item in self.ready(name) if new.wants(item)]
-            _, index = min([kept[0], *others])
-            if group.held.pop(index, None):
-                kept.pop(0)
-            self.hand_out(new, index)
+            elif its_process and len(new.out) < new.window:
+                del group.held[index]
+                self.hand_out(new, index)
+                new.alone = index if group.touch(index).goes_alone else 0
+            else:
+                group.held[index] = (until, user, "")
+                new.kept.append(index)
         self.push()
         return new.number
 
@@ -154,13 +162,27 @@ class Reference:
         if all(one.tags != connection.tags for one in self.of(connection.group)):
             group.filters[tuple(sorted(connection.tags.items()))] = self.now
         for index in sorted(set(connection.out) - set(connection.unsent)) if lost else ():
-            if not self.failed(connection.group, index, "", "the connection was lost"):
-                group.held[index] = (self.now + GRACE_S, connection.user)
+            held = (self.now + GRACE_S, connection.user, connection.process)
+            if connection.process:
+                group.held[index] = held
+            elif group.touch(index).losses < FREE_LOSSES:
+                group.touch(index).losses += 1
+                group.held[index] = held
+            elif not self.lost(connection.group, index):
+                group.held[index] = held
+
+    def lost(self, name: str, index: int) -> bool:
+        """A lost connection is a failure. Whether it was the last."""
+        self.groups[name].held.pop(index, None)
+        self.groups[name].touch(index).losses += 1
+        return self.failed(name, index, "", LOST)
 
     def take_back(self, connection: Connection, index: int) -> None:
         for indexes in (connection.out, connection.unsent):
             if index in indexes:
                 indexes.remove(index)
+        if connection.alone == index:
+            connection.alone = 0
 
     def ready(self, name: str) -> list[Item]:
         group = self.groups[name]
@@ -170,15 +192,92 @@ class Reference:
         ]
 
     def push(self) -> None:
-        for name in self.groups:
+        for name, group in self.groups.items():
+            self.serve(name)
             while True:
-                free = [connection for connection in self.of(name) if connection.free > 0]
-                items = [item for item in self.ready(name) if any(one.wants(item) for one in free)]
-                if not items:
+                reserved = {one.alone for one in self.of(name) if one.is_reserved}
+                ready = sorted(
+                    (item for item in self.ready(name) if item.index not in reserved),
+                    key=lambda item: item.rank,
+                )
+                alone = [item for item in ready if group.touch(item.index).goes_alone]
+                others = [item for item in ready if item not in alone]
+                failed = [item for item in others if item.index in group.failed_by]
+                free = [one for one in self.of(name) if one.free > 0]
+                plain = [
+                    item for item in others if item not in failed and any(one.wants(item) for one in free)
+                ]
+                best = plain[0].rank if plain else (1, 0)
+                if self.reserve(name, [item for item in alone if item.rank < best]):
+                    self.serve(name)
+                elif self.pass_on(name, [item for item in failed if item.rank < best]):
+                    pass
+                elif plain:
+                    self.hand_to_one(plain[0], free)
+                elif not self.release_reserved(name):
                     break
-                item = min(items, key=lambda item: item.rank)
-                takers = [connection for connection in free if connection.wants(item)]
-                self.hand_out(min(takers, key=lambda one: (-one.free, one.served, one.number)), item.index)
+
+    def hand_to_one(self, item: Item, connections: list[Connection]) -> bool:
+        takers = [one for one in connections if one.wants(item) and one.free > 0]
+        if takers:
+            self.hand_out(min(takers, key=lambda one: (-one.free, one.served, one.number)), item.index)
+        return bool(takers)
+
+    def serve(self, name: str) -> None:
+        """Who waits to be empty, and is, has its item; what is kept for a consumer follows."""
+        group = self.groups[name]
+        for one in self.of(name):
+            is_ready = any(item.index == one.alone for item in self.ready(name))
+            if one.is_reserved and (one.stopped or not is_ready):
+                one.alone = 0
+            elif one.is_reserved and not one.out:
+                self.hand_out(one, one.alone)
+        for one in self.of(name):
+            while one.kept and (
+                one.kept[0] in self.claimed
+                or group.held.get(one.kept[0], (0.0, "", ""))[1:] != (one.user, "")
+            ):
+                one.kept.pop(0)
+            if one.kept and not one.stopped and not one.out:
+                one.alone = one.kept.pop(0)
+                del group.held[one.alone]
+                self.hand_out(one, one.alone)
+
+    def wanting(self, name: str, item: Item) -> list[Connection]:
+        return [one for one in self.of(name) if one.wants(item) and not one.stopped]
+
+    def takers(self, name: str, item: Item) -> list[Connection]:
+        """Who may have the item alone."""
+        wanting, failed_by = self.wanting(name, item), self.groups[name].failed_by.get(item.index)
+        others = [one for one in wanting if one.user != failed_by] or wanting
+        return [one for one in others if not one.alone and not one.kept]
+
+    def reserve(self, name: str, items: list[Item]) -> bool:
+        for item in items:
+            if takers := self.takers(name, item):
+                chosen = min(takers, key=lambda one: (len(one.out), one.served, one.number))
+                chosen.alone = item.index
+                return True
+        return False
+
+    def release_reserved(self, name: str) -> bool:
+        for one in self.of(name):
+            if one.is_reserved and not all(taker.out for taker in self.takers(name, self.items[one.alone])):
+                one.alone = 0
+                return True
+        return False
+
+    def pass_on(self, name: str, items: list[Item]) -> bool:
+        """What failed goes to another consumer; where there is none it is like any other."""
+        failed_by = self.groups[name].failed_by
+        for item in items:
+            others = [one for one in self.wanting(name, item) if one.user != failed_by[item.index]]
+            if not others:
+                del failed_by[item.index]
+                return True
+            if self.hand_to_one(item, others):
+                return True
+        return False
 
     def hand_out(self, connection: Connection, index: int) -> None:
         self.handouts += 1
@@ -207,6 +306,7 @@ class Reference:
                 self.take_back(connection, index)
         for index in counted:
             group.held.pop(index, None)
+            group.failed_by.pop(index, None)
         group.committed |= counted
         group.given_up -= counted
         for index in counted:
@@ -215,7 +315,7 @@ class Reference:
         self.push()
         return len(counted)
 
-    def negative(self, name: str, indexes: list[int], code: str, reason: str) -> int:
+    def negative(self, name: str, indexes: list[int], code: str, reason: str, delay_ms: int | None) -> int:
         pending = [
             (one, index) for index in dict.fromkeys(indexes) for one in self.of(name) if index in one.out
         ]
@@ -223,22 +323,38 @@ class Reference:
             self.take_back(connection, index)
             if code == "Shutdown":
                 connection.stopped = True
-            elif not self.failed(name, index, code, reason) and self.backoff_s:
-                self.groups[name].held[index] = (self.now + self.backoff_s, "")
+            elif (wait_ms := self.back_off(name, index, code, reason, delay_ms)) is not None:
+                self.groups[name].failed_by[index] = connection.user
+                if wait_ms:
+                    self.groups[name].held[index] = (self.now + wait_ms / 1000, "", "")
         for connection, _ in pending:
             for index in list(connection.unsent) if connection.stopped else ():
                 self.take_back(connection, index)
         self.push()
         return len(pending)
 
+    def back_off(self, name: str, index: int, code: str, reason: str, delay_ms: int | None) -> int | None:
+        """How long the item waits now, in ms; None when that was its last failure."""
+        touch = self.groups[name].touch(index)
+        if code == "Busy" and touch.busy_ms < BUSY_LIMIT_MS:
+            wait_ms = min(max(touch.busy_ms, 1000), 30_000) if delay_ms is None else delay_ms
+            wait_ms = min(wait_ms, BUSY_LIMIT_MS - touch.busy_ms)
+            touch.busy_ms += wait_ms
+            return wait_ms
+        if self.failed(name, index, "503" if code == "Busy" else code, reason):
+            return None
+        return round(self.backoff_s * 1000)
+
     def failed(self, name: str, index: int, code: str, reason: str) -> bool:
         """One failure more. Whether it was the last: then the group has given the item up."""
         group, item = self.groups[name], self.items[index]
         touch = group.touch(index)
         touch.failures, touch.code, touch.reason = touch.failures + 1, code, reason
-        if touch.failures < MAX_FAILURES:
+        touch.busy_ms = 0
+        size = sum(len(data) for _, data in self.rear) + len(item.data)
+        if touch.failures < MAX_FAILURES or len(self.rear) >= MAX_ITEMS or size > MAX_BYTES:
             return False
-        counts = {"rear@deliveries": str(touch.deliveries), "rear@failures": str(MAX_FAILURES)}
+        counts = {"rear@deliveries": str(touch.deliveries), "rear@failures": str(touch.failures)}
         why = {"rear@index": str(index), "rear@group": name, **counts}
         last = {key: text for key, text in (("lastCode", code), ("lastReason", reason)) if text}
         self.rear.append(({**item.tags, **why, **last}, item.data))
@@ -276,8 +392,13 @@ class Reference:
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        for group in self.groups.values():
-            group.held = {index: kept for index, kept in group.held.items() if kept[0] > self.now}
+        for name, group in self.groups.items():
+            over = sorted((kept[0], index) for index, kept in group.held.items() if kept[0] <= self.now)
+            for _, index in over:
+                _, user, process = group.held.pop(index)
+                if process:
+                    group.failed_by[index] = user
+                    self.lost(name, index)
         for group in self.groups.values():
             for user in [user for user, left_at in group.left.items() if left_at + FORGET_S <= self.now]:
                 del group.left[user], group.users[user]

@@ -8,7 +8,9 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.machine import InMemory, Machine, Restarts
 from tests.model.planted import AFTER_A_RESTART, BUGS
-from tests.model.test_model import SETTINGS
+from tests.model.test_model import SETTINGS, few_losses_are_free
+
+__all__ = ["few_losses_are_free"]
 
 #: the first answer that differs is enough here, the shortest way to it is not looked for
 AT_ONCE = settings(SETTINGS, max_examples=1000, derandomize=True, phases=[Phase.generate], print_blob=False)

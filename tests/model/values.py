@@ -32,10 +32,17 @@ class Connection:
     out: list[int] = field(default_factory=list)  # handed out and not done
     unsent: list[int] = field(default_factory=list)  # of these, not read yet
     stopped: bool = False
+    process: str = ""
+    alone: int = 0  # what it has, or waits for, with nothing beside it
+    kept: list[int] = field(default_factory=list)  # held for its user: it gets one after the other
 
     @property
     def free(self) -> int:
-        return 0 if self.stopped else self.window - len(self.out)
+        return 0 if self.stopped or self.alone or self.kept else self.window - len(self.out)
+
+    @property
+    def is_reserved(self) -> bool:
+        return self.alone > 0 and self.alone not in self.out
 
     def wants(self, item: Item) -> bool:
         return item.index > self.after and item.has(self.tags)
@@ -47,6 +54,12 @@ class Touch:
     failures: int = 0
     code: str = ""  # of the last failure, as the reason
     reason: str = ""
+    losses: int = 0
+    busy_ms: int = 0
+
+    @property
+    def goes_alone(self) -> bool:
+        return self.failures >= 2 or self.losses >= 1
 
 
 @dataclass(eq=False)
@@ -54,7 +67,9 @@ class Group:
     committed: set[int] = field(default_factory=set)
     given_up: set[int] = field(default_factory=set)
     touches: dict[int, Touch] = field(default_factory=dict)
-    held: dict[int, tuple[float, str]] = field(default_factory=dict)  # until when, and for which user
+    # until when, for which user, and which process has to come back
+    held: dict[int, tuple[float, str, str]] = field(default_factory=dict)
+    failed_by: dict[int, str] = field(default_factory=dict)  # goes to another than this user
     # what it holds back: tags -> when the last consumer with them left; None while one is connected
     filters: dict[tuple[tuple[str, str], ...], float | None] = field(default_factory=dict)
     users: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # what each watched for last
@@ -84,3 +99,4 @@ class Group:
         self.given_up.discard(index)
         self.touches.pop(index, None)
         self.held.pop(index, None)
+        self.failed_by.pop(index, None)

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import TypeAlias
 
 from easq.model import Tags
+from easq.storage import core
 from easq.storage.base import Limits, Timing
-from easq.storage.effects import Effects
+from easq.storage.effects import Effects, Touch
 from easq.storage.filters import Filter
 
-#: an item that failed so often in a group is handed out alone
+#: an item that failed so often in a group is handed out alone, as is one whose connection was lost
 ALONE_AFTER = 2
+#: of an item in a group: deliveries, failures, losses, and how long it was busy, in milliseconds
+Counts: TypeAlias = tuple[int, int, int, int]
 
 
 class Broken(AssertionError):
@@ -51,6 +55,9 @@ class Seat:
     out: set[int] = field(default_factory=set)
     highest: dict[int, int] = field(default_factory=dict)  # class -> last first delivery
     stopped: bool = False
+    process: str = ""
+    back: set[int] = field(default_factory=set)  # its process had these, and was away for a moment
+    kept: set[int] = field(default_factory=set)  # held for this user, which gets them one after the other
 
     def wants(self, index: int, item: Item) -> bool:
         return index > self.after and all(item.tags.get(key) == value for key, value in self.tags.items())
@@ -65,7 +72,12 @@ class Team:
     given_up: set[int] = field(default_factory=set)
     deliveries: dict[int, int] = field(default_factory=dict)
     failures: dict[int, int] = field(default_factory=dict)
-    held: dict[int, tuple[float, str | None]] = field(default_factory=dict)  # index -> until, for whom
+    losses: dict[int, int] = field(default_factory=dict)
+    busy_ms: dict[int, int] = field(default_factory=dict)
+    # index -> until, for whom, and the process that has to come back
+    held: dict[int, tuple[float, str | None, str]] = field(default_factory=dict)
+    failed_by: dict[int, str] = field(default_factory=dict)  # goes to another than this user
+    free_again: set[int] = field(default_factory=set)  # of these, what there was no other for
     seats: dict[str, Seat] = field(default_factory=dict)
     # what it holds back: tags -> when the last seat with them was left; None while there is one
     filters: dict[tuple[tuple[str, str], ...], float | None] = field(default_factory=dict)
@@ -92,13 +104,40 @@ class Team:
         return self.filters != before
 
     def alone(self, index: int) -> bool:
-        return self.failures.get(index, 0) >= ALONE_AFTER
+        return self.failures.get(index, 0) >= ALONE_AFTER or self.losses.get(index, 0) > 0
+
+    def counts(self, index: int) -> Counts:
+        return (
+            self.deliveries.get(index, 0),
+            self.failures.get(index, 0),
+            self.losses.get(index, 0),
+            self.busy_ms.get(index, 0),
+        )
+
+    def others(self, index: int, item: Item) -> bool:
+        """Whether somebody else than who failed the item could have it."""
+        user = self.failed_by[index]
+        return any(
+            seat.user != user and not seat.stopped and seat.wants(index, item) for seat in self.seats.values()
+        )
+
+    def may_have(self, seat: Seat, index: int, item: Item) -> bool:
+        """Whether the item is not for another consumer, since this one failed it."""
+        return self.failed_by.get(index) != seat.user or not self.others(index, item)
 
     def forget(self, index: int) -> None:
         self.committed.discard(index)
         self.given_up.discard(index)
         self.late.discard(index)
-        for rows in (self.deliveries, self.failures, self.held):
+        self.free_again.discard(index)
+        for rows in (
+            self.deliveries,
+            self.failures,
+            self.losses,
+            self.busy_ms,
+            self.held,
+            self.failed_by,
+        ):
             rows.pop(index, None)
         for seat in self.seats.values():
             seat.out.discard(index)
@@ -122,7 +161,7 @@ class Books:
         self.gone: set[int] = set()  # acknowledged removals
         self.done: dict[str, set[int]] = {}  # acknowledged commits, and what was given up
         self.asked: dict[str, set[int]] = {}  # all commits, acknowledged or not
-        self.counted: dict[tuple[str, int], tuple[int, int]] = {}  # acknowledged counts
+        self.counted: dict[tuple[str, int], Counts] = {}  # acknowledged counts
         self.effects = Effects()  # what the current event must ask for
 
     # -- entries ---------------------------------------------------------------------------------------------------
@@ -226,12 +265,15 @@ class Books:
         return self.ended and not self.allotted and committed == len(self.items)
 
     def attach(self, seat: Seat, now: float, unsent: set[int]) -> None:
-        """The connection is there, an older one of the name is closed. What was kept for this user and is not
-        wanted any more, or has to go alone, is everybody's.
+        """The connection is there, an older one of the name is closed. What was kept for this user and is not wanted
+        any more is everybody's. A process that is back has all that it had; another one gets it one by one, and what
+        that other process had has failed.
         """
         team = seat.team
         if seat.user in team.seats:
-            self.leave(team.seats[seat.user], now, lost=False, unsent=unsent)
+            older = team.seats[seat.user]
+            is_back = seat.process != "" and older.process == seat.process
+            self.leave(older, now, lost=is_back, unsent=unsent)
         team.seats[seat.user] = seat
         wanted, before = tuple(sorted(seat.tags.items())), team.wanted.get(seat.user)
         team.wanted[seat.user] = wanted
@@ -243,9 +285,20 @@ class Books:
             del team.filters[before]
             self.effects.groups.append(team.name)
             self.sweep()
-        for index in [index for index, (_, user) in team.held.items() if user == seat.user]:
-            if team.alone(index) or index in self.claimed or not seat.wants(index, self.items[index]):
+        mine = {index: kept for index, kept in sorted(team.held.items()) if kept[1] == seat.user}
+        for index, (until, _, process) in mine.items():
+            if process not in ("", seat.process) and not self._lost(team, index):
+                team.held[index] = (until, seat.user, "")
+        for _, index in sorted((self._rank(index), index) for index in mine if index in team.held):
+            until, _, process = team.held[index]
+            if index in self.claimed or not seat.wants(index, self.items[index]):
                 del team.held[index]
+            elif process and len(seat.back) < seat.window:
+                seat.back.add(index)
+                del team.held[index]
+            else:
+                seat.kept.add(index)
+                team.held[index] = (until, seat.user, "")
 
     def leave(self, seat: Seat, now: float, *, lost: bool, unsent: set[int]) -> None:
         team = seat.team
@@ -255,19 +308,35 @@ class Books:
             team.filters[tuple(sorted(seat.tags.items()))] = now
             self.effects.groups.append(team.name)
         self._unsent(team, unsent)
+        until = now + self.timing.leave_grace_s
         for index in sorted(seat.out) if lost else ():
-            if not self._failed(team, index):
-                team.held[index] = (now + self.timing.leave_grace_s, seat.user)
+            if seat.process:
+                team.held[index] = (until, seat.user, seat.process)
+            elif team.losses.get(index, 0) < core.FREE_LOSSES:
+                team.losses[index] = team.losses.get(index, 0) + 1
+                self.effects.touched.append((team.name, index))
+                team.held[index] = (until, seat.user, "")
+            elif not self._lost(team, index):
+                team.held[index] = (until, seat.user, "")
+
+    def _lost(self, team: Team, index: int) -> bool:
+        """A lost connection is a failure; whether it was the last that is allowed."""
+        team.held.pop(index, None)
+        team.losses[index] = team.losses.get(index, 0) + 1
+        return self._failed(team, index)
 
     def _unsent(self, team: Team, unsent: Iterable[int]) -> None:
         for index in unsent:
             team.late.add(index)
             team.held.pop(index, None)
+            for seat in team.seats.values():
+                seat.back.discard(index)
 
     def _failed(self, team: Team, index: int) -> bool:
         """One failure more; whether it was the last that is allowed."""
         failures = team.failures[index] = team.failures.get(index, 0) + 1
         team.deliveries.setdefault(index, 0)
+        team.busy_ms.pop(index, None)
         self.effects.touched.append((team.name, index))
         if not self.max_failures or failures < self.max_failures or not self.has_rear_room:
             return False
@@ -292,6 +361,7 @@ class Books:
             for seat in team.seats.values():
                 seat.out.discard(index)
             team.held.pop(index, None)
+            team.failed_by.pop(index, None)
             team.committed.add(index)
             team.given_up.discard(index)
         for index in counted:
@@ -302,24 +372,45 @@ class Books:
         return len(counted)
 
     def negative(
-        self, name: str, pending: dict[int, Seat], unsent: set[int], *, shutdown: bool, now: float
+        self,
+        name: str,
+        pending: dict[int, Seat],
+        unsent: set[int],
+        *,
+        code: str,
+        now: float,
+        delay_s: float | None = None,
     ) -> None:
         """`pending` are with these connections, `unsent` come back before they were sent."""
         if pending:
             self._unsent(self.teams[name], unsent)
         for index, seat in pending.items():
             seat.out.discard(index)
-            if shutdown:
+            seat.back.discard(index)
+            team = seat.team
+            if code == core.SHUTDOWN:
                 seat.stopped = True
-            elif not self._failed(seat.team, index):
+                continue
+            waited_ms, limit_ms = team.busy_ms.get(index, 0), round(self.timing.busy_limit_s * 1000)
+            if code == core.BUSY and not (limit_ms and waited_ms >= limit_ms):
+                wait_ms = min(max(waited_ms, 1000), 30_000) if delay_s is None else round(delay_s * 1000)
+                wait_ms = min(wait_ms, limit_ms - waited_ms) if limit_ms else wait_ms
+                team.busy_ms[index] = waited_ms + wait_ms
+                self.effects.touched.append((team.name, index))
+                delay = wait_ms / 1000
+            elif self._failed(team, index):
+                continue
+            else:
                 delays = self.timing.backoff_s
-                delay = delays[min(seat.team.failures[index], len(delays)) - 1]
-                if delay > 0:
-                    seat.team.held[index] = (now + delay, None)
+                delay = delays[min(team.failures[index], len(delays)) - 1]
+            team.failed_by[index] = seat.user
+            team.free_again.discard(index)
+            if delay > 0:
+                team.held[index] = (now + delay, None, "")
 
     def due(self) -> float:
         """When something is to be done, at the latest."""
-        held = [until for team in self.teams.values() for until, _ in team.held.values()]
+        held = [until for team in self.teams.values() for until, _, _ in team.held.values()]
         left = [since for team in self.teams.values() for since in team.filters.values() if since is not None]
         return min([*held, *(since + self.timing.group_retention_s for since in left)], default=inf)
 
@@ -327,8 +418,13 @@ class Books:
         """What was held is ready, groups that left long ago hold nothing back."""
         lapsed = False
         for team in self.teams.values():
-            for index in [index for index, (until, _) in team.held.items() if until <= now]:
-                del team.held[index]
+            over = sorted((until, index) for index, (until, _, _) in team.held.items() if until <= now)
+            for _, index in over:
+                _, user, process = team.held.pop(index)
+                if process and not self._lost(team, index):
+                    assert user is not None
+                    team.failed_by[index] = user
+                    team.free_again.discard(index)
             for user in [user for user, since in team.left.items() if since + self.timing.forget_s <= now]:
                 del team.left[user], team.wanted[user]
             if team.lapse(now, self.timing.group_retention_s):
@@ -348,10 +444,8 @@ class Books:
         for name, index, touch in effects.given_up:
             if name in self.teams and index in self.items:
                 team = self.teams[name]
-                counts = (team.deliveries[index], team.failures[index])
-                hold(
-                    "P13 with its counts", (touch.deliveries, touch.failures) == counts, index, touch, counts
-                )
+                counts = team.counts(index)
+                hold("P13 with its counts", counts_of(touch) == counts, index, touch, counts)
         unanswered = [index for index, _ in effects.unanswered]
         hold(
             "P13 unanswered", sorted(unanswered) == sorted(index for index, _ in due.unanswered), effects, due
@@ -364,11 +458,11 @@ class Books:
         )
         for name in effects.forgotten_groups:
             team = self.teams.pop(name)
-            known = bool(team.committed or team.deliveries or team.failures or team.held)
+            known = any((team.committed, team.deliveries, team.failures, team.losses, team.held))
             hold("P16 a group in use is kept", not (team.filters or known), team)
 
-    def delivered(self, seat: Seat, index: int, deliveries: int) -> None:
-        """A frame was sent: it may be, and it is counted."""
+    def delivered(self, seat: Seat, index: int, deliveries: int, *, exact: bool) -> None:
+        """A frame was sent: it may be, and it is counted. When `exact` it was handed out just now."""
         team = seat.team
         hold("I10 what is gone is not delivered", index in self.items, index)
         item = self.items[index]
@@ -378,7 +472,13 @@ class Books:
         hold("a consumer that said Shutdown gets nothing", not seat.stopped, seat, index)
         others = [other.user for other in team.seats.values() if index in other.out]
         hold("I5 one owner", not others, index, seat.user, others)
-        until, user = team.held.pop(index, (0.0, seat.user))
+        if exact and index not in team.free_again:
+            hold("P10 what failed goes to another", team.may_have(seat, index, item), seat, index)
+        keepers = [other.user for other in team.seats.values() if other is not seat and index in other.back]
+        hold("P11 a process that is back keeps what it holds", not keepers, index, seat.user, keepers)
+        if index not in team.held:
+            seat.kept.discard(index)  # it was not done in time, and is like any other
+        until, user, _ = team.held.pop(index, (0.0, seat.user, ""))
         hold("P11 held back", user == seat.user, index, seat.user, user, until)
         known = team.deliveries.get(index, 0) + 1
         hold("I9 deliveries are counted", deliveries == known, team.name, index, deliveries, known)
@@ -387,9 +487,11 @@ class Books:
             last = seat.highest.get(item.priority, 0)
             hold("I7 first deliveries ascend", index > last, seat, index, last)
             seat.highest[item.priority] = index
-        busy = any(team.alone(other) for other in seat.out)
-        hold("P13 nothing beside an item that goes alone", not busy, seat, index)
-        hold("P13 it goes alone", not (team.alone(index) and seat.out), seat, index)
+        if index not in seat.back:
+            busy = any(team.alone(other) or other in seat.kept for other in seat.out)
+            hold("P13 nothing beside an item that goes alone", not busy, seat, index)
+            alone = team.alone(index) or index in seat.kept
+            hold("P13 it goes alone", not (alone and seat.out), seat, index)
         seat.out.add(index)
         hold("I6 the window", len(seat.out) <= seat.window, seat)
 
@@ -417,19 +519,32 @@ class Books:
             alone = {index for index in ready if team.alone(index)}
             waiting = []
             for seat in team.seats.values():
-                wanted = [index for index, item in ready.items() if seat.wants(index, item)]
+                wanted = [
+                    index
+                    for index, item in ready.items()
+                    if seat.wants(index, item) and team.may_have(seat, index, item)
+                ]
                 among = [index for index in wanted if index not in alone]
                 self._in_order(seat, sent.get(seat.number, []), among)
-                taken = seat.stopped or any(team.alone(index) for index in seat.out)
-                if taken or len(seat.out) >= seat.window:
+                taken = seat.stopped or any(team.alone(index) or index in seat.kept for index in seat.out)
+                keeps = any(index in ready or index in team.held for index in seat.kept - seat.out)
+                if taken or (keeps and seat.out) or len(seat.out) >= seat.window:
                     continue
                 hold("I15 an empty connection has what is ready", bool(seat.out) or not wanted, seat, wanted)
                 if among:
                     waiting.append(seat)
             hold("I15 a free slot has what is ready", len(waiting) <= len(alone), waiting, ready)
 
+    def no_others(self) -> None:
+        """What failed and has no other consumer is like any other from now on, whoever comes."""
+        for team in self.teams.values():
+            for index in team.failed_by.keys() - team.held.keys():
+                if not team.others(index, self.items[index]):
+                    team.free_again.add(index)
+
     def _in_order(self, seat: Seat, sent: list[int], left: list[int]) -> None:
         """Class, then index: within what was sent, and before what was left."""
+        sent = [index for index in sent if index not in seat.back | seat.kept]
         ranks = [self._rank(index) for index in sent if index in self.items]
         hold("P8 the highest class and lowest index first", ranks == sorted(ranks), seat, sent)
         among = [self._rank(index) for index in sent if index in self.items and not seat.team.alone(index)]
@@ -446,7 +561,7 @@ class Books:
         items: dict[int, tuple[int, int, Tags]],
         last: int,
         committed: dict[str, dict[int, bool]],
-        touched: dict[str, dict[int, tuple[int, int]]],
+        touched: dict[str, dict[int, Counts]],
         groups: dict[str, list[tuple[Filter, float | None]]],
         now: float,
     ) -> None:
@@ -476,16 +591,18 @@ class Books:
                 team.given_up = {index for index in rows if committed[name][index]}
         for (name, index), counts in self.counted.items():
             if index in items and name in teams:
-                known = touched.get(name, {}).get(index, (0, 0))
-                hold(
-                    "P12 counts never shrink",
-                    min(k - c for k, c in zip(known, counts, strict=True)) >= 0,
-                    known,
-                )
+                known = touched.get(name, {}).get(index, (0, 0, 0, 0))
+                # but for the time that it was busy, which begins anew with each failure
+                is_less = any(k < c for k, c in zip(known[:3], counts[:3], strict=True))
+                hold("P12 counts never shrink", not is_less, known)
         for name, rows_of in touched.items():
-            for index, (deliveries, failures) in rows_of.items():
+            for index, counts in rows_of.items():
                 if name in teams and index in items:
-                    teams[name].deliveries[index], teams[name].failures[index] = deliveries, failures
+                    team = teams[name]
+                    for rows, count in zip(
+                        (team.deliveries, team.failures, team.losses, team.busy_ms), counts, strict=True
+                    ):
+                        rows[index] = count
         self.items = {index: self.put[index] for index in items}
         self.put = {index: item for index, item in self.put.items() if index <= last}
         self.stored |= items.keys()
@@ -493,6 +610,11 @@ class Books:
         self.allotted, self.claimed, self.teams = {}, set(), teams
         self.asked = {name: {*committed.get(name, ())} for name in teams}
         self.effects = Effects()
+
+
+def counts_of(touch: Touch) -> Counts:
+    """What is counted of an item."""
+    return touch.deliveries, touch.failures, touch.losses, touch.busy_ms
 
 
 def _pairs(given_up: Iterable[tuple[str, int, object]]) -> list[tuple[str, int]]:

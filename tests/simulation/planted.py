@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -15,7 +16,7 @@ from easq.storage.core import Stream
 from easq.storage.effects import Effects, Touch
 from easq.storage.entries import Entries
 from easq.storage.filters import CONNECTED, NOBODY, Filters
-from easq.storage.groups import Group, Session
+from easq.storage.groups import Group, Hold, Session
 from easq.storage.handout import Handout
 from easq.storage.holding import Holding
 
@@ -25,7 +26,7 @@ def _nobody_has(stream: Stream, session: Session) -> None:
     group = stream._groups[session.consumer.group]
     for index in session.out:
         del group.pending[index]
-        group.held[index] = (inf, None)
+        group.held[index] = Hold(inf)
     session.out.clear()
     session.box.clear()
 
@@ -143,9 +144,9 @@ def time_is_not_due(patch: pytest.MonkeyPatch) -> None:
     """Nothing is done at its time, unless something else is due."""
     original = Stream._hold
 
-    def hold(self: Stream, group: Group, index: int, until: float, user: str | None) -> None:
+    def hold(self: Stream, group: Group, index: int, hold: Hold) -> None:
         due = self.due
-        original(self, group, index, until, user)
+        original(self, group, index, hold)
         self.due = due
 
     patch.setattr(Stream, "_hold", hold)
@@ -189,6 +190,57 @@ def forgotten_groups_come_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Stream, "restore_group", restore_group)
 
 
+def a_process_that_is_back_has_failed(patch: pytest.MonkeyPatch) -> None:
+    """A lost connection is a failure at once, whether its process comes back or not."""
+    original = Stream._hold
+
+    def hold(self: Stream, group: Group, index: int, hold: Hold) -> None:
+        if hold.process:
+            group.touched[index].failures += 1
+        original(self, group, index, hold)
+
+    patch.setattr(Stream, "_hold", hold)
+
+
+def a_process_that_is_back_has_nothing(patch: pytest.MonkeyPatch) -> None:
+    """What a process held when its connection was lost is everybody's as soon as it is back."""
+    original = Handout.give_back
+
+    def give_back(self: Handout, group: Group, session: Session, effects: Effects) -> None:
+        for index in [index for index, hold in group.held.items() if hold.process]:
+            del group.held[index]
+            self.put_back(group, index)
+        original(self, group, session, effects)
+
+    patch.setattr(Handout, "give_back", give_back)
+
+
+def busy_is_a_failure(patch: pytest.MonkeyPatch) -> None:
+    """What a model had no time for has failed."""
+    patch.setattr(Stream, "_busy_for", lambda *_: None)
+
+
+def busy_never_ends(patch: pytest.MonkeyPatch) -> None:
+    """An item may be busy for as long as it likes."""
+    original = Stream._busy_for
+
+    def busy_for(self: Stream, touch: Touch, delay_s: float | None) -> int | None:
+        return original(self, replace(touch, busy_ms=0), delay_s)
+
+    patch.setattr(Stream, "_busy_for", busy_for)
+
+
+def what_failed_comes_to_the_same(patch: pytest.MonkeyPatch) -> None:
+    """An item goes to the consumer that failed it, as any item does."""
+    original = Handout.put_back
+
+    def put_back(self: Handout, group: Group, index: int) -> None:
+        group.failed_by.pop(index, None)
+        original(self, group, index)
+
+    patch.setattr(Handout, "put_back", put_back)
+
+
 BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     bug.__name__: bug
     for bug in (
@@ -208,5 +260,9 @@ BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         a_break_ends_a_filter,
         what_a_filter_held_stays,
         forgotten_groups_come_back,
+        a_process_that_is_back_has_failed,
+        a_process_that_is_back_has_nothing,
+        busy_is_a_failure,
+        what_failed_comes_to_the_same,
     )
 }

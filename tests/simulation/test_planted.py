@@ -12,7 +12,7 @@ from tests.simulation.world import play
 _LIVES = 60
 #: planted bug -> the promises of which one is named
 NAMED = {
-    "takeover_forgets_what_is_out": ("I15", "I13", "P10"),
+    "takeover_forgets_what_is_out": ("I15", "I13", "P10", "P8"),
     "redelivery_loses_priority": ("P8",),
     "truncate_takes_one_more": ("truncate counts", "I1"),
     "counts_start_anew_after_a_restart": ("I9",),
@@ -28,6 +28,10 @@ NAMED = {
     "a_break_ends_a_filter": ("I1", "P9", "P16", "I13"),
     "what_a_filter_held_stays": ("I1", "P9", "I13"),
     "forgotten_groups_come_back": ("I1", "P9", "P16", "I13"),
+    "a_process_that_is_back_has_failed": ("I9", "P13", "P12"),
+    "a_process_that_is_back_has_nothing": ("P11", "P8", "P13", "I15"),
+    "busy_is_a_failure": ("P11", "P12", "P13", "I9"),
+    "what_failed_comes_to_the_same": ("P10",),
 }
 
 

@@ -18,7 +18,7 @@ from easq.storage.changes import Change, Keyed, Removed
 from easq.storage.core import Stream
 from easq.storage.effects import Effects, Touch
 from easq.storage.embedded import Settle
-from easq.storage.groups import Session
+from easq.storage.groups import Hold, Session
 from tests.reliability.check import violations
 from tests.simulation.engine import Kept, OnDisk
 from tests.simulation.traffic import Course, play, text_of
@@ -127,7 +127,7 @@ def a_goodbye_waits_too(patch: pytest.MonkeyPatch) -> None:
         out, group = set(session.out) - set(session.box), self._groups[session.consumer.group]
         original(self, session, lost=lost, now=now, effects=effects)
         for index in () if lost else out:
-            self._hold(group, index, now + 0.5, session.consumer.user)
+            self._hold(group, index, Hold(now + 0.5, session.consumer.user))
 
     patch.setattr(Stream, "_leave", leave)
 

@@ -14,9 +14,9 @@ from random import Random
 from easq.errors import QueueFull, StreamEnded
 from easq.model import Consumer
 from easq.storage.base import Limits, Subscription, Timing
-from easq.storage.core import SHUTDOWN
+from easq.storage.core import BUSY, SHUTDOWN
 from easq.storage.effects import Effects
-from tests.simulation.books import Books, Broken, Item, Seat, hold
+from tests.simulation.books import Books, Broken, Item, Seat, counts_of, hold
 from tests.simulation.disk import Disk, Job
 
 #: random events of one seed
@@ -58,6 +58,7 @@ class World:
             leave_grace_s=pick((0.0, 2.0, 2.0)),
             group_retention_s=pick((5.0, 60.0)),
             backoff_s=pick(((0.0,), (0.0, 0.1, 0.5, 2.0, 5.0), (0.3,))),
+            busy_limit_s=pick((0.0, 0.4, 0.4)),
             forget_s=pick((3.0, 300.0)),
         )
         self.limits = Limits(pick((6, 20, 1000)), pick((60, 10_000)), evict=self.random.random() < 0.15)
@@ -65,7 +66,7 @@ class World:
         self.now = 1000.0
         self.story: list[str] = [f"{self.timing} {self.limits}"]
         self.deliveries = self.crashes = 0
-        self.eager = True
+        self.eager = self.exact = True
         self.may_fail = True
         max_failures = pick((0, 2, 3, 5))
         self.books = Books(self.timing, max_failures)
@@ -107,10 +108,13 @@ class World:
         (event,) = self.random.choices(self._events, self._weights)
         was_eager = self.eager
         self.sent = {}
+        self.exact = False
         event()
+        self.exact = was_eager and self.eager
         if self.eager:
             self.fetch_all()
             self.books.idle(self.sent if was_eager else {})
+        self.books.no_others()
         self.check()
 
     def tell(self, *what: object) -> None:
@@ -310,10 +314,13 @@ class World:
         group, user = self.random.choice(self.groups), self.random.choice(USERS)
         tags = {"color": self.random.choice(("red", "blue"))} if self.random.random() < 0.3 else {}
         after = self.random.choice((0, 0, 0, 0, self.books.highest, self.books.highest // 2))
-        self.join(group, user, self.random.randint(1, 5), after, tags)
+        process = self.random.choice(("", "p", "p", "q"))
+        self.join(group, user, self.random.randint(1, 5), after, tags, process)
 
-    def join(self, group: str, user: str, window: int, after: int, tags: dict[str, str]) -> None:
-        self.tell("attach", group, user, "window", window, "after", after, tags)
+    def join(
+        self, group: str, user: str, window: int, after: int, tags: dict[str, str], process: str = ""
+    ) -> None:
+        self.tell("attach", group, user, "window", window, "after", after, tags, process)
         known = self.books.teams.get(group)
         replaced = known.seats.get(user) if known is not None else None
         unsent = self.unsent(replaced) if replaced is not None else set()
@@ -321,7 +328,7 @@ class World:
         auto = self.random.random() < 0.1
         try:
             number, effects = self.stream.attach(
-                Consumer(group, user), Subscription(window, after, tags, auto), self.now
+                Consumer(group, user), Subscription(window, after, tags, auto, process), self.now
             )
         except StreamEnded:
             hold("a watch is refused when nothing is left", is_through, group)
@@ -330,11 +337,10 @@ class World:
         hold("no connection number twice", number not in self.seats and number not in self.left, number)
         due = set() if replaced is None else {replaced.number}
         hold("the older connection is replaced", effects.replaced == due, effects, due)
-        seat = Seat(number, self.books.team(group), user, window, after, tags)
+        seat = Seat(number, self.books.team(group), user, window, after, tags, process=process)
         self.books.attach(seat, self.now, unsent)
         self.seats[number] = seat
-        gone = tuple(effects.removed)
-        self.done(effects, lambda: self.books.gone.update(gone))
+        self.group_done(group, effects)
 
     def leave(self, seat: Seat | None = None) -> None:
         """A connection ends, closed or lost; now and then one that has ended before."""
@@ -374,7 +380,7 @@ class World:
         hold("a fetch keeps its bounds", len(fetched) <= most, fetched, most)
         for index, deliveries in fetched:
             self.tell("   ", seat.team.name, seat.user, "gets", index, deliveries)
-            self.books.delivered(seat, index, deliveries)
+            self.books.delivered(seat, index, deliveries, exact=self.exact)
             self.disk.remember(seat.team.name, index, self.now)
             self.sent.setdefault(seat.number, []).append(index)
             self.deliveries += 1
@@ -415,8 +421,9 @@ class World:
         name = self.random.choice(self.groups)
         indexes = self.chosen(name)
         shutdown = self.random.random() < 0.15
-        code = SHUTDOWN if shutdown else self.random.choice(("", "500", "EngineError"))
-        self.tell("negative", name, indexes, code)
+        code = SHUTDOWN if shutdown else self.random.choice(("", "500", "EngineError", BUSY, BUSY))
+        delay_s = self.random.choice((None, 0.0, 0.5, 9.0))
+        self.tell("negative", name, indexes, code, delay_s)
         pending: dict[int, Seat] = {}
         unsent: set[int] = set()
         for index in indexes:
@@ -426,8 +433,10 @@ class World:
                 unsent |= {index} - seat.out
         for seat in pending.values() if shutdown else ():
             unsent |= self.unsent(seat)
-        self.books.negative(name, pending, unsent, shutdown=shutdown, now=self.now)
-        count, effects = self.stream.negative(name, indexes, code=code, reason="why", now=self.now)
+        self.books.negative(name, pending, unsent, code=code, now=self.now, delay_s=delay_s)
+        count, effects = self.stream.negative(
+            name, indexes, code=code, reason="why", now=self.now, delay_s=delay_s
+        )
         hold("P10 a negative counts what is pending", count == len(pending), count, pending)
         self.group_done(name, effects)
 
@@ -444,16 +453,25 @@ class World:
             self.books.tick(self.now)
             effects = self.stream.tick(self.now)
             hold("what is due comes later", self.stream.due > self.now, self.stream.due)
+            given_up: dict[str, set[int]] = {}
+            for name, index, _ in effects.given_up:
+                given_up.setdefault(name, set()).add(index)
             gone = tuple(effects.removed)
-            self.done(effects, lambda: self.books.gone.update(gone))
+
+            def ack() -> None:
+                self.books.gone.update(gone)
+                for name, indexes in given_up.items():
+                    self.books.done.setdefault(name, set()).update(indexes)
+
+            self.done(effects, ack)
 
     def flush(self) -> None:
         """The counts that changed are under way to the disk, as they are."""
         counts = {}
         for name, index, touch in self.disk.flush(self.stream.touch):
             team = self.books.teams[name]
-            counts[name, index] = team.deliveries.get(index, 0), team.failures.get(index, 0)
-            told = touch.deliveries, touch.failures
+            counts[name, index] = team.counts(index)
+            told = counts_of(touch)
             hold("I9 counts", told == counts[name, index], name, index, told, counts[name, index])
         self.disk.jobs[-1].told = lambda: self.books.counted.update(counts)
         self.tell("flush", counts)
@@ -475,7 +493,7 @@ class World:
         disk = self.disk
         disk.cut_power(kept)
         touched = {
-            name: {index: (touch.deliveries, touch.failures) for index, touch in rows.items()}
+            name: {index: counts_of(touch) for index, touch in rows.items()}
             for name, rows in disk.touched.items()
         }
         self.books.recover(disk.items, disk.last, disk.committed, touched, disk.groups, self.now)

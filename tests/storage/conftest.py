@@ -55,9 +55,16 @@ class Engine:
         return [frame.index for frame in frames]
 
     async def attach(
-        self, user: str = "u", group: str = "g", *, window: int = 10, after: int = 0, tags: Tags | None = None
+        self,
+        user: str = "u",
+        group: str = "g",
+        *,
+        window: int = 10,
+        after: int = 0,
+        tags: Tags | None = None,
+        process: str = "",
     ) -> int:
-        subscription = Subscription(window, after, tags or {})
+        subscription = Subscription(window, after, tags or {}, process=process)
         return await self.storage.attach("q", Consumer(group, user), subscription, now=self.now)
 
     async def detach(self, session: int, *, lost: bool = False, after_s: float = 0.0) -> None:
@@ -90,8 +97,18 @@ class Engine:
     async def commit(self, *indexes: int, group: str = "g") -> int:
         return await self.storage.commit("q", group, indexes)
 
-    async def negative(self, *indexes: int, group: str = "g", code: str = "", at_s: float = 0.0) -> int:
-        return await self.storage.negative("q", group, indexes, code=code, reason="", now=self.now + at_s)
+    async def negative(
+        self,
+        *indexes: int,
+        group: str = "g",
+        code: str = "",
+        at_s: float = 0.0,
+        delay_s: float | None = None,
+    ) -> int:
+        now = self.now + at_s
+        return await self.storage.negative(
+            "q", group, indexes, code=code, reason="", now=now, delay_s=delay_s
+        )
 
     async def length(self) -> int:
         return (await self.storage.attributes("q", now=self.now)).length

@@ -50,6 +50,13 @@ class Graves(Engine):
             assert index in await self.leased(session)
             await self.storage.negative("q", group, [index], code=code, reason=reason, now=self.now)
 
+    async def dead(self, count: int) -> None:
+        """The rear store comes to have so many items."""
+        async with asyncio.timeout(10):
+            while len(await self.all_of("q#rear")) < count:
+                await asyncio.sleep(0.01)
+        assert len(await self.all_of("q#rear")) == count
+
 
 @pytest.fixture
 def bury(engine_url: str) -> Callable[[Callable[[Graves], Awaitable[Any]]], Any]:
@@ -114,16 +121,79 @@ def test_lost_connections_count_and_closed_ones_do_not(bury: Any) -> None:
             session = await engine.attach()
             await engine.leased(session)
             await engine.detach(session)
-        for _ in range(2):
-            session = await engine.attach()
+        for process in "ab":
+            session = await engine.attach(process=process)
             await engine.leased(session)
             await engine.detach(session, lost=True)
+        await engine.dead(1)
         ((tags, data),) = await engine.all_of("q/sink")
         assert (tags["lastCode"], data) == ("500", b"the connection was lost")
         ((rear, _),) = await engine.all_of("q#rear")
         assert (rear["rear@deliveries"], rear["rear@failures"]) == ("7", "2")
 
     bury(body)
+
+
+def test_a_loss_counts_when_the_process_is_not_back_in_time(engine_url: str) -> None:
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        session = await engine.attach(process="p")
+        await engine.leased(session)
+        await engine.detach(session, lost=True)
+        await engine.dead(1)
+
+    run_graves(engine_url, body, AT_ONCE, max_failures=1)
+
+
+def test_a_loss_counts_when_another_process_is_there_in_its_place(engine_url: str) -> None:
+    """A worker that the item killed, and that was started again."""
+
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        session = await engine.attach(process="p")
+        await engine.leased(session)
+        await engine.detach(session, lost=True)
+        assert await engine.length() == 1
+        await engine.attach(process="q")
+        await engine.dead(1)
+
+    run_graves(engine_url, body, TIMING, max_failures=1)
+
+
+def test_the_eleventh_loss_of_an_unknown_process_counts(engine_url: str) -> None:
+    """Also where the service was started again in between."""
+
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        for turn in range(11):
+            if turn == 5 and engine.url != "memory:":
+                await engine.restart()
+            session = await engine.attach()
+            await engine.leased(session)
+            assert await engine.length() == 1
+            await engine.detach(session, lost=True)
+        await engine.dead(1)
+
+    run_graves(engine_url, body, AT_ONCE, max_failures=1)
+
+
+def test_an_item_that_was_busy_for_too_long_has_failed(engine_url: str) -> None:
+    async def body(engine: Graves) -> None:
+        await engine.put()
+        session = await engine.attach()
+        for _ in range(3):
+            assert await engine.leased(session) == [1]
+            await engine.negative(
+                1, code="Busy", delay_s=0.02
+            )  # the third is cut to what is left of the limit
+        assert await engine.leased(session) == [1]
+        assert await engine.all_of("q#rear") == []
+        await engine.negative(1, code="Busy", delay_s=0.02)
+        await engine.dead(1)
+        ((tags, _),) = await engine.all_of("q/sink")
+        assert tags["lastCode"] == "503"
+
+    run_graves(engine_url, body, Timing(busy_limit_s=0.05), max_failures=1)
 
 
 def test_shutdown_never_counts(bury: Any) -> None:
@@ -239,11 +309,11 @@ def test_items_that_are_given_up_together_fill_the_rear_store_and_no_more(engine
     async def body(engine: Graves) -> None:
         for _ in range(6):
             await engine.put()
-        session = await engine.attach()
+        session = await engine.attach(process="p")
         await engine.leased(session, 6)
         await engine.detach(session, lost=True)
+        await engine.dead(3)
         await engine.settle()
-        assert len(await engine.all_of("q#rear")) == 3
         assert await engine.indexes() == [4, 5, 6]
 
     run_graves(engine_url, body, AT_ONCE, max_failures=1)
@@ -456,18 +526,18 @@ def test_others_go_on_while_one_empties_itself(engine_url: str) -> None:
             await engine.put()
         few, many = await engine.attach("few", window=2), await engine.attach("many", window=4)
         held = {few: await engine.leased(few, 2), many: await engine.leased(many, 4)}
-        poison = held[few][0]
-        other = held[few][1]
+        poison, *others = held[many]
         await engine.negative(poison)
+        await engine.commit(held[few][0])
         assert await engine.leased(few) == [poison]
         await engine.negative(poison)
         for _ in range(4):
             await engine.put()
-        await engine.commit(*held[many])
-        assert await engine.leased(many, 4) == [7, 8, 9, 10]
-        assert await engine.has_nothing_for(few)
-        await engine.commit(other)
-        assert await engine.leased(few) == [poison]
+        await engine.commit(held[few][1])
+        assert await engine.leased(few, 2) == [7, 8]
+        assert await engine.has_nothing_for(many)
+        await engine.commit(*others)
+        assert await engine.leased(many) == [poison]
 
     run_graves(engine_url, body, AT_ONCE, max_failures=9)
 
@@ -504,16 +574,17 @@ def test_a_reserved_consumer_that_leaves_frees_the_item(engine_url: str) -> None
         assert await engine.leased(first, 2) == [1, 2]
         second = await engine.attach("second", window=2)
         assert await engine.leased(second, 2) == [3, 4]
-        await engine.negative(1)
-        assert await engine.leased(first) == [1]
-        await engine.negative(1)
-        assert await engine.has_nothing_for(first)
-        await engine.detach(first)
-        assert await engine.has_nothing_for(second)
-        await engine.commit(3, 4)
-        assert await engine.leased(second) == [1]
+        await engine.negative(3)
         await engine.commit(1)
-        assert await engine.leased(second) == [2]
+        assert await engine.leased(first) == [3]
+        await engine.negative(3)
+        assert await engine.has_nothing_for(second)
+        await engine.detach(second)
+        assert await engine.has_nothing_for(first)
+        await engine.commit(2)
+        assert await engine.leased(first) == [3]
+        await engine.commit(3)
+        assert await engine.leased(first) == [4]
 
     run_graves(engine_url, body, AT_ONCE, max_failures=9)
 

@@ -468,7 +468,7 @@ def test_a_closed_connection_returns_its_items_at_once(run: Run) -> None:
 
 
 def test_a_lost_connection_keeps_its_items_for_the_same_user(run: Run) -> None:
-    """The same user gets them at once and in order, another one only after the grace."""
+    """The same user gets them at once and in order, one after the other; another one only after the grace."""
 
     async def body(engine: Engine) -> None:
         first = await consumer_with(engine, 3, "first")
@@ -476,8 +476,155 @@ def test_a_lost_connection_keeps_its_items_for_the_same_user(run: Run) -> None:
         await engine.detach(first, lost=True)
         assert await engine.has_nothing_for(second)
         again = await engine.attach("first", window=3)
-        assert await engine.leased(again, 3) == [1, 2, 3]
+        for index in (1, 2, 3):
+            assert await engine.leased(again) == [index]
+            assert await engine.has_nothing_for(second)
+            assert await engine.has_nothing_for(again)
+            await engine.commit(index)
+
+    run(body)
+
+
+def test_a_process_that_is_back_keeps_what_it_holds(run: Run) -> None:
+    """All of it at once, however often, also when the service has not noticed the loss; nothing has failed."""
+
+    async def body(engine: Engine) -> None:
+        for _ in range(4):
+            await engine.put()
+        session = await engine.attach("first", window=3, process="p")
+        second = await engine.attach("second", window=1)
+        assert await engine.leased(session, 3) == [1, 2, 3]
+        assert await engine.leased(second) == [4]
+        for turn in range(8):
+            if turn % 2:
+                await engine.detach(session, lost=True)
+            session = await engine.attach("first", window=3, process="p")
+            assert await engine.leased(session, 3) == [1, 2, 3]
+        await engine.commit(4)
         assert await engine.has_nothing_for(second)
+        await engine.negative(3)  # its first failure, with no delay after it
+        assert await engine.leased(second) == [3]
+
+    run(body)
+
+
+def test_a_process_that_is_back_with_less_room_gets_the_rest_later(run: Run) -> None:
+    async def body(engine: Engine) -> None:
+        for _ in range(3):
+            await engine.put()
+        session = await engine.attach("first", window=3, process="p")
+        await engine.leased(session, 3)
+        await engine.detach(session, lost=True)
+        session = await engine.attach("first", window=2, process="p")
+        assert await engine.leased(session, 2) == [1, 2]
+        await engine.commit(1)
+        assert await engine.has_nothing_for(session)
+        await engine.commit(2)
+        assert await engine.leased(session) == [3]
+
+    run(body)
+
+
+def test_a_late_commit_of_what_a_lost_connection_had_counts(run: Run) -> None:
+    async def body(engine: Engine) -> None:
+        session = await consumer_with(engine, 2, "first")
+        await engine.detach(session, lost=True)
+        assert await engine.commit(1) == 1
+        again = await engine.attach("first")
+        assert await engine.leased(again) == [2]
+
+    run(body)
+
+
+def test_a_failed_item_goes_to_another_consumer(run: Run) -> None:
+    """It waits for one that has no room now, while there is one; the others go on with later items."""
+
+    async def body(engine: Engine) -> None:
+        for _ in range(3):
+            await engine.put()
+        bad, good = await engine.attach("bad", window=1), await engine.attach("good", window=1)
+        assert await engine.leased(bad) == [1]
+        assert await engine.leased(good) == [2]
+        await engine.negative(1)
+        assert await engine.leased(bad) == [3]
+        await engine.commit(3)
+        assert await engine.has_nothing_for(bad)
+        await engine.commit(2)
+        assert await engine.leased(good) == [1]
+
+    run(body)
+
+
+@pytest.mark.parametrize("how", ["never there", "leaves", "wants other tags"])
+def test_a_failed_item_comes_again_where_there_is_no_other(run: Run, how: str) -> None:
+    async def body(engine: Engine) -> None:
+        await engine.put()
+        only = await engine.attach("only", window=1)
+        assert await engine.leased(only) == [1]
+        if how != "never there":
+            other = await engine.attach(
+                "other", window=1, tags={"color": "red"} if how == "wants other tags" else {}
+            )
+        if how == "leaves":
+            await engine.put()
+            assert await engine.leased(other) == [2]
+        await engine.negative(1)
+        if how == "leaves":
+            assert await engine.has_nothing_for(only)
+            await engine.detach(other)
+        assert await engine.leased(only) == [1]
+
+    run(body)
+
+
+def test_an_item_that_failed_twice_goes_alone_to_another(engine_url: str) -> None:
+    async def body(engine: Engine) -> None:
+        await engine.put()
+        bad = await engine.attach("bad")
+        assert await engine.leased(bad) == [1]
+        await engine.negative(1)
+        assert await engine.leased(bad) == [1]
+        good = await engine.attach("good")
+        await engine.negative(1)
+        assert await engine.leased(good) == [1]
+        assert await engine.has_nothing_for(bad)
+
+    run_on(engine_url, body, Timing(backoff_s=(0.0,)))
+
+
+def test_a_busy_item_comes_again_when_it_is_due(engine_url: str) -> None:
+    """Nothing has failed, and the others go on meanwhile."""
+
+    async def body(engine: Engine) -> None:
+        for _ in range(2):
+            await engine.put()
+        session = await engine.attach(window=1)
+        assert await engine.leased(session) == [1]
+        begun = engine.now
+        await engine.negative(1, code="Busy", delay_s=0.3)
+        assert await engine.leased(session) == [2]
+        await engine.commit(2)
+        assert await engine.leased(session) == [1]
+        assert engine.now - begun >= 0.29
+        for _ in range(20):
+            await engine.negative(1, code="Busy", delay_s=0.0)
+            assert await engine.leased(session) == [1]
+        await engine.negative(1)  # the first failure, with no delay after it
+        assert await engine.leased(session) == [1]
+
+    run_on(engine_url, body, Timing(backoff_s=(0.0, 600.0)))
+
+
+def test_a_busy_item_goes_to_another_consumer(run: Run) -> None:
+    async def body(engine: Engine) -> None:
+        await engine.put()
+        one = await engine.attach("one")
+        assert await engine.leased(one) == [1]
+        two = await engine.attach("two")
+        await engine.negative(1, code="Busy", delay_s=0.0)
+        assert await engine.leased(two) == [1]
+        await engine.negative(1, code="Busy", delay_s=0.0)
+        assert await engine.leased(one) == [1]
 
     run(body)
 
@@ -490,7 +637,9 @@ def test_a_lost_connections_items_go_to_others_after_the_grace(engine_url: str) 
         await engine.leased(first, 3)
         second = await engine.attach("second", window=3)
         await engine.detach(first, lost=True)
-        assert await engine.leased(second, 3) == [1, 2, 3]
+        for index in (1, 2, 3):
+            assert await engine.leased(second) == [index]
+            await engine.commit(index)
 
     run_on(engine_url, body, Timing(leave_grace_s=0.05))
 
@@ -503,7 +652,7 @@ def test_the_same_user_with_a_smaller_window_never_gets_more_than_it(run: Run) -
         await engine.leased(first, 5)
         await engine.detach(first, lost=True)
         again = await engine.attach("first", window=2)
-        assert await engine.leased(again, 2) == [1, 2]
+        assert await engine.leased(again) == [1]
         assert await engine.has_nothing_for(again)
 
     run(body)

@@ -97,7 +97,7 @@ def test_a_lost_consumers_filter_counts_while_others_of_its_group_are_there(run:
     """A short break of one connection costs its group nothing."""
 
     async def body(engine: Engine) -> None:
-        one = await engine.attach("one", tags=A)
+        one = await engine.attach("one", tags=A, process="p")
         await engine.attach("two", tags=B)
         await engine.put(**A)
         assert await engine.leased(one) == [1]
@@ -105,7 +105,7 @@ def test_a_lost_consumers_filter_counts_while_others_of_its_group_are_there(run:
         await engine.detach(one, lost=True)
         await engine.put(**A)
         await engine.commit(2, group="other")
-        back = await engine.attach("one", tags=A)
+        back = await engine.attach("one", tags=A, process="p")
         assert await engine.leased(back, 2) == [1, 2]
 
     run(body)

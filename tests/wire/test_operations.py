@@ -220,6 +220,15 @@ def test_a_put_has_its_type_key_and_path_outside_the_query() -> None:
         (received("DELETE", "_index_=3"), Delete((3,))),
         (received("DELETE", "_index_=3&_trunc_=false"), Delete((3,))),
         (received("PUT", "_indexes_=1&_negative_=true"), Negative((1,))),
+        # easq itself
+        (
+            received("PUT", "_indexes_=3&_negative_=true", b"_code_=Busy&_reason_=&_delay_=1.5s"),
+            Negative((3,), "Busy", "", 1.5),
+        ),
+        (
+            received("GET", "_index_=0&_watch_=true", X_Easq_Session="a.b-1"),
+            Watch(upgrade=False, process="a.b-1"),
+        ),
     ],
 )
 def test_what_the_sdks_send_is_understood(request_: Request, operation: Operation) -> None:
@@ -477,6 +486,27 @@ def test_other_codes_are_refused(code: str) -> None:
     form = urlencode({"_code_": code}).encode()
     with pytest.raises(BadRequest):
         parse(received("PUT", "_indexes_=1&_negative_=true", form))
+
+
+def test_a_delay_and_a_session_are_sent_and_read_back() -> None:
+    negative = Negative((3,), "Busy", "loading", 1.5)
+    assert b"_delay_=1.5s" in to_request(negative).body
+    watch = Watch(process="abc")
+    assert to_request(watch).headers["X-Easq-Session"] == "abc"
+    for operation in (negative, watch):
+        assert parse(to_request(operation)) == operation
+
+
+@pytest.mark.parametrize("delay", ["-1s", "soon", "1" * 100])
+def test_another_delay_is_refused(delay: str) -> None:
+    form = urlencode({"_code_": "Busy", "_delay_": delay}).encode()
+    with pytest.raises(BadRequest, match=r"^parameter _delay_: "):
+        parse(received("PUT", "_indexes_=1&_negative_=true", form))
+
+
+def test_a_session_is_a_name() -> None:
+    with pytest.raises(BadRequest, match="session"):
+        parse(received("GET", "_watch_=true", X_Easq_Session="a b"))
 
 
 def test_a_reason_is_at_most_4096_characters_on_one_line() -> None:

@@ -8,6 +8,7 @@ from easq import errors
 from easq.model import Ack, Frame, SearchResult
 from easq.wire.operations import Codec
 from easq.wire.replies import (
+    FEATURES,
     ConsumerLine,
     GroupLine,
     Reply,
@@ -22,6 +23,7 @@ from easq.wire.replies import (
     read_attributes,
     read_count,
     read_error,
+    read_features,
     read_frames,
     read_ok,
     read_put,
@@ -158,7 +160,14 @@ def test_a_raw_get_serves_the_payload_under_a_harmless_type(stored: str, data: b
 @pytest.mark.parametrize("codec", [Codec.JSON, Codec.PROTOBUF])
 def test_attributes_come_back(codec: Codec) -> None:
     attributes = {"stream.length": "0", "meta.name": "q"}
-    assert read_attributes(attributes_reply(attributes, codec), codec) == attributes
+    reply = attributes_reply(attributes, codec)
+    assert read_attributes(reply, codec) == attributes
+    assert read_features(reply) == FEATURES
+
+
+def test_another_service_has_no_features_of_ours() -> None:
+    assert read_features(Reply(200, {"Content-Type": "application/json"}, b"{}")) == frozenset()
+    assert read_features(Reply(200, {"x-easq-features": " busy,, ttl"})) == {"busy", "ttl"}
 
 
 @pytest.mark.parametrize(

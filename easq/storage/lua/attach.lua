@@ -3,20 +3,22 @@
 -- this user goes to it first.
 --
 -- ARGV[4] group  [5] user  [6] window  [7] '1': auto-commit  [8] highest index not wanted, '-1': all there is  [9] tags
+-- [10] process, or ''
 -- `ok` number, or `ended`
 
 local S = rules.begin()
 if not S then
   return {'gone'}
 end
-local name, user = ARGV[4], ARGV[5]
+local name, user, process = ARGV[4], ARGV[5], ARGV[10]
 if rules.is_through(S, groups.get(S, name)) then
   return rules.finish(S, 'ended')
 end
 local G = groups.make(S, name)
 local m = members.get(G, user)
 if m and m.session ~= 0 then
-  rules.leave(G, members.sessions(G)[m.session], false)
+  local older = members.sessions(G)[m.session]
+  rules.leave(G, older, process ~= '' and older.process == process)
   m = members.get(G, user)
 end
 local before = m and m.filter
@@ -25,7 +27,7 @@ local V = members.view(G, after, ARGV[9])
 set(S, 'number', S.number + 1)
 local s = {
   number = S.number, view = V.number, window = tonumber(ARGV[6]), out = 0, served = S.served, stopped = false,
-  alone = '', user = user, server = SERVER, index = m and m.index or 0, changed = true,
+  alone = '', user = user, server = SERVER, index = m and m.index or 0, process = process, keeps = false, changed = true,
 }
 members.sessions(G)[s.number] = s
 call('HSET', S.p .. 'who', s.number, name)
@@ -37,6 +39,7 @@ members.keep(G, {
 })
 G.connected, G.changed = G.connected + 1, true
 rules.take_filter(G, ARGV[9], before)
+rules.lose_to(G, s)
 handout.give_back(G, s, V)
 handout.dispatch(G)
 return rules.finish(S, 'ok', s.number)

@@ -12,7 +12,8 @@ for _, G in ipairs(groups.all(S)) do
   local kept = {}
   local held = call('HGETALL', G.g .. 'held')
   for place = 1, #held, 2 do
-    kept[held[place + 1]] = (kept[held[place + 1]] or 0) + 1
+    local user = groups.kept_for(held[place + 1])
+    kept[user] = (kept[user] or 0) + 1
   end
   local consumers_here = members.all(G)
   for _, m in ipairs(consumers_here) do

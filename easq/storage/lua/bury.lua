@@ -23,6 +23,10 @@ if not entries.has_room(rear, entries.size(S, id), tonumber(ARGV[7]), tonumber(A
   local f = cmsgpack.unpack(doom)
   if f[1] > 0 then
     groups.hold(G, id, NOW + f[1], f[2])
+    local m = f[2] ~= '' and members.get(G, f[2])
+    if m and m.session ~= 0 then
+      members.keep_for(G, members.sessions(G)[m.session], id)
+    end
   else
     members.put_back(G, id)
   end

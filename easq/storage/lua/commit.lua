@@ -40,6 +40,9 @@ end)
 for _, id in ipairs(kept) do
   groups.unhold(G, id)
   groups.undoom(G, id)
+  if G.marks then
+    call('HDEL', G.g .. 'by', id)
+  end
   call('ZADD', G.g .. 'done', 0, entries.rank(S, id))
   if call('SREM', G.g .. 'gone', id) == 1 then
     call('HDEL', S.p .. 'answers', id .. '\0' .. G.name)

@@ -4,20 +4,28 @@
 -- PREFIX who             hash: connection -> its group
 -- PREFIX of:SERVER       set: the connections of a server
 -- PREFIX out:N           set: pending at connection N
+-- PREFIX kept:N          zset, score 0: places of what is held for the user of connection N, to be handed to it one by one
 -- PREFIX box:N           zset: of these, not yet fetched, in the order of hand-out
 -- PREFIX got:N           'TOKEN:INDEX INDEX ...' of its last fetch, which may be asked for again
 -- PREFIX doom            hash: 'GROUP\0INDEX' -> what becomes of the item if the rear store has no room
 -- PREFIX g:GROUP: and
 --   meta      hash: connected, highest, views; filters (what it holds back: packed tags and when the last consumer with
---             them left, -1 while one is connected, in turn); before schema 2: left, the same for all tags
+--             them left, -1 while one is connected, in turn); marks ('1': one of loss, busy,
+--             solo and by has something); before schema 2: left, the same for all tags
 --   pend      hash: index -> connection
 --   done      zset, score 0: the places of the entries it has committed or given up
 --   gone      set: those it gave up
 --   deliv     hash: index -> how often delivered      fail  hash: index -> how often failed
 --   why       hash: index -> code and reason of the last failure
+--   loss      hash: index -> how often its connection was lost
+--   busy      hash: index -> how long it has waited for busy consumers, in ms
+--   solo      set: those that go alone
+--   by        hash: index -> the user that failed it last: it goes to another, while there is one
 --   ret       zset, score 0: places of entries that are ready again
 --   alone     zset, score 0: places of entries that are ready, and go alone
---   held      hash: index -> the user that it is kept for, or ''; until when is a timer
+--   elsers    set: users with an els:USER  zset, score 0: places of entries that are ready again, for others than USER
+--   held      hash: index -> the user that it is kept for, or ''; 'USER\0PROCESS' where that process has to come back, else
+--             it has failed; until when is a timer
 --   sess      hash: connection -> what the hand-out needs of it
 --   views     hash: number -> start and tag filter of connections; cur:NUMBER  hash: how far they have looked:
 --             class -> index, 'r' -> place in `ret`
@@ -67,10 +75,10 @@ function groups.get(S, name)
   local G = S.groups[name]
   if G == nil then
     local g = S.p .. 'g:' .. name .. ':'
-    local meta = call('HMGET', g .. 'meta', 'connected', 'highest', 'views', 'filters', 'left')
+    local meta = call('HMGET', g .. 'meta', 'connected', 'highest', 'views', 'filters', 'left', 'marks')
     G = meta[1] and {
       S = S, name = name, g = g, connected = tonumber(meta[1]), highest = tonumber(meta[2]),
-      views_made = tonumber(meta[3]), wanted = {},
+      views_made = tonumber(meta[3]), wanted = {}, marks = meta[6] == '1',
       filters = meta[4] and filters_in(meta[4]) or filters_before(g, tonumber(meta[1]), tonumber(meta[5])),
     } or false
     S.groups[name] = G
@@ -99,7 +107,8 @@ function groups.all(S)
   return list
 end
 
-local PARTS = {'meta', 'pend', 'done', 'gone', 'deliv', 'fail', 'why', 'ret', 'alone', 'held', 'sess', 'views', 'mem'}
+local PARTS = {'meta', 'pend', 'done', 'gone', 'deliv', 'fail', 'why', 'ret', 'alone', 'held', 'sess', 'views', 'mem',
+  'loss', 'busy', 'solo', 'by'}
 
 function groups.is_idle(G)
   if G.connected > 0 or next(G.filters) then
@@ -219,7 +228,22 @@ function groups.holder(S, id, but)
   return found
 end
 
+-- What says where ready entries go beside 'ret' and 'alone' is there from now on, or not any more
+function groups.mark(G, marks)
+  if G.marks ~= marks then
+    G.marks, G.changed = marks, true
+  end
+end
+
+function groups.forget_elsewhere(G)
+  for _, user in ipairs(call('SMEMBERS', G.g .. 'elsers')) do
+    call('DEL', G.g .. 'els:' .. user)
+  end
+  call('DEL', G.g .. 'elsers')
+end
+
 function groups.forget(G)
+  groups.forget_elsewhere(G)
   for _, part in ipairs(PARTS) do
     call('DEL', G.g .. part)
   end
@@ -243,7 +267,46 @@ function groups.failures(G, id)
 end
 
 function groups.goes_alone(G, id)
-  return groups.failures(G, id) >= ALONE_AFTER
+  return G.marks and call('SISMEMBER', G.g .. 'solo', id) == 1
+end
+
+function groups.failed(G, id, failures)
+  if failures >= ALONE_AFTER then
+    groups.mark(G, true)
+    call('SADD', G.g .. 'solo', id)
+  end
+end
+
+-- How often the connection that had the item was lost, with this time; from now on it goes alone
+function groups.lost(G, id)
+  groups.mark(G, true)
+  call('SADD', G.g .. 'solo', id)
+  return call('HINCRBY', G.g .. 'loss', id, 1)
+end
+
+-- Who failed the item last, or nil
+function groups.failed_by(G, id)
+  return G.marks and call('HGET', G.g .. 'by', id) or nil
+end
+
+function groups.set_failed_by(G, id, user)
+  groups.mark(G, true)
+  call('HSET', G.g .. 'by', id, user)
+end
+
+function groups.unmark(G, ids)
+  if not G.marks then
+    return
+  end
+  local g = G.g
+  call('HDEL', g .. 'by', unpack(ids))
+  call('HDEL', g .. 'loss', unpack(ids))
+  call('HDEL', g .. 'busy', unpack(ids))
+  call('SREM', g .. 'solo', unpack(ids))
+  if call('EXISTS', g .. 'by', g .. 'loss', g .. 'busy', g .. 'solo') == 0 then
+    groups.mark(G, false)
+    groups.forget_elsewhere(G)
+  end
 end
 
 function groups.is_ready(G, id)
@@ -266,6 +329,12 @@ function groups.unhold(G, id)
   if call('HDEL', G.g .. 'held', id) == 1 then
     call('ZREM', G.S.p .. 'timers', groups.hold_timer(G, id))
   end
+end
+
+-- The user that a held item is kept for, and the process that has to come back, or ''
+function groups.kept_for(held)
+  local user, process = string.match(held, '^([^%z]*)%z(.*)$')
+  return user or held, process or ''
 end
 
 function groups.undoom(G, id)

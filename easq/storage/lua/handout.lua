@@ -13,7 +13,7 @@ local function is_wanted(V, S, id)
 end
 
 local function is_ready_among_others(G, id)
-  return groups.is_ready(G, id) and not groups.goes_alone(G, id)
+  return groups.is_ready(G, id) and not groups.goes_alone(G, id) and not groups.failed_by(G, id)
 end
 
 -- The first place among what came back that the view wants; all before it are known not to be for it
@@ -132,14 +132,14 @@ local function serve_reserved(G)
   end
 end
 
--- The connections that want the item, and neither have nor wait for one that goes alone
-local function takers_of(G, id)
+-- The connections that want the item, and are not stopped
+local function wanting(G, id)
   local list = {}
   for _, V in ipairs(members.views(G)) do
     if is_wanted(V, G.S, id) then
       local here = {}
       for _, s in pairs(members.sessions(G)) do
-        if s.view == V.number and not s.stopped and s.alone == '' then
+        if s.view == V.number and not s.stopped then
           here[#here + 1] = s
         end
       end
@@ -150,6 +150,61 @@ local function takers_of(G, id)
     end
   end
   return list
+end
+
+-- Those that are not of the user, if there are any, else all
+local function others_than(user, list)
+  local others = {}
+  for _, s in ipairs(list) do
+    if s.user ~= user then
+      others[#others + 1] = s
+    end
+  end
+  return #others > 0 and others or list
+end
+
+-- The connections that want the item, and neither have nor wait for one that goes alone; while there is another, not the
+-- one that failed it
+local function takers_of(G, id)
+  local list = {}
+  for _, s in ipairs(others_than(groups.failed_by(G, id), wanting(G, id))) do
+    if s.alone == '' and not s.keeps then
+      list[#list + 1] = s
+    end
+  end
+  return list
+end
+
+-- What is kept for a consumer goes to it, one item after the other, each once there is nothing beside it
+local function serve_kept(G)
+  local list = {}
+  for _, s in pairs(members.sessions(G)) do
+    if s.keeps then
+      list[#list + 1] = s
+    end
+  end
+  table.sort(list, function(one, other) return one.number < other.number end)
+  for _, s in ipairs(list) do
+    local kept = G.S.p .. 'kept:' .. s.number
+    local rank, id
+    repeat
+      rank = call('ZRANGE', kept, 0, 0)[1]
+      id = rank and id_in(rank)
+      local waits = rank and call('HGET', G.g .. 'held', id) == s.user and entries.visible(G.S, id)
+      if rank and not waits then
+        call('ZREM', kept, rank)
+      end
+    until waits or not rank
+    if rank and not s.stopped and s.out == 0 then
+      call('ZREM', kept, rank)
+      groups.unhold(G, id)
+      s.alone = id
+      hand_out(G, s, id)
+    end
+    if call('EXISTS', kept) == 0 then
+      s.keeps, s.changed = false, true
+    end
+  end
 end
 
 -- Nothing else is to be handed out: an item that waits for one connection to be empty, while another that could take
@@ -166,6 +221,16 @@ local function release_reserved(G)
   return false
 end
 
+local function is_emptier(one, other)
+  if one.out ~= other.out then
+    return one.out < other.out
+  end
+  if one.served ~= other.served then
+    return one.served < other.served
+  end
+  return one.number < other.number
+end
+
 -- An item that goes alone, if it is before `other`, has a consumer: whichever has least pending gets nothing more until
 -- it is empty, then it gets the item. The others go on with later items. Whether there was one.
 local function reserve(G, other)
@@ -176,7 +241,7 @@ local function reserve(G, other)
     else
       local chosen
       for _, s in ipairs(takers_of(G, id)) do
-        if not chosen or s.out < chosen.out or (s.out == chosen.out and s.served < chosen.served) then
+        if not chosen or is_emptier(s, chosen) then
           chosen = s
         end
       end
@@ -226,14 +291,65 @@ local function is_before(one, other)
   return one.number < other.number
 end
 
+-- An item that failed, if it is before `other`, goes to another consumer than the one that failed it. While none of those
+-- that want it has a free slot it waits; where there is none it is like any other. Whether there was one.
+local function pass_on(G, other)
+  local found, most = {}, #members.views(G) == 1 and 0 or CHUNK - 1
+  for _, user in ipairs(G.marks and call('SMEMBERS', G.g .. 'elsers') or {}) do
+    local els = G.g .. 'els:' .. user
+    local ranks = call('ZRANGE', els, 0, most)
+    for _, rank in ipairs(ranks) do
+      local id = id_in(rank)
+      if groups.is_ready(G, id) and not groups.goes_alone(G, id) and groups.failed_by(G, id) == user then
+        found[#found + 1] = {rank, user}
+      elseif spend() then
+        call('ZREM', els, rank)
+      end
+    end
+    if #ranks == 0 then
+      call('SREM', G.g .. 'elsers', user)
+    elseif #found == 0 or found[#found][2] ~= user then
+      return not work.more  -- what is behind those that went is for the next look
+    end
+  end
+  table.sort(found, function(one, another) return one[1] < another[1] end)
+  for _, one in ipairs(found) do
+    local rank, user = one[1], one[2]
+    if other and rank > other then
+      return false
+    end
+    local chosen, has_others = nil, false
+    for _, s in ipairs(wanting(G, id_in(rank))) do
+      if s.user ~= user then
+        has_others = true
+        if members.free(s) > 0 and (not chosen or is_before(s, chosen)) then
+          chosen = s
+        end
+      end
+    end
+    if chosen or not has_others then
+      call('ZREM', G.g .. 'els:' .. user, rank)
+      if chosen then
+        hand_out(G, chosen, id_in(rank))
+      else
+        call('HDEL', G.g .. 'by', id_in(rank))
+        members.put_back(G, id_in(rank))
+      end
+      return true
+    end
+  end
+  return false
+end
+
 local function dispatch(G)
   serve_reserved(G)
+  serve_kept(G)
   while not work.more do
     local best, takers = best_place(G)
     if work.more then
       return
     end
-    if not reserve(G, best) then
+    if not reserve(G, best) and not pass_on(G, best) then
       if best then
         local chosen
         for _, s in pairs(members.sessions(G)) do
@@ -268,31 +384,37 @@ function handout.dispatch_all(S)
   end
 end
 
--- What is held for this very user is its again, in order; what it no longer wants is ready for all
+-- What is held for this very user is its again; what it no longer wants is ready for all. A process that is back has all
+-- of it at once, as it had before. Another one has it one after the other.
 function handout.give_back(G, s, V)
-  local mine = {}
+  local had = {}
   local held = call('HGETALL', G.g .. 'held')
   for place = 1, #held, 2 do
     local id = held[place]
-    if held[place + 1] == s.user and s.user ~= '' then
-      if entries.visible(G.S, id) and is_wanted(V, G.S, id) and not groups.goes_alone(G, id) then
-        mine[#mine + 1] = entries.rank(G.S, id)
-      else
+    local user, process = groups.kept_for(held[place + 1])
+    if user == s.user and user ~= '' then
+      if not (entries.visible(G.S, id) and is_wanted(V, G.S, id)) then
         groups.unhold(G, id)
         members.put_back(G, id)
+      elseif process ~= '' then
+        had[#had + 1] = entries.rank(G.S, id)
+      else
+        members.keep_for(G, s, id)
       end
     end
   end
-  table.sort(mine)
-  local at = 1
-  while at <= #mine and members.free(s) > 0 do
-    local other = peek(G, V)
-    if other and other < mine[at] then
-      hand_out(G, s, id_in(other))
-    else
-      groups.unhold(G, id_in(mine[at]))
-      hand_out(G, s, id_in(mine[at]))
-      at = at + 1
+  table.sort(had)
+  for _, rank in ipairs(had) do
+    local id = id_in(rank)
+    if s.out < s.window then
+      groups.unhold(G, id)
+      hand_out(G, s, id)
+      if groups.goes_alone(G, id) then
+        s.alone = id
+      end
+    else  -- it asked for less than it had; that is no loss
+      call('HSET', G.g .. 'held', id, s.user)
+      members.keep_for(G, s, id)
     end
   end
 end

@@ -1,5 +1,6 @@
 -- flags: no-writes; after: stream entries groups members
--- How long ago, in ms, the connection of the consumer ARGV[5] of the group ARGV[4] showed life; false without one.
+-- How long ago, in ms, the connection of the consumer ARGV[5] of the group ARGV[4] showed life; false without one, and for
+-- one of the process ARGV[6].
 
 local S = open_stream(PREFIX)
 if not S then
@@ -7,4 +8,6 @@ if not S then
 end
 local G = groups.get(S, ARGV[4])
 local m = G and members.get(G, ARGV[5])
-return {'ok', m and m.session ~= 0 and math.max(0, NOW - m.active) or false}
+local s = m and m.session ~= 0 and members.look(S, m.session)
+local is_same = s and ARGV[6] ~= '' and s.process == ARGV[6]
+return {'ok', m and m.session ~= 0 and not is_same and math.max(0, NOW - m.active) or false}

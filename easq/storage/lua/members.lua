@@ -12,7 +12,7 @@ local function session_of(number, text)
   local f = cmsgpack.unpack(text)
   return {
     number = number, view = f[1], window = f[2], out = f[3], served = f[4], stopped = f[5], alone = f[6],
-    user = f[7], server = f[8], index = f[9],
+    user = f[7], server = f[8], index = f[9], process = f[10] or '', keeps = f[11],
   }
 end
 
@@ -50,7 +50,7 @@ function members.look(S, number)
 end
 
 function members.free(s)
-  return (s.stopped or s.alone ~= '') and 0 or s.window - s.out
+  return (s.stopped or s.alone ~= '' or s.keeps) and 0 or s.window - s.out
 end
 
 -- Whether the connection waits to be empty for an item that goes alone
@@ -106,6 +106,7 @@ function members.forget_items(G, ids)
   end
   call('ZREM', g .. 'ret', unpack(ranks))
   call('ZREM', g .. 'alone', unpack(ranks))
+  groups.unmark(G, ids)
   call('HDEL', g .. 'deliv', unpack(ids))
   if call('HDEL', g .. 'fail', unpack(ids)) > 0 then
     call('HDEL', g .. 'why', unpack(ids))
@@ -170,12 +171,24 @@ function members.put_back(G, id)
     call('ZADD', G.g .. 'alone', 0, rank)
     return
   end
+  local failed_by = groups.failed_by(G, id)
+  if failed_by then
+    call('SADD', G.g .. 'elsers', failed_by)
+    call('ZADD', G.g .. 'els:' .. failed_by, 0, rank)
+    return
+  end
   call('ZADD', G.g .. 'ret', 0, rank)
   for _, V in ipairs(members.views(G)) do
     if rank <= members.cursor(G, V, 'r') then
       members.move(V, 'r', string.sub(rank, 1, -2))
     end
   end
+end
+
+-- The item is held for the user of the connection, which gets what is kept so one after the other
+function members.keep_for(G, s, id)
+  call('ZADD', G.S.p .. 'kept:' .. s.number, 0, entries.rank(G.S, id))
+  s.keeps, s.changed = true, true
 end
 
 -- A view that no connection has any more is forgotten. Answers its filter, if no other view has it
@@ -264,7 +277,7 @@ local function save_sessions(G)
   for number, s in pairs(G.sess or {}) do
     if s.changed then
       call('HSET', G.g .. 'sess', number, cmsgpack.pack(
-        {s.view, s.window, s.out, s.served, s.stopped, s.alone, s.user, s.server, s.index}))
+        {s.view, s.window, s.out, s.served, s.stopped, s.alone, s.user, s.server, s.index, s.process, s.keeps}))
     end
   end
   for _, V in ipairs(G.views or {}) do
@@ -279,7 +292,7 @@ function members.save(S)
     if G then
       if G.changed then
         call('HSET', G.g .. 'meta', 'connected', G.connected, 'highest', G.highest, 'views', G.views_made,
-          'filters', groups.filters_text(G))
+          'filters', groups.filters_text(G), 'marks', G.marks and '1' or '0')
       end
       save_sessions(G)
     end

@@ -1,6 +1,8 @@
 -- flags: allow-oom; after: stream entries groups members handout rules
--- Of the items ARGV[7] and on those pending in the group ARGV[4] are ready again after the back-off of their failures.
--- ARGV[5] code, [6] reason. A consumer that says CONF.shutdown gets nothing more, and nothing counts as failed.
+-- Of the items ARGV[8] and on those pending in the group ARGV[4] are ready again after the back-off of their failures, for
+-- another consumer while there is one. ARGV[5] code, [6] reason, [7] ms that busy ones wait, or ''.
+-- A consumer that says CONF.shutdown gets nothing more, and nothing counts as failed. One that says CONF.busy has not
+-- failed either, unless the item waited for too long.
 
 local S = rules.begin()
 if not S then
@@ -12,7 +14,18 @@ if not G then
   return rules.finish(S, 'ok', 0)
 end
 local counted, stopped = 0, {}
-for place = 7, #ARGV do
+
+-- How long a busy item waits now; nil when it has waited for as long as it may
+local function busy_for(id)
+  local waited = tonumber(call('HGET', G.g .. 'busy', id) or 0)
+  if CONF.busy_limit > 0 and waited >= CONF.busy_limit then
+    return nil
+  end
+  local delay = tonumber(ARGV[7]) or math.min(math.max(waited, CONF.busy_first), CONF.busy_most)
+  return CONF.busy_limit > 0 and math.min(delay, CONF.busy_limit - waited) or delay
+end
+
+for place = 8, #ARGV do
   local id = ARGV[place]
   local number = groups.owner(G, id)
   if number ~= 0 then
@@ -22,13 +35,19 @@ for place = 7, #ARGV do
       stopped[number] = true
       members.put_back(G, id)
     else
-      local delay = rules.back_off(groups.failures(G, id) + 1)
-      if not rules.fail(G, id, ARGV[5], ARGV[6], delay, '') then
-        if delay > 0 then
-          groups.hold(G, id, NOW + delay, '')
-        else
-          members.put_back(G, id)
-        end
+      groups.set_failed_by(G, id, members.sessions(G)[number].user)
+      local delay = ARGV[5] == CONF.busy and busy_for(id)
+      local is_last = false
+      if delay then
+        call('HINCRBY', G.g .. 'busy', id, delay)
+      else
+        delay = rules.back_off(groups.failures(G, id) + 1)
+        is_last = rules.fail(G, id, ARGV[5] == CONF.busy and CONF.busy_status or ARGV[5], ARGV[6], delay, '')
+      end
+      if not is_last and delay > 0 then
+        groups.hold(G, id, NOW + delay, '')
+      elseif not is_last then
+        members.put_back(G, id)
       end
     end
   end

@@ -2,6 +2,7 @@
 
 local rules = {}
 
+local LOST = 'the connection was lost'
 local DOOM_MS = 5000  -- a server that was to bury an item and did not within this time is not waited for
 
 -- Entries that are gone for all groups
@@ -91,6 +92,10 @@ end
 -- One failure more. Whether it was the last: then the caller is asked to bury the item, which goes to nobody meanwhile
 function rules.fail(G, id, code, reason, delay, user)
   local failures = call('HINCRBY', G.g .. 'fail', id, 1)
+  groups.failed(G, id, failures)
+  if G.marks then
+    call('HDEL', G.g .. 'busy', id)
+  end
   call('HSET', G.g .. 'why', id, cmsgpack.pack({code, reason}))
   if CONF.failures == 0 or failures < CONF.failures then
     return false
@@ -107,7 +112,43 @@ function rules.back_off(failures)
   return CONF.backoff[math.min(failures, #CONF.backoff)]
 end
 
--- The connection is gone; closed or lost decides when others get its items
+-- The lost connection of the item is a failure. What it is held for unless that was the last one is the caller's
+function rules.count_loss(G, id, delay, user)
+  groups.unhold(G, id)
+  groups.lost(G, id)
+  return rules.fail(G, id, '', LOST, delay, user)
+end
+
+-- The connection that had the item is lost. It is kept for that user for a while; that it was lost is counted when its
+-- process does not come back in time, or, where it named none, when that happened too often.
+local function lose(G, id, s)
+  if s.process ~= '' then
+    groups.hold(G, id, NOW + CONF.grace, s.user .. '\0' .. s.process)
+  elseif groups.lost(G, id) <= CONF.free_losses
+    or not rules.fail(G, id, '', LOST, CONF.grace, s.user) then
+    groups.hold(G, id, NOW + CONF.grace, s.user)
+  end
+end
+
+-- Another process is there under the name of one that had items: that one will not come back
+function rules.lose_to(G, s)
+  local held, lost = call('HGETALL', G.g .. 'held'), {}
+  for place = 1, #held, 2 do
+    local user, process = groups.kept_for(held[place + 1])
+    if user == s.user and process ~= '' and process ~= s.process then
+      lost[#lost + 1] = held[place]
+    end
+  end
+  table.sort(lost)
+  for _, id in ipairs(lost) do
+    local till = tonumber(call('ZSCORE', G.S.p .. 'timers', groups.hold_timer(G, id)))
+    if not rules.count_loss(G, id, till - NOW, s.user) then
+      groups.hold(G, id, till, s.user)
+    end
+  end
+end
+
+-- The connection is gone; closed, lost, or at a server that is gone (nil) decides when others get its items
 function rules.leave(G, s, lost)
   local S, number = G.S, s.number
   local out, box = S.p .. 'out:' .. number, S.p .. 'box:' .. number
@@ -130,18 +171,21 @@ function rules.leave(G, s, lost)
   table.sort(ids)
   for _, id in ipairs(ids) do
     call('HDEL', G.g .. 'pend', id)
-    if not lost or call('ZSCORE', box, id) then
+    if lost == false or call('ZSCORE', box, id) then
       members.put_back(G, id)
-    elseif not rules.fail(G, id, '', 'the connection was lost', CONF.grace, s.user) then
+    elseif lost then
+      lose(G, id, s)
+    else
       groups.hold(G, id, NOW + CONF.grace, s.user)
     end
   end
-  call('DEL', out, box, S.p .. 'got:' .. number)
+  call('DEL', out, box, S.p .. 'got:' .. number, S.p .. 'kept:' .. number)
   members.forget_left(G)
   wake(S, number, s.server)
 end
 
--- The connections and claims of a server are given up, as many as one call may
+-- The connections and claims of a server are given up, as many as one call may: it stops (`lost` is false), or is gone
+-- (nil), which is no fault of its consumers
 function rules.leave_server(S, server, lost)
   for _, number in ipairs(call('SMEMBERS', S.p .. 'of:' .. server)) do
     if work.left <= 0 then
@@ -177,6 +221,25 @@ function rules.release_claims(S, owner)
   end
 end
 
+-- The item is ready for all. That its process did not come back is a failure.
+local function release_hold(G, id, stood_still)
+  local held = call('HGET', G.g .. 'held', id) or ''
+  local user, process = groups.kept_for(held)
+  if user ~= '' and stood_still then
+    groups.hold(G, id, NOW + CONF.grace, held)
+    return
+  end
+  if process ~= '' then
+    groups.set_failed_by(G, id, user)
+    if rules.count_loss(G, id, 0, '') then
+      return
+    end
+  else
+    groups.unhold(G, id)
+  end
+  members.put_back(G, id)
+end
+
 -- Holds that are over are ready, groups absent for too long hold nothing back, consumers that left long ago are
 -- forgotten
 function rules.tick(S)
@@ -184,6 +247,8 @@ function rules.tick(S)
   if #due == 0 then
     return
   end
+  -- nobody looked for long: the servers stood still, and could not hear who came back meanwhile
+  local stood_still = NOW - S.heard > CONF.lease / 2
   local lapsed = false
   for _, timer in ipairs(due) do
     local kind, name = string.match(timer, '^(%a)%z([^%z]*)')
@@ -202,8 +267,7 @@ function rules.tick(S)
       doomed[#doomed + 1] = name
       doomed[#doomed + 1] = rest
     else
-      groups.unhold(G, rest)
-      members.put_back(G, rest)
+      release_hold(G, rest, stood_still)
     end
   end
   work.more = work.more or #due == CONF.budget

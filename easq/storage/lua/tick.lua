@@ -32,7 +32,7 @@ if ARGV[5] == '1' then
   call('HSET', S.p .. 'readers', SERVER, NOW + CONF.lease)
 end
 for _, server in ipairs(call('ZRANGEBYSCORE', servers, '-inf', NOW)) do
-  rules.leave_server(S, server, true)
+  rules.leave_server(S, server, nil)
 end
 handout.dispatch_all(S)
 local mine, full = {}, {}

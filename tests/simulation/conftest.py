@@ -1,0 +1,13 @@
+"""What the simulation does otherwise than a service does for its users."""
+
+from __future__ import annotations
+
+import pytest
+
+from easq.storage import core
+
+
+@pytest.fixture(autouse=True)
+def few_losses_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lives are short: a loss of a consumer that names no process counts earlier."""
+    monkeypatch.setattr(core, "FREE_LOSSES", 2)
