@@ -9,11 +9,14 @@ import platform
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import click
 import pytest
 
 from easq import __version__
+from easq.cli import main
 from easq.cli.main import COMMANDS, root
 from easq.cli.options import Command, Group
 from easq.errors import Exit
@@ -133,6 +136,38 @@ def test_a_usage_error_is_one_line_and_one_hint(easq: Easq, args: str, error: st
     assert done.err.count("\n") == 2
     hint = done.err.partition("\nhint: ")[2].split()
     assert easq(*hint[1:]).status == 0
+
+
+def _paths(group: click.Group, above: Sequence[str] = ()) -> Iterator[tuple[list[str], click.Command]]:
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
+        yield [*above, name], command
+        if isinstance(command, click.Group) and not command.hidden:
+            yield from _paths(command, (*above, name))
+
+
+def test_every_option_without_its_value_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """In this process: the click that is installed raises and words them as it likes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tried = 0
+    for path, command in [([], root), *_paths(root)]:
+        hint = f"\nhint: {' '.join(['easq', *path])} --help\n"
+        tries = [["--no-such-option"], ["-Z"]]
+        for param in command.params:
+            if isinstance(param, click.Option) and not param.is_flag and not param.count:
+                tries += [[param.opts[-1]]]
+        for args in tries:
+            assert main.run([*path, *args]) == 2
+            out, err = capfd.readouterr()
+            assert (out, err.count("\n")) == ("", 2), err
+            assert err.startswith("easq: ")
+            assert err.endswith(hint)
+            tried += 1
+    assert tried > 400
 
 
 @pytest.mark.parametrize(
