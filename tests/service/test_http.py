@@ -563,9 +563,9 @@ def test_a_commit_without_any_body_framing_is_taken(queue: Stream) -> None:
 def test_deletes_are_for_everybody_and_idempotent(queue: Stream) -> None:
     for _ in range(4):
         queue.put()
-    assert queue.delete(1, 3).body == b"OK"
-    assert queue.delete(1, 3, 99).body == b"OK"
-    assert queue.ask("DELETE", _index_=2).body == b"OK"
+    answers = [queue.delete(1, 3), queue.delete(1, 3, 99), queue.ask("DELETE", _index_=2)]
+    assert [answer.body for answer in answers] == [b"OK"] * 3
+    assert [answer.header("X-Easq-Deleted") for answer in answers] == ["2", "0", "1"]
     assert [item.index for item in queue.get(_length_=9)] == [4]
 
 
@@ -576,6 +576,7 @@ def test_truncate_removes_what_is_strictly_below(queue: Stream, below: int) -> N
         queue.put()
     answer = queue.truncate(below)
     assert (answer.status, answer.body) == (200, b"OK")
+    assert answer.header("X-Easq-Deleted") == str(max(min(below, 4) - 1, 0))
     assert [item.index for item in queue.get(_length_=9)] == [index for index in (1, 2, 3) if index >= below]
     assert queue.put() == 4
 

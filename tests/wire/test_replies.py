@@ -22,6 +22,7 @@ from easq.wire.replies import (
     raw_reply,
     read_attributes,
     read_count,
+    read_counted,
     read_error,
     read_features,
     read_frames,
@@ -68,6 +69,18 @@ def test_done_is_ok_in_plain_text() -> None:
     assert reply.header("content-type") == "text/plain; charset=utf-8"
     for done in (reply, Reply(200), Reply(204), Reply(202, {}, b"fine")):
         read_ok(done)
+
+
+@pytest.mark.parametrize("header", ["X-Easq-Committed", "X-Easq-Deleted"])
+def test_how_many_counted_is_known_where_the_service_says_so(header: str) -> None:
+    assert read_counted(ok_reply({header: "2"})) == 2
+    for unsaid in (
+        Reply(200, {}, b"OK"),
+        *(Reply(200, {header: text}) for text in ("", "x", "-1", "²", "9" * 30)),
+    ):
+        assert read_counted(unsaid) is None
+    with pytest.raises(errors.NotFound):
+        read_counted(Reply(404, {header: "2"}))
 
 
 FRAMES = [Frame(1, {"requestId": "a"}, b"\x00\xff"), Frame(2**64 - 1, {}, b"")]
@@ -224,7 +237,7 @@ def test_a_count_is_bare_digits() -> None:
 def test_a_page_is_no_answer_to_anything() -> None:
     bare = Reply(200, {}, b"\n <!DOCTYPE html><p>")
     for page in (HTML, bare):
-        for read in (read_put, read_ok, read_count, read_search):
+        for read in (read_put, read_ok, read_counted, read_count, read_search):
             with pytest.raises(errors.NotAQueueService, match="is an HTML page"):
                 read(page)
         with pytest.raises(errors.NotAQueueService, match="is an HTML page"):
@@ -366,6 +379,7 @@ def test_whatever_a_server_sends_is_a_value_or_an_error_of_ours(
     readers: list[Callable[[Reply], object]] = [
         read_put,
         read_ok,
+        read_counted,
         read_count,
         read_search,
         lambda reply: read_frames(reply, Codec.PROTOBUF),
