@@ -153,9 +153,11 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
     Loopback is never proxied. Raises ConfigError for a proxy that is not an http or https address.
     """
     host = _host(url)
-    if _is_loopback_host(host) or _is_exempt(host, _split(url).port, _variable(environ, "no_proxy")):
+    parts = _split(url)
+    scheme = "https" if is_encrypted(parts.scheme) else "http"
+    port = parts.port or (443 if scheme == "https" else 80)
+    if _is_loopback_host(host) or _is_exempt(host, port, _variable(environ, "no_proxy")):
         return None
-    scheme = "https" if is_encrypted(_split(url).scheme) else "http"
     proxy = _variable(environ, f"{scheme}_proxy") or _variable(environ, "all_proxy")
     if not proxy:
         return None
@@ -247,11 +249,11 @@ def _variable(environ: Mapping[str, str], name: str) -> str:
     return (environ.get(name, "") or upper).strip()
 
 
-def _is_exempt(host: str, port: int | None, no_proxy: str) -> bool:
+def _is_exempt(host: str, port: int, no_proxy: str) -> bool:
     return any(_matches(host, port, entry.strip().lower()) for entry in no_proxy.split(","))
 
 
-def _matches(host: str, port: int | None, entry: str) -> bool:
+def _matches(host: str, port: int, entry: str) -> bool:
     if not entry:
         return False
     if entry == "*":

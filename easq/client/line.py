@@ -12,6 +12,7 @@ import ssl
 import time
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from easq.client.addresses import in_turn
 from easq.client.endpoint import is_encrypted, proxy_for, shown
 from easq.client.failures import Unconnected, unconnected
 from easq.client.tls import tls_context
@@ -72,32 +73,36 @@ class Line:
     def _bound(self) -> None:
         timeout = self._timeout
         if self.until is not None:
-            left = self.until - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("the time is over")
+            left = _left_s(self.until)
             timeout = left if timeout is None else min(left, timeout)
         self._socket.settimeout(timeout)
 
 
 def open_line(url: str, settings: Settings) -> Line:
-    """A connection to the host of `url`, within the connect timeout. Raises Unconnected."""
+    """A connection to the host of `url`, proxy and TLS included, within the connect timeout. Raises Unconnected."""
+    until = time.monotonic() + settings.connect_timeout_s
     target = urlsplit(url)
     proxy = proxy_for(url, settings.environ)
     first = urlsplit(proxy) if proxy else target
     connected: socket.socket | None = None
     try:
-        connected = socket.create_connection((first.hostname, _port(first)), settings.connect_timeout_s)
+        connected = in_turn(
+            first.hostname or "",
+            _port(first),
+            settings.connect_timeout_s,
+            lambda address, part_s: socket.create_connection((address, _port(first)), part_s),
+        )
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if proxy:
             if first.scheme == "https":
-                connected = _secured(connected, first, settings)
-            _tunnel(connected, first, target, url)
+                connected = _secured(connected, first, settings, until)
+            _tunnel(connected, first, target, url, until)
         if is_encrypted(target.scheme):
             if isinstance(connected, ssl.SSLSocket):
                 raise ConfigError(
                     "a WebSocket over TLS does not go through an https proxy", hint="use an http proxy"
                 )
-            connected = _secured(connected, target, settings)
+            connected = _secured(connected, target, settings, until)
     except BaseException as error:
         if connected is not None:
             connected.close()
@@ -107,12 +112,17 @@ def open_line(url: str, settings: Settings) -> Line:
     return Line(connected, url)
 
 
-def _secured(connected: socket.socket, address: SplitResult, settings: Settings) -> ssl.SSLSocket:
+def _secured(
+    connected: socket.socket, address: SplitResult, settings: Settings, until: float
+) -> ssl.SSLSocket:
+    connected.settimeout(_left_s(until))  # of the whole handshake, not of each read
     context = tls_context(cacert=settings.cacert, insecure=settings.insecure)
     return context.wrap_socket(connected, server_hostname=address.hostname)
 
 
-def _tunnel(connected: socket.socket, proxy: SplitResult, target: SplitResult, url: str) -> None:
+def _tunnel(
+    connected: socket.socket, proxy: SplitResult, target: SplitResult, url: str, until: float
+) -> None:
     """Has the proxy connect on to `target`."""
     name = target.hostname or ""
     host = f"[{name}]" if ":" in name else name.encode("idna").decode("ascii")
@@ -120,10 +130,12 @@ def _tunnel(connected: socket.socket, proxy: SplitResult, target: SplitResult, u
     if proxy.username is not None:
         pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
         request += f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
+    connected.settimeout(_left_s(until))
     connected.sendall(f"{request}\r\n".encode("ascii"))
     answer = b""
     while b"\r\n\r\n" not in answer and len(answer) < _MAX_PROXY_ANSWER:
         # byte by byte at the end: what follows the empty line belongs to the target
+        connected.settimeout(_left_s(until))
         piece = connected.recv(1)
         if not piece:
             break
@@ -133,6 +145,14 @@ def _tunnel(connected: socket.socket, proxy: SplitResult, target: SplitResult, u
         said = ascii(b" ".join(words[1:])[:80].decode("ascii", "replace"))
         text = f"the proxy {shown(proxy.geturl())} does not connect to {shown(url)}: {said}"
         raise Unconnected(text, hint="see HTTP_PROXY and NO_PROXY")
+
+
+def _left_s(until: float) -> float:
+    """The seconds until then. Raises TimeoutError when there are none."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the time is over")
+    return left
 
 
 def _port(address: SplitResult) -> int:

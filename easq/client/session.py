@@ -165,7 +165,7 @@ class Sender:
                     headers=headers,
                     allow_redirects=False,
                     # what is left bounds connecting too; the deadline bounds the rest
-                    timeout=self._usual if limit_s >= self._longest_s else _timeout(limit_s * _CONNECT_PART),
+                    timeout=self._timeout(limit_s, place),
                     proxy=place.proxy,
                     ssl=place.tls,
                     trace_request_ctx=times,
@@ -188,6 +188,14 @@ class Sender:
         if 200 <= reply.status < 300:
             return reply
         return hide_in(reply, secrets_of(headers, place.way))
+
+    def _timeout(self, limit_s: float, place: _Place) -> aiohttp.ClientTimeout:
+        """The time to connect. Behind a proxy and over TLS it is a timer of each request, so only there."""
+        whole = place.proxy is not None or place.url.scheme == "https"
+        if whole or limit_s < self._longest_s:
+            settings = self._session.settings
+            return _timeout(min(limit_s * _CONNECT_PART, settings.connect_timeout_s), whole=whole)
+        return self._usual
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         limit = self._session.settings.max_answer_bytes
@@ -247,8 +255,12 @@ class _Deadline:
             self._task.cancel()
 
 
-def _timeout(connect_s: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, sock_connect=max(connect_s, 0.001), ceil_threshold=3600.0)
+def _timeout(connect_s: float, *, whole: bool = False) -> aiohttp.ClientTimeout:
+    """`connect_s` for TCP, or for the `whole` of it: a proxy's answer and TLS too."""
+    connect_s = max(connect_s, 0.001)
+    return aiohttp.ClientTimeout(
+        total=None, connect=connect_s if whole else None, sock_connect=connect_s, ceil_threshold=3600.0
+    )
 
 
 def _keep_large_blocks() -> None:

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpcore
 
+from easq.client.addresses import in_turn
 from easq.client.attempts import Attempt, Steps, Times, exchange
 from easq.client.endpoint import proxy_for, shown
 from easq.client.exchange import MAX_HEADER_BYTES, target
@@ -205,18 +206,20 @@ class Transport:
 
     def _connections(self, *, tls: bool, proxy: str | None) -> httpcore.ConnectionPool:
         # httpx and httpcore have no total deadline (encode/httpx#1450); below them every read and write is bounded
-        network = self._network or httpcore.SyncBackend()
+        network = self._network or _Sockets()
+        way = urlsplit(proxy) if proxy is not None else None
+        # to a host behind a proxy the connection is a tunnel, until TLS with the host, after that with the proxy if any
+        layers = 0 if way is None or not tls else 2 if way.scheme == "https" else 1
         options: dict[str, Any] = {
             "ssl_context": self._tls_context() if tls else None,
             "max_connections": None,
             "max_keepalive_connections": 64,
             "keepalive_expiry": 30.0,
             "socket_options": _socket_options(),
-            "network_backend": _BoundedBackend(network, self._deadline),
+            "network_backend": _BoundedBackend(network, self._deadline, layers),
         }
-        if proxy is None:
+        if way is None:
             return httpcore.ConnectionPool(**options)
-        way = urlsplit(proxy)
         name, password = unquote(way.username or ""), unquote(way.password or "")
         return httpcore.HTTPProxy(
             httpcore.URL(
@@ -306,31 +309,49 @@ class _Deadline(threading.local):
     """When the exchange of the current thread ends, and how far it came, on the monotonic clock."""
 
     until: float | None = None
+    connect_until: float | None = None  #: of a connection that is made
     connected: float | None = None
     first_byte: float | None = None
 
     def begin(self, until: float) -> None:
         """Another exchange ends at `until`."""
         self.until, self.connected, self.first_byte = until, None, None
+        self.connect_until = None
 
-    def bound(self, timeout: float | None, error: type[Exception]) -> float | None:
-        """`timeout` cut to what is left; raises `error` when nothing is."""
-        if self.until is None:
+    def bound(
+        self, timeout: float | None, error: type[Exception], *, connecting: bool = False
+    ) -> float | None:
+        """`timeout` cut to what is left, of the time to connect if it is still `connecting`; raises `error` when
+        nothing is.
+        """
+        until = self.until
+        if connecting and self.connect_until is not None:
+            until = self.connect_until if until is None else min(until, self.connect_until)
+        if until is None:
             return timeout
-        left = self.until - time.monotonic()
+        left = until - time.monotonic()
         if left <= 0:
             raise error("the time for the exchange is over")
         return left if timeout is None else min(timeout, left)
 
 
 class _BoundedStream(httpcore.NetworkStream):
-    """A connection whose every read and write ends by the deadline of the exchange it serves."""
+    """A connection whose every read and write ends by the deadline of the exchange it serves; what is said to a proxy
+    while there are `layers` of TLS to come ends with the time to connect.
+    """
 
-    def __init__(self, inner: httpcore.NetworkStream, deadline: _Deadline) -> None:
+    def __init__(self, inner: httpcore.NetworkStream, deadline: _Deadline, layers: int) -> None:
         self._inner = inner
         self._deadline = deadline
+        self._layers = layers
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._layers:
+            bounded = self._deadline.bound(timeout, httpcore.ConnectTimeout, connecting=True)
+            try:
+                return self._inner.read(max_bytes, bounded)
+            except httpcore.ReadTimeout as error:
+                raise httpcore.ConnectTimeout("the proxy does not answer") from error
         data = self._inner.read(max_bytes, self._deadline.bound(timeout, httpcore.ReadTimeout))
         if data and self._deadline.first_byte is None:
             self._deadline.first_byte = time.monotonic()
@@ -349,9 +370,10 @@ class _BoundedStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        bounded = self._deadline.bound(timeout, httpcore.ConnectTimeout)
+        bounded = self._deadline.bound(timeout, httpcore.ConnectTimeout, connecting=True)
         name = server_hostname and server_hostname.strip("[]")  # as the proxy was told it
-        return _BoundedStream(self._inner.start_tls(ssl_context, name, bounded), self._deadline)
+        secured = self._inner.start_tls(ssl_context, name, bounded)
+        return _BoundedStream(secured, self._deadline, max(self._layers - 1, 0))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
@@ -360,9 +382,10 @@ class _BoundedStream(httpcore.NetworkStream):
 class _BoundedBackend(httpcore.NetworkBackend):
     """Opens connections that know the deadline."""
 
-    def __init__(self, inner: httpcore.NetworkBackend, deadline: _Deadline) -> None:
+    def __init__(self, inner: httpcore.NetworkBackend, deadline: _Deadline, layers: int) -> None:
         self._inner = inner
         self._deadline = deadline
+        self._layers = layers
 
     def connect_tcp(
         self,
@@ -373,9 +396,32 @@ class _BoundedBackend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         bounded = self._deadline.bound(timeout, httpcore.ConnectTimeout)
+        self._deadline.connect_until = None if bounded is None else time.monotonic() + bounded
         stream = self._inner.connect_tcp(host, port, bounded, local_address, socket_options)
         self._deadline.connected = time.monotonic()
-        return _BoundedStream(stream, self._deadline)
+        return _BoundedStream(stream, self._deadline, self._layers)
+
+
+class _Sockets(httpcore.SyncBackend):
+    """Connects to each address of a host in turn within one timeout; the library gives each of them all of it."""
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        def connect(address: str, part: float | None) -> httpcore.NetworkStream:
+            return super(_Sockets, self).connect_tcp(address, port, part, local_address, socket_options)
+
+        if timeout is None:
+            return connect(host, None)
+        try:
+            return in_turn(host, port, timeout, connect)
+        except OSError as error:  # of the look-up; those of connecting are the library's already
+            raise httpcore.ConnectError(str(error)) from error
 
 
 def _translate(error: Exception, url: str, limit_s: float, proxy: str | None = None) -> EasqError:

@@ -97,6 +97,7 @@ class WebSocket:
         Raises Closed, Unreachable for a lost connection, and NotAQueueService for what breaks the protocol.
         """
         self._ping()
+        self._line.until = time.monotonic() + within_s  # a message may come byte by byte
         try:
             self._ws.settimeout(within_s)
             opcode, frame = self._ws.recv_data_frame(control_frame=True)
@@ -109,6 +110,8 @@ class WebSocket:
             raise NotAQueueService(f"{self._address} breaks the WebSocket protocol: {error}") from error
         except OSError as error:
             raise Unreachable(f"connection to {self._address} lost") from error
+        finally:
+            self._line.until = None
         if opcode == websocket.ABNF.OPCODE_CLOSE:
             raise self._closed(frame.data)
         if opcode not in (websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY):
