@@ -419,7 +419,7 @@ def _token_of_command(argv: tuple[str, ...], origin: str) -> str:
         raise ConfigError(f"token_cmd {argv[0]!r} printed more than {MAX_TOKEN_BYTES} bytes ({origin})")
     if status != 0:
         raise ConfigError(f"token_cmd {argv[0]!r} failed with status {status} ({origin})")
-    return data.decode("utf-8", "replace").strip().partition("\n")[0].strip()
+    return data.decode("utf-8-sig", "replace").strip().partition("\n")[0].strip()
 
 
 def _read_until(process: subprocess.Popen[bytes], end: float) -> bytes:

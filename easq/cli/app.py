@@ -277,7 +277,9 @@ class App:
         data = self.stdin().read(limit + 1)
         if len(data) > limit:
             raise UsageError(f"more than {limit} bytes came on stdin")
-        return data.decode("utf-8", "replace")
+        return data.decode(
+            "utf-8-sig", "replace"
+        )  # what writes files on Windows puts a byte order mark before them
 
     def can_ask(self) -> bool:
         """Whether a person is there to answer: stdin and stderr are a terminal, and may be used."""

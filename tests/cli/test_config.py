@@ -205,6 +205,10 @@ def test_a_byte_order_mark_is_no_part_of_a_configuration_or_a_token(easq: Easq) 
     assert (done.status, done.err) == (0, "")
     assert f"url : {URL}\n" in done.text
     assert f"token : {TOKEN}\n" in done.text
+    assert easq("config", "set", "token", "-", stdin=f"\ufeff{TOKEN}\r\n".encode()).status == 0
+    assert f"token : {TOKEN}\n" in easq("config", "show", "--reveal").text
+    easq("config", "set", "token_cmd", f"cat {easq.home}/t")
+    assert f"token : {TOKEN}\n" in easq("config", "show", "--reveal").text
     easq.config.write_text("version = 1\n", encoding="utf-16")
     done = easq("config", "show")
     assert (done.status, done.err) == (13, f"easq: {easq.config}: it is UTF-16: save it as UTF-8\n")
