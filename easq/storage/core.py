@@ -251,7 +251,7 @@ class Stream:
         self._take_filter(group, subscription.tags, None if member is None else member.tags, effects)
         self._lose_to(group, session, effects)
         self._handout.give_back(group, session, effects)
-        self._handout.dispatch(group, effects)
+        self._dispatch_to(group, effects)
         return session.number, effects
 
     def _take_filter(self, group: Group, tags: Tags, before: Tags | None, effects: Effects) -> None:
@@ -284,7 +284,7 @@ class Stream:
         if session is not None:
             group = self._groups[session.consumer.group]
             self._leave(session, lost=lost, now=now, effects=effects)
-            self._handout.dispatch(group, effects)
+            self._dispatch_to(group, effects)
         return effects
 
     def _leave(self, session: Session, *, lost: bool, now: float, effects: Effects) -> None:
@@ -296,7 +296,7 @@ class Stream:
         group.keeping.discard(session.number)
         session.view.sessions.discard(session.number)
         if not session.view.sessions:
-            group.views.remove(session.view)
+            group.leave_view(session.view)
             if not any(view.tags == session.view.tags for view in group.views):
                 group.filters.leave(filter_of(session.view.tags), now)
                 effects.groups.append(group.name)
@@ -569,7 +569,7 @@ class Stream:
                 self._handout.put_back(group, index)
         for number in stopped:
             self._handout.stop(group, self._sessions[number])
-        self._handout.dispatch(group, effects)
+        self._dispatch_to(group, effects)
         return counted, effects
 
     def _busy_for(self, touch: Touch, delay_s: float | None) -> int | None:
@@ -591,10 +591,17 @@ class Stream:
         self._dispatch_all(effects)
         return effects
 
-    def _dispatch_all(self, effects: Effects) -> None:
+    def _dispatch_all(self, effects: Effects, *, is_slice: bool = False) -> None:
         for group in self._groups.values():
             if group.connected:
-                self._handout.dispatch(group, effects)
+                self._handout.dispatch(group, effects, groups=len(self._groups), is_slice=is_slice)
+        if self._handout.is_behind:
+            self.due = AT_ONCE
+
+    def _dispatch_to(self, group: Group, effects: Effects) -> None:
+        self._handout.dispatch(group, effects)
+        if self._handout.is_behind:
+            self.due = AT_ONCE
 
     # -- time ------------------------------------------------------------------------------------------------------
 
@@ -620,8 +627,9 @@ class Stream:
             self._holding.filter_ended()
         self._remove_free(effects)
         self._forget_idle(effects)
-        self._dispatch_all(effects)
-        if not self._holding.is_sweeping:
+        self._handout.is_behind = False
+        self._dispatch_all(effects, is_slice=True)
+        if not self._handout.is_behind and not self._holding.is_sweeping:
             self.due = min(
                 (moment for group in self._groups.values() for moment in group.moments(self.timing)),
                 default=inf,

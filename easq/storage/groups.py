@@ -13,6 +13,8 @@ from easq.storage.filters import Filters
 
 #: at most so many consumers that left are listed per group
 _MAX_LEFT = 1000
+#: and so many views that nobody is connected with
+_MAX_LEFT_VIEWS = 16
 #: an item that failed so often in a group, or whose connection was lost so often, is handed out alone: it must not drag
 #: a window of others with it
 _ALONE_AFTER, _ALONE_AFTER_LOSSES = 2, 1
@@ -21,15 +23,21 @@ Memory: TypeAlias = tuple[bool, bool, Touch | None]
 
 
 class View:
-    """How far the consumers with one start and one tag filter have looked, per priority class."""
+    """How far the consumers with one start and one tag filter have looked, per priority class.
 
-    __slots__ = ("after", "cursors", "sessions", "tags")
+    What is ready again behind that is in `inbox` until it was looked at, and in `returned` if it is wanted.
+    """
+
+    __slots__ = ("after", "cursors", "inbox", "left", "returned", "sessions", "tags")
 
     def __init__(self, after: int, tags: Tags) -> None:
         self.after = after
         self.tags = dict(tags)
         self.cursors: dict[int, int] = {}
+        self.inbox: list[tuple[int, int]] = []  # (-priority, index)
+        self.returned: list[tuple[int, int]] = []  # heap of (-priority, index)
         self.sessions: set[int] = set()
+        self.left = 0  # how much may be examined in this call
 
 
 class Hold(NamedTuple):
@@ -93,7 +101,6 @@ class Group:
         # connections that get nothing more until they are empty, then such an item
         self.reserved: set[int] = set()
         self.touched: dict[int, Touch] = {}
-        self.returned: list[tuple[int, int]] = []  # heap of (-priority, index)
         # who failed an item last: it goes to another, while there is one; and the heaps of such items, by that user
         self.failed_by: dict[int, str] = {}
         self.elsewhere: dict[str, list[tuple[int, int]]] = {}
@@ -101,6 +108,7 @@ class Group:
         self.held: dict[int, Hold] = {}
         self.timers: list[tuple[float, int]] = []  # heap of (until, index)
         self.views: list[View] = []
+        self.left_views: list[View] = []  # without a connection, the one that was left last at the end
         self.members: dict[str, Member] = {}
         self.connected = 0
         self.filters = Filters()  # what it holds back; without any it holds nothing back
@@ -124,12 +132,24 @@ class Group:
         return touch is not None and (touch.failures >= _ALONE_AFTER or touch.losses >= _ALONE_AFTER_LOSSES)
 
     def view(self, after: int, tags: Tags) -> View:
+        """The view with this start and filter; one that was left goes on where it was."""
         for view in self.views:
             if view.after == after and view.tags == tags:
                 return view
-        view = View(after, tags)
+        for view in self.left_views:
+            if view.after == after and view.tags == tags:
+                self.left_views.remove(view)
+                break
+        else:
+            view = View(after, tags)
         self.views.append(view)
         return view
+
+    def leave_view(self, view: View) -> None:
+        """Nobody is connected with the view; it is kept for a while, as it may have taken long to get where it is."""
+        self.views.remove(view)
+        self.left_views.append(view)
+        del self.left_views[:-_MAX_LEFT_VIEWS]
 
     def forget(self, index: int) -> None:
         """The entry is gone; nothing of it is pending."""

@@ -18,6 +18,13 @@ from easq.storage.groups import Group, Session, View
 _MIN_KEPT = 1024
 #: in a group whose consumers want different items so many are looked at behind one that waits for a consumer
 _MOST_BEHIND = 32
+#: One call examines entries that cost so much, others follow: 1 for one that is not ready (0.4 us), and for the tags of
+#: one, which may have to be read from the file, 40 (10-20 us). That is below 10 ms.
+_BUDGET, _TAGS_COST = 20_000, 40
+#: while others are behind, a view without tags, which seldom has to look far, may examine so many
+_FEW = 64
+#: what a view wants next is not known yet; no index is this one
+_UNKNOWN = 0
 
 
 class Handout:
@@ -30,11 +37,34 @@ class Handout:
         self._sessions = sessions
         self._tags_of = tags_of
         self.count = 0  # items handed out so far
+        #: whether a view has not examined all that it has to, as its share was spent: slices have to follow
+        self.is_behind = False
 
-    def dispatch(self, group: Group, effects: Effects) -> None:
+    def _allow(self, group: Group, groups: int, is_slice: bool) -> None:
+        """Each view may examine its share. While one is behind, who calls often does not pay for it each time."""
+        share = max(_TAGS_COST, _BUDGET // (groups * max(1, len(group.views))))
+        for view in group.views:
+            if is_slice or not self.is_behind:
+                view.left = share
+            else:
+                view.left = 0 if view.tags else _FEW
+
+    def _spend(self, view: View, cost: int) -> bool:
+        """Whether another entry may be examined now."""
+        if view.left <= 0:
+            self.is_behind = True
+            return False
+        view.left -= cost
+        return True
+
+    def dispatch(self, group: Group, effects: Effects, *, groups: int = 1, is_slice: bool = False) -> None:
         """The ready item of the highest class and lowest index goes to the consumer with most free slots, until
         none fits.
+
+        What a view wants may lie behind so many entries that it is found by later calls only, of which each is a slice;
+        `groups` share one.
         """
+        self._allow(group, groups, is_slice)
         self._serve_reserved(group, effects)
         self._serve_kept(group, effects)
         while True:
@@ -50,7 +80,7 @@ class Handout:
             if self._reserve(group, best, effects) or self._pass_on(group, best, effects):
                 continue
             if best is None:
-                if self._release_reserved(group):
+                if not self.is_behind and self._release_reserved(group):
                     continue
                 return
             session = max((self._sessions[number] for number in takers), key=_by_room)
@@ -86,20 +116,32 @@ class Handout:
 
     def put_back(self, group: Group, index: int) -> None:
         """The item is ready for the group again, in its class and place, if nothing is in the way."""
-        if self._ready(group, index):
-            if group.goes_alone(index):
-                heap = group.alone
-            elif index in group.failed_by:
-                heap = group.elsewhere.setdefault(group.failed_by[index], [])
-            else:
-                heap = group.returned
-            heapq.heappush(heap, self._entries.rank(index))
-            if len(heap) > _MIN_KEPT and len(heap) > 2 * len(self._entries):
-                self._tidy(group, heap)
+        if not self._ready(group, index):
+            return
+        rank = self._entries.rank(index)
+        if group.goes_alone(index):
+            heapq.heappush(group.alone, rank)
+            self._tidy(group, group.alone)
+            return
+        if index in group.failed_by:
+            elsewhere = group.elsewhere.setdefault(group.failed_by[index], [])
+            heapq.heappush(elsewhere, rank)
+            self._tidy(group, elsewhere)
+            return
+        for view in group.views:
+            if index > view.after:
+                view.inbox.append(rank)
+                self._tidy(group, view.inbox)
+        for view in group.left_views:
+            if index > view.after:
+                view.inbox.append(rank)
+        if group.left_views and len(group.left_views[0].inbox) > _MIN_KEPT:
+            del group.left_views[0]  # to look at all of it again costs as much
 
     def _tidy(self, group: Group, heap: list[tuple[int, int]]) -> None:
-        """Each item that is still ready is there once."""
-        heap[:] = sorted({pair for pair in heap if self._ready(group, pair[1])})
+        """Each item that is still ready is there once, if there are far more than there can be."""
+        if len(heap) > _MIN_KEPT and len(heap) > 2 * len(self._entries):
+            heap[:] = sorted({pair for pair in heap if self._ready(group, pair[1])})
 
     def take_away(self, group: Group, index: int) -> None:
         """The item is pending in the group no longer."""
@@ -273,7 +315,9 @@ class Handout:
         return all(tags.get(key) == value for key, value in view.tags.items())
 
     def _peek(self, group: Group, view: View) -> tuple[int, int] | None:
-        """The (-priority, index) that the view's consumers get next."""
+        """The (-priority, index) that the view's consumers get next; None if there is none, or it is not known yet."""
+        if not self._sort_inbox(group, view):
+            return None
         returned = self._peek_returned(group, view)
         classes = self._entries.classes()
         if len(view.cursors) > _MIN_KEPT and len(view.cursors) > 2 * len(classes):
@@ -282,27 +326,39 @@ class Handout:
             if returned is not None and -returned[0] > priority:
                 return returned
             index = self._peek_lane(group, view, priority)
+            if index == _UNKNOWN:
+                known = returned is not None and returned <= (-priority, view.cursors.get(priority, 0))
+                return returned if known else None
             if index is not None:
                 fresh = (-priority, index)
                 return fresh if returned is None else min(fresh, returned)
         return returned
 
+    def _sort_inbox(self, group: Group, view: View) -> bool:
+        """What is ready again is among what the view wants, or forgotten; whether all of it is."""
+        inbox = view.inbox
+        while inbox:
+            if not self._spend(view, _TAGS_COST if view.tags else 1):
+                return False
+            rank = inbox.pop()
+            if self._ready_among_others(group, rank[1]) and self._wanted(view, rank[1]):
+                heapq.heappush(view.returned, rank)
+                self._tidy(group, view.returned)
+        return True
+
     def _peek_returned(self, group: Group, view: View) -> tuple[int, int] | None:
-        heap = group.returned
+        heap = view.returned
         while heap and not self._ready_among_others(group, heap[0][1]):
             heapq.heappop(heap)
-        if not heap or self._wanted(view, heap[0][1]):
-            return heap[0] if heap else None
-        self._tidy(group, heap)  # what is behind an item that nobody wants would stay there for ever
-        fitting = (
-            pair for pair in heap if self._ready_among_others(group, pair[1]) and self._wanted(view, pair[1])
-        )
-        return next(fitting, None)
+        return heap[0] if heap else None
 
     def _peek_lane(self, group: Group, view: View, priority: int) -> int | None:
         start = max(view.cursors.get(priority, 0), view.after)
         for index in self._entries.lane(priority, start):
-            if self._ready_among_others(group, index) and self._wanted(view, index):
+            ready = self._ready_among_others(group, index)
+            if not self._spend(view, _TAGS_COST if ready and view.tags else 1):
+                return _UNKNOWN
+            if ready and self._wanted(view, index):
                 return index
             view.cursors[priority] = index
         return None

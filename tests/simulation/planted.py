@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import inf
@@ -52,7 +51,8 @@ def redelivery_loses_priority(patch: pytest.MonkeyPatch) -> None:
 
     def put_back(self: Handout, group: Group, index: int) -> None:
         if self._ready_among_others(group, index):
-            heapq.heappush(group.returned, (0, index))
+            for view in group.views + group.left_views:
+                view.inbox.append((0, index))
         else:
             original(self, group, index)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import pytest
 
 from easq.errors import QueueFull
-from easq.model import Consumer
+from easq.model import Consumer, Tags
 from easq.storage.base import Limits, Subscription, Timing
 from easq.storage.core import SHUTDOWN, Stream
 
@@ -227,7 +229,8 @@ def kept(stream: Stream, group: str = "g") -> int:
     """How much is remembered for handing out in a group."""
     known = stream._groups[group]
     cursors = sum(len(view.cursors) for view in known.views)
-    return len(known.returned) + len(known.alone) + len(known.timers) + cursors
+    returned = sum(len(view.inbox) + len(view.returned) for view in known.views + known.left_views)
+    return returned + len(known.alone) + len(known.timers) + cursors
 
 
 def test_what_comes_back_again_and_again_is_remembered_once() -> None:
@@ -278,3 +281,115 @@ def test_groups_that_remember_nothing_any_more_are_forgotten() -> None:
     _, effects = stream.commit("g", [1])
     assert sorted(effects.forgotten_groups) == sorted(f"g{number}" for number in range(100))
     assert list(stream._groups) == ["g"]
+
+
+# -- a consumer whose filter lets next to nothing through --------------------------------------------------------------
+
+#: so many entries are examined in one call, at the most
+_SLICE = 600
+
+
+class Counted:
+    """A stream of many items without tags, but for some, and how often tags were loaded."""
+
+    def __init__(self, count: int, tags: Mapping[int, Tags] | None = None) -> None:
+        self.loaded = 0
+        self.tags = tags or {}
+        self.stream = Stream(timing=TIMING, tags_of=self._load)
+        for _ in range(count):
+            index, _ = self.stream.allot(1, Limits())
+            self.stream.entries.show(index, 0)
+
+    def _load(self, index: int) -> Tags:
+        self.loaded += 1
+        return self.tags.get(index, {})
+
+    def attach(self, user: str, group: str = "g", window: int = 1, **tags: str) -> int:
+        session, _ = self.stream.attach(Consumer(group, user), Subscription(window, tags=tags), NOW)
+        return session
+
+    def loads(self, act: Callable[[], object]) -> int:
+        before = self.loaded
+        act()
+        return self.loaded - before
+
+    def finish(self) -> list[int]:
+        """The slices that follow; how many tags each loaded."""
+        counts = []
+        while self.stream.due <= NOW:
+            counts.append(self.loads(lambda: self.stream.tick(NOW)))
+        return counts
+
+
+def test_a_scan_goes_in_slices_and_finds_what_is_at_the_end() -> None:
+    counted = Counted(5000, {5000: {"for": "me"}})
+    sessions: list[int] = []
+    first = counted.loads(lambda: sessions.append(counted.attach("u", **{"for": "me"})))
+    counts = counted.finish()
+    assert max(first, *counts) <= _SLICE
+    assert len(counts) > 5
+    assert fetched(counted.stream, sessions[0]) == [(5000, 1)]
+
+
+def test_a_scan_goes_on_where_it_was_after_a_reconnect() -> None:
+    counted = Counted(5000)
+    session = counted.attach("u", **{"for": "me"})
+    counted.stream.tick(NOW)
+    so_far = counted.loaded
+    counted.stream.detach(session, lost=True, now=NOW)
+    session = counted.attach("u", **{"for": "me"})
+    counted.finish()
+    assert counted.loaded <= 5000 + 1
+    assert so_far > 0
+    counted.stream.detach(session, lost=False, now=NOW)
+    assert counted.loads(lambda: counted.attach("other", **{"for": "me"})) == 0
+
+
+def test_others_get_theirs_while_a_scan_is_under_way() -> None:
+    """Of the same group and another one, with a filter and without; nobody pays for the scan by asking."""
+    counted = Counted(5000, {4: {"a": "b"}})
+    counted.attach("u", **{"for": "me"})
+    plain = counted.attach("plain")
+    assert fetched(counted.stream, plain) == [(1, 1)]
+    other = counted.attach("plain", "other")
+    assert fetched(counted.stream, other) == [(1, 1)]
+    filtered = counted.attach("filtered", a="b")
+    counted.stream.tick(NOW)
+    assert counted.stream.due <= NOW
+    assert fetched(counted.stream, filtered) == [(4, 1)]
+    assert counted.loads(lambda: counted.stream.commit("g", [1])) == 0
+    assert fetched(counted.stream, plain) == [(2, 1)]
+
+
+def test_what_is_not_known_yet_holds_back_what_comes_after_it() -> None:
+    """An item of a lower class is not handed out before the higher one was looked through."""
+    counted = Counted(1, {1: {"for": "me"}, 3000: {"for": "me"}})
+    for _ in range(2999):
+        index, _ = counted.stream.allot(1, Limits())
+        counted.stream.entries.show(index, 9)
+    session = counted.attach("u", window=2, **{"for": "me"})
+    assert fetched(counted.stream, session) == []
+    counted.finish()
+    assert fetched(counted.stream, session) == [(3000, 1), (1, 1)]
+
+
+def test_what_came_back_and_is_not_wanted_is_looked_at_once() -> None:
+    counted = Counted(3000)
+    everything = counted.attach("everything", window=3000)
+    counted.attach("u", **{"for": "me"})
+    counted.finish()
+    leave = lambda: counted.stream.detach(everything, lost=False, now=NOW)  # noqa: E731
+    assert max(counted.loads(leave), *counted.finish()) <= _SLICE
+    assert counted.loaded <= 3000 + _SLICE
+    assert counted.loads(counted.stream.dispatch) == 0
+
+
+def test_a_consumer_that_comes_to_much_that_is_done_does_not_look_through_it_in_one_call() -> None:
+    """A group has committed all but the last; another one holds it."""
+    counted = Counted(100_000)
+    counted.attach("u", "holds", window=1)
+    counted.stream.commit("g", range(1, 100_000))
+    session = counted.attach("u")
+    assert counted.stream.due <= NOW
+    counted.finish()
+    assert fetched(counted.stream, session) == [(100_000, 1)]

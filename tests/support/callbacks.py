@@ -1,0 +1,40 @@
+"""How long the callbacks of an event loop hold their thread, in processor time: a busy machine does not count."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+#: no callback of the service holds its event loop longer, in seconds
+MOST_S = 0.05
+
+
+@dataclass
+class Longest:
+    """The longest callback so far."""
+
+    seconds: float = 0.0
+    what: str = ""
+
+
+@contextmanager
+def longest_callback() -> Iterator[Longest]:
+    """Measure all callbacks of all loops of this process."""
+    found = Longest()
+    run = asyncio.Handle._run
+
+    def measured(handle: asyncio.Handle) -> None:
+        began = time.thread_time()
+        run(handle)
+        took = time.thread_time() - began
+        if took > found.seconds:
+            found.seconds, found.what = took, repr(handle)
+
+    asyncio.Handle._run = measured  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        asyncio.Handle._run = run  # type: ignore[method-assign]
