@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ class Pair:
 
     input: Queue
     sink: Queue
+
+
+async def _open(pair: Pair) -> None:
+    await pair.sink.open()
+    await pair.input.open()
 
 
 def _pair(storage: Storage, name: str, rules: Rules, sink_rules: Rules, clock: Clock) -> Pair:
@@ -41,9 +47,7 @@ class Broker:
         """Every queue exists, with what it held before. Stored queues that are not named are kept, and named in a
         warning.
         """
-        for pair in self.pairs.values():
-            await pair.sink.open()
-            await pair.input.open()
+        await asyncio.gather(*map(_open, self.pairs.values()))
         stored = {stream.removesuffix(REAR_SUFFIX).split("/")[0] for stream in await self.storage.streams()}
         left = sorted(stored - set(self.pairs))
         if left:

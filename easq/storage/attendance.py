@@ -10,7 +10,9 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import islice
+from math import inf
 from typing import Any
 
 from easq.errors import EasqError, StorageError
@@ -22,9 +24,16 @@ from easq.storage.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
-#: each stream is looked at this often, in parts of the time for which a server counts as alive, drawn anew each time
+#: each stream with something of this server is looked at this often, in parts of the time for which a server counts as
+#: alive, drawn anew each time
 LOOK = (0.12, 0.2)
-_STREAMS = "easq:streams"
+#: and so many of the others each time, in turn: what is due there has a timer, and other servers' ends are told of
+_IDLE_LOOKS = 8
+#: so many calls are made at once where there is one for each stream
+_AT_ONCE = 500
+#: a server that stops gives up what it has for so long, in seconds; what is left lapses by itself
+_LEAVE_S = 5.0
+_STREAMS, _SERVERS = "easq:streams", "easq:servers"
 #: a script that finds its stream gone or behind is called again so often
 _TRIES = 5
 
@@ -44,6 +53,13 @@ class Attendance:
         self._streams: dict[str, Remote] = {}
         self._by_prefix: dict[bytes, Remote] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        #: the streams without anything of this server that are looked at next
+        self._idle: list[Remote] = []
+        #: the servers that are known to be alive, and those that are known to be gone
+        self._alive: set[bytes] = set()
+        self._gone: set[bytes] = set()
+        #: when Redis last answered that this server is alive, and since when it has always done so in time
+        self._told_at = self._steady_since = -inf
 
     def __getitem__(self, stream: str) -> Remote:
         return self._streams[stream]
@@ -54,6 +70,7 @@ class Attendance:
         """Redis is there, and this server is told of what is its."""
         await self._link.connect(self._prepare)
         await self._link.listen(HINT + self.server, self._hear)
+        await self._tell()
         self._soon(self._attend())
 
     async def close(self) -> None:
@@ -65,8 +82,12 @@ class Attendance:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._link.is_up():
-            leaving = map(self._leave, self._streams.values())
-            await asyncio.gather(*leaving, return_exceptions=True)
+            try:
+                async with asyncio.timeout(_LEAVE_S):
+                    await _in_turn(self._leave(remote) for remote in self._streams.values() if remote.is_used)
+                    await self._tell(stops=True)
+            except (EasqError, TimeoutError) as error:
+                log.debug("not all is given up: %r", error)
         for remote in self._streams.values():
             if remote.timer is not None:
                 remote.timer.cancel()
@@ -86,7 +107,8 @@ class Attendance:
             # before anything is called: from now on it is opened at each Redis that this server is connected to
             self._streams[stream] = self._by_prefix[remote.prefix.encode()] = remote
             try:
-                await self._enter(remote)
+                await self._open_again([remote])
+                self._schedule(remote, 0.0)
             except BaseException:
                 del self._streams[stream], self._by_prefix[remote.prefix.encode()]
                 raise
@@ -94,7 +116,7 @@ class Attendance:
     async def names(self) -> list[str]:
         """All stored streams."""
         return sorted(
-            name.decode() for name in await self._link.call("streams", (_STREAMS,), ("",), replicated=False)
+            name.decode() for name in await self._link.call("streams", (_STREAMS,), (), replicated=False)
         )
 
     async def _open(self, remote: Remote) -> None:
@@ -130,18 +152,18 @@ class Attendance:
 
     async def _prepare(self, _: bool) -> None:
         """After each connection: indexes go on above all that were given, and sleepers look."""
-        await self._open_again(self._streams.values())
+        await self._open_again(list(self._streams.values()))
         for remote in self._streams.values():
             self.waiting.wake(remote.name)
+            self._schedule(remote, 0.0)
 
-    async def _open_again(self, remotes: Iterable[Remote]) -> None:
-        await asyncio.gather(*(self._enter(remote) for remote in remotes))
+    async def _open_again(self, remotes: Sequence[Remote]) -> None:
+        await _in_turn(self._open(remote) for remote in remotes)
+        for start in range(0, len(remotes), _AT_ONCE):
+            names = [remote.name for remote in remotes[start : start + _AT_ONCE]]
+            await self._link.call("streams", (_STREAMS,), names, replicated=False)
         for remote in remotes:
             remote.wake_all()
-
-    async def _enter(self, remote: Remote) -> None:
-        await self._open(remote)
-        await self._link.call("streams", (_STREAMS,), (remote.name,), replicated=False)
 
     def _queue_of(self, remote: Remote) -> list[Remote]:
         """All streams of its queue that are open here."""
@@ -278,7 +300,38 @@ class Attendance:
     async def _attend(self) -> None:
         while True:
             await asyncio.sleep(random.uniform(*LOOK) * self._lease_s)
-            await asyncio.gather(*(self._look(remote) for remote in list(self._streams.values())))
+            try:
+                await self._tell()
+            except EasqError as error:
+                log.debug("that this server is alive is not told: %s", error)
+            await _in_turn(self._look(remote) for remote in self._to_look_at())
+
+    def _to_look_at(self) -> list[Remote]:
+        """Return the streams whose turn it is."""
+        if not self._idle:
+            self._idle = list(self._streams.values())
+        idle, self._idle = self._idle[:_IDLE_LOOKS], self._idle[_IDLE_LOOKS:]
+        busy = (remote for remote in self._streams.values() if remote.is_busy or remote.name in self.waiting)
+        return list(dict.fromkeys([*busy, *idle]))
+
+    async def _tell(self, *, stops: bool = False) -> None:
+        """Tell that this server is alive, and look everywhere when another one is gone. Raises StorageError and
+        Unavailable.
+        """
+        begun = asyncio.get_running_loop().time()
+        moment = "" if self._clock is None else str(round(self._clock() * 1000))
+        lease_ms = -1 if stops else round(self._lease_s * 1000)
+        alive, gone = await self._link.call(
+            "alive", (_SERVERS,), (self.server, moment, lease_ms), replicated=False
+        )
+        if begun - self._told_at > self._lease_s / 2:
+            self._steady_since = begun
+        self._told_at = begun
+        is_new = not self._gone.issuperset(gone)
+        self._alive, self._gone = set(alive), set(gone)
+        if is_new and not stops:
+            for remote in self._streams.values():
+                self._schedule(remote, 0.0)
 
     async def _look(self, remote: Remote) -> None:
         try:
@@ -294,9 +347,13 @@ class Attendance:
         loop = asyncio.get_running_loop()
         begun, attaching = loop.time(), remote.attaching
         has_readers = remote.name in self.waiting
-        _, (mine, full, claims), doomed = await self._call(
-            remote, "tick", remote.last, int(has_readers), replicated=False
+        is_steady = begun - self._told_at <= self._lease_s / 2 and begun - self._steady_since >= self._lease_s
+        _, (mine, full, claims, others), doomed = await self._call(
+            remote, "tick", remote.last, int(has_readers), int(is_steady), replicated=False
         )
+        for server, left_ms in zip(others[::2], others[1::2], strict=True):
+            if server not in self._alive and server != self.server.encode():
+                self._schedule(remote, (left_ms + 1) / 1000)
         if doomed:
             # a dead server's items may be thousands, and each look is by what this one is known to be alive
             self._soon(self._bury(doomed))
@@ -391,3 +448,12 @@ class Attendance:
         remote.saw(int(index))
         self._told(remote, int(came))
         self.waiting.came(remote.name, Frame(int(index), unpack_tags(tags)))
+
+
+async def _in_turn(calls: Iterable[Awaitable[object]]) -> None:
+    """Await all of them, a few hundred at once: the link takes a bounded number. Raises what the first one raised."""
+    rest = iter(calls)
+    while part := list(islice(rest, _AT_ONCE)):
+        for error in await asyncio.gather(*part, return_exceptions=True):
+            if isinstance(error, BaseException):
+                raise error

@@ -137,6 +137,7 @@ class Distributed(Storage):
     async def take(self, stream: str, *, start: int, length: int, tags: Tags, minimum: int) -> list[Frame]:
         remote, wanted = self._at[stream], pack_tags(tags)
         self._claims += 1
+        remote.is_used = True
         owner = f"{self._at.server}:{self._claims};"
         remote.taking.add(owner)
         found: Sequence[bytes] = []
@@ -202,6 +203,7 @@ class Distributed(Storage):
         remote = self._at[stream]
         begun = asyncio.get_running_loop().time()
         remote.attaching += 1
+        remote.is_used = True
         try:
             status, number = await self._at.ask(
                 remote,

@@ -140,7 +140,8 @@ class Link:
 
     def is_up(self) -> bool:
         """Whether calls go through: every primary answered within the last two seconds."""
-        return self._session is not None and self._session.is_ready
+        session = self._session
+        return session is not None and session.is_ready and not any(run.done() for run in session.runs)
 
     async def call(
         self, script: str, keys: Sequence[str], args: Sequence[str | bytes | int], *, replicated: bool = True

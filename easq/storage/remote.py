@@ -95,6 +95,15 @@ class Remote:
     #: what is still to become of claims: scripts and their arguments, a claim's name first; in order, without values
     owed: dict[tuple[str, tuple[str, ...]], None] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
+    #: whether this server ever had a connection or a claim here
+    is_used: bool = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something of this server is going on here, so that others have to know that it is alive."""
+        return bool(
+            self.sessions or self.attaching or self.leaving or self.taking or self.claims or self.owed
+        )
 
     @property
     def prefix(self) -> str:

@@ -1,10 +1,13 @@
 -- flags: allow-oom; after: stream entries groups members handout rules
 -- The calling server is alive, and what is due is done; the connections and claims of servers that are not are given up.
 --
--- ARGV[4] highest index that the caller has seen  [5] '1': it has somebody who waits for an item
--- `ok` {the caller's connections, those of them that have items to fetch, the names of its claims}, or `behind`
+-- ARGV[4] highest index that the caller has seen  [5] '1': it has somebody who waits for an item  [6] '1': Redis was there
+-- all the while, for the caller
+-- `ok` {the caller's connections, those of them that have items to fetch, the names of its claims, the other servers that
+-- have some of either, in turn with the ms until they count as gone}, or `behind`
 --
 -- When nobody has called for a while it is Redis that was away, not the servers: then all have their full time again.
+-- Unless the caller knows better.
 
 local S = rules.begin()
 if not S then
@@ -18,7 +21,7 @@ if unheld then
   rules.remove_unheld(S, unheld)
 end
 local servers = S.p .. 'servers'
-if NOW - S.heard > CONF.lease / 2 then
+if NOW - S.heard > CONF.lease / 2 and ARGV[6] ~= '1' then
   for _, server in ipairs(call('ZRANGE', servers, 0, -1)) do
     call('ZADD', servers, NOW + CONF.lease, server)
   end
@@ -49,4 +52,8 @@ for _, name in ipairs(call('HVALS', S.p .. 'claims')) do
     met[name] = true
   end
 end
-return rules.finish(S, 'ok', {mine, full, claims})
+local others = call('ZRANGE', servers, 0, -1, 'WITHSCORES')
+for place = 2, #others, 2 do
+  others[place] = math.max(0, math.ceil(others[place] - NOW))
+end
+return rules.finish(S, 'ok', {mine, full, claims, others})

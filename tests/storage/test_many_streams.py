@@ -1,0 +1,157 @@
+"""Hundreds of queues on one Redis: what a start costs, what it costs when nothing goes on, and how a start is ended."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+import redis
+
+from easq.broker.broker import Broker
+from easq.broker.queue import Clock, Rules
+from easq.model import Consumer, Frame
+from easq.storage import attendance
+from easq.storage.base import Limits, Subscription
+from easq.storage.distributed import Distributed
+from easq.storage.redis import Link
+from easq.storage.redis_url import parse_redis_url
+from easq.storage.redis_wire import Call, Wire
+from tests.support.proxy import Proxy
+from tests.support.redis import RedisServer
+from tests.support.waiting import eventually
+
+QUEUES = 200
+many = pytest.mark.parametrize("queues", [50, pytest.param(QUEUES, marks=pytest.mark.long)])
+
+
+class Counted:
+    """Counts the calls of scripts, and the round trips that they took."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.calls: Counter[str] = Counter()
+        self.rounds = 0
+        exchange = Wire._exchange
+
+        async def counted(wire: Wire, batch: Sequence[Call]) -> None:
+            self.rounds += 1
+            self.calls.update(call.script for call in batch)
+            await exchange(wire, batch)
+
+        patch.setattr(Wire, "_exchange", counted)
+
+
+async def opened(url: str, queues: int, *, lease_s: float = 5.0) -> Distributed:
+    """An engine with so many queues: each has a sink, and both have a rear store."""
+    storage = Distributed(Link(parse_redis_url(url)), lease_s=lease_s)
+    await storage.start(lambda _: None)
+    names = [f"q{number}" for number in range(queues)]
+    clock = Clock(asyncio.get_running_loop().time, lambda: 0)
+    await Broker(storage, names, rules=Rules(), sink_rules=Rules(), clock=clock).open()
+    return storage
+
+
+@many
+def test_a_start_takes_few_round_trips(redis_url: str, monkeypatch: pytest.MonkeyPatch, queues: int) -> None:
+    """However many queues there are."""
+    counted = Counted(monkeypatch)
+
+    async def run() -> None:
+        storage = await opened(redis_url, queues)
+        begun, calls = counted.rounds, counted.calls.total()
+        await storage.close()
+        assert begun < 60
+        assert calls < 3 * 4 * queues + 20
+        # nothing of this server is there that it would have to give up
+        assert counted.calls.total() - calls < 20
+
+    asyncio.run(run())
+
+
+@many
+def test_queues_without_anything_going_on_cost_next_to_nothing(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, queues: int
+) -> None:
+    counted = Counted(monkeypatch)
+
+    async def run() -> None:
+        storage = await opened(redis_url, queues)
+        async with asyncio.timeout(20):
+            while counted.calls["tick"] < 4 * queues:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
+        before = counted.calls.total()
+        await asyncio.sleep(1.2)
+        assert counted.calls.total() - before < 50
+        await storage.close()
+
+    asyncio.run(run())
+
+
+def test_the_end_of_a_server_is_noticed_where_nobody_else_looked(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its consumers had is ready again, and what it had claimed is back."""
+    monkeypatch.setattr(attendance, "_IDLE_LOOKS", 0)
+
+    async def run() -> None:
+        other = await opened(redis_url, 20, lease_s=1.0)
+        link = Link(parse_redis_url(redis_url))
+        ending = Distributed(link, lease_s=1.0)
+        await ending.start(lambda _: None)
+        for stream in ("q7", "q11"):
+            await ending.open(stream)
+            for _ in range(2):
+                await ending.append(stream, Frame(0, {"requestId": "r"}, b"x"), priority=0, limits=Limits())
+        # longer than it takes that all that is started has looked
+        await asyncio.sleep(0.5)
+        number = await ending.attach("q7", Consumer("g", "u"), Subscription(1), now=0.0)
+        assert await ending.lease("q7", number, index_only=True)
+        assert len(await ending.take("q11", start=0, length=1, tags={}, minimum=1)) == 1
+        with redis.Redis.from_url(redis_url) as client:
+            assert (client.hlen("easq:{q7}:who"), client.hlen("easq:{q11}:claims")) == (1, 1)
+            await link.close()
+            async with asyncio.timeout(20):
+                while client.hlen("easq:{q7}:who") or client.hlen("easq:{q11}:claims"):
+                    await asyncio.sleep(0.05)
+        assert len(await other.read("q11", start=0, length=9, tags={})) == 2
+        await other.close()
+
+    asyncio.run(run())
+
+
+class Slow(Proxy):
+    """Passes on what comes a while later."""
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            await asyncio.sleep(0.1)
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_start(redis_server: RedisServer, redis_url: str, number: signal.Signals) -> None:
+    """At once, however many queues are opened already."""
+    queues = [option for name in range(QUEUES) for option in ("--queue", f"q{name}")]
+    with Slow(redis_server.port) as proxy, redis.Redis.from_url(redis_url) as client:
+        storage = f"redis://127.0.0.1:{proxy.port}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "easq", "serve", "--port", "0", "--storage", storage, *queues],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            eventually(lambda: client.scard("easq:streams") >= 20)
+            process.send_signal(number)
+            out, _ = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert out == b""
+    assert process.returncode == 128 + number
