@@ -373,6 +373,8 @@ async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
             for place in server.platform.places():
                 app.printer.info(f"instance {place.address}, weight {place.weight}")
         app.printer.info(f"durability {server.durability}, storage {shown_url(settings.storage)}")
+        if server.caution:
+            app.printer.warn(server.caution)
         _write_ready(ready_file, server)
 
     async def before_stop() -> None:

@@ -136,6 +136,11 @@ class Server:
         """What an acknowledged put survives, in the word of `meta.durability`."""
         return self._storage.durability
 
+    @property
+    def caution(self) -> str:
+        """Return what whoever runs the service has to know of its storage; mostly nothing."""
+        return self._storage.caution
+
     def url(self, queue: str | None = None, *, sink: bool = False) -> str:
         """The address of a queue (the first one by default) as clients of this machine write it."""
         settings = self._settings

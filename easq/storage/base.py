@@ -136,6 +136,8 @@ class Storage(ABC):
 
     #: the word for `meta.durability`: fsync, os, memory, redis-fsync ...
     durability: str
+    #: what whoever runs the service has to know of the engine, said at the start; mostly nothing
+    caution: str = ""
 
     @abstractmethod
     async def start(self, on_failure: Callable[[Exception], None]) -> None:

@@ -325,6 +325,33 @@ class DataFile:
         status = os.statvfs(self.path.parent)
         return status.f_bavail * status.f_frsize
 
+    def room_bytes(self, connection: sqlite3.Connection) -> int:
+        """Return how much can still be stored: in free pages of the file, which are used first, and on the disk.
+
+        From that goes what the log holds and the file will have to grow by.
+        """
+        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        return int(free * size) + self.free_bytes() - self._growth(connection)
+
+    def can_grow_by_ballast(self, connection: sqlite3.Connection) -> bool:
+        """Return whether the log can be copied into the file once the ballast is dropped, and not before."""
+        room, growth = self.free_bytes(), self._growth(connection)
+        return self._ballast.exists() and room < growth <= room + BALLAST_BYTES
+
+    def _growth(self, connection: sqlite3.Connection) -> int:
+        """Return by how many bytes the file grows when the log is copied back."""
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        return max(0, int(pages * size) - self.path.stat().st_size)
+
+    def log_bytes(self) -> int:
+        """Return the length of the write-ahead log."""
+        try:
+            return os.stat(self._log).st_size
+        except FileNotFoundError:
+            return 0
+
     @property
     def _ballast(self) -> Path:
         return self.path.with_name(self.path.name + ".ballast")

@@ -23,11 +23,13 @@ from easq.storage.embedded import Embedded, Settle
 from easq.storage.entries import INDEX_BITS
 from easq.storage.filters import stored_filters
 from easq.storage.keys import KeyWindow
-from easq.storage.writer import Job, Writer
+from easq.storage.writer import MOST_LOG_BYTES, Job, Writer
 
 log = logging.getLogger(__name__)
 
-#: SQLite before it can, with two writing connections, leave a write-ahead log torn; easq has one, and says so
+#: room on the disk and in the file is looked at so often, in seconds and in bytes put
+SPACE_S, SPACE_BYTES = 0.5, 4 * 1024**2
+#: SQLite before it can, with two writing connections, lose what is in the write-ahead log; easq itself has one
 SAFE_SQLITE = (3, 51, 3)
 
 
@@ -49,19 +51,24 @@ class Sqlite(Embedded):
         self._recover = recover
         self.durability = durability
         self._path = path
+        if sqlite3.sqlite_version_info < SAFE_SQLITE:
+            self.caution = (
+                f"SQLite {sqlite3.sqlite_version} is below {'.'.join(map(str, SAFE_SQLITE))}: another program that"
+                " writes to the data file may damage it"
+            )
         self._file = DataFile(path)
         self._ids: dict[str, int] = {}
         self._writer: Writer | None = None
         self._space_checked = 0.0
+        self._put_bytes = 0  # since then
         self._space_low = False
+        self._log_long = False
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
     async def start(self, on_failure: Callable[[Exception], None]) -> None:
         await super().start(on_failure)
         self._loop = asyncio.get_running_loop()
-        if sqlite3.sqlite_version_info < SAFE_SQLITE:
-            log.debug("SQLite %s: below 3.51.3, one writing connection only", sqlite3.sqlite_version)
         try:
             connection = self._file.open(recover=self._recover)
             self._writer = Writer(
@@ -227,19 +234,29 @@ class Sqlite(Embedded):
             raise QueueFull(
                 "the disk of the queue service is full", hint="delete or commit items, or make room"
             )
+        if self._log_long:
+            raise QueueFull(
+                "the log of the queue service is full", hint="end the other program that reads its data file"
+            )
 
     def _has_space(self) -> bool:
         # nobody may put any more, so that nobody would find out that there is room again
         known_full = self._open_writer.full and (
             self._loop.time() - self._open_writer.full_at < self._timing.backoff_s[-1]
         )
-        return not (known_full or self._is_space_low())
+        return not (known_full or self._is_space_low() or self._log_long)
 
     def _is_space_low(self) -> bool:
+        """Return whether little room is left, as it was a short time, and few bytes, ago."""
         now = self._loop.time()
-        if now - self._space_checked >= 1.0:
-            self._space_checked = now
-            self._space_low = self._file.free_bytes() < RESERVE_BYTES
+        if now - self._space_checked >= SPACE_S or self._put_bytes >= SPACE_BYTES:
+            self._space_checked, self._put_bytes = now, 0
+            try:
+                room = self._file.room_bytes(self._reader)
+            except sqlite3.Error as error:
+                raise self._broken(error) from error
+            self._space_low = room < RESERVE_BYTES
+            self._log_long = self._file.log_bytes() > MOST_LOG_BYTES
         return self._space_low
 
     @property
@@ -250,6 +267,7 @@ class Sqlite(Embedded):
 
     def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
         job = Job(changes, settle, self._loop.create_future())
+        self._put_bytes += job.size
         if self._failure is not None:
             job.future.set_exception(StorageError(f"the storage failed: {self._failure}"))
         else:

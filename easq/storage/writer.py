@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,17 @@ CHECKPOINT_BYTES = 16 * 1024**2
 ROOM_S = 0.5
 #: the write-ahead log is cut to nothing when there was nothing to write for so long, in seconds
 IDLE_S = 2.0
+#: a transaction waits so long for a program that writes to the file, in milliseconds
+BUSY_MS = 5000
+#: a log longer than this is said aloud, once a minute, and cut to it once it can be cut
+LONG_LOG_BYTES = 64 * 1024**2
+_SAY_S = 60.0
+#: with a log longer than this no puts are taken
+MOST_LOG_BYTES = 1024**3
+#: a file above this, of which more than half is free pages, is made shorter when there is nothing to write
+LARGE_FILE_BYTES = 64 * 1024**2
+#: that is done in slices of about so many seconds, after nothing was written for so long: what comes waits for a slice
+SLICE_S, SLICE_AFTER_S = 0.01, 0.02
 #: Entries go in many at a time: after each step of a statement the writer waits for the interpreter's lock, 5 ms when
 #: the event loop is busy (measured: a third of all puts a second). SQLite takes 32,766 values, before 3.32 999.
 _INTO_ITEM = "INSERT INTO item (id, stream, priority, size, request_id, tags, data) VALUES"
@@ -119,6 +131,10 @@ class Writer:
         self._opening: asyncio.Handle | None = None  # of the first batch, after there was nothing to do
         self._tidying: asyncio.TimerHandle | None = None
         self._log: int | None = None  # the write-ahead log, to be synced
+        self._log_was_long = False  # at the last checkpoint, too
+        self._said_at: dict[str, float] = {}  # what is said once a minute -> when it was
+        self._shrinks = False  # the file has pages to give back
+        self._slice_pages = 64  # of a slice
         self._broken: BaseException | None = None  # why nothing is written any more
         # SQLite syncs when it copies the log back; what it appends to the log is synced here
         for pragma in (
@@ -127,6 +143,7 @@ class Writer:
             "secure_delete = OFF",
             "temp_store = MEMORY",
             "cache_size = -32000",
+            f"journal_size_limit = {LONG_LOG_BYTES}",
         ):
             connection.execute(f"PRAGMA {pragma}")
         self._written = CHECKPOINT_BYTES  # what an earlier run left in the log is copied back soon
@@ -178,7 +195,9 @@ class Writer:
         batch, size = self._take()
         if not batch:
             self._idle.set()
-            if self._written:
+            if self._shrinks:
+                self._tidying = self._loop.call_later(SLICE_AFTER_S, self._tidy)
+            elif self._written:
                 self._tidying = self._loop.call_later(IDLE_S, self._tidy)
         elif self._broken is not None:
             self._loop.call_soon(self._end, batch, self._broken)
@@ -256,8 +275,37 @@ class Writer:
         self._in_thread(self._cut, self._go_on)
 
     def _cut(self) -> None:
-        self._checkpoint("TRUNCATE")
-        self._file.make_ballast()
+        """One slice of making the file shorter, or cut the log and look whether the file is to be made shorter."""
+        if self._shrinks and self._written < CHECKPOINT_BYTES:
+            self._give_back()
+        else:
+            self._checkpoint("TRUNCATE")
+            self._file.make_ballast()
+
+    def _is_sparse(self) -> bool:
+        """Return whether the file is large, and more than half of it is free."""
+        execute = self._connection.execute
+        (pages,) = execute("PRAGMA page_count").fetchone()
+        (size,) = execute("PRAGMA page_size").fetchone()
+        (free,) = execute("PRAGMA freelist_count").fetchone()
+        return bool(pages * size > LARGE_FILE_BYTES and free * 2 > pages)
+
+    def _give_back(self) -> None:
+        """Free pages at the end of the file are given back to the disk, as many as take about `SLICE_S`."""
+        began_at = time.monotonic()
+        try:
+            # not `execute`: a row without columns comes for each page, and before Python 3.13 it ends at the first
+            self._connection.executescript(f"PRAGMA incremental_vacuum({self._slice_pages})")
+        except sqlite3.Error as error:
+            if not (is_full(error) or _is_busy(error)):
+                raise
+            self._shrinks = False
+            return
+        took_s = max(time.monotonic() - began_at, 1e-4)
+        self._written += self._slice_pages * 8192
+        self._slice_pages = max(8, min(4096, int(self._slice_pages * min(2.0, SLICE_S / took_s))))
+        if not self._is_sparse():
+            self._shrinks, self._written = False, CHECKPOINT_BYTES
 
     def _write_and_sync(self, batch: list[Job]) -> None:
         self._write(batch)
@@ -282,19 +330,20 @@ class Writer:
         When there is no room at all, that comes again, as long as the service runs.
         """
         try:
-            self._transact(batch, storing=True)
-            self.full = self.full and not any(job.stored for job in batch)
-            return
-        except sqlite3.Error as error:
-            if not is_full(error):
-                self._fail_batch(batch, error)
+            if self._fits(batch) or (self._has_cut() and self._fits(batch)):
+                self.full = self.full and not any(job.stored for job in batch)
                 return
-            if not self.full:
-                log.warning("the disk is full: puts are refused until there is room")
-            self.full, self.full_at = True, self._loop.time()
-            for job in batch:
-                if job.stored:
-                    job.error = QueueFull("the disk of the queue service is full")
+        except sqlite3.Error as error:
+            self._fail_batch(batch, error)
+            return
+        if not self.full:
+            self._warn("full", "the disk is full: puts are refused until there is room")
+        self.full, self.full_at = True, self._loop.time()
+        for job in batch:
+            if job.stored:
+                job.error = QueueFull("the disk of the queue service is full")
+        if all(job.stored for job in batch):
+            return
         try:
             self._file.drop_ballast()
             self._checkpoint("TRUNCATE")
@@ -307,6 +356,22 @@ class Writer:
                 if self.stops:
                     job.error = QueueFull("the disk of the queue service is full")
                 job.again = job.error is None
+
+    def _fits(self, batch: list[Job]) -> bool:
+        """Write the batch, and return whether there was room for it. Raises sqlite3.Error for a failed disk."""
+        try:
+            self._transact(batch, storing=True)
+        except sqlite3.Error as error:
+            if not is_full(error):
+                raise
+            return False
+        return True
+
+    def _has_cut(self) -> bool:
+        """Cut the log, and return whether that made room: what was copied back needs it no more."""
+        before = self._file.log_bytes()
+        self._checkpoint("TRUNCATE")
+        return self._file.log_bytes() < before
 
     def _fail_batch(self, batch: list[Job], error: BaseException) -> None:
         """Whatever became of the batch, it is not acknowledged, and nothing is written after it."""
@@ -416,14 +481,52 @@ class Writer:
         """The log is copied back, as far as there is room and nobody reads. Raises sqlite3.Error for a failed disk."""
         if self._broken is not None:
             return
+        execute = self._connection.execute
+        execute("PRAGMA busy_timeout = 0")  # nobody waits for a program that reads the file
         try:
-            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+            is_done = self._copy_log(mode)
+            if not is_done and self._file.can_grow_by_ballast(self._connection):
+                self._file.drop_ballast()
+                is_done = self._copy_log(mode)
+        finally:
+            execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        self._written = (
+            0 if is_done and mode == "TRUNCATE" else 1
+        )  # else it is cut when there is nothing to write
+        self._shrinks = self._is_sparse()
+        self._watch_log()
+
+    def _copy_log(self, mode: str) -> bool:
+        """Return whether the log was copied back. If not it still holds all it held: that must not stop the service."""
+        try:
+            (is_read, *_) = self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:
-            # the log still holds what was not copied back; a full disk must not stop the service
             if not (is_full(error) or _is_busy(error)):
                 raise
-            log.warning("checkpoint: %s", error)
-        self._written = 0
+            self._warn("checkpoint", f"checkpoint: {error}")
+            return False
+        return not is_read
+
+    def _watch_log(self) -> None:
+        """Say, once a minute at most, that a program which reads the file keeps the log from being cut."""
+        size = self._file.log_bytes()
+        if size <= LONG_LOG_BYTES:
+            self._log_was_long = False
+            return
+        if self._log_was_long:  # one large transaction may make it so long once
+            self._warn(
+                "log",
+                f"{self._file.path}-wal has {size >> 20} MiB and cannot be cut while another program reads the data"
+                f" file: end that one; at {MOST_LOG_BYTES >> 20} MiB puts are refused",
+            )
+        self._log_was_long = True
+
+    def _warn(self, about: str, text: str) -> None:
+        """Log the warning, once a minute at most."""
+        now = time.monotonic()
+        if now - self._said_at.get(about, -inf) >= _SAY_S:
+            self._said_at[about] = now
+            log.warning("%s", text)
 
 
 _FORGET_ONE = (
