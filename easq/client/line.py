@@ -19,6 +19,8 @@ from easq.client.tls import tls_context
 from easq.client.transport import Settings
 from easq.errors import ConfigError, NotAQueueService
 
+#: read at a time, in bytes
+_PIECE = 256 * 1024
 #: longest answer of a proxy to CONNECT
 _MAX_PROXY_ANSWER = 16 * 1024
 
@@ -42,7 +44,8 @@ class Line:
     def recv(self, size: int) -> bytes:
         """What came, empty at the end. Raises TimeoutError, and NotAQueueService above the budget."""
         self._bound()
-        data = self._socket.recv(size)
+        # websocket-client before 1.9 asks for a body of the length that it was told, whatever that is
+        data = self._socket.recv(min(size, _PIECE))
         self.heard_at = time.monotonic()
         self.first_byte_at = self.first_byte_at or self.heard_at
         self.budget -= len(data)

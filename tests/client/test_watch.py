@@ -550,7 +550,11 @@ def test_a_refusal_that_never_ends_is_cut() -> None:
         peer.send(b"HTTP/1.1 500 x\r\nContent-Length: 99999999999\r\n\r\n")
         peer.flood()
 
-    with pytest.raises(errors.NotAQueueService, match="more than"), watching(Watched(script)):
+    # websocket-client 1.9 reads on until there is more than is taken, 1.7 makes do with what came
+    with (
+        pytest.raises(errors.ServerError, match=r"more than|500 without a reason"),
+        watching(Watched(script)),
+    ):
         pass
 
 

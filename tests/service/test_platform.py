@@ -207,10 +207,10 @@ def test_the_gateway_spreads_calls_by_weight(cloud: OpenCloud) -> None:
 
 def test_the_gateway_passes_what_was_sent_and_answered(cloud: OpenCloud) -> None:
     """Type, encoding and bytes as they are; who called and from where stays at the door."""
-    show = "exec:sh -c 'echo $EASQ_PATH $EASQ_QUERY $EASQ_CONTENT_TYPE; env | grep -c secret'"
-    made = cloud(show, token="secret")
+    show = "exec:sh -c 'echo $EASQ_PATH $EASQ_QUERY $EASQ_CONTENT_TYPE; env | grep -c gateway-canary'"
+    made = cloud(show, token="gateway-canary")
     headers = [
-        ("Authorization", "secret"),
+        ("Authorization", "gateway-canary"),
         ("Content-Type", "a/b"),
         ("Origin", f"http://127.0.0.1:{made.port}"),
     ]

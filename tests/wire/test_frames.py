@@ -2,7 +2,7 @@ import base64
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easq.model import Frame
@@ -218,6 +218,7 @@ def test_a_payload_has_no_frame_encoding() -> None:
         encode_frame(FRAME, Codec.RAW)
 
 
+@settings(deadline=None)  # the first example imports the SDK
 @given(frames)
 def test_the_official_sdk_reads_and_writes_the_same_frames(frame: Frame) -> None:
     pb2 = pytest.importorskip("eas_prediction.queue_types.queueservice_pb2", exc_type=ImportError)
