@@ -141,6 +141,29 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return both
 
 
+@pytest.fixture(scope="session")
+def private_ca(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A CA that states nothing but that it is one, and a certificate that it signed for 127.0.0.1, with its key."""
+    folder = tmp_path_factory.mktemp("ca")
+    (folder / "config").write_text(
+        "[req]\ndistinguished_name = name\nprompt = no\n[name]\nCN = easq\n"
+        "[ca]\nbasicConstraints = critical, CA:TRUE\n[leaf]\nsubjectAltName = IP:127.0.0.1\n"
+    )
+    for command in (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -config config -extensions ca -keyout ca.key -out ca.pem",
+        "req -newkey rsa:2048 -nodes -config config -subj /CN=127.0.0.1 -keyout leaf.key -out leaf.csr",
+        "x509 -req -in leaf.csr -CA ca.pem -CAkey ca.key -set_serial 2 -days 2 -extfile config -extensions leaf "
+        "-out leaf.pem",
+    ):
+        try:
+            subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("openssl is not there")
+    both = folder / "both.pem"
+    both.write_bytes((folder / "leaf.key").read_bytes() + (folder / "leaf.pem").read_bytes())
+    return folder / "ca.pem", both
+
+
 def pytest_configure() -> None:
     """A run in a shell's background is begun with Ctrl-C ignored; what is started here must not inherit that."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

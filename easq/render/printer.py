@@ -277,11 +277,13 @@ class Printer:
 
     def abandon(self) -> None:
         """Nothing more goes to stdout, not even what Python would flush at its exit."""
-        self._out = None
         if sys.stdout is not None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.close(nowhere)
+        self._out = (
+            None  # not before: what its buffer still holds is written now, and 3.13 shows a failure of that
+        )
 
     def failed(self, error: OSError) -> OutputClosed | StorageError:
         """What it means that writing to stdout ended in `error`; nothing more goes there."""

@@ -276,3 +276,16 @@ def test_a_file_that_takes_only_a_part_loses_nothing(queue: Easq) -> None:
     assert done.returncode != 0
     assert b"cannot write to stdout" in done.stderr
     assert queue("get", "-o", "raw").out == data, "what could not be written whole is still in the queue"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_ends_it_quietly(queue: Easq, unbuffered: str) -> None:
+    """Also what is left in a buffer of ours then is no failure that Python tells of."""
+    queue("put", "-q", "-c", "64", "-f", "-", stdin=(b"x" * 99 + b"\n") * 3000)
+    with queue.start("get", "-l", "3000", env={**queue.environ, "PYTHONUNBUFFERED": unbuffered}) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait() == 141

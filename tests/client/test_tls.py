@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 
 from easq.client.tls import tls_context
+from easq.client.transport import Settings, Transport
 from easq.errors import ConfigError
+from easq.wire.operations import Request
+from tests.client.servers import secured
 
 
 def test_certificates_and_names_are_checked_from_tls_1_2_on() -> None:
@@ -13,6 +16,15 @@ def test_certificates_and_names_are_checked_from_tls_1_2_on() -> None:
     assert context.check_hostname
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert context.get_ca_certs()
+
+
+def test_a_private_ca_that_says_no_more_than_that_it_is_one_is_trusted(private_ca: tuple[Path, Path]) -> None:
+    """Without key usage and key identifiers, as many a company has it; Python 3.13 refuses it by default."""
+    ca, server_certificate = private_ca
+    assert not tls_context().verify_flags & ssl.VERIFY_X509_STRICT
+    with secured(server_certificate) as server, Transport(Settings(cacert=str(ca), environ={})) as transport:
+        url = server.url.replace("http", "https", 1)
+        assert transport.exchange(url, Request("GET"), None).body == b"safe"
 
 
 def test_a_given_ca_is_the_only_one(certificate: Path) -> None:
