@@ -92,7 +92,14 @@ def get(
     else:
         _show(app, frames, alone=length == 1)
     if delete and frames:
-        client.delete([frame.index for frame in frames])
+        seen = [f.index for f in frames if output_dir is not None or app.printer.shows_whole(f.data)]
+        if seen:
+            client.delete(seen)
+        if len(seen) < len(frames):
+            raise UsageError(
+                f"{len(frames) - len(seen)} of {len(frames)} items are not shown whole, and not deleted",
+                hint="-o json, or --output-dir DIR",
+            )
 
 
 def _nothing(index: int, tags: dict[str, str], timeout_s: float) -> str:

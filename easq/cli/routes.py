@@ -150,7 +150,15 @@ def _queue(app: App, terms: Terms) -> Route:
         )
         return Answer(frame)
 
-    return Route(steps, app.transport, lambda frames: sink.delete(frame.index for frame in frames))
+    def done(frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            if app.output == "none" or app.printer.shows_whole(frame.data):
+                continue
+            stays = f"result {frame.index} is not shown whole, and stays in the sink"
+            app.printer.warn(f"{stays}: easq get -k {frame.index} --output-dir DIR")
+        sink.delete(f.index for f in frames if app.output == "none" or app.printer.shows_whole(f.data))
+
+    return Route(steps, app.transport, done)
 
 
 def _gateway(app: App, terms: Terms) -> Route:

@@ -307,6 +307,13 @@ class Session:
             return
         if self.to_commit and self.app.printer.would_wait(len(frame.data)):
             self._try_commit()
+        if self.policy == OUTPUT and not self.app.printer.shows_whole(frame.data):
+            from easq.errors import UsageError
+
+            raise UsageError(
+                f"item {frame.index} cannot be shown whole, and is not committed",
+                hint="-o json, or redirect it",
+            )
         self.app.printer.frame(self.shown, frame)
         self.app.printer.flush()
         self.worked_at = time.monotonic()  # a reader of the output may be slow

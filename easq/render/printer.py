@@ -19,7 +19,17 @@ from typing import IO, TextIO
 from easq.errors import EasqError, StorageError, UsageError
 from easq.model import Frame
 from easq.redact import MIN_SECRET, hide
-from easq.render.payload import cell, drives_terminal, escape, json_safe, one_line, shown
+from easq.render.payload import (
+    MAX_CELL,
+    MAX_SHOWN,
+    as_text,
+    cell,
+    drives_terminal,
+    escape,
+    json_safe,
+    one_line,
+    shown,
+)
 from easq.render.progress import MAX_WIDTH, Progress
 
 #: to the start of the line, and nothing behind it
@@ -155,6 +165,15 @@ class Printer:
             self.row(rows.frame_row(number, frame))
         else:
             self.write(rows.frame_line(number, frame, terminal=self.out_is_terminal, instead=file) + b"\n")
+
+    def shows_whole(self, data: bytes) -> bool:
+        """Whether `frame` prints all of `data`: a table cuts it, a terminal shows a remark in the place of binary."""
+        if self.output == "none":
+            return False
+        if self.output in ("json", "raw") or (self.output == "text" and not self.out_is_terminal):
+            return True
+        text = as_text(data)
+        return text is not None and len(text) <= (MAX_CELL if self.output == "table" else MAX_SHOWN)
 
     def payload(self, data: bytes) -> None:
         """Print `data` as it is, or on a terminal escaped. Raises UsageError for `raw` data that a terminal obeys."""

@@ -168,6 +168,28 @@ def test_raw_on_a_terminal_refuses_what_drives_it_and_deletes_nothing(queue: Eas
     assert queue("get", "-l", "9", "-o", "raw").text == "\x1b[2J\n"
 
 
+def test_what_is_not_shown_whole_is_not_deleted(queue: Easq) -> None:
+    """A table cuts a payload, a terminal shows a remark for binary: neither is to be all that is left of it."""
+    queue("put", "-q", "-d", "short", "-d", "long" * 20, "-d", b"\xff\xfe")
+    done = queue("get", "-l", "9", "-o", "table", "--delete")
+    assert (done.status, len(done.text.splitlines())) == (2, 4)
+    message = "easq: 2 of 3 items are not shown whole, and not deleted\nhint: -o json, or --output-dir DIR\n"
+    assert done.err == message
+    status, text = finish(queue.terminal("get", "-l", "9", "--delete"))
+    assert (status, text.splitlines()[-2]) == (2, "easq: 1 of 2 items are not shown whole, and not deleted")
+    status, text = finish(queue.terminal("watch", "--commit", "output", "-n", "1"))
+    assert (status, text.splitlines()[1]) == (2, "easq: item 3 cannot be shown whole, and is not committed")
+    queue("put", "-q", "-k", "-d", b"\xff", "--tags", "requestId=r")
+    status, text = finish(queue.terminal("predict", "-d", "x", "--tags", "requestId=r"))
+    assert (status, text) == (
+        0,
+        "<binary 1 B, use -o raw>\neasq: warning: result 1 is not shown whole, and stays in the sink: "
+        "easq get -k 1 --output-dir DIR\n",
+    )
+    assert queue("get", "-k", "-o", "raw").out == b"\xff"
+    assert queue("get", "--delete", "-o", "raw").out == b"\xff\xfe"
+
+
 def test_an_index_that_is_gone_is_said_and_nothing_else_is_deleted(three: Easq) -> None:
     three("delete", "2", "-y")
     warning = "easq: warning: no item has the index 2; the next one is 3\n"
