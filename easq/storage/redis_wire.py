@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import ssl
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, TypeAlias
 
 from redis import exceptions
@@ -142,6 +144,11 @@ def show(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+#: the option of newer redis-py that leaves out a flag of TLS. Python 3.13 sets VERIFY_X509_STRICT, under which private
+#: CAs without key usage are refused; redis-cli and Python 3.12 take them
+_EXCLUDE = "ssl_exclude_verify_flags"
+
+
 def connection_to(url: RedisUrl, host: str, port: int, *, sentinel: bool = False) -> AbstractConnection:
     """A connection that is not open yet, with what `url` says of users, passwords and TLS."""
     options: dict[str, Any] = dict(url.options)
@@ -159,6 +166,8 @@ def connection_to(url: RedisUrl, host: str, port: int, *, sentinel: bool = False
         return UnixDomainSocketConnection(path=url.path, **common)
     if url.tls:
         checks = options.pop("ssl_check_hostname", "true").lower() not in {"no", "false", "0"}
+        if _EXCLUDE in signature(SSLConnection).parameters:
+            options[_EXCLUDE] = [ssl.VERIFY_X509_STRICT]
         return SSLConnection(host=host, port=port, ssl_check_hostname=checks, **common, **options)
     return Connection(host=host, port=port, **common)
 

@@ -687,6 +687,20 @@ def test_tls(make_redis: MakeRedis, certificate: Path) -> None:
     assert "certificate verify failed" in refusal(f"rediss://127.0.0.1:{port}").message
 
 
+def test_a_private_ca_that_says_no_more_than_that_it_is_one_is_trusted(
+    make_redis: MakeRedis, private_ca: tuple[Path, Path]
+) -> None:
+    """Also by Python 3.13, which refuses it by default."""
+    port, (ca, both) = free_port(), private_ca
+    make_redis(tls_port=str(port), tls_auth_clients="no", tls_cert_file=str(both), tls_key_file=str(both))
+
+    async def run() -> None:
+        async with Linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={ca}") as link:
+            assert await link.call("add", ["{q}n"], [1]) == 1
+
+    asyncio.run(run())
+
+
 def test_what_is_published_is_heard(server: RedisServer) -> None:
     """Both kinds of PUBLISH, any bytes, and again after the connection was lost."""
     heard: list[bytes] = []
