@@ -102,10 +102,12 @@ class Sqlite(Embedded):
     async def open(self, stream: str, burial: Burial | None = None) -> None:
         if stream in self._cores:
             return
-        job = Job([], None, asyncio.get_running_loop().create_future(), stream=stream)
-        self._open_writer.submit(job)
-        await job.future
+        writer = self._open_writer
         try:
+            if self._reader.execute("SELECT 1 FROM stream WHERE name = ?", (stream,)).fetchone() is None:
+                job = Job([], None, self._loop.create_future(), stream=stream)
+                writer.submit(job)
+                await job.future
             self._restore(stream, burial)
         except sqlite3.Error as error:
             raise StorageError(f"{self._path} is damaged: {error}") from error

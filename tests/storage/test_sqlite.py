@@ -734,3 +734,22 @@ def test_a_data_file_gives_free_pages_back_when_asked(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "easq.db")
     assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
     connection.close()
+
+
+def test_opening_many_queues_takes_few_syncs_and_none_the_next_time(
+    run_sqlite: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there already is only read."""
+    syncs: list[int] = []
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: syncs.append(fd) or real(fd))  # type: ignore[func-returns-value]
+
+    async def body(engine: Engine) -> None:
+        for most in (5, 0):
+            await engine.restart()
+            syncs.clear()
+            await asyncio.gather(*(engine.storage.open(f"queue-{number}") for number in range(1000)))
+            assert len(syncs) <= most
+        assert len(await engine.storage.streams()) == 1001
+
+    run_sqlite(body)
