@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +22,7 @@ from easq.runner.command import Exec
 from easq.runner.http import Http
 from easq.runner.kinds import Echo, parse_model
 from easq.runner.model import Answer, Call, Model, ModelFailed
+from tests.client.servers import secured
 from tests.support.waiting import PATIENCE_S, eventually
 
 Reply: TypeAlias = Callable[["Handler"], None]
@@ -597,3 +599,13 @@ def test_no_proxy_is_asked(
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, proxy.url)
     assert model(server.url).run(Call()).data == b"direct"
+
+
+def test_a_model_behind_a_private_ca_is_trusted(
+    private_ca: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that says no more than that it is a CA, which Python 3.13 refuses by default."""
+    ca, certificate = private_ca
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca))
+    with secured(certificate) as server, closing(Http(f"https://127.0.0.1:{server.port}/")) as model:
+        assert model.run(Call(b"x"), timeout_s=30).data == b"safe"
