@@ -98,11 +98,14 @@ class BodyReader:
 
     async def read(self) -> bytes:
         """Return the next piece, empty at the end. Raises TimeoutError for a client that is too slow."""
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        async with Deadline(self._left_s):
-            piece = await self._request.content.readany()
-        self._left_s += len(piece) / _BODY_RATE - min(clock() - began, self._left_s)
+        piece: bytes = self._request.content.read_nowait(-1)
+        if not piece:
+            clock = asyncio.get_running_loop().time
+            began = clock()
+            async with Deadline(self._left_s):
+                piece = await self._request.content.readany()
+            self._left_s -= min(clock() - began, self._left_s)
+        self._left_s += len(piece) / _BODY_RATE
         self._size += len(piece)
         if self._size > self._limit:
             raise self._too_large(self._size)

@@ -80,9 +80,12 @@ class Body(aiohttp.Payload):
         if self._begun:
             raise ConnectionError("the body was sent before")
         self._begun = True
-        while piece := await self._read():
-            async with asyncio.timeout(self._patience_s):
+        clock = asyncio.get_running_loop().time
+        async with asyncio.timeout(None) as limit:
+            while piece := await self._read():
+                limit.reschedule(clock() + self._patience_s)
                 await writer.write(piece)
+                limit.reschedule(None)
 
     async def _read(self) -> bytes:
         try:
@@ -189,8 +192,8 @@ class Proxy:
         drop: frozenset[str] = frozenset(),
         add: Sequence[tuple[str, str]] = (),
     ) -> web.StreamResponse:
-        """Return the answer of `url` to `request` with these headers, after it was sent to the caller. No redirect is
-        followed.
+        """Return the answer of `url` to `request` with these headers; a large one was sent to the caller by then. No
+        redirect is followed.
 
         Args:
             drop: headers that the caller does not get, in lower case.
@@ -270,18 +273,21 @@ class _Exchange:
         """Pass `reply` on: its status, its headers from end to end, and its body."""
         length = reply.content_length
         has_body = self.request.method != "HEAD" and reply.status not in (204, 304)
-        response = self._head(reply)
+        response: web.StreamResponse
+        if has_body and length is not None and length <= _WHOLE:
+            response = web.Response(body=await reply.read(), status=reply.status, reason=reply.reason or None)
+            self._add_headers(response, reply)
+            return response
+        response = web.StreamResponse(status=reply.status, reason=reply.reason or None)
+        self._add_headers(response, reply)
         if length is not None:
             response.content_length = length
         elif has_body:
             _keep_out_of_buffers(response, reply)
-        whole = await reply.read() if has_body and length is not None and length <= _WHOLE else None
         self._answered = True
         try:
             await response.prepare(self.request)
-            if whole:
-                await response.write(whole)
-            while has_body and whole is None and (piece := await self._piece(reply, response)):
+            while has_body and (piece := await self._piece(reply, response)):
                 await response.write(piece)
         except ConnectionError as error:
             raise CallerGone(answered=True) from error
@@ -294,8 +300,7 @@ class _Exchange:
             break_off(self.request)
             raise BrokenOff(response) from error
 
-    def _head(self, reply: aiohttp.ClientResponse) -> web.StreamResponse:
-        response = web.StreamResponse(status=reply.status, reason=reply.reason or None)
+    def _add_headers(self, response: web.StreamResponse, reply: aiohttp.ClientResponse) -> None:
         for name, value in end_to_end(reply.headers.items()):
             lower = name.lower()
             if (
@@ -306,7 +311,6 @@ class _Exchange:
                 response.headers.add(name, value)
         for name, value in (("X-Content-Type-Options", "nosniff"), *self._add):
             response.headers.add(name, value)
-        return response
 
 
 def _keep_out_of_buffers(response: web.StreamResponse, reply: aiohttp.ClientResponse) -> None:
