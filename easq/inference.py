@@ -42,6 +42,7 @@ class Fate(Enum):
     EMPTY = "empty"  #: the model had nothing to say; committed
     TOO_LARGE = "too_large"  #: the sink has a frame that says so, with lastCode; committed
     FAILED = "failed"  #: negative: the service delivers it again, or gives it up
+    BUSY = "busy"  #: handed back because the model takes nothing now, without counting as a failure
     RETURNED = "returned"  #: handed back because we stop, without counting as a failure
 
 

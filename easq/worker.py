@@ -3,11 +3,14 @@
     pushed ── model answers ── put to the sink ── commit       answered, or its answer was too large
        │            └── without a word ────────── commit       empty: the sink is skipped
        ├── model fails ── negative                             delivered again, until the service gives it up
+       ├── model busy ─── negative Busy                        delivered again when it is due, and no failure
        └── we stop ────── negative Shutdown                    another worker's, and no failure
 
 The commit goes out after the sink has acknowledged the answer, never before. A crash between the two has the item
 delivered again; the key of the put is made from the item alone, so the answer is in the sink once. While the sink is
-full nothing is taken, and what is answered is held until there is room; likewise while a model takes no connections.
+full nothing is taken, and what is answered is held until there is room. A model that is busy, or failed three times in
+a row, is called with one item at a time, 1 s to 30 s apart, until it answers; what waits here goes to other workers.
+A service that does not know the code Busy is EAS: then the worker holds what its model is busy for.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from easq.client.backoff import full_jitter, pause_after
+from easq.client.backoff import pause_after
 from easq.client.hands import Hands
 from easq.client.queue import check_pair
 from easq.errors import (
@@ -50,6 +53,7 @@ from easq.inference import (
 from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
 from easq.runner.model import DEFAULT_TIMEOUT_S, SHUTDOWN, Answer, Model, ModelFailed
 from easq.wire.operations import Watch
+from easq.wire.replies import BUSY_FEATURE, GroupLine
 
 if TYPE_CHECKING:
     from easq.client.queue import QueueClient
@@ -59,6 +63,15 @@ if TYPE_CHECKING:
 DEFAULT_WINDOW = 5
 #: what is under way when a worker stops may take so long, in seconds
 DEFAULT_GRACE_S = 5.0
+
+#: an item that is held since the model is busy has failed after so long, in seconds
+DEFAULT_BUSY_LIMIT_S = 600.0
+#: the negative code of an item that the model is too busy for
+BUSY = "Busy"
+#: with these a model that works refuses one item
+_ABOUT_THE_ITEM = frozenset((400, 413, 415, 422))
+#: whether there are other workers is asked within this time, in seconds
+_SHARE_S = 1.0
 
 #: one look for items may take so long, and so the notice that there is to be an end, in seconds
 _TICK_S = 0.1
@@ -97,6 +110,7 @@ class Worker:
         item_timeout_s: float = DEFAULT_TIMEOUT_S,
         upgrade: bool = True,
         grace_s: float = DEFAULT_GRACE_S,
+        busy_limit_s: float = DEFAULT_BUSY_LIMIT_S,
         reconnect_for_s: float = 60.0,
         on_outcome: Callable[[Outcome], None] | None = None,
         on_notice: Callable[[str], None] | None = None,
@@ -109,6 +123,7 @@ class Worker:
             jobs: as many as the window by default.
             upgrade: watch over WebSocket; False: over the endless HTTP answer.
             grace_s: for what is under way when the worker has to end by itself.
+            busy_limit_s: an item that is held here, since the model is busy, has failed after so long; 0: never.
             on_outcome: called in threads of the worker, for each delivery that is over.
             on_notice: called in threads of the worker, with a line for people.
         """
@@ -118,6 +133,9 @@ class Worker:
         self.window, self.jobs = window, window if jobs is None else min(jobs, window)
         self._item_timeout_s, self._grace_s = item_timeout_s, grace_s
         self._upgrade, self._reconnect_for_s = upgrade, reconnect_for_s
+        self._busy_limit_s = busy_limit_s
+        self._busy_since: dict[int, float] = {}  # of what is held here
+        self._features: frozenset[str] = frozenset()
         self._on_outcome = on_outcome or (lambda _: None)
         self._notice = on_notice or (lambda _: None)
         self._queue = ""
@@ -134,7 +152,7 @@ class Worker:
 
     @property
     def is_held(self) -> bool:
-        """Whether nothing is begun: the sink takes no answers, or the model no connections."""
+        """Whether nothing is begun, or one item at a time: the sink takes no answers, or the model no calls."""
         return self._hands.is_held
 
     def start(self) -> None:
@@ -249,14 +267,22 @@ class Worker:
     def _work_on(self, frame: Frame) -> None:
         began = time.monotonic()
         try:
-            answer = self._ask_model(frame)
+            answer = self._model.run(call_of(frame), timeout_s=self._item_timeout_s)
+            if self._hands.succeeded():
+                self._notice("the model answers")
+            self._busy_since.pop(frame.index, None)
             outcome = self._store_answer(frame, answer, began)
             self._hands.done(frame.index, outcome)
         except ModelFailed as error:
             if error.code == SHUTDOWN:
                 self._hand_back([frame])
+            elif error.busy:
+                self._put_off(frame, error, began)
             else:
+                if error.status not in _ABOUT_THE_ITEM and self._hands.failed():
+                    self._notice(f"the model fails, trying one item at a time: {error.message}")
                 self._refuse(frame, error.code, reason_of(error), began)
+                self._share_waiting()
         except StreamEnded as ended:
             self._fail(Refused(f"the sink takes no answers: {ended.message}", status=ended.status))
             self._hand_back([frame])
@@ -268,30 +294,35 @@ class Worker:
             self._fail(error)
             self._hand_back([frame])
 
-    def _ask_model(self, frame: Frame) -> Answer:
-        """What the model answers. One that takes no connections has not seen the item: it is waited for, as long as
-        the item may take, lest a model that starts again costs items their deliveries.
-        """
-        call, end, failures = call_of(frame), time.monotonic() + self._item_timeout_s, 0
+    def _put_off(self, frame: Frame, error: ModelFailed, began: float) -> None:
+        """The model is busy: the item waits, at the service if that knows how to, else here."""
+        if self._hands.busy(error.retry_after_s):
+            self._notice(f"waiting for the model: {error.message}")
+        if BUSY_FEATURE in self._features:
+            outcome = outcome_of(frame, Fate.BUSY, began, code=error.code, reason=reason_of(error))
+            self._give_back(frame, outcome, BUSY, delay_s=error.retry_after_s)
+            self._share_waiting()
+            return
+        now = time.monotonic()
+        since = self._busy_since.setdefault(frame.index, now)
+        if self._busy_limit_s and now - since > self._busy_limit_s:
+            del self._busy_since[frame.index]
+            self._refuse(frame, error.code, reason_of(error), began)
+        else:
+            self._hands.put_off(frame)
+
+    def _share_waiting(self) -> None:
+        """What waits here for a model that takes one item at a time is for other workers, while there are any."""
+        if BUSY_FEATURE not in self._features or not self._hands.is_one_at_a_time:
+            return
         try:
-            while True:
-                left_s = end - time.monotonic() if failures else self._item_timeout_s
-                try:
-                    return self._model.run(call, timeout_s=left_s)
-                except ModelFailed as error:
-                    pause_s = full_jitter(min(failures + 1, _MAX_FAILURES))
-                    refused = isinstance(error.__cause__, ConnectionRefusedError)
-                    if not refused or time.monotonic() + pause_s >= end:
-                        raise
-                    if not failures:
-                        self._notice(f"waiting for the model: {error.message}")
-                        self._hands.hold(by=1)
-                    failures += 1
-                    if self._give_up.wait(pause_s):
-                        raise _Stopped from error
-        finally:
-            if failures:
-                self._hands.hold(by=-1)
+            attributes = self._input.attributes(deadline_s=_SHARE_S)
+        except EasqError:
+            return
+        group = self._input.caller.consumer.group
+        lines = [GroupLine.parse(text) for key, text in attributes.items() if key.startswith("groups.list.")]
+        if any(line.id == group and line.consumers > 1 for line in lines):
+            self._tell_back(self._hands.drop_waiting(), BUSY, "another worker may have it", delay_s=0.0)
 
     def _store_answer(self, frame: Frame, answer: Answer, began: float) -> Outcome:
         """What became of the item once its answer is in the sink."""
@@ -324,13 +355,16 @@ class Worker:
         self._persist(put, "the result cannot be put into the sink", holds=True)
 
     def _refuse(self, frame: Frame, code: str, reason: str, began: float) -> None:
-        """The item has failed once more, and the service knows; not if it is no longer ours to say so."""
-        outcome = outcome_of(frame, Fate.FAILED, began, code=code, reason=reason)
+        """The item has failed once more, and the service knows."""
+        self._give_back(frame, outcome_of(frame, Fate.FAILED, began, code=code, reason=reason), code)
+
+    def _give_back(self, frame: Frame, outcome: Outcome, code: str, *, delay_s: float | None = None) -> None:
+        """The service knows what became of the item; not if it is no longer ours to say so."""
         epoch = self._hands.release(frame.index)
 
         def negative() -> None:
             if epoch == self._epoch:
-                self._input.negative([frame.index], code=code, reason=reason)
+                self._input.negative([frame.index], code=code, reason=outcome.reason, delay_s=delay_s)
 
         try:
             self._persist(negative, "a failure cannot be told", holds=False)
@@ -340,14 +374,19 @@ class Worker:
 
     def _hand_back(self, frames: Sequence[Frame]) -> None:
         """The items are the group's again, as far as the service can be told; else the lost connection says so."""
+        self._tell_back(frames, SHUTDOWN, "the worker stops")
+        for frame in frames:
+            self._on_outcome(Outcome(frame.index, frame.request_id, attempt_of(frame), Fate.RETURNED))
+
+    def _tell_back(
+        self, frames: Sequence[Frame], code: str, reason: str, *, delay_s: float | None = None
+    ) -> None:
         ours = [frame.index for frame in frames if self._hands.release(frame.index) == self._epoch]
         if ours:
             try:
-                self._input.negative(ours, code=SHUTDOWN, reason="the worker stops")
+                self._input.negative(ours, code=code, reason=reason, delay_s=delay_s)
             except EasqError as error:
                 self._notice(f"not handed back: {error.message}")
-        for frame in frames:
-            self._on_outcome(Outcome(frame.index, frame.request_id, attempt_of(frame), Fate.RETURNED))
 
     def _persist(self, action: Callable[[], object], what: str, *, holds: bool) -> None:
         """`action` has succeeded, however often it had to be tried; with `holds` nothing is taken meanwhile.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import socket
 import sys
 import threading
@@ -553,6 +555,82 @@ def test_nobody_there_is_502() -> None:
         port = server.getsockname()[1]
     error = failure(parse_model(f"http://127.0.0.1:{port}/"))
     assert (error.message, error.status) == ("the model cannot be reached: connection refused", 502)
+    assert error.busy
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "busy", "asked_s"),
+    [
+        (429, [], True, None),
+        (450, [], True, None),
+        (502, [], True, None),
+        (503, [("Retry-After", "7")], True, 7.0),
+        (504, [], True, None),
+        (500, [("Retry-After", "2")], True, 2.0),
+        (500, [], False, None),
+        (404, [], False, None),
+        (422, [("Retry-After", "soon")], False, None),
+    ],
+)
+def test_a_service_says_that_it_is_busy(
+    upstream: Callable[[Reply], Upstream],
+    status: int,
+    headers: list[tuple[str, str]],
+    busy: bool,
+    asked_s: float | None,
+) -> None:
+    model = Http(upstream(lambda handler: handler.answer(b"", *headers, status=status)).url)
+    error = failure(model)
+    assert (error.status, error.busy, error.retry_after_s) == (status, busy, asked_s)
+    model.close()
+
+
+def test_a_call_that_may_have_been_seen_is_a_failure(upstream: Callable[[Reply], Upstream]) -> None:
+    """A model that the call killed is not busy."""
+    model = Http(upstream(raw(b"")).url)
+    assert not failure(model).busy
+    model.close()
+
+
+def test_a_command_says_that_it_is_busy() -> None:
+    error = failure(Exec(["sh", "-c", "echo loading >&2; exit 75"]))
+    assert (error.message, error.status, error.busy) == ("loading", 503, True)
+    assert not failure(Exec(["sh", "-c", "exit 74"])).busy
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts what is open in /proc")
+@pytest.mark.parametrize(("kind", "rooms"), [("a command", 10), ("a service", 1)])
+def test_a_process_without_room_for_more_files_is_busy(kind: str, rooms: int) -> None:
+    """Wherever on the way a file is one too many. Nothing stays open."""
+    model: Model = Exec(["cat"]) if kind == "a command" else Http("http://127.0.0.1:9/")
+    if kind == "a command":
+        model.run(Call(b"x"))
+    taken: list[int] = []
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = len(os.listdir("/proc/self/fd"))
+    failures: list[tuple[bool, str]] = []
+    for room in range(rooms):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + 20, limits[1]))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.dup(0))
+            for fd in taken[:room]:
+                os.close(fd)
+            del taken[:room]
+            try:
+                model.run(Call(b"x"), timeout_s=5.0)
+            except ModelFailed as error:
+                failures.append((error.busy, error.message))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in taken:
+                os.close(fd)
+            taken.clear()
+    model.close()
+    assert failures
+    assert all(busy for busy, _ in failures), failures
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_the_time_limit_is_over_all(upstream: Callable[[Reply], Upstream]) -> None:

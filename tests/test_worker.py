@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
@@ -12,7 +14,7 @@ from typing import TypeAlias
 
 import pytest
 
-from easq.client.queue import QueueClient
+from easq.client.queue import Description, QueueClient
 from easq.client.transport import Settings, Transport
 from easq.errors import AuthFailed, ChildFailed
 from easq.inference import Fate, Outcome, inherited, result_key
@@ -248,7 +250,7 @@ def test_a_result_that_the_sink_does_not_take_is_a_failure_of_its_item(bench: Ma
 
 
 def test_a_model_that_is_not_there_yet_is_waited_for(bench: Make) -> None:
-    """It has not seen the items, so none of them has failed: they are answered in their first delivery."""
+    """It has not seen the items, so none of them has failed."""
     on = bench("--max-delivery", "1")
     on.put(b"a", b"b")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Polite, bind_and_activate=False)
@@ -276,14 +278,97 @@ class Polite(Handler):
 
 
 def test_a_model_that_never_comes_is_a_failure(bench: Make) -> None:
-    """As long as one item may take; then whoever waits for the result is told."""
-    on = bench("--max-delivery", "1")
+    """As long as an item may be busy; then whoever waits for the result is told."""
+    on = bench("--max-delivery", "1", "--busy-limit", "300ms")
     on.put(b"a")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    on.start(Http(f"http://127.0.0.1:{port}/"), item_timeout_s=0.3)
+    on.start(Http(f"http://127.0.0.1:{port}/"))
     (result,) = on.results(1)
-    assert (result.tags["lastCode"], result.data[:32]) == ("502", b"the model cannot be reached: con")
+    assert (result.tags["lastCode"], result.data[:32]) == ("503", b"the model cannot be reached: con")
+
+
+def test_a_model_that_loads_costs_no_item_a_failure(
+    bench: Make, upstream: Callable[[Reply], Upstream]
+) -> None:
+    """Nor does one that is overloaded again and again. All items are answered, though one failure is the last."""
+    on = bench("--max-delivery", "1")
+    calls = itertools.count()
+
+    def reply(handler: Handler) -> None:
+        if next(calls) < 6:
+            handler.answer(b"loading", ("Retry-After", "1"), status=503)
+        else:
+            handler.answer(b"ready")
+
+    on.put(*[b"x"] * 100)
+    worker = on.start(Http(upstream(reply).url))
+    assert len(on.results(100)) == 100
+    assert {item.data for item in on.results(100)} == {b"ready"}
+    assert not worker.is_held
+    assert on.notices == ["waiting for the model: the model answered 503", "the model answers"]
+    fates = Counter(fate for _, fate in on.fates())
+    assert fates == {"answered": 100, "busy": 6}
+    first = next(outcome for outcome in on.outcomes if outcome.fate is Fate.BUSY)
+    assert (first.code, first.reason) == ("503", "loading")
+
+
+def test_what_a_failing_worker_has_goes_to_one_that_does_not_fail(bench: Make) -> None:
+    """None of the items is given up, and the failing one soon tries one at a time."""
+
+    def fail(_: Call) -> Answer:
+        raise ModelFailed("no", status=500)
+
+    on = bench()
+    failing = Local(fail)
+    on.start(failing)
+    on.start(Local(lambda call: (time.sleep(0.01), Answer(call.data.upper()))[1]))
+    on.put(*[b"x"] * 40)
+    assert [item.data for item in on.results(40)] == [b"X"] * 40
+    assert len(failing.calls) < 20
+
+
+def test_a_service_that_knows_no_busy_items_has_them_held(
+    bench: Make, upstream: Callable[[Reply], Upstream]
+) -> None:
+    """As the real EAS: each delivery is the first one."""
+    on = bench("--max-delivery", "1")
+    calls = itertools.count()
+
+    def reply(handler: Handler) -> None:
+        handler.answer(b"ready", status=429 if next(calls) < 3 else 200)
+
+    on.put(*[b"x"] * 10)
+    worker = on.worker(Http(upstream(reply).url), window=2)
+    worker._input.describe = lambda: Description({"meta.name": "qservice"}, frozenset())  # type: ignore[method-assign]
+    worker.start()
+    on.workers.append((worker, worker._model))
+    assert len(on.results(10)) == 10
+    assert {outcome.attempt for outcome in on.outcomes} == {1}
+    assert {fate for _, fate in on.fates()} == {"answered"}
+
+
+def test_what_is_held_for_too_long_has_failed(bench: Make, upstream: Callable[[Reply], Upstream]) -> None:
+    on = bench("--max-delivery", "1")
+    on.put(b"x")
+    server = upstream(lambda handler: handler.answer(b"too much", status=429))
+    worker = on.worker(Http(server.url), busy_limit_s=0.5)
+    worker._input.describe = lambda: Description({"meta.name": "qservice"}, frozenset())  # type: ignore[method-assign]
+    worker.start()
+    on.workers.append((worker, worker._model))
+    (result,) = on.results(1)
+    assert (result.tags["lastCode"], result.data) == ("429", b"too much")
+
+
+def test_refusals_of_items_are_no_sign_of_a_model_that_fails(bench: Make) -> None:
+    def refuse(_: Call) -> Answer:
+        raise ModelFailed("no image", status=422)
+
+    on = bench("--max-delivery", "1")
+    on.put(*[b"x"] * 20)
+    worker = on.start(Local(refuse))
+    assert {item.tags["lastCode"] for item in on.results(20)} == {"422"}
+    assert not worker.is_held
 
 
 def test_a_stop_does_not_wait_for_a_model(bench: Make) -> None:
@@ -295,7 +380,7 @@ def test_a_stop_does_not_wait_for_a_model(bench: Make) -> None:
     eventually(lambda: worker.is_held)
     worker.stop(0.1)
     assert worker.wait(PATIENCE_S)
-    assert (on.fates(), on.service.stream().length()) == ([(1, "returned")], 1)
+    assert (set(on.fates()), on.service.stream().length()) == ({(1, "busy")}, 1)
 
 
 def test_a_long_answer_is_no_longer_reason(bench: Make, upstream: Callable[[Reply], Upstream]) -> None:

@@ -60,6 +60,13 @@ COLUMNS = ("n", "index", "request_id", "outcome", "code", "attempt", "size", "se
 @click.option(
     "--grace", type=DURATION, default="5s", show_default=True, help="For what is under way, at the end."
 )
+@click.option(
+    "--busy-limit",
+    type=DURATION,
+    default="10m",
+    show_default=True,
+    help="An item that waits here for a busy model has failed after this; easq serve has its own.",
+)
 @transport_option
 @click.option("--forward", metavar="URL", help="The model is a service: each item is posted to it.")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
@@ -69,6 +76,7 @@ def work(
     jobs: int | None,
     item_timeout: float,
     grace: float,
+    busy_limit: float,
     transport: str,
     forward: str | None,
     cmd: tuple[str, ...],
@@ -105,6 +113,7 @@ def work(
             item_timeout_s=item_timeout,
             upgrade=transport == "ws",
             grace_s=grace,
+            busy_limit_s=busy_limit,
             on_outcome=events.put,
             on_notice=events.put,
         )
@@ -222,11 +231,13 @@ class Session:
         from easq.inference import Fate
 
         self.counts[outcome.fate.value] += 1
-        if outcome.fate is not Fate.RETURNED:
+        if outcome.fate not in (Fate.RETURNED, Fate.BUSY):
             self.times.append(outcome.seconds)
             self.recent.append(time.monotonic())
 
     def _tell(self, outcome: Outcome) -> None:
+        from easq.inference import Fate
+
         printer, number = self.app.printer, self.told
         self.told += 1
         if self.app.output == "json":
@@ -249,7 +260,7 @@ class Session:
             rest = (outcome.attempt, outcome.size, f"{outcome.seconds:.6f}")
             printer.row([str(value) for value in (*row, *rest)])
             printer.flush()
-        elif outcome.code:
+        elif outcome.code and outcome.fate is not Fate.BUSY:  # that was said when it began
             printer.notice(
                 f"item {outcome.index} {outcome.fate.value.replace('_', ' ')}, attempt {outcome.attempt}: "
                 f"{outcome.code} {outcome.reason}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
+from easq.client.breaker import Breaker
 from easq.model import Frame
 
 #: indexes in one commit
@@ -34,6 +35,7 @@ class Hands(Generic[Note]):
         self._epochs: dict[int, int] = {}  # of all in hand
         self._committed: dict[int, None] = {}
         self._held = 0
+        self._breaker = Breaker()
         self._deadline = float("inf")
         self._closed = False
 
@@ -50,8 +52,13 @@ class Hands(Generic[Note]):
 
     @property
     def is_held(self) -> bool:
-        """Whether something holds all up."""
-        return self._held > 0
+        """Whether something holds all up, or lets one begin at a time."""
+        return self._held > 0 or self._breaker.is_open
+
+    @property
+    def is_one_at_a_time(self) -> bool:
+        """Whether items are begun one at a time."""
+        return self._breaker.is_open
 
     @property
     def is_stopping(self) -> bool:
@@ -84,15 +91,17 @@ class Hands(Generic[Note]):
         One that came on a connection that was lost since is left out: it may be in other hands.
         """
         with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self.is_stopping or (self._waiting and not self._held))
-                if self.is_stopping:
-                    return None
+            while not self.is_stopping:
+                wait_s = self._breaker.wait_s(time.monotonic(), running=self._begun)
+                if not self._waiting or self._held or wait_s > 0:
+                    self._changed.wait(wait_s if 0 < wait_s < float("inf") else None)
+                    continue
                 frame = self._waiting.popleft()
                 if self._epochs[frame.index] == epoch():
                     self._begun += 1
                     return frame
                 del self._epochs[frame.index]
+            return None
 
     def end_take(self) -> None:
         """What was taken is done or released, and all was said about it."""
@@ -116,6 +125,36 @@ class Hands(Generic[Note]):
             return frames
 
     # what is held up
+
+    def succeeded(self) -> bool:
+        """The model answered. Return whether items had been begun one at a time until now."""
+        with self._changed:
+            was_open = self._breaker.is_open
+            self._breaker.succeeded()
+            self._changed.notify_all()
+            return was_open
+
+    def failed(self) -> bool:
+        """The model failed. Return whether items are begun one at a time from now on."""
+        with self._changed:
+            was_open = self._breaker.is_open
+            self._breaker.failed(time.monotonic())
+            self._changed.notify_all()
+            return self._breaker.is_open and not was_open
+
+    def busy(self, asked_s: float | None) -> bool:
+        """The model takes nothing for now. Return whether items are begun one at a time from now on."""
+        with self._changed:
+            was_open = self._breaker.is_open
+            self._breaker.busy(time.monotonic(), asked_s)
+            self._changed.notify_all()
+            return not was_open
+
+    def put_off(self, frame: Frame) -> None:
+        """The frame waits again, behind all others."""
+        with self._changed:
+            self._waiting.append(frame)
+            self._changed.notify_all()
 
     def hold(self, by: int) -> None:
         """So many more, or fewer, hold all up."""

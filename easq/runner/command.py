@@ -24,6 +24,7 @@ from easq.runner.model import (
     ENGINE_ERROR,
     MAX_ANSWER,
     MAX_SAID,
+    NO_ROOM,
     SHUTDOWN,
     Answer,
     Call,
@@ -39,15 +40,15 @@ _POLL_S = 0.05
 _ENDING_S = 0.002
 #: a pipe holds 64 KiB, or up to 1 MiB where it was told to
 _MAX_PIECES_LEFT = 32
-#: the system has no room for one more process, or this call's environment is too large: no fault of the command
-_NOT_NOW = {errno.E2BIG, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+#: the status of a command that has no time for the call now (EX_TEMPFAIL of sysexits.h)
+_BUSY = 75
 
 
 class Exec:
     """Runs a command for each call: data on stdin, answer on stdout.
 
-    A status other than 0 is a failure, and the last line on stderr its reason. What the command leaves running in
-    the background lives on, and is not waited for.
+    A status other than 0 is a failure, and the last line on stderr its reason; 75 says that it is busy. What the
+    command leaves running in the background lives on, and is not waited for.
     """
 
     waits = True
@@ -87,6 +88,8 @@ class Exec:
             raise ModelFailed("the call was cancelled", status=503, code=SHUTDOWN)
         if code != 0:
             reason = last_line(bytes(pipes.err)) or _ended_how(code)
+            if code == _BUSY:
+                raise ModelFailed(reason, status=503, busy=True, answer=answer)
             raise ModelFailed(reason, status=500, code=ENGINE_ERROR, answer=answer)
         return answer
 
@@ -113,7 +116,9 @@ class Exec:
             process = children.start(self._argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environ, bufsize=0)
         except OSError as error:
             reason = f"{self._argv[0]} cannot be started: {error.strerror}"
-            if error.errno in _NOT_NOW:
+            if error.errno in NO_ROOM:
+                raise ModelFailed(reason, status=503, busy=True) from error
+            if error.errno == errno.E2BIG:  # the environment of this call is too large
                 raise ModelFailed(reason, status=500, code=ENGINE_ERROR) from error
             raise ChildFailed(reason) from error
         except ValueError as error:  # a NUL in the environment

@@ -23,6 +23,7 @@ from easq.errors import UsageError
 from easq.runner.model import (
     DEFAULT_TIMEOUT_S,
     MAX_ANSWER,
+    NO_ROOM,
     SHUTDOWN,
     Answer,
     Call,
@@ -30,11 +31,14 @@ from easq.runner.model import (
     last_line,
 )
 from easq.wire.hops import end_to_end
+from easq.wire.replies import Reply, retry_after_s
 
 #: read and written at a time, in bytes
 _PIECE = 64 * 1024
 #: servers drop idle connections, uvicorn after 5 s: one idle for longer than this is not used again, in seconds
 _MAX_IDLE_S = 2.0
+#: with these a service says that it takes no call now; 450 is EAS's full queue
+_BUSY = frozenset((429, 450, 502, 503, 504))
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
 _URL_SAFE = "/%:@!$&'()*+,;=~"
 
@@ -89,7 +93,7 @@ class Http:
             with response:
                 answer = _read(response, self._max_answer)
             keep = connection.sock is not None
-        except (OSError, http.client.HTTPException, ModelFailed) as error:
+        except (OSError, http.client.HTTPException, _Unconnected, ModelFailed) as error:
             if connection.aborted:
                 raise ModelFailed("the call was cancelled", status=503, code=SHUTDOWN) from error
             raise
@@ -158,6 +162,10 @@ class Http:
             connection.close()
 
 
+class _Unconnected(Exception):
+    """There was no connection, so that the service has not seen the call."""
+
+
 class _Stale(Exception):
     """A connection that was used before ended without an answer."""
 
@@ -218,7 +226,13 @@ class _Deadlined(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.timeout = self.left_s()
-        super().connect()
+        try:
+            super().connect()
+        except OSError as error:
+            if isinstance(error, ssl.SSLError | TimeoutError) or self.aborted:
+                raise
+            reason = "connection refused" if isinstance(error, ConnectionRefusedError) else error.strerror
+            raise _Unconnected(reason or str(error)) from error
         self.sock = _Timed(self.sock, self.left_s)
         self.left_s()
 
@@ -304,7 +318,9 @@ def _judged(answer: Answer) -> Answer:
         raise ModelFailed(f"the model answered {answer.status}, which is not followed", status=502)
     reason = last_line(answer.data) if answer.content_type.startswith("text/plain") else ""
     reason = reason or f"the model answered {answer.status}"
-    raise ModelFailed(reason, status=answer.status, answer=answer)
+    asked_s = retry_after_s(Reply(answer.status, dict(answer.headers)))
+    busy = asked_s is not None or answer.status in _BUSY
+    raise ModelFailed(reason, status=answer.status, answer=answer, busy=busy, retry_after_s=asked_s)
 
 
 @contextmanager
@@ -314,8 +330,8 @@ def _translated(timeout_s: float) -> Iterator[None]:
         yield
     except TimeoutError as error:
         raise ModelFailed(f"no answer within {timeout_s:g} s", status=504) from error
-    except ConnectionRefusedError as error:
-        raise ModelFailed("the model cannot be reached: connection refused", status=502) from error
+    except _Unconnected as error:
+        raise ModelFailed(f"the model cannot be reached: {error}", status=502, busy=True) from error
     except http.client.IncompleteRead as error:
         raise ModelFailed("the answer broke off", status=502) from error
     except (http.client.RemoteDisconnected, ConnectionError) as error:
@@ -323,4 +339,5 @@ def _translated(timeout_s: float) -> Iterator[None]:
     except http.client.HTTPException as error:
         raise ModelFailed("the model's answer is no HTTP", status=502) from error
     except OSError as error:
-        raise ModelFailed(f"the model cannot be reached: {error.strerror or error}", status=502) from error
+        reason = f"the model cannot be reached: {error.strerror or error}"
+        raise ModelFailed(reason, status=502, busy=error.errno in NO_ROOM) from error

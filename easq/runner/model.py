@@ -7,6 +7,7 @@ A model is used from many threads at once; each call has a time limit of its own
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,6 +22,11 @@ MAX_ANSWER = 64 * 1024**2
 ENGINE_ERROR = "EngineError"
 #: the code of a call that was cancelled because we stop: as a negative it is no failed delivery
 SHUTDOWN = "Shutdown"
+
+#: the system has no room for one more connection or process: that is no fault of the call
+NO_ROOM = frozenset(
+    (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL)
+)
 
 #: a reason is looked for in so many bytes, and has so many characters
 MAX_SAID, _MAX_REASON = 64 * 1024, 300
@@ -68,14 +74,27 @@ class ModelFailed(ServerError):
     `status` is what a caller over HTTP is answered: the model's own 4xx or 5xx, 500 for a command, 502 without a
     usable answer, 504 without one in time, 503 when it was cancelled. `code` is the same as text, or a word:
     `EngineError`, `Shutdown`. `data` is what the model said, if anything.
+
+    `busy` says that nothing is wrong with the call: the model takes none now, for `retry_after_s` if it said so.
     """
 
     kind = "model_failed"
 
-    def __init__(self, reason: str, *, status: int, code: str = "", answer: Answer | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        status: int,
+        code: str = "",
+        answer: Answer | None = None,
+        busy: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(reason, status=status)
         self.code = code or str(status)
         self.answer = answer or Answer(b"", status)
+        self.busy = busy
+        self.retry_after_s = retry_after_s
 
     @property
     def data(self) -> bytes:

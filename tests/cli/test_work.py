@@ -47,7 +47,15 @@ def test_one_object_for_each_delivery_and_one_for_all(queue: Easq) -> None:
     (summary,) = [json.loads(line)["summary"] for line in err.splitlines()]
     assert summary["p50"] <= summary["p99"] <= summary["seconds"]
     counts = {name: value for name, value in summary.items() if name not in ("p50", "p99", "seconds")}
-    assert counts == {"done": 2, "answered": 1, "empty": 1, "too_large": 0, "failed": 0, "returned": 0}
+    assert counts == {
+        "done": 2,
+        "answered": 1,
+        "empty": 1,
+        "too_large": 0,
+        "failed": 0,
+        "busy": 0,
+        "returned": 0,
+    }
     assert queue("get", "-k", "-o", "raw").text == "R-a"
 
 
@@ -56,9 +64,10 @@ def test_failures_are_said_and_the_service_answers_in_the_end(queue: Easq) -> No
     status, out, err = work(queue, "--", *MODEL)
     assert (status, out) == (0, "")
     said = [line for line in err.splitlines() if "item" in line]
+    assert said.pop(2) == "[INFO] the model fails, trying one item at a time: no luck"
     assert said == [f"[INFO] item 1 failed, attempt {n}: EngineError no luck" for n in range(1, 6)]
     assert err.startswith("[INFO] Start to work: window: 5, jobs: 5\n")
-    totals = r"Total: 5, answered: 0, empty: 0, too large: 0, failed: 5, returned: 0\n$"
+    totals = r"Total: 5, answered: 0, empty: 0, too large: 0, failed: 5, busy: 0, returned: 0\n$"
     assert re.search(r"\[INFO\] Work done.\nTotal time cost: \S+s, p50 \d+ms, p99 \d+ms\n" + totals, err)
     result = json.loads(queue("get", "-k", "-o", "json").text)
     assert (result["data"], result["tags"]["lastCode"]) == ("no luck", "500")
@@ -199,12 +208,12 @@ def test_on_a_terminal_it_shows_how_it_goes(queue: Easq) -> None:
         queue("put", "-q", "-d", data)
     terminal = queue.terminal("work", "--", *MODEL)
     terminal.expect_exact("item 2 failed, attempt 5: EngineError no luck")
-    terminal.expect(r"\r\x1b\[K2 done 5 failed [\d.]+/s \d+ left")
+    terminal.expect(r"\r\x1b\[K2 done 5 failed held [\d.]+/s \d+ left")
     terminal.sendintr()
     status, rest = finish(terminal)
     assert status == 130
     assert "[INFO] stopping; 0 under way" in rest
-    assert rest.endswith("Total: 7, answered: 1, empty: 1, too large: 0, failed: 5, returned: 0\n")
+    assert rest.endswith("Total: 7, answered: 1, empty: 1, too large: 0, failed: 5, busy: 0, returned: 0\n")
     quiet = queue.terminal("work", "-q", "--", *MODEL)
     eventually(lambda: "Status: Running" in queue("info").text)
     quiet.sendintr()
