@@ -245,6 +245,7 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
     settings = app.transport.settings
     now = time.monotonic()
     end = inf if timeout_s is None else now + timeout_s
+    client = client.bounded(None if timeout_s is None else end + OVERTIME_S)
     give_up = inf if condition.ready else now + settings.connect_timeout_s
     pause_s = _PAUSE_S
     answered, hint = False, ""

@@ -17,7 +17,7 @@ PATH_SAFE = "/-._~!$&'()*+,;=:@"
 #: all header names and values of an answer together, in bytes
 MAX_HEADER_BYTES = 64 * 1024
 #: a command that waits ends so long after its time at the latest, in seconds: an answer that comes then still counts
-OVERTIME_S = 0.8
+OVERTIME_S = 0.5
 #: the queue is full, or the caller asks too often: certainly not taken
 FULL_STATUSES = (429, 450)
 #: how often a put is tried while the queue is full and does not say when to try again: it does not get better by itself

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from easq.client.attempts import Steps, Times, exchange
 from easq.client.backoff import full_jitter
 from easq.client.exchange import OVERTIME_S, Retry
+from easq.client.failures import Unanswered
 from easq.client.trace import hidden, secrets_of
 from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
 from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
@@ -303,16 +304,21 @@ class QueueClient:
         """The steps to what `read` makes of the answer. With a deadline there are no retries: the caller has a pace
         of its own.
         """
-        reply = yield from exchange(
-            self.url,
-            operations.to_request(operation),
-            self.caller,
-            self._transport.settings,
-            deadline_s=deadline_s,
-            until=self._until,
-            retry=retry if deadline_s is None else Retry.NEVER,
-            times=times,
-        )
+        try:
+            reply = yield from exchange(
+                self.url,
+                operations.to_request(operation),
+                self.caller,
+                self._transport.settings,
+                deadline_s=deadline_s,
+                until=self._until,
+                retry=retry if deadline_s is None else Retry.NEVER,
+                times=times,
+            )
+        except Unanswered as error:
+            if self._is_over:
+                error.hint = "raise --timeout if it is slow"
+            raise
         try:
             return read(reply)
         except EasqError as error:
