@@ -61,10 +61,14 @@ class Filters:
     They are stored by their keys: matching an item costs one lookup per set of keys, not one per filter.
     """
 
-    __slots__ = ("_by_keys",)
+    __slots__ = ("_by_keys", "everything", "has_tags")
 
     def __init__(self) -> None:
         self._by_keys: dict[tuple[str, ...], dict[tuple[str, ...], float | None]] = {}
+        #: who holds each item back, whatever its tags
+        self.everything = NOBODY
+        #: whether a filter looks at tags
+        self.has_tags = False
 
     def __bool__(self) -> bool:
         return bool(self._by_keys)
@@ -83,6 +87,10 @@ class Filters:
         """Record the filter: a consumer with it is connected (None), or the last one left at `left_at`."""
         keys, values = _split(one)
         self._by_keys.setdefault(keys, {})[values] = left_at
+        if not one:
+            self.everything = CONNECTED if left_at is None else ABSENT
+        else:
+            self.has_tags = True
 
     def leave(self, one: Filter, now: float) -> None:
         """Record that the last consumer with the filter left."""
@@ -104,6 +112,9 @@ class Filters:
         by_values.pop(values, None)
         if not by_values:
             self._by_keys.pop(keys, None)
+        if not one:
+            self.everything = NOBODY
+        self.has_tags = len(self._by_keys) > (() in self._by_keys)
 
     def drop_absent(self, now: float = inf, retention_s: float = 0.0) -> bool:
         """Remove the filters whose last consumer left so long ago; return whether there was one."""
@@ -116,18 +127,6 @@ class Filters:
     def first_left_at(self) -> float | None:
         """When the first of those left whose consumers are not connected; None where all are."""
         return min((left_at for _, left_at in self if left_at is not None), default=None)
-
-    @property
-    def has_tags(self) -> bool:
-        """Whether a filter looks at tags."""
-        return len(self._by_keys) > (() in self._by_keys)
-
-    def for_everything(self) -> int:
-        """Return who holds each item back, whatever its tags: NOBODY, ABSENT or CONNECTED."""
-        by_values = self._by_keys.get(())
-        if by_values is None:
-            return NOBODY
-        return CONNECTED if by_values[()] is None else ABSENT
 
     def holder(self, tags: Tags) -> int:
         """Return who holds an item with these tags back: NOBODY, ABSENT or CONNECTED."""

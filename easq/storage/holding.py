@@ -72,17 +72,19 @@ class Holding:
     def holder(self, index: int) -> int:
         """Return who holds the item back: NOBODY, ABSENT (filters without a consumer) or CONNECTED."""
         found = NOBODY
-        filtered: list[Group] = []
+        has_tags = False
         for group in self._groups.values():
-            if group.filters and index not in group.committed:
-                found = max(found, group.filters.for_everything())
-                if found == CONNECTED:
-                    return found
-                if group.filters.has_tags:
-                    filtered.append(group)
-        if filtered:
+            if index not in group.committed:
+                filters = group.filters
+                if filters.everything == CONNECTED:
+                    return CONNECTED
+                has_tags = has_tags or filters.has_tags
+                found = found or filters.everything
+        if has_tags:
             tags = self._tags_of(index)
-            found = max(found, *(group.filters.holder(tags) for group in filtered))
+            for group in self._groups.values():
+                if group.filters.has_tags and index not in group.committed:
+                    found = max(found, group.filters.holder(tags))
         return found
 
     # -- a filter has ended ----------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def time_is_not_due(patch: pytest.MonkeyPatch) -> None:
 
 def groups_hold_what_they_do_not_want(patch: pytest.MonkeyPatch) -> None:
     """A group with a filter holds every item back."""
-    patch.setattr(Filters, "for_everything", lambda self: CONNECTED if self else NOBODY)
+    patch.setattr(Filters, "holder", lambda self, _: CONNECTED if self else NOBODY)
 
 
 def absent_groups_hold_nothing(patch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ NAMED = {
     "time_is_not_due": ("P11",),
     "groups_hold_what_they_do_not_want": ("I1", "P9", "I13"),
     "absent_groups_hold_nothing": ("I1", "P9", "P11", "P16"),
-    "a_break_ends_a_filter": ("I1", "P9", "P16", "I13"),
+    "a_break_ends_a_filter": ("I1", "P9", "P11", "P16"),
     "what_a_filter_held_stays": ("I1", "P9", "I13"),
     "forgotten_groups_come_back": ("I1", "P9", "P16", "I13"),
     "a_process_that_is_back_has_failed": ("I9", "P13", "P12"),

@@ -57,14 +57,14 @@ def test_filters_are_stored_with_what_is_left_of_their_time() -> None:
 
 def test_filters_tell_who_holds_an_item() -> None:
     filters = Filters()
-    assert (filters.holder({}), filters.for_everything()) == (NOBODY, NOBODY)
+    assert (filters.holder({}), filters.everything) == (NOBODY, NOBODY)
     filters.set(filter_of({"b": "2", "a": "1"}), None)
     filters.set(filter_of({"a": "1"}), 5.0)
     filters.set(filter_of({"a": "2"}), 6.0)
     assert filters.holder({"a": "1", "b": "2", "c": "3"}) == CONNECTED
     assert filters.holder({"a": "1", "b": "3"}) == ABSENT
     assert filters.holder({"a": "3", "b": "2"}) == NOBODY
-    assert (filters.for_everything(), filters.first_left_at) == (NOBODY, 5.0)
+    assert (filters.everything, filters.first_left_at) == (NOBODY, 5.0)
     assert not filters.drop_absent(10.0, 6.0)
     assert filters.drop_absent(11.0, 6.0)
     assert filters.holder({"a": "1"}) == NOBODY
