@@ -130,9 +130,13 @@ def route(app: App, via: str, terms: Terms) -> Route:
 
 
 def _queue(app: App, terms: Terms) -> Route:
+    import time
+
+    from easq.client.exchange import OVERTIME_S
     from easq.client.predict import predict_queue
     from easq.client.queue import check_pair
 
+    began = time.monotonic()
     queue, sink = app.queue(sink=False), app.queue(sink=True)
     check_pair(queue, sink)
 
@@ -156,7 +160,10 @@ def _queue(app: App, terms: Terms) -> Route:
                 continue
             stays = f"result {frame.index} is not shown whole, and stays in the sink"
             app.printer.warn(f"{stays}: easq get -k {frame.index} --output-dir DIR")
-        sink.delete(f.index for f in frames if app.output == "none" or app.printer.shows_whole(f.data))
+        # within the time of the one request, or of another one
+        since = began if terms.single else time.monotonic()
+        bounded = sink.bounded(since + terms.timeout_s + OVERTIME_S)
+        bounded.delete(f.index for f in frames if app.output == "none" or app.printer.shows_whole(f.data))
 
     return Route(steps, app.transport, done)
 

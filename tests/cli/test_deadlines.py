@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from easq.model import Frame
-from easq.wire.frames import encode_frame
+from easq.wire.frames import encode_frame, encode_frames
 from easq.wire.operations import Codec
 from tests.cli.conftest import Easq
 from tests.client.servers import Peer, Server, answering, reply, silent
@@ -54,6 +54,15 @@ def test_a_service_that_answered_and_falls_silent_had_nothing_in_time(
     with answering(first, silent) as server:
         done = easq(*args, "--timeout", "600ms", "--url", server.url, *PATIENT)
     assert (done.status, done.out) == (status, b""), done.err
+
+
+def test_a_result_that_cannot_be_deleted_in_time_is_printed(easq: Easq) -> None:
+    result = encode_frames([Frame(7, data=b"result")], Codec.PROTOBUF)
+    put = reply(200, b"1", X_Eas_Queueservice_Request_Id="r-1")
+    with answering(put, reply(200, result, Content_Type=Codec.PROTOBUF.value), silent) as server:
+        done = easq("predict", "-d", "x", "--timeout", "1s", "--url", server.url, *PATIENT)
+        assert server.heads()[2].startswith("DELETE ")
+    assert (done.status, done.out) == (6, b"result"), done.err
 
 
 def test_a_watch_whose_service_falls_silent_ends_too(easq: Easq) -> None:
