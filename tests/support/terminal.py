@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import select
+import signal
 import struct
 import termios
 import time
@@ -89,6 +90,8 @@ class Terminal:
         deadline = time.monotonic() + PATIENCE_S
         while self._read(deadline):
             pass
+        if time.monotonic() > deadline:
+            os.kill(self.pid, signal.SIGKILL)
         return int(self._read_told(b""))
 
     @property
