@@ -53,6 +53,8 @@ _MAX_HELD = 100
 _MAX_HELD_BYTES = 32 * 1024 * 1024
 #: the other side has so long to answer a close frame, in seconds
 _CLOSE_S = 1.0
+#: a close frame has so long to go out, whatever the time is
+_LEAST_CLOSE_S = 0.1
 #: whoever ends a watch waits so much longer for its thread, in seconds
 _FAREWELL_S = 0.2
 
@@ -279,7 +281,7 @@ class Watcher:
             if self._aborted:
                 link.abort()
             else:
-                link.close(min(_CLOSE_S, max(self._until - time.monotonic(), LEAST_S)))
+                link.close(min(_CLOSE_S, max(self._until - time.monotonic(), _LEAST_CLOSE_S)))
         with self._changed:
             self._over = True
             self._changed.notify_all()
