@@ -271,7 +271,7 @@ class Storage(ABC):
     @abstractmethod
     async def truncate(self, stream: str, below: int) -> int:
         """All items with an index lower than `below` are gone for all groups; returns how many. Later indexes go
-        on from before.
+        on from before. Many go in steps, the oldest first: after a crash in between the others are there.
         """
 
     @abstractmethod

@@ -689,19 +689,24 @@ class Stream:
 
     def locate(self, name: str, index: int) -> Location | None:
         """Where a present item stands for the group."""
+        place = self.place(name, index)
+        if place is None or place.owner is not None:
+            return place
+        return replace(place, ahead=place.ahead - self.entries.count_ahead(self.handled(name), index))
+
+    def place(self, name: str, index: int) -> Location | None:
+        """As `locate`, but that `ahead` counts what the group has `handled` too."""
         if not self.entries.visible(index):
             return None
         group = self._groups.get(name)
         if group is not None and index in group.pending:
             return Location(self._sessions[group.pending[index]].consumer.user, 0)
-        ahead = self.entries.ahead(index)
-        if group is not None:
-            rank = self.entries.rank(index)
-            for handled in (group.pending, group.committed):
-                ahead -= sum(
-                    1 for other in handled if self.entries.visible(other) and self.entries.rank(other) < rank
-                )
-        return Location(None, ahead)
+        return Location(None, self.entries.ahead(index))
+
+    def handled(self, name: str) -> list[int]:
+        """The items that `place` counts, and that the group does not get any more: they are to be subtracted."""
+        group = self._groups.get(name)
+        return [] if group is None else [*group.pending, *group.committed]
 
     def stats(self, now: float) -> StreamStats:
         """The stream at this moment; what is claimed counts as gone."""

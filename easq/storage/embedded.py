@@ -57,6 +57,8 @@ _FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
 NO_LIMITS = Limits(max_items=1 << 62, max_bytes=1 << 62)
 #: a scan gives way to others after so many entries; most find what they want among the first few
 _SCAN_CHUNK, _FIRST_CHUNK = 500, 8
+#: entries that a truncate removes at once (2 us each), and entries whose places are compared at once (0.4 us each)
+_REMOVED_AT_ONCE, _COUNTED_AT_ONCE = 8_000, 25_000
 
 
 #: called on the event loop when changes are durable (None) or failed
@@ -109,8 +111,8 @@ class Embedded(Storage):
         """What the idempotency key has stored; None when it is not known, or not any more."""
 
     @abstractmethod
-    def _find(self, stream: str, request_id: str) -> list[int]:
-        """The indexes of the stored entries with this request id."""
+    def _find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
+        """The indexes of stored entries with this request id, from `start` on, ascending; at most so many."""
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -435,21 +437,17 @@ class Embedded(Storage):
 
     async def _matching(self, stream: str, core: Stream, start: int, tags: Tags) -> AsyncIterator[int]:
         """The present indexes from `start` on with all of `tags`; others get their turn during a long scan."""
-        if REQUEST_ID in tags:
-            for index in sorted(self._find(stream, tags[REQUEST_ID])):
-                if (
-                    index >= start
-                    and core.entries.visible(index)
-                    and (len(tags) == 1 or carries(self._load_tags(stream, index), tags))
-                ):
-                    yield index
-            return
+        request_id = tags.get(REQUEST_ID)
+        is_known = not tags or (request_id is not None and len(tags) == 1)
         size = _FIRST_CHUNK
         while True:
-            chunk = list(islice(core.entries.indexes_from(start), size))
+            if request_id is not None:
+                chunk = self._find(stream, request_id, start, size)
+            else:
+                chunk = list(islice(core.entries.indexes_from(start), size))
             for index in chunk:
                 if core.entries.visible(index) and (
-                    not tags or carries(self._load_tags(stream, index), tags)
+                    is_known or carries(self._load_tags(stream, index), tags)
                 ):
                     yield index
             if len(chunk) < size:
@@ -566,23 +564,40 @@ class Embedded(Storage):
         return len(effects.removed)
 
     async def truncate(self, stream: str, below: int) -> int:
-        count, effects = self._core(stream).truncate(below)
-        for key in [key for key in self._lazy if key[0] == stream and key[1] < below]:
-            del self._lazy[key]
-        await self._apply(stream, effects)
-        return count
+        core = self._core(stream)
+        below = min(below, core.entries.shown + 1)  # not what comes meanwhile
+        total, step = 0, 0
+        while step < below:
+            step = core.entries.bound(below, _REMOVED_AT_ONCE)
+            count, effects = core.truncate(step)
+            total += count
+            for key in [key for key in self._lazy if key[0] == stream and key[1] < step]:
+                del self._lazy[key]
+            await self._apply(stream, effects)
+        return total
 
     async def locate(self, stream: str, group: str, index: int) -> Location | None:
-        return self._core(stream).locate(group, index)
+        core = self._core(stream)
+        location = core.place(group, index)
+        if location is None or location.owner is not None:
+            return location
+        handled = core.handled(group)
+        ahead = location.ahead
+        for at in range(0, len(handled), _COUNTED_AT_ONCE):
+            if at:
+                await asyncio.sleep(0)
+            if not core.entries.visible(index):
+                return None
+            ahead -= core.entries.count_ahead(handled[at : at + _COUNTED_AT_ONCE], index)
+        return replace(location, ahead=max(0, ahead))
 
     async def count(self, stream: str, *, tags: Tags, priority: int | None) -> int:
         core = self._core(stream)
         if not tags:
             return core.entries.count(priority)
-        of_class = None if priority is None else set(core.entries.indexes_from(0, priority))
         total = 0
         async for index in self._matching(stream, core, 0, tags):
-            total += of_class is None or index in of_class
+            total += priority is None or core.entries.rank(index)[0] == -priority
         return total
 
     async def attributes(self, stream: str, *, now: float) -> StreamStats:

@@ -177,7 +177,11 @@ class Entries:
         """How many entries are present and not claimed, of one class or of all."""
         if priority is None:
             return len(self._present) - len(self._claimed)
-        return sum(1 for _ in self.indexes_from(0, priority))
+        lane = self._lanes.get(priority)
+        if lane is None:
+            return 0
+        claimed = sum(1 for index in self._claimed if self._present[index][0] == priority)
+        return len(lane.indexes) - lane.head - lane.holes - claimed
 
     @property
     def visible_size(self) -> int:
@@ -227,6 +231,19 @@ class Entries:
             else:
                 count += max(0, end - lane.head)
         return count - sum(1 for claimed in self._claimed if self.rank(claimed) < rank)
+
+    def count_ahead(self, others: Iterable[int], index: int) -> int:
+        """How many of `others` are visible and have a lower rank than the present entry `index`."""
+        rank = self.rank(index)
+        return sum(1 for other in others if self.visible(other) and self.rank(other) < rank)
+
+    def bound(self, below: int, most: int) -> int:
+        """An index up to `below`, under which at most so many entries, or one of each class, are present."""
+        share = max(1, most // max(1, len(self._lanes)))
+        for lane in self._lanes.values():
+            if len(lane.indexes) - lane.head > share:
+                below = min(below, lane.indexes[lane.head + share])
+        return below
 
     def below(self, index: int) -> list[int]:
         """The present entries under `index`, claimed ones too."""

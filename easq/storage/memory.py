@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Awaitable, Sequence
 
 from easq.model import Frame, Tags
@@ -80,5 +81,7 @@ class Memory(Embedded):
     def _recall(self, stream: str, key: str) -> Keyed | None:
         return self._keys[stream].get(key)
 
-    def _find(self, stream: str, request_id: str) -> list[int]:
-        return list(self._by_request[stream].get(request_id, ()))
+    def _find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
+        found = self._by_request[stream].get(request_id, [])
+        at = bisect_left(found, start)
+        return found[at : at + most]

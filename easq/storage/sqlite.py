@@ -201,14 +201,15 @@ class Sqlite(Embedded):
             raise self._broken(error) from error
         return row
 
-    def _find(self, stream: str, request_id: str) -> list[int]:
+    def _find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
+        base = self._ids[stream] << INDEX_BITS
         try:
             rows = self._reader.execute(
-                "SELECT id FROM item WHERE request_id = ? AND stream = ?", (request_id, self._ids[stream])
+                "SELECT id FROM item WHERE request_id = ? AND stream = ? AND id >= ? ORDER BY id LIMIT ?",
+                (request_id, self._ids[stream], base + min(start, (1 << INDEX_BITS) - 1), most),
             ).fetchall()
         except sqlite3.Error as error:
             raise self._broken(error) from error
-        base = self._ids[stream] << INDEX_BITS
         return [entry - base for (entry,) in rows]
 
     def _recall(self, stream: str, key: str) -> Keyed | None:

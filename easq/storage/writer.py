@@ -49,6 +49,8 @@ BATCH_JOBS, BATCH_BYTES = 512, 4 * 1024**2
 OPENING_JOBS = 16
 #: a batch with more payload is written in the thread
 INLINE_BYTES = 128 * 1024
+#: a row that is removed or changed takes as long as so much payload: 10 us, three statements
+_ROW_BYTES = 128
 #: the write-ahead log is copied back, between batches, after so many written bytes (an estimate)
 CHECKPOINT_BYTES = 16 * 1024**2
 #: on a disk without any room what removes is tried again so often, in seconds
@@ -87,13 +89,27 @@ class Job:
     error: Exception | None = None
     again: bool = False  # there was no room for it: it comes with the next batch
     stored: list[Stored] = field(init=False)  # of the changes
-    size: int = field(init=False)  # payload bytes of these
+    size: int = field(init=False)  # payload bytes of these, and what the other changes weigh
 
     def __post_init__(self) -> None:
         self.stored = [change for change in self.changes if isinstance(change, Stored)]
         self.size = 0
         for change in self.stored:
             self.size += len(change.frame.data)
+        if len(self.changes) > len(self.stored):
+            self.size += sum(map(_weight, self.changes))
+
+
+def _weight(change: Change) -> int:
+    """What a change takes of a batch that is written on the event loop, in bytes of payload that take as long."""
+    match change:
+        case Truncated():
+            return INLINE_BYTES + 1
+        case Removed():
+            return _ROW_BYTES * len(change.indexes)
+        case Stored():
+            return 0
+    return _ROW_BYTES
 
 
 class Writer:

@@ -201,6 +201,7 @@ class OnDisk(Embedded):
     def _recall(self, stream: str, key: str) -> Keyed | None:
         return self._disk[stream].keys.get(key)
 
-    def _find(self, stream: str, request_id: str) -> list[int]:
+    def _find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
         entries = self._disk[stream].entries.values()
-        return [frame.index for frame, _ in entries if frame.request_id == request_id]
+        found = [frame.index for frame, _ in entries if frame.request_id == request_id]
+        return [index for index in sorted(found) if index >= start][:most]

@@ -1,0 +1,113 @@
+"""However long the queue, nobody holds the event loop: the longest callback is measured in processor time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from easq.broker.queue import Rules
+from easq.model import NO_INDEX, REQUEST_ID, Frame
+from easq.service.server import Server
+from easq.storage.base import Limits, Timing
+from easq.storage.sqlite import Sqlite
+from tests.service.conftest import Open
+from tests.support.callbacks import MOST_S, longest_callback
+from tests.support.http import Stream
+from tests.support.local import Local
+from tests.support.waiting import eventually
+from tests.support.websocket import watch
+
+#: how long a scan of a million items may take on a busy machine
+_PATIENCE_S = 300.0
+_LIMITS = Limits(max_items=10_000_000)
+
+
+async def fill(path: Path, count: int) -> None:
+    """A data file whose queue `q` has so many items, every other one with the request id `same`."""
+    storage = Sqlite(path, durability="os")
+    await storage.start(lambda _: None)
+    for stream in ("q/sink", "q/sink#rear", "q#rear", "q"):
+        await storage.open(stream)
+    for at in range(0, count, 5000):
+        frames = [
+            Frame(NO_INDEX, {REQUEST_ID: f"r{number}" if number % 2 else "same", "user": "u"}, b"x" * 50)
+            for number in range(at, min(count, at + 5000))
+        ]
+        await asyncio.gather(*(storage.append("q", frame, priority=0, limits=_LIMITS) for frame in frames))
+    await storage.close()
+
+
+@pytest.fixture(params=[20_000, pytest.param(1_000_000, marks=[pytest.mark.long])], ids=str)
+def long_queue(
+    request: pytest.FixtureRequest, tmp_path: Path, start: Open, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Local, int]]:
+    """A running service, and how many items its queue holds."""
+    monkeypatch.setattr("tests.support.http.PATIENCE_S", _PATIENCE_S)
+    asyncio.run(fill(tmp_path / "easq.db", request.param))
+    service = start(
+        storage=f"sqlite:{tmp_path / 'easq.db'}",
+        durability="os",
+        rules=Rules(limits=_LIMITS),
+        timing=Timing(leave_grace_s=0.0),
+    )
+    gc.freeze()  # as `serve` does: what the tests themselves have is not looked through
+    yield service, request.param
+    gc.unfreeze()
+
+
+def scanned(service: Local, stream: Stream) -> None:
+    """A consumer whose filter matches nothing came, again and again until all was looked through."""
+
+    async def is_looking(server: Server) -> bool:
+        storage = server._storage
+        assert isinstance(storage, Sqlite)
+        return storage._cores["q"]._handout.is_behind
+
+    def done() -> bool:
+        with watch(stream.as_consumer("u"), user="nobody") as watching:
+            while service.do(is_looking) and not watching.connection.is_quiet(0.05):
+                watching.read()  # pings; it answers none, and is dropped as silent in the end
+        return not service.do(is_looking)
+
+    eventually(done, within_s=_PATIENCE_S)
+
+
+def test_no_request_holds_the_event_loop(long_queue: tuple[Local, int]) -> None:
+    """Each is followed by a put, which waits for the callback that was under way."""
+    service, count = long_queue
+    queue = service.queue
+    half, everything = count // 2, 1 << 53
+
+    def asked(method: str = "GET", **query: object) -> Callable[[], object]:
+        def ask() -> None:
+            connection = queue.ask(method, **query)
+            assert connection.status in {200, 204}, connection
+
+        return ask
+
+    steps: dict[str, Callable[[], object]] = {
+        "a filter that matches nothing": lambda: scanned(service, queue),
+        "the same again": lambda: scanned(service, queue),
+        "get by a shared request id": asked(_length_=10, requestId="same", _auto_delete_="false"),
+        "get by it near the end": asked(_index_=count - 5, requestId="same", _auto_delete_="false"),
+        "count by it": asked(_count_="true", requestId="same"),
+        "count by tag": asked(_count_="true", user="u"),
+        "count by class": asked(_count_="true", _priority_=0),
+        "search": asked(_search_="true", _index_=count - 5),
+        "attributes": queue.attributes,
+        "a large get": asked(_length_=10_000, _raw_="false", _auto_delete_="false"),
+        "truncate half": lambda: queue.truncate(half),
+        "search behind what is gone": asked(_search_="true", _index_=count - 5),
+        "truncate all": lambda: queue.truncate(everything),
+    }
+    took = {}
+    for name, step in steps.items():
+        with longest_callback() as longest:
+            step()
+            queue.put()
+        took[name] = longest.seconds, longest.what
+    assert {name: held for name, held in took.items() if held[0] >= MOST_S} == {}
