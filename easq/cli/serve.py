@@ -52,6 +52,8 @@ class _Delays(ParamType):
         return delays
 
 
+#: lines a second that -v and -vv log at most: a busy service must not fill a disk with its log
+_LOG_LINES = 1000
 #: so many delays may be told apart; each call of a Redis script carries them
 _MAX_DELAYS = 50
 WEIGHTS, DELAYS = _Weights(), _Delays()
@@ -178,6 +180,20 @@ WEIGHTS, DELAYS = _Weights(), _Delays()
     help="A WebSocket without a byte for this is lost.",
 )
 @click.option(
+    "--max-watchers",
+    type=WholeNumber(0),
+    default=20_000,
+    show_default=True,
+    help="Consumers that may watch at once, of all queues; 0 is without limit.",
+)
+@click.option(
+    "--max-connections",
+    type=WholeNumber(0),
+    default=20_000,
+    show_default=True,
+    help="Connections that one address may have; 0 is without limit.",
+)
+@click.option(
     "--model",
     metavar="MODEL",
     help="Serve a model too: echo, exec:CMD (data on stdin, answer on stdout) or http:URL.",
@@ -271,6 +287,8 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
             busy_limit_s=given["busy_limit"],
         ),
         liveness=Liveness(given["silent_after"]),
+        max_watchers=given["max_watchers"],
+        max_connections=given["max_connections"],
         service=_service(given),
     )
     settings.check()
@@ -498,12 +516,32 @@ def log_to(app: App, form: str) -> None:
             else:
                 app.printer.log(f"{moment} {level} {message}")
 
+    class AtMost(logging.Filter):
+        """At most so many lines a second that are no warnings; the others are counted."""
+
+        second, count, dropped = 0, 0, 0
+
+        def filter(self, record: logging.LogRecord) -> bool:
+            """Whether the record is logged."""
+            if record.levelno >= logging.WARNING:
+                return True
+            second = int(time.monotonic())
+            if second != self.second:
+                dropped, self.second, self.count, self.dropped = self.dropped, second, 0, 0
+                if dropped:
+                    logger.info("%d lines were left out: more than %d in a second", dropped, _LOG_LINES)
+            self.count += 1
+            self.dropped += self.count > _LOG_LINES
+            return self.count <= _LOG_LINES
+
     level = logging.WARNING
     if app.options.get("verbose", 0) >= 2:
         level = logging.DEBUG
     elif app.options.get("verbose", 0) == 1:
         level = logging.INFO
     logger = logging.getLogger("easq")
-    logger.addHandler(Lines())
+    lines = Lines()
+    lines.addFilter(AtMost())
+    logger.addHandler(lines)
     logger.setLevel(level)
     logger.propagate = False

@@ -36,14 +36,24 @@ class App:
     """Answers every request of the service."""
 
     def __init__(
-        self, broker: Broker, guard: Guard, platform: Platform, *, base: str, liveness: Liveness
+        self,
+        broker: Broker,
+        guard: Guard,
+        platform: Platform,
+        *,
+        base: str,
+        liveness: Liveness,
+        max_watchers: int = 0,
     ) -> None:
-        """`base` is the path before the name of a queue or service: empty, or from its first `/`."""
+        """`base` is the path before the name of a queue or service: empty, or from its first `/`. There are at most
+        `max_watchers`, who all have the one token; 0 is without limit.
+        """
         self._broker = broker
         self._guard = guard
         self._platform = platform
         self._base = base
         self._liveness = liveness
+        self._max_watchers = max_watchers
         #: the addresses themselves, which nearly every request names: nothing else is served there
         self._known = {path: self._place(path, "POST") for path in self._addresses()}
         self._watching: set[asyncio.Task[object]] = set()
@@ -99,6 +109,10 @@ class App:
     ) -> web.StreamResponse:
         task = asyncio.current_task()
         assert task is not None
+        if self._max_watchers and len(self._watching) >= self._max_watchers:
+            raise Unavailable(
+                f"{self._max_watchers} consumers watch already, and no more may (--max-watchers)"
+            )
         self._watching.add(task)
         try:
             return await serve_watch(request, watch, queue, caller, self._liveness)

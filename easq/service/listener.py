@@ -55,6 +55,8 @@ _PROBES = (("TCP_KEEPIDLE", 10), ("TCP_KEEPALIVE", 10), ("TCP_KEEPINTVL", 5), ("
 _BACKLOG, _ACCEPT_AT_ONCE = 1024, 64
 #: what asyncio has accepted is a connection of the server so many turns of its loop later, at the most
 _HAND_OVER = 3
+#: that an address has too many connections is said again after so many seconds
+_SAY_AGAIN_S = 60.0
 #: requests under way may take so long once the service stops, in seconds
 _GRACE_S = 5.0
 
@@ -73,10 +75,13 @@ def _find_lost(listening: socket.socket) -> None:
 class Listener:
     """One address, and what is answered there. It can be started again, at the same port, after it was closed."""
 
-    def __init__(self, answer: Answer, guard: Guard) -> None:
-        """Nothing that comes from where `guard` does not let it reaches `answer`."""
+    def __init__(self, answer: Answer, guard: Guard, *, max_connections: int = 0) -> None:
+        """Nothing that comes from where `guard` does not let it reaches `answer`. One address has at most so many
+        connections; 0 is without limit.
+        """
         self._answer = answer
         self._guard = guard
+        self._max_connections = max_connections
         self._runner: web.ServerRunner | None = None
         self._server: _HttpServer | None = None
         self._accepting: asyncio.Server | None = None
@@ -88,6 +93,7 @@ class Listener:
         """Requests are answered, at `ip` and `port`: 0 takes a free one. Raises ConfigError."""
         self._server = _HttpServer(
             self._handle,
+            max_connections=self._max_connections,
             access_log=None,
             keepalive_timeout=_KEEP_ALIVE_S,
             max_line_size=_MAX_LINE,
@@ -188,6 +194,13 @@ def until_lost(request: web.BaseRequest) -> asyncio.Future[None]:
     return connection.lost
 
 
+def inspect_inbound(request: web.BaseRequest, inbound: Callable[[bytes], bool] | None) -> None:
+    """Have `inbound` read what comes on the connection of the request before anything else does."""
+    connection = request.protocol
+    assert isinstance(connection, _Connection)
+    connection.inbound = inbound
+
+
 def safe(text: str) -> str:
     """`text` for a line of log: no control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:500])
@@ -270,7 +283,7 @@ def _refuse(request: web.BaseRequest, error: EasqError) -> web.Response:
 class _Connection(web.RequestHandler):
     """aiohttp's connection; what is no HTTP is refused without its traceback, and without repeating any of it."""
 
-    __slots__ = ("begun", "heads_only", "heard_at", "is_answering", "lost", "server")
+    __slots__ = ("address", "begun", "heads_only", "heard_at", "inbound", "is_answering", "lost", "server")
 
     def __init__(self, server: _HttpServer, **given: Any) -> None:
         super().__init__(server, **given)
@@ -278,12 +291,24 @@ class _Connection(web.RequestHandler):
         #: the look before which the first byte of a head came, unless the head is whole
         self.begun: int | None = None
         self.is_answering = False
+        self.address = ""
         #: when a byte came last, on the clock of the event loop
         self.heard_at = 0.0
         #: all that came so far were whole heads of requests without a body, each in one piece: the next begins one too
         self.heads_only = True
         #: done once the connection is lost, where somebody waits for that
         self.lost: asyncio.Future[None] | None = None
+        #: what reads the bytes of a connection that is no HTTP any more before anything else does; they go on if it is
+        #: true of them
+        self.inbound: Callable[[bytes], bool] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is there; if its address has too many it is gone again."""
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if peer else ""
+        if not self.server.admit(self.address) and self.transport is not None:
+            self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002
         """The connection is gone. Whoever waits for it to take bytes goes on, and has to look whether it is there.
@@ -292,12 +317,15 @@ class _Connection(web.RequestHandler):
         payload that was being written, until a full collection finds the cycle.
         """
         super().connection_lost(None)
+        self.server.left(self.address)
         if self.lost is not None and not self.lost.done():
             self.lost.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come, of a head unless a request is being answered."""
         self.heard_at = self.server.now()
+        if self.inbound is not None and not self.inbound(data):
+            return
         if self.begun is None and not self.is_answering:
             self.begun = self.server.looks
         if self.heads_only:
@@ -345,6 +373,30 @@ class _HttpServer(web.Server):
 
     #: looks so far. They are counted, not the time: while the process stands still no client is slow
     looks = 0
+
+    def __init__(self, handler: Answer, *, max_connections: int, **given: Any) -> None:
+        super().__init__(handler, **given)
+        self._max_connections = max_connections
+        self._by_address: Counter[str] = Counter()
+        self._said_at = -_SAY_AGAIN_S
+
+    def admit(self, address: str) -> bool:
+        """Count a connection from the address; whether it may have another one."""
+        self._by_address[address] += 1
+        if not self._max_connections or self._by_address[address] <= self._max_connections:
+            return True
+        if self.now() - self._said_at >= _SAY_AGAIN_S:
+            self._said_at = self.now()
+            log.warning(
+                "%s has %d connections, and gets no more (--max-connections)", address, self._max_connections
+            )
+        return False
+
+    def left(self, address: str) -> None:
+        """A connection from the address that was counted is gone."""
+        self._by_address[address] -= 1
+        if not self._by_address[address]:
+            del self._by_address[address]
 
     def now(self) -> float:
         """Return the time on the clock of the event loop."""

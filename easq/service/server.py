@@ -38,6 +38,8 @@ COLLECT = (5_000, 10, 10)
 _MAPPED_BYTES, _KEPT_BYTES = 1024**2, 16 * 1024**2
 #: their names in malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+#: consumers that watch at most, and connections from one address; behind a proxy all clients have one
+MAX_WATCHERS, MAX_CONNECTIONS = 20_000, 20_000
 #: the system, or the process, has no room for one more connection; that it is so is said again after so many seconds
 _TOO_MANY, _SAY_AGAIN_S = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}, 60.0
 
@@ -61,6 +63,8 @@ class Settings:
     sink_rules: Rules = field(default_factory=Rules)
     timing: Timing = field(default_factory=Timing)
     liveness: Liveness = field(default_factory=Liveness)
+    max_watchers: int = MAX_WATCHERS
+    max_connections: int = MAX_CONNECTIONS
     service: Service | None = None
 
     @property
@@ -166,8 +170,15 @@ class Server:
                 clock=clock,
             )
             await broker.open()
-            app = App(broker, self._guard, self.platform, base=settings.base, liveness=settings.liveness)
-            listener = Listener(app.answer, self._guard)
+            app = App(
+                broker,
+                self._guard,
+                self.platform,
+                base=settings.base,
+                liveness=settings.liveness,
+                max_watchers=settings.max_watchers,
+            )
+            listener = Listener(app.answer, self._guard, max_connections=settings.max_connections)
             await self.platform.start(settings.host)
             await listener.start(settings.host, settings.port)
         except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import HttpVersion11, WSCloseCode, WSMsgType, web
 
@@ -13,6 +14,7 @@ from easq.broker.watcher import Watcher
 from easq.errors import BadRequest, EasqError, StreamEnded, UpgradeRequired
 from easq.service.deadline import Deadline
 from easq.service.http import check_connected, release_frames
+from easq.service.listener import inspect_inbound
 from easq.wire import operations as op
 from easq.wire.frames import delimit, encode_frame
 
@@ -24,6 +26,8 @@ WRITE_DEADLINE_S, _WRITE_RATE = 30.0, 16 * 1024
 UNBUFFERED = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform"}
 #: silence is looked for in so many parts
 _SILENCE_PARTS = 4
+#: what comes before the mask of a frame, at most
+_MAX_HEAD = 10
 #: reason of the close frame when the stream has ended
 END_REASON = b"eos"
 #: clients send pings and close frames only: a message has at most so many bytes (aiohttp refuses what it is given)
@@ -113,12 +117,55 @@ def check_not_stripped(request: web.BaseRequest) -> None:
         )
 
 
+class _Masks:
+    """Finds frames that a client sent unmasked, which RFC 6455 forbids and aiohttp takes: a proxy that is made to
+    read them as requests could be fed with others' answers.
+    """
+
+    def __init__(self) -> None:
+        self._head = b""  # the beginning of a frame whose size is not known yet
+        self._skip = 0  # bytes of the frame under way
+
+    def are_there(self, data: bytes) -> bool:
+        """Whether all frames that begin in the next `data` are masked."""
+        while data:
+            if self._skip:
+                skipped = min(self._skip, len(data))
+                self._skip -= skipped
+                data = data[skipped:]
+                continue
+            held = len(self._head)
+            head = self._head + data[: _MAX_HEAD - held]
+            if len(head) > 1 and not head[1] & 0x80:
+                return False
+            size = _frame_size(head)
+            if size is None:
+                self._head = head
+                return True
+            self._head, self._skip = b"", size - held
+        return True
+
+
+def _frame_size(head: bytes) -> int | None:
+    """How many bytes a masked frame has that begins so; None when too little of it is there."""
+    if len(head) < 2:
+        return None
+    length, more = head[1] & 0x7F, 0
+    if length > 125:
+        more = 2 if length == 126 else 8
+        if len(head) < 2 + more:
+            return None
+        length = int.from_bytes(head[2 : 2 + more], "big")
+    return 2 + more + 4 + length
+
+
 class _SocketDoor:
     """RFC 6455 without extensions: one message a frame, never fragmented (the Go SDK reads one frame a message)."""
 
     def __init__(self, watch: op.Watch, liveness: Liveness) -> None:
         self._watch = watch
         self._liveness = liveness
+        self._masks = _Masks()
         self.response = web.WebSocketResponse(
             autoping=False, autoclose=False, compress=False, max_msg_size=_MAX_INBOUND + 1, heartbeat=None
         )
@@ -129,12 +176,15 @@ class _SocketDoor:
             acceptable = self.response.can_prepare(request).ok
         except ValueError:  # a key outside ASCII
             acceptable = False
-        if not acceptable:
+        # aiohttp takes drafts before RFC 6455 too
+        if not acceptable or request.headers.get("Sec-WebSocket-Version", "").strip() != "13":
             raise BadRequest("this is no WebSocket handshake: Connection, version 13 or the key is not right")
 
     async def open(self, request: web.BaseRequest) -> web.StreamResponse:
         self._protocol = request.protocol
+        self._unmasked = asyncio.get_running_loop().create_future()
         await self.response.prepare(request)
+        inspect_inbound(request, self._is_masked)
         self._request = request
         return self.response
 
@@ -153,7 +203,11 @@ class _SocketDoor:
         silence = asyncio.create_task(self._until_silent())
         ping = asyncio.create_task(self._ping())
         try:
-            done, _ = await asyncio.wait({deliver, listen, silence}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {deliver, listen, silence, self._unmasked}
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if self._unmasked in done:
+                await self._close(WSCloseCode.PROTOCOL_ERROR, b"a frame was not masked")
+                return False
             if listen in done:
                 return listen.result()
             if silence in done:
@@ -182,9 +236,16 @@ class _SocketDoor:
     async def release(self) -> None:
         """Let go of the frames of the error that ended the connection: the response keeps it."""
         if self.response.prepared:
+            inspect_inbound(self._request, None)
             await self._close(WSCloseCode.OK, b"")  # once aborted this fails, here rather than in aiohttp
         if (error := self.response.exception()) is not None:
             release_frames(error)
+
+    def _is_masked(self, data: bytes) -> bool:
+        """Whether what has come may be read; after a frame that is not masked nothing may."""
+        if not self._unmasked.done() and not self._masks.are_there(data):
+            self._unmasked.set_result(None)
+        return not self._unmasked.done()
 
     async def _close(self, code: WSCloseCode, reason: bytes) -> None:
         try:

@@ -24,7 +24,7 @@ from tests.conftest import OpenCloud, Serve
 from tests.service.conftest import Open
 from tests.support.http import PROTOBUF, Connection, Stream
 from tests.support.waiting import eventually
-from tests.support.websocket import CLOSE, PING, PONG, encode, watch
+from tests.support.websocket import CLOSE, PING, PONG, Refused, encode, watch
 
 #: the system's own account of its connections and their timers
 TABLE = Path("/proc/net/tcp")
@@ -312,3 +312,50 @@ def test_connections_beyond_the_limit_wait_and_are_complained_of_once(serve: Ser
     said = service.log.read_text()
     assert said.count("none can be taken") == 1
     assert "Traceback" not in said
+
+
+def test_so_many_may_watch_and_no_more(start: Open) -> None:
+    """Over both transports and all queues; who leaves makes room."""
+    queue = start(max_watchers=2).queue
+    with watch(queue.as_consumer("a")) as first, watch(queue.sink.as_consumer("b")):
+        with pytest.raises(Refused) as refused:
+            watch(queue.as_consumer("c"))
+        assert refused.value.answer.status == 503
+        assert "--max-watchers" in refused.value.answer.text
+        assert queue.as_consumer("c").ask("GET", [PROTOBUF], _watch_="true").status == 503
+        assert queue.put() == 1
+        first.leave()
+        eventually(lambda: _may_watch(queue.as_consumer("c")))
+
+
+def _may_watch(stream: Stream) -> bool:
+    try:
+        watch(stream).connection.close()
+    except Refused:
+        return False
+    return True
+
+
+def test_an_address_has_so_many_connections_and_no_more(
+    start: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that are there go on; one that is closed makes room. It is said once."""
+    service = start(max_connections=3)
+    target = service.queue.target(_attrs_="true")
+    with Connection(service.port) as first, Connection(service.port) as second:
+        assert first.ask("GET", target).status == second.ask("GET", target).status == 200
+        with Connection(service.port) as third:
+            assert third.ask("GET", target).status == 200
+            for _ in range(3):
+                with Connection(service.port) as fourth:
+                    assert fourth.ended()
+        eventually(lambda: _is_answered(service.port, target))
+        assert first.ask("GET", target).status == 200
+    said = [record.getMessage() for record in caplog.records if "--max-connections" in record.getMessage()]
+    assert said == ["127.0.0.1 has 3 connections, and gets no more (--max-connections)"]
+
+
+def _is_answered(port: int, target: str) -> bool:
+    with Connection(port) as connection, contextlib.suppress(OSError, EOFError):
+        return connection.ask("GET", target).status == 200
+    return False

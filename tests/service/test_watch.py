@@ -80,6 +80,7 @@ _GOOD = {
         {"Sec-WebSocket-Key": "ü"},
         {"Sec-WebSocket-Version": None},
         {"Sec-WebSocket-Version": "99"},
+        {"Sec-WebSocket-Version": "8"},
         {"Connection": None},
         {"Connection": "close"},
     ],
@@ -849,3 +850,17 @@ def test_attributes_list_consumers_and_groups(queue: Stream) -> None:
         assert "Window: 0, Slots: 0" in line_of(queue, "g1.u2")
         queue.as_consumer("any", "g1").commit(1, 2)
     eventually(lambda: "Complete" in line_of(queue, "g1.u1"))
+
+
+@pytest.mark.parametrize("before", [b"", encode(PING, b"x" * 100)], ids=["first", "after a good one"])
+def test_a_frame_that_is_not_masked_ends_the_watch(queue: Stream, before: bytes) -> None:
+    """With 1002; what the consumer had is ready for others at once."""
+    queue.put()
+    with watch(queue.as_consumer("u")) as watching:
+        assert watching.indexes(1) == [1]
+        watching.connection.send(before + encode(PING, b"here", masked=False))
+        while (frame := watching.read()).opcode == PONG:
+            pass
+        assert (frame.opcode, frame.payload[:2]) == (CLOSE, (1002).to_bytes(2, "big"))
+    with watch(queue.as_consumer("other")) as other:
+        assert other.indexes(1) == [1]
