@@ -51,7 +51,7 @@ from easq.inference import (
     result_key,
 )
 from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
-from easq.runner.model import DEFAULT_TIMEOUT_S, SHUTDOWN, Answer, Model, ModelFailed
+from easq.runner.model import ABOUT_THE_ITEM, DEFAULT_TIMEOUT_S, SHUTDOWN, Answer, Model, ModelFailed
 from easq.wire.operations import Watch
 from easq.wire.replies import BUSY_FEATURE, GroupLine
 
@@ -68,8 +68,6 @@ DEFAULT_GRACE_S = 5.0
 DEFAULT_BUSY_LIMIT_S = 600.0
 #: the negative code of an item that the model is too busy for
 BUSY = "Busy"
-#: with these a model that works refuses one item
-_ABOUT_THE_ITEM = frozenset((400, 413, 415, 422))
 #: whether there are other workers is asked within this time, in seconds
 _SHARE_S = 1.0
 
@@ -279,7 +277,7 @@ class Worker:
             elif error.busy:
                 self._put_off(frame, error, began)
             else:
-                if error.status not in _ABOUT_THE_ITEM and self._hands.failed():
+                if error.status not in ABOUT_THE_ITEM and self._hands.failed():
                     self._notice(f"the model fails, trying one item at a time: {error.message}")
                 self._refuse(frame, error.code, reason_of(error), began)
                 self._share_waiting()

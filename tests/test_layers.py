@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "easq"
 
-_GROUND = {"errors", "files", "model", "redact", "wire", "runner", "balance"}
+_GROUND = {"breaker", "errors", "files", "model", "redact", "wire", "runner", "balance"}
 _CLIENT = {"config", "profile", "client", "render", "inference", "worker"}
 _SERVICE = {"storage", "broker", "service"}
 
@@ -28,12 +28,13 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "wire": {"errors", "model"},
     "runner": {"errors", "model", "redact", "wire"},
     "balance": {"model"},
+    "breaker": set(),
     "storage": {"errors", "files", "model", "wire"},
     "broker": {"errors", "model", "wire", "storage"},
-    "service": _GROUND | {"storage", "broker"},
+    "service": _GROUND | {"storage", "broker", "inference"},
     "profile": {"errors", "wire"},
     "config": {"errors", "files", "model", "redact", "wire", "profile"},
-    "client": {"errors", "files", "model", "redact", "wire", "balance"},
+    "client": {"breaker", "errors", "files", "model", "redact", "wire", "balance"},
     "render": {"errors", "model", "redact", "wire"},
     "inference": {"errors", "model", "wire", "runner"},
     "worker": _GROUND | {"client", "inference"},

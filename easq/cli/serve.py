@@ -13,7 +13,6 @@ from easq.cli.size import SIZE
 
 if TYPE_CHECKING:
     from easq.cli.app import App
-    from easq.cli.engines import Engines
     from easq.service.platform import Service
     from easq.service.server import Server, Settings
 
@@ -352,37 +351,12 @@ def _default_storage(app: App) -> str:
     return f"sqlite:{easq_folder(app.environ, 'XDG_STATE_HOME', '.local/state') / 'easq.db'}"
 
 
-def _engines(app: App, server: Server, settings: Settings) -> Engines | None:
-    """The engines between each queue and its sink, begun, where there is a model."""
-    from easq.cli.engines import Engines
-    from easq.runner.kinds import parse_model
-
-    if settings.service is None:
-        return None
-    service = settings.service
-    engines = Engines(
-        app,
-        parse_model(service.model),
-        [(server.url(name), server.url(name, sink=True)) for name in settings.queues],
-        users=[f"{service.name}-{number}" for number in range(len(service.weights))],
-        token=settings.token,
-        item_timeout_s=service.limits.timeout_s,
-    )
-    engines.start()
-    return engines
-
-
 async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
-    import asyncio
 
     from easq.service.server import serve as run
     from easq.storage.redis_url import shown_url
 
-    engines: Engines | None = None
-
     def ready(server: Server) -> None:
-        nonlocal engines
-        engines = _engines(app, server, settings)
         app.printer.line(f"EASQ_URL={server.url()}")
         for name in settings.queues:
             app.printer.info(f"queue {name}: {server.url(name)} and {server.url(name, sink=True)}")
@@ -395,11 +369,7 @@ async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
             app.printer.warn(server.caution)
         _write_ready(ready_file, server)
 
-    async def before_stop() -> None:
-        if engines is not None:
-            await asyncio.to_thread(engines.stop)
-
-    await run(settings, ready, before_stop)
+    await run(settings, ready)
 
 
 def _check_ready_file(ready_file: str | None) -> None:
@@ -436,20 +406,16 @@ def _named_ready(ready_file: str) -> Iterator[None]:
 
 async def _serve_around(app: App, settings: Settings, cmd: Sequence[str], ready_file: str | None) -> int:
     """The exit code of `cmd`; the service is gone however it ended. Raises ChildFailed when it cannot start."""
-    import asyncio
 
     from easq.service.server import Server
 
     server = Server(settings)
     await server.start()
-    engines: Engines | None = None
     try:
-        engines = _engines(app, server, settings)
+        server.start_engines()
         _write_ready(ready_file, server)
         return await _run_child(app, server, settings, cmd)
     finally:
-        if engines is not None:
-            await asyncio.to_thread(engines.stop)
         await server.stop()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
-from easq.client.breaker import Breaker
+from easq.breaker import Breaker
 from easq.model import Frame
 
 #: indexes in one commit

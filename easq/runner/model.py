@@ -23,6 +23,8 @@ ENGINE_ERROR = "EngineError"
 #: the code of a call that was cancelled because we stop: as a negative it is no failed delivery
 SHUTDOWN = "Shutdown"
 
+#: with these a model that works refuses one item
+ABOUT_THE_ITEM = frozenset((400, 413, 415, 422))
 #: the system has no room for one more connection or process: that is no fault of the call
 NO_ROOM = frozenset(
     (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL)

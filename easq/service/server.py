@@ -9,7 +9,7 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from easq.errors import BadRequest, EasqError, StorageError, UsageError
 from easq.runner.kinds import parse_model
 from easq.service.app import App
 from easq.service.auth import Guard, is_loopback, is_unspecified
+from easq.service.engine import Engines
 from easq.service.listener import Listener
 from easq.service.platform import Platform, Service
 from easq.service.watch import Liveness
@@ -131,6 +132,8 @@ class Server:
         self.platform = Platform(settings.service, self._guard, base=settings.base, queues=settings.queues)
         self._listener: Listener | None = None
         self._app: App | None = None
+        self._broker: Broker | None = None
+        self._engines: Engines | None = None
         self._ended = asyncio.Event()
         self.failed: StorageError | None = None
         self.port = 0
@@ -186,6 +189,20 @@ class Server:
             await self._storage.close()
             raise
         self._app, self._listener, self.port = app, listener, listener.port
+        self._broker = broker
+
+    def start_engines(self) -> None:
+        """Where there is a model, its instances' engines begin to work on every queue."""
+        service = self._settings.service
+        if service is None or self._broker is None:
+            return
+        self._engines = Engines(
+            self._broker,
+            parse_model(service.model),
+            users=[f"{service.name}-{number}" for number in range(len(service.weights))],
+            item_timeout_s=service.limits.timeout_s,
+        )
+        self._engines.start()
 
     def _fail(self, error: Exception) -> None:
         self.failed = error if isinstance(error, StorageError) else StorageError(str(error))
@@ -200,7 +217,9 @@ class Server:
         self._ended.set()
 
     async def stop(self) -> None:
-        """No new connection, then no watcher, then no request is there; what was acknowledged is stored."""
+        """No engine, no new connection, then no watcher, then no request is there; what was acknowledged is stored."""
+        if self._engines is not None:
+            await self._engines.stop()
         if self._app is not None and self._listener is not None:
             await self._listener.refuse_new()
             await self._app.stop()
@@ -215,9 +234,8 @@ class Server:
 async def serve(
     settings: Settings,
     on_ready: Callable[[Server], None],
-    before_stop: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """The service runs until SIGTERM or SIGINT; whatever uses it ends in `before_stop`.
+    """The service runs until SIGTERM or SIGINT.
 
     Raises StorageError when its storage failed.
     """
@@ -230,11 +248,10 @@ async def serve(
     await server.start()
     _stop_on_signals(server)
     try:
+        server.start_engines()
         on_ready(server)
         await server.wait()
     finally:
-        if before_stop is not None:
-            await before_stop()
         await server.stop()
     if server.failed is not None:
         raise server.failed

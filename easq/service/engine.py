@@ -1,0 +1,310 @@
+"""The engines of `easq serve --model`: between each queue and its sink, on the service's own event loop.
+
+They call the broker as a connection's handler does, without sockets or threads of their own: 200 engines over the
+service's own address were 1,800 threads. What they do is durable in the same order: an answer is stored before its
+item is committed. Only a model that waits is called in a thread, of one pool for all engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from easq.breaker import Breaker
+from easq.broker.broker import Broker, Pair
+from easq.broker.watcher import Watcher
+from easq.errors import (
+    ChildFailed,
+    EasqError,
+    KeyReused,
+    PayloadTooLarge,
+    QueueFull,
+    Refused,
+    StorageError,
+    StreamEnded,
+    Unavailable,
+    UsageError,
+)
+from easq.inference import answer_tags, answer_type, call_of, inherited, reason_of, result_key
+from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
+from easq.runner.model import ABOUT_THE_ITEM, ENGINE_ERROR, SHUTDOWN, Answer, Model, ModelFailed
+from easq.storage.core import BUSY
+from easq.wire import operations as op
+from easq.wire.replies import GroupLine
+
+log = logging.getLogger(__name__)
+
+#: items that one engine has in hand, as with EAS's `worker_threads`
+WINDOW = 5
+#: calls of the model at a time, of all engines together; more wait for their turn
+_THREADS = 64
+#: an engine whose connection ended begins anew after so many seconds
+_AGAIN_S = 1.0
+#: what is under way when the service stops may take so long, in seconds
+_GRACE_S = 5.0
+#: and so long to end once it was cut off
+_LAST_S = 2.0
+#: signs of life go out so often, in seconds; a name that was silent for longer than 5 s can be taken by another
+_ALIVE_EVERY_S = 2.5
+#: whoever waits for its turn looks again so often, in seconds
+_LOOK_S = 0.5
+#: between two tries of what may succeed later, in seconds: doubled up to the second
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
+#: while these last, the same operation may succeed later
+_PASSING = (QueueFull, Unavailable, StreamEnded)
+
+
+class Engines:
+    """All engines of a service, on every queue one for each user, from `start` to `stop`."""
+
+    def __init__(self, broker: Broker, model: Model, *, users: Sequence[str], item_timeout_s: float) -> None:
+        """The model is closed by `stop`."""
+        self._model = model
+        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="easq-engine") if model.waits else None
+        self._pool = pool
+        self._engines = [
+            Engine(pair, user, partial(_call, model, pool), item_timeout_s)
+            for pair in broker.pairs.values()
+            for user in users
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """The engines begin, as tasks of the running loop."""
+        self._tasks = [asyncio.create_task(engine.run()) for engine in self._engines]
+        self._tasks.append(asyncio.create_task(self._show_life()))
+
+    async def stop(self) -> None:
+        """Nothing is under way any more: what was not done within the grace was handed back."""
+        items = [item for engine in self._engines for item in engine.stop()]
+        if items:
+            _, late = await asyncio.wait(items, timeout=_GRACE_S)
+            if late:
+                for engine in self._engines:
+                    engine.give_up()
+                self._model.cancel()
+                await asyncio.wait(late, timeout=_LAST_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._model.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _show_life(self) -> None:
+        while True:
+            await asyncio.sleep(_ALIVE_EVERY_S)
+            for engine in self._engines:
+                await engine.show_life()
+
+
+async def _call(model: Model, pool: ThreadPoolExecutor | None, frame: Frame, timeout_s: float) -> Answer:
+    call = partial(model.run, call_of(frame), timeout_s=timeout_s)
+    return call() if pool is None else await asyncio.get_running_loop().run_in_executor(pool, call)
+
+
+class Engine:
+    """One consumer of a queue, whose group is the queue's name: each item's answer goes into the sink."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        user: str,
+        call: Callable[[Frame, float], Awaitable[Answer]],
+        item_timeout_s: float,
+    ) -> None:
+        """`call` gives the model's answer to an item within so many seconds."""
+        self._input, self._sink = pair.input, pair.sink
+        self._consumer = Consumer(pair.input.name, user)
+        self._call = call
+        self._item_timeout_s = item_timeout_s
+        self._watcher: Watcher | None = None
+        self._items: dict[int, asyncio.Task[None]] = {}
+        self._breaker = Breaker()
+        self._running = 0  # calls of the model
+        self._shared = 0  # how often what waited was given to others
+        self._is_stopping = False
+        self._give_up = asyncio.Event()
+
+    async def run(self) -> None:
+        """Work on what comes, until cancelled. What is in hand then is the group's again, without a failure."""
+        while True:
+            try:
+                await self._watch()
+            except StreamEnded:
+                pass  # it may be opened again
+            except EasqError as error:
+                log.warning(
+                    "the engine %s of %s ended: %s", self._consumer.user, self._input.name, error.message
+                )
+            await asyncio.sleep(_AGAIN_S)
+
+    def stop(self) -> set[asyncio.Task[None]]:
+        """Begin nothing more, and return what is under way."""
+        self._is_stopping = True
+        return set(self._items.values())
+
+    def give_up(self) -> None:
+        """Wait for nothing any more; what is under way is handed back."""
+        self._give_up.set()
+
+    async def show_life(self) -> None:
+        """Keep the name of the consumer from being taken by another."""
+        if self._watcher is not None:
+            with contextlib.suppress(EasqError):
+                await self._watcher.heard()
+
+    async def _watch(self) -> None:
+        """Begin what comes until the connection ends: its name was taken, or the stream ended, which is raised."""
+        self._watcher = await Watcher.open(self._input, self._consumer, op.Watch(window=WINDOW))
+        try:
+            while frames := await self._watcher.next():
+                for frame in frames:
+                    # one that comes again while it is in hand is ours as before, and not done twice
+                    if not self._is_stopping and frame.index not in self._items:
+                        self._items[frame.index] = asyncio.create_task(self._work_on(frame))
+        finally:
+            watcher, self._watcher = self._watcher, None
+            await asyncio.shield(watcher.close(lost=False))
+
+    async def _work_on(self, frame: Frame) -> None:
+        """The item is committed once its answer is stored, or the service knows why not; or it stays as it is, to be
+        handed back with the connection. Never raises.
+        """
+        watcher, index = self._watcher, frame.index
+        try:
+            negative = await self._outcome(frame)
+            if negative is None:
+                await self._persist(
+                    lambda: self._input.commit(self._consumer, [index]), "done and not committed"
+                )
+            elif self._watcher is watcher:  # else it may be in other hands
+                # before the service is told: it may push the item again at once
+                self._items.pop(index)
+                await self._persist(
+                    lambda: self._input.negative(self._consumer, negative), "a failure cannot be told"
+                )
+                await self._share()
+        except (_Stopped, StorageError):  # the service stops
+            pass
+        except EasqError as error:
+            log.debug("item %d of %s: %s", index, self._input.name, error.message)
+        finally:
+            self._items.pop(index, None)
+
+    async def _outcome(self, frame: Frame) -> op.Negative | None:
+        """Return why the item is not done; None once its answer is stored. Raises _Stopped."""
+        indexes = (frame.index,)
+        try:
+            await self._store_answer(frame, await self._ask_model(frame))
+        except ModelFailed as error:
+            if error.code == SHUTDOWN:
+                raise _Stopped from error
+            if error.busy:
+                return op.Negative(indexes, BUSY, reason_of(error), error.retry_after_s)
+            return op.Negative(indexes, error.code, reason_of(error))
+        except (Refused, UsageError) as error:  # this answer cannot be in the sink, others may
+            return op.Negative(indexes, str(error.status), f"the result was refused: {error.message}")
+        except (StorageError, _Stopped):
+            raise
+        except Exception:
+            log.exception("item %d of %s failed", frame.index, self._input.name)
+            return op.Negative(indexes, ENGINE_ERROR, "internal error")
+        return None
+
+    async def _ask_model(self, frame: Frame) -> Answer:
+        """What the model answers. While it is busy, or fails, it is asked about one item at a time."""
+        await self._wait_for_turn()
+        self._running += 1
+        try:
+            answer = await self._call(frame, self._item_timeout_s)
+        except ChildFailed as error:  # the command is not there: no fault of the item
+            busy = ModelFailed(error.message, status=503, busy=True)
+            self._note_failure(busy)
+            raise busy from error
+        except ModelFailed as error:
+            self._note_failure(error)
+            raise
+        finally:
+            self._running -= 1
+        if self._breaker.is_open:
+            log.info("the model answers an engine of %s", self._input.name)
+        self._breaker.succeeded()
+        return answer
+
+    async def _wait_for_turn(self) -> None:
+        """Wait until a call may begin. Raises ModelFailed, busy, for an item that another worker is to have."""
+        shared = self._shared
+        while (wait_s := self._breaker.wait_s(time.monotonic(), running=self._running)) > 0:
+            await self._pause(min(wait_s, _LOOK_S))
+            if self._shared != shared:
+                raise ModelFailed("another worker may have it", status=503, busy=True, retry_after_s=0.0)
+
+    def _note_failure(self, error: ModelFailed) -> None:
+        was_open = self._breaker.is_open
+        if error.busy:
+            self._breaker.busy(time.monotonic(), error.retry_after_s)
+        elif error.code != SHUTDOWN and error.status not in ABOUT_THE_ITEM:
+            self._breaker.failed(time.monotonic())
+        if self._breaker.is_open and not was_open:
+            log.warning(
+                "the model is asked about one item of %s at a time: %s", self._input.name, error.message
+            )
+
+    async def _share(self) -> None:
+        """What waits for its turn is for other workers of the group, while there are any."""
+        if not self._breaker.is_open:
+            return
+        attributes = await self._input.attributes()
+        groups = [GroupLine.parse(text) for key, text in attributes.items() if key.startswith("groups.list.")]
+        if any(group.id == self._consumer.group and group.consumers > 1 for group in groups):
+            self._shared += 1
+
+    async def _store_answer(self, frame: Frame, answer: Answer) -> None:
+        if not answer.data:
+            return
+        try:
+            await self._put(frame, answer.data, answer_tags(frame, answer), answer_type(answer))
+        except PayloadTooLarge as error:
+            reason = f"the result is too large: {error.message}"
+            tags = {**inherited(frame.tags), LAST_CODE: str(error.status), LAST_REASON: reason}
+            await self._put(frame, reason.encode(), tags, "text/plain; charset=utf-8")
+
+    async def _put(self, frame: Frame, data: bytes, tags: Tags, content_type: str) -> None:
+        """The result is in the sink, once, however often the item comes."""
+        key = result_key(self._input.name, self._consumer.group, frame)
+        put = op.Put(data, tags, content_type=content_type, key=key)
+        with contextlib.suppress(KeyReused):  # answered before, in other words: it was not committed then
+            await self._persist(lambda: self._sink.put(put), "the result cannot be put into the sink")
+
+    async def _persist(self, action: Callable[[], Awaitable[object]], what: str) -> None:
+        """`action` has succeeded, however often it had to be tried. Raises what will not pass."""
+        pause_s = 0.0
+        while True:
+            try:
+                await action()
+                return
+            except _PASSING as error:
+                if not pause_s:
+                    log.info("%s yet: %s", what, error.message)
+                pause_s = _next_pause(pause_s)
+                await self._pause(pause_s)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait. Raises _Stopped once nothing is waited for any more."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._give_up.wait(), seconds)
+            raise _Stopped
+
+
+class _Stopped(Exception):
+    """The engine's time is over: the item is handed back."""
+
+
+def _next_pause(pause_s: float) -> float:
+    return min(pause_s * 2 or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
