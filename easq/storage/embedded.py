@@ -53,6 +53,8 @@ from easq.storage.waiting import Waiting, carries
 _LAZY_S = 0.1
 #: one fetch of a connection reads at most so many items, and so many bytes
 _FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
+#: a slice that is not stored after this is followed by the next one all the same, in seconds
+_PAUSE_S = 1.0
 #: what the service itself writes is stored whatever is there already
 NO_LIMITS = Limits(max_items=1 << 62, max_bytes=1 << 62)
 #: a scan gives way to others after so many entries; most find what they want among the first few
@@ -123,6 +125,7 @@ class Embedded(Storage):
         for _, handle in self._ticks.values():
             handle.cancel()
         self._ticks.clear()
+        self._paused.clear()
         if self._lazy_timer is not None:
             self._lazy_timer.cancel()
             self._lazy_timer = None
@@ -346,12 +349,17 @@ class Embedded(Storage):
         stored = self._apply_later(stream, effects)
         if stored is None or core.due > AT_ONCE:
             self._go_on(stream)
-        else:
-            stored.add_done_callback(lambda _: self._go_on(stream))
+            return
+        # a full disk stores nothing for a while, and other things are due meanwhile
+        timer = asyncio.get_running_loop().call_later(_PAUSE_S, self._go_on, stream)
+        stored.add_done_callback(lambda _: self._go_on(stream, timer))
 
-    def _go_on(self, stream: str) -> None:
-        self._paused.discard(stream)
-        if self._failure is None:
+    def _go_on(self, stream: str, timer: asyncio.TimerHandle | None = None) -> None:
+        """The stream's next slice may be made."""
+        if timer is not None:
+            timer.cancel()
+        if stream in self._paused and self._failure is None:
+            self._paused.remove(stream)
             self._schedule(stream)
 
     def _settled(self) -> None:

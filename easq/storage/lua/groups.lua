@@ -62,6 +62,9 @@ local function filters_in(text)
 end
 
 function groups.filters_text(G)
+  if G.packed then
+    return G.packed
+  end
   local f = {}
   for filter, left in pairs(G.filters) do
     f[#f + 1] = filter
@@ -69,6 +72,14 @@ function groups.filters_text(G)
   end
   return cmsgpack.pack(f)
 end
+
+-- A group's filters may be many, and most calls do not look at them
+local lazily = {__index = function(G, name)
+  if name == 'filters' then
+    rawset(G, name, filters_in(G.packed))
+    return rawget(G, name)
+  end
+end}
 
 -- The group, or nil when it is not known
 function groups.get(S, name)
@@ -79,8 +90,13 @@ function groups.get(S, name)
     G = meta[1] and {
       S = S, name = name, g = g, connected = tonumber(meta[1]), highest = tonumber(meta[2]),
       views_made = tonumber(meta[3]), wanted = {}, marks = meta[6] == '1',
-      filters = meta[4] and filters_in(meta[4]) or filters_before(g, tonumber(meta[1]), tonumber(meta[5])),
     } or false
+    if G and meta[4] then
+      G.packed = meta[4]
+      setmetatable(G, lazily)
+    elseif G then
+      G.filters = filters_before(g, G.connected, tonumber(meta[5]))
+    end
     S.groups[name] = G
   end
   return G or nil
@@ -129,7 +145,7 @@ function groups.drop_filter(G, filter)
   if G.filters[filter] ~= -1 then
     call('ZREM', G.S.p .. 'timers', lapse_timer(G, filter))
   end
-  G.filters[filter], G.changed = nil, true
+  G.filters[filter], G.changed, G.packed = nil, true, nil
 end
 
 -- A consumer with these packed tags is connected
@@ -141,7 +157,7 @@ function groups.connect_filter(G, filter)
 end
 
 local function set_absent(G, filter)
-  G.filters[filter], G.changed = NOW, true
+  G.filters[filter], G.changed, G.packed = NOW, true, nil
   call('ZADD', G.S.p .. 'timers', NOW + CONF.retention, lapse_timer(G, filter))
 end
 
