@@ -102,7 +102,7 @@ def service(home: Path, environ: Mapping[str, str], port: int) -> Iterator[Path]
             ["easq", "serve", "--port", str(port)], env=environ, cwd=home, stdout=out, stderr=out
         )
     try:
-        eventually(lambda: said.read_bytes().count(b"\n") == 3 or process.poll() is not None)
+        eventually(lambda: said.read_bytes().count(b"\n") >= 3 or process.poll() is not None)
         assert process.poll() is None, said.read_text()
         yield said
     finally:
@@ -121,7 +121,9 @@ def test_the_main_job_is_as_shown(
     ]
     ((command, shown),) = sessions(first)
     assert command == "easq serve"
-    assert service.read_text() == shown
+    # of an SQLite that is too old the service warns once more, which the README does not show
+    said = service.read_text().splitlines(keepends=True)
+    assert "".join(line for line in said if " SQLite " not in line) == shown
     assert len(others) > 8
     for block in others:
         gives_what_it_shows(block, home, environ)
