@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -145,6 +145,7 @@ class Proxy:
         """
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=answer_s)
         self._again = again
+        self._running: set[asyncio.Task[web.StreamResponse]] = set()
         self._kept: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
 
@@ -171,7 +172,13 @@ class Proxy:
         )
 
     async def close(self) -> None:
-        """What is under way has lost its connection."""
+        """What is under way has lost its connection, as when the other server ends it."""
+        # closing a session alone leaves whoever reads an answer of it waiting (aiohttp 3.14)
+        running = set(self._running)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
         for session in (self._kept, self._fresh):
             if session is not None:
                 await session.close()
@@ -208,7 +215,10 @@ class Proxy:
         """
         exchange = _Exchange(request, drop, add)
         try:
-            return await exchange.while_there(self._exchange(exchange, url, headers, body))
+            task = asyncio.create_task(self._exchange(exchange, url, headers, body))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            return await exchange.while_there(task)
         except (aiohttp.ClientError, TimeoutError, OSError):
             if isinstance(body, Body) and body.failure is not None:
                 raise body.take_failure() from None
@@ -253,17 +263,21 @@ class _Exchange:
         self, request: web.BaseRequest, drop: frozenset[str], add: Sequence[tuple[str, str]]
     ) -> None:
         self.request, self._drop, self._add = request, drop, add
-        self._answered = False
+        #: the answer, once it is being sent
+        self._begun: web.StreamResponse | None = None
 
-    async def while_there(self, answer: Coroutine[None, None, web.StreamResponse]) -> web.StreamResponse:
+    async def while_there(self, task: asyncio.Task[web.StreamResponse]) -> web.StreamResponse:
         """Return the answer, which nobody waits for once the caller is gone: clients give up on a server that hangs."""
-        task = asyncio.ensure_future(answer)
         pause_s = _LOOK_S
         try:
             while not (await asyncio.wait({task}, timeout=pause_s))[0]:
                 if self.request.transport is None or self.request.transport.is_closing():
-                    raise CallerGone(answered=self._answered)
+                    raise CallerGone(answered=self._begun is not None)
                 pause_s = min(2 * pause_s, _MAX_LOOK_S)
+            if task.cancelled():  # by `Proxy.close`
+                if self._begun is None:
+                    raise aiohttp.ClientConnectionError("the connection was closed")
+                raise self._break_off(self._begun)
             return task.result()
         finally:
             task.cancel()
@@ -284,7 +298,7 @@ class _Exchange:
             response.content_length = length
         elif has_body:
             _keep_out_of_buffers(response, reply)
-        self._answered = True
+        self._begun = response
         try:
             await response.prepare(self.request)
             while has_body and (piece := await self._piece(reply, response)):
@@ -297,8 +311,11 @@ class _Exchange:
         try:
             return await reply.content.readany()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            break_off(self.request)
-            raise BrokenOff(response) from error
+            raise self._break_off(response) from error
+
+    def _break_off(self, response: web.StreamResponse) -> BrokenOff:
+        break_off(self.request)
+        return BrokenOff(response)
 
     def _add_headers(self, response: web.StreamResponse, reply: aiohttp.ClientResponse) -> None:
         for name, value in end_to_end(reply.headers.items()):

@@ -489,6 +489,41 @@ def test_a_connection_that_the_model_dropped_is_no_failure(served: Serve) -> Non
     assert len(model.seen) > 4
 
 
+def test_what_is_under_way_ends_when_the_service_stops(
+    served: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while: a call is told, and an endless answer does not look whole."""
+    monkeypatch.setattr("easq.service.instance._GRACE_S", 0.3)
+    stopped = threading.Event()
+
+    def does(one: Handler) -> None:
+        if one.path != "/waits":
+            one.head(200, ("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked"))
+            one.chunk(b"data: x\n\n")
+        stopped.wait(PATIENCE_S)
+
+    made, model = served(does)
+    streams = [Connection(port) for port in both(made)]
+    calls = [Connection(port) for port in both(made)]
+    for stream in streams:
+        stream.send_request("GET", PATH)
+        assert stream.read_head()[0] == 200
+    for call in calls:
+        call.send_request("GET", f"{PATH}/waits")
+    eventually(lambda: len(model.seen) == 4)
+    made.request_stop()
+    for call in calls:
+        answer = call.read_answer()
+        assert (answer.status, answer.text) == (503, "the call was cancelled")
+    for stream in streams:
+        assert stream.read_until(b"data: x\n\n\r\n")
+        with pytest.raises((EOFError, ConnectionResetError)):
+            stream.read(1)
+    stopped.set()
+    for connection in (*streams, *calls):
+        connection.close()
+
+
 def test_a_stripped_handshake_is_426(cloud: OpenCloud) -> None:
     """A proxy removed its Upgrade: it is no GET for the model."""
     made = cloud("echo")
