@@ -15,8 +15,8 @@ from easq.storage.entries import Entries
 from easq.storage.filters import CONNECTED, NOBODY
 from easq.storage.groups import Group
 
-#: so many items are examined in one slice; the tags of each may have to be read from the file (10 us, measured)
-SLICE = 500
+#: so many items are examined in one slice: tags to read and rows to delete take 2 ms (measured)
+SLICE = 250
 #: and so many by one put that finds the stream full: its client may ask again without a pause
 _PUT_SLICE = 200
 
