@@ -27,8 +27,10 @@ APPLICATION_ID = 0x65617371
 SCHEMA_VERSION = 2
 #: given back when the disk is full, so that deletes and commits go on
 BALLAST_BYTES = 16 * 1024**2
-#: puts are refused when the disk has less left than this
+#: puts are refused when file and disk have less room than this: half of it is for the log
 RESERVE_BYTES = 32 * 1024**2
+#: the usual length of the write-ahead log
+LOG_BYTES = 16 * 1024**2
 
 
 #: what is appended to the file's own name for those that lie beside it, as named above
@@ -328,11 +330,15 @@ class DataFile:
     def room_bytes(self, connection: sqlite3.Connection) -> int:
         """Return how much can still be stored: in free pages of the file, which are used first, and on the disk.
 
-        From that goes what the log holds and the file will have to grow by.
+        From that goes what the log holds and the file will have to grow by. A log of usual length is used again and
+        again, and counts as if it were not there: otherwise room would come and go with it.
         """
         (free,) = connection.execute("PRAGMA freelist_count").fetchone()
         (size,) = connection.execute("PRAGMA page_size").fetchone()
-        return int(free * size) + self.free_bytes() - self._growth(connection)
+        disk, growth = self.free_bytes(), self._growth(connection)
+        if disk < growth:
+            return 0
+        return int(free * size) + disk - growth + min(self.log_bytes(), LOG_BYTES)
 
     def can_grow_by_ballast(self, connection: sqlite3.Connection) -> bool:
         """Return whether the log can be copied into the file once the ballast is dropped, and not before."""

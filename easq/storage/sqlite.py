@@ -10,6 +10,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from pathlib import Path
 
 from easq.errors import EasqError, QueueFull, StorageError
@@ -27,7 +28,7 @@ from easq.storage.writer import MOST_LOG_BYTES, Job, Writer
 
 log = logging.getLogger(__name__)
 
-#: room on the disk and in the file is looked at so often, in seconds and in bytes put
+#: room on the disk and in the file is looked at so often, in seconds and in bytes put; more often when it gets scarce
 SPACE_S, SPACE_BYTES = 0.5, 4 * 1024**2
 #: SQLite before it can, with two writing connections, lose what is in the write-ahead log; easq itself has one
 SAFE_SQLITE = (3, 51, 3)
@@ -60,7 +61,7 @@ class Sqlite(Embedded):
         self._ids: dict[str, int] = {}
         self._writer: Writer | None = None
         self._space_checked = 0.0
-        self._put_bytes = 0  # since then
+        self._unchecked_bytes = 0  # that may be put until it is looked again
         self._space_low = False
         self._log_long = False
 
@@ -252,13 +253,15 @@ class Sqlite(Embedded):
     def _is_space_low(self) -> bool:
         """Return whether little room is left, as it was a short time, and few bytes, ago."""
         now = self._loop.time()
-        if now - self._space_checked >= SPACE_S or self._put_bytes >= SPACE_BYTES:
-            self._space_checked, self._put_bytes = now, 0
+        is_used = self._unchecked_bytes <= 0 and not self._space_low
+        if is_used or now - self._space_checked >= SPACE_S:
+            self._space_checked = now
             try:
                 room = self._file.room_bytes(self._reader)
             except sqlite3.Error as error:
                 raise self._broken(error) from error
             self._space_low = room < RESERVE_BYTES
+            self._unchecked_bytes = min(SPACE_BYTES, (room - RESERVE_BYTES) // 2)
             self._log_long = self._file.log_bytes() > MOST_LOG_BYTES
         return self._space_low
 
@@ -270,7 +273,9 @@ class Sqlite(Embedded):
 
     def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
         job = Job(changes, settle, self._loop.create_future())
-        self._put_bytes += job.size
+        self._unchecked_bytes -= job.size
+        if self._space_low:
+            self._space_checked = -inf  # puts are refused: this removes something
         if self._failure is not None:
             job.future.set_exception(StorageError(f"the storage failed: {self._failure}"))
         else:

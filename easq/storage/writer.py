@@ -37,7 +37,7 @@ from easq.storage.changes import (
     Touched,
     Truncated,
 )
-from easq.storage.datafile import DataFile, is_full, sync
+from easq.storage.datafile import LOG_BYTES, DataFile, is_full, sync
 from easq.storage.embedded import Settle
 from easq.storage.entries import INDEX_BITS
 
@@ -52,7 +52,7 @@ INLINE_BYTES = 128 * 1024
 #: a row that is removed or changed takes as long as so much payload: 10 us, three statements
 _ROW_BYTES = 128
 #: the write-ahead log is copied back, between batches, after so many written bytes (an estimate)
-CHECKPOINT_BYTES = 16 * 1024**2
+CHECKPOINT_BYTES = LOG_BYTES
 #: on a disk without any room what removes is tried again so often, in seconds
 ROOM_S = 0.5
 #: the write-ahead log is cut to nothing when there was nothing to write for so long, in seconds

@@ -115,7 +115,7 @@ def test_a_full_queue_under_steady_deletes_takes_as_much_as_leaves(
         await engine.storage.delete("q", [indexes.pop(0) for _ in range(2)])
         for _ in range(120):
             await engine.storage.delete("q", [indexes.pop(0)])
-            indexes.append(await put_again(engine))
+            indexes.append(await engine.put(ITEM, requestId="r"))
         assert await engine.indexes() == indexes
 
     with small_disk(tmp_path / "disk", 80) as disk:
