@@ -161,7 +161,7 @@ def test_an_index_of_the_first_generation_stays_exact(far: Easq, recorded: Recor
     assert record["index"] == "6944957106013339648"
     assert record["request_id"] == "4033eb55-e783-4922-9777-68d6a1383c76"
     recorded.asked.clear()
-    for command in (("delete", "-y"), ("commit",), ("get",), ("trunc", "-y"), ("negative",)):
+    for command in (("delete", "-y"), ("commit",), ("get", "-l", "9"), ("trunc", "-y"), ("negative",)):
         assert far(command[0], "6944957106013339648", *command[1:]).status == 0
     assert len(recorded.asked) == 5
     assert all("6944957106013339648" in query for _, query, _ in recorded.asked)
