@@ -211,7 +211,9 @@ class Writer:
         batch, size = self._take()
         if not batch:
             self._idle.set()
-            if self._shrinks:
+            if self._broken is not None:
+                pass  # nothing is written any more
+            elif self._shrinks:
                 self._tidying = self._loop.call_later(SLICE_AFTER_S, self._tidy)
             elif self._written:
                 self._tidying = self._loop.call_later(IDLE_S, self._tidy)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from easq.errors import QueueFull
+from easq.errors import QueueFull, StorageError
 from easq.storage import sqlite, writer
 from easq.storage.sqlite import Sqlite
 from tests.storage.conftest import Engine
@@ -202,6 +204,35 @@ def test_what_is_put_meanwhile_does_not_wait_for_the_whole(
         assert 0 < order[:last_put].count("PRAGMA i") < order.count("PRAGMA i")
 
     run(tmp_path / "easq.db", body)
+
+
+def test_a_file_on_a_failed_disk_is_not_made_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing at all is written after a failure."""
+    monkeypatch.setattr(writer, "LARGE_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(writer, "IDLE_S", 0.02)
+    monkeypatch.setattr(writer, "SLICE_AFTER_S", 0.02)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def main() -> None:
+        engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
+        await engine.start()
+        assert isinstance(engine.storage, Sqlite)
+        await asyncio.gather(*(engine.put(ITEM, requestId="r") for _ in range(8)))
+        monkeypatch.setattr(engine.storage._open_writer, "_give_back", lambda: None)
+        await engine.storage.truncate("q", 9)
+        await until(lambda: engine.storage._open_writer._shrinks)  # type: ignore[attr-defined]
+        slices: list[int] = []
+        monkeypatch.setattr(os, "fdatasync", fail)
+        with pytest.raises(StorageError):
+            await engine.put()
+        monkeypatch.setattr(engine.storage._open_writer, "_give_back", lambda: slices.append(1))
+        await asyncio.sleep(0.2)
+        assert slices == []
+        await engine.storage.close()
+
+    asyncio.run(main())
 
 
 # -- a long log --------------------------------------------------------------------------------------------------------
