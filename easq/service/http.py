@@ -8,8 +8,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import ParamSpec, TypeVar
 
 from aiohttp import ClientConnectionResetError, HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
@@ -22,8 +24,15 @@ from easq.wire import operations as op
 from easq.wire import replies
 from easq.wire.replies import Reply
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 #: a body has to be there after so many seconds, and one more for each so many bytes that have come
 _BODY_DEADLINE_S, _BODY_RATE = 9.0, 1024
+#: a reply with more payload is made in a thread, and written in slices; 8 MiB in JSON take 30 ms
+LARGE_BYTES, _SLICE_BYTES = 1024**2, 256 * 1024
+#: one thread: several would only contend for the interpreter
+_APART = ThreadPoolExecutor(1, "easq-encode")
 #: a body that is no payload (the form of a negative) has at most so many bytes
 _MAX_FORM = 64 * 1024
 
@@ -195,10 +204,18 @@ async def _get(
     gone: Callable[[], asyncio.Future[None] | None],
 ) -> web.StreamResponse:
     frames = await queue.get(get, is_gone=is_gone, gone=gone)
-    reply = _frames_reply(get, frames)
+    try:
+        if sum(len(frame.data) for frame in frames) > LARGE_BYTES:
+            response: web.StreamResponse = _Sliced(await apart(_frames_reply, get, frames))
+        else:
+            response = respond(_frames_reply(get, frames))
+    except BaseException:
+        if get.auto_delete and frames:
+            await queue.give_back(frames)
+        raise
     if not get.auto_delete or not frames:
-        return respond(reply)
-    return await _send_then_settle(respond(reply), queue, frames, request)
+        return response
+    return await _send_then_settle(response, queue, frames, request)
 
 
 def _frames_reply(get: op.Get, frames: list[Frame]) -> Reply:
@@ -254,6 +271,26 @@ def release_frames(error: BaseException) -> None:
     while known is not None:
         known.__traceback__ = None
         known = known.__context__
+
+
+async def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `work` returns, done in a thread: it takes long, and many at once are done one after the other."""
+    return await asyncio.get_running_loop().run_in_executor(_APART, partial(work, *args, **kwargs))
+
+
+class _Sliced(web.StreamResponse):
+    """A large reply. All of it at once would be copied three times, while nobody else gets a turn."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(status=reply.status, headers={"X-Content-Type-Options": "nosniff", **reply.headers})
+        self.content_length = len(reply.body)
+        self._rest = memoryview(reply.body)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        while self._rest:
+            piece, self._rest = self._rest[:_SLICE_BYTES], self._rest[_SLICE_BYTES:]
+            await self.write(piece)
+        await super().write_eof(data)
 
 
 def acknowledge(reply: Reply, request: web.BaseRequest) -> web.StreamResponse:

@@ -13,7 +13,7 @@ from easq.broker.queue import Queue
 from easq.broker.watcher import Watcher
 from easq.errors import BadRequest, EasqError, StreamEnded, UpgradeRequired
 from easq.service.deadline import Deadline
-from easq.service.http import check_connected, release_frames
+from easq.service.http import LARGE_BYTES, apart, check_connected, release_frames
 from easq.service.listener import inspect_inbound
 from easq.wire import operations as op
 from easq.wire.frames import delimit, encode_frame
@@ -93,7 +93,10 @@ async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.
         written = 0
         try:
             for frame in frames:
-                data = encode_frame(frame, watch.codec, with_data=not watch.index_only)
+                if len(frame.data) > LARGE_BYTES:
+                    data = await apart(encode_frame, frame, watch.codec, with_data=not watch.index_only)
+                else:
+                    data = encode_frame(frame, watch.codec, with_data=not watch.index_only)
                 async with Deadline(WRITE_DEADLINE_S + len(data) / _WRITE_RATE):
                     written += 1
                     await door.send(data)
@@ -101,9 +104,8 @@ async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.
             written -= 1
             raise
         except TimeoutError as error:
-            release_frames(
-                error
-            )  # they hold the deadline, it holds this task, and the task would keep the error
+            # they hold the deadline, it holds this task, and the task would keep the error
+            release_frames(error)
             raise ConnectionResetError("the connection takes nothing") from None
         finally:
             await watcher.sent(frames[:written])

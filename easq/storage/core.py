@@ -380,6 +380,12 @@ class Stream:
             del session.box[index]
         return fetched
 
+    def next_size(self, number: int) -> int:
+        """The bytes of the next item that is handed to the connection; 0 when there is none."""
+        session = self._sessions.get(number)
+        index = next(iter(session.box), None) if session is not None else None
+        return 0 if index is None else self.entries.size_of(index)
+
     def group_of(self, number: int) -> str:
         """The group of a connection that is known."""
         return self._sessions[number].consumer.group

@@ -59,6 +59,8 @@ _PAUSE_S = 1.0
 NO_LIMITS = Limits(max_items=1 << 62, max_bytes=1 << 62)
 #: a scan gives way to others after so many entries; most find what they want among the first few
 _SCAN_CHUNK, _FIRST_CHUNK = 500, 8
+#: payload that is loaded before others get their turn, in bytes; 8 MiB take 5 to 10 ms
+_LARGE_BYTES = 1024**2
 #: entries that a truncate removes at once (2 us each), and entries whose places are compared at once (0.4 us each)
 _REMOVED_AT_ONCE, _COUNTED_AT_ONCE = 8_000, 25_000
 
@@ -80,6 +82,7 @@ class Embedded(Storage):
         self._cores: dict[str, Stream] = {}
         self._events: dict[tuple[str, int], asyncio.Event] = {}
         self._waiting = Waiting()
+        self._large = asyncio.Lock()
         self._fresh: dict[str, list[Frame]] = {}
         self._lazy: dict[tuple[str, int], set[str]] = {}
         self._lazy_timer: asyncio.TimerHandle | None = None
@@ -430,8 +433,11 @@ class Embedded(Storage):
         if start == NEWEST:
             start = core.entries.last_visible() or 1
         frames: list[Frame] = []
-        size = 0
+        size, pause = 0, _LARGE_BYTES
         async for index in self._matching(stream, core, start, tags):
+            if size > pause:
+                pause = size + _LARGE_BYTES
+                await asyncio.sleep(0)
             frame = self._load(stream, index)
             if frame is None:
                 continue
@@ -527,20 +533,34 @@ class Embedded(Storage):
             core = self._core(stream)
             if not core.connected(session):
                 break
-            event.clear()
-            fetched = core.fetch(session, most=_FETCH_ITEMS, most_bytes=_FETCH_BYTES)
-            leases = []
-            for index, deliveries in fetched:
-                frame = self._frame(stream, index, index_only)
-                if frame is not None:
-                    self._remember(stream, core.group_of(session), index)
-                    leases.append(Lease(_counted(frame, deliveries), deliveries))
+            if core.next_size(session) > _LARGE_BYTES:
+                # of many connections that are to get a large item, one loads it in each turn of the loop
+                async with self._large:
+                    await asyncio.sleep(0)
+                    leases = self._lease(stream, core, session, event, index_only)
+            else:
+                leases = self._lease(stream, core, session, event, index_only)
             if leases:
                 return leases
+            if not core.connected(session):
+                break
             if core.is_through(session):
                 raise StreamEnded("the stream has ended")
             await event.wait()
         return []
+
+    def _lease(
+        self, stream: str, core: Stream, session: int, event: asyncio.Event, index_only: bool
+    ) -> list[Lease]:
+        event.clear()
+        leases = []
+        fetched = core.fetch(session, most=_FETCH_ITEMS, most_bytes=_FETCH_BYTES)
+        for index, deliveries in fetched:
+            frame = self._frame(stream, index, index_only)
+            if frame is not None:
+                self._remember(stream, core.group_of(session), index)
+                leases.append(Lease(_counted(frame, deliveries), deliveries))
+        return leases
 
     def _frame(self, stream: str, index: int, index_only: bool) -> Frame | None:
         return Frame(index, self._load_tags(stream, index)) if index_only else self._load(stream, index)

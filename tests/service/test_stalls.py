@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from easq.storage.base import Limits, Timing
 from easq.storage.sqlite import Sqlite
 from tests.service.conftest import Open
 from tests.support.callbacks import MOST_S, longest_callback
-from tests.support.http import Stream
+from tests.support.http import PROTOBUF, Connection, Stream
 from tests.support.local import Local
 from tests.support.waiting import eventually
 from tests.support.websocket import watch
@@ -111,3 +112,52 @@ def test_no_request_holds_the_event_loop(long_queue: tuple[Local, int]) -> None:
             queue.put()
         took[name] = longest.seconds, longest.what
     assert {name: held for name, held in took.items() if held[0] >= MOST_S} == {}
+
+
+def asked_while(queue: Stream, act: Callable[[], object]) -> float:
+    """The longest callback while it is done, and until a put after it was answered."""
+    with longest_callback() as longest:
+        act()
+        queue.put()
+    return longest.seconds
+
+
+@pytest.mark.parametrize(
+    ("codec", "takes"),
+    [(PROTOBUF, "true"), (("Accept", "application/json"), "false")],
+    ids=["protobuf", "json"],
+)
+def test_an_answer_of_64_mib_does_not_hold_the_event_loop(
+    start: Open, tmp_path: Path, codec: tuple[str, str], takes: str
+) -> None:
+    queue = start(storage=f"sqlite:{tmp_path / 'easq.db'}", durability="os").queue
+    for _ in range(8):
+        queue.put(b"x" * (8 * 1024**2 - 100))
+
+    def get() -> None:
+        target = queue.target(_length_=8, _raw_="false", _auto_delete_=takes)
+        with Connection(queue.port) as connection:
+            connection.send_request("GET", target, [codec, ("Connection", "close")])
+            received = 0
+            while data := connection.socket.recv(1 << 20):
+                received += len(data)
+        assert received > 60 * 1024**2
+
+    assert asked_while(queue, get) < MOST_S
+    assert queue.length() == (9 if takes == "false" else 1)
+
+
+@pytest.mark.parametrize("codec", ["websocket", "stream"])
+def test_watchers_that_read_nothing_do_not_hold_the_event_loop(start: Open, codec: str) -> None:
+    """A large item goes to each of them; after none of them may the others wait for many."""
+    queue = start(timing=Timing(leave_grace_s=0.0)).queue
+    with ExitStack() as stack:
+        for number in range(10):
+            consumer = queue.as_consumer("u", f"g{number}")
+            if codec == "websocket":
+                stack.enter_context(watch(consumer))
+            else:
+                connection = stack.enter_context(Connection(queue.port))
+                connection.send_request("GET", consumer.target(_watch_="true"), [PROTOBUF, *consumer.headers])
+                assert connection.read_head()[0] == 200
+        assert asked_while(queue, lambda: queue.put(b"x" * 8 * 1024**2)) < MOST_S
