@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import TypeAlias
 
 import pytest
 
-from easq.client.queue import Description, QueueClient
+from easq.client.queue import QueueClient
 from easq.client.transport import Settings, Transport
 from easq.errors import AuthFailed, ChildFailed
 from easq.inference import Fate, Outcome, inherited, result_key
@@ -340,7 +341,7 @@ def test_a_service_that_knows_no_busy_items_has_them_held(
 
     on.put(*[b"x"] * 10)
     worker = on.worker(Http(upstream(reply).url), window=2)
-    worker._input.describe = lambda: Description({"meta.name": "qservice"}, frozenset())  # type: ignore[method-assign]
+    worker._input.describe = lambda: SimpleNamespace(name="qservice", features=frozenset())  # type: ignore[assignment, return-value, method-assign]
     worker.start()
     on.workers.append((worker, worker._model))
     assert len(on.results(10)) == 10
@@ -353,7 +354,7 @@ def test_what_is_held_for_too_long_has_failed(bench: Make, upstream: Callable[[R
     on.put(b"x")
     server = upstream(lambda handler: handler.answer(b"too much", status=429))
     worker = on.worker(Http(server.url), busy_limit_s=0.5)
-    worker._input.describe = lambda: Description({"meta.name": "qservice"}, frozenset())  # type: ignore[method-assign]
+    worker._input.describe = lambda: SimpleNamespace(name="qservice", features=frozenset())  # type: ignore[assignment, return-value, method-assign]
     worker.start()
     on.workers.append((worker, worker._model))
     (result,) = on.results(1)

@@ -35,6 +35,7 @@ class Result:
     code: str = ""
     reason: str = ""
     interrupt: BaseException | None = None
+    is_busy: bool = False  # it has no time for the item now, which is no failure
 
     @property
     def is_done(self) -> bool:
@@ -91,7 +92,7 @@ class Each:
             try:
                 answer = self.model.run(replace(call, environ=environ), timeout_s=_NO_LIMIT_S)
             except ModelFailed as error:
-                result = Result(attempt, code=error.code, reason=error.message)
+                result = Result(attempt, code=error.code, reason=error.message, is_busy=error.busy)
                 if result.was_cut_off:
                     break
             else:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 ASK, OUTPUT, NONE, COMMAND = "ask", "output", "none", "command"
 
+#: the negative code of an item that the command has no time for (exit status 75)
+BUSY = "Busy"
+
 #: indexes in one commit at most; the service takes more, a URL grows with them
 _MAX_BATCH = 256
 
@@ -340,12 +343,23 @@ class Session:
                 self.to_commit[frame.index] = None
                 self._try_commit()  # at once: the next command may take long
             elif each.on_fail == NEGATIVE:
-                self._try_negative(frame.index, result.code, result.reason)
+                code = BUSY if result.is_busy and self._knows_busy() else result.code
+                self._try_negative(frame.index, code, result.reason)
             else:
                 self.left[frame.index] = None
                 each.check(result, len(self.left), self.window)
         if result.interrupt is not None:
             raise result.interrupt
+
+    def _knows_busy(self) -> bool:
+        """Whether the service lets an item wait without a failure; asked once it matters."""
+        from easq.errors import EasqError
+        from easq.wire.replies import BUSY_FEATURE
+
+        try:
+            return BUSY_FEATURE in self._bounded.describe().features
+        except EasqError:
+            return False
 
     def _try_negative(self, index: int, code: str, reason: str) -> None:
         """The item has failed once more; where the server cannot be told, the lost connection counts as that."""

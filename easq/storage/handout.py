@@ -66,7 +66,8 @@ class Handout:
         """
         self._allow(group, groups, is_slice)
         self._serve_reserved(group, effects)
-        self._serve_kept(group, effects)
+        if group.keeping:
+            self._serve_kept(group, effects)
         while True:
             best: tuple[int, int] | None = None
             takers: set[int] = set()  # connections that want it
@@ -77,7 +78,9 @@ class Handout:
                         takers |= view.sessions
                     elif candidate is not None and (best is None or candidate < best):
                         best, takers = candidate, set(view.sessions)
-            if self._reserve(group, best, effects) or self._pass_on(group, best, effects):
+            if self._reserve(group, best, effects):
+                continue
+            if group.elsewhere and self._pass_on(group, best, effects):
                 continue
             if best is None:
                 if not self.is_behind and self._release_reserved(group):

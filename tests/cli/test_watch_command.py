@@ -194,3 +194,14 @@ def test_what_cannot_work_is_refused(queue: Easq, args: tuple[str, ...], said: s
     done = queue("watch", *args)
     assert (done.status, done.out) == (2, b"")
     assert done.err.startswith(f"easq: {said}")
+
+
+def test_a_command_without_time_has_the_item_again_later(serve: Serve, easq: Easq) -> None:
+    """Exit status 75 (EX_TEMPFAIL) is no failure."""
+    service = serve("--max-delivery", "1", storage="memory:")
+    easq("config", "--url", service.url())
+    fill(easq, 1)
+    script = "[ -e tried ] && exec cat; touch tried; exit 75"
+    done = easq("watch", "-q", "-n", "2", "--", "sh", "-c", script)
+    assert (done.status, done.out) == (0, b"1")
+    assert left(easq) == []

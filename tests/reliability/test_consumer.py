@@ -63,7 +63,7 @@ def consume() -> Iterator[Consume]:
 
 
 def test_the_same_name_has_the_items_of_a_killed_consumer_at_once(serve: Serve, consume: Consume) -> None:
-    """Though the grace is an hour, and though another one has room: its very items, no more than the window."""
+    """Though the grace is an hour, and though another one has room: its very items, one of which may be the killer."""
     service = serve("--leave-grace", "1h")
     queue = service.stream()
     for _ in range(4 * WINDOW):
@@ -75,9 +75,11 @@ def test_the_same_name_has_the_items_of_a_killed_consumer_at_once(serve: Serve, 
         killed.signal(signal.SIGKILL)
         assert other.has_no_more(1.0)
         again = consume(service, "engine-1")
-        assert again.indexes(WINDOW) == mine
+        for index in mine:
+            assert again.indexes(1) == [index]
+            assert "Pending: 6," in queue.attributes()["groups.list.[0]"]
+            queue.as_consumer("engine-1").commit(index)
         assert other.has_no_more(0.3)
-        assert "Pending: 10," in queue.attributes()["groups.list.[0]"]
     assert not set(mine) & set(theirs)
 
 
@@ -95,10 +97,10 @@ def test_another_has_the_items_of_a_killed_consumer_after_the_grace(serve: Serve
         killed.signal(signal.SIGKILL)
         assert other.has_no_more(1.5)  # its window is full
         other_name.commit(*theirs)
-        again = other.take(WINDOW)
-        assert [item.index for item in again] == mine
-        assert {item.tags["deliveryCount"] for item in again} == {"2"}
-        other_name.commit(*mine)
+        for index in mine:
+            (item,) = other.take(1)
+            assert (item.index, item.tags["deliveryCount"]) == (index, "2")
+            other_name.commit(index)
     assert queue.length() == 0
 
 
@@ -118,9 +120,10 @@ def test_a_frozen_consumer_is_given_up_and_its_late_commit_counts(serve: Serve, 
     frozen.signal(signal.SIGCONT)
     assert frozen.commit(mine[0]) == "committed 1"
     frozen.signal(signal.SIGSTOP)
-    assert other.indexes(WINDOW - 1) == mine[1:]
+    assert other.indexes(1) == [mine[1]]  # alone: it may be what froze the first one
     frozen.signal(signal.SIGCONT)
     assert frozen.commit(mine[1]) == "committed 1"
+    assert other.indexes(1) == [mine[2]]
     assert [item.index for item in queue.get(_length_=9)] == mine[2:]
 
 

@@ -7,12 +7,14 @@ import re
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from easq.broker import queue as broker_queue
 from easq.service.watch import Liveness
 from easq.storage.base import Timing
+from easq.storage.embedded import Embedded
 from tests.service.conftest import Open
 from tests.support.http import PROTOBUF, Connection, Stream
 from tests.support.protobuf import read_item
@@ -569,6 +571,30 @@ def test_after_the_grace_others_get_the_items(start: Open, how: str) -> None:
             (item,) = other.take(1)
             assert (item.index, item.tags["deliveryCount"]) == (index, "2")
             queue.as_consumer("other").commit(index)
+
+
+def test_who_comes_back_while_the_service_stands_still_is_in_time(
+    start: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handshake waits in the socket when the grace is over, and is read before others get its items."""
+    monkeypatch.setattr(Embedded, "stood_still_s", 0.3)
+    local = start(timing=Timing(leave_grace_s=0.6))
+    queue = local.queue
+    fill(queue, 1)
+    mine = watch(queue.as_consumer("mine"))
+    assert mine.indexes(1) == [1]
+
+    async def stand_still(_: object) -> None:
+        time.sleep(1.2)
+
+    with watch(queue.as_consumer("other")) as other, ThreadPoolExecutor(1) as pool:
+        mine.reset()
+        eventually(lambda: pending(queue) == 0)
+        standing = pool.submit(local.do, stand_still)
+        with watch(queue.as_consumer("mine")) as back:
+            standing.result()
+            assert back.indexes(1) == [1]
+            assert other.has_no_more()
 
 
 def test_an_http_stream_that_is_cut_is_lost(start: Open) -> None:

@@ -371,6 +371,50 @@ def test_a_clock_of_redis_that_is_put_back_keeps_nothing_waiting(redis_url: str)
     run(body())
 
 
+def test_a_server_that_is_gone_costs_its_items_no_failure(redis_url: str) -> None:
+    """Nor a loss: they are as before, and go to others after the grace."""
+    clock = Moment()
+
+    async def body() -> None:
+        async with servers(redis_url, 2, clock) as (dead, alive):
+            await alive.put()
+            session = await dead.attach("theirs", process="p")
+            assert await dead.leased(session) == [1]
+            await dead.die()
+            heir = await alive.attach("ours")
+            await lapse(clock, alive)
+            clock.now += TIMING.leave_grace_s
+            await alive.distributed.look("q")
+            assert await alive.leased(heir) == [1]
+            await alive.put()
+            assert await alive.leased(heir) == [2]  # beside it: what was lost would be alone
+            await alive.negative(1)
+            assert await alive.leased(heir) == [1]  # its first failure, with no delay after it
+
+    run(body())
+
+
+def test_servers_that_stood_still_give_who_comes_back_its_time(redis_url: str) -> None:
+    """Nobody looked for longer than the grace: what a lost consumer had is kept for it once more."""
+    clock = Moment()
+
+    async def body() -> None:
+        async with servers(redis_url, 1, clock) as (only,):
+            await only.put()
+            await only.distributed.look("q")
+            mine = await only.attach("mine", process="p")
+            other = await only.attach("other")
+            assert await only.leased(mine) == [1]
+            await only.detach(mine, lost=True)
+            clock.now += 0.6 * LEASE_S
+            await only.distributed.look("q")
+            assert await only.distributed.fetch("q", other, index_only=False) == []
+            assert await only.leased(await only.attach("mine", process="p")) == [1]
+            assert (await only.distributed.attributes("q", now=0.0)).length == 1
+
+    run(body())
+
+
 def test_a_server_that_stops_gives_up_what_it_has(redis_url: str) -> None:
     async def body() -> None:
         async with servers(redis_url) as (one, other):
