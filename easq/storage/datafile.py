@@ -82,6 +82,7 @@ class DataFile:
         self._had_log = self._has_log
         self._connection = self.connect("rw")
         layout = self._layout(self._connection)
+        self._had_log = False  # it is easq's own: its log may be copied back
         self._close_to_others()
         if layout < SCHEMA_VERSION:
             self._migrate(self._connection)

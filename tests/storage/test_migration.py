@@ -171,6 +171,8 @@ def test_a_disk_without_room_is_named_and_nothing_is_changed(
     assert "needs 34 MiB on its disk: there are 3 MiB" in str(error)
     assert "make room" in (error.hint or "")
     assert not path.with_name("easq.db.v1").exists()
+    opened = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert not [name for name in opened if name.startswith(str(path))]
 
 
 @pytest.mark.parametrize("has_log", [True, False])
