@@ -35,7 +35,9 @@ print(json.dumps([seen, answers, queue.attributes()["stream.length"]]))
 def test_a_watcher_that_left_without_a_close_frame_comes_back_to_its_items(
     serve: Serve, run_sdk: RunSdk
 ) -> None:
-    """The same uid watches again at once and has its uncommitted items again, in order, marked as redelivered."""
+    """The same uid watches again at once and has its uncommitted items again, in order, marked as redelivered; each
+    alone, since it may be the one that its process died of.
+    """
     service = serve("--queue", "q", "--leave-grace", "60s")
     script = """
 queue = client("q", uid="u1")
@@ -48,7 +50,10 @@ queue.commit(seen[0])
 first.close()
 second = queue.watch(0, 3)
 frames = second.run()
-again = [next(frames) for _ in range(3)]
+again = []
+for _ in range(3):
+    again.append(next(frames))
+    queue.commit(again[-1].index)
 print(json.dumps([seen, [[frame.index, frame.tags.get("deliveryCount")] for frame in again]]))
 second.close()
 """
