@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -90,11 +90,15 @@ class _Stream:
             if not is_first_come:
                 self.by_key[reader.key] = dict(sorted(listed.items()))
 
-    def found(self, frame: Frame) -> Iterator[_Reader]:
-        """Yield those that may want the item, first come first."""
-        keys: list[_Key] = [None, *frame.tags.items()]
-        listed = [self.by_key[key].values() for key in keys if key in self.by_key]
-        return iter(listed[0]) if len(listed) == 1 else heapq.merge(*listed, key=lambda reader: reader.number)
+    def found(self, frame: Frame) -> Iterable[_Reader]:
+        """Those that may want the item, first come first."""
+        by_key = self.by_key
+        listed = [by_key[key].values() for key in frame.tags.items() if key in by_key]
+        if None in by_key:
+            listed.append(by_key[None].values())
+        if len(listed) > 1:
+            return heapq.merge(*listed, key=lambda reader: reader.number)
+        return listed[0] if listed else ()
 
 
 class Waiting:
@@ -144,7 +148,8 @@ class Waiting:
         readers = self._streams.get(stream)
         if readers is None:
             return
-        readers.reach(frame.index)
+        if frame.index > readers.reached:
+            readers.reach(frame.index)
         for reader in readers.found(frame):
             if not reader.wants(frame) or reader.future.done():
                 continue

@@ -16,11 +16,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import many, serving, startup
+from tests.bench import many, serving, stall, startup
 from tests.bench.comparison import Result
 from tests.bench.world import Sizes, World
 
-COMPARISONS = (*startup.COMPARISONS, *many.COMPARISONS, *serving.COMPARISONS)
+COMPARISONS = (*startup.COMPARISONS, *many.COMPARISONS, *serving.COMPARISONS, *stall.COMPARISONS)
 
 
 def measure(world: World, results: Sequence[Result], rounds: int) -> None:

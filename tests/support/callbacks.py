@@ -14,10 +14,11 @@ MOST_S = 0.05
 
 @dataclass
 class Longest:
-    """The longest callback so far."""
+    """The longest callback so far, and the longest turn of a loop, which does what was ready in it."""
 
     seconds: float = 0.0
     what: str = ""
+    turn_s: float = 0.0
 
 
 @contextmanager
@@ -33,8 +34,17 @@ def longest_callback() -> Iterator[Longest]:
         if took > found.seconds:
             found.seconds, found.what = took, repr(handle)
 
+    turn = asyncio.BaseEventLoop._run_once  # type: ignore[attr-defined]
+
+    def measured_turn(loop: asyncio.BaseEventLoop) -> None:
+        began = time.thread_time()
+        turn(loop)
+        found.turn_s = max(found.turn_s, time.thread_time() - began)
+
     asyncio.Handle._run = measured  # type: ignore[method-assign]
+    asyncio.BaseEventLoop._run_once = measured_turn  # type: ignore[attr-defined]
     try:
         yield found
     finally:
         asyncio.Handle._run = run  # type: ignore[method-assign]
+        asyncio.BaseEventLoop._run_once = turn  # type: ignore[attr-defined]

@@ -99,6 +99,11 @@ class Service:
         assert self._process is not None
         return self._process.pid
 
+    def processor_s(self) -> float:
+        """The processor time that the process has taken so far, in seconds."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     @property
     def port(self) -> int:
         return urlsplit(self._url).port or 0
