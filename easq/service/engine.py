@@ -133,15 +133,20 @@ class Engine:
 
     async def run(self) -> None:
         """Work on what comes, until cancelled. What is in hand then is the group's again, without a failure."""
+        told = ""
         while True:
+            began = time.monotonic()
             try:
                 await self._watch()
             except StreamEnded:
                 pass  # it may be opened again
             except EasqError as error:
-                log.warning(
-                    "the engine %s of %s ended: %s", self._consumer.user, self._input.name, error.message
-                )
+                if error.message != told or time.monotonic() - began > _AGAIN_S:
+                    told = error.message
+                    log.warning(
+                        "the engine %s of %s ended, and begins anew: %s",
+                        self._consumer.user, self._input.name, told,
+                    )  # fmt: skip
             await asyncio.sleep(_AGAIN_S)
 
     def stop(self) -> set[asyncio.Task[None]]:
