@@ -777,6 +777,37 @@ def test_what_one_call_may_not_do_is_done_by_more(redis_url: str, monkeypatch: p
     run(body())
 
 
+def test_many_items_of_one_request_id_are_looked_at_in_several_calls(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BUDGET", 5)
+    same = {"requestId": "same"}
+
+    async def body() -> None:
+        async with servers(redis_url, 1) as (server,):
+            for _ in range(23):
+                await server.put(**same)
+            await server.put(requestId="other")
+            scripts: list[str] = []
+            ask = server.distributed._at.ask
+
+            async def counted(stream: remote.Remote, script: str, *args: Any, **options: Any) -> Any:
+                scripts.append(script)
+                return await ask(stream, script, *args, **options)
+
+            monkeypatch.setattr(server.distributed._at, "ask", counted)
+            assert await server.storage.count("q", tags=same, priority=None) == 23
+            assert await server.indexes(tags=same) == list(range(1, 24))
+            taken = await server.storage.take("q", start=3, length=12, tags=same, minimum=12)
+            assert [frame.index for frame in taken] == list(range(3, 15))
+            assert await server.storage.count("q", tags=same, priority=None) == 11
+            assert scripts.count("count") >= 2 * 23 // 6
+            assert scripts.count("read") >= 23 // 6
+            assert scripts.count("take") >= 12 // 6
+
+    run(body())
+
+
 def test_more_filters_than_one_call_looks_at_hold_nothing_up(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

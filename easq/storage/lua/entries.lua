@@ -182,15 +182,13 @@ function entries.from(S, start, count)
   return call('ZRANGEBYLEX', S.p .. 'all', '[' .. start, '+', 'LIMIT', 0, count)
 end
 
--- The visible indexes from `start` on that have this request id
-function entries.with_request(S, rid, start)
+-- Up to `most` indexes from `start` on that have this request id, visible or not
+function entries.with_request(S, rid, start, most)
   local stem = struct.pack('>I4', #rid) .. rid
+  local members = call('ZRANGEBYLEX', S.p .. 'rids', '[' .. stem .. start, '(' .. stem .. ':', 'LIMIT', 0, most)
   local found = {}
-  for _, member in ipairs(call('ZRANGEBYLEX', S.p .. 'rids', '[' .. stem .. start, '(' .. stem .. ':')) do
-    local id = string.sub(member, -16)
-    if entries.visible(S, id) then
-      found[#found + 1] = id
-    end
+  for place, member in ipairs(members) do
+    found[place] = string.sub(member, -16)
   end
   return found
 end

@@ -12,23 +12,15 @@ end
 
 -- Calls `found` with each index that has all of `wanted`, until it says stop. Where to go on, or '' at the end.
 function scan.each(S, start, wanted, found)
-  local rid = wanted['requestId']
-  if rid then
-    for _, id in ipairs(entries.with_request(S, rid, start)) do
-      if carries(entries.tags(S, id), wanted) and found(id) then
-        return ''
-      end
-    end
-    return ''
-  end
-  local everything = next(wanted) == nil
+  local rid, everything = wanted['requestId'], next(wanted) == nil
   while true do
-    local ids = entries.from(S, start, 100)
+    local ids = rid and entries.with_request(S, rid, start, 100) or entries.from(S, start, 100)
     for _, id in ipairs(ids) do
       if not spend() then
         return id
       end
-      if (everything or carries(entries.tags(S, id), wanted)) and found(id) then
+      local here = not rid or entries.visible(S, id)
+      if here and (everything or carries(entries.tags(S, id), wanted)) and found(id) then
         return ''
       end
     end
