@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -99,7 +100,18 @@ def _polls(service: Service, stream: Stream) -> Iterator[None]:
         for number in range(_POLLS):
             line = stack.enter_context(Connection(service.port))
             line.send_request("GET", stream.target(_timeout_="10m", requestId=f"r{number}"))
+        _settle(service)
         yield
+        stack.close()
+        _settle(service)
+
+
+def _settle(service: Service) -> None:
+    """The service has done what it was asked, and takes no processor time."""
+    before = -1.0
+    while (now := service.processor_s()) > before:
+        before = now
+        time.sleep(1)
 
 
 def _put_cpu_us(world: World, stream: Stream) -> float:
