@@ -258,7 +258,17 @@ class Machine(RuleBasedStateMachine):
         delay_ms=st.sampled_from([None, 0, 500, 9000]),
     )
     def negative(self, group: str, wanted: list[int], code: str, reason: str, delay_ms: int | None) -> None:
-        indexes = self.indexes(wanted, group)
+        self.turn_away(group, self.indexes(wanted, group), code, reason, delay_ms)
+
+    @precondition(lambda self: any(one.out for one in self.reference.connections.values()))
+    @rule(code=st.sampled_from(["Busy", "Busy", "500"]), delay_ms=st.sampled_from([None, 0, 500]))
+    def negative_all(self, code: str, delay_ms: int | None) -> None:
+        """Everything that is out comes back, as from a model that takes nothing now."""
+        for group in list(self.reference.groups):
+            out = [index for one in self.reference.of(group) for index in one.out]
+            self.turn_away(group, out, code, "why", delay_ms)
+
+    def turn_away(self, group: str, indexes: list[int], code: str, reason: str, delay_ms: int | None) -> None:
         delay_s = None if delay_ms is None else delay_ms / 1000
         negative = op.Negative(tuple(indexes), code, reason, delay_s)
         self.both(

@@ -84,7 +84,6 @@ BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         rules.what_a_filter_held_stays,
         rules.forgotten_groups_come_back,
         rules.a_process_that_is_back_has_failed,
-        rules.busy_never_ends,
         rules.what_failed_comes_to_the_same,
     )
 }

@@ -12,7 +12,7 @@ from dataclasses import replace
 from tests.model.values import Connection, Group, Item
 
 GRACE_S, RETENTION_S, FORGET_S, MAX_FAILURES = 2.0, 10.0, 20.0, 2
-FREE_LOSSES, BUSY_LIMIT_MS = 1, 2500
+FREE_LOSSES, BUSY_LIMIT_MS = 1, 500
 LOST = "the connection was lost"
 MAX_ITEMS, MAX_BYTES = 12, 200
 

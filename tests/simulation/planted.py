@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -218,16 +217,6 @@ def a_process_that_is_back_has_nothing(patch: pytest.MonkeyPatch) -> None:
 def busy_is_a_failure(patch: pytest.MonkeyPatch) -> None:
     """What a model had no time for has failed."""
     patch.setattr(Stream, "_busy_for", lambda *_: None)
-
-
-def busy_never_ends(patch: pytest.MonkeyPatch) -> None:
-    """An item may be busy for as long as it likes."""
-    original = Stream._busy_for
-
-    def busy_for(self: Stream, touch: Touch, delay_s: float | None) -> int | None:
-        return original(self, replace(touch, busy_ms=0), delay_s)
-
-    patch.setattr(Stream, "_busy_for", busy_for)
 
 
 def what_failed_comes_to_the_same(patch: pytest.MonkeyPatch) -> None:
