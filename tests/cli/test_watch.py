@@ -25,6 +25,7 @@ def fill(queue: Easq, count: int, *args: str) -> None:
 
 def left(queue: Easq) -> list[str]:
     done = queue("get", "-l", "999", "--allow-empty", "-o", "raw")
+    assert done.status == 0, done.err
     return done.text.split()
 
 
