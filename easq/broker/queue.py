@@ -40,7 +40,7 @@ DEFAULT_WINDOW, MAX_WINDOW = 10, 10_000
 AUTO_COMMIT_WINDOW = 64
 #: one get answers at most so many items
 MAX_LENGTH = 10_000
-#: a long poll waits at most so long, in seconds
+#: longest wait of a long poll, in seconds
 MAX_WAIT_S = 3600.0
 #: a long poll is answered so long before the asked time is over, in seconds: the Python SDK's socket gives up with it
 ANSWER_EARLY_S = 0.2
@@ -214,8 +214,11 @@ class Queue:
     ) -> list[Frame]:
         """What matches, waiting up to the timeout until `length` items do.
 
-        With auto-delete the items are claimed: `settle` or `give_back` has to follow. A caller that `is_gone` gets
-        nothing more; `gone` gives the future that is done as soon as it is.
+        With auto-delete the items are claimed: `settle` or `give_back` has to follow.
+
+        Args:
+            is_gone: tells whether the caller has disconnected, or the service stops; the list is then empty.
+            gone: returns a future that is done when the caller disconnects, or None.
         """
         if get.length < 1:
             raise BadRequest(f"_length_={get.length}: it is 1 or more")
@@ -362,9 +365,9 @@ class Queue:
         return await self.storage.attach(self.stream, consumer, subscription, now=self.clock.now())
 
     async def _wait_for_name(self, consumer: Consumer, process: str) -> None:
-        """Nobody live has the name, as far as can be told; a connection of it that ends soon is waited for.
+        """Wait up to TAKEOVER_WAIT_S until no live connection has the name. Raises AnotherWatcher.
 
-        One of the same process does not live any more: a process has one connection under a name.
+        A connection of the same process is dead: a process has one connection under a name.
         """
         deadline = self.clock.now() + TAKEOVER_WAIT_S
         while True:

@@ -20,8 +20,9 @@ from easq.service.watch import Liveness, serve_watch
 from easq.wire import operations as op
 from easq.wire.replies import Reply
 
-#: it covers neither the query, which says what is to be done, nor the date: who saw one could do anything with it
-_PUTS_ALONE = "a signature is taken for a put alone: send the token"
+#: a signature covers neither the query, which names the operation, nor the date: whoever recorded one could use it for
+#: any operation
+_PUTS_ALONE = "only a put can be signed: send the token instead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,11 @@ class App:
         liveness: Liveness,
         max_watchers: int = 0,
     ) -> None:
-        """`base` is the path before the name of a queue or service: empty, or from its first `/`. There are at most
-        `max_watchers`, who all have the one token; 0 is without limit.
+        """Serve `broker` and `platform`.
+
+        Args:
+            base: the path before the name of a queue or service: empty, or beginning with `/`.
+            max_watchers: most consumers that watch at a time, over all queues; 0: no limit.
         """
         self._broker = broker
         self._guard = guard
@@ -111,7 +115,7 @@ class App:
         assert task is not None
         if self._max_watchers and len(self._watching) >= self._max_watchers:
             raise Unavailable(
-                f"{self._max_watchers} consumers watch already, and no more may (--max-watchers)"
+                f"{self._max_watchers} consumers are watching, which is the limit (--max-watchers)"
             )
         self._watching.add(task)
         try:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from easq.errors import AuthFailed, Forbidden
 from easq.wire.signature import is_signed
 
-#: an IPv6 address in brackets, or a name or IPv4 address, and a port behind it (RFC 9110, section 7.2)
+#: an IPv6 address in brackets, or a name or IPv4 address, then an optional port (RFC 9110, section 7.2)
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?)\]|([A-Za-z0-9._-]+))(?::([0-9]{0,5}))?")
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -41,26 +41,27 @@ class Guard:
             raise AuthFailed("the token is wrong" if given else "a token is needed")
 
     def is_signature(self, given: str) -> bool:
-        """Return whether `given`, of Authorization, is a signature by a token rather than the token."""
+        """Return whether `given`, the value of Authorization, is a signature and not the token itself."""
         return bool(self.token) and given.startswith("EAS ")
 
     def check_call(self, headers: Mapping[str, str], target: str, method: str = "POST") -> None:
         """Raises AuthFailed unless a call of a model has the token, as it is or behind `Bearer`, or is signed by it;
-        or has it in X-Auth-Token, as ModelArts' services want it. What is signed is a POST, or opens a WebSocket.
+        or has it in X-Auth-Token, as ModelArts' services want it. Only a POST and a WebSocket handshake can be signed.
         """
         given = (headers.get("Authorization") or headers.get("X-Auth-Token") or "").strip()
         scheme, _, rest = given.partition(" ")
         if self.token and scheme == "EAS" and rest:
             if method != "POST" and "Upgrade" not in headers:
-                raise AuthFailed("a signature is taken for a POST alone: send the token")
+                raise AuthFailed("only a POST can be signed: send the token instead")
             if not is_signed(self.token, headers, target):
                 raise AuthFailed("the signature is wrong")
             return
         self.check_token(rest.strip() if scheme.lower() == "bearer" else given)
 
     def check_source(self, headers: Mapping[str, str], authority: str | None = None) -> None:
-        """Raises Forbidden for a Host, or the `authority` of a target in absolute form, that is not served here (421),
-        and for a web page of another origin.
+        """Raise Forbidden for a Host that is not served here (421), and for a web page of another origin.
+
+        `authority` is that of a request target in absolute form, and is checked as Host is.
 
         A page whose name was rebound to this address sends its own Host. A page elsewhere sends its Origin, or, with
         a picture or a link, says `Sec-Fetch-Site: cross-site`, and `same-site` from another port of this machine: a
@@ -110,7 +111,7 @@ def is_unspecified(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Host:
-    """A name or address as `_canonical_host` gives it, and the port, where there is one."""
+    """A name or address as `_canonical_host` returns it, and the port; None if none was given."""
 
     name: str
     port: int | None
@@ -118,7 +119,7 @@ class _Host:
 
 @lru_cache(maxsize=256)
 def _parse_host(text: str) -> _Host | None:
-    """Parse a Host header or the authority of an Origin, all of it; None for one that is malformed."""
+    """Return the host of a Host header or of an Origin's authority; None when the text is malformed."""
     found = _HOST.fullmatch(text)
     if found is None:
         return None

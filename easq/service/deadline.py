@@ -1,18 +1,22 @@
-"""A deadline that a process which stood still (stopped, suspended, a paused machine) has not missed."""
+"""A time limit that counts only the time in which the process ran.
+
+Without it, a process that was stopped, or on a suspended machine, would find all its connections too slow when it goes
+on.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from types import TracebackType
 
-#: the time is counted in so many parts, of so many seconds at most; a standstill, however long, takes one of them
+#: the time is counted in parts: at least four, each of at most 1 s; a standstill, however long, uses up one part
 _PARTS, _PART_S = 4, 1.0
 
 
 class Deadline:
-    """As `asyncio.timeout`, but for the time in which the event loop ran: raises TimeoutError after `seconds` of it.
+    """A context manager like `asyncio.timeout`: raises TimeoutError once the event loop has run for `seconds`.
 
-    What waits in the sockets when the process goes on is read before the deadline is looked at again.
+    After a standstill, data that waits in the sockets is read before the time limit is checked again.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -34,7 +38,7 @@ class Deadline:
         await self._limit.__aexit__(kind, error, trace)
 
     def extend(self, seconds: float) -> None:
-        """Put the deadline off."""
+        """Extend the time limit by `seconds`."""
         self._left_s += seconds
 
     def _count(self) -> None:
@@ -46,5 +50,5 @@ class Deadline:
         if self._left_s > 0:
             self._count()
         else:
-            # not at once: the task that waits may have been woken in this very turn of the loop
+            # takes effect in the next turn of the loop: the task may have been woken in this one
             self._limit.reschedule(self._loop.time())

@@ -1,8 +1,8 @@
-"""The engines of `easq serve --model`: between each queue and its sink, on the service's own event loop.
+"""The engines of `easq serve --model`: each consumes a queue and puts the model's answers into its sink.
 
-They call the broker as a connection's handler does, without sockets or threads of their own: 200 engines over the
-service's own address were 1,800 threads. What they do is durable in the same order: an answer is stored before its
-item is committed. Only a model that waits is called in a thread, of one pool for all engines.
+They run on the service's event loop and call the broker directly: 200 engines that connected to the service's own
+address took 1,800 threads. An answer is stored before its item is committed. A model whose calls block is called in a
+thread pool that all engines share.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ from easq.wire.replies import GroupLine
 
 log = logging.getLogger(__name__)
 
-#: items that one engine has in hand, as with EAS's `worker_threads`
+#: uncommitted items of one engine, at most: the default of EAS's `worker_threads`
 WINDOW = 5
-#: calls of the model at a time, of all engines together; more wait for their turn
+#: concurrent calls of the model, of all engines together; further calls wait
 _THREADS = 64
-#: an engine whose connection ended begins anew after so many seconds
+#: an engine whose connection ended connects again after so many seconds
 _AGAIN_S = 1.0
-#: what is under way when the service stops may take so long, in seconds
+#: calls that run when the service stops have so long to finish, in seconds
 _GRACE_S = 5.0
-#: and so long to end once it was cut off
+#: and, once they were cancelled, so long to end
 _LAST_S = 2.0
-#: signs of life go out so often, in seconds; a name that was silent for longer than 5 s can be taken by another
+#: seconds between heartbeats; after 5 s without one, another consumer can take over the name
 _ALIVE_EVERY_S = 2.5
-#: whoever waits for its turn looks again so often, in seconds
+#: an item that waits until the model may be called checks again after so many seconds, at most
 _LOOK_S = 0.5
-#: between two tries of what may succeed later, in seconds: doubled up to the second
+#: pause between two attempts, in seconds: the first one, and the longest; it doubles each time
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
-#: while these last, the same operation may succeed later
+#: temporary errors: the same operation may succeed later
 _PASSING = (QueueFull, Unavailable, StreamEnded)
 
 
 class Engines:
-    """All engines of a service, on every queue one for each user, from `start` to `stop`."""
+    """All engines of a service: on every queue, one for each of `users`."""
 
     def __init__(self, broker: Broker, model: Model, *, users: Sequence[str], item_timeout_s: float) -> None:
         """The model is closed by `stop`."""
@@ -75,12 +75,12 @@ class Engines:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """The engines begin, as tasks of the running loop."""
+        """Start the engines as tasks of the running event loop."""
         self._tasks = [asyncio.create_task(engine.run()) for engine in self._engines]
         self._tasks.append(asyncio.create_task(self._show_life()))
 
     async def stop(self) -> None:
-        """Nothing is under way any more: what was not done within the grace was handed back."""
+        """Stop the engines and close the model. Items that are not done within the grace period are returned."""
         items = [item for engine in self._engines for item in engine.stop()]
         if items:
             _, late = await asyncio.wait(items, timeout=_GRACE_S)
@@ -109,7 +109,7 @@ async def _call(model: Model, pool: ThreadPoolExecutor | None, frame: Frame, tim
 
 
 class Engine:
-    """One consumer of a queue, whose group is the queue's name: each item's answer goes into the sink."""
+    """One consumer of a queue, in the group named after the queue, that puts each item's answer into the sink."""
 
     def __init__(
         self,
@@ -118,7 +118,11 @@ class Engine:
         call: Callable[[Frame, float], Awaitable[Answer]],
         item_timeout_s: float,
     ) -> None:
-        """`call` gives the model's answer to an item within so many seconds."""
+        """Prepare; `run` connects.
+
+        Args:
+            call: returns the model's answer to an item; its second argument is the time limit in seconds.
+        """
         self._input, self._sink = pair.input, pair.sink
         self._consumer = Consumer(pair.input.name, user)
         self._call = call
@@ -127,19 +131,19 @@ class Engine:
         self._items: dict[int, asyncio.Task[None]] = {}
         self._breaker = Breaker()
         self._running = 0  # calls of the model
-        self._shared = 0  # how often what waited was given to others
+        self._shared = 0  # how often the waiting items were returned for other workers
         self._is_stopping = False
         self._give_up = asyncio.Event()
 
     async def run(self) -> None:
-        """Work on what comes, until cancelled. What is in hand then is the group's again, without a failure."""
+        """Process items until cancelled. Items in flight are then returned to the group, and not counted as failed."""
         told = ""
         while True:
             began = time.monotonic()
             try:
                 await self._watch()
             except StreamEnded:
-                pass  # it may be opened again
+                pass  # the stream may be opened again
             except EasqError as error:
                 if error.message != told or time.monotonic() - began > _AGAIN_S:
                     told = error.message
@@ -150,27 +154,30 @@ class Engine:
             await asyncio.sleep(_AGAIN_S)
 
     def stop(self) -> set[asyncio.Task[None]]:
-        """Begin nothing more, and return what is under way."""
+        """Begin no further item, and return the tasks of those in flight."""
         self._is_stopping = True
         return set(self._items.values())
 
     def give_up(self) -> None:
-        """Wait for nothing any more; what is under way is handed back."""
+        """Stop waiting for the model and the storage: items in flight are returned."""
         self._give_up.set()
 
     async def show_life(self) -> None:
-        """Keep the name of the consumer from being taken by another."""
+        """Send a heartbeat, so that no other consumer can take over the name."""
         if self._watcher is not None:
             with contextlib.suppress(EasqError):
                 await self._watcher.heard()
 
     async def _watch(self) -> None:
-        """Begin what comes until the connection ends: its name was taken, or the stream ended, which is raised."""
+        """Begin each item that is delivered, until another connection takes over the name.
+
+        Raises StreamEnded when the stream ends.
+        """
         self._watcher = await Watcher.open(self._input, self._consumer, op.Watch(window=WINDOW))
         try:
             while frames := await self._watcher.next():
                 for frame in frames:
-                    # one that comes again while it is in hand is ours as before, and not done twice
+                    # an item delivered again while it is in flight is not processed twice
                     if not self._is_stopping and frame.index not in self._items:
                         self._items[frame.index] = asyncio.create_task(self._work_on(frame))
         finally:
@@ -178,8 +185,9 @@ class Engine:
             await asyncio.shield(watcher.close(lost=False))
 
     async def _work_on(self, frame: Frame) -> None:
-        """The item is committed once its answer is stored, or the service knows why not; or it stays as it is, to be
-        handed back with the connection. Never raises.
+        """Process one item: commit it once its answer is stored, or return it with the reason of its failure.
+
+        When the service stops the item stays pending, and is returned with the connection. Never raises.
         """
         watcher, index = self._watcher, frame.index
         try:
@@ -188,11 +196,11 @@ class Engine:
                 await self._persist(
                     lambda: self._input.commit(self._consumer, [index]), "done and not committed"
                 )
-            elif self._watcher is watcher:  # else it may be in other hands
-                # before the service is told: it may push the item again at once
+            elif self._watcher is watcher:  # else another consumer may have the item
+                # before the negative: the item may be delivered here again at once
                 self._items.pop(index)
                 await self._persist(
-                    lambda: self._input.negative(self._consumer, negative), "a failure cannot be told"
+                    lambda: self._input.negative(self._consumer, negative), "a failure cannot be reported"
                 )
                 await self._share()
         except (_Stopped, StorageError):  # the service stops
@@ -203,7 +211,7 @@ class Engine:
             self._items.pop(index, None)
 
     async def _outcome(self, frame: Frame) -> op.Negative | None:
-        """Return why the item is not done; None once its answer is stored. Raises _Stopped."""
+        """Return the negative for an item that failed; None once its answer is stored. Raises _Stopped."""
         indexes = (frame.index,)
         try:
             await self._store_answer(frame, await self._ask_model(frame))
@@ -213,7 +221,7 @@ class Engine:
             if error.busy:
                 return op.Negative(indexes, BUSY, reason_of(error), error.retry_after_s)
             return op.Negative(indexes, error.code, reason_of(error))
-        except (Refused, UsageError) as error:  # this answer cannot be in the sink, others may
+        except (Refused, UsageError) as error:  # the sink refuses this answer, not all answers
             return op.Negative(indexes, str(error.status), f"the result was refused: {error.message}")
         except (StorageError, _Stopped):
             raise
@@ -223,12 +231,12 @@ class Engine:
         return None
 
     async def _ask_model(self, frame: Frame) -> Answer:
-        """What the model answers. While it is busy, or fails, it is asked about one item at a time."""
+        """Return the model's answer. While the model is busy or fails, it is called for one item at a time."""
         await self._wait_for_turn()
         self._running += 1
         try:
             answer = await self._call(frame, self._item_timeout_s)
-        except ChildFailed as error:  # the command is not there: no fault of the item
+        except ChildFailed as error:  # the command cannot be started: not the item's fault
             busy = ModelFailed(error.message, status=503, busy=True)
             self._note_failure(busy)
             raise busy from error
@@ -238,12 +246,12 @@ class Engine:
         finally:
             self._running -= 1
         if self._breaker.is_open:
-            log.info("the model answers an engine of %s", self._input.name)
+            log.info("the model of %s answers again", self._input.name)
         self._breaker.succeeded()
         return answer
 
     async def _wait_for_turn(self) -> None:
-        """Wait until a call may begin. Raises ModelFailed, busy, for an item that another worker is to have."""
+        """Wait until a call may begin. Raises ModelFailed (busy) when the item is to go to another worker."""
         shared = self._shared
         while (wait_s := self._breaker.wait_s(time.monotonic(), running=self._running)) > 0:
             await self._pause(min(wait_s, _LOOK_S))
@@ -258,11 +266,11 @@ class Engine:
             self._breaker.failed(time.monotonic())
         if self._breaker.is_open and not was_open:
             log.warning(
-                "the model is asked about one item of %s at a time: %s", self._input.name, error.message
+                "the model of %s is called for one item at a time: %s", self._input.name, error.message
             )
 
     async def _share(self) -> None:
-        """What waits for its turn is for other workers of the group, while there are any."""
+        """Return the items that wait for the model to other workers of the group, if there are any."""
         if not self._breaker.is_open:
             return
         attributes = await self._input.attributes()
@@ -281,14 +289,15 @@ class Engine:
             await self._put(frame, reason.encode(), tags, "text/plain; charset=utf-8")
 
     async def _put(self, frame: Frame, data: bytes, tags: Tags, content_type: str) -> None:
-        """The result is in the sink, once, however often the item comes."""
+        """Put the result into the sink, once however often the item is delivered."""
         key = result_key(self._input.name, self._consumer.group, frame)
         put = op.Put(data, tags, content_type=content_type, key=key)
-        with contextlib.suppress(KeyReused):  # answered before, in other words: it was not committed then
+        # KeyReused: an earlier delivery stored another answer, and was not committed
+        with contextlib.suppress(KeyReused):
             await self._persist(lambda: self._sink.put(put), "the result cannot be put into the sink")
 
     async def _persist(self, action: Callable[[], Awaitable[object]], what: str) -> None:
-        """`action` has succeeded, however often it had to be tried. Raises what will not pass."""
+        """Call `action` until it succeeds. Raises every error that is not temporary, and _Stopped."""
         pause_s = 0.0
         while True:
             try:
@@ -301,14 +310,14 @@ class Engine:
                 await self._pause(pause_s)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait. Raises _Stopped once nothing is waited for any more."""
+        """Wait for so many seconds. Raises _Stopped after `give_up`."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._give_up.wait(), seconds)
             raise _Stopped
 
 
 class _Stopped(Exception):
-    """The engine's time is over: the item is handed back."""
+    """The engine stops: the item is returned."""
 
 
 def _next_pause(pause_s: float) -> float:

@@ -29,9 +29,9 @@ T = TypeVar("T")
 
 #: a body has to be there after so many seconds, and one more for each so many bytes that have come
 _BODY_DEADLINE_S, _BODY_RATE = 9.0, 1024
-#: a reply with more payload is made in a thread, and written in slices; 8 MiB in JSON take 30 ms
+#: a reply with more payload is encoded in a thread (8 MiB in JSON take 30 ms), and written in slices
 LARGE_BYTES, _SLICE_BYTES = 1024**2, 256 * 1024
-#: one thread: several would only contend for the interpreter
+#: a single thread: several would contend for the interpreter lock
 _APART = ThreadPoolExecutor(1, "easq-encode")
 #: a body that is no payload (the form of a negative) has at most so many bytes
 _MAX_FORM = 64 * 1024
@@ -50,7 +50,7 @@ def target(request: web.BaseRequest) -> str:
 
 
 def authority(request: web.BaseRequest) -> str | None:
-    """The host that is asked for before the path; None where, as usual, Host alone names it."""
+    """Return the authority of a request target in absolute form; None for the usual form, a path."""
     text = request.raw_path
     if text.startswith("/") or (before := _ABSOLUTE.match(text)) is None:
         return None
@@ -60,7 +60,7 @@ def authority(request: web.BaseRequest) -> str | None:
 async def _begin_body(
     request: web.BaseRequest, limit: int, too_large: Callable[[int], PayloadTooLarge]
 ) -> None:
-    """Ask for the body where the client waits to be asked. Raises `too_large(size)` when it says that it has more."""
+    """Send `100 Continue` if the client waits for it. Raises `too_large(size)` for a declared size above `limit`."""
     declared = request.content_length
     if declared is not None and declared > limit:
         raise too_large(declared)
@@ -93,7 +93,7 @@ async def read_body(
 
 
 class BodyReader:
-    """A request's body in pieces, by the rules of `read_body`: the time between two calls is not the client's."""
+    """A request's body in pieces, under the limits of `read_body`. The time between two calls does not count."""
 
     def __init__(
         self, request: web.BaseRequest, limit: int, too_large: Callable[[int], PayloadTooLarge]
@@ -102,11 +102,14 @@ class BodyReader:
         self._size, self._left_s = 0, _BODY_DEADLINE_S
 
     async def begin(self) -> None:
-        """As `_begin_body`, before the first piece."""
+        """Send `100 Continue` if the client waits for it. Raises `too_large(size)` for a declared size that is."""
         await _begin_body(self._request, self._limit, self._too_large)
 
     async def read(self) -> bytes:
-        """Return the next piece, empty at the end. Raises TimeoutError for a client that is too slow."""
+        """Return the next piece, empty at the end.
+
+        Raises TimeoutError for a client that is too slow, and `too_large(size)` above the limit.
+        """
         piece: bytes = self._request.content.read_nowait(-1)
         if not piece:
             clock = asyncio.get_running_loop().time
@@ -122,14 +125,17 @@ class BodyReader:
 
 
 def reset(transport: asyncio.WriteTransport) -> None:
-    """Reset a connection, so that the other side does not take what it got for all there is."""
+    """Reset the TCP connection, so that the other side does not take a partial answer for a complete one."""
     held: socket.socket = transport.get_extra_info("socket")
     held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
 def break_off(request: web.BaseRequest) -> None:
-    """End the connection in the middle of an answer. Over HTTP/1.0 an orderly end would say that it is whole."""
+    """Abort the connection in the middle of an answer.
+
+    Over HTTP/1.0 it is reset: there an orderly end marks the answer as complete.
+    """
     transport = request.transport
     if transport is None:
         return
@@ -161,7 +167,9 @@ async def answer(
 ) -> web.StreamResponse:
     """The operation has taken effect, and its reply is ready to send (a deleting get: is sent).
 
-    A long poll whose caller `is_gone` ends with nothing; `gone` gives the future that is done as soon as it is.
+    Args:
+        is_gone: tells whether the caller has disconnected, or the service stops; a long poll then ends without items.
+        gone: returns a future that is done when the caller disconnects, or None.
     """
     consumer = caller.consumer
     match operation:
@@ -256,16 +264,16 @@ async def response_drained(request: web.BaseRequest) -> None:
 
 
 def check_connected(request: web.BaseRequest) -> None:
-    """Raise ConnectionError when the connection is lost: a write that waited for it to take bytes does not tell."""
+    """Raise ConnectionError when the connection is lost: a write that waited for buffer space does not report that."""
     if request.transport is None or request.transport.is_closing():
         raise ClientConnectionResetError("the connection was lost")
 
 
 def release_frames(error: BaseException) -> None:
-    """Drop the traceback of `error` and of those that it came from.
+    """Drop the tracebacks of `error` and of the errors in its context.
 
-    aiohttp keeps some errors with a connection, request or response. Their frames hold these, and the payload that was
-    under way: a cycle that only a full collection would find.
+    aiohttp stores some errors in a connection, request or response. The tracebacks' frames refer to that object and to
+    the payload being sent: a reference cycle that only a full garbage collection would free.
     """
     known: BaseException | None = error
     while known is not None:
@@ -274,12 +282,12 @@ def release_frames(error: BaseException) -> None:
 
 
 async def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `work` returns, done in a thread: it takes long, and many at once are done one after the other."""
+    """Run `work` in a thread, and return its result. There is one thread, so calls run one after the other."""
     return await asyncio.get_running_loop().run_in_executor(_APART, partial(work, *args, **kwargs))
 
 
 class _Sliced(web.StreamResponse):
-    """A large reply. All of it at once would be copied three times, while nobody else gets a turn."""
+    """A large reply, written in slices: written at once it would be copied three times, and block the event loop."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__(status=reply.status, headers={"X-Content-Type-Options": "nosniff", **reply.headers})

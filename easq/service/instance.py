@@ -57,8 +57,8 @@ class Limits:
 
 
 class Instance:
-    """A model, called with POST, or with the messages of a WebSocket, under `{root}[/SUB/PATH]`; one behind HTTP with
-    any method, whose bodies pass as they come.
+    """A model, called with POST, or with the messages of a WebSocket, under `{root}[/SUB/PATH]`. A model behind HTTP is
+    called with any method, and bodies are streamed both ways.
 
     `root` is the gateway's path of the service, `/api/predict/NAME`: a client that goes past the gateway keeps it.
     One that knows of no gateway (ModelArts) calls any other path, and all of it is the model's.
@@ -72,7 +72,7 @@ class Instance:
         self._sockets: set[web.WebSocketResponse] = set()
         self._listener = Listener(self._answer, guard)
         self._host = ""
-        #: for a model behind HTTP
+        #: used by a model behind HTTP
         self._proxy = Proxy(connect_s=limits.timeout_s, answer_s=limits.timeout_s, again=True)
         self._is_stopped = False
         #: calls and handshakes that came in, also those that were refused
@@ -170,7 +170,7 @@ class Instance:
         return Call(path=path, query=pairs, headers=headers)
 
     def _place(self, request: web.BaseRequest) -> tuple[str, str]:
-        """Path and query of the model's that are asked for. Raises NotFound for another service's path."""
+        """Return the path and query that the model is called with. Raises NotFound for another service's path."""
         path, _, query = target(request).partition("?")
         if self._base and path.startswith(self._base + "/"):
             segment, slash, rest = path[len(self._base) + 1 :].partition("/")
@@ -180,7 +180,7 @@ class Instance:
         return "" if path == "/" else path, query
 
     async def _pass_on(self, request: web.BaseRequest, model: Http) -> web.StreamResponse:
-        """The answer of a model behind HTTP, to whatever method, with both bodies as they come."""
+        """Stream the request to a model behind HTTP, whatever its method, and return the answer."""
         path, query = self._place(request)
         url = model.url(path, query)
         headers = [
@@ -203,7 +203,7 @@ class Instance:
             raise self._why(error) from error
 
     def _why(self, error: Exception) -> ModelFailed:
-        """Return what to tell a caller of a model behind HTTP that gave no answer."""
+        """Return the error for a call to which a model behind HTTP gave no answer."""
         if self._is_stopped:
             return ModelFailed("the call was cancelled", status=503)
         if isinstance(error, aiohttp.ClientConnectorError):
@@ -307,7 +307,7 @@ def local_ip(request: web.BaseRequest) -> str:
 
 
 def local_port(request: web.BaseRequest) -> int:
-    """The port of ours that the caller knows; 0 once the connection is gone."""
+    """Return our port of the connection; 0 once it is closed."""
     name = request.transport.get_extra_info("sockname") if request.transport is not None else None
     return int(name[1]) if name else 0
 

@@ -30,14 +30,15 @@ Answer: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _MAX_LINE, _MAX_FIELD = 64 * 1024, 32 * 1024
 #: and how many of these there may be
 _MAX_HEADERS = 100
-#: those that are read as a whole, as a value and not as a list: who reads the first and who reads the last would differ
+#: headers whose value is not a list. Given twice, they are refused: a proxy that reads the first one and a server that
+#: reads the last would disagree
 _SINGLE = re.compile(
     rb"host|content-length|content-type|transfer-encoding|user-agent|authorization|x-auth-token|origin|idempotency-key"
     rb"|x-easq-.*|x-eas-queueservice-.*|sec-(?!websocket-(?:extensions|protocol)$).*",
     re.IGNORECASE,
 )
-#: how a request begins that has no body as a rule; what says that it has one, or is the last of its connection; and
-#: what may stand in it twice
+#: methods of requests that usually have no body; headers that announce a body, or the last request of a connection; and
+#: headers that `without_doubles` drops when they are repeated
 _BODILESS = (b"GET ", b"HEAD ", b"DELETE ", b"OPTIONS ")
 _FRAMING = (b"\ncontent-length", b"\ntransfer-encoding", b"\nupgrade")
 _DROPPED = (b"\ncontent-type:", b"\nuser-agent:")
@@ -47,28 +48,28 @@ _KEEP_ALIVE_S = 60.0
 _LOOK_S, _HEAD_LOOKS = 1.0, 5
 #: a connection whose client takes nothing of what is written for so long is lost, in seconds
 _WRITE_DEADLINE_S = 30.0
-#: a connection that nothing comes on is probed after 10 s and every 5 s, and is lost after four probes without an
-#: answer, 30 s in all: a host that vanished must not hold items. macOS calls the first TCP_KEEPALIVE
+#: a silent connection is probed after 10 s, then every 5 s; after four unanswered probes, 30 s in all, it is lost: a
+#: host that vanished must not keep items pending. macOS calls the first option TCP_KEEPALIVE
 _PROBES = (("TCP_KEEPIDLE", 10), ("TCP_KEEPALIVE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
 #: so many connections wait to be taken; asyncio, told of both by one number, takes so many before it looks around, and
 #: complains as often when it cannot
 _BACKLOG, _ACCEPT_AT_ONCE = 1024, 64
 #: what asyncio has accepted is a connection of the server so many turns of its loop later, at the most
 _HAND_OVER = 3
-#: that an address has too many connections is said again after so many seconds
+#: seconds between two warnings that an address has too many connections
 _SAY_AGAIN_S = 60.0
 #: requests under way may take so long once the service stops, in seconds
 _GRACE_S = 5.0
 
 
 def _find_lost(listening: socket.socket) -> None:
-    """Have the system end connections whose other side is gone; what is accepted inherits the settings."""
+    """Have the system close connections whose peer is gone. Accepted sockets inherit the options."""
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, seconds in _PROBES:
         if hasattr(socket, name):
             listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # bounds what is sent and not acknowledged, and the probes as well: 10 s of silence and four probes are not more
+        # bounds unacknowledged data and the probes together; 10 s of silence and four probes stay within it
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_WRITE_DEADLINE_S * 1000))
 
 
@@ -76,8 +77,11 @@ class Listener:
     """One address, and what is answered there. It can be started again, at the same port, after it was closed."""
 
     def __init__(self, answer: Answer, guard: Guard, *, max_connections: int = 0) -> None:
-        """Nothing that comes from where `guard` does not let it reaches `answer`. One address has at most so many
-        connections; 0 is without limit.
+        """Prepare; `start` listens.
+
+        Args:
+            answer: called for each request that `guard` accepts.
+            max_connections: most connections from one IP address; 0: no limit.
         """
         self._answer = answer
         self._guard = guard
@@ -195,7 +199,10 @@ def until_lost(request: web.BaseRequest) -> asyncio.Future[None]:
 
 
 def inspect_inbound(request: web.BaseRequest, inbound: Callable[[bytes], bool] | None) -> None:
-    """Have `inbound` read what comes on the connection of the request before anything else does."""
+    """Pass all further bytes on the request's connection to `inbound` first; None ends that.
+
+    `inbound` returns whether the bytes may go on to aiohttp.
+    """
     connection = request.protocol
     assert isinstance(connection, _Connection)
     connection.inbound = inbound
@@ -207,8 +214,8 @@ def safe(text: str) -> str:
 
 
 def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """Raises BadRequest when there are too many of them, they are too large together, or one that is read as a whole is
-    given twice.
+    """Raise BadRequest when there are too many headers, when they are too large in all, or when one that must be unique
+    is repeated.
     """
     size, names = 0, set()
     for name, value in headers:
@@ -227,10 +234,10 @@ def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
 
 
 def without_doubles(data: bytes) -> bytes | None:
-    """Return `data`, the whole head of one request without a body, with its first Content-Type and User-Agent only.
+    """Return `data` without repeated Content-Type and User-Agent lines; None unless it is one whole, bodiless head.
 
-    None for anything else. The Java SDK sends two Content-Type lines with a GET, which the parser takes for an attack:
-    of two readers each may believe another one. Where there is no body neither line has a meaning.
+    The Java SDK sends two Content-Type lines with a GET. The parser refuses those, since two readers may pick different
+    ones; without a body neither has a meaning.
     """
     if not data.startswith(_BODILESS) or data.find(b"\r\n\r\n") != len(data) - 4:
         return None
@@ -241,7 +248,7 @@ def without_doubles(data: bytes) -> bytes | None:
         return data
     lines = data[:-4].split(b"\r\n")
     if any(not line or line[0] in b" \t" or b"\r" in line or b"\n" in line for line in lines):
-        return data  # the parser says what is wrong with it
+        return data  # the parser reports the error
     seen: set[bytes] = set()
     kept = []
     for line in lines:
@@ -294,16 +301,16 @@ class _Connection(web.RequestHandler):
         self.address = ""
         #: when a byte came last, on the clock of the event loop
         self.heard_at = 0.0
-        #: all that came so far were whole heads of requests without a body, each in one piece: the next begins one too
+        #: whether all input so far was whole heads of requests without a body, each in one piece, so that the next
+        #: bytes begin a head as well
         self.heads_only = True
-        #: done once the connection is lost, where somebody waits for that
+        #: done once the connection is lost; None until `until_lost` asks for it
         self.lost: asyncio.Future[None] | None = None
-        #: what reads the bytes of a connection that is no HTTP any more before anything else does; they go on if it is
-        #: true of them
+        #: called with the bytes of an upgraded connection; they go on to aiohttp if it returns True
         self.inbound: Callable[[bytes], bool] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is there; if its address has too many it is gone again."""
+        """Count a new connection; abort it if its address has too many."""
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if peer else ""
@@ -311,10 +318,11 @@ class _Connection(web.RequestHandler):
             self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002
-        """The connection is gone. Whoever waits for it to take bytes goes on, and has to look whether it is there.
+        """Tell aiohttp that the connection is closed, without its error. A writer that waits for buffer space goes on,
+        and has to call `check_connected`.
 
-        aiohttp would hand `exc` to that waiter's future, which then holds the frames that hold it, and in them the
-        payload that was being written, until a full collection finds the cycle.
+        aiohttp would set `exc` on the writer's future. Its traceback refers to that future and to the payload being
+        written: a reference cycle that only a full garbage collection would free.
         """
         super().connection_lost(None)
         self.server.left(self.address)
@@ -360,7 +368,7 @@ class _Connection(web.RequestHandler):
 
 
 def _what_is_wrong(said: str) -> str:
-    """Return what the parser says of a header it knows, in our words and without its value; empty for all others."""
+    """Return the parser's complaint about a header in plain words, without the header's value; empty for others."""
     if found := re.match(r"Duplicate '?([A-Za-z-]+)", said):
         return f"the header {found[1]} is given more than once"
     if found := re.match(r"Invalid `([A-Za-z-]+)`", said):
@@ -381,19 +389,21 @@ class _HttpServer(web.Server):
         self._said_at = -_SAY_AGAIN_S
 
     def admit(self, address: str) -> bool:
-        """Count a connection from the address; whether it may have another one."""
+        """Count a new connection from the address, and return whether it is within the limit."""
         self._by_address[address] += 1
         if not self._max_connections or self._by_address[address] <= self._max_connections:
             return True
         if self.now() - self._said_at >= _SAY_AGAIN_S:
             self._said_at = self.now()
             log.warning(
-                "%s has %d connections, and gets no more (--max-connections)", address, self._max_connections
+                "%s has %d connections, the limit (--max-connections): further ones are closed",
+                address,
+                self._max_connections,
             )
         return False
 
     def left(self, address: str) -> None:
-        """A connection from the address that was counted is gone."""
+        """Uncount a closed connection from the address."""
         self._by_address[address] -= 1
         if not self._by_address[address]:
             del self._by_address[address]

@@ -66,11 +66,11 @@ _SPARE_S = 2.0
 _SUSPECT_S = 5.0
 #: the gateway speaks to an instance in its own name: the token is its own, and a page's origin is checked at the door
 _OURS = frozenset({"authorization", "origin", "cookie"})
-#: headers of an answer that would act on everything else at the service's address
+#: response headers that apply to the whole origin, and so to everything else at the service's address
 _ORIGIN_WIDE = frozenset(
     {"set-cookie", "clear-site-data", "strict-transport-security", "service-worker-allowed", "alt-svc"}
 )
-#: a model's page is at the service's address, and must not act in the service's name
+#: a model's page shares the service's origin: sandboxed, it cannot call the service as that origin
 _SANDBOX = (("Content-Security-Policy", "sandbox allow-scripts"),)
 
 
@@ -100,10 +100,10 @@ class Platform:
     def __init__(
         self, service: Service | None, guard: Guard, *, base: str, queues: Collection[str] = ()
     ) -> None:
-        """Nothing listens yet. Raises UsageError for the model.
+        """Prepare; `start` listens. Raises UsageError for the model.
 
         Args:
-            queues: the names for which discovery gives the service's own address.
+            queues: names of queues; discovery answers them with the service's own address.
         """
         self._queues = queues
         self._guard = guard
@@ -181,8 +181,8 @@ class Platform:
         return self._service is not None and name == self._service.name
 
     def discover(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
-        """The service's instances, as direct connect asks for them; of a queue, the address that the caller came to. No
-        token is asked for: clients send none.
+        """Answer direct connect's discovery: with the service's instances, or, for a queue, with the address that the
+        caller connected to. No token is checked: clients send none.
 
         Never a 200 without instances, which two official SDKs would clear their lists by: 404 is for another name,
         503 while no instance is left, so that the name is not in doubt.
@@ -247,7 +247,7 @@ class Platform:
             except aiohttp.ClientConnectorError:
                 failure = Unreachable("no instance can be reached")
             except CallerGone as error:
-                if not error.answered:  # it gave up waiting
+                if not error.answered:  # the caller gave up waiting for the instance
                     self._suspect(address)
                 raise
             except BrokenOff as error:

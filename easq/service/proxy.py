@@ -1,7 +1,8 @@
-"""Pass a request on to another HTTP server and its answer back, both bodies piece by piece as they come.
+"""A reverse proxy: streams a request to another HTTP server, and the answer back.
 
-The gateway does so before its instances, and an instance before a model behind HTTP. A request is sent once: where no
-connection came about nothing of it was read, and another server can be asked; afterwards it may have taken effect.
+The gateway uses it for its instances, and an instance for a model behind HTTP. A request is sent once. When no
+connection can be opened, another server can be tried: no byte of the body was read. Later than that, the request may
+have taken effect.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from easq.service.http import BodyReader, break_off, read_body
 from easq.service.watch import UNBUFFERED, check_not_stripped
 from easq.wire.hops import end_to_end
 
-#: a body of up to so many bytes, of a length that is known, is read whole before it goes on: nobody waits for its
-#: parts, and an answer that breaks off is an error with a status, not a connection that ends
+#: a body of a known length up to so many bytes is read whole before it is sent on: an answer that breaks off can then
+#: still be replaced by an error with a status
 _WHOLE = 64 * 1024
-#: what one line of an answer's head may have in bytes
+#: longest line of a response head, in bytes
 _MAX_LINE = 64 * 1024
-#: how often is looked whether the caller is still there, in seconds: at first, and in the end
+#: seconds between two checks whether the caller is still connected: the first pause, and the longest
 _LOOK_S, _MAX_LOOK_S = 0.1, 1.0
 #: not passed on: one echoes headers, the other opens a tunnel
 _REFUSED_METHODS = frozenset({"TRACE", "CONNECT"})
-#: headers by which an answer would have a browser guess at types, or the web server before us send a file of its own
+#: response headers that would have a browser guess content types, or a web server in front of us send one of its files
 UNSAFE = re.compile(
     r"x-content-type-options|x-accel-(?!buffering$).*|x-sendfile.*|x-lighttpd-.*|x-litespeed-.*|x-reproxy-.*"
 )
 
 
 class BrokenOff(Exception):
-    """An answer broke off after its beginning was passed on; the connection of the caller was broken off, too."""
+    """An answer broke off after its beginning was sent to the caller, whose connection was therefore aborted."""
 
     def __init__(self, response: web.StreamResponse) -> None:
         super().__init__("the answer broke off")
@@ -46,7 +47,7 @@ class BrokenOff(Exception):
 
 
 class CallerGone(ConnectionError):
-    """The caller has left; `answered` says whether the answer had begun by then."""
+    """The caller has disconnected; `answered` says whether the answer had begun by then."""
 
     def __init__(self, *, answered: bool) -> None:
         super().__init__("the caller is gone")
@@ -54,29 +55,35 @@ class CallerGone(ConnectionError):
 
 
 class Body(aiohttp.Payload):
-    """A request's body on its way: read from the caller while it is written, once, and never held as a whole."""
+    """A request's body that is streamed: read from the caller while it is written to the server, once."""
 
     def __init__(self, reader: BodyReader, *, size: int | None, patience_s: float) -> None:
-        """A piece of it that the other server does not take within `patience_s` is a TimeoutError."""
+        """Wrap `reader`.
+
+        Args:
+            size: the length in bytes; None when the caller did not declare it.
+            patience_s: time in which the server has to take each piece, in seconds, else TimeoutError is raised.
+        """
         super().__init__(None, content_type="application/octet-stream")
         self._reader = reader
         self._declared = size
         self._patience_s = patience_s
         self._begun = False
-        #: what went wrong on the caller's side; never raised from here, or it would keep this body and itself alive
+        #: an error on the caller's side. It is not raised from here: its traceback would refer to this body, which
+        #: refers to the error
         self.failure: Exception | None = None
 
     @property
     def size(self) -> int | None:
-        """Its length in bytes, None where the caller did not say."""
+        """The declared length in bytes; None when the caller declared none."""
         return self._declared
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002
-        """Raise TypeError: it is not kept."""
-        raise TypeError("the body of a request is not kept")
+        """Raise TypeError: the body is streamed, not stored."""
+        raise TypeError("the body of a request is streamed, not stored")
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write it as it comes. Raises ConnectionError the second time: what was read is gone."""
+        """Write each piece as it arrives. Raises ConnectionError on a second call: the body can be read once."""
         if self._begun:
             raise ConnectionError("the body was sent before")
         self._begun = True
@@ -97,20 +104,20 @@ class Body(aiohttp.Payload):
             self.failure = PayloadTooLarge(error.message)
             raise
         except (ConnectionError, aiohttp.ClientError):
-            self.failure = CallerGone(answered=True)  # by no fault of who was to get it
+            self.failure = CallerGone(answered=True)  # not the server's fault
             raise
 
     def take_failure(self) -> Exception:
-        """Return what went wrong on the caller's side, and forget it."""
+        """Return and clear the error on the caller's side; there has to be one."""
         failure, self.failure = self.failure, None
         assert failure is not None
         return failure
 
 
 async def body_of(request: web.BaseRequest, limit: int, *, patience_s: float) -> bytes | Body | None:
-    """Return the body of `request`, whole where it is small, else to be read on its way; None where it has none.
+    """Return the body of `request`: as bytes if it is small, else as a stream; None if it has none.
 
-    Raises PayloadTooLarge for one that says that it has more than `limit` bytes.
+    Raises PayloadTooLarge for a declared size above `limit` bytes.
     """
     if not request.body_exists:
         return None
@@ -127,21 +134,23 @@ async def body_of(request: web.BaseRequest, limit: int, *, patience_s: float) ->
 
 
 def check_can_pass(request: web.BaseRequest) -> None:
-    """Raises MethodNotAllowed and UpgradeRequired for what a proxy does not pass on."""
+    """Raise MethodNotAllowed or UpgradeRequired for a request that is not passed on."""
     if request.method in _REFUSED_METHODS:
         raise MethodNotAllowed(f"{request.method} is not passed on")
     check_not_stripped(request)
 
 
 class Proxy:
-    """Connections to other servers; `start` and `close` belong to the event loop."""
+    """HTTP client sessions to other servers. `start` and `close` are called on the event loop."""
 
     def __init__(self, *, connect_s: float, answer_s: float, again: bool = False) -> None:
-        """An answer, and each further piece of it, is there `answer_s` after the request or the piece before.
+        """Prepare; `start` opens the sessions.
 
         Args:
-            again: a request without a body, or with a small one, is sent again on a new connection where one that was
-                used before ended without a word: the server was about to close it.
+            connect_s: time limit of a connection attempt, in seconds.
+            answer_s: time limit until the answer begins, and between two pieces of it, in seconds.
+            again: when a reused connection ends without an answer, send the request once more on a new one, if it has
+                no body or a small one: the server has closed the idle connection.
         """
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=answer_s)
         self._again = again
@@ -150,8 +159,8 @@ class Proxy:
         self._fresh: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        """Requests can be passed on."""
-        # servers drop idle connections, uvicorn after 5 s, ours after a minute
+        """Open the sessions."""
+        # servers close idle connections: uvicorn after 5 s, easq after 60 s
         self._kept = self._session(
             aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0 if self._again else 15.0)
         )
@@ -172,8 +181,8 @@ class Proxy:
         )
 
     async def close(self) -> None:
-        """What is under way has lost its connection, as when the other server ends it."""
-        # closing a session alone leaves whoever reads an answer of it waiting (aiohttp 3.14)
+        """Abort the requests in flight, as if their server had closed the connection, and close the sessions."""
+        # closing a session does not wake a task that reads an answer (aiohttp 3.14)
         running = set(self._running)
         for task in running:
             task.cancel()
@@ -185,7 +194,7 @@ class Proxy:
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """For WebSockets."""
+        """The session for WebSockets."""
         assert self._kept is not None
         return self._kept
 
@@ -199,19 +208,19 @@ class Proxy:
         drop: frozenset[str] = frozenset(),
         add: Sequence[tuple[str, str]] = (),
     ) -> web.StreamResponse:
-        """Return the answer of `url` to `request` with these headers; a large one was sent to the caller by then. No
-        redirect is followed.
+        """Send `request` with these headers to `url`, and return the answer. A large answer has been sent to the caller
+        when this returns. Redirects are not followed.
 
         Args:
-            drop: headers that the caller does not get, in lower case.
-            add: headers that it gets in any case.
+            drop: response headers to remove, in lower case.
+            add: response headers to add.
 
         Raises:
             aiohttp.ClientError, TimeoutError: there was no answer, and nothing was sent to the caller;
-                aiohttp.ClientConnectorError where the other server got nothing either.
-            PayloadTooLarge, Refused: of the caller's body.
-            CallerGone: nobody waits for it any more.
-            BrokenOff: a part of the answer was sent.
+                aiohttp.ClientConnectorError: the server has not seen the request either.
+            PayloadTooLarge, Refused: the caller's body is too large, or was too slow.
+            CallerGone: the caller disconnected.
+            BrokenOff: the answer broke off after a part of it was sent.
         """
         exchange = _Exchange(request, drop, add)
         try:
@@ -257,7 +266,7 @@ async def _note_reuse(_session: object, context: SimpleNamespace, _params: objec
 
 
 class _Exchange:
-    """One request of a caller, and how far its answer is."""
+    """One request of a caller, and the state of its answer."""
 
     def __init__(
         self, request: web.BaseRequest, drop: frozenset[str], add: Sequence[tuple[str, str]]
@@ -267,7 +276,7 @@ class _Exchange:
         self._begun: web.StreamResponse | None = None
 
     async def while_there(self, task: asyncio.Task[web.StreamResponse]) -> web.StreamResponse:
-        """Return the answer, which nobody waits for once the caller is gone: clients give up on a server that hangs."""
+        """Return the answer of `task`. When the caller disconnects, raise CallerGone and cancel the task."""
         pause_s = _LOOK_S
         try:
             while not (await asyncio.wait({task}, timeout=pause_s))[0]:
@@ -281,10 +290,10 @@ class _Exchange:
             return task.result()
         finally:
             task.cancel()
-            del task  # it holds what it raised, which holds this frame
+            del task  # its exception refers to this frame, which refers to the task
 
     async def answer(self, reply: aiohttp.ClientResponse) -> web.StreamResponse:
-        """Pass `reply` on: its status, its headers from end to end, and its body."""
+        """Return the response for `reply`: its status, its end-to-end headers and its body, sent already if large."""
         length = reply.content_length
         has_body = self.request.method != "HEAD" and reply.status not in (204, 304)
         response: web.StreamResponse
@@ -331,7 +340,7 @@ class _Exchange:
 
 
 def _keep_out_of_buffers(response: web.StreamResponse, reply: aiohttp.ClientResponse) -> None:
-    """Have proxies before the service pass an answer without an announced length on as it comes."""
+    """Ask proxies in front of the service not to buffer an answer of unknown length."""
     response.headers.setdefault("X-Accel-Buffering", UNBUFFERED["X-Accel-Buffering"])
     if reply.content_type == "text/event-stream":
         response.headers.setdefault("Cache-Control", UNBUFFERED["Cache-Control"])

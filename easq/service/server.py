@@ -31,15 +31,16 @@ log = logging.getLogger(__name__)
 
 #: most bytes an item may have: the Go SDK reads frames of at most 32 MiB
 MAX_PAYLOAD = 30 * 1024**2
-#: The collector looks after so many new objects. Python's 700 are less than 64 puts under way have, and take 4 % of
-#: the time; 5,000 take none. With 60,000 connections broken one after the other the process grows by
-#: 1 MiB, as with 700; with 50,000, 20, 50 by 3 KB for each.
+#: Thresholds of the garbage collector, in new objects. Python's default of 700 is below what 64 concurrent puts
+#: allocate, and costs 4 % of the time; 5,000 costs nothing measurable. After 60,000 connections that broke one after
+#: the other the process has grown by 1 MiB, as with 700; with (50,000, 20, 50) by 3 KB for each connection.
 COLLECT = (5_000, 10, 10)
-#: buffers from so many bytes on are mappings of their own, and so much of other freed memory is kept at most
+#: malloc: buffers from so many bytes on get a mapping of their own; and of other freed memory at most so many bytes are
+#: kept
 _MAPPED_BYTES, _KEPT_BYTES = 1024**2, 16 * 1024**2
 #: their names in malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: consumers that watch at most, and connections from one address; behind a proxy all clients have one
+#: default limits: consumers that watch, and connections from one IP address (behind a proxy all clients share one)
 MAX_WATCHERS, MAX_CONNECTIONS = 20_000, 20_000
 #: the system, or the process, has no room for one more connection; that it is so is said again after so many seconds
 _TOO_MANY, _SAY_AGAIN_S = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}, 60.0
@@ -145,7 +146,7 @@ class Server:
 
     @property
     def caution(self) -> str:
-        """Return what whoever runs the service has to know of its storage; mostly nothing."""
+        """The storage's warning for the operator; empty if there is none."""
         return self._storage.caution
 
     def url(self, queue: str | None = None, *, sink: bool = False) -> str:
@@ -192,7 +193,7 @@ class Server:
         self._broker = broker
 
     def start_engines(self) -> None:
-        """Where there is a model, its instances' engines begin to work on every queue."""
+        """Start one engine for each instance on every queue; nothing without a model."""
         service = self._settings.service
         if service is None or self._broker is None:
             return
@@ -217,7 +218,7 @@ class Server:
         self._ended.set()
 
     async def stop(self) -> None:
-        """No engine, no new connection, then no watcher, then no request is there; what was acknowledged is stored."""
+        """Stop engines, new connections, watchers and requests, in this order. All that was acknowledged is stored."""
         if self._engines is not None:
             await self._engines.stop()
         if self._app is not None and self._listener is not None:
@@ -235,7 +236,7 @@ async def serve(
     settings: Settings,
     on_ready: Callable[[Server], None],
 ) -> None:
-    """The service runs until SIGTERM or SIGINT.
+    """Run the service until SIGTERM or SIGINT.
 
     Raises StorageError when its storage failed.
     """
@@ -260,9 +261,9 @@ async def serve(
 def _return_freed_memory() -> None:
     """Tell the C library of Linux (glibc) to give large buffers back to the system as soon as they are freed.
 
-    By itself it moves the bound up to 32 MiB, and keeps what lies between smaller things: 100 watchers that were reset
-    together in the middle of 8 MiB left 950 MiB (SQLite: 2,400), with this 8. Puts and gets of 256 KiB to 8 MiB cost
-    the same, or less.
+    By default glibc raises the threshold up to 32 MiB, and keeps freed buffers that lie between smaller allocations.
+    After 100 watchers were reset at once in the middle of an item of 8 MiB, the process kept 950 MiB (with SQLite
+    2,400 MiB); with these settings 8 MiB. Puts and gets of 256 KiB to 8 MiB do not get slower.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

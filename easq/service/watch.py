@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 #: a connection that does not take a frame for so long is lost, in seconds, and one more for each so many bytes of it
 WRITE_DEADLINE_S, _WRITE_RATE = 30.0, 16 * 1024
-#: on every answer that is streamed: nginx, which would hold it back until a buffer is full, passes it on as it comes
+#: headers of every streamed answer: without them nginx holds it back until a buffer is full
 UNBUFFERED = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform"}
-#: silence is looked for in so many parts
+#: the time of silence is counted in so many parts
 _SILENCE_PARTS = 4
-#: what comes before the mask of a frame, at most
+#: most bytes of a WebSocket frame before its mask
 _MAX_HEAD = 10
 #: reason of the close frame when the stream has ended
 END_REASON = b"eos"
@@ -104,7 +104,7 @@ async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.
             written -= 1
             raise
         except TimeoutError as error:
-            # they hold the deadline, it holds this task, and the task would keep the error
+            # the traceback refers to the deadline, that to this task, and the task would refer to the error: a cycle
             release_frames(error)
             raise ConnectionResetError("the connection takes nothing") from None
         finally:
@@ -112,7 +112,7 @@ async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.
 
 
 def check_not_stripped(request: web.BaseRequest) -> None:
-    """Raises UpgradeRequired for a WebSocket handshake without its Upgrade, which a proxy on the way removed."""
+    """Raise UpgradeRequired for a WebSocket handshake from which a proxy has removed the Upgrade header."""
     if any(name.lower().startswith("sec-websocket-") for name in request.headers):
         raise UpgradeRequired(
             "this is a WebSocket handshake without its Upgrade header: a proxy on the way removed it"
@@ -120,16 +120,17 @@ def check_not_stripped(request: web.BaseRequest) -> None:
 
 
 class _Masks:
-    """Finds frames that a client sent unmasked, which RFC 6455 forbids and aiohttp takes: a proxy that is made to
-    read them as requests could be fed with others' answers.
+    """Detects frames that a client sent unmasked.
+
+    RFC 6455 forbids them, since they can poison the cache of a proxy that reads them as requests; aiohttp accepts them.
     """
 
     def __init__(self) -> None:
-        self._head = b""  # the beginning of a frame whose size is not known yet
-        self._skip = 0  # bytes of the frame under way
+        self._head = b""  # an incomplete frame header
+        self._skip = 0  # bytes left of the current frame
 
     def are_there(self, data: bytes) -> bool:
-        """Whether all frames that begin in the next `data` are masked."""
+        """Read the next `data`, and return whether all frames that begin in it are masked."""
         while data:
             if self._skip:
                 skipped = min(self._skip, len(data))
@@ -149,7 +150,7 @@ class _Masks:
 
 
 def _frame_size(head: bytes) -> int | None:
-    """How many bytes a masked frame has that begins so; None when too little of it is there."""
+    """Return the size in bytes of the masked frame that begins with `head`; None when `head` is too short to tell."""
     if len(head) < 2:
         return None
     length, more = head[1] & 0x7F, 0
@@ -178,7 +179,7 @@ class _SocketDoor:
             acceptable = self.response.can_prepare(request).ok
         except ValueError:  # a key outside ASCII
             acceptable = False
-        # aiohttp takes drafts before RFC 6455 too
+        # aiohttp accepts versions of drafts before RFC 6455 as well
         if not acceptable or request.headers.get("Sec-WebSocket-Version", "").strip() != "13":
             raise BadRequest("this is no WebSocket handshake: Connection, version 13 or the key is not right")
 
@@ -236,15 +237,16 @@ class _SocketDoor:
             await asyncio.gather(deliver, listen, silence, ping, return_exceptions=True)
 
     async def release(self) -> None:
-        """Let go of the frames of the error that ended the connection: the response keeps it."""
+        """Drop the traceback of the error that ended the connection, which the response refers to."""
         if self.response.prepared:
             inspect_inbound(self._request, None)
-            await self._close(WSCloseCode.OK, b"")  # once aborted this fails, here rather than in aiohttp
+            # fails on an aborted connection: here, not later inside aiohttp
+            await self._close(WSCloseCode.OK, b"")
         if (error := self.response.exception()) is not None:
             release_frames(error)
 
     def _is_masked(self, data: bytes) -> bool:
-        """Whether what has come may be read; after a frame that is not masked nothing may."""
+        """Return whether `data` may be read: False from the first unmasked frame on."""
         if not self._unmasked.done() and not self._masks.are_there(data):
             self._unmasked.set_result(None)
         return not self._unmasked.done()
@@ -278,10 +280,10 @@ class _SocketDoor:
                 return False
 
     async def _until_silent(self) -> None:
-        """Return once no byte came for `silent_after_s`.
+        """Return once no byte has arrived for `silent_after_s`.
 
-        The time is counted in parts. A process that stood still (stopped, suspended) has looked for one of them only,
-        and reads what waits in the socket before it looks again.
+        The time is counted in parts. A standstill of the process (stopped, suspended) uses up one part only, and what
+        waits in the socket is read before the next check.
         """
         loop, limit_s = asyncio.get_running_loop(), self._liveness.silent_after_s
         part_s = limit_s / _SILENCE_PARTS
@@ -317,8 +319,8 @@ class _StreamDoor:
         )
 
     def check(self, request: web.BaseRequest) -> None:
-        """Raises UpgradeRequired for what was a WebSocket handshake before a proxy removed the word from it, and for
-        a request over HTTP/1.0, as such proxies make, unless it asks for the stream by name.
+        """Raise UpgradeRequired for a WebSocket handshake from which a proxy removed the Upgrade header, and for a
+        request over HTTP/1.0, which such proxies send, unless its transport header asks for the HTTP stream.
         """
         check_not_stripped(request)
         wanted = request.headers.get(op.TRANSPORT_HEADER, "").strip().lower() == op.TRANSPORT_HTTP
@@ -334,7 +336,7 @@ class _StreamDoor:
         return self.response
 
     async def release(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: an HTTP stream keeps no error."""
 
     async def send(self, data: bytes) -> None:
         """A frame is written. Raises ConnectionError: then it was not."""

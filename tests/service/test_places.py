@@ -181,7 +181,7 @@ def test_a_signature_is_taken_for_nothing_else(start: Open, method: str, query: 
     answer = signed(service, f"{BASE}/q").ask(
         method, (), b"x" if method in {"POST", "PUT"} else None, **query
     )
-    assert (answer.status, answer.text) == (401, "a signature is taken for a put alone: send the token")
+    assert (answer.status, answer.text) == (401, "only a put can be signed: send the token instead")
     mine = service.stream(headers=[("Authorization", "t")])
     assert (mine.length(), mine.attributes()["meta.state"]) == (1, "Normal")
 

@@ -352,7 +352,7 @@ def test_an_address_has_so_many_connections_and_no_more(
         eventually(lambda: _is_answered(service.port, target))
         assert first.ask("GET", target).status == 200
     said = [record.getMessage() for record in caplog.records if "--max-connections" in record.getMessage()]
-    assert said == ["127.0.0.1 has 3 connections, and gets no more (--max-connections)"]
+    assert said == ["127.0.0.1 has 3 connections, the limit (--max-connections): further ones are closed"]
 
 
 def _is_answered(port: int, target: str) -> bool:
