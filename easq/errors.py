@@ -11,8 +11,8 @@
     │   ├── StreamEnded         410
     │   ├── PayloadTooLarge     413
     │   ├── KeyReused           422
-    │   ├── UpgradeRequired     426, exit code 6: a proxy on the way removes the request to upgrade
-    │   └── QueueFull           429, and 450 of EAS
+    │   ├── UpgradeRequired     426, exit code 6: a proxy on the way removes the Upgrade header
+    │   └── QueueFull           429, and EAS's 450
     ├── ServerError         5   5xx after retries
     │   ├── Unavailable         503
     │   └── NotAQueueService    an answer that is not a queue service's
@@ -89,13 +89,13 @@ _MEANINGS: dict[Exit, str] = {
 class EasqError(Exception):
     """An error with a message for people, a `kind` for programs, an exit code and, where it has one, a wire status.
 
-    `http_status` is the status of the answer that said it, None where no answer did.
+    `http_status` is the status of the HTTP answer that reported the error; None if there was no such answer.
     """
 
     kind = "error"
     exit = Exit.BUG
     status = 500
-    #: seconds after which the server said to try again; None where it said nothing
+    #: seconds of the answer's Retry-After; None without one
     retry_after_s: float | None = None
 
     def __init__(self, message: str, *, hint: str = "", status: int | None = None) -> None:
@@ -168,7 +168,7 @@ class KeyReused(Refused):
 
 
 class UpgradeRequired(Refused):
-    """A watch came without its `Upgrade` header, which a proxy on the way removed; nothing was delivered."""
+    """A watch arrived without its `Upgrade` header, which a proxy on the way removed; nothing was delivered."""
 
     kind, exit, status = "upgrade_required", Exit.UNREACHABLE, 426
 

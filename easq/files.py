@@ -1,6 +1,6 @@
-"""Files that easq reads and writes for a user: regular files alone, read up to a bound, written whole.
+"""Reads and writes files that a user names: only regular files, at most so many bytes, replaced atomically.
 
-Everything raises OSError, whose `strerror` says in words what is wrong with the file; the caller names the file.
+All functions raise OSError. Its `strerror` says what is wrong; the caller adds the name of the file.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import os
 import stat
 from pathlib import Path
 
-#: symbolic links that are followed to one file, as the kernel does
+#: most symbolic links that are followed to one file: the kernel's limit
 _MAX_LINKS = 40
 
 
 def real_path(path: Path) -> Path:
-    """Return the file that a write to `path` goes to: behind links of this user, and not there yet or a regular file.
+    """Return `path` with its symbolic links resolved; the result is a regular file, or does not exist yet.
 
-    A link that somebody else planted is refused: in a folder that others may write to (/tmp) it would have us
-    overwrite a file of our own. So is a link of ours to a file of somebody else's.
+    Raises OSError for a link that belongs to another user: planted in a shared folder such as /tmp, it would make us
+    overwrite one of our own files. Raises OSError also for a link of ours to another user's file.
     """
     linked = False
     for _ in range(_MAX_LINKS):
@@ -41,8 +41,10 @@ def real_path(path: Path) -> Path:
 
 
 def open_regular(path: str | Path, flags: int, mode: int = 0o600) -> int:
-    """Return a descriptor of the regular file `path`. Nothing else is opened: that alone moves some devices, and
-    waits for the other end of a FIFO.
+    """Return a descriptor of the regular file `path`.
+
+    Raises OSError for everything else without opening it: to open a device can act on it, and to open a FIFO waits for
+    its other end.
     """
     try:
         require_regular(os.stat(path, follow_symlinks=not flags & os.O_NOFOLLOW))
@@ -59,10 +61,12 @@ def open_regular(path: str | Path, flags: int, mode: int = 0o600) -> int:
 
 
 def read_regular(path: str | Path, limit: int, *, follow: bool = True) -> tuple[bytes, os.stat_result]:
-    """Return what is in the file `path`, at most `limit` bytes, and its status. The null device is an empty file.
+    """Return the content of the file `path`, at most `limit` bytes, and its status. The null device counts as empty.
+
+    Raises OSError for a larger file.
 
     Args:
-        follow: a symbolic link is followed, whoever made it.
+        follow: whether a symbolic link is followed, whoever it belongs to; else it is refused.
     """
     status = os.stat(path, follow_symlinks=follow)
     if stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev:
@@ -76,12 +80,12 @@ def read_regular(path: str | Path, limit: int, *, follow: bool = True) -> tuple[
 
 
 def replace(path: Path, data: bytes, *, private: bool = True, sync: bool = True, follow: bool = True) -> None:
-    """Write `data` as the whole of the file `path`, at once: nobody reads a part of it, and a failure leaves the old.
+    """Replace the file `path` atomically by `data`. After an error the old file is unchanged.
 
     Args:
-        private: mode 0600 whatever the umask, else what the umask leaves.
-        sync: it is on the disk afterwards.
-        follow: the file behind a symbolic link is written, by the rules of `real_path`; else the link is replaced.
+        private: set mode 0600; else 0666 less the umask.
+        sync: sync the file and its folder before returning.
+        follow: write the file behind a symbolic link, as `real_path` resolves it; else replace the link itself.
     """
     if follow or not path.is_symlink():
         path = real_path(path)
@@ -105,7 +109,7 @@ def replace(path: Path, data: bytes, *, private: bool = True, sync: bool = True,
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the folder's list of names on the disk, where the file system can do that."""
+    """Sync the entries of the folder to the disk; do nothing where the file system cannot."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):
@@ -115,7 +119,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make `folder` and those above it that are missing; nobody else may enter what was made, whatever the umask."""
+    """Make `folder` and its missing parents, with mode 0700 whatever the umask."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -124,16 +128,16 @@ def make_private_folder(folder: Path) -> None:
         try:
             one.mkdir(mode=0o700)
         except FileExistsError:
-            if not one.is_dir():  # else another process made it meanwhile
+            if not one.is_dir():  # if it is, another process has made it meanwhile
                 raise
         else:
             one.chmod(0o700)
 
 
 def exposure(path: str | Path, status: os.stat_result) -> tuple[str, ...]:
-    """Return warnings that the file or folder `path` is open to others; a file must not be read by them either.
+    """Return warnings about who else can read or change the file `path`, or can change the folder `path`.
 
-    A folder such as /tmp, in which nobody removes the files of another, is none that others can change.
+    A folder with the sticky bit, such as /tmp, is accepted: there nobody can remove or rename another user's files.
     """
     mode, warnings = stat.S_IMODE(status.st_mode), []
     folder = stat.S_ISDIR(status.st_mode)
@@ -149,7 +153,7 @@ def exposure(path: str | Path, status: os.stat_result) -> tuple[str, ...]:
 
 
 def require_regular(status: os.stat_result) -> None:
-    """Raise OSError unless the status is that of a regular file."""
+    """Raise OSError unless `status` is that of a regular file."""
     mode = status.st_mode
     if stat.S_ISREG(mode):
         return

@@ -30,7 +30,7 @@ _BUILT_IN = frozenset((REQUEST_ID, PATH, DELIVERY_COUNT, LAST_CODE, LAST_REASON)
 #: headers that belong to the request's data, or to one delivery, and are not those of the answer
 _NOT_INHERITED = frozenset(("header:content-type", "header:content-encoding"))
 _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}")
-#: what of a path stands in a URL as it is: percent encoding does where it is well-formed
+#: characters of a path that are not encoded in a URL; `%` is one, since well-formed percent-encoding is kept
 _PATH_SAFE = "/-._~!$&'()*+,;=:@%"
 _BARE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -42,7 +42,7 @@ class Fate(Enum):
     EMPTY = "empty"  #: the model had nothing to say; committed
     TOO_LARGE = "too_large"  #: the sink has a frame that says so, with lastCode; committed
     FAILED = "failed"  #: negative: the service delivers it again, or gives it up
-    BUSY = "busy"  #: handed back because the model takes nothing now, without counting as a failure
+    BUSY = "busy"  #: returned because the model is busy, without counting as a failure
     RETURNED = "returned"  #: handed back because we stop, without counting as a failure
 
 
@@ -69,7 +69,7 @@ def attempt_of(frame: Frame) -> int:
 def call_of(frame: Frame) -> Call:
     """The call of a model that the item stands for: as the put came that brought it, without what is the queue's."""
     tags = frame.tags
-    # easq serve keeps the path as it stood in the URL, encoded; another service may have decoded it
+    # easq serve stores the path as it was in the URL, percent-encoded; other services may have decoded it
     path = quote(_BARE_PERCENT.sub("%25", tags.get(PATH, "")), safe=_PATH_SAFE)
     return Call(
         frame.data,

@@ -1,4 +1,4 @@
-"""How much of a secret may be shown, and which variables a command may see."""
+"""Masks secrets in text, and removes them from the environment of commands."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import quote
 
 _HIDDEN = "****"
-#: characters; a shorter secret would blot out ordinary words
+#: shortest secret that is masked, in characters: a shorter one would mask parts of ordinary words
 MIN_SECRET = 4
-#: characters; of a shorter secret the last four would be too large a part
+#: shortest secret of which the last four characters are shown; of a shorter one they would be too large a part
 _MIN_SHOWN_IN_PART = 20
-#: characters; a longer secret is no word that a sentence holds by chance
+#: a lower-case secret below this length, in characters, may be an ordinary word
 _MAX_WORD = 12
-#: the service's answers to a token; they say what is wrong also to those whose token is one of these words
+#: the service's answers to a wrong token; never masked, even if the token is one of these words
 _SENTENCES = re.compile(r"(the token is wrong|a token is needed|the signature is wrong)")
 
-#: variables of easq that hold a secret or say where one is
+#: variables of easq that hold a secret or the path of one
 _OWN = frozenset(("EASQ_STORAGE", "EASQ_TOKEN", "EASQ_TOKEN_FILE"))
-#: variables of easq that hold an address
+#: variables of easq that hold an address, which may contain a password
 _ADDRESSES = frozenset(("EASQ_URL", "EASQ_ENDPOINT"))
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def mask(secret: str) -> str:
-    """Return `secret` as it may be shown: the last four characters of a long one, and nothing of its length.
+    """Return the mask of `secret`: four asterisks, and the last four characters if it is long.
 
-    Of a user and password of HTTP nothing is shown: the last four characters would be three of the password.
+    Nothing of HTTP Basic credentials is shown: the last four characters in base64 are three of the password.
     """
     if len(secret) < _MIN_SHOWN_IN_PART or secret[:6].lower() == "basic ":
         return _HIDDEN
@@ -35,11 +35,13 @@ def mask(secret: str) -> str:
 
 
 def hide(text: str, secrets: Iterable[str], *, words: bool = True) -> str:
-    """Return `text` with every one of `secrets` masked, also where it stands percent-encoded or in JSON.
+    """Return `text` with all `secrets` masked, percent-encoded and JSON-escaped ones too.
+
+    Secrets shorter than MIN_SECRET are not masked.
 
     Args:
-        words: also mask a secret that is an ordinary word where it stands as a word of a sentence. False for text
-            of easq's own, which would lose its meaning; there it is masked only where it stands as a value.
+        words: whether a secret that may be an ordinary word is masked everywhere. False, for easq's own messages:
+            it is masked only as a value (quoted, or in an address or an assignment), so that sentences stay readable.
     """
     # the longest first: one secret may be part of another
     found = sorted({secret for secret in secrets if len(secret) >= MIN_SECRET}, key=len, reverse=True)
@@ -57,8 +59,8 @@ def hide(text: str, secrets: Iterable[str], *, words: bool = True) -> str:
 
 
 def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of `environ` that a command which easq starts may see: none with a secret of easq's, and
-    addresses of proxies and services without their user part.
+    """Return the environment for a command that easq starts: `environ` without easq's secrets, and with user and
+    password removed from the addresses of proxies and services.
     """
     found = {}
     for name, value in environ.items():
@@ -72,7 +74,7 @@ def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _without_user(address: str) -> str:
-    """Return `address` without what stands before its last `@`, whatever a password there holds."""
+    """Return `address` without everything between its scheme and its last `@`: a password may contain any character."""
     if "@" not in address:
         return address
     scheme = _SCHEME.match(address)
@@ -84,11 +86,11 @@ def _is_word(secret: str) -> bool:
 
 
 def _as_value(word: str) -> re.Pattern[str]:
-    """Return what matches `word` in quotes or parentheses, and as a part of an address or an assignment."""
+    """Return a pattern for `word` in quotes or parentheses, and as a part of an address or an assignment."""
     return re.compile(rf"(?<=['\"(=/@&:]){word}\b|\b{word}(?=['\")=/@&])")
 
 
 def _spellings(secret: str) -> set[str]:
-    """Return `secret` as it may stand in a text: as it is, in a URL, in JSON."""
+    """Return the spellings of `secret`: plain, percent-encoded and JSON-escaped."""
     quoted = json.dumps(secret, ensure_ascii=False)[1:-1]
     return {secret, quote(secret, errors="replace"), quote(secret, safe="", errors="replace"), quoted}

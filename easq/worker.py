@@ -8,9 +8,9 @@
 
 The commit goes out after the sink has acknowledged the answer, never before. A crash between the two has the item
 delivered again; the key of the put is made from the item alone, so the answer is in the sink once. While the sink is
-full nothing is taken, and what is answered is held until there is room. A model that is busy, or failed three times in
-a row, is called with one item at a time, 1 s to 30 s apart, until it answers; what waits here goes to other workers.
-A service that does not know the code Busy is EAS: then the worker holds what its model is busy for.
+full no item is begun, and answers are held until there is room. A model that is busy, or failed three times in a row,
+is called for one item at a time, 1 s to 30 s apart, until it answers; items that wait here are returned for other
+workers. EAS does not know the code Busy: there, the worker keeps the items and calls the model again later.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ DEFAULT_WINDOW = 5
 #: what is under way when a worker stops may take so long, in seconds
 DEFAULT_GRACE_S = 5.0
 
-#: an item that is held since the model is busy has failed after so long, in seconds
+#: an item that waits here because the model is busy has failed after so many seconds
 DEFAULT_BUSY_LIMIT_S = 600.0
-#: the negative code of an item that the model is too busy for
+#: the code of a negative for an item that waits because the model is busy
 BUSY = "Busy"
-#: whether there are other workers is asked within this time, in seconds
+#: time limit of the request that asks whether there are other workers, in seconds
 _SHARE_S = 1.0
 
 #: one look for items may take so long, and so the notice that there is to be an end, in seconds
@@ -121,7 +121,7 @@ class Worker:
             jobs: as many as the window by default.
             upgrade: watch over WebSocket; False: over the endless HTTP answer.
             grace_s: for what is under way when the worker has to end by itself.
-            busy_limit_s: an item that is held here, since the model is busy, has failed after so long; 0: never.
+            busy_limit_s: an item that waits here because the model is busy has failed after so many seconds; 0: never.
             on_outcome: called in threads of the worker, for each delivery that is over.
             on_notice: called in threads of the worker, with a line for people.
         """
@@ -132,7 +132,8 @@ class Worker:
         self._item_timeout_s, self._grace_s = item_timeout_s, grace_s
         self._upgrade, self._reconnect_for_s = upgrade, reconnect_for_s
         self._busy_limit_s = busy_limit_s
-        self._busy_since: dict[int, float] = {}  # of what is held here
+        #: index -> when the model was first busy for an item that waits here
+        self._busy_since: dict[int, float] = {}
         self._features: frozenset[str] = frozenset()
         self._on_outcome = on_outcome or (lambda _: None)
         self._notice = on_notice or (lambda _: None)
@@ -150,7 +151,7 @@ class Worker:
 
     @property
     def is_held(self) -> bool:
-        """Whether nothing is begun, or one item at a time: the sink takes no answers, or the model no calls."""
+        """Whether items wait: the sink accepts no answers, or the model is called for one item at a time."""
         return self._hands.is_held
 
     def start(self) -> None:
@@ -278,7 +279,7 @@ class Worker:
                 self._put_off(frame, error, began)
             else:
                 if error.status not in ABOUT_THE_ITEM and self._hands.failed():
-                    self._notice(f"the model fails, trying one item at a time: {error.message}")
+                    self._notice(f"the model fails, calling it for one item at a time: {error.message}")
                 self._refuse(frame, error.code, reason_of(error), began)
                 self._share_waiting()
         except StreamEnded as ended:
@@ -293,7 +294,7 @@ class Worker:
             self._hand_back([frame])
 
     def _put_off(self, frame: Frame, error: ModelFailed, began: float) -> None:
-        """The model is busy: the item waits, at the service if that knows how to, else here."""
+        """Put off an item because the model is busy: return it to a service that knows the code Busy, else keep it."""
         if self._hands.busy(error.retry_after_s):
             self._notice(f"waiting for the model: {error.message}")
         if BUSY_FEATURE in self._features:
@@ -310,7 +311,7 @@ class Worker:
             self._hands.put_off(frame)
 
     def _share_waiting(self) -> None:
-        """What waits here for a model that takes one item at a time is for other workers, while there are any."""
+        """Return the items that wait here for the model to other workers of the group, if there are any."""
         if BUSY_FEATURE not in self._features or not self._hands.is_one_at_a_time:
             return
         try:
@@ -353,11 +354,11 @@ class Worker:
         self._persist(put, "the result cannot be put into the sink", holds=True)
 
     def _refuse(self, frame: Frame, code: str, reason: str, began: float) -> None:
-        """The item has failed once more, and the service knows."""
+        """Report a failure of the item to the service."""
         self._give_back(frame, outcome_of(frame, Fate.FAILED, began, code=code, reason=reason), code)
 
     def _give_back(self, frame: Frame, outcome: Outcome, code: str, *, delay_s: float | None = None) -> None:
-        """The service knows what became of the item; not if it is no longer ours to say so."""
+        """Send a negative and report the outcome. Nothing is sent after a new connection: the item is not ours then."""
         epoch = self._hands.release(frame.index)
 
         def negative() -> None:

@@ -118,7 +118,7 @@ def test_without_a_guard_commands_run_all_the_same(
         assert process.wait() == 0
         children.ended(process.pid)
     assert [record.getMessage() for record in caplog.records] == [
-        "commands are not ended when easq is killed: no guard process: no shell"
+        "commands will outlive easq if it is killed: no guard process: no shell"
     ]
 
 

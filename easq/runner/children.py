@@ -1,4 +1,4 @@
-"""The commands that easq starts: none outlives it, however it ends, and as PID 1 it reaps what others leave behind."""
+"""Starts commands that are killed when easq ends, however it ends, and reaps orphans where easq is PID 1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-#: a shell, since it takes a tenth of the memory of a Python; it reads `+ GROUP` and `- GROUP` until we are gone
+#: the guard: it reads `+ GROUP` and `- GROUP` until its input ends, then kills the groups that are left. A shell takes
+#: a tenth of the memory of a Python
 _GUARD = """
 groups=
 while read -r sign group; do
@@ -25,16 +26,16 @@ while read -r sign group; do
 done
 for one in $groups; do kill -s KILL -- "-$one"; done
 """
-#: how often PID 1 looks for processes that ended and that nobody waits for, in seconds
+#: seconds between two searches of PID 1 for orphans that have ended
 _REAP_EVERY_S = 1.0
 
 
 class Children:
-    """The commands of this process that run now, each the leader of a process group.
+    """The running commands of this process, each the leader of a process group.
 
-    PR_SET_PDEATHSIG would be lost with the thread that started the command, and needs `preexec_fn`, which costs 25 ms
-    a command. So one guard process, begun with the first command, holds the end of a pipe: it closes however this
-    process ends, and then the guard kills the groups that it was told of.
+    One guard process, started with the first command, reads a pipe from this process. When this process ends, however
+    it does, the pipe is closed and the guard kills the remaining groups. PR_SET_PDEATHSIG instead would kill a command
+    when the thread that started it ends, and needs `preexec_fn`, which costs 25 ms for each command.
     """
 
     def __init__(self) -> None:
@@ -47,16 +48,16 @@ class Children:
         self._is_reaping = False
 
     def start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-        """Start a command as `subprocess.Popen` does; it is killed with its group when this process ends.
+        """Start a command with `subprocess.Popen`; it is killed with its group when this process ends.
 
-        `ended` has to be called when it has been waited for.
+        `ended` has to be called after it was waited for.
         """
         self.reap_as_init()
         with self.starting():
             with self._lock:
                 self._begin()
             process = subprocess.Popen(argv, start_new_session=True, **options)
-            # a kill of this process from here to the next lines leaves the command behind: less than a millisecond
+            # if this process is killed before the guard knows the command (< 1 ms), the command lives on
             with self._lock:
                 self._known.add(process.pid)
                 self._groups.add(process.pid)
@@ -64,7 +65,7 @@ class Children:
         return process
 
     def ended(self, pid: int) -> None:
-        """Forget a command that was waited for; what it left running in the background lives on."""
+        """Forget a command that was waited for. What it started in the background lives on."""
         with self._lock:
             self._known.discard(pid)
             if pid in self._groups:
@@ -73,7 +74,7 @@ class Children:
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
-        """Keep `reap` from a process that is started within, until it is known."""
+        """Suspend `reap` while a process is started within this context, until its id is known."""
         with self._lock:
             self._starting += 1
         try:
@@ -83,12 +84,12 @@ class Children:
                 self._starting -= 1
 
     def add(self, pid: int) -> None:
-        """Leave the process to whoever waits for it. It lives on when this one ends."""
+        """Exclude a process that somebody else waits for from `reap`. It is not killed when this process ends."""
         with self._lock:
             self._known.add(pid)
 
     def reap(self) -> int:
-        """Wait for processes that ended and are none of ours, and return how many there were."""
+        """Wait for orphans that have ended, and return how many there were. Our own processes are left alone."""
         count = 0
         with self._lock:
             while not self._starting:
@@ -98,14 +99,14 @@ class Children:
                     break
                 ours = self._known | ({self._guard.pid} if self._guard is not None else set())
                 if found is None or found.si_pid in ours:
-                    break  # its owner is about to wait for it; what is behind it is found the next time
+                    break  # its owner will wait for it; `waitid` reports the ones after it next time
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(found.si_pid, os.WNOHANG)
                 count += 1
         return count
 
     def reap_as_init(self) -> None:
-        """Have a thread `reap` from now on where this is PID 1: whoever loses its parent becomes its child."""
+        """Start a thread that calls `reap` regularly, if this is PID 1: all orphans become its children."""
         if os.getpid() != 1 or self._is_reaping:
             return
         self._is_reaping = True
@@ -118,19 +119,19 @@ class Children:
         threading.Thread(target=run, name="easq-reaper", daemon=True).start()
 
     def _tell(self, line: str) -> None:
-        """Tell the guard, or a new one everything."""
+        """Write a line to the guard. If that fails, start a new guard, which is told all groups."""
         if self._guard is not None:
             try:
                 os.write(self._guard.stdin.fileno(), line.encode())  # type: ignore[union-attr]
                 return
-            except OSError:  # it was killed, or stands still and its pipe is full
+            except OSError:  # it was killed, or it is stopped and its pipe is full
                 self._guard.kill()
                 _end_guard(self._guard)
                 self._guard = None
         self._begin()
 
     def _begin(self) -> None:
-        """Have a guard, which knows all groups. Without one, commands live on when this process is killed."""
+        """Start a guard that knows all groups, unless there is one. If that fails, commands outlive a killed easq."""
         if self._guard is not None or self._has_failed:
             return
         try:
@@ -140,11 +141,11 @@ class Children:
             os.write(self._guard.stdin.fileno(), told.encode())  # type: ignore[union-attr]
         except OSError as error:
             self._has_failed = True
-            log.warning("commands are not ended when easq is killed: no guard process: %s", error)
+            log.warning("commands will outlive easq if it is killed: no guard process: %s", error)
 
 
 def _begin_guard() -> subprocess.Popen[bytes]:
-    """Return a guard in a session of its own, where no Ctrl-C of a terminal reaches it."""
+    """Start and return a guard, in a session of its own so that Ctrl-C in a terminal does not end it."""
     guard = subprocess.Popen(
         ["/bin/sh", "-c", _GUARD],
         stdin=subprocess.PIPE,
@@ -166,5 +167,5 @@ def _end_guard(guard: subprocess.Popen[bytes]) -> None:
     guard.wait()
 
 
-#: of this process
+#: the commands of this process
 children = Children()

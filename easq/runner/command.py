@@ -40,7 +40,7 @@ _POLL_S = 0.05
 _ENDING_S = 0.002
 #: a pipe holds 64 KiB, or up to 1 MiB where it was told to
 _MAX_PIECES_LEFT = 32
-#: the status of a command that has no time for the call now (EX_TEMPFAIL of sysexits.h)
+#: exit status of a command that is busy: the call can be repeated later (EX_TEMPFAIL of sysexits.h)
 _BUSY = 75
 
 
@@ -221,7 +221,7 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _environ(call: Call) -> dict[str, str]:
-    """Return our environment without what is secret, and what the call gives."""
+    """Return our environment without secrets, and with the variables of the call."""
     given = {
         "EASQ_PATH": call.path,
         "EASQ_QUERY": urlencode(call.query),

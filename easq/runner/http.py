@@ -37,7 +37,7 @@ from easq.wire.replies import Reply, retry_after_s
 _PIECE = 64 * 1024
 #: servers drop idle connections, uvicorn after 5 s: one idle for longer than this is not used again, in seconds
 _MAX_IDLE_S = 2.0
-#: with these a service says that it takes no call now; 450 is EAS's full queue
+#: statuses of a busy service; 450 is EAS's full queue
 _BUSY = frozenset((429, 450, 502, 503, 504))
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
 _URL_SAFE = "/%:@!$&'()*+,;=~"
@@ -117,9 +117,9 @@ class Http:
         self.cancel()
 
     def url(self, path: str, query: str) -> str:
-        """Return the whole address of a call: the service's own, followed by `path` and `query` as they stand in a URL.
+        """Return the URL of a call: the model's address, followed by `path` and `query`, both percent-encoded already.
 
-        Raises ModelFailed for a path that leads out of it.
+        Raises ModelFailed for a path that leads out of the model's address.
         """
         return f"{self._address.scheme}://{self._address.netloc}{self._target(path, query)}"
 
@@ -163,7 +163,7 @@ class Http:
 
 
 class _Unconnected(Exception):
-    """There was no connection, so that the service has not seen the call."""
+    """No connection could be opened: the service has not seen the call."""
 
 
 class _Stale(Exception):
@@ -260,7 +260,7 @@ def _connection(address: SplitResult) -> _Deadlined:
     if address.scheme != "https":
         return _Deadlined(address.hostname or "", address.port)
     context = ssl.create_default_context()
-    # as for the client's own connections: Python 3.13 refuses private CAs without key usage, curl takes them
+    # as in the client: Python 3.13 sets this flag, and then refuses private CAs without key usage; curl accepts them
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return _Tls(address.hostname or "", address.port, context=context)
 

@@ -23,9 +23,9 @@ ENGINE_ERROR = "EngineError"
 #: the code of a call that was cancelled because we stop: as a negative it is no failed delivery
 SHUTDOWN = "Shutdown"
 
-#: with these a model that works refuses one item
+#: statuses with which a working model refuses one item
 ABOUT_THE_ITEM = frozenset((400, 413, 415, 422))
-#: the system has no room for one more connection or process: that is no fault of the call
+#: errors when the system cannot open another connection or start another process: not the call's fault
 NO_ROOM = frozenset(
     (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL)
 )
@@ -77,7 +77,8 @@ class ModelFailed(ServerError):
     usable answer, 504 without one in time, 503 when it was cancelled. `code` is the same as text, or a word:
     `EngineError`, `Shutdown`. `data` is what the model said, if anything.
 
-    `busy` says that nothing is wrong with the call: the model takes none now, for `retry_after_s` if it said so.
+    `busy` says that the call may succeed later, after `retry_after_s` if the model named a time: the model accepts no
+    calls now.
     """
 
     kind = "model_failed"

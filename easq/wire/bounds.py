@@ -1,8 +1,8 @@
-"""What a peer's message may become in memory, looked at before it is decoded.
+"""Limits on the memory that a decoded message takes, checked before it is decoded.
 
-An answer of 60 MB is at most 60 MB of text, but 20 million empty objects, each of which takes Python 64 bytes and more.
-So the values of JSON and the fields of protobuf are counted first, and no message of the wire has as many as are
-refused here. Everything raises ValueError.
+60 MB of JSON may hold 20 million empty objects, each of which takes 64 bytes or more in Python. So the values of JSON
+and the fields of protobuf are counted first; the limits are above what any valid message has. All functions raise
+ValueError.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-#: values in one document of JSON, containers included: 10,000 items of 20 tags have fewer, and a dict takes 232 bytes
+#: values in one JSON document, containers included; 10,000 items of 20 tags have fewer. An empty one may take 64 bytes,
+#: a dict 232
 MAX_VALUES = 250_000
-#: frames of one list, each of which takes some 400 bytes beside what is in it
+#: frames of one list; each takes some 400 bytes in addition to its content
 MAX_FRAMES = 200_000
-#: bytes of a document that is not ASCII, and of one with characters beyond 16 bits: as text, and once more as a value,
-#: each of its characters takes 2 and 4 bytes then
+#: bytes of a document that is not ASCII, and of one with characters above U+FFFF. Each of its characters takes 2 and 4
+#: bytes in memory, once in the text and once in the decoded value
 _MAX_WIDE_BYTES, _MAX_WIDEST_BYTES = 32 * 1024 * 1024, 16 * 1024 * 1024
 _WIDEST = re.compile(rb"[\xf0-\xff]")
-#: a message up to this cannot hold so much that it has to be counted, in bytes
+#: a message up to this size, in bytes, is too small to exceed a limit, and is not counted
 _SMALL_BYTES = 16 * 1024
-#: what begins a value or stands before one, and strings, which may hold the same characters
+#: a bracket, brace or comma, of which each comes before a value, or a string, which may contain these characters
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
-#: strings to one value: a key and itself
+#: tokens to one value, at most: a comma or bracket, its key, and itself
 _TOKENS = 3
 
 #: wire types of protobuf
@@ -32,7 +33,7 @@ _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 
 
 def load_json(data: bytes) -> Any:
-    """Return the document of JSON that `data` is, in UTF-8."""
+    """Return the decoded JSON document `data`, which is in UTF-8."""
     if len(data) > _SMALL_BYTES:
         _check_json(data)
     try:
@@ -56,7 +57,7 @@ def _check_json(data: bytes) -> None:
 
 
 def check_fields(data: bytes, most: int) -> None:
-    """Raise ValueError where the protobuf message has more than `most` fields, at its own level."""
+    """Raise ValueError if the protobuf message has more than `most` fields at its top level."""
     if len(data) > _SMALL_BYTES:
         for count, _ in enumerate(fields(data), 1):
             if count > most:
@@ -64,9 +65,10 @@ def check_fields(data: bytes, most: int) -> None:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield number, begin and end of each field of a protobuf message that has a length; others have an empty one.
+    """Yield number, begin and end of each field of a protobuf message; the range is empty except for length-delimited
+    fields.
 
-    Raises ValueError for what is cut off, and for groups, which no message of the wire has.
+    Raises ValueError for a truncated message, and for groups, which no message of the wire has.
     """
     at, size = 0, len(data)
     while at < size:

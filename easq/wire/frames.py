@@ -31,7 +31,7 @@ _LENGTH_BYTES = 4
 #: longest delimited frame that is read: twice what the Go client takes, so that no peer can have memory
 #: reserved
 MAX_FRAME_BYTES = 64 * 1024 * 1024
-#: tags of one frame; easq's services take 16 KiB of them, in which there are fewer
+#: most tags of one frame; easq's services accept 16 KiB of tags, which are fewer
 MAX_TAGS = 8192
 
 
@@ -62,7 +62,7 @@ def encode_frames(frames: Iterable[Frame], codec: Codec) -> bytes:
 def decode_frames(data: bytes, codec: Codec, *, most: int = MAX_FRAMES) -> list[Frame]:
     """The frames of a list; empty bytes and JSON `null` are the empty list, as the SDKs read them.
 
-    Raises ValueError for more than `most`, before they are all decoded.
+    Raises ValueError for more than `most` frames, before all are decoded.
     """
     most = min(most, MAX_FRAMES)
     if codec is Codec.PROTOBUF:
@@ -78,7 +78,9 @@ def decode_frames(data: bytes, codec: Codec, *, most: int = MAX_FRAMES) -> list[
 
 
 def _protobuf_frames(data: bytes, most: int) -> list[Frame]:
-    """The frames of a list, each parsed by itself: the library would make all of them at once, however many."""
+    """Return the frames of a list. Each is parsed by itself: the library would create all of them before a limit
+    could be checked.
+    """
     found: list[Frame] = []
     tags = 0
     for number, begin, end in fields(data):

@@ -114,9 +114,9 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Negative:
-    """The items are not done: they return to the group, and the failure counts but for `code` Shutdown and Busy.
+    """Return the items to the group. This counts as a failure unless `code` is Shutdown or Busy.
 
-    `delay_s` is how long busy items wait: easq's own, as Busy is.
+    `delay_s` is the wait of busy items, in seconds. Busy and the delay are extensions of easq.
     """
 
     indexes: tuple[int, ...]
@@ -143,7 +143,8 @@ class Truncate:
 class Watch:
     """Be pushed items from `index` (or NEWEST) on, at most `window` uncommitted (0: as the service likes).
 
-    `process` names the process that watches, so that the service knows it after a lost connection: easq's own.
+    `process` names the watching process, so that the service recognizes it after a lost connection: an extension of
+    easq.
     """
 
     index: int = NO_INDEX
@@ -210,8 +211,8 @@ _GROUP_HEADERS = ("X-EAS-QueueService-Gid", "X-EAS-QueueService-Redis-Gid")
 _PRIORITY_HEADER = "X-EAS-QueueService-Priority"
 _REAR_HEADER = "X-EAS-QueueService-Access-Rear"
 _SESSION_HEADER = "X-Easq-Session"
-#: says that the endless HTTP answer is wanted. Proxies that speak HTTP/1.0 upstream hold such an answer back, so over
-#: HTTP/1.0 it is given only on this word
+#: asks for the endless HTTP answer. Proxies that speak HTTP/1.0 upstream buffer such an answer, so over HTTP/1.0 it is
+#: sent only with this header
 TRANSPORT_HEADER, TRANSPORT_HTTP = "X-Easq-Transport", "http"
 _KEY_TEXT = re.compile(r"[!-~]{1,128}")
 _KEY_HEADERS = ("Idempotency-Key", "X-Easq-Idempotency-Key")

@@ -34,26 +34,26 @@ from easq.wire.sniff import sniff
 REQUEST_ID_HEADER = "X-Eas-Queueservice-Request-Id"
 #: `1` on the answer to a put whose idempotency key was seen before
 DUPLICATE_HEADER = "X-Easq-Duplicate"
-#: how many indexes of a commit or negative counted, and how many items were deleted; the answer is 200 in any case
+#: how many items a commit or negative changed, and how many items were deleted; the status is 200 in any case
 COMMITTED_HEADER, DELETED_HEADER = "X-Easq-Committed", "X-Easq-Deleted"
 #: `no` on a 503: certainly nothing was stored
 STORED_HEADER = "X-Easq-Stored"
-#: on the attributes of easq's own service: what it can do beside the wire of EAS, as words with commas between
+#: on the attributes of easq's own service: its extensions of EAS's protocol, separated by commas
 FEATURES_HEADER = "X-Easq-Features"
-#: it takes negatives of the code Busy, and `_delay_` with them
+#: the service accepts negatives with the code Busy and a `_delay_`
 BUSY_FEATURE = "busy"
 FEATURES = frozenset((BUSY_FEATURE,))
 #: body of the 404 that answers a search for an item that is gone
 NO_DATA_IN_STREAM = "no data in stream"
 
-#: longest line of a consumer or group that is read, in characters: its tags have 16 KiB
+#: longest line of a consumer or group that is parsed, in characters; tags have at most 16 KiB
 _MAX_LINE = 64 * 1024
 #: longest text of an error that is written or shown, in characters
 _MAX_ERROR_TEXT = 500
 _PLAIN = "text/plain; charset=utf-8"
 _MEDIA_TYPE = re.compile(r"[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+(?:[ \t]*;[\x20-\x7e\t]*)?", re.ASCII)
-#: what a browser runs, or renders as a page or with a viewer of its own; served as plain bytes instead. Firefox takes
-#: every multipart type but a form's for pages
+#: types that a browser executes, or renders as a page or in a built-in viewer; served as plain bytes instead. Firefox
+#: renders every multipart type except form-data
 _ACTIVE = re.compile(
     r"multipart/(?!form-data).*|message/.*|.*/(?:hta|x-component|cache-manifest|.*css)"
     r"|.*(?:html|xml|xsl|svg|pdf|mimearchive|javascript|ecmascript|jscript|livescript|vbscript|typescript"
@@ -104,7 +104,7 @@ def read_ok(reply: Reply) -> None:
 
 
 def read_counted(reply: Reply) -> int | None:
-    """Return how many items a commit, negative, delete or truncate counted; None where the service does not say."""
+    """Return how many items a commit, negative, delete or truncate changed; None if the service does not say."""
     read_ok(reply)
     count = reply.header(COMMITTED_HEADER) or reply.header(DELETED_HEADER)
     return int(count) if count.isascii() and count.isdigit() and len(count) < 20 else None
@@ -138,7 +138,7 @@ def raw_reply(frame: Frame) -> Reply:
 
 
 def read_frames(reply: Reply, codec: Codec, *, most: int = MAX_FRAMES) -> list[Frame]:
-    """The frames of a get that asked for `codec`, and for `most`: empty for 204 and for an empty body. A
+    """Return the frames of a get that asked for `codec` and at most `most` frames; none for 204 and an empty body. A
     Content-Type that names the other codec is believed.
     """
     _expect(reply, "get")
@@ -153,7 +153,7 @@ def read_frames(reply: Reply, codec: Codec, *, most: int = MAX_FRAMES) -> list[F
 
 
 def attributes_reply(attributes: Mapping[str, str], codec: Codec) -> Reply:
-    """The attributes of a queue, and in a header what this service can do beside the wire of EAS."""
+    """Return the answer with a queue's attributes, and with this service's extensions in a header."""
     from easq.wire.frames import encode_attributes  # protobuf, which a put does without
 
     return _reply(
@@ -162,7 +162,7 @@ def attributes_reply(attributes: Mapping[str, str], codec: Codec) -> Reply:
 
 
 def read_features(reply: Reply) -> frozenset[str]:
-    """Return what the service of an attributes answer can do beside the wire of EAS; of EAS itself nothing."""
+    """Return the extensions that an attributes answer names; none from EAS itself."""
     return frozenset(filter(None, map(str.strip, reply.header(FEATURES_HEADER).split(","))))
 
 
@@ -243,7 +243,10 @@ def read_error(reply: Reply) -> EasqError:
 
 
 def retry_after_s(reply: Reply) -> float | None:
-    """The seconds of a Retry-After header; its date counts from the answer's own, since clocks differ."""
+    """Return the seconds of a Retry-After header; None without a valid one.
+
+    A date is compared with the answer's own Date, since clocks differ.
+    """
     text = reply.header("Retry-After").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
@@ -257,7 +260,7 @@ def retry_after_s(reply: Reply) -> float | None:
         sent = reply.header("Date")
         now = parsedate_to_datetime(sent) if sent else datetime.now(UTC)
         return max((moment - now).total_seconds(), 0.0)
-    except (TypeError, ValueError, OverflowError):  # none, or no date; TypeError for one without a zone
+    except (TypeError, ValueError, OverflowError):  # not a date, or (TypeError) one without a time zone
         return None
 
 
@@ -337,17 +340,17 @@ class GroupLine:
 
 @dataclass(frozen=True, slots=True)
 class HeldLine:
-    """What one filter of a group holds back: the value of `groups.held.[i]`, which easq's own service adds."""
+    """How many items one filter of a group retains: the value of `groups.held.[i]`, an extension of easq."""
 
     id: str
-    #: how many items; None where the filter would have to be compared with each of them
+    #: how many items; None for a filter with tags, which would have to be compared with each item
     items: int | None = None
-    #: the filter holds them for so long; None while a consumer with it is connected
+    #: the filter retains them for so many seconds more; None while a consumer with it is connected
     left_s: float | None = None
     tags: Tags = field(default_factory=dict)
 
     def text(self) -> str:
-        """Return the line as the service writes it."""
+        """Return the line in the service's format."""
         parts = [f"Id: {self.id}"]
         if self.items is not None:
             parts.append(f"Items: {self.items}")
@@ -359,7 +362,7 @@ class HeldLine:
 
     @classmethod
     def parse(cls, text: str) -> HeldLine:
-        """Return what a line tells of. Raises ValueError for another line."""
+        """Return the parsed line. Raises ValueError for any other text."""
         found = _columns(text)
         items, left = found.get("Items"), found.get("Left")
         return cls(

@@ -64,7 +64,7 @@ def test_failures_are_said_and_the_service_answers_in_the_end(queue: Easq) -> No
     status, out, err = work(queue, "--", *MODEL)
     assert (status, out) == (0, "")
     said = [line for line in err.splitlines() if "item" in line]
-    assert said.pop(2) == "[INFO] the model fails, trying one item at a time: no luck"
+    assert said.pop(2) == "[INFO] the model fails, calling it for one item at a time: no luck"
     assert said == [f"[INFO] item 1 failed, attempt {n}: EngineError no luck" for n in range(1, 6)]
     assert err.startswith("[INFO] Start to work: window: 5, jobs: 5\n")
     totals = r"Total: 5, answered: 0, empty: 0, too large: 0, failed: 5, busy: 0, returned: 0\n$"
