@@ -39,7 +39,7 @@ class Timing:
     group_retention_s: float = 60.0
     #: delay before the redelivery that follows the k-th failure; the last value goes for all further ones
     backoff_s: tuple[float, ...] = (0.0, 1.0, 5.0, 15.0, 60.0)
-    #: an item whose consumers were busy for so long in all has failed; 0: it waits as long as it takes
+    #: an item that has waited for busy consumers for so long in all has failed; 0: no limit
     busy_limit_s: float = 600.0
     #: consumers that left are listed this long
     forget_s: float = 300.0
@@ -49,7 +49,8 @@ class Timing:
 class Subscription:
     """What a watch asks for. `window` is at least 1; `after` the highest index that is not wanted.
 
-    `process` names the process of the consumer, if it says so: one that is back within the grace keeps what it holds.
+    `process` names the consumer's process, or is empty: a process that reconnects within the grace period keeps its
+    pending items.
     """
 
     window: int
@@ -136,7 +137,7 @@ class Storage(ABC):
 
     #: the word for `meta.durability`: fsync, os, memory, redis-fsync ...
     durability: str
-    #: what whoever runs the service has to know of the engine, said at the start; mostly nothing
+    #: a warning for the operator, shown at the start; empty if there is none
     caution: str = ""
 
     @abstractmethod
@@ -205,9 +206,9 @@ class Storage(ABC):
         timeout_s: float,
         gone: asyncio.Future[None] | None = None,
     ) -> None:
-        """Return when an item that matches may have come, the time is over, or the caller is `gone`.
+        """Return when a matching item may have arrived, after `timeout_s`, or when `gone` is done.
 
-        One item wakes one taker; if that one is gone, the next.
+        An item wakes one taker (`taking`); if that one is gone, the next.
         """
 
     @abstractmethod
@@ -217,7 +218,7 @@ class Storage(ABC):
     @abstractmethod
     async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
         """A connection of the consumer is known, under a number never given before; an older one of the same name
-        is closed. Another connection of the same process goes on where that one was.
+        is closed. A new connection of the same process gets the pending items of the older one.
         """
 
     @abstractmethod
@@ -225,8 +226,8 @@ class Storage(ABC):
         """The connection is gone. Closed: its items are ready at once. Lost: at once for the same user, for others
         after the grace.
 
-        A loss is a failure of its items when the process that had them is not back within the grace. Of a consumer that
-        names no process the first losses of an item are not counted.
+        A lost connection counts as a failure of its items unless their process reconnects within the grace period. For
+        a consumer that names no process, the first `FREE_LOSSES` losses of an item do not count.
         """
 
     @abstractmethod
@@ -241,8 +242,8 @@ class Storage(ABC):
         """The items are done for `group` and never delivered to it again; returns how many were present and not
         yet committed.
 
-        An item that no other group holds back is removed. A group holds back what the filter of one of its consumers
-        lets through, also of one that left within the retention, unless it was committed there.
+        An item that no other group retains is removed. A group retains the items that it has not committed and that
+        match the filter of one of its consumers, or of one that left within the retention period.
         """
 
     @abstractmethod
@@ -257,11 +258,10 @@ class Storage(ABC):
         now: float,
         delay_s: float | None = None,
     ) -> int:
-        """Items pending in `group` are ready again after the back-off; returns how many.
+        """Make items that are pending in `group` ready again after the back-off, and return how many.
 
-        They go to another consumer than the one that had them, while there is one. Code Shutdown: at once, and no
-        failure is counted. Busy: after `delay_s`, and no failure is counted, unless they waited for longer than the
-        limit.
+        They go to another consumer than before, if there is one. Code Shutdown: at once, without counting a failure.
+        Code Busy: after `delay_s`; it counts as a failure only once the item has waited for `busy_limit_s` in all.
         """
 
     @abstractmethod
@@ -271,7 +271,7 @@ class Storage(ABC):
     @abstractmethod
     async def truncate(self, stream: str, below: int) -> int:
         """All items with an index lower than `below` are gone for all groups; returns how many. Later indexes go
-        on from before. Many go in steps, the oldest first: after a crash in between the others are there.
+        on from before. Many are removed in steps, the oldest first; a crash in between keeps the rest.
         """
 
     @abstractmethod
@@ -296,8 +296,8 @@ class Storage(ABC):
 
     @abstractmethod
     async def idle(self, stream: str, consumer: Consumer, *, now: float, process: str = "") -> float | None:
-        """How long ago the consumer's connection showed life, in seconds; None when it has none at any server, or one
-        of the same `process`.
+        """Return the seconds since the last heartbeat of the consumer's connection; None if it has none at any server,
+        or one of the same `process`.
         """
 
     @abstractmethod

@@ -12,7 +12,11 @@ from easq.storage.effects import Touch
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The frame is stored under its index, with the wall times before and after which it is not delivered."""
+    """The frame is stored under its index.
+
+    `due_ms` and `expires_ms`, in Unix milliseconds, are the times before and after which it is not to be delivered.
+    They are only stored; no rule reads them yet.
+    """
 
     stream: str
     frame: Frame
@@ -79,8 +83,9 @@ class Touched:
 
 @dataclass(frozen=True, slots=True)
 class GroupKept:
-    """The group is known, or forgotten. `filter` is the text of its filters, `left_ms` the wall time at which its last
-    consumer left; they replace what was stored.
+    """The group is stored, replacing what was stored of it, or deleted.
+
+    `filter` is the text of its filters; `left_ms` when its last consumer left, in Unix milliseconds.
     """
 
     stream: str

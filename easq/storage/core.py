@@ -8,8 +8,8 @@ The life of an entry, for one group:
                           ├──── closed ────────┤   at once
                           └──── lost ──────────┘   at once for the same user, for others after the grace
 
-    A lost connection counts as a failure once the process that had it is not back within the grace. Who names no
-    process has some losses free.
+    A lost connection counts as a failure unless its process reconnects within the grace period. For a consumer that
+    names no process, the first losses of an item do not count.
 
     pending ──the last failure that is allowed──▶ given up: counts as committed, a copy goes to the rear store
 
@@ -42,17 +42,17 @@ from easq.wire.replies import ConsumerLine, GroupLine, HeldLine
 
 #: the negative code of a consumer that will exit: its items go back, it gets nothing more, nothing counts as failed
 SHUTDOWN = "Shutdown"
-#: when `tick` has more to do at once: before every moment of a monotonic clock
+#: the value of `due` when `tick` has to be called at once: before any time of a monotonic clock
 AT_ONCE = 0.0
-#: the negative code of a consumer whose model takes nothing now: the item waits, nothing counts as failed
+#: the negative code of a consumer whose model is busy: the item waits, and no failure is counted
 BUSY = "Busy"
-#: what an item that waited for too long has failed with
+#: the code with which an item fails that waited for busy consumers for too long
 BUSY_STATUS = "503"
-#: without a time of its own a busy item waits as long as it has waited before, between these bounds, in milliseconds
+#: the wait of a busy item without `delay_s`: as long as it has waited before, within these bounds, in milliseconds
 BUSY_FIRST_MS, BUSY_MOST_MS = 1000, 30_000
-#: so many losses of an item are no failures where the consumer does not say which process it is
+#: so many lost connections of an item do not count as failures if the consumer names no process
 FREE_LOSSES = 10
-#: why an item failed whose consumer did not come back
+#: the failure reason of an item whose consumer did not reconnect
 _LOST = "the connection was lost"
 
 
@@ -99,10 +99,10 @@ class Stream:
         now: float,
         filters: Iterable[tuple[Tags, float]] | None = None,
     ) -> None:
-        """A stored group is known; its entries are there. `committed` includes `given_up`.
+        """Restore a stored group, after its entries. `committed` includes `given_up`.
 
-        `filters` are what it holds back, and when the last consumer of each left; None where that is not known: then
-        it holds everything back, as if its last consumer left now.
+        `filters` are its filters, and when the last consumer of each left; None if they are not known: then the group
+        retains every item, as if a consumer without a filter had left now.
         """
         group = self._groups.setdefault(name, Group(name))
         for tags, left_at in [({}, now)] if filters is None else filters:
@@ -140,7 +140,7 @@ class Stream:
         return index, effects
 
     def _make_room(self, size: int, limits: Limits, loose: Sequence[int], effects: Effects) -> None:
-        """Absent consumers let go; then, if the limits say so, the oldest entries are evicted."""
+        """Drop the filters of absent consumers, remove `loose`, then evict the oldest entries if `limits` allow it."""
         for group in self._groups.values():
             if group.filters.drop_absent():
                 effects.groups.append(group.name)
@@ -255,8 +255,10 @@ class Stream:
         return session.number, effects
 
     def _take_filter(self, group: Group, tags: Tags, before: Tags | None, effects: Effects) -> None:
-        """The group holds back what a consumer with `tags` wants. Where that consumer had other tags `before`, and
-        nobody else has them, those end now: it will not come back for their items.
+        """Record that a consumer with `tags` is connected: the group retains the items that match them.
+
+        If the consumer had other tags `before` that no other consumer has, their filter ends: it will not return for
+        those items.
         """
         mine = filter_of(tags)
         if mine not in group.filters or group.filters.is_absent(mine):
@@ -330,14 +332,14 @@ class Stream:
         self.due = min(self.due, hold.until)
 
     def _count_loss(self, group: Group, index: int, effects: Effects, hold: Hold) -> None:
-        """Count the lost connection of the item as a failure; it is held as `hold` says unless that was the last."""
+        """Count the lost connection as a failure of the item; hold the item as `hold` says unless it is given up."""
         group.held.pop(index, None)
         group.touched[index].losses += 1
         if not self._fail(group, index, "", _LOST, effects):
             self._hold(group, index, hold)
 
     def _lose_to(self, group: Group, session: Session, effects: Effects) -> None:
-        """Another process is there under the name of one that had items: that one will not come back."""
+        """Count the losses of an earlier process of the same name: it will not reconnect, as `session` replaces it."""
         lost = [
             index
             for index, hold in group.held.items()
@@ -347,7 +349,7 @@ class Stream:
             self._count_loss(group, index, effects, group.held[index]._replace(process=""))
 
     def _fail(self, group: Group, index: int, code: str, reason: str, effects: Effects) -> bool:
-        """Count one failure more of the item. Return whether it was the last, and the group has given it up."""
+        """Count a failure of the item. Return whether it was the last one allowed, and the group has given it up."""
         touch = group.touched.setdefault(index, Touch())
         touch.failures += 1
         touch.code, touch.reason = code, reason
@@ -381,7 +383,7 @@ class Stream:
         return fetched
 
     def next_size(self, number: int) -> int:
-        """The bytes of the next item that is handed to the connection; 0 when there is none."""
+        """Return the size in bytes of the next item for the connection; 0 if there is none."""
         session = self._sessions.get(number)
         index = next(iter(session.box), None) if session is not None else None
         return 0 if index is None else self.entries.size_of(index)
@@ -407,7 +409,9 @@ class Stream:
         return {session.consumer: number for number, session in self._sessions.items()}
 
     def idle(self, consumer: Consumer, now: float, process: str = "") -> float | None:
-        """How long ago the consumer's connection showed life; None when it has none, or one of the same process."""
+        """Return the seconds since the last heartbeat of the consumer's connection; None if it has none, or one of the
+        same process.
+        """
         group = self._groups.get(consumer.group)
         member = None if group is None else group.members.get(consumer.user)
         if member is None or member.session is None:
@@ -419,7 +423,7 @@ class Stream:
     # -- acknowledgement -------------------------------------------------------------------------------------------
 
     def commit(self, name: str, indexes: Iterable[int]) -> tuple[int, Effects]:
-        """The items are done for the group; an item that no other group holds back is gone."""
+        """Commit the items for the group; remove those that no other group retains."""
         effects = Effects()
         present = self._present(indexes)
         if not present:
@@ -444,7 +448,7 @@ class Stream:
         return counted, effects
 
     def _is_free(self, index: int) -> bool:
-        """Whether nobody holds back an item that a group has just committed."""
+        """Return whether no group retains an item that one has just committed; record who does."""
         holder = self._holding.holder(index)
         if holder != NOBODY:
             self._holding.kept(index, holder)
@@ -538,7 +542,7 @@ class Stream:
         now: float,
         delay_s: float | None = None,
     ) -> tuple[int, Effects]:
-        """Items pending in the group are ready again after the back-off of their failures; others are left alone.
+        """Make items that are pending in the group ready again after their back-off; ignore others.
 
         Busy ones wait for `delay_s`, or as long as they have waited before.
         """
@@ -579,7 +583,7 @@ class Stream:
         return counted, effects
 
     def _busy_for(self, touch: Touch, delay_s: float | None) -> int | None:
-        """Return how many milliseconds a busy item waits now; None when it has waited for as long as it may."""
+        """Return how many milliseconds a busy item has to wait; None when it has reached the limit."""
         limit_ms = round(self.timing.busy_limit_s * 1000)
         if limit_ms and touch.busy_ms >= limit_ms:
             return None
@@ -644,14 +648,14 @@ class Stream:
         return effects
 
     def stood_still(self, now: float) -> None:
-        """Who lost a connection has the whole grace from `now` on: nobody was heard while the service stood still."""
+        """Restart the grace period of all lost connections: nobody could reconnect while the service stood still."""
         for group in self._groups.values():
             for index, hold in list(group.held.items()):
                 if hold.user is not None:
                     self._hold(group, index, hold._replace(until=now + self.timing.leave_grace_s))
 
     def _release_hold(self, group: Group, index: int, hold: Hold, effects: Effects) -> None:
-        """The item is ready for all. That its process did not come back is a failure."""
+        """Make the held item ready for all consumers. If it was held for a process, count a failure."""
         del group.held[index]
         if hold.process:
             group.touched[index].losses += 1
@@ -668,7 +672,7 @@ class Stream:
             effects.forgotten_groups.append(name)
 
     def _remove_free(self, effects: Effects) -> None:
-        """Of the committed items that have to be examined, one slice is; those that nobody holds back are gone."""
+        """Examine one slice of the committed items, and remove those that no group retains."""
         free = self._holding.next_free()
         if free:
             self._retire(free, effects)
@@ -678,14 +682,14 @@ class Stream:
     # -- what is asked ---------------------------------------------------------------------------------------------
 
     def filters(self, name: str) -> list[tuple[Filter, float | None]] | None:
-        """Return what the group holds back: filters, and when the last consumer of each left, None while one is
-        connected. None for a group that is not known.
+        """Return the group's filters, and when the last consumer of each left (None: one is connected). None for an
+        unknown group.
         """
         group = self._groups.get(name)
         return None if group is None else list(group.filters)
 
     def absent(self) -> list[str]:
-        """Return the groups that hold something back for consumers that left."""
+        """Return the groups with filters of consumers that left."""
         return [group.name for group in self._groups.values() if group.filters.first_left_at is not None]
 
     def touch(self, name: str, index: int) -> Touch | None:
@@ -701,7 +705,7 @@ class Stream:
         return replace(place, ahead=place.ahead - self.entries.count_ahead(self.handled(name), index))
 
     def place(self, name: str, index: int) -> Location | None:
-        """As `locate`, but that `ahead` counts what the group has `handled` too."""
+        """Return the same as `locate`, except that `ahead` includes the items that `handled` returns."""
         if not self.entries.visible(index):
             return None
         group = self._groups.get(name)
@@ -710,7 +714,7 @@ class Stream:
         return Location(None, self.entries.ahead(index))
 
     def handled(self, name: str) -> list[int]:
-        """The items that `place` counts, and that the group does not get any more: they are to be subtracted."""
+        """Return the items that the group has pending or committed, to be subtracted from `ahead` of `place`."""
         group = self._groups.get(name)
         return [] if group is None else [*group.pending, *group.committed]
 
@@ -743,7 +747,7 @@ class Stream:
         )
 
     def _held_lines(self, group: Group, now: float) -> Iterator[HeldLine]:
-        """Yield what each filter of the group holds back, if it may be anything."""
+        """Yield a line for each filter of the group, unless the group has committed everything."""
         uncommitted = len(self.entries) - len(group.committed)
         for one, left_at in group.filters:
             if uncommitted:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 class Touch:
     """What a group remembers of an item that was delivered to it at least once.
 
-    `losses` counts the lost connections that were no failures, `busy_ms` is how long in all consumers were busy for it.
+    `losses` counts the connections that were lost with it, except those whose process reconnected in time; `busy_ms` is
+    how long it has waited for busy consumers since its last failure.
     """
 
     deliveries: int = 0

@@ -53,15 +53,16 @@ from easq.storage.waiting import Waiting, carries
 _LAZY_S = 0.1
 #: one fetch of a connection reads at most so many items, and so many bytes
 _FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
-#: a slice that is not stored after this is followed by the next one all the same, in seconds
+#: the next slice is begun after so many seconds even if the last one is not stored yet
 _PAUSE_S = 1.0
 #: what the service itself writes is stored whatever is there already
 NO_LIMITS = Limits(max_items=1 << 62, max_bytes=1 << 62)
 #: a scan gives way to others after so many entries; most find what they want among the first few
 _SCAN_CHUNK, _FIRST_CHUNK = 500, 8
-#: payload that is loaded before others get their turn, in bytes; 8 MiB take 5 to 10 ms
+#: bytes of payload that are loaded before other tasks get a turn; 8 MiB take 5 to 10 ms
 _LARGE_BYTES = 1024**2
-#: entries that a truncate removes at once (2 us each), and entries whose places are compared at once (0.4 us each)
+#: entries that a truncate removes before other tasks get a turn (2 us each), and entries that `locate` compares before
+#: that (0.4 us each)
 _REMOVED_AT_ONCE, _COUNTED_AT_ONCE = 8_000, 25_000
 
 
@@ -72,11 +73,11 @@ Settle: TypeAlias = Callable[[Exception | None], None]
 class Embedded(Storage):
     """All verbs over `Stream`; a subclass keeps the entries (`_submit`, `_load`, `_load_tags`, `_find`)."""
 
-    #: rules that run so late do so because the process stood still (stopped, suspended, a paused machine), in seconds
+    #: a timer that is late by more than so many seconds shows that the process stood still (stopped, suspended)
     stood_still_s = 1.0
 
     def __init__(self, timing: Timing, wall_ms: Callable[[], int] | None = None) -> None:
-        """`wall_ms` tells the wall time, in Unix milliseconds: it counts while the service is down."""
+        """`wall_ms` returns the wall time in Unix milliseconds, for times that are stored across restarts."""
         self._timing = timing
         self._wall_ms = wall_ms or (lambda: time.time_ns() // 1_000_000)
         self._cores: dict[str, Stream] = {}
@@ -117,7 +118,7 @@ class Embedded(Storage):
 
     @abstractmethod
     def _find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
-        """The indexes of stored entries with this request id, from `start` on, ascending; at most so many."""
+        """Return the indexes of stored entries with this request id from `start` on, ascending, at most `most`."""
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -198,7 +199,7 @@ class Embedded(Storage):
         return changes
 
     def _kept(self, stream: str, group: str, *, stopping: bool = False) -> GroupKept:
-        """What is to be stored of the group."""
+        """Return the change that stores the group and its filters."""
         filters = self._cores[stream].filters(group) or []
         now, wall_ms = asyncio.get_running_loop().time(), self._wall_ms()
         left = [left_at for _, left_at in filters if left_at is not None]
@@ -221,7 +222,7 @@ class Embedded(Storage):
             await stored
 
     def _apply_later(self, stream: str, effects: Effects) -> asyncio.Future[None] | None:
-        """Nobody waits for what the effects ask for; what is done once it is stored, if there is anything."""
+        """Submit the changes of `effects`. Return a future that is done once they are stored; None without any."""
         buried, _ = self._bury(stream, effects)
         changes = self._changes(stream, effects, buried)
         if not changes:
@@ -347,18 +348,18 @@ class Embedded(Storage):
         if due > AT_ONCE and now - due > self.stood_still_s:
             core.stood_still(now)
         effects = core.tick(now)
-        # slices that are made faster than they are stored would be one long transaction in the end
+        # slices made faster than they are stored would pile up to one long transaction
         self._paused.add(stream)
         stored = self._apply_later(stream, effects)
         if stored is None or core.due > AT_ONCE:
             self._go_on(stream)
             return
-        # a full disk stores nothing for a while, and other things are due meanwhile
+        # on a full disk nothing is stored for a while, and other timers must not wait for that
         timer = asyncio.get_running_loop().call_later(_PAUSE_S, self._go_on, stream)
         stored.add_done_callback(lambda _: self._go_on(stream, timer))
 
     def _go_on(self, stream: str, timer: asyncio.TimerHandle | None = None) -> None:
-        """The stream's next slice may be made."""
+        """Allow the stream's next slice."""
         if timer is not None:
             timer.cancel()
         if stream in self._paused and self._failure is None:
@@ -534,7 +535,7 @@ class Embedded(Storage):
             if not core.connected(session):
                 break
             if core.next_size(session) > _LARGE_BYTES:
-                # of many connections that are to get a large item, one loads it in each turn of the loop
+                # one connection at a time loads a large item, and other tasks get a turn in between
                 async with self._large:
                     await asyncio.sleep(0)
                     leases = self._lease(stream, core, session, event, index_only)
@@ -593,7 +594,7 @@ class Embedded(Storage):
 
     async def truncate(self, stream: str, below: int) -> int:
         core = self._core(stream)
-        below = min(below, core.entries.shown + 1)  # not what comes meanwhile
+        below = min(below, core.entries.shown + 1)  # entries that are put meanwhile stay
         total, step = 0, 0
         while step < below:
             step = core.entries.bound(below, _REMOVED_AT_ONCE)

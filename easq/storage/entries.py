@@ -13,7 +13,7 @@ from itertools import islice
 from easq.errors import QueueFull
 from easq.storage.base import Limits
 
-#: indexes stay below 2^42, which 10,000 puts a second reach in 14 years: a data file has the stream in the bits above
+#: indexes are below 2^42, which 10,000 puts a second reach in 14 years; the bits above hold the stream in a data file
 INDEX_BITS = 42
 #: a lane is rebuilt when it has more removed entries than this, and more than present ones
 _MIN_HOLES = 1024
@@ -109,7 +109,7 @@ class Entries:
         return self._fits(len(self._present) + items - 1, self._size, size, limits)
 
     def lacks(self, size: int, limits: Limits) -> tuple[int, int]:
-        """Return how many entries, and how many bytes, have to go before one of `size` bytes fits."""
+        """Return how many entries, and how many bytes, have to be removed before an entry of `size` bytes fits."""
         items = len(self._present) + len(self._allotted) + 1 - limits.max_items
         return items, self._size + self._allotted_size + size - limits.max_bytes
 
@@ -233,12 +233,12 @@ class Entries:
         return count - sum(1 for claimed in self._claimed if self.rank(claimed) < rank)
 
     def count_ahead(self, others: Iterable[int], index: int) -> int:
-        """How many of `others` are visible and have a lower rank than the present entry `index`."""
+        """Return how many of `others` are visible and have a lower rank than the present entry `index`."""
         rank = self.rank(index)
         return sum(1 for other in others if self.visible(other) and self.rank(other) < rank)
 
     def bound(self, below: int, most: int) -> int:
-        """An index up to `below`, under which at most so many entries, or one of each class, are present."""
+        """Return an index, at most `below`, below which at most `most` entries, or one per class, are present."""
         share = max(1, most // max(1, len(self._lanes)))
         for lane in self._lanes.values():
             if len(lane.indexes) - lane.head > share:

@@ -1,4 +1,4 @@
-"""Which items a consumer group holds back: the tag filters of its consumers, and how long each of them counts."""
+"""The tag filters of a consumer group: a group retains the items that match one of them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from typing import TypeAlias
 
 from easq.model import Tags
 
-#: the tags that an item must have, sorted; a filter without tags lets every item through
+#: the tags that an item must have, sorted; a filter without tags matches every item
 Filter: TypeAlias = tuple[tuple[str, str], ...]
 
-#: who holds an item back: nobody, only consumers that left, a connected consumer
+#: who retains an item: nobody, only consumers that left, or a connected consumer
 NOBODY, ABSENT, CONNECTED = 0, 1, 2
-#: filters whose consumers left are kept one by one up to so many; more become one that lets every item through
+#: most separate filters whose consumers left; above that, one filter that matches every item replaces them
 _MOST_ABSENT = 64
 
 
 def filter_of(tags: Tags) -> Filter:
-    """Return the filter that lets items with all of `tags` through."""
+    """Return the filter that matches items with all of `tags`."""
     return tuple(sorted(tags.items()))
 
 
 def filters_text(
     filters: Iterable[tuple[Filter, float | None]], now: float, wall_ms: int, *, stopping: bool = False
 ) -> str:
-    """Return the text of filters as it is stored: for each its tags and the wall time at which its last consumer left,
-    null while one is connected. A service that is `stopping` adds how long that was ago: its downtime does not count.
+    """Return filters as JSON text to store: for each its tags, and the wall time at which its last consumer left (null:
+    one is connected).
+
+    With `stopping`, each entry also has the age of that time, so that the service's downtime does not count.
     """
     rows: list[list[object]] = []
     for one, left_at in filters:
@@ -39,9 +41,9 @@ def filters_text(
 
 
 def stored_filters(text: str, now: float, wall_ms: int) -> list[tuple[Tags, float]] | None:
-    """Return the filters that a text was made of, and when the last consumer of each left; None for no text.
+    """Return the filters of a stored text, and when the last consumer of each left; None for an empty text.
 
-    Who was connected when the service ended counts as having left now.
+    A consumer that was connected when the service ended counts as having left now.
     """
     if not text:
         return None
@@ -56,18 +58,18 @@ def stored_filters(text: str, now: float, wall_ms: int) -> list[tuple[Tags, floa
 
 
 class Filters:
-    """The filters of one group. A filter whose last consumer left counts until the group's retention ends.
+    """The filters of one group. A filter whose last consumer left remains until the retention period ends.
 
-    They are stored by their keys: matching an item costs one lookup per set of keys, not one per filter.
+    They are indexed by their keys: matching an item costs one lookup per set of keys, not one per filter.
     """
 
     __slots__ = ("_by_keys", "everything", "has_tags")
 
     def __init__(self) -> None:
         self._by_keys: dict[tuple[str, ...], dict[tuple[str, ...], float | None]] = {}
-        #: who holds each item back, whatever its tags
+        #: who retains every item: the state of the filter without tags
         self.everything = NOBODY
-        #: whether a filter looks at tags
+        #: whether there is a filter with tags
         self.has_tags = False
 
     def __bool__(self) -> bool:
@@ -93,7 +95,7 @@ class Filters:
             self.has_tags = True
 
     def leave(self, one: Filter, now: float) -> None:
-        """Record that the last consumer with the filter left."""
+        """Record that the filter's last consumer left at `now`; merge such filters if they are too many."""
         self.set(one, now)
         if sum(left_at is not None for _, left_at in self) > _MOST_ABSENT:
             self.drop_absent()
@@ -101,12 +103,12 @@ class Filters:
                 self.set((), now)
 
     def is_absent(self, one: Filter) -> bool:
-        """Return whether the filter is here, without a connected consumer."""
+        """Return whether the group has the filter, but no connected consumer with it."""
         keys, values = _split(one)
         return self._by_keys.get(keys, {}).get(values) is not None
 
     def drop(self, one: Filter) -> None:
-        """Remove the filter, if it is here."""
+        """Remove the filter, if the group has it."""
         keys, values = _split(one)
         by_values = self._by_keys.get(keys, {})
         by_values.pop(values, None)
@@ -117,7 +119,7 @@ class Filters:
         self.has_tags = len(self._by_keys) > (() in self._by_keys)
 
     def drop_absent(self, now: float = inf, retention_s: float = 0.0) -> bool:
-        """Remove the filters whose last consumer left so long ago; return whether there was one."""
+        """Remove the filters whose last consumer left by `now - retention_s`; return whether there was one."""
         gone = [one for one, left_at in self if left_at is not None and left_at + retention_s <= now]
         for one in gone:
             self.drop(one)
@@ -125,11 +127,11 @@ class Filters:
 
     @property
     def first_left_at(self) -> float | None:
-        """When the first of those left whose consumers are not connected; None where all are."""
+        """The earliest time at which a filter's last consumer left; None while all have a connected consumer."""
         return min((left_at for _, left_at in self if left_at is not None), default=None)
 
     def holder(self, tags: Tags) -> int:
-        """Return who holds an item with these tags back: NOBODY, ABSENT or CONNECTED."""
+        """Return who retains an item with these tags: NOBODY, ABSENT or CONNECTED."""
         found = NOBODY
         for keys, by_values in self._by_keys.items():
             try:

@@ -13,10 +13,10 @@ from easq.storage.filters import Filters
 
 #: at most so many consumers that left are listed per group
 _MAX_LEFT = 1000
-#: and so many views that nobody is connected with
+#: most views without a connection that are kept per group
 _MAX_LEFT_VIEWS = 16
-#: an item that failed so often in a group, or whose connection was lost so often, is handed out alone: it must not drag
-#: a window of others with it
+#: an item that failed so often in a group, or whose connection was lost so often, is handed out alone, so that a crash
+#: it causes does not affect a window of other items
 _ALONE_AFTER, _ALONE_AFTER_LOSSES = 2, 1
 #: of one entry: whether the group has committed it, whether given up, and how often it was delivered and failed
 Memory: TypeAlias = tuple[bool, bool, Touch | None]
@@ -25,7 +25,8 @@ Memory: TypeAlias = tuple[bool, bool, Touch | None]
 class View:
     """How far the consumers with one start and one tag filter have looked, per priority class.
 
-    What is ready again behind that is in `inbox` until it was looked at, and in `returned` if it is wanted.
+    Items that are ready again behind the cursors are in `inbox` until they are examined, then in `returned` if they
+    match the filter.
     """
 
     __slots__ = ("after", "cursors", "inbox", "left", "returned", "sessions", "tags")
@@ -37,13 +38,14 @@ class View:
         self.inbox: list[tuple[int, int]] = []  # (-priority, index)
         self.returned: list[tuple[int, int]] = []  # heap of (-priority, index)
         self.sessions: set[int] = set()
-        self.left = 0  # how much may be examined in this call
+        self.left = 0  # budget: how much may still be examined in this call
 
 
 class Hold(NamedTuple):
-    """An item that is handed to nobody before `until`, but to `user` if one is named.
+    """An item that only `user` gets before `until`, or nobody if `user` is None.
 
-    With `process` it is what a lost connection had. The loss is counted when that process does not come back in time.
+    With a `process`, the item was pending at a lost connection of that process. If it does not reconnect before `until`
+    the loss counts as a failure.
     """
 
     until: float
@@ -66,7 +68,7 @@ class Session:
     stopped: bool = False
     alone: int = 0  # the item that this connection has, or waits for, to have nothing beside it
     process: str = ""
-    # heap of (-priority, index): held for this user, and handed to it one after the other
+    # heap of (-priority, index): items held for this user, which it gets one at a time
     kept: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -101,22 +103,23 @@ class Group:
         # connections that get nothing more until they are empty, then such an item
         self.reserved: set[int] = set()
         self.touched: dict[int, Touch] = {}
-        # who failed an item last: it goes to another, while there is one; and the heaps of such items, by that user
+        # index -> the user that failed the item last: another user gets it, if there is one; and the heaps of such
+        # items that are ready, by that user
         self.failed_by: dict[int, str] = {}
         self.elsewhere: dict[str, list[tuple[int, int]]] = {}
-        self.keeping: set[int] = set()  # connections for which something is kept
+        self.keeping: set[int] = set()  # connections with items in `Session.kept`
         self.held: dict[int, Hold] = {}
         self.timers: list[tuple[float, int]] = []  # heap of (until, index)
         self.views: list[View] = []
-        self.left_views: list[View] = []  # without a connection, the one that was left last at the end
+        self.left_views: list[View] = []  # views without a connection, the one left most recently at the end
         self.members: dict[str, Member] = {}
         self.connected = 0
-        self.filters = Filters()  # what it holds back; without any it holds nothing back
+        self.filters = Filters()  # which items the group retains; without a filter none
         self.highest = 0  # highest index handed out
 
     @property
     def is_kept(self) -> bool:
-        """Whether something of it has to be stored."""
+        """Whether the group has to be stored."""
         return bool(self.filters or self.committed or self.touched or self.held)
 
     @property
@@ -132,7 +135,7 @@ class Group:
         return touch is not None and (touch.failures >= _ALONE_AFTER or touch.losses >= _ALONE_AFTER_LOSSES)
 
     def view(self, after: int, tags: Tags) -> View:
-        """The view with this start and filter; one that was left goes on where it was."""
+        """Return the view with this start and filter: a connected one, one without a connection, or a new one."""
         for view in self.views:
             if view.after == after and view.tags == tags:
                 return view
@@ -146,7 +149,7 @@ class Group:
         return view
 
     def leave_view(self, view: View) -> None:
-        """Nobody is connected with the view; it is kept for a while, as it may have taken long to get where it is."""
+        """Keep a view without connections for later: it may have taken long to examine the items before its cursors."""
         self.views.remove(view)
         self.left_views.append(view)
         del self.left_views[:-_MAX_LEFT_VIEWS]

@@ -16,14 +16,14 @@ from easq.storage.groups import Group, Session, View
 
 #: what is kept for handing out is looked through for what is gone when there is more than so much, and twice too much
 _MIN_KEPT = 1024
-#: in a group whose consumers want different items so many are looked at behind one that waits for a consumer
+#: if the consumers of a group have different filters: most items of one heap that `_pass_on` examines
 _MOST_BEHIND = 32
-#: One call examines entries that cost so much, others follow: 1 for one that is not ready (0.4 us), and for the tags of
-#: one, which may have to be read from the file, 40 (10-20 us). That is below 10 ms.
+#: Budget of one call; the next call goes on. An entry costs 1 (0.4 us), or 40 if its tags are read, which may be in the
+#: file (10-20 us). The whole budget takes less than 10 ms.
 _BUDGET, _TAGS_COST = 20_000, 40
-#: while others are behind, a view without tags, which seldom has to look far, may examine so many
+#: budget of a view without tags, which seldom has to look far, while another view is behind
 _FEW = 64
-#: what a view wants next is not known yet; no index is this one
+#: returned for a view's next item while it is not known yet; not a valid index
 _UNKNOWN = 0
 
 
@@ -37,11 +37,11 @@ class Handout:
         self._sessions = sessions
         self._tags_of = tags_of
         self.count = 0  # items handed out so far
-        #: whether a view has not examined all that it has to, as its share was spent: slices have to follow
+        #: whether a view has spent its budget before it examined everything: further slices are needed
         self.is_behind = False
 
     def _allow(self, group: Group, groups: int, is_slice: bool) -> None:
-        """Each view may examine its share. While one is behind, who calls often does not pay for it each time."""
+        """Set the budget of each view. While one is behind, only slices work on it, so that other calls stay cheap."""
         share = max(_TAGS_COST, _BUDGET // (groups * max(1, len(group.views))))
         for view in group.views:
             if is_slice or not self.is_behind:
@@ -50,7 +50,7 @@ class Handout:
                 view.left = 0 if view.tags else _FEW
 
     def _spend(self, view: View, cost: int) -> bool:
-        """Whether another entry may be examined now."""
+        """Take `cost` from the view's budget; return False, and set `is_behind`, if it is spent."""
         if view.left <= 0:
             self.is_behind = True
             return False
@@ -61,8 +61,8 @@ class Handout:
         """The ready item of the highest class and lowest index goes to the consumer with most free slots, until
         none fits.
 
-        What a view wants may lie behind so many entries that it is found by later calls only, of which each is a slice;
-        `groups` share one.
+        A view's next item may lie behind more entries than one call may examine; calls with `is_slice` then go on. The
+        budget is shared by `groups`.
         """
         self._allow(group, groups, is_slice)
         self._serve_reserved(group, effects)
@@ -90,9 +90,10 @@ class Handout:
             self._hand_out(group, session, best[1], effects)
 
     def give_back(self, group: Group, session: Session, effects: Effects) -> None:
-        """What is held for this very user is its again; what it no longer wants is ready for all.
+        """Give the items that are held for this user to its new connection; those that its filter excludes are ready
+        for all.
 
-        A process that is back has all of it at once, as it had before. Another one has it one after the other.
+        A process that reconnects gets all of them at once, as before. Another process gets them one at a time.
         """
         mine = [index for index, hold in group.held.items() if hold.user == session.consumer.user]
         had: list[tuple[int, int]] = []
@@ -110,7 +111,7 @@ class Handout:
                 self._hand_out(group, session, index, effects)
                 if group.goes_alone(index):
                     session.alone = index
-            else:  # it asked for less than it had; that is no loss
+            else:  # the window is smaller than before: this does not count as a loss
                 group.held[index] = hold._replace(process="")
                 session.kept.append(self._entries.rank(index))
         if session.kept:
@@ -139,10 +140,10 @@ class Handout:
             if index > view.after:
                 view.inbox.append(rank)
         if group.left_views and len(group.left_views[0].inbox) > _MIN_KEPT:
-            del group.left_views[0]  # to look at all of it again costs as much
+            del group.left_views[0]  # a new view would not cost more than to examine this inbox
 
     def _tidy(self, group: Group, heap: list[tuple[int, int]]) -> None:
-        """Each item that is still ready is there once, if there are far more than there can be."""
+        """Remove stale entries and duplicates from `heap` when it is more than twice as long as the stream."""
         if len(heap) > _MIN_KEPT and len(heap) > 2 * len(self._entries):
             heap[:] = sorted({pair for pair in heap if self._ready(group, pair[1])})
 
@@ -169,10 +170,10 @@ class Handout:
             self.take_away(group, index)
             self.put_back(group, index)
 
-    # -- items that go to some more than to others -----------------------------------------------------------------
+    # -- items for, or not for, a certain consumer -----------------------------------------------------------------
 
     def _serve_kept(self, group: Group, effects: Effects) -> None:
-        """What is kept for a consumer goes to it, one item after the other, each once there is nothing beside it."""
+        """Give consumers the items kept for them, one at a time: each once the consumer has nothing else pending."""
         for number in sorted(group.keeping):
             session = self._sessions[number]
             while session.kept:
@@ -180,7 +181,7 @@ class Handout:
                 hold = group.held.get(index)
                 if hold is not None and hold.user == session.consumer.user and self._entries.visible(index):
                     break
-                heapq.heappop(session.kept)  # it was committed or claimed, or is ready for all by now
+                heapq.heappop(session.kept)  # it was committed or claimed, or is ready for all
             if session.kept and not session.stopped and not session.out:
                 heapq.heappop(session.kept)
                 del group.held[index]
@@ -190,8 +191,10 @@ class Handout:
                 group.keeping.discard(number)
 
     def _pass_on(self, group: Group, other: tuple[int, int] | None, effects: Effects) -> bool:
-        """An item that failed, if it is before `other`, goes to another consumer than the one that failed it. While
-        none of those that want it has a free slot it waits; where there is none it is like any other.
+        """Hand out a failed item that comes before `other` to a consumer other than the one that failed it; return
+        whether there was one.
+
+        The item waits while such consumers have no free slot. Without such a consumer it becomes an ordinary item.
         """
         found: list[tuple[int, int]] = []
         for user, heap in list(group.elsewhere.items()):
@@ -200,7 +203,8 @@ class Handout:
             if not heap:
                 del group.elsewhere[user]
             elif len(group.views) == 1:
-                found.append(heap[0])  # who has no room for this one has none for those behind it
+                # consumers without a free slot for this one have none for the others either
+                found.append(heap[0])
             else:
                 found += heapq.nsmallest(_MOST_BEHIND, heap)
         for rank in sorted(found):
@@ -227,7 +231,7 @@ class Handout:
         )
 
     def _wanting(self, group: Group, index: int) -> Iterator[Session]:
-        """The connections that want the item, and are not stopped."""
+        """Yield the connections whose filter matches the item, except stopped ones."""
         for view in group.views:
             if self._wanted(view, index):
                 for number in view.sessions:
@@ -258,8 +262,8 @@ class Handout:
         return False
 
     def _takers(self, group: Group, index: int) -> list[Session]:
-        """The connections that want the item, and neither have nor wait for one that goes alone; while there is
-        another, not the one that failed it.
+        """Return the connections that can get the item alone: their filter matches, and they neither have nor wait for
+        such an item. The user that failed it last is left out unless it is the only one.
         """
         wanting = list(self._wanting(group, index))
         failed_by = group.failed_by.get(index)
@@ -318,7 +322,7 @@ class Handout:
         return all(tags.get(key) == value for key, value in view.tags.items())
 
     def _peek(self, group: Group, view: View) -> tuple[int, int] | None:
-        """The (-priority, index) that the view's consumers get next; None if there is none, or it is not known yet."""
+        """Return the (-priority, index) of the view's next item; None if there is none, or it is not known yet."""
         if not self._sort_inbox(group, view):
             return None
         returned = self._peek_returned(group, view)
@@ -338,7 +342,9 @@ class Handout:
         return returned
 
     def _sort_inbox(self, group: Group, view: View) -> bool:
-        """What is ready again is among what the view wants, or forgotten; whether all of it is."""
+        """Move the items of the inbox that match the filter to `returned`, drop the others, and return whether the
+        budget was enough.
+        """
         inbox = view.inbox
         while inbox:
             if not self._spend(view, _TAGS_COST if view.tags else 1):
@@ -368,5 +374,5 @@ class Handout:
 
 
 def _by_room(session: Session) -> tuple[int, int, int]:
-    """The one with most free slots comes first, of these the one that was served least recently."""
+    """Return the sort key of `max`: most free slots, then least recently served."""
     return session.free, -session.served, -session.number

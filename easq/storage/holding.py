@@ -1,8 +1,8 @@
-"""Which items of a stream are held back, and by whom.
+"""Which items of a stream are retained, and by which groups.
 
-A group holds back what one of its filters lets through and it has not committed. An item leaves once no group holds it
-and one has committed it. So a committed item that is still here is held by another group, and leaves later only when a
-filter of that group ends: all committed items are examined then, in slices.
+A group retains the items that match one of its filters and that it has not committed. An item is removed once a group
+has committed it and no group retains it. So a committed item that is still present is retained by another group. It can
+become free without a commit only when a filter of that group ends: then all committed items are examined, in slices.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from easq.storage.entries import Entries
 from easq.storage.filters import CONNECTED, NOBODY
 from easq.storage.groups import Group
 
-#: so many items are examined in one slice: tags to read and rows to delete take 2 ms (measured)
+#: items examined in one slice: to read their tags and delete their rows takes 2 ms (measured)
 SLICE = 250
-#: and so many by one put that finds the stream full: its client may ask again without a pause
+#: items examined by one put that finds the stream full: its client may retry without a pause
 _PUT_SLICE = 200
 
 
 class _Scan:
-    """Goes through the items that any group has committed, in slices. Some may be gone, some come twice."""
+    """Iterates over the items that any group has committed, in slices, with some removed items and duplicates."""
 
     def __init__(self, groups: Mapping[str, Group]) -> None:
         self._groups = groups
         self._items: list[int] = []
-        self._rest: list[set[int]] = []  # of the groups that come after
+        self._rest: list[set[int]] = []  # the committed items of the next groups
         self._is_requested = False
 
     @property
     def is_pending(self) -> bool:
-        """Whether there are items to be taken."""
+        """Whether `take` may return more items."""
         return self._is_requested or bool(self._items or self._rest)
 
     def request(self) -> None:
-        """Go through all items that are committed now; a scan under way is finished before."""
+        """Begin a new scan, after the present one is finished."""
         self._is_requested = True
 
     def take(self, most: int) -> list[int]:
@@ -44,7 +44,7 @@ class _Scan:
         if self._is_requested and not self._items and not self._rest:
             self._is_requested = False
             found = [group.committed for group in self._groups.values() if group.committed]
-            # a million items are copied in 10 ms, and sorted in 300 ms
+            # not sorted as a whole: a million items take 10 ms to copy, and 300 ms to sort
             few = sum(map(len, found)) <= most
             self._rest = [set().union(*found)] if few and found else found
         if not self._items and self._rest:
@@ -55,7 +55,7 @@ class _Scan:
 
 
 class Holding:
-    """Tells who holds back the items of one stream."""
+    """Finds out who retains the items of one stream."""
 
     def __init__(self, entries: Entries, groups: Mapping[str, Group], tags_of: Callable[[int], Tags]) -> None:
         self._entries = entries
@@ -63,12 +63,12 @@ class Holding:
         self._tags_of = tags_of
         self._sweep = _Scan(groups)
         self._search = _Scan(groups)
-        # committed items that perhaps only filters without a consumer hold back: index -> bytes
+        # committed items that perhaps only filters of absent consumers retain: index -> bytes
         self._loose: dict[int, int] = {}
         self._loose_size = 0
 
     def holder(self, index: int) -> int:
-        """Return who holds the item back: NOBODY, ABSENT (filters without a consumer) or CONNECTED."""
+        """Return who retains the item: NOBODY, ABSENT (only filters of absent consumers) or CONNECTED."""
         found = NOBODY
         has_tags = False
         for group in self._groups.values():
@@ -93,11 +93,11 @@ class Holding:
         return self._sweep.is_pending
 
     def filter_ended(self) -> None:
-        """Request that all committed items are examined."""
+        """Request that `next_free` examines all committed items."""
         self._sweep.request()
 
     def next_free(self) -> list[int]:
-        """Examine one slice; return the items that may leave, ascending."""
+        """Examine one slice, and return the items that can be removed, ascending."""
         return [index for index in self._sweep.take(SLICE) if self._is_free(index)]
 
     def _is_free(self, index: int) -> bool:
@@ -111,22 +111,24 @@ class Holding:
     # -- a stream is full ------------------------------------------------------------------------------------------
 
     def kept(self, index: int, holder: int) -> None:
-        """Record who holds a committed item back."""
+        """Record that `holder` retains a committed item."""
         if holder != CONNECTED and index not in self._loose:
             self._loose[index] = self._entries.size_of(index)
             self._loose_size += self._loose[index]
 
     def forget(self, index: int) -> None:
-        """Forget an item that has left."""
+        """Forget a removed item."""
         self._loose_size -= self._loose.pop(index, 0)
 
     def consumer_left(self) -> None:
-        """Record that what a consumer held back is perhaps loose now."""
+        """Record that some items may now be retained by filters of absent consumers only."""
         self._search.request()
 
     def loose(self, size: int, limits: Limits) -> list[int]:
-        """Return items that only filters without a consumer hold back: enough to make room for one of `size` bytes,
-        or all that are known. A put looks at few; where many are to be examined, the puts after it go on.
+        """Return items that only filters of absent consumers retain: enough to make room for an item of `size` bytes.
+
+        If they are not enough: none, or with `limits.evict` all that are known. One call examines at most `_PUT_SLICE`
+        items; the next puts go on.
         """
         for index in self._search.take(_PUT_SLICE):
             if self._is_kept(index):

@@ -1,6 +1,6 @@
-"""Readers that wait for an item: long polls, each until what it wants may have come.
+"""Long polls that wait for an item: each is woken when a matching item may have arrived.
 
-An item costs what the readers that may want it cost, however many others wait: each is found under one of its tags.
+Readers are indexed by one of their tags, so an item costs only what the readers with one of its tags cost.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import TypeAlias
 
 from easq.model import REQUEST_ID, Frame, Tags
 
-#: the tag under which a reader is found; None for those that take any
+#: the tag under which a reader is listed; None for a reader without tags
 _Key: TypeAlias = tuple[str, str] | None
 
 
 @dataclass(slots=True, eq=False)
 class _Reader:
-    """One that waits; numbered in the order of coming."""
+    """One waiting long poll. Numbers ascend in order of arrival."""
 
     number: int
     start: int
     tags: Tags
     taking: bool
     future: asyncio.Future[None]
-    item: Frame | None = None  # that woke it
+    item: Frame | None = None  # the item that woke it
 
     @property
     def key(self) -> _Key:
-        """A tag that an item must have; the request id, which few items share, where it is asked for."""
+        """The wanted tag under which the reader is listed: the request id if it is one, since few items share it."""
         if REQUEST_ID in self.tags:
             return REQUEST_ID, self.tags[REQUEST_ID]
         return next(iter(self.tags.items()), None)
@@ -39,7 +39,7 @@ class _Reader:
         return frame.index >= self.start and carries(frame.tags, self.tags)
 
     def wake(self, *_: object) -> None:
-        """It looks again."""
+        """Wake the reader, so that it reads again."""
         if not self.future.done():
             self.future.set_result(None)
 
@@ -51,9 +51,9 @@ def carries(tags: Tags, wanted: Tags) -> bool:
 
 @dataclass(slots=True)
 class _Stream:
-    """The readers of one stream. Those that want a later index than the next item has are seen once it is there."""
+    """The readers of one stream. Those with a `start` above the next index are in `later` until it is reached."""
 
-    reached: int = 0  # the highest index that has come
+    reached: int = 0  # the highest index that has arrived
     readers: dict[int, _Reader] = field(default_factory=dict)
     by_key: dict[_Key, dict[int, _Reader]] = field(default_factory=dict)
     later: list[tuple[int, int]] = field(default_factory=list)  # heap of (start, number); some have left
@@ -66,7 +66,7 @@ class _Stream:
             self.by_key.setdefault(reader.key, {})[reader.number] = reader
 
     def remove(self, reader: _Reader) -> None:
-        """It waits no longer; nothing if it did not."""
+        """Remove the reader, if it is here."""
         if self.readers.pop(reader.number, None) is None:
             return
         listed = self.by_key.get(reader.key, {})
@@ -78,7 +78,7 @@ class _Stream:
             heapq.heapify(self.later)
 
     def reach(self, index: int) -> None:
-        """An item with this index has come."""
+        """Record an item with this index, and list the readers that wait from there on."""
         self.reached = max(self.reached, index)
         while self.later and self.later[0][0] <= self.reached + 1:
             reader = self.readers.get(heapq.heappop(self.later)[1])
@@ -91,7 +91,7 @@ class _Stream:
                 self.by_key[reader.key] = dict(sorted(listed.items()))
 
     def found(self, frame: Frame) -> Iterable[_Reader]:
-        """Those that may want the item, first come first."""
+        """Return the readers that may want the item, in order of arrival."""
         by_key = self.by_key
         listed = [by_key[key].values() for key in frame.tags.items() if key in by_key]
         if None in by_key:
@@ -105,7 +105,7 @@ class Waiting:
     """The readers of one engine that wait, by stream, first come first."""
 
     def __init__(self) -> None:
-        self._streams: dict[str, _Stream] = {}  # only those where somebody waits
+        self._streams: dict[str, _Stream] = {}  # only streams with a waiting reader
         self._number = 0
 
     def __contains__(self, stream: str) -> bool:
@@ -121,8 +121,8 @@ class Waiting:
         timeout_s: float,
         gone: asyncio.Future[None] | None = None,
     ) -> None:
-        """Returns when an item from index `start` on with all of `tags` may have come, the time is over, or the caller
-        is `gone`; what woke one that is gone goes to the next.
+        """Return when an item from index `start` on with all of `tags` may have arrived, after `timeout_s`, or when
+        `gone` is done. An item that woke a reader that is gone wakes the next one.
         """
         self._number += 1
         reader = _Reader(self._number, start, dict(tags), taking, asyncio.get_running_loop().create_future())
