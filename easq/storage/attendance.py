@@ -24,14 +24,14 @@ from easq.storage.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
-#: each stream with something of this server is looked at this often, in parts of the time for which a server counts as
-#: alive, drawn anew each time
+#: a stream with connections or claims of this server is checked at this interval, in parts of the server lease, drawn
+#: anew each time
 LOOK = (0.12, 0.2)
-#: and so many of the others each time, in turn: what is due there has a timer, and other servers' ends are told of
+#: and so many of the other streams each time, in turn: their timers run here, and ended servers are reported by `alive`
 _IDLE_LOOKS = 8
-#: so many calls are made at once where there is one for each stream
+#: most concurrent calls where one is made for each stream
 _AT_ONCE = 500
-#: a server that stops gives up what it has for so long, in seconds; what is left lapses by itself
+#: a server that stops has so long to release its connections and claims, in seconds; the rest expires with its lease
 _LEAVE_S = 5.0
 _STREAMS, _SERVERS = "easq:streams", "easq:servers"
 #: a script that finds its stream gone or behind is called again so often
@@ -53,12 +53,12 @@ class Attendance:
         self._streams: dict[str, Remote] = {}
         self._by_prefix: dict[bytes, Remote] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        #: the streams without anything of this server that are looked at next
+        #: streams to be checked next although this server has nothing there
         self._idle: list[Remote] = []
-        #: the servers that are known to be alive, and those that are known to be gone
+        #: servers with a valid lease, and those whose lease has expired
         self._alive: set[bytes] = set()
         self._gone: set[bytes] = set()
-        #: when Redis last answered that this server is alive, and since when it has always done so in time
+        #: when this server last renewed its lease, and since when it has always done so in time
         self._told_at = self._steady_since = -inf
 
     def __getitem__(self, stream: str) -> Remote:
@@ -87,7 +87,7 @@ class Attendance:
                     await _in_turn(self._leave(remote) for remote in self._streams.values() if remote.is_used)
                     await self._tell(stops=True)
             except (EasqError, TimeoutError) as error:
-                log.debug("not all is given up: %r", error)
+                log.debug("not everything is released: %r", error)
         for remote in self._streams.values():
             if remote.timer is not None:
                 remote.timer.cancel()
@@ -303,11 +303,11 @@ class Attendance:
             try:
                 await self._tell()
             except EasqError as error:
-                log.debug("that this server is alive is not told: %s", error)
+                log.debug("the lease of this server is not renewed: %s", error)
             await _in_turn(self._look(remote) for remote in self._to_look_at())
 
     def _to_look_at(self) -> list[Remote]:
-        """Return the streams whose turn it is."""
+        """Return the streams to check now: those in use here, and a few of the others in turn."""
         if not self._idle:
             self._idle = list(self._streams.values())
         idle, self._idle = self._idle[:_IDLE_LOOKS], self._idle[_IDLE_LOOKS:]
@@ -315,8 +315,9 @@ class Attendance:
         return list(dict.fromkeys([*busy, *idle]))
 
     async def _tell(self, *, stops: bool = False) -> None:
-        """Tell that this server is alive, and look everywhere when another one is gone. Raises StorageError and
-        Unavailable.
+        """Renew this server's lease, or end it when the server stops; check all streams when another server is gone.
+
+        Raises StorageError and Unavailable.
         """
         begun = asyncio.get_running_loop().time()
         moment = "" if self._clock is None else str(round(self._clock() * 1000))
@@ -451,7 +452,7 @@ class Attendance:
 
 
 async def _in_turn(calls: Iterable[Awaitable[object]]) -> None:
-    """Await all of them, a few hundred at once: the link takes a bounded number. Raises what the first one raised."""
+    """Await all calls, `_AT_ONCE` at a time: the link accepts a bounded number. Raise the first error."""
     rest = iter(calls)
     while part := list(islice(rest, _AT_ONCE)):
         for error in await asyncio.gather(*part, return_exceptions=True):

@@ -1,8 +1,8 @@
 """The data file of the embedded engine, and the files beside it: made whole, locked, recognised, copied anew.
 
-Beside `PATH` lie SQLite's own `-wal` and `-shm`, and `.lock` (one process), `.new` (a file being made), `.failed` (the
-disk failed under it), `.copied` (all of it, whole, to take its place), `.ballast` (space that is given back when the
-disk is full) and `.v1` (what was there before a migration, until the user removes it).
+Beside `PATH` lie SQLite's own `-wal` and `-shm`, and `.lock` (held by one process), `.new` (a file being made),
+`.failed` (the file on which the disk failed), `.copied` (its complete copy, to replace it), `.ballast` (space that is
+freed when the disk is full) and `.v1` (the file before a migration, until the user removes it).
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ APPLICATION_ID = 0x65617371
 SCHEMA_VERSION = 2
 #: given back when the disk is full, so that deletes and commits go on
 BALLAST_BYTES = 16 * 1024**2
-#: puts are refused when file and disk have less room than this: half of it is for the log
+#: puts are refused when free pages and disk together have less room than this; half of it is for the log
 RESERVE_BYTES = 32 * 1024**2
 #: the usual length of the write-ahead log
 LOG_BYTES = 16 * 1024**2
 
 
-#: what is appended to the file's own name for those that lie beside it, as named above
+#: suffixes of the files beside the data file, see above
 _BESIDE = ("-wal", "-shm", ".lock", ".new", ".failed", ".copied", ".ballast", ".v1")
 
 
 class DataFile:
-    """The file that `path` leads to, and what belongs to it. Every method but `connect` wants the lock.
+    """The data file and the files beside it. Every method but `connect` needs the lock.
 
-    `path` is the real one: two names of one file have one lock, and SQLite keeps the log beside the real file too.
+    `path` is resolved, so that two symbolic links to one file share its lock; SQLite resolves it too for its log.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,14 +82,14 @@ class DataFile:
         self._had_log = self._has_log
         self._connection = self.connect("rw")
         layout = self._layout(self._connection)
-        self._had_log = False  # it is easq's own: its log may be copied back
+        self._had_log = False  # the file is easq's: its log may be copied back
         self._close_to_others()
         if layout < SCHEMA_VERSION:
             self._migrate(self._connection)
             self._connection = self.connect("rw")
         if self._before_migration.exists():
             log.warning(
-                "%s is the data file as it was before its migration: remove it when it is not needed any more",
+                "%s is the data file from before its migration: remove it when you no longer need it",
                 self._before_migration,
             )
         return self._connection
@@ -103,16 +103,16 @@ class DataFile:
         return self._log.exists() and self._log.stat().st_size > 0
 
     def _refuse_dangling(self, *paths: Path) -> None:
-        """Raise StorageError when a path is a link to nothing: what it leads to may be on a disk that is not there."""
+        """Raise StorageError for a dangling symbolic link: its target may be on a disk that is not mounted."""
         for path in paths:
             if path.is_symlink() and not path.exists():
                 raise StorageError(
-                    f"{path} is a symbolic link to {os.readlink(path)}, which is not there",
-                    hint="put that in its place, or remove the link to begin anew",
+                    f"{path} is a symbolic link to {os.readlink(path)}, which does not exist",
+                    hint="restore that file or mount its disk, or remove the link to start with an empty file",
                 )
 
     def _check_kinds(self) -> None:
-        """Raise StorageError when the file, or one beside it, is no regular file, or has another name."""
+        """Raise StorageError when the file, or one beside it, is not a regular file or has several hard links."""
         for suffix in ("", *_BESIDE):
             path = Path(f"{self.path}{suffix}")
             try:
@@ -124,12 +124,12 @@ class DataFile:
                 raise StorageError(f"{path}: {error.strerror}") from error
             if status.st_nlink > 1 and suffix in {"", "-wal"}:
                 raise StorageError(
-                    f"{path} has {status.st_nlink} names (hard links), and log and lock belong to one of them only",
-                    hint=f"remove the others (find / -samefile {path}), or copy the file and name the copy",
+                    f"{path} has {status.st_nlink} names (hard links), but its log and lock belong to one name only",
+                    hint=f"remove the others (find / -samefile {path}), or use a copy of the file",
                 )
 
     def _close_to_others(self) -> None:
-        """The file and those beside it are for their owner alone; what cannot be made so is warned about."""
+        """Set mode 0600 on the file and those beside it. Log a warning for each change, and for what stays exposed."""
         for suffix in ("", *_BESIDE):
             path = Path(f"{self.path}{suffix}")
             if not path.exists():
@@ -137,7 +137,7 @@ class DataFile:
             status = path.stat()
             if status.st_mode & 0o077 and status.st_uid == os.geteuid():
                 path.chmod(0o600)
-                log.warning("%s was open to others (mode %04o): now it is not", path, status.st_mode & 0o7777)
+                log.warning("%s was open to others (mode %04o): set to 0600", path, status.st_mode & 0o7777)
                 status = path.stat()
             for warning in files.exposure(path, status):
                 log.warning("%s", warning)
@@ -176,7 +176,7 @@ class DataFile:
         sync(self.path.parent)
 
     def _make(self, fill: Callable[[sqlite3.Connection], None]) -> Path:
-        """Return where a new file is that `fill` has filled, and that is on the disk."""
+        """Make a new data file, fill it with `fill`, sync it, and return its path."""
         fresh = self._fresh_path()
         connection = sqlite3.connect(f"{fresh.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         try:
@@ -193,15 +193,15 @@ class DataFile:
         return fresh
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        """Copy a file of layout 1 into a new one that takes its place; the old one stays as `.v1`.
+        """Replace a file of layout 1 by a copy in the present layout, keep the old one as `.v1`; close `connection`.
 
-        Cut off at any point, the next start finds the one or the other, whole. `connection` is closed. Raises
-        StorageError, sqlite3.Error and OSError; then the old one is in its place.
+        After a crash at any point the next start finds the old or the new file, complete. Raises StorageError,
+        sqlite3.Error and OSError; the old file is then unchanged in its place.
         """
         if os.path.lexists(self._before_migration):
             raise StorageError(
-                f"{self.path} is to be migrated, and {self._before_migration} of an earlier migration is there",
-                hint="move it away, or remove it if it is not needed any more",
+                f"{self.path} has to be migrated, but {self._before_migration} of an earlier migration exists",
+                hint="move that file away, or remove it if you no longer need it",
             )
         needed = room_for_copy(connection) + RESERVE_BYTES
         if self.free_bytes() < needed:
@@ -214,7 +214,7 @@ class DataFile:
             if is_full(error):
                 raise self._no_room(needed) from error
             raise
-        # all of the old file is in it, and the log is empty: beside the new file it would be taken for its own
+        # the log is empty, as the copy has emptied it; left here, SQLite would take it for the new file's log
         sync(self.path)
         for leftover in (self._log, Path(f"{self.path}-shm")):
             leftover.unlink(missing_ok=True)
@@ -228,12 +228,12 @@ class DataFile:
     def _no_room(self, needed: int) -> StorageError:
         return StorageError(
             f"{self.path} has to be copied into a new layout, which needs {_mib(needed)} MiB on its disk:"
-            f" there are {_mib(self.free_bytes())} MiB",
-            hint="make room, or move the file to a larger disk; it is as it was",
+            f" {_mib(self.free_bytes())} MiB are free",
+            hint="make room, or move the file to a larger disk; it is unchanged",
         )
 
     def _put_back(self) -> None:
-        """A migration was cut off between its two renames: the old file has its name again."""
+        """Rename the old file back if a crash has interrupted a migration between its two renames."""
         if self._before_migration.exists() and self._fresh.exists():
             os.rename(self._before_migration, self.path)
             sync(self.path.parent)
@@ -279,7 +279,7 @@ class DataFile:
         return fresh
 
     def _layout(self, connection: sqlite3.Connection) -> int:
-        """Return the layout of the file. Raises sqlite3.DatabaseError when it is not easq's, or of a later one."""
+        """Return the layout number of the file. Raises sqlite3.DatabaseError if it is not easq's, or of a later one."""
         if self.path.stat().st_size == 0:
             raise sqlite3.DatabaseError("the file is empty")
         (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -291,7 +291,7 @@ class DataFile:
         return int(version)
 
     def _fresh_path(self) -> Path:
-        """Return where a new file is made before it has its name: an empty one that only its owner can read."""
+        """Make an empty `.new` file that only its owner can read, and return its path."""
         self._remove_fresh()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         os.close(os.open(self._fresh, flags, 0o600))
@@ -329,10 +329,10 @@ class DataFile:
         return status.f_bavail * status.f_frsize
 
     def room_bytes(self, connection: sqlite3.Connection) -> int:
-        """Return how much can still be stored: in free pages of the file, which are used first, and on the disk.
+        """Return how many bytes can still be stored: in free pages of the file, which are used first, and on the disk.
 
-        From that goes what the log holds and the file will have to grow by. A log of usual length is used again and
-        again, and counts as if it were not there: otherwise room would come and go with it.
+        The bytes by which the file will grow when the log is copied back are subtracted. The space of a log of usual
+        length is reused, and counts as free: otherwise the result would vary with the log.
         """
         (free,) = connection.execute("PRAGMA freelist_count").fetchone()
         (size,) = connection.execute("PRAGMA page_size").fetchone()
@@ -342,7 +342,7 @@ class DataFile:
         return int(free * size) + disk - growth + min(self.log_bytes(), LOG_BYTES)
 
     def can_grow_by_ballast(self, connection: sqlite3.Connection) -> bool:
-        """Return whether the log can be copied into the file once the ballast is dropped, and not before."""
+        """Return whether the log can be copied back only after the ballast is dropped."""
         room, growth = self.free_bytes(), self._growth(connection)
         return self._ballast.exists() and room < growth <= room + BALLAST_BYTES
 
@@ -388,14 +388,14 @@ class DataFile:
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether the error says that the disk, or the user's part of it, is full."""
+    """Return whether the error says that the disk, or the user's quota, is full."""
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def _mib(size: int) -> int:
-    """The size in MiB, rounded up."""
+    """Return `size` in MiB, rounded up."""
     return -(-size >> 20)
 
 

@@ -1,4 +1,4 @@
-"""Copies what a data file of layout 1 holds into a new one of the present layout."""
+"""Copies a data file of layout 1 into a new one of the present layout."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 #: an id of layout 1 had the index in so many bits, and ten for the stream
 _OLD_BITS = 53
-#: a signal that ends the service is taken after each step: a step is as many items as take about so long
+#: duration of one step, in seconds: a signal that ends the service is handled between two steps
 _STEP_S = 0.25
-#: how far the copy is, is said so often
+#: seconds between two lines of progress in the log
 _SAY_S = 10.0
-#: in the place of an id of layout 1, the id of this layout
+#: converts an id of layout 1 to this layout
 _NEW_ID = f"(item >> {_OLD_BITS} << {INDEX_BITS}) | (item & {(1 << _OLD_BITS) - 1})"
 _REST = (
     "INSERT INTO stream (id, name, last, ended) SELECT id, name, last, ended FROM old.stream",
@@ -37,19 +37,19 @@ _ITEMS = (
 
 
 def room_for_copy(connection: sqlite3.Connection) -> int:
-    """Return how many bytes a copy of the open data file takes at most."""
+    """Return the most bytes that a copy of the open data file takes."""
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     (free,) = connection.execute("PRAGMA freelist_count").fetchone()
     (size,) = connection.execute("PRAGMA page_size").fetchone()
-    # 5 % for the two bytes more an item has, and for the map of pages
+    # 5 %: each item takes two bytes more, and there is a page map
     return int((pages - free) * size * 1.05) + (1 << 20)
 
 
 def copy_layout_1(old: Path, connection: sqlite3.Connection) -> None:
-    """Fill the new, empty data file behind `connection` with all that `old` holds.
+    """Copy everything from `old` into the new, empty data file behind `connection`.
 
-    Nothing is synced, and no transaction can be rolled back: after an error the new file is of no use. `old` keeps all
-    it holds, its log is copied back into it. Raises StorageError when another program has it open; sqlite3.Error.
+    Nothing is synced or rolled back: after an error the new file is useless. `old` keeps its content; its log is copied
+    back into it. Raises StorageError when another program has it open or it is damaged, and sqlite3.Error.
     """
     execute = connection.execute
     execute("PRAGMA journal_mode = OFF").fetchall()
@@ -66,13 +66,13 @@ def copy_layout_1(old: Path, connection: sqlite3.Connection) -> None:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
             raise
         raise StorageError(
-            f"another program has {old} open, and its layout cannot be changed meanwhile",
+            f"another program has {old} open, so it cannot be migrated",
             hint="end that program, then start again",
         ) from error
     (last,) = execute("SELECT coalesce(max(last), 0) FROM old.stream").fetchone()
     if last >> INDEX_BITS:
-        raise StorageError(f"{old} has an item with the index {last}, and this layout ends at 2^{INDEX_BITS}")
-    log.warning("%s: %d items are copied into a file of the new layout", old, count)
+        raise StorageError(f"{old} has an item with the index {last}; the new layout ends at 2^{INDEX_BITS}")
+    log.warning("%s: copying %d items into a file of the new layout", old, count)
     indexes = execute("SELECT name, sql FROM main.sqlite_master WHERE type = 'index' AND tbl_name = 'item'")
     made_later = [(name, sql) for name, sql in indexes.fetchall() if sql]
     for name, _ in made_later:
@@ -81,13 +81,13 @@ def copy_layout_1(old: Path, connection: sqlite3.Connection) -> None:
         execute(statement)
     copied = _copy_items(old, connection, count)
     for _, sql in made_later:
-        execute(sql)  # of 3,000,000 items at once: half the time of the whole copy
+        execute(sql)  # built at the end: with 3,000,000 items this halves the time of the whole copy
     if copied != count:
         raise StorageError(f"{old} is damaged: {copied} of {count} items can be read")
 
 
 def _copy_items(old: Path, connection: sqlite3.Connection, count: int) -> int:
-    """Return how many items were copied."""
+    """Copy the items in steps, and return their number."""
     copied, last, length = 0, -1, 1000
     said_at = time.monotonic()
     while True:
@@ -102,4 +102,4 @@ def _copy_items(old: Path, connection: sqlite3.Connection, count: int) -> int:
         length = max(10, int(length * min(4.0, _STEP_S / max(now - began_at, 1e-3))))
         if now - said_at >= _SAY_S:
             said_at = now
-            log.warning("%s: %d of %d items are copied", old, copied, count)
+            log.warning("%s: copied %d of %d items", old, copied, count)

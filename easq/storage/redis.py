@@ -34,7 +34,7 @@ PAUSE_S = (0.05, 0.5)
 START_S = 10.0
 #: how often Sentinels and Clusters are asked whether the primaries are still the same, in seconds
 ASK_S = 5.0
-#: the scripts that store items: not called while Redis may throw items away
+#: the scripts that store items: refused while Redis may evict keys
 _STORING = {"append", "bury"}
 
 
@@ -316,13 +316,11 @@ class Link:
         if policy not in {SAFE_POLICY, self._policy}:
             log.warning("%s: puts are refused. %s", evicts(policy), MEND_POLICY)
         elif policy != self._policy:
-            log.warning("Redis has maxmemory-policy %s again: puts are taken", policy)
+            log.warning("Redis has maxmemory-policy %s again: puts are accepted", policy)
         self._policy = policy
         evicted = sum(one.evicted for one in facts)
         if evicted > self._evicted and session.is_ready:
-            log.error(
-                "Redis has thrown %d keys away: acknowledged items may be lost", evicted - self._evicted
-            )
+            log.error("Redis has evicted %d keys: acknowledged items may be lost", evicted - self._evicted)
         self._evicted = evicted
         has_too_few = any(wire.has_too_few for wire in session.wires)
         if has_too_few and not self._has_too_few:

@@ -22,7 +22,7 @@ _WORDS = ("redis-memory", "redis-everysec", "redis-fsync")
 
 
 def evicts(policy: str) -> str:
-    """Return what is wrong with another policy than SAFE_POLICY."""
+    """Return the error message for a `policy` other than SAFE_POLICY."""
     return f"maxmemory-policy {policy} throws items away when memory is full"
 
 
@@ -39,7 +39,7 @@ class Facts:
     is_clustered: bool
     #: how many replicas follow it
     replicas: int
-    #: how many keys it has thrown away since it was started
+    #: keys evicted since it was started
     evicted: int = 0
 
     def check(self, name: str) -> None:
@@ -84,7 +84,7 @@ def _durability(said: Mapping[str, str], settings: Mapping[str, str]) -> str:
     if appends != "yes":
         return "redis-memory"
     if settings.get("no-appendfsync-on-rewrite") == "yes":
-        return "redis-memory"  # nothing is synced while a rewrite lasts, whatever appendfsync says
+        return "redis-memory"  # nothing is synced during a rewrite, whatever appendfsync is
     # where CONFIG is forbidden nobody knows how often Redis syncs: the weaker word
     return {"always": "redis-fsync", "no": "redis-memory"}.get(
         settings.get("appendfsync", ""), "redis-everysec"

@@ -29,7 +29,7 @@ _SCHEMES: Mapping[str, tuple[Literal["server", "sentinel", "cluster"], bool]] = 
 }
 _TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
 _SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
-#: a host with or without a port; or nothing, before the path of a socket
+#: a host with an optional port; empty before the path of a socket
 _NODE = re.compile(r"(\[[^]]*\]|[^:\[\]]*)(:\d{0,5})?")
 #: ports where the URL names none
 _PORT, _SENTINEL_PORT = 6379, 26379
@@ -66,7 +66,7 @@ def is_redis_url(url: str) -> bool:
 
 
 def shown_url(url: str) -> str:
-    """Return any storage URL as it may be shown: without a password, and without a query."""
+    """Return any storage URL with its password masked and its query removed."""
     scheme, slashes, rest = url.partition("://")
     if not slashes:
         scheme, colon, rest = url.partition(":")
@@ -128,9 +128,7 @@ def parse_redis_url(url: str) -> RedisUrl:
 
 
 def _shown_place(place: str) -> str:
-    """Return `place`, hosts and a path, as it may be shown: what stands for a port and is none may be a password
-    whose host was forgotten.
-    """
+    """Return `place` (hosts and a path) for messages. An invalid port is masked: it may be a password."""
     hosts, slash, path = place.partition("/")
     if _are_nodes(hosts):
         return place
@@ -171,9 +169,9 @@ def _options(query: str, kind: str, *, tls: bool, shown: str) -> dict[str, str]:
     for name in options:
         if name not in known:
             hint = f"what it takes: {', '.join(sorted(known))}" if known else "it takes none"
-            if "@" in query:  # a password with a `?` in it: the name of the option is a part of it
+            if "@" in query:  # probably a password with a `?` in it: `name` would show a part of it
                 raise UsageError(
-                    f"{shown}: unknown option in the query", hint="in a password ? is written %3F"
+                    f"{shown}: unknown option in the query", hint="write a ? in a password as %3F"
                 )
             raise UsageError(f"{shown}: unknown option {name!r} in the query", hint=hint)
     return options

@@ -144,8 +144,8 @@ def show(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-#: the option of newer redis-py that leaves out a flag of TLS. Python 3.13 sets VERIFY_X509_STRICT, under which private
-#: CAs without key usage are refused; redis-cli and Python 3.12 take them
+#: redis-py's option to clear a TLS verify flag; older versions lack it. Python 3.13 sets VERIFY_X509_STRICT, which
+#: refuses private CAs without key usage; redis-cli and Python 3.12 accept them
 _EXCLUDE = "ssl_exclude_verify_flags"
 
 

@@ -16,7 +16,8 @@ from easq.storage.keys import REMEMBER_KEYS, REMEMBER_S
 
 log = logging.getLogger(__name__)
 
-#: what the scripts of this version read and write. 1, without the filters of groups, is taken over; others are refused
+#: schema version of the keys that the scripts read and write. Version 1, without the filters of groups, is accepted and
+#: converted; others are refused
 SCHEMA = "2"
 #: a server that was not heard from so long is gone, in seconds: what its consumers had goes to others
 LEASE_S = 5.0
@@ -95,12 +96,12 @@ class Remote:
     #: what is still to become of claims: scripts and their arguments, a claim's name first; in order, without values
     owed: dict[tuple[str, tuple[str, ...]], None] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
-    #: whether this server ever had a connection or a claim here
+    #: whether this server ever had a connection or a claim on this stream
     is_used: bool = False
 
     @property
     def is_busy(self) -> bool:
-        """Whether something of this server is going on here, so that others have to know that it is alive."""
+        """Whether this server has connections, claims or calls here, so that its lease has to be renewed."""
         return bool(
             self.sessions or self.attaching or self.leaving or self.taking or self.claims or self.owed
         )

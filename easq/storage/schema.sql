@@ -19,7 +19,7 @@ CREATE TABLE property (
 ) WITHOUT ROWID;
 
 -- `tags` is a JSON object. `due_ms` is the wall time before which the item is not delivered, `expires_ms` that after
--- which it is not delivered any more. `data` comes last, so that reading the rest touches no overflow page.
+-- which it is no longer delivered. `data` comes last, so that reading the rest touches no overflow page.
 CREATE TABLE item (
   id         INTEGER PRIMARY KEY,
   stream     INTEGER NOT NULL,
@@ -35,10 +35,10 @@ CREATE INDEX item_request ON item (request_id, stream);
 CREATE INDEX item_due ON item (stream, due_ms) WHERE due_ms IS NOT NULL;
 CREATE INDEX item_expires ON item (stream, expires_ms) WHERE expires_ms IS NOT NULL;
 
--- Consumer groups that hold, or remember, something. `filter` is a JSON list of what the group holds back: the tags of
--- each filter, the wall time at which its last consumer left (null while one is connected) and, when the service was
--- stopped since, how long that was ago then, in milliseconds; '' in a file that an older easq made. `left_ms` is the wall
--- time at which the group's last consumer left, NULL while it has one.
+-- Consumer groups that retain or remember items. `filter` is a JSON list with one entry for each filter of the group: its
+-- tags, the wall time at which its last consumer left (null while one is connected) and, if the service was stopped
+-- later, the milliseconds from then to the stop; '' in a file that was migrated from layout 1. `left_ms` is the wall time
+-- at which the group's last consumer left, NULL while it has one.
 CREATE TABLE consumer_group (
   stream  INTEGER NOT NULL,
   name    TEXT NOT NULL,
@@ -67,8 +67,8 @@ CREATE TABLE idempotency (
 ) WITHOUT ROWID;
 CREATE INDEX idempotency_number ON idempotency (stream, number);
 
--- How often the item was delivered to the group and failed there, with the last code and reason; how often a connection
--- was lost that counted as no failure; how long a consumer said that it was busy.
+-- How often the item was delivered to the group and failed there, with the last code and reason; how often its connection
+-- was lost for good; and the milliseconds that it has waited for busy consumers since the last failure.
 CREATE TABLE touched (
   item       INTEGER NOT NULL,
   name       TEXT NOT NULL,

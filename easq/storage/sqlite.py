@@ -28,9 +28,9 @@ from easq.storage.writer import MOST_LOG_BYTES, Job, Writer
 
 log = logging.getLogger(__name__)
 
-#: room on the disk and in the file is looked at so often, in seconds and in bytes put; more often when it gets scarce
+#: free room is checked again after so many seconds, or so many bytes were put; after fewer bytes when little is left
 SPACE_S, SPACE_BYTES = 0.5, 4 * 1024**2
-#: SQLite before it can, with two writing connections, lose what is in the write-ahead log; easq itself has one
+#: earlier versions of SQLite can lose data of the write-ahead log if two connections write; easq itself has one
 SAFE_SQLITE = (3, 51, 3)
 
 
@@ -61,7 +61,7 @@ class Sqlite(Embedded):
         self._ids: dict[str, int] = {}
         self._writer: Writer | None = None
         self._space_checked = 0.0
-        self._unchecked_bytes = 0  # that may be put until it is looked again
+        self._unchecked_bytes = 0  # bytes that may still be put before the next check
         self._space_low = False
         self._log_long = False
 
@@ -251,7 +251,7 @@ class Sqlite(Embedded):
         return not (known_full or self._is_space_low() or self._log_long)
 
     def _is_space_low(self) -> bool:
-        """Return whether little room is left, as it was a short time, and few bytes, ago."""
+        """Return whether little room was left at the last check, which is at most `SPACE_S` or `SPACE_BYTES` ago."""
         now = self._loop.time()
         is_used = self._unchecked_bytes <= 0 and not self._space_low
         if is_used or now - self._space_checked >= SPACE_S:
@@ -275,7 +275,7 @@ class Sqlite(Embedded):
         job = Job(changes, settle, self._loop.create_future())
         self._unchecked_bytes -= job.size
         if self._space_low:
-            self._space_checked = -inf  # puts are refused: this removes something
+            self._space_checked = -inf  # puts are refused, so this job frees space: check again
         if self._failure is not None:
             job.future.set_exception(StorageError(f"the storage failed: {self._failure}"))
         else:

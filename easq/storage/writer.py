@@ -49,7 +49,7 @@ BATCH_JOBS, BATCH_BYTES = 512, 4 * 1024**2
 OPENING_JOBS = 16
 #: a batch with more payload is written in the thread
 INLINE_BYTES = 128 * 1024
-#: a row that is removed or changed takes as long as so much payload: 10 us, three statements
+#: writing a removed or changed row takes as long as so many bytes of payload: 10 us, three statements
 _ROW_BYTES = 128
 #: the write-ahead log is copied back, between batches, after so many written bytes (an estimate)
 CHECKPOINT_BYTES = LOG_BYTES
@@ -57,16 +57,16 @@ CHECKPOINT_BYTES = LOG_BYTES
 ROOM_S = 0.5
 #: the write-ahead log is cut to nothing when there was nothing to write for so long, in seconds
 IDLE_S = 2.0
-#: a transaction waits so long for a program that writes to the file, in milliseconds
+#: a transaction waits so many milliseconds for another program that writes to the file
 BUSY_MS = 5000
-#: a log longer than this is said aloud, once a minute, and cut to it once it can be cut
+#: a warning is logged when the write-ahead log stays longer than this; SQLite truncates it to this length, in bytes
 LONG_LOG_BYTES = 64 * 1024**2
 _SAY_S = 60.0
-#: with a log longer than this no puts are taken
+#: with a log longer than this, in bytes, puts are refused
 MOST_LOG_BYTES = 1024**3
-#: a file above this, of which more than half is free pages, is made shorter when there is nothing to write
+#: a file above this size, in bytes, with more free pages than used ones, is vacuumed when there is nothing to write
 LARGE_FILE_BYTES = 64 * 1024**2
-#: that is done in slices of about so many seconds, after nothing was written for so long: what comes waits for a slice
+#: seconds of one slice of the vacuum, and of the idle time before each; a new job waits for one slice at most
 SLICE_S, SLICE_AFTER_S = 0.01, 0.02
 #: Entries go in many at a time: after each step of a statement the writer waits for the interpreter's lock, 5 ms when
 #: the event loop is busy (measured: a third of all puts a second). SQLite takes 32,766 values, before 3.32 999.
@@ -89,7 +89,7 @@ class Job:
     error: Exception | None = None
     again: bool = False  # there was no room for it: it comes with the next batch
     stored: list[Stored] = field(init=False)  # of the changes
-    size: int = field(init=False)  # payload bytes of these, and what the other changes weigh
+    size: int = field(init=False)  # payload bytes of these, and the `_weight` of the other changes
 
     def __post_init__(self) -> None:
         self.stored = [change for change in self.changes if isinstance(change, Stored)]
@@ -101,7 +101,7 @@ class Job:
 
 
 def _weight(change: Change) -> int:
-    """What a change takes of a batch that is written on the event loop, in bytes of payload that take as long."""
+    """Return how many bytes of payload take as long to write as the change; 0 for `Stored`, whose payload counts."""
     match change:
         case Truncated():
             return INLINE_BYTES + 1
@@ -147,10 +147,10 @@ class Writer:
         self._opening: asyncio.Handle | None = None  # of the first batch, after there was nothing to do
         self._tidying: asyncio.TimerHandle | None = None
         self._log: int | None = None  # the write-ahead log, to be synced
-        self._log_was_long = False  # at the last checkpoint, too
-        self._said_at: dict[str, float] = {}  # what is said once a minute -> when it was
-        self._shrinks = False  # the file has pages to give back
-        self._slice_pages = 64  # of a slice
+        self._log_was_long = False  # whether the log was too long after the last checkpoint
+        self._said_at: dict[str, float] = {}  # warning -> when it was last logged
+        self._shrinks = False  # whether the file is being vacuumed
+        self._slice_pages = 64  # pages of one slice of the vacuum
         self._broken: BaseException | None = None  # why nothing is written any more
         # SQLite syncs when it copies the log back; what it appends to the log is synced here
         for pragma in (
@@ -212,7 +212,7 @@ class Writer:
         if not batch:
             self._idle.set()
             if self._broken is not None:
-                pass  # nothing is written any more
+                pass  # the disk has failed
             elif self._shrinks:
                 self._tidying = self._loop.call_later(SLICE_AFTER_S, self._tidy)
             elif self._written:
@@ -293,7 +293,7 @@ class Writer:
         self._in_thread(self._cut, self._go_on)
 
     def _cut(self) -> None:
-        """One slice of making the file shorter, or cut the log and look whether the file is to be made shorter."""
+        """Vacuum one slice of the file; or truncate the log, which also checks whether a vacuum is needed."""
         if self._shrinks and self._written < CHECKPOINT_BYTES:
             self._give_back()
         else:
@@ -301,7 +301,7 @@ class Writer:
             self._file.make_ballast()
 
     def _is_sparse(self) -> bool:
-        """Return whether the file is large, and more than half of it is free."""
+        """Return whether the file is above LARGE_FILE_BYTES, and more than half of its pages are free."""
         execute = self._connection.execute
         (pages,) = execute("PRAGMA page_count").fetchone()
         (size,) = execute("PRAGMA page_size").fetchone()
@@ -309,10 +309,10 @@ class Writer:
         return bool(pages * size > LARGE_FILE_BYTES and free * 2 > pages)
 
     def _give_back(self) -> None:
-        """Free pages at the end of the file are given back to the disk, as many as take about `SLICE_S`."""
+        """Return free pages of the file to the disk, as many as take about `SLICE_S`."""
         began_at = time.monotonic()
         try:
-            # not `execute`: a row without columns comes for each page, and before Python 3.13 it ends at the first
+            # not `execute`: the pragma yields an empty row for each page, and before Python 3.13 it stops at the first
             self._connection.executescript(f"PRAGMA incremental_vacuum({self._slice_pages})")
         except sqlite3.Error as error:
             if not (is_full(error) or _is_busy(error)):
@@ -386,7 +386,7 @@ class Writer:
         return True
 
     def _has_cut(self) -> bool:
-        """Cut the log, and return whether that made room: what was copied back needs it no more."""
+        """Truncate the log, and return whether that freed space on the disk."""
         before = self._file.log_bytes()
         self._checkpoint("TRUNCATE")
         return self._file.log_bytes() < before
@@ -500,7 +500,7 @@ class Writer:
         if self._broken is not None:
             return
         execute = self._connection.execute
-        execute("PRAGMA busy_timeout = 0")  # nobody waits for a program that reads the file
+        execute("PRAGMA busy_timeout = 0")  # do not wait for other programs that read the file
         try:
             is_done = self._copy_log(mode)
             if not is_done and self._file.can_grow_by_ballast(self._connection):
@@ -508,14 +508,13 @@ class Writer:
                 is_done = self._copy_log(mode)
         finally:
             execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-        self._written = (
-            0 if is_done and mode == "TRUNCATE" else 1
-        )  # else it is cut when there is nothing to write
+        # 1: so that the log is truncated when there is nothing to write
+        self._written = 0 if is_done and mode == "TRUNCATE" else 1
         self._shrinks = self._is_sparse()
         self._watch_log()
 
     def _copy_log(self, mode: str) -> bool:
-        """Return whether the log was copied back. If not it still holds all it held: that must not stop the service."""
+        """Copy the log back; return whether all of it was copied. A full or busy disk is no error: the log stays."""
         try:
             (is_read, *_) = self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:
@@ -526,16 +525,16 @@ class Writer:
         return not is_read
 
     def _watch_log(self) -> None:
-        """Say, once a minute at most, that a program which reads the file keeps the log from being cut."""
+        """Log a warning when another program that reads the file prevents the log from being truncated."""
         size = self._file.log_bytes()
         if size <= LONG_LOG_BYTES:
             self._log_was_long = False
             return
-        if self._log_was_long:  # one large transaction may make it so long once
+        if self._log_was_long:  # after one checkpoint only, the reason may be a single large transaction
             self._warn(
                 "log",
-                f"{self._file.path}-wal has {size >> 20} MiB and cannot be cut while another program reads the data"
-                f" file: end that one; at {MOST_LOG_BYTES >> 20} MiB puts are refused",
+                f"{self._file.path}-wal has {size >> 20} MiB and cannot be truncated while another program reads the"
+                f" data file: end that program; above {MOST_LOG_BYTES >> 20} MiB puts are refused",
             )
         self._log_was_long = True
 

@@ -87,7 +87,7 @@ def test_a_link_to_nothing_is_refused(link: Path) -> None:
     """What it leads to may be on a disk that is not there yet: to make a new file would hide that."""
     link.resolve().unlink()
     error = refused(link)
-    assert str(error) == f"{link} is a symbolic link to ../there/real.db, which is not there"
+    assert str(error) == f"{link} is a symbolic link to ../there/real.db, which does not exist"
     assert error.hint is not None
 
 
@@ -185,7 +185,7 @@ def test_a_file_that_others_could_read_is_closed_to_them(
         await engine.storage.close()
 
     asyncio.run(main())
-    assert f"{path} was open to others (mode 0666): now it is not" in caplog.messages
+    assert f"{path} was open to others (mode 0666): set to 0600" in caplog.messages
     caplog.clear()
     start(path)
     assert not [message for message in caplog.messages if "open to others" in message]

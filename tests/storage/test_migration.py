@@ -110,7 +110,7 @@ def test_each_start_names_the_old_file_until_it_is_removed(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     start(path)
-    assert "35 items are copied" in caplog.text
+    assert "copying 35 items" in caplog.text
     for there in (True, False):
         caplog.clear()
         start(path)
@@ -168,7 +168,7 @@ def test_a_disk_without_room_is_named_and_nothing_is_changed(
 ) -> None:
     monkeypatch.setattr(datafile.DataFile, "free_bytes", lambda _: 3 << 20)
     error = refused(path, expected)
-    assert "needs 34 MiB on its disk: there are 3 MiB" in str(error)
+    assert "needs 34 MiB on its disk: 3 MiB are free" in str(error)
     assert "make room" in (error.hint or "")
     assert not path.with_name("easq.db.v1").exists()
     opened = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
@@ -229,7 +229,7 @@ def test_a_file_that_another_program_has_open_is_not_migrated(path: Path, expect
 def test_an_earlier_files_place_is_not_taken(path: Path, expected: Any) -> None:
     earlier = path.with_name("easq.db.v1")
     earlier.write_bytes(b"somebody's only copy")
-    assert f"{earlier} of an earlier migration is there" in str(refused(path, expected))
+    assert f"{earlier} of an earlier migration exists" in str(refused(path, expected))
     assert earlier.read_bytes() == b"somebody's only copy"
 
 

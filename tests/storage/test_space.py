@@ -249,7 +249,7 @@ def test_a_log_that_cannot_be_cut_is_said_aloud_once_a_minute(
     monkeypatch.setattr(writer, "CHECKPOINT_BYTES", 1 << 20)
 
     def said() -> list[str]:
-        return [line for line in caplog.messages if "cannot be cut" in line]
+        return [line for line in caplog.messages if "cannot be truncated" in line]
 
     async def body(engine: Engine, storage: Sqlite) -> None:
         await engine.put()
