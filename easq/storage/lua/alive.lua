@@ -1,7 +1,7 @@
 -- flags: allow-oom; after:
--- The calling server ARGV[1] is alive for ARGV[3] ms more, by the clock of Redis or, unless it is '', at ARGV[2] (ms); for
--- -1 it stops. KEYS[1] is a zset: server -> until when it counts as alive (ms).
--- Answers the servers that are alive, and those that were not heard from in time.
+-- Renews the lease of the server ARGV[1] for ARGV[3] ms, or ends it if that is -1. ARGV[2] is the present time in ms, or ''
+-- for the clock of Redis. KEYS[1] is a zset: server -> end of its lease (ms).
+-- Answers the servers with a valid lease, and those whose lease has expired.
 
 local now = tonumber(ARGV[2])
 if not now then
@@ -13,7 +13,7 @@ if lease < 0 then
   redis.call('ZREM', KEYS[1], ARGV[1])
 else
   redis.call('ZADD', KEYS[1], now + lease, ARGV[1])
-  -- by then everybody has seen that they are gone
+  -- by now every server has seen that these are gone
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 100 * lease)
 end
 return {

@@ -44,8 +44,8 @@ local function fits(count, bytes)
   return count < max_items and bytes + size <= max_bytes
 end
 
--- Whether only filters whose consumers left hold back enough. A put looks at some of what was committed; where that is
--- not all, the puts after it go on: `loose` in PREFIX meta is where, how many were found and how large they are.
+-- Whether removing the items that only filters of absent consumers retain makes enough room. One put examines a part of
+-- the committed items, and later puts go on: `loose` in PREFIX meta has the place, and count and size of those found.
 local function is_loose_enough()
   local f = cmsgpack.unpack(call('HGET', S.p .. 'meta', 'loose') or cmsgpack.pack({'', 0, 0}))
   local count, bytes, met = f[2], f[3], {}
@@ -102,7 +102,7 @@ end
 if not has_room() then
   local unheld = call('HGET', S.p .. 'meta', 'unheld')
   if unheld then
-    -- absent consumers have let go before, and what that set free is not all gone yet
+    -- filters of absent consumers were dropped before, and not all items that this freed are removed yet
     work.left, work.more = CONF.budget, false
     rules.remove_unheld(S, unheld)
     if not has_room() and call('HEXISTS', S.p .. 'meta', 'unheld') == 1 then

@@ -1,6 +1,6 @@
 -- flags: no-writes; after: stream entries groups members
 -- The stream at this moment: {items, bytes, first, last, highest index ever, ended, epoch}, the consumers, the groups,
--- and what each filter of a group holds back: {group, tags, items not committed there, ms until it ends (-1: connected)}.
+-- and the filters of the groups: {group, tags, items the group has not committed, ms until it ends (-1: connected)}.
 
 local S = open_stream(PREFIX)
 if not S then

@@ -1,5 +1,5 @@
 -- flags: allow-oom; after: stream entries groups members handout rules
--- The items ARGV[5] and on are done for the group ARGV[4]; one that no other group holds back is gone.
+-- Commits the items ARGV[5] and on for the group ARGV[4]; removes those that no other group retains.
 -- Answers how many were present and not yet committed.
 
 local S = rules.begin()

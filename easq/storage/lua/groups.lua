@@ -4,14 +4,14 @@
 -- PREFIX who             hash: connection -> its group
 -- PREFIX of:SERVER       set: the connections of a server
 -- PREFIX out:N           set: pending at connection N
--- PREFIX kept:N          zset, score 0: places of what is held for the user of connection N, to be handed to it one by one
+-- PREFIX kept:N          zset, score 0: places of items held for the user of connection N, which gets them one at a time
 -- PREFIX box:N           zset: of these, not yet fetched, in the order of hand-out
 -- PREFIX got:N           'TOKEN:INDEX INDEX ...' of its last fetch, which may be asked for again
 -- PREFIX doom            hash: 'GROUP\0INDEX' -> what becomes of the item if the rear store has no room
 -- PREFIX g:GROUP: and
---   meta      hash: connected, highest, views; filters (what it holds back: packed tags and when the last consumer with
---             them left, -1 while one is connected, in turn); marks ('1': one of loss, busy,
---             solo and by has something); before schema 2: left, the same for all tags
+--   meta      hash: connected, highest, views; filters (a packed list: the packed tags of a filter, when its last
+--             consumer left or -1 while one is connected, and so on); marks ('1': one of loss, busy, solo
+--             and by is not empty); before schema 2: left, when the last consumer left
 --   pend      hash: index -> connection
 --   done      zset, score 0: the places of the entries it has committed or given up
 --   gone      set: those it gave up
@@ -20,12 +20,13 @@
 --   loss      hash: index -> how often its connection was lost
 --   busy      hash: index -> how long it has waited for busy consumers, in ms
 --   solo      set: those that go alone
---   by        hash: index -> the user that failed it last: it goes to another, while there is one
+--   by        hash: index -> the user that failed it last: another user gets it, if there is one
 --   ret       zset, score 0: places of entries that are ready again
 --   alone     zset, score 0: places of entries that are ready, and go alone
---   elsers    set: users with an els:USER  zset, score 0: places of entries that are ready again, for others than USER
---   held      hash: index -> the user that it is kept for, or ''; 'USER\0PROCESS' where that process has to come back, else
---             it has failed; until when is a timer
+--   els:USER  zset, score 0: places of entries that are ready again, for users other than USER
+--   elsers    set: the users that have an els:USER
+--   held      hash: index -> the user that it is kept for, or ''; 'USER\0PROCESS' if it counts as failed unless that
+--             process reconnects; a timer has the end
 --   sess      hash: connection -> what the hand-out needs of it
 --   views     hash: number -> start and tag filter of connections; cur:NUMBER  hash: how far they have looked:
 --             class -> index, 'r' -> place in `ret`
@@ -40,7 +41,7 @@ function groups.names(S)
   return S.names
 end
 
--- Schema 1 knew when a group was left, and the filters of its connections
+-- The filters of a group that schema 1 stored: those of its connections, or one without tags since its last one left
 local function filters_before(g, connected, left)
   local found = {}
   if connected > 0 then
@@ -73,7 +74,7 @@ function groups.filters_text(G)
   return cmsgpack.pack(f)
 end
 
--- A group's filters may be many, and most calls do not look at them
+-- A group may have many filters, and most calls need none: they are unpacked on first use
 local lazily = {__index = function(G, name)
   if name == 'filters' then
     rawset(G, name, filters_in(G.packed))
@@ -133,9 +134,9 @@ function groups.is_idle(G)
   return call('EXISTS', G.g .. 'done', G.g .. 'deliv', G.g .. 'fail', G.g .. 'mem', G.g .. 'held') == 0
 end
 
--- -- what a group holds back ---------------------------------------------------------------------------------------
+-- -- what a group retains ------------------------------------------------------------------------------------------
 
-local MOST_ABSENT = 64  -- filters whose consumers left are kept one by one up to so many
+local MOST_ABSENT = 64  -- most separate filters whose consumers left; one that matches everything replaces more
 
 local function lapse_timer(G, filter)
   return 'l\0' .. G.name .. '\0' .. filter
@@ -148,7 +149,7 @@ function groups.drop_filter(G, filter)
   G.filters[filter], G.changed, G.packed = nil, true, nil
 end
 
--- A consumer with these packed tags is connected
+-- Records that a consumer with these packed tags is connected
 function groups.connect_filter(G, filter)
   if G.filters[filter] ~= -1 then
     groups.drop_filter(G, filter)
@@ -161,7 +162,7 @@ local function set_absent(G, filter)
   call('ZADD', G.S.p .. 'timers', NOW + CONF.retention, lapse_timer(G, filter))
 end
 
--- The filters whose consumers left end now; whether there were any
+-- Removes the filters whose last consumer left; answers whether there were any
 function groups.drop_absent(G)
   local absent = {}
   for filter, left in pairs(G.filters) do
@@ -175,7 +176,7 @@ function groups.drop_absent(G)
   return #absent > 0
 end
 
--- The last consumer with these packed tags left. Too many such filters become one that lets everything through.
+-- Records that the last consumer with these packed tags left. Too many such filters become one that matches everything.
 function groups.leave_filter(G, filter)
   set_absent(G, filter)
   local count = 0
@@ -190,7 +191,7 @@ function groups.leave_filter(G, filter)
   end
 end
 
--- The time of a filter is over, if it was not used again since its timer was set; whether it is
+-- Removes a filter whose timer is due, unless a consumer used it meanwhile; answers whether it was removed
 function groups.lapse(G, filter)
   local left = G.filters[filter]
   if not left or left < 0 then
@@ -206,8 +207,7 @@ end
 
 groups.NOBODY, groups.ABSENT, groups.CONNECTED = 0, 1, 2
 
--- Whether the filters, with tags (or for everything) let the entry through for a connected consumer, an absent one, or
--- nobody
+-- Who retains an entry with these tags in the group: a connected consumer, an absent one, or nobody
 local function filter_holder(G, tags)
   local found = groups.NOBODY
   for filter, left in pairs(G.filters) do
@@ -222,7 +222,7 @@ local function filter_holder(G, tags)
   return found
 end
 
--- Who holds the entry back, of all groups `but` one: nobody, filters whose consumers left, or a connected consumer
+-- Who retains the entry, in all groups except `but`: nobody, only filters of absent consumers, or a connected consumer
 function groups.holder(S, id, but)
   local found, filtered = groups.NOBODY, {}
   for _, G in ipairs(groups.all(S)) do
@@ -244,7 +244,7 @@ function groups.holder(S, id, but)
   return found
 end
 
--- What says where ready entries go beside 'ret' and 'alone' is there from now on, or not any more
+-- Records whether loss, busy, solo or by has an entry: without one, most calls need not read them
 function groups.mark(G, marks)
   if G.marks ~= marks then
     G.marks, G.changed = marks, true
@@ -293,14 +293,14 @@ function groups.failed(G, id, failures)
   end
 end
 
--- How often the connection that had the item was lost, with this time; from now on it goes alone
+-- Counts a lost connection of the item, which goes alone from now on; answers how many there were
 function groups.lost(G, id)
   groups.mark(G, true)
   call('SADD', G.g .. 'solo', id)
   return call('HINCRBY', G.g .. 'loss', id, 1)
 end
 
--- Who failed the item last, or nil
+-- The user that failed the item last, or nil
 function groups.failed_by(G, id)
   return G.marks and call('HGET', G.g .. 'by', id) or nil
 end
@@ -347,7 +347,7 @@ function groups.unhold(G, id)
   end
 end
 
--- The user that a held item is kept for, and the process that has to come back, or ''
+-- The user that a held item is kept for, and the process that has to reconnect, or ''
 function groups.kept_for(held)
   local user, process = string.match(held, '^([^%z]*)%z(.*)$')
   return user or held, process or ''
@@ -357,8 +357,8 @@ function groups.undoom(G, id)
   call('HDEL', G.S.p .. 'doom', G.name .. '\0' .. id)
 end
 
--- Calls `with` with each entry that some group has committed, as many as this call may look at; some come twice. `from`
--- is '' or what was answered before: where to go on, or nil at the end. Ends when `with` says stop.
+-- Calls `with` for each entry that a group has committed, for some twice, until the budget is spent or `with` returns
+-- true. Answers where to go on, which is the next call's `from` (at first ''), or nil at the end.
 function groups.each_done(S, from, with)
   local at_name, at = string.match(from, '^([^%z]*)%z(.*)$')
   local names, known = groups.names(S), false

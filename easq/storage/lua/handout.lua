@@ -132,7 +132,7 @@ local function serve_reserved(G)
   end
 end
 
--- The connections that want the item, and are not stopped
+-- The connections whose filter matches the item, except stopped ones
 local function wanting(G, id)
   local list = {}
   for _, V in ipairs(members.views(G)) do
@@ -152,7 +152,7 @@ local function wanting(G, id)
   return list
 end
 
--- Those that are not of the user, if there are any, else all
+-- The connections of other users than `user`; if there are none, all
 local function others_than(user, list)
   local others = {}
   for _, s in ipairs(list) do
@@ -163,8 +163,8 @@ local function others_than(user, list)
   return #others > 0 and others or list
 end
 
--- The connections that want the item, and neither have nor wait for one that goes alone; while there is another, not the
--- one that failed it
+-- The connections that can get the item alone: their filter matches, and they neither have nor wait for such an item. The
+-- user that failed it last is left out unless it is the only one
 local function takers_of(G, id)
   local list = {}
   for _, s in ipairs(others_than(groups.failed_by(G, id), wanting(G, id))) do
@@ -175,7 +175,7 @@ local function takers_of(G, id)
   return list
 end
 
--- What is kept for a consumer goes to it, one item after the other, each once there is nothing beside it
+-- Gives consumers the items kept for them, one at a time: each once the consumer has nothing else pending
 local function serve_kept(G)
   local list = {}
   for _, s in pairs(members.sessions(G)) do
@@ -291,8 +291,8 @@ local function is_before(one, other)
   return one.number < other.number
 end
 
--- An item that failed, if it is before `other`, goes to another consumer than the one that failed it. While none of those
--- that want it has a free slot it waits; where there is none it is like any other. Whether there was one.
+-- Hands out a failed item that comes before `other` to a consumer other than the one that failed it; answers whether there
+-- was one. The item waits while such consumers have no free slot; without such a consumer it becomes an ordinary item.
 local function pass_on(G, other)
   local found, most = {}, #members.views(G) == 1 and 0 or CHUNK - 1
   for _, user in ipairs(G.marks and call('SMEMBERS', G.g .. 'elsers') or {}) do
@@ -309,7 +309,7 @@ local function pass_on(G, other)
     if #ranks == 0 then
       call('SREM', G.g .. 'elsers', user)
     elseif #found == 0 or found[#found][2] ~= user then
-      return not work.more  -- what is behind those that went is for the next look
+      return not work.more  -- the items behind the removed ones are for the next call
     end
   end
   table.sort(found, function(one, another) return one[1] < another[1] end)
@@ -384,8 +384,8 @@ function handout.dispatch_all(S)
   end
 end
 
--- What is held for this very user is its again; what it no longer wants is ready for all. A process that is back has all
--- of it at once, as it had before. Another one has it one after the other.
+-- Gives the items that are held for this user to its new connection; those that its filter excludes are ready for all. A
+-- process that reconnects gets all of them at once, as before. Another process gets them one at a time.
 function handout.give_back(G, s, V)
   local had = {}
   local held = call('HGETALL', G.g .. 'held')
@@ -412,7 +412,7 @@ function handout.give_back(G, s, V)
       if groups.goes_alone(G, id) then
         s.alone = id
       end
-    else  -- it asked for less than it had; that is no loss
+    else  -- the window is smaller than before: this does not count as a loss
       call('HSET', G.g .. 'held', id, s.user)
       members.keep_for(G, s, id)
     end

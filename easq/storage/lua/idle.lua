@@ -1,6 +1,6 @@
 -- flags: no-writes; after: stream entries groups members
--- How long ago, in ms, the connection of the consumer ARGV[5] of the group ARGV[4] showed life; false without one, and for
--- one of the process ARGV[6].
+-- Answers the ms since the last heartbeat of the connection of the consumer ARGV[5] in the group ARGV[4]; false if it has
+-- none, or one of the process ARGV[6].
 
 local S = open_stream(PREFIX)
 if not S then

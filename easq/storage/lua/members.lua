@@ -185,13 +185,13 @@ function members.put_back(G, id)
   end
 end
 
--- The item is held for the user of the connection, which gets what is kept so one after the other
+-- Records that the held item goes to this connection, which gets such items one at a time
 function members.keep_for(G, s, id)
   call('ZADD', G.S.p .. 'kept:' .. s.number, 0, entries.rank(G.S, id))
   s.keeps, s.changed = true, true
 end
 
--- A view that no connection has any more is forgotten. Answers its filter, if no other view has it
+-- Removes the view if no connection has it any more; then answers its filter, if no other view has that
 function members.leave_view(G, number)
   for _, s in pairs(members.sessions(G)) do
     if s.view == number then

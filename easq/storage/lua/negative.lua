@@ -1,8 +1,8 @@
 -- flags: allow-oom; after: stream entries groups members handout rules
--- Of the items ARGV[8] and on those pending in the group ARGV[4] are ready again after the back-off of their failures, for
--- another consumer while there is one. ARGV[5] code, [6] reason, [7] ms that busy ones wait, or ''.
--- A consumer that says CONF.shutdown gets nothing more, and nothing counts as failed. One that says CONF.busy has not
--- failed either, unless the item waited for too long.
+-- Makes those of the items ARGV[8] and on that are pending in the group ARGV[4] ready again after their back-off, for
+-- another consumer if there is one. ARGV[5] code, [6] reason, [7] ms that busy ones wait, or ''.
+-- Code CONF.shutdown: the consumer gets no more items, and no failure is counted. Code CONF.busy: a failure is counted only
+-- once the item has waited for CONF.busy_limit in all.
 
 local S = rules.begin()
 if not S then
@@ -15,7 +15,7 @@ if not G then
 end
 local counted, stopped = 0, {}
 
--- How long a busy item waits now; nil when it has waited for as long as it may
+-- How many ms a busy item has to wait; nil when it has reached the limit
 local function busy_for(id)
   local waited = tonumber(call('HGET', G.g .. 'busy', id) or 0)
   if CONF.busy_limit > 0 and waited >= CONF.busy_limit then

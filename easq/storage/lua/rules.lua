@@ -45,8 +45,8 @@ function rules.retire(S, ids, last)
   rules.remove(S, ids)
 end
 
--- Entries that some group has committed and nobody holds back are gone, from `from` on. What this call may not look at is
--- left to the next `tick`.
+-- Removes the entries that a group has committed and no group retains, from the place `from` on. What this call's budget
+-- does not cover is left to the next `tick`.
 function rules.remove_unheld(S, from)
   local found, met = {}, {}
   local rest = groups.each_done(S, from, function(id)
@@ -64,13 +64,13 @@ function rules.remove_unheld(S, from)
   end
 end
 
--- Whether an entry that some group has committed leaves
+-- Whether an entry that a group has committed can be removed
 function rules.is_done(S, id)
   return groups.holder(S, id) == groups.NOBODY
 end
 
--- The group holds back what a consumer with these packed tags wants. Where that consumer had others `before`, and nobody
--- else has them, those end now: it will not come back for their items.
+-- Records that a consumer with these packed tags is connected. If it had others `before` that no other consumer has, their
+-- filter ends: it will not return for those items.
 function rules.take_filter(G, filter, before)
   groups.connect_filter(G, filter)
   if not before or before == filter or (G.filters[before] or -1) < 0 then
@@ -112,15 +112,15 @@ function rules.back_off(failures)
   return CONF.backoff[math.min(failures, #CONF.backoff)]
 end
 
--- The lost connection of the item is a failure. What it is held for unless that was the last one is the caller's
+-- Counts the lost connection as a failure of the item. Answers whether the item is given up; if not, the caller holds it
 function rules.count_loss(G, id, delay, user)
   groups.unhold(G, id)
   groups.lost(G, id)
   return rules.fail(G, id, '', LOST, delay, user)
 end
 
--- The connection that had the item is lost. It is kept for that user for a while; that it was lost is counted when its
--- process does not come back in time, or, where it named none, when that happened too often.
+-- Holds an item of a lost connection for its user for the grace period. The loss counts as a failure when the process does
+-- not reconnect in time or, if the consumer named none, when there were more than CONF.free_losses.
 local function lose(G, id, s)
   if s.process ~= '' then
     groups.hold(G, id, NOW + CONF.grace, s.user .. '\0' .. s.process)
@@ -130,7 +130,7 @@ local function lose(G, id, s)
   end
 end
 
--- Another process is there under the name of one that had items: that one will not come back
+-- Counts the losses of an earlier process of the same user: it will not reconnect, as the connection `s` replaces it
 function rules.lose_to(G, s)
   local held, lost = call('HGETALL', G.g .. 'held'), {}
   for place = 1, #held, 2 do
@@ -148,7 +148,8 @@ function rules.lose_to(G, s)
   end
 end
 
--- The connection is gone; closed, lost, or at a server that is gone (nil) decides when others get its items
+-- Removes a connection. Its items are ready at once if it was closed (`lost` is false), and held for its user if it was
+-- lost (true) or its server is gone (nil); the latter is no failure
 function rules.leave(G, s, lost)
   local S, number = G.S, s.number
   local out, box = S.p .. 'out:' .. number, S.p .. 'box:' .. number
@@ -184,8 +185,8 @@ function rules.leave(G, s, lost)
   wake(S, number, s.server)
 end
 
--- The connections and claims of a server are given up, as many as one call may: it stops (`lost` is false), or is gone
--- (nil), which is no fault of its consumers
+-- Removes the connections and claims of a server, as many as one call may: it stops (`lost` is false), or is gone (nil),
+-- which is not its consumers' fault
 function rules.leave_server(S, server, lost)
   for _, number in ipairs(call('SMEMBERS', S.p .. 'of:' .. server)) do
     if work.left <= 0 then
@@ -221,7 +222,7 @@ function rules.release_claims(S, owner)
   end
 end
 
--- The item is ready for all. That its process did not come back is a failure.
+-- Makes the held item ready for all consumers; counts a failure if it was held for a process
 local function release_hold(G, id, stood_still)
   local held = call('HGET', G.g .. 'held', id) or ''
   local user, process = groups.kept_for(held)
@@ -247,7 +248,7 @@ function rules.tick(S)
   if #due == 0 then
     return
   end
-  -- nobody looked for long: the servers stood still, and could not hear who came back meanwhile
+  -- no server has called for long: all stood still, and nobody could reconnect
   local stood_still = NOW - S.heard > CONF.lease / 2
   local lapsed = false
   for _, timer in ipairs(due) do

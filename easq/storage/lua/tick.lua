@@ -1,13 +1,13 @@
 -- flags: allow-oom; after: stream entries groups members handout rules
 -- The calling server is alive, and what is due is done; the connections and claims of servers that are not are given up.
 --
--- ARGV[4] highest index that the caller has seen  [5] '1': it has somebody who waits for an item  [6] '1': Redis was there
--- all the while, for the caller
--- `ok` {the caller's connections, those of them that have items to fetch, the names of its claims, the other servers that
--- have some of either, in turn with the ms until they count as gone}, or `behind`
+-- ARGV[4] highest index that the caller has seen  [5] '1': it has a reader that waits for an item  [6] '1': the caller has
+-- reached Redis all the time
+-- `ok` {the caller's connections, those of them that have items to fetch, the names of its claims, the other servers with
+-- connections or claims, each followed by the ms until its lease expires}, or `behind`
 --
 -- When nobody has called for a while it is Redis that was away, not the servers: then all have their full time again.
--- Unless the caller knows better.
+-- That does not apply if ARGV[6] is '1'.
 
 local S = rules.begin()
 if not S then
