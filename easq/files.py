@@ -31,11 +31,14 @@ def real_path(path: Path) -> Path:
             require_regular(status)
             if linked and status.st_uid != os.geteuid():
                 raise OSError(
-                    errno.EPERM, f"it is a symbolic link to a file of user {status.st_uid}, not of yours"
+                    errno.EPERM,
+                    f"it is a symbolic link to a file that belongs to user {status.st_uid}, not to you",
                 )
             return path
         if status.st_uid != os.geteuid():
-            raise OSError(errno.EPERM, f"it is a symbolic link of user {status.st_uid}, not of yours")
+            raise OSError(
+                errno.EPERM, f"it is a symbolic link that belongs to user {status.st_uid}, not to you"
+            )
         linked, path = True, path.parent / os.readlink(path)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 

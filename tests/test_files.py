@@ -77,7 +77,7 @@ def test_neither_a_link_nor_a_linked_file_of_another_user_is_written(tmp_path: P
     file.write_bytes(b"old")
     link.symlink_to(file)
     os.lchown(link if theirs == "link" else file, 12345, 12345)
-    with pytest.raises(OSError, match=r"it is a symbolic link .*of user 12345, not of yours"):
+    with pytest.raises(OSError, match=r"it is a symbolic link .*that belongs to user 12345, not to you"):
         files.replace(link, b"new")
     assert file.read_bytes() == b"old"
 

@@ -148,7 +148,7 @@ class Engine:
                 if error.message != told or time.monotonic() - began > _AGAIN_S:
                     told = error.message
                     log.warning(
-                        "the engine %s of %s ended, and begins anew: %s",
+                        "engine %s of %s stopped, and connects again: %s",
                         self._consumer.user, self._input.name, told,
                     )  # fmt: skip
             await asyncio.sleep(_AGAIN_S)

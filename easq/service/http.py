@@ -37,7 +37,7 @@ _APART = ThreadPoolExecutor(1, "easq-encode")
 _MAX_FORM = 64 * 1024
 
 
-#: scheme and authority before the path, as a client sends them to a proxy
+#: scheme and authority of a request target in absolute form, which clients send to proxies
 _ABSOLUTE = re.compile(r"https?://([^/?]*)/?", re.IGNORECASE)
 
 

@@ -299,7 +299,7 @@ class _Connection(web.RequestHandler):
         self.begun: int | None = None
         self.is_answering = False
         self.address = ""
-        #: when a byte came last, on the clock of the event loop
+        #: when the last byte arrived, by the event loop's clock
         self.heard_at = 0.0
         #: whether all input so far was whole heads of requests without a body, each in one piece, so that the next
         #: bytes begin a head as well

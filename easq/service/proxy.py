@@ -30,7 +30,7 @@ _WHOLE = 64 * 1024
 _MAX_LINE = 64 * 1024
 #: seconds between two checks whether the caller is still connected: the first pause, and the longest
 _LOOK_S, _MAX_LOOK_S = 0.1, 1.0
-#: not passed on: one echoes headers, the other opens a tunnel
+#: methods that are not passed on: TRACE echoes headers, CONNECT opens a tunnel
 _REFUSED_METHODS = frozenset({"TRACE", "CONNECT"})
 #: response headers that would have a browser guess content types, or a web server in front of us send one of its files
 UNSAFE = re.compile(

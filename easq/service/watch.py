@@ -106,7 +106,7 @@ async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.
         except TimeoutError as error:
             # the traceback refers to the deadline, that to this task, and the task would refer to the error: a cycle
             release_frames(error)
-            raise ConnectionResetError("the connection takes nothing") from None
+            raise ConnectionResetError("the client does not read in time") from None
         finally:
             await watcher.sent(frames[:written])
 

@@ -2,7 +2,7 @@
 
 The life of an entry, for one group:
 
-    allotted ──stored──▶ ready ──hand out──▶ pending ──commit──▶ committed ──no group holds it──▶ gone
+    allotted ──stored──▶ ready ──hand out──▶ pending ──commit──▶ committed ──no group retains it──▶ gone
                           ▲                    │
                           ├──── negative ──────┤   after the back-off
                           ├──── closed ────────┤   at once

@@ -10,7 +10,7 @@ CREATE TABLE stream (
   ended INTEGER NOT NULL DEFAULT 0
 );
 
--- Settings of a stream that were made while the service ran.
+-- Settings of a stream that were changed at run time; nothing uses them yet.
 CREATE TABLE property (
   stream INTEGER NOT NULL,
   name   TEXT NOT NULL,
@@ -47,7 +47,7 @@ CREATE TABLE consumer_group (
   PRIMARY KEY (stream, name)
 ) WITHOUT ROWID;
 
--- Items that the group has committed, or given up, while another group still holds them.
+-- Items that the group has committed or given up, while another group still retains them.
 CREATE TABLE committed (
   item     INTEGER NOT NULL,
   name     TEXT NOT NULL,

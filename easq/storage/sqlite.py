@@ -240,7 +240,8 @@ class Sqlite(Embedded):
             )
         if self._log_long:
             raise QueueFull(
-                "the log of the queue service is full", hint="end the other program that reads its data file"
+                "the write-ahead log of the queue service is too long",
+                hint="end the other program that reads its data file",
             )
 
     def _has_space(self) -> bool:

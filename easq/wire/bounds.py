@@ -85,10 +85,10 @@ def fields(data: bytes) -> Iterator[tuple[int, int, int]]:
             elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
                 at += 8 if kind == _EIGHT_BYTES else 4
             else:
-                raise ValueError(f"a field of the kind {kind}")
+                raise ValueError(f"a field of wire type {kind}")
             yield key >> 3, begin, begin
         if at > size:
-            raise ValueError("a field that is cut off")
+            raise ValueError("a truncated field")
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -100,4 +100,4 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
         shift += 7
-    raise ValueError("a number that is cut off")
+    raise ValueError("a truncated number")

@@ -292,7 +292,7 @@ def test_a_log_as_long_as_it_may_be_refuses_puts_until_it_is_cut(
                     await engine.put(ITEM, requestId="r")
                 except QueueFull as error:
                     refused = str(error)
-        assert refused == "the log of the queue service is full"
+        assert refused == "the write-ahead log of the queue service is too long"
         assert storage._file.log_bytes() < 64 << 20
         await engine.storage.delete("q", [1])
         end()

@@ -156,7 +156,7 @@ def test_the_fields_of_a_frame() -> None:
 
 @pytest.mark.parametrize("data", [b"\x0a", b"\x0a\x05ab", b"\x08", b"\x29\0", b"\x0b", b"\xff" * 11])
 def test_fields_that_are_cut_off_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"a field|a number"):
+    with pytest.raises(ValueError, match=r"a field of wire type|a truncated field|a truncated number"):
         list(fields(data))
 
 

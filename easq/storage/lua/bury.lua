@@ -40,7 +40,7 @@ if ARGV[11] ~= '' then
   call('HSET', S.p .. 'answers', id .. '\0' .. name, cmsgpack.pack({ARGV[11], ARGV[12], ARGV[13]}))
 end
 S.touched = true
-if rules.is_done(S, id) then
+if groups.holder(S, id) == groups.NOBODY then
   rules.retire(S, {id}, name)
 end
 local all = {}

@@ -64,11 +64,6 @@ function rules.remove_unheld(S, from)
   end
 end
 
--- Whether an entry that a group has committed can be removed
-function rules.is_done(S, id)
-  return groups.holder(S, id) == groups.NOBODY
-end
-
 -- Records that a consumer with these packed tags is connected. If it had others `before` that no other consumer has, their
 -- filter ends: it will not return for those items.
 function rules.take_filter(G, filter, before)
