@@ -221,8 +221,8 @@ class Worker:
         try:
             while self._hands.wait_for_room():
                 frame = watcher.next(_TICK_S)
-                if frame is not None:
-                    self._hands.add(frame, watcher.epoch)
+                if frame is not None and self._hands.add(frame, watcher.epoch):
+                    self._busy_since.pop(frame.index, None)  # of an earlier delivery
         except StreamEnded as ended:
             self._notice(ended.message)
             self.stop()
@@ -305,7 +305,6 @@ class Worker:
         now = time.monotonic()
         since = self._busy_since.setdefault(frame.index, now)
         if self._busy_limit_s and now - since > self._busy_limit_s:
-            del self._busy_since[frame.index]
             self._refuse(frame, error.code, reason_of(error), began)
         else:
             self._hands.put_off(frame)
@@ -319,7 +318,12 @@ class Worker:
         except EasqError:
             return
         group = self._input.caller.consumer.group
-        lines = [GroupLine.parse(text) for key, text in attributes.items() if key.startswith("groups.list.")]
+        try:
+            lines = [
+                GroupLine.parse(text) for key, text in attributes.items() if key.startswith("groups.list.")
+            ]
+        except ValueError:  # this service describes its groups otherwise
+            return
         if any(line.id == group and line.consumers > 1 for line in lines):
             self._tell_back(self._hands.drop_waiting(), BUSY, "another worker may have it", delay_s=0.0)
 
@@ -360,6 +364,7 @@ class Worker:
     def _give_back(self, frame: Frame, outcome: Outcome, code: str, *, delay_s: float | None = None) -> None:
         """Send a negative and report the outcome. Nothing is sent after a new connection: the item is not ours then."""
         epoch = self._hands.release(frame.index)
+        self._busy_since.pop(frame.index, None)
 
         def negative() -> None:
             if epoch == self._epoch:

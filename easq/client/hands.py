@@ -78,12 +78,14 @@ class Hands(Generic[Note]):
                 return False
             return not known
 
-    def add(self, frame: Frame, epoch: int) -> None:
-        """The frame waits to be taken, if it is new."""
-        if self.accepts(frame, epoch):
-            with self._changed:
-                self._waiting.append(frame)
-                self._changed.notify_all()
+    def add(self, frame: Frame, epoch: int) -> bool:
+        """Queue the frame to be taken, if it is new; return whether it is."""
+        if not self.accepts(frame, epoch):
+            return False
+        with self._changed:
+            self._waiting.append(frame)
+            self._changed.notify_all()
+        return True
 
     def take(self, epoch: Callable[[], int]) -> Frame | None:
         """The next frame to be begun, waited for; None once there is to be an end. `end_take` has to follow.

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 from easq.breaker import Breaker
@@ -108,6 +109,13 @@ async def _call(model: Model, pool: ThreadPoolExecutor | None, frame: Frame, tim
     return call() if pool is None else await asyncio.get_running_loop().run_in_executor(pool, call)
 
 
+@dataclass(slots=True, eq=False)
+class _InFlight:
+    """One item that is processed, and the connection that delivered it last."""
+
+    watcher: Watcher
+
+
 class Engine:
     """One consumer of a queue, in the group named after the queue, that puts each item's answer into the sink."""
 
@@ -128,7 +136,8 @@ class Engine:
         self._call = call
         self._item_timeout_s = item_timeout_s
         self._watcher: Watcher | None = None
-        self._items: dict[int, asyncio.Task[None]] = {}
+        self._items: dict[int, _InFlight] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._breaker = Breaker()
         self._running = 0  # calls of the model
         self._shared = 0  # how often the waiting items were returned for other workers
@@ -156,7 +165,7 @@ class Engine:
     def stop(self) -> set[asyncio.Task[None]]:
         """Begin no further item, and return the tasks of those in flight."""
         self._is_stopping = True
-        return set(self._items.values())
+        return set(self._tasks)
 
     def give_up(self) -> None:
         """Stop waiting for the model and the storage: items in flight are returned."""
@@ -177,28 +186,36 @@ class Engine:
         try:
             while frames := await self._watcher.next():
                 for frame in frames:
-                    # an item delivered again while it is in flight is not processed twice
-                    if not self._is_stopping and frame.index not in self._items:
-                        self._items[frame.index] = asyncio.create_task(self._work_on(frame))
+                    self._take(frame, self._watcher)
         finally:
             watcher, self._watcher = self._watcher, None
             await asyncio.shield(watcher.close(lost=False))
 
-    async def _work_on(self, frame: Frame) -> None:
+    def _take(self, frame: Frame, watcher: Watcher) -> None:
+        """Begin a delivered item. One that is delivered again while it is in flight is not processed twice."""
+        if (item := self._items.get(frame.index)) is not None:
+            item.watcher = watcher
+        elif not self._is_stopping:
+            item = self._items[frame.index] = _InFlight(watcher)
+            task = asyncio.create_task(self._work_on(frame, item))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _work_on(self, frame: Frame, item: _InFlight) -> None:
         """Process one item: commit it once its answer is stored, or return it with the reason of its failure.
 
         When the service stops the item stays pending, and is returned with the connection. Never raises.
         """
-        watcher, index = self._watcher, frame.index
+        index = frame.index
         try:
             negative = await self._outcome(frame)
             if negative is None:
                 await self._persist(
                     lambda: self._input.commit(self._consumer, [index]), "done and not committed"
                 )
-            elif self._watcher is watcher:  # else another consumer may have the item
+            elif self._watcher is item.watcher:  # else another consumer may have the item
                 # before the negative: the item may be delivered here again at once
-                self._items.pop(index)
+                del self._items[index]
                 await self._persist(
                     lambda: self._input.negative(self._consumer, negative), "a failure cannot be reported"
                 )
@@ -208,7 +225,8 @@ class Engine:
         except EasqError as error:
             log.debug("item %d of %s: %s", index, self._input.name, error.message)
         finally:
-            self._items.pop(index, None)
+            if self._items.get(index) is item:
+                del self._items[index]
 
     async def _outcome(self, frame: Frame) -> op.Negative | None:
         """Return the negative for an item that failed; None once its answer is stored. Raises _Stopped."""

@@ -136,7 +136,7 @@ def _shown_place(place: str) -> str:
 
 
 def _are_nodes(hosts: str) -> bool:
-    return all(_NODE.fullmatch(part) for part in hosts.split(","))
+    return all(_NODE.fullmatch(part) and not part.startswith(":") for part in hosts.split(","))
 
 
 def _nodes(hosts: str, shown: str, *, port: int, many: bool) -> tuple[tuple[str, int], ...]:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from easq.broker.queue import Rules
+from easq.broker.broker import Broker, Pair
+from easq.broker.queue import Clock, Rules
+from easq.model import Attributes, Consumer, Frame
 from easq.runner.kinds import Echo
+from easq.runner.model import Answer, ModelFailed
+from easq.service.engine import Engine
 from easq.service.server import Server
-from easq.storage.base import Limits, Timing
+from easq.storage.base import Limits, Subscription, Timing
+from easq.storage.memory import Memory
+from easq.wire import operations as op
 from tests.conftest import OpenCloud
 from tests.service.test_instance import MakeUpstream
 from tests.support.http import Stream
@@ -226,3 +234,99 @@ def test_the_name_of_an_engine_is_not_taken_while_it_lives(
     with pytest.raises(Refused) as refused:
         Watch(made.port, f"{me.path}?_watch_=true", me.headers)
     assert refused.value.answer.status == 409
+
+
+async def _engine_on(
+    storage: Memory, call: Callable[[Frame, float], Awaitable[Answer]]
+) -> tuple[Engine, Pair]:
+    """One engine on the queue `q` of a broker in this event loop."""
+    await storage.start(lambda _: None)
+    clock = Clock(asyncio.get_running_loop().time, lambda: int(time.time() * 1000))
+    broker = Broker(storage, ["q"], rules=Rules(), sink_rules=Rules(), clock=clock)
+    await broker.open()
+    return Engine(broker.pairs["q"], "u", call, 30.0), broker.pairs["q"]
+
+
+async def _until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not done():
+            await asyncio.sleep(0.01)
+
+
+def test_an_item_that_fails_after_its_connection_was_replaced_is_returned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The new connection has delivered it again: it is the engine's to return."""
+    monkeypatch.setattr("easq.service.engine._AGAIN_S", 0.05)
+    consumer = Consumer("q", "u")
+
+    async def main() -> None:
+        calls: list[int] = []
+        may_fail = asyncio.Event()
+
+        async def call(frame: Frame, _: float) -> Answer:
+            calls.append(frame.index)
+            if len(calls) == 1:
+                await may_fail.wait()
+                raise ModelFailed("no", status=400)
+            return Answer(b"done")
+
+        storage = Memory(AT_ONCE)
+        engine, pair = await _engine_on(storage, call)
+        running = asyncio.create_task(engine.run())
+        await pair.input.put(op.Put(b"x", {}))
+        await _until(lambda: calls == [1])
+        now = asyncio.get_running_loop().time()
+        session = await storage.attach("q", consumer, Subscription(5), now=now)  # takes over the name
+        await storage.detach("q", session, lost=False, now=now)
+        async with asyncio.timeout(20):
+            while (place := await storage.locate("q", "q", 1)) is None or place.owner != "u":
+                await asyncio.sleep(0.01)
+        may_fail.set()
+        async with asyncio.timeout(20):
+            while (await pair.input.attributes())["stream.length"] != "0":
+                await asyncio.sleep(0.01)
+        assert calls == [1, 1]
+        running.cancel()
+        await storage.close()
+
+    asyncio.run(main())
+
+
+def test_an_item_that_comes_again_while_its_failure_is_reported_is_in_flight() -> None:
+    """So that a stop waits for it."""
+
+    async def main() -> None:
+        calls: list[int] = []
+        may_answer, may_report = asyncio.Event(), asyncio.Event()
+
+        async def call(frame: Frame, _: float) -> Answer:
+            calls.append(frame.index)
+            if len(calls) == 1:
+                raise ModelFailed("no", status=503, busy=True, retry_after_s=0.0)
+            await may_answer.wait()
+            return Answer(b"done")
+
+        storage = Memory(AT_ONCE)
+        engine, pair = await _engine_on(storage, call)
+        attributes = pair.input.attributes
+
+        async def late_attributes() -> Attributes:
+            await may_report.wait()
+            return await attributes()
+
+        pair.input.attributes = late_attributes  # type: ignore[method-assign]
+        running = asyncio.create_task(engine.run())
+        await pair.input.put(op.Put(b"x", {}))
+        await _until(lambda: calls == [1, 1])
+        may_report.set()
+        await _until(lambda: len(engine.stop()) == 1)
+        await asyncio.sleep(0)
+        (task,) = engine.stop()
+        may_answer.set()
+        await asyncio.wait_for(task, 20)
+        assert (await attributes())["stream.length"] == "0"
+        running.cancel()
+        await storage.close()
+
+    asyncio.run(main())

@@ -149,6 +149,7 @@ def test_no_part_of_a_password_is_in_what_is_refused(url: str) -> None:
         ("redis://:se#cr/et@r/0", "redis://:****@r/0"),
         ("redis://:se?cr=et@r/0", "redis://:****@r/0"),
         ("redis://ann:se?cret@r", "redis://:****@r"),
+        ("redis://:12345?abc@r:6379/0", "redis://:****@r:6379/0"),
         ("rediss://r:1/0?ssl_ca_certs=/a@b", "rediss://r:1/0"),
         ("redis://[::1]:1,r:2,s/0", "redis://[::1]:1,r:2,s/0"),
         ("redis://:secret", "redis://:****"),
