@@ -88,6 +88,8 @@ class Watcher:
             until: connecting, and the close, are over then, on the monotonic clock.
         """
         self.epoch = 0
+        #: why there is no connection at the moment; None while there is one
+        self.lost: EasqError | None = None
         self._url = url
         self._until = math.inf if until is None else until
         # random for each watcher: it has in hand what it was pushed, so that the service may leave it there
@@ -243,7 +245,7 @@ class Watcher:
                 self._held.clear()
                 self._held_bytes = 0
         self._notice(f"{lost.message}; connecting again")
-        error = lost
+        self.lost = error = lost
         while True:
             if time.monotonic() - since >= self._reconnect_for_s:
                 text = f"{error.message}; no lasting connection for {self._reconnect_for_s:g} s"
@@ -254,9 +256,10 @@ class Watcher:
             try:
                 link = self._connect()
             except (Unreachable, ServerError, QueueFull, AnotherWatcher) as failure:
-                error = failure
+                self.lost = error = failure
                 continue
             self._link = link
+            self.lost = None
             self._notice(f"connected to {shown(self._url)} again")
             return failures
 

@@ -367,3 +367,27 @@ def test_a_restarted_service_is_watched_on_and_nobody_sees_an_item_twice(serve: 
         out, err = watching.communicate()
     assert (watching.returncode, out) == (143, b"")
     assert "connecting again" in err.decode()
+
+
+def test_a_watch_whose_service_died_does_not_end_as_if_the_queue_were_empty(serve: Serve, easq: Easq) -> None:
+    """Exit code 6 at whatever bound ends it, and with -n unless enough items came."""
+    service = serve()
+    easq("config", "--url", service.url())
+    fill(easq, 1)
+    ends = (
+        ("--idle-timeout", "3s"),
+        ("--idle-timeout", "3s", "--transport", "http"),
+        ("--timeout", "5s"),
+        ("--idle-timeout", "3s", "--until-end"),
+        ("--idle-timeout", "3s", "-n", "2", "--allow-empty"),
+    )
+    watches = [
+        easq.start("watch", "--commit", "output", "-o", "raw", "--group", f"g{number}", *end)
+        for number, end in enumerate(ends)
+    ]
+    assert [read_lines(watching, 1) for watching in watches] == [["1"]] * len(ends)
+    service.kill()
+    for watching in watches:
+        out, err = watching.communicate()
+        assert (watching.returncode, out) == (6, b""), err
+        assert b"; not connected again when the time was over\n" in err
