@@ -31,7 +31,8 @@ BALLAST_BYTES = 16 * 1024**2
 RESERVE_BYTES = 32 * 1024**2
 #: the usual length of the write-ahead log
 LOG_BYTES = 16 * 1024**2
-
+#: what to do where a file cannot be used
+_ANOTHER_FILE = "name another file with --storage sqlite:PATH"
 
 #: suffixes of the files beside the data file, see above
 _BESIDE = ("-wal", "-shm", ".lock", ".new", ".failed", ".copied", ".ballast", ".v1")
@@ -58,13 +59,14 @@ class DataFile:
     def open(self, *, recover: bool) -> sqlite3.Connection:
         """The locked file's one connection for writing; the file is made when there is none.
 
-        Raises StorageError when another process has it, or the disk failed under it and `recover` was not asked for;
-        sqlite3.Error and OSError for what cannot be read. The lock may be held then.
+        Raises StorageError when another process has it, when it is not writable, and when the disk failed under it and
+        `recover` was not asked for; sqlite3.Error and OSError for what cannot be read. The lock may be held then.
         """
         self._refuse_dangling(*self._given.absolute().parents)
         if not self.path.parent.exists():
             self._refuse_dangling(self._given)
-        files.make_private_folder(self.path.parent)
+        self._make_folder()
+        _require_access(self.path.parent, os.R_OK | os.W_OK | os.X_OK)
         self._check_kinds()
         self._take_lock()
         if not self.path.exists():
@@ -77,6 +79,8 @@ class DataFile:
                     hint="put both back, or take the log away too, to begin anew",
                 )
             self._create()
+        for path in (self.path, self._log, Path(f"{self.path}-shm")):
+            _require_access(path, os.R_OK | os.W_OK)
         if self._mark.exists():
             self._copy(wanted=recover)
         self._had_log = self._has_log
@@ -144,9 +148,28 @@ class DataFile:
         for warning in files.exposure(self.path.parent, self.path.parent.stat()):
             log.warning("%s", warning)
 
+    def _make_folder(self) -> None:
+        """Make the file's folder where there is none. Raises StorageError."""
+        try:
+            files.make_private_folder(self.path.parent)
+        except OSError as error:
+            raise StorageError(
+                f"the folder {self.path.parent} cannot be made: {error.strerror}", hint=_ANOTHER_FILE
+            ) from error
+
     def _take_lock(self) -> None:
         lock_path = self.path.with_name(self.path.name + ".lock")
-        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        _require_access(lock_path, os.R_OK | os.W_OK)
+        try:
+            lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            # /proc says "No such file or directory" to whoever makes a file there
+            reason = "" if error.errno == errno.ENOENT else f": {error.strerror}"
+            raise StorageError(
+                f"{self.path} cannot be a data file: no file can be made in the folder"
+                f" {self.path.parent}{reason}",
+                hint=_ANOTHER_FILE,
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -392,6 +415,41 @@ def is_full(error: BaseException) -> bool:
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def is_denied(error: BaseException | None) -> bool:
+    """Return whether the error is one of permissions: nothing was written, and no written data was lost.
+
+    A file system that has become read-only (EROFS) is not one: the system makes it so after a failure of the disk.
+    """
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", 0)
+        return code & 0xFF in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM} and (
+            code != sqlite3.SQLITE_READONLY_DBMOVED
+        )
+    return isinstance(error, PermissionError)
+
+
+def _require_access(path: Path, mode: int) -> None:
+    """Raise StorageError unless `path` can be used as `mode` says, or does not exist."""
+    bits = {os.R_OK: "readable", os.W_OK: "writable", os.X_OK: "searchable"}
+    missing = [
+        word
+        for bit, word in bits.items()
+        if mode & bit and not os.access(path, bit, effective_ids=os.access in os.supports_effective_ids)
+    ]
+    if not missing or not path.exists():
+        return
+    status, user = path.stat(), os.geteuid()
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        reason, hint = "its file system is mounted read-only", "mount it for writing, or"
+    elif status.st_uid == user:
+        reason = f"its mode is {status.st_mode & 0o7777:04o}"
+        hint = f"chmod {'u+rwx' if mode & os.X_OK else 'u+rw'} {path}, or"
+    else:
+        reason = f"its mode is {status.st_mode & 0o7777:04o}, and it belongs to user {status.st_uid}, not to {user}"
+        hint = f"run easq as user {status.st_uid}, change its owner, or"
+    raise StorageError(f"{path} is not {' and not '.join(missing)}: {reason}", hint=f"{hint} {_ANOTHER_FILE}")
 
 
 def _mib(size: int) -> int:

@@ -18,7 +18,7 @@ from easq.model import Frame, Tags
 from easq.storage.base import Burial, Timing
 from easq.storage.changes import Change, Keyed
 from easq.storage.core import Stream
-from easq.storage.datafile import RESERVE_BYTES, DataFile
+from easq.storage.datafile import RESERVE_BYTES, DataFile, is_denied
 from easq.storage.effects import Touch
 from easq.storage.embedded import Embedded, Settle
 from easq.storage.entries import INDEX_BITS
@@ -84,6 +84,8 @@ class Sqlite(Embedded):
             self._reader.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
             self._file.refuse()
+            if is_denied(error):
+                raise StorageError(f"{self._path} cannot be written: {error}") from error
             raise StorageError(
                 f"{self._path} cannot be read as easq's data: {error}",
                 hint="name another file with --storage sqlite:PATH, or put a good copy in its place",
@@ -96,7 +98,7 @@ class Sqlite(Embedded):
             raise
 
     def _fail(self, error: Exception) -> None:
-        if self._failure is None:
+        if self._failure is None and not is_denied(error.__cause__):
             self._file.mark_failed()
         super()._fail(error)
 
@@ -228,6 +230,7 @@ class Sqlite(Embedded):
 
     def _broken(self, error: Exception) -> StorageError:
         failure = StorageError(f"{self._path}: {error}")
+        failure.__cause__ = error
         self._fail(failure)
         return failure
 

@@ -282,7 +282,7 @@ class Writer:
         """After an `error` nothing is written any more."""
         if error is not None and self._broken is None:
             self._broken = error
-            self._failed(StorageError(f"{self._file.path}: {error}"))
+            self._failed(self._failure(error))
 
     def _tidy(self) -> None:
         """Nothing was written for a while: the log is cut to nothing, and space put aside again."""
@@ -396,7 +396,13 @@ class Writer:
         self._broken = error
         for job in batch:
             job.again = False
-            job.error = StorageError(f"{self._file.path}: {error}")
+            job.error = self._failure(error)
+
+    def _failure(self, error: BaseException) -> StorageError:
+        """Return the error for callers; its `__cause__` is `error`."""
+        failure = StorageError(f"{self._file.path}: {error}")
+        failure.__cause__ = error
+        return failure
 
     def _transact(self, batch: list[Job], *, storing: bool) -> None:
         execute = self._connection.execute

@@ -123,14 +123,79 @@ def test_a_folder_is_refused(tmp_path: Path, data: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, data: Path) -> None:
-    data.parent.chmod(0o500)
+@pytest.mark.parametrize(
+    ("name", "mode", "words"),
+    [
+        ("easq.db", 0o400, "is not writable"),
+        ("easq.db", 0o200, "is not readable"),
+        ("easq.db-wal", 0o400, "is not writable"),
+        ("easq.db-shm", 0o000, "is not readable and not writable"),
+        ("easq.db.lock", 0o400, "is not writable"),
+        (".", 0o555, "is not writable"),
+        (".", 0o300, "is not readable"),
+    ],
+)
+def test_what_is_not_writable_is_refused_before_anything_is_served(
+    serve: Serve, tmp_path: Path, data: Path, name: str, mode: int, words: str
+) -> None:
+    """And is used again as soon as it is writable: no disk has failed."""
+    service = serve(storage=f"sqlite:{data}")
+    service.stream().put(b"first")
+    service.kill()
+    path = data.parent / name
+    before = stat.S_IMODE(path.stat().st_mode)
+    path.chmod(mode)
     try:
         done = run_to_the_end(tmp_path, f"sqlite:{data}", under=AS_ANYONE)
     finally:
+        path.chmod(before)
+    assert (done.returncode, done.stdout) == (74, ""), done
+    message, hint = done.stderr.splitlines()
+    assert message == f"easq: {path} {words}: its mode is {mode:04o}"
+    assert hint.startswith("hint: chmod u+rw")
+    assert not data.with_name("easq.db.failed").exists()
+    service.start()
+    assert [item.data for item in service.stream().get()] == [b"first"]
+
+
+def test_a_folder_in_which_no_file_can_be_made_is_refused(tmp_path: Path, data: Path) -> None:
+    data.parent.chmod(0o500)
+    try:
+        done = run_to_the_end(tmp_path, f"sqlite:{data}", under=AS_ANYONE)
+        below = run_to_the_end(tmp_path, f"sqlite:{data.parent / 'new' / 'easq.db'}", under=AS_ANYONE)
+    finally:
         data.parent.chmod(0o700)
-    assert done.returncode == 74, done
-    assert "Permission denied" in done.stderr
+    assert done.returncode == below.returncode == 74, done
+    assert f"easq: {data.parent} is not writable: its mode is 0500\n" in done.stderr
+    assert f"easq: the folder {data.parent / 'new'} cannot be made: Permission denied\n" in below.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs /proc")
+def test_a_file_of_the_kernel_is_refused(tmp_path: Path) -> None:
+    done = run_to_the_end(tmp_path, "sqlite:/proc/version")
+    assert (done.returncode, done.stdout) == (74, "")
+    assert done.stderr.splitlines()[0] in {
+        "easq: /proc/version cannot be a data file: no file can be made in the folder /proc",
+        f"easq: /proc is not writable: its mode is 0555, and it belongs to user 0, not to {os.geteuid()}",
+    }
+
+
+def test_lost_permission_is_no_failed_disk(serve: Serve, data: Path) -> None:
+    """A running service ends with 74; what was acknowledged is served again without --recover."""
+    service = serve(storage=f"sqlite:{data}")
+    service.stream().put(b"first")
+    service.terminate()
+    service.under = AS_ANYONE
+    service.start()
+    data.with_name("easq.db-wal").chmod(0o400)
+    with pytest.raises((EOFError, OSError)):
+        service.stream().put(b"second")
+    assert service.wait() == 74
+    assert "Permission denied" in service.log.read_text()
+    assert not data.with_name("easq.db.failed").exists()
+    data.with_name("easq.db-wal").chmod(0o600)
+    service.start()
+    assert [item.data for item in service.stream().get(_length_=9)][:1] == [b"first"]
 
 
 def test_only_its_owner_can_read_the_data(serve: Serve, tmp_path: Path) -> None:
