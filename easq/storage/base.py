@@ -39,7 +39,7 @@ class Timing:
     group_retention_s: float = 60.0
     #: delay before the redelivery that follows the k-th failure; the last value goes for all further ones
     backoff_s: tuple[float, ...] = (0.0, 1.0, 5.0, 15.0, 60.0)
-    #: an item that has waited for busy consumers for so long in all has failed; 0: no limit
+    #: an item that was busy for so long in all, waiting or at a consumer, has failed; 0: no limit
     busy_limit_s: float = 600.0
     #: consumers that left are listed this long
     forget_s: float = 300.0
@@ -261,7 +261,7 @@ class Storage(ABC):
         """Make items that are pending in `group` ready again after the back-off, and return how many.
 
         They go to another consumer than before, if there is one. Code Shutdown: at once, without counting a failure.
-        Code Busy: after `delay_s`; it counts as a failure only once the item has waited for `busy_limit_s` in all.
+        Code Busy: after `delay_s`; it counts as a failure only once the item was busy for `busy_limit_s` in all.
         """
 
     @abstractmethod

@@ -353,7 +353,7 @@ class Stream:
         touch = group.touched.setdefault(index, Touch())
         touch.failures += 1
         touch.code, touch.reason = code, reason
-        touch.busy_ms = 0
+        touch.busy_ms = touch.fetched_ms = 0
         effects.touched.append((group.name, index))
         return self._give_up(group, index, touch, effects)
 
@@ -363,7 +363,7 @@ class Stream:
         if session is not None:
             self._groups[session.consumer.group].members[session.consumer.user].active_at = now
 
-    def fetch(self, number: int, *, most: int, most_bytes: int) -> list[tuple[int, int]]:
+    def fetch(self, number: int, *, most: int, most_bytes: int, now: float) -> list[tuple[int, int]]:
         """The next items handed to the connection, as (index, deliveries), in order; one at least, if there is one."""
         session = self._sessions.get(number)
         if session is None:
@@ -377,6 +377,8 @@ class Stream:
                 break
             touch = group.touched.setdefault(index, Touch())
             touch.deliveries += 1
+            if touch.busy_ms:
+                touch.fetched_ms = round(now * 1000)
             fetched.append((index, touch.deliveries))
         for index, _ in fetched:
             del session.box[index]
@@ -563,8 +565,8 @@ class Stream:
                 self._handout.put_back(group, index)
                 continue
             touch = group.touched.setdefault(index, Touch())
-            if code == BUSY and (waiting_ms := self._busy_for(touch, delay_s)) is not None:
-                touch.busy_ms += waiting_ms
+            if code == BUSY and (waiting_ms := self._busy_for(touch, delay_s, now)) is not None:
+                touch.busy_ms += max(1, waiting_ms)  # 0 would not tell that it was busy before
                 effects.touched.append((name, index))
                 delay = waiting_ms / 1000
             else:
@@ -582,8 +584,15 @@ class Stream:
         self._dispatch_to(group, effects)
         return counted, effects
 
-    def _busy_for(self, touch: Touch, delay_s: float | None) -> int | None:
-        """Return how many milliseconds a busy item has to wait; None when it has reached the limit."""
+    def _busy_for(self, touch: Touch, delay_s: float | None, now: float) -> int | None:
+        """Return how many milliseconds a busy item has to wait; None when it has reached the limit.
+
+        If it was busy before, the time that it was at the consumer counts: a worker keeps it until it may ask the model
+        again.
+        """
+        if touch.fetched_ms:
+            touch.busy_ms += max(0, round(now * 1000) - touch.fetched_ms)
+            touch.fetched_ms = 0
         limit_ms = round(self.timing.busy_limit_s * 1000)
         if limit_ms and touch.busy_ms >= limit_ms:
             return None

@@ -10,7 +10,8 @@ class Touch:
     """What a group remembers of an item that was delivered to it at least once.
 
     `losses` counts the connections that were lost with it, except those whose process reconnected in time; `busy_ms` is
-    how long it has waited for busy consumers since its last failure.
+    how long it was busy since its last failure: it waited, or was at a consumer that then said so again. `fetched_ms`,
+    which is not stored, is when a consumer got an item that was busy before, 0 if that is not known.
     """
 
     deliveries: int = 0
@@ -19,6 +20,7 @@ class Touch:
     reason: str = ""
     losses: int = 0
     busy_ms: int = 0
+    fetched_ms: int = field(default=0, compare=False)
 
 
 @dataclass(slots=True)

@@ -555,7 +555,8 @@ class Embedded(Storage):
     ) -> list[Lease]:
         event.clear()
         leases = []
-        fetched = core.fetch(session, most=_FETCH_ITEMS, most_bytes=_FETCH_BYTES)
+        now = asyncio.get_running_loop().time()
+        fetched = core.fetch(session, most=_FETCH_ITEMS, most_bytes=_FETCH_BYTES, now=now)
         for index, deliveries in fetched:
             frame = self._frame(stream, index, index_only)
             if frame is not None:

@@ -295,6 +295,7 @@ class Reference:
         touches = [self.groups[connection.group].touch(index) for index in sent]
         for touch in touches:
             touch.deliveries += 1
+            touch.fetched_ms = round(self.now * 1000) if touch.busy_ms else 0
         return [(self.items[index], touch.deliveries) for index, touch in zip(sent, touches, strict=True)]
 
     def commit(self, name: str, indexes: list[int]) -> int:
@@ -336,10 +337,13 @@ class Reference:
     def back_off(self, name: str, index: int, code: str, reason: str, delay_ms: int | None) -> int | None:
         """How long the item waits now, in ms; None when that was its last failure."""
         touch = self.groups[name].touch(index)
+        if code == "Busy" and touch.fetched_ms:
+            touch.busy_ms += round(self.now * 1000) - touch.fetched_ms
+            touch.fetched_ms = 0
         if code == "Busy" and touch.busy_ms < BUSY_LIMIT_MS:
             wait_ms = min(max(touch.busy_ms, 1000), 30_000) if delay_ms is None else delay_ms
             wait_ms = min(wait_ms, BUSY_LIMIT_MS - touch.busy_ms)
-            touch.busy_ms += wait_ms
+            touch.busy_ms += max(1, wait_ms)
             return wait_ms
         if self.failed(name, index, "503" if code == "Busy" else code, reason):
             return None
@@ -350,7 +354,7 @@ class Reference:
         group, item = self.groups[name], self.items[index]
         touch = group.touch(index)
         touch.failures, touch.code, touch.reason = touch.failures + 1, code, reason
-        touch.busy_ms = 0
+        touch.busy_ms = touch.fetched_ms = 0
         size = sum(len(data) for _, data in self.rear) + len(item.data)
         if touch.failures < MAX_FAILURES or len(self.rear) >= MAX_ITEMS or size > MAX_BYTES:
             return False
@@ -427,7 +431,9 @@ class Reference:
         for name in stored:
             group = self.groups.setdefault(name, Group())
             known = self.counts.get(name, {})
-            group.touches = {index: replace(touch) for index, touch in known.items() if index in self.items}
+            group.touches = {
+                index: replace(touch, fetched_ms=0) for index, touch in known.items() if index in self.items
+            }
             group.held, group.users, group.left = {}, {}, {}
             for tags, left_at in group.filters.items():
                 group.filters[tags] = self.now if left_at is None else left_at + seconds * (not killed)

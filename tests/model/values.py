@@ -56,6 +56,7 @@ class Touch:
     reason: str = ""
     losses: int = 0
     busy_ms: int = 0
+    fetched_ms: int = field(default=0, compare=False)
 
     @property
     def goes_alone(self) -> bool:

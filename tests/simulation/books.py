@@ -74,6 +74,7 @@ class Team:
     failures: dict[int, int] = field(default_factory=dict)
     losses: dict[int, int] = field(default_factory=dict)
     busy_ms: dict[int, int] = field(default_factory=dict)
+    fetched_ms: dict[int, int] = field(default_factory=dict)  # when a consumer got what was busy before
     # index -> until, for whom, and the process that has to come back
     held: dict[int, tuple[float, str | None, str]] = field(default_factory=dict)
     failed_by: dict[int, str] = field(default_factory=dict)  # goes to another than this user
@@ -135,6 +136,7 @@ class Team:
             self.failures,
             self.losses,
             self.busy_ms,
+            self.fetched_ms,
             self.held,
             self.failed_by,
         ):
@@ -337,6 +339,7 @@ class Books:
         failures = team.failures[index] = team.failures.get(index, 0) + 1
         team.deliveries.setdefault(index, 0)
         team.busy_ms.pop(index, None)
+        team.fetched_ms.pop(index, None)
         self.effects.touched.append((team.name, index))
         if not self.max_failures or failures < self.max_failures or not self.has_rear_room:
             return False
@@ -391,11 +394,13 @@ class Books:
             if code == core.SHUTDOWN:
                 seat.stopped = True
                 continue
+            if code == core.BUSY and index in team.fetched_ms:
+                team.busy_ms[index] += round(now * 1000) - team.fetched_ms.pop(index)
             waited_ms, limit_ms = team.busy_ms.get(index, 0), round(self.timing.busy_limit_s * 1000)
             if code == core.BUSY and not (limit_ms and waited_ms >= limit_ms):
                 wait_ms = min(max(waited_ms, 1000), 30_000) if delay_s is None else round(delay_s * 1000)
                 wait_ms = min(wait_ms, limit_ms - waited_ms) if limit_ms else wait_ms
-                team.busy_ms[index] = waited_ms + wait_ms
+                team.busy_ms[index] = waited_ms + max(1, wait_ms)
                 self.effects.touched.append((team.name, index))
                 delay = wait_ms / 1000
             elif self._failed(team, index):
@@ -461,7 +466,7 @@ class Books:
             known = any((team.committed, team.deliveries, team.failures, team.losses, team.held))
             hold("P16 a group in use is kept", not (team.filters or known), team)
 
-    def delivered(self, seat: Seat, index: int, deliveries: int, *, exact: bool) -> None:
+    def delivered(self, seat: Seat, index: int, deliveries: int, *, now: float, exact: bool) -> None:
         """A frame was sent: it may be, and it is counted. When `exact` it was handed out just now."""
         team = seat.team
         hold("I10 what is gone is not delivered", index in self.items, index)
@@ -483,6 +488,8 @@ class Books:
         known = team.deliveries.get(index, 0) + 1
         hold("I9 deliveries are counted", deliveries == known, team.name, index, deliveries, known)
         team.deliveries[index] = known
+        if team.busy_ms.get(index):
+            team.fetched_ms[index] = round(now * 1000)
         if known == 1 and index not in team.late:
             last = seat.highest.get(item.priority, 0)
             hold("I7 first deliveries ascend", index > last, seat, index, last)

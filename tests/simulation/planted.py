@@ -219,6 +219,19 @@ def busy_is_a_failure(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Stream, "_busy_for", lambda *_: None)
 
 
+def busy_never_ends(patch: pytest.MonkeyPatch) -> None:
+    """The time that a busy item is at a consumer is not counted."""
+    original = Stream.fetch
+
+    def fetch(self: Stream, number: int, *, most: int, most_bytes: int, now: float) -> list[tuple[int, int]]:
+        fetched = original(self, number, most=most, most_bytes=most_bytes, now=now)
+        for index, _ in fetched:
+            self._groups[self.group_of(number)].touched[index].fetched_ms = 0
+        return fetched
+
+    patch.setattr(Stream, "fetch", fetch)
+
+
 def what_failed_comes_to_the_same(patch: pytest.MonkeyPatch) -> None:
     """An item goes to the consumer that failed it, as any item does."""
     original = Handout.put_back
@@ -252,6 +265,7 @@ BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         a_process_that_is_back_has_failed,
         a_process_that_is_back_has_nothing,
         busy_is_a_failure,
+        busy_never_ends,
         what_failed_comes_to_the_same,
     )
 }

@@ -31,6 +31,7 @@ NAMED = {
     "a_process_that_is_back_has_failed": ("I9", "P13", "P12"),
     "a_process_that_is_back_has_nothing": ("P11", "P8", "P13", "I15"),
     "busy_is_a_failure": ("P11", "P12", "P13", "I9"),
+    "busy_never_ends": ("P11", "P12", "P13", "I9"),
     "what_failed_comes_to_the_same": ("P10",),
 }
 

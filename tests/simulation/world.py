@@ -376,11 +376,11 @@ class World:
 
     def take(self, seat: Seat) -> bool:
         most, size = self.random.choice((1, 2, 256)), self.random.choice((1, 20, 1 << 22))
-        fetched = self.stream.fetch(seat.number, most=most, most_bytes=size)
+        fetched = self.stream.fetch(seat.number, most=most, most_bytes=size, now=self.now)
         hold("a fetch keeps its bounds", len(fetched) <= most, fetched, most)
         for index, deliveries in fetched:
             self.tell("   ", seat.team.name, seat.user, "gets", index, deliveries)
-            self.books.delivered(seat, index, deliveries, exact=self.exact)
+            self.books.delivered(seat, index, deliveries, now=self.now, exact=self.exact)
             self.disk.remember(seat.team.name, index, self.now)
             self.sent.setdefault(seat.number, []).append(index)
             self.deliveries += 1

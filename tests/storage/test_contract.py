@@ -615,6 +615,26 @@ def test_a_busy_item_comes_again_when_it_is_due(engine_url: str) -> None:
     run_on(engine_url, body, Timing(backoff_s=(0.0, 600.0)))
 
 
+def test_a_busy_item_fails_although_it_waits_at_the_consumer(engine_url: str) -> None:
+    """A worker keeps an item until it may ask its model again: once the model was busy, this time counts. The time
+    before does not, and each failure begins anew.
+    """
+
+    async def body(engine: Engine) -> None:
+        await engine.put()
+        session = await engine.attach(window=1)
+        for _ in range(2):
+            assert await engine.leased(session) == [1]
+            await asyncio.sleep(0.15)
+            await engine.negative(1, code="Busy", delay_s=0.0)
+            assert await engine.leased(session) == [1]
+            await asyncio.sleep(0.15)
+            await engine.negative(1, code="Busy", delay_s=0.0)
+        assert await engine.has_nothing_for(session)
+
+    run_on(engine_url, body, Timing(backoff_s=(0.0, 600.0), busy_limit_s=0.1))
+
+
 def test_a_busy_item_goes_to_another_consumer(run: Run) -> None:
     async def body(engine: Engine) -> None:
         await engine.put()

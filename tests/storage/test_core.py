@@ -30,7 +30,7 @@ def attach(stream: Stream, user: str = "u", group: str = "g", *, window: int = 1
 
 
 def fetched(stream: Stream, session: int) -> list[tuple[int, int]]:
-    return stream.fetch(session, most=100, most_bytes=1000)
+    return stream.fetch(session, most=100, most_bytes=1000, now=NOW)
 
 
 # -- handed out, not fetched -------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def test_what_comes_back_before_it_was_fetched_is_fetched_once() -> None:
 def test_a_consumer_that_shuts_down_is_not_sent_what_it_has_not_fetched() -> None:
     stream = stream_of(1, 1, 1)
     leaving = attach(stream, "leaving")
-    assert stream.fetch(leaving, most=1, most_bytes=1000) == [(1, 1)]
+    assert stream.fetch(leaving, most=1, most_bytes=1000, now=NOW) == [(1, 1)]
     other = attach(stream, "other")
     counted, effects = stream.negative("g", [1, 2], code=SHUTDOWN, reason="", now=NOW)
     assert (counted, effects.woken) == (2, {other})

@@ -38,6 +38,7 @@ if #ids == 0 then
     for _, id in ipairs(ids) do
       call('HINCRBY', G.g .. 'deliv', id, 1)
     end
+    groups.note_busy(G, ids)
     call('SET', S.p .. 'got:' .. number, ARGV[5] .. ':' .. table.concat(ids, ' '))
   end
 end

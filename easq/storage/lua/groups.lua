@@ -18,7 +18,9 @@
 --   deliv     hash: index -> how often delivered      fail  hash: index -> how often failed
 --   why       hash: index -> code and reason of the last failure
 --   loss      hash: index -> how often its connection was lost
---   busy      hash: index -> how long it has waited for busy consumers, in ms
+--   busy      hash: index -> how long it was busy since its last failure, in ms: it waited, or was at a consumer that
+--             then said so again
+--   fetched   hash: index -> when a consumer got an item that was busy before
 --   solo      set: those that go alone
 --   by        hash: index -> the user that failed it last: another user gets it, if there is one
 --   ret       zset, score 0: places of entries that are ready again
@@ -125,7 +127,7 @@ function groups.all(S)
 end
 
 local PARTS = {'meta', 'pend', 'done', 'gone', 'deliv', 'fail', 'why', 'ret', 'alone', 'held', 'sess', 'views', 'mem',
-  'loss', 'busy', 'solo', 'by'}
+  'loss', 'busy', 'fetched', 'solo', 'by'}
 
 function groups.is_idle(G)
   if G.connected > 0 or next(G.filters) then
@@ -293,6 +295,18 @@ function groups.failed(G, id, failures)
   end
 end
 
+-- Records when a consumer got those of the items that were busy before
+function groups.note_busy(G, ids)
+  if not G.marks then
+    return
+  end
+  for place, busy in ipairs(call('HMGET', G.g .. 'busy', unpack(ids))) do
+    if busy then
+      call('HSET', G.g .. 'fetched', ids[place], NOW)
+    end
+  end
+end
+
 -- Counts a lost connection of the item, which goes alone from now on; answers how many there were
 function groups.lost(G, id)
   groups.mark(G, true)
@@ -318,6 +332,7 @@ function groups.unmark(G, ids)
   call('HDEL', g .. 'by', unpack(ids))
   call('HDEL', g .. 'loss', unpack(ids))
   call('HDEL', g .. 'busy', unpack(ids))
+  call('HDEL', g .. 'fetched', unpack(ids))
   call('SREM', g .. 'solo', unpack(ids))
   if call('EXISTS', g .. 'by', g .. 'loss', g .. 'busy', g .. 'solo') == 0 then
     groups.mark(G, false)

@@ -2,7 +2,7 @@
 -- Makes those of the items ARGV[8] and on that are pending in the group ARGV[4] ready again after their back-off, for
 -- another consumer if there is one. ARGV[5] code, [6] reason, [7] ms that busy ones wait, or ''.
 -- Code CONF.shutdown: the consumer gets no more items, and no failure is counted. Code CONF.busy: a failure is counted only
--- once the item has waited for CONF.busy_limit in all.
+-- once the item was busy for CONF.busy_limit in all.
 
 local S = rules.begin()
 if not S then
@@ -15,9 +15,15 @@ if not G then
 end
 local counted, stopped = 0, {}
 
--- How many ms a busy item has to wait; nil when it has reached the limit
+-- How many ms a busy item has to wait; nil when it has reached the limit. If it was busy before, the time that it was at
+-- the consumer counts: a worker keeps it until it may ask the model again.
 local function busy_for(id)
   local waited = tonumber(call('HGET', G.g .. 'busy', id) or 0)
+  local fetched = waited > 0 and call('HGET', G.g .. 'fetched', id)
+  if fetched then
+    waited = call('HINCRBY', G.g .. 'busy', id, math.max(0, NOW - fetched))
+    call('HDEL', G.g .. 'fetched', id)
+  end
   if CONF.busy_limit > 0 and waited >= CONF.busy_limit then
     return nil
   end
@@ -39,7 +45,7 @@ for place = 8, #ARGV do
       local delay = ARGV[5] == CONF.busy and busy_for(id)
       local is_last = false
       if delay then
-        call('HINCRBY', G.g .. 'busy', id, delay)
+        call('HINCRBY', G.g .. 'busy', id, math.max(1, delay))  -- 0 would not tell that it was busy before
       else
         delay = rules.back_off(groups.failures(G, id) + 1)
         is_last = rules.fail(G, id, ARGV[5] == CONF.busy and CONF.busy_status or ARGV[5], ARGV[6], delay, '')

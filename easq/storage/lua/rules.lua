@@ -90,6 +90,7 @@ function rules.fail(G, id, code, reason, delay, user)
   groups.failed(G, id, failures)
   if G.marks then
     call('HDEL', G.g .. 'busy', id)
+    call('HDEL', G.g .. 'fetched', id)
   end
   call('HSET', G.g .. 'why', id, cmsgpack.pack({code, reason}))
   if CONF.failures == 0 or failures < CONF.failures then
