@@ -32,6 +32,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MAX_INDEXES_BYTES = 64 * 1024 * 1024
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FORBIDDEN_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+#: parameters whose empty value means something: an empty payload or reason, a word of a command that is run, and the
+#: value of `config set`, which refuses it with a hint of its own
+_MAY_BE_EMPTY = frozenset(("data", "reason", "cmd", "value"))
 
 
 class SharedOption(click.Option):
@@ -72,13 +75,16 @@ class Command(click.Command):
         self.examples = tuple(examples)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse `args`. Raises click.UsageError, also for an option of one value that is given twice."""
+        """Parse `args`. Raises click.UsageError, also for an option of one value that is given twice, and for an empty
+        value.
+        """
         with _errors_know(ctx):
             # click keeps the values of each option apart, and of one that takes one value the last
-            order = self.make_parser(ctx).parse_args(args=list(args))[2]
+            values_given, _, order = self.make_parser(ctx).parse_args(args=list(args))
             rest = super().parse_args(ctx, args)
             if not ctx.resilient_parsing:
                 _refuse_repeated(order, ctx)
+                _refuse_empty(values_given, order, ctx)
         if sources := [param for param in self.params if isinstance(param, SourceOption)]:
             values = {param: iter(ctx.params.pop(str(param.name))) for param in sources}
             ctx.params["given"] = tuple(
@@ -119,7 +125,11 @@ class Group(click.Group):
         if not args and not self.invoke_without_command and not ctx.resilient_parsing:
             raise NoCommand(ctx.get_help(), ctx)
         with _errors_know(ctx):
-            return super().parse_args(ctx, args)
+            values_given, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            rest = super().parse_args(ctx, args)
+            if not ctx.resilient_parsing:
+                _refuse_empty(values_given, order, ctx)
+            return rest
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -152,6 +162,22 @@ def _refuse_repeated(order: Sequence[click.Parameter], ctx: click.Context) -> No
             continue
         if not (param.multiple or param.count or param.is_flag):
             raise click.UsageError(f"{param.opts[-1]} is given {count} times, and takes one value", ctx)
+
+
+def _refuse_empty(values: Mapping[str, Any], order: Sequence[click.Parameter], ctx: click.Context) -> None:
+    """Raise click.UsageError for an option or argument in `order` whose value is empty.
+
+    It comes from a variable that is not set, and would be read as if nothing had been given.
+    """
+    for param in order:
+        name = str(param.name)
+        value = values.get(name)
+        given = value if isinstance(value, (list, tuple)) else (value,)
+        if name in _MAY_BE_EMPTY or "" not in given:
+            continue
+        if isinstance(param, click.Option):
+            raise click.UsageError(f"{param.opts[-1]} is empty; leave it out, or give a value", ctx)
+        raise click.UsageError(f"the argument {param.human_readable_name} is empty", ctx)
 
 
 def _format_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:

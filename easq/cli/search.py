@@ -68,8 +68,6 @@ def _index(client: QueueClient, item: str) -> int:
             return parse_index(item)
         except ValueError as error:
             raise UsageError(str(error)) from error
-    if not item:
-        raise UsageError("INDEX|REQUEST_ID is empty")
     frame = client.find(item)
     if frame is None:
         raise NotFound(f"no item has the request id {item!r}", hint=_HINT)

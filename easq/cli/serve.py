@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from easq.cli.options import DURATION, ParamType, WholeNumber, command
+from easq.cli.options import DURATION, ParamType, PathText, WholeNumber, command
 from easq.cli.size import SIZE
 
 if TYPE_CHECKING:
@@ -51,6 +52,23 @@ class _Delays(ParamType):
         return delays
 
 
+class _BasePath(PathText):
+    """A path that the address of a queue can begin with."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return `value` with one leading slash."""
+        path = super().convert(value, param, ctx)
+        if not _BASE.fullmatch(path):
+            self.fail(
+                f"{value!r} is no base path: it holds an empty part, or what an address spells otherwise",
+                param,
+                ctx,
+            )
+        return path
+
+
+#: a base path whose characters stand in an address as they are
+_BASE = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*")
 #: lines a second that -v and -vv log at most: a busy service must not fill a disk with its log
 _LOG_LINES = 1000
 #: so many delays may be told apart; each call of a Redis script carries them
@@ -77,7 +95,12 @@ WEIGHTS, DELAYS = _Weights(), _Delays()
     "--port", type=WholeNumber(0, 65535), help="Port; 0 takes a free one.  [default: 3030; with CMD: 0]"
 )
 @click.option(
-    "--base-path", default="/api/predict", show_default=True, help="What stands before a queue's name."
+    "--base-path",
+    type=_BasePath(),
+    metavar="PATH",
+    default="/api/predict",
+    show_default=True,
+    help="What stands before a queue's name; / for nothing.",
 )
 @click.option(
     "--queue",

@@ -143,8 +143,6 @@ def _condition(
     if length is not None:
         asked.append(Condition(f"length {length}", _length_looks(length)))
     if result is not None:
-        if not result:
-            raise UsageError("the request id of --result is empty")
         asked.append(Condition(f"result {result}", _result_looks(result), of_sink=True))
     if consumers is not None:
         asked.append(Condition(f"consumers {consumers}", _consumers_look(consumers)))

@@ -89,6 +89,11 @@ class Settings:
                 check_name(name)
             except BadRequest as error:
                 raise UsageError(f"--queue: {error.message}") from error
+        if not self.base and len(self.queues) > 1:
+            raise UsageError(
+                f"only the first of {len(self.queues)} queues can be reached under the base path /",
+                hint="give another --base-path, or one --queue",
+            )
         for rules in (self.rules, self.sink_rules):
             if not 1 <= rules.max_payload <= MAX_PAYLOAD:
                 raise UsageError(f"--max-payload {rules.max_payload}: 1 to {MAX_PAYLOAD} bytes")
@@ -150,9 +155,14 @@ class Server:
         return self._storage.caution
 
     def url(self, queue: str | None = None, *, sink: bool = False) -> str:
-        """The address of a queue (the first one by default) as clients of this machine write it."""
+        """The address of a queue (the first one by default) or service as clients of this machine write it.
+
+        Without a base path the first queue is at the root.
+        """
         settings = self._settings
-        return f"{self.origin}{settings.base}/{queue or settings.queues[0]}{'/sink' if sink else ''}"
+        name = queue or settings.queues[0]
+        path = "" if not settings.base and name == settings.queues[0] else f"{settings.base}/{name}"
+        return f"{self.origin}{path}{'/sink' if sink else ''}"
 
     @property
     def origin(self) -> str:

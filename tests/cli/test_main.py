@@ -17,6 +17,7 @@ import pytest
 
 from easq import __version__
 from easq.cli import main
+from easq.cli.app import App
 from easq.cli.main import COMMANDS, root
 from easq.cli.options import Command, Group
 from easq.errors import Exit
@@ -137,6 +138,53 @@ def test_a_usage_error_is_one_line_and_one_hint(easq: Easq, args: str, error: st
     assert done.err.count("\n") == 2
     hint = done.err.partition("\nhint: ")[2].split()
     assert easq(*hint[1:]).status == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("get", "--request-id", "", "--delete"), "--request-id is empty; leave it out, or give a value"),
+        (("stream", "get", "--request-id="), "--request-id is empty; leave it out, or give a value"),
+        (("trunc", "--all", "-y", "--url", ""), "--url is empty; leave it out, or give a value"),
+        (("--url", "", "trunc", "--all", "-y"), "--url is empty; leave it out, or give a value"),
+        (
+            ("config", "-p", "", "set", "url", "http://h/x"),
+            "--profile is empty; leave it out, or give a value",
+        ),
+        (
+            ("-p", "", "config", "set", "url", "http://h/x"),
+            "--profile is empty; leave it out, or give a value",
+        ),
+        (("put", "-d", "x", "-f", ""), "--file is empty; leave it out, or give a value"),
+        (("put", ""), "the argument [PATH]... is empty"),
+        (("config", "use", ""), "the argument NAME is empty"),
+    ],
+)
+def test_what_is_given_and_empty_is_refused(easq: Easq, args: Sequence[str], said: str) -> None:
+    """A script's variable that is not set: read as "not given", it would delete another item or queue."""
+    done = easq(*args)
+    assert (done.status, done.out) == (2, b"")
+    assert done.err.startswith(f"easq: {said}\nhint: easq ")
+    assert not (easq.home / ".config").exists()
+
+
+def test_no_option_takes_an_empty_value() -> None:
+    """But for an empty payload and an empty reason."""
+    taken = set()
+    for _, command in _paths(root):
+        needed = [param for param in command.params if isinstance(param, click.Argument) and param.required]
+        words = ["bash" if isinstance(param.type, click.Choice) else "1" for param in needed]
+        for param in command.params:
+            if isinstance(param, click.Option) and not (param.is_flag or param.count):
+                try:
+                    command.parse_args(click.Context(command, obj=App({})), [param.opts[-1], "", *words])
+                except click.MissingParameter:
+                    raise
+                except click.UsageError:
+                    pass
+                else:
+                    taken.add(param.opts[-1])
+    assert taken == {"--data", "--reason"}
 
 
 def _paths(group: click.Group, above: Sequence[str] = ()) -> Iterator[tuple[list[str], click.Command]]:

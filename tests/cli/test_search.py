@@ -92,4 +92,6 @@ def test_the_sink_is_searched_with_k(three: Easq) -> None:
 def test_what_is_neither_index_nor_request_id_is_refused(queue: Easq, item: str) -> None:
     done = queue("search", item)
     assert (done.status, done.out) == (2, b"")
-    assert done.err.startswith(f"easq: {item!r} is not an index" if item else "easq: INDEX|REQUEST_ID is ")
+    assert done.err.startswith(
+        f"easq: {item!r} is not an index" if item else "easq: the argument INDEX|REQUEST_ID is "
+    )

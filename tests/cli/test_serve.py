@@ -144,6 +144,13 @@ def test_each_queue_has_an_input_and_a_sink(easq: Easq, started: Started) -> Non
     assert easq("get", "-o", "raw", "--url", f"{root}/sink").text == "b"
 
 
+@pytest.mark.parametrize("path", ["x y", "a?b", "a%41", "a//b", "ü", "[x]", ".."])
+def test_a_base_path_that_no_client_can_use_is_refused(easq: Easq, path: str) -> None:
+    done = easq("serve", "--storage", "memory:", "--base-path", path, "--", "true")
+    assert (done.status, done.out) == (2, b"")
+    assert f"{path!r} is no" in done.err
+
+
 def test_limits_and_names_of_the_options_reach_the_queue(easq: Easq, started: Started) -> None:
     options = ("--max-length", "3", "--sink-max-length", "2", "--max-payload", "1k", "--max-bytes", "2KiB")
     process = started("--port", "0", "--storage", "memory:", "--base-path", "/x", *options)

@@ -88,7 +88,10 @@ def test_a_comparison_that_is_none_is_refused(queue: Easq, text: str) -> None:
 
 def test_a_request_id_that_is_empty_is_refused(queue: Easq) -> None:
     done = queue("wait", "--result", "")
-    assert (done.status, done.err) == (2, "easq: the request id of --result is empty\n")
+    assert (done.status, done.err) == (
+        2,
+        "easq: --result is empty; leave it out, or give a value\nhint: easq wait --help\n",
+    )
 
 
 @pytest.mark.parametrize(

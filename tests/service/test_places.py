@@ -114,6 +114,16 @@ def test_without_a_base_path_the_root_is_the_first_queue(start: Open) -> None:
     assert service.stream("/sink").put() == 1
 
 
+def test_without_a_base_path_the_address_of_the_queue_is_the_root() -> None:
+    server = Server(Settings(base_path="/"))
+    assert (server.url(), server.url(sink=True)) == (server.origin, f"{server.origin}/sink")
+
+
+def test_without_a_base_path_a_second_queue_could_not_be_reached() -> None:
+    with pytest.raises(UsageError, match="only the first of 2 queues"):
+        Settings(base_path="/", queues=("a", "b")).check()
+
+
 def test_health_is_not_a_sub_path(start: Open) -> None:
     service = start()
     assert service.stream("/healthz").ask("POST", (), b"x").status == 405
