@@ -86,7 +86,7 @@ def replace(path: Path, data: bytes, *, private: bool = True, sync: bool = True,
     """Replace the file `path` atomically by `data`. After an error the old file is unchanged.
 
     Args:
-        private: set mode 0600; else 0666 less the umask.
+        private: set mode 0600; else 0644 less the umask.
         sync: sync the file and its folder before returning.
         follow: write the file behind a symbolic link, as `real_path` resolves it; else replace the link itself.
     """
@@ -94,7 +94,7 @@ def replace(path: Path, data: bytes, *, private: bool = True, sync: bool = True,
         path = real_path(path)
     draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(draft, flags, 0o600 if private else 0o666)
+    fd = os.open(draft, flags, 0o600 if private else 0o644)
     try:
         with open(fd, "wb") as file:
             if private:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -128,6 +130,19 @@ def test_nothing_that_was_planted_beside_a_ready_file_is_written(easq: Easq, sta
     line = first_line(process)
     eventually(ready.exists)
     assert (ready.read_text(), mine.read_text()) == (line, "mine")
+
+
+def test_only_its_owner_writes_a_ready_file(easq: Easq, started: Started) -> None:
+    """Whatever the umask: who reads it sends a token to where it leads."""
+    ready = easq.home / "ready"
+    before = os.umask(0)
+    try:
+        process = started("--port", "0", "--storage", "memory:", "--ready-file", str(ready))
+    finally:
+        os.umask(before)
+    first_line(process)
+    eventually(ready.exists)
+    assert stat.S_IMODE(ready.stat().st_mode) == 0o644
 
 
 def test_each_queue_has_an_input_and_a_sink(easq: Easq, started: Started) -> None:
