@@ -58,7 +58,7 @@ def _sub(name: str, examples: Sequence[str]) -> Callable[[Callable[..., Any]], c
 
 @_sub("show", ("easq config show", "easq config show --origin", "easq -p prod config show --reveal"))
 @click.option("--origin", is_flag=True, help="With each value, where it came from.")
-@click.option("--reveal", is_flag=True, help="The token in full.")
+@click.option("--reveal", is_flag=True, help="The token, and passwords in addresses, in full.")
 def show(app: App, origin: bool, reveal: bool) -> None:
     """Show what holds for a command now."""
     _show(app, origin=origin, reveal=reveal)
@@ -67,11 +67,12 @@ def show(app: App, origin: bool, reveal: bool) -> None:
 @_sub("list", ("easq config list", "easq config list -o json"))
 def list_profiles(app: App) -> None:
     """List the profiles; the current one has a star."""
+    from easq.client.endpoint import masked
     from easq.config import chosen_profile
 
     current = chosen_profile(app.config, app.options, app.environ).value
     rows = [
-        ("*" if name == current else "", name, str(values.get("url", "")))
+        ("*" if name == current else "", name, masked(str(values.get("url", ""))))
         for name, values in sorted(app.config.profiles.items())
     ]
     if app.output == "json":
@@ -281,11 +282,18 @@ def _save(app: App, change: Callable[[Config], Config], name: str, done: str) ->
 
 
 def _show(app: App, *, origin: bool, reveal: bool) -> None:
+    from easq.client.endpoint import masked
     from easq.config import Value, read_token
     from easq.redact import mask
 
     settings = app.settings
     values = {"profile": settings.profile, **settings.values}
+    if not reveal:
+        values |= {
+            key: Value(masked(values[key].value), values[key].origin)
+            for key in ("url", "endpoint")
+            if key in values
+        }
     source = settings.token
     if source is not None:
         if reveal:

@@ -105,6 +105,15 @@ def shown(url: str) -> str:
     return f"{scheme}{authority.rpartition('@')[2]}{path}"
 
 
+def masked(url: str) -> str:
+    """Return `url` as a setting may be shown: as `shown` does, with **** in place of what that leaves out."""
+    scheme, authority, rest = _cut(url)
+    hidden = shown(url)
+    if "@" in authority:
+        hidden = f"{scheme}****@{hidden[len(scheme) :]}"
+    return hidden + "".join(f"{mark}****" for mark in "?#" if mark in rest)
+
+
 def _cut(url: str) -> tuple[str, str, str]:
     """Return `url` as its scheme with `://`, what stands before the next `/`, `?` or `#`, and the rest."""
     found = _SCHEME.match(url)

@@ -410,3 +410,28 @@ def test_the_command_that_gives_the_token_sees_none(easq: Easq, url: str) -> Non
 def test_the_commands_of_the_demo_see_no_secret(tmp_path: Path) -> None:
     environ = Tour(App(SECRETS), tmp_path)._environ()
     _seen("\n".join(f"{name}={value}" for name, value in environ.items()))
+
+
+def test_config_masks_the_passwords_of_addresses(easq: Easq) -> None:
+    """Those of a profile, of the environment and of the command line, in every form of output."""
+    secret = "http://u:CANARY@h.example.test/q?key=CANARY"
+    folder = easq.home / ".config" / "easq"
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / "config.toml").write_text(
+        f'version = 1\nprofile = "a"\n[profiles.a]\nurl = "{secret}"\nendpoint = "{secret}"\n'
+    )
+    (folder / "config.toml").chmod(0o600)
+    given: list[tuple[tuple[str, ...], dict[str, str]]] = [
+        ((), {}),
+        ((), {"EASQ_URL": secret, "EASQ_ENDPOINT": secret}),
+        (("--url", secret), {}),
+    ]
+    for more, env in given:
+        for form in ("text", "json", "table"):
+            for args in (("show",), ("show", "--origin"), ("list",)):
+                done = easq("config", *args, "-o", form, *more, env=env)
+                assert done.status == 0
+                assert "http://****@h.example.test/q?****" in done.text
+                assert "CANARY" not in done.text + done.err
+        assert f"url : {secret}\n" in easq("config", "show", "--reveal", *more, env=env).text
+    assert "CANARY" not in easq("config").text

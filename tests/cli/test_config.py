@@ -49,7 +49,7 @@ def test_what_says_how_to_predict_is_set_and_shown_with_its_origin(easq: Easq) -
     values |= {"service": "s1", "refresh": "90s", "sign": "hmac"}
     for key, value in values.items():
         assert easq("config", "-p", "huawei", "set", key, value).status == 0
-    shown = easq("-p", "huawei", "config", "show", "--origin").text
+    shown = easq("-p", "huawei", "config", "show", "--origin", "--reveal").text
     for key, value in values.items():
         assert f"{key} : {value} (profile huawei)\n" in shown
     assert easq("config", "validate").status == 0
