@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import inf
 from random import Random
 
 from easq.broker.pace import Pace
@@ -31,6 +32,7 @@ from easq.model import (
     SearchResult,
 )
 from easq.storage.base import Burial, Limits, Storage, Subscription, is_enough
+from easq.storage.scans import ScanLimit
 from easq.wire import operations as op
 from easq.wire.sniff import sniff
 
@@ -44,6 +46,8 @@ MAX_LENGTH = 10_000
 MAX_WAIT_S = 3600.0
 #: a long poll is answered so long before the asked time is over, in seconds: the Python SDK's socket gives up with it
 ANSWER_EARLY_S = 0.2
+#: each scan of a long poll may take so long, in seconds, even if less is left of the asked time
+LEAST_SCAN_S = 0.5
 #: a second watch of one name waits so long for the first to end, in seconds
 TAKEOVER_WAIT_S = 1.0
 #: looking this often, in seconds,
@@ -232,8 +236,15 @@ class Queue:
             left = deadline - self.clock.now()
             if waited and is_gone():
                 return []
-            frames = await self._get_now(get, start, length, length if left > 0 else 1)
+            scan_s = max(left, LEAST_SCAN_S) if get.timeout_s > 0 else inf
+            limit = ScanLimit(is_gone, asyncio.get_running_loop().time() + scan_s)
+            frames = await self._get_now(get, start, length, length if left > 0 else 1, limit)
             if left <= 0 or is_enough(frames, length):
+                return frames
+            left = deadline - self.clock.now()  # a scan of many entries takes long
+            if is_gone():
+                return []
+            if left <= 0 and (not get.auto_delete or length == 1):
                 return frames
             waited = True
             await self.storage.wait(
@@ -241,7 +252,7 @@ class Queue:
                 start=start,
                 tags=get.tags,
                 taking=get.auto_delete and length == 1,
-                timeout_s=left,
+                timeout_s=max(0.0, left),
                 gone=gone(),
             )
 
@@ -251,12 +262,14 @@ class Queue:
         if self.rear is not self:
             await self.storage.wake(self.rear.stream)
 
-    async def _get_now(self, get: op.Get, start: int, length: int, minimum: int) -> list[Frame]:
+    async def _get_now(
+        self, get: op.Get, start: int, length: int, minimum: int, limit: ScanLimit
+    ) -> list[Frame]:
         if get.auto_delete:
             return await self.storage.take(
-                self.stream, start=start, length=length, tags=get.tags, minimum=minimum
+                self.stream, start=start, length=length, tags=get.tags, minimum=minimum, limit=limit
             )
-        return await self.storage.read(self.stream, start=start, length=length, tags=get.tags)
+        return await self.storage.read(self.stream, start=start, length=length, tags=get.tags, limit=limit)
 
     async def settle(self, frames: Sequence[Frame]) -> None:
         """The claimed items were written to the caller: they are gone."""
@@ -300,9 +313,11 @@ class Queue:
         owner = "" if location.owner is None else location.owner
         return SearchResult(f"{consumer.group}.{owner}", location.owner is not None, location.ahead)
 
-    async def count(self, count: op.Count) -> int:
-        """How many items match."""
-        return await self.storage.count(self.stream, tags=count.tags, priority=count.priority)
+    async def count(self, count: op.Count, *, is_gone: Callable[[], bool] = lambda: False) -> int:
+        """How many items match. Raises Unavailable when the caller `is_gone` before they are counted."""
+        return await self.storage.count(
+            self.stream, tags=count.tags, priority=count.priority, limit=ScanLimit(is_gone)
+        )
 
     async def attributes(self) -> Attributes:
         """The stream as the wire tells it, with the keys of both generations of the service."""

@@ -182,7 +182,7 @@ async def answer(
         case op.Search():
             return respond(replies.search_reply(await queue.search(consumer, operation.index)))
         case op.Count():
-            return respond(replies.count_reply(await queue.count(operation)))
+            return respond(replies.count_reply(await queue.count(operation, is_gone=is_gone)))
         case op.Commit():
             counted = await queue.commit(consumer, operation.indexes)
             return acknowledge(replies.ok_reply({replies.COMMITTED_HEADER: str(counted)}), request)

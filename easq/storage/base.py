@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from easq.model import NO_INDEX, Ack, Consumer, Frame, Tags
+from easq.storage.scans import NO_SCAN_LIMIT, ScanLimit
 from easq.wire.replies import ConsumerLine, GroupLine, HeldLine
 
 #: one read answers at most so many bytes of payload
@@ -174,14 +175,27 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    async def read(self, stream: str, *, start: int, length: int, tags: Tags) -> list[Frame]:
+    async def read(
+        self, stream: str, *, start: int, length: int, tags: Tags, limit: ScanLimit = NO_SCAN_LIMIT
+    ) -> list[Frame]:
         """Up to `length` items with index >= `start` and all of `tags`, by index. Nothing changes.
 
         More than MOST_BYTES of payload end the list early, after one item at least. `start` NEWEST is the last item.
+        When the time of `limit` is over, the list is what was found until then. Raises Unavailable when its caller is
+        gone before all entries were examined.
         """
 
     @abstractmethod
-    async def take(self, stream: str, *, start: int, length: int, tags: Tags, minimum: int) -> list[Frame]:
+    async def take(
+        self,
+        stream: str,
+        *,
+        start: int,
+        length: int,
+        tags: Tags,
+        minimum: int,
+        limit: ScanLimit = NO_SCAN_LIMIT,
+    ) -> list[Frame]:
         """As `read`, and the items are claimed: gone for everyone until `release`, for good with `settle`.
 
         Fewer than `minimum` matches (see `is_enough`): nothing is claimed, and the answer is empty.
@@ -279,8 +293,13 @@ class Storage(ABC):
         """Where the item stands for `group`; None when it is not present."""
 
     @abstractmethod
-    async def count(self, stream: str, *, tags: Tags, priority: int | None) -> int:
-        """How many items are present with all of `tags` and, if given, of this priority class."""
+    async def count(
+        self, stream: str, *, tags: Tags, priority: int | None, limit: ScanLimit = NO_SCAN_LIMIT
+    ) -> int:
+        """How many items are present with all of `tags` and, if given, of this priority class.
+
+        Raises Unavailable when the caller of `limit` is gone before all entries were examined.
+        """
 
     @abstractmethod
     async def attributes(self, stream: str, *, now: float) -> StreamStats:

@@ -27,7 +27,8 @@ from easq.storage.base import (
     Timing,
 )
 from easq.storage.packing import TOP, index_texts, pack_tags, read_frame, unpack_tags
-from easq.storage.remote import LEASE_S, Argument, Caller, Session
+from easq.storage.remote import LEASE_S, Argument, Caller, Remote, Reply, Session
+from easq.storage.scans import NO_SCAN_LIMIT, ScanGate, ScanLimit
 from easq.wire.replies import ConsumerLine, GroupLine, HeldLine
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ _READ_BYTES = 4 * 1024**2
 _FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
 #: a connection whose fetch failed tries again after this, in seconds
 _AGAIN_S = (0.05, 0.3)
+#: further calls of scans that are under way at Redis together: many would hold up the calls of all others
+_SCANS_AT_ONCE = 2
 #: the answer before there is one
 _NOTHING: Any = None
 #: that a connection showed life is told this often, in seconds
@@ -62,6 +65,7 @@ class Distributed(Storage):
         self._lease_s = lease_s
         self._at = Attendance(link, timing or Timing(), clock, lease_s)
         self._claims = 0
+        self._gate = ScanGate(_SCANS_AT_ONCE)
         self._active: dict[tuple[str, int], float] = {}
 
     # -- running ---------------------------------------------------------------------------------------------------
@@ -111,16 +115,20 @@ class Distributed(Storage):
             self._at.came(remote, Frame(index, frame.tags))
         return Ack(index, request_id.decode(errors="surrogatepass"), bool(duplicate))
 
-    async def read(self, stream: str, *, start: int, length: int, tags: Tags) -> list[Frame]:
+    async def read(
+        self, stream: str, *, start: int, length: int, tags: Tags, limit: ScanLimit = NO_SCAN_LIMIT
+    ) -> list[Frame]:
         remote, wanted = self._at[stream], pack_tags(tags)
         frames: list[Frame] = []
         size = 0
         at = _start(start)
         seen: int | None = None
         while at:
-            _, (rest, items, came) = await self._at.ask(
-                remote, "read", at, length - len(frames), wanted, _READ_BYTES, replicated=False
-            )
+            args: tuple[Argument, ...] = (at, length - len(frames), wanted, _READ_BYTES)
+            answer = await self._scan(remote, "read", *args, limit=None if seen is None else limit)
+            if answer is None:
+                break
+            rest, items, came = answer
             seen = came if seen is None else seen
             for frame in map(read_frame, items):
                 size += len(frame.data)
@@ -134,22 +142,47 @@ class Distributed(Storage):
         self._at.has_read(remote, seen)
         return frames
 
-    async def take(self, stream: str, *, start: int, length: int, tags: Tags, minimum: int) -> list[Frame]:
+    async def _scan(
+        self, remote: Remote, script: str, *args: Argument, limit: ScanLimit | None, replicated: bool = False
+    ) -> Reply:
+        """Call the script of a scan: at once without a `limit`, else when it is its turn. None: its time is over.
+
+        Raises Unavailable when the caller is gone.
+        """
+        if limit is None:
+            return (await self._at.ask(remote, script, *args, replicated=replicated))[1]
+        async with self._gate.slot(limit) as has_time:
+            return (await self._at.ask(remote, script, *args, replicated=replicated))[1] if has_time else None
+
+    async def take(
+        self,
+        stream: str,
+        *,
+        start: int,
+        length: int,
+        tags: Tags,
+        minimum: int,
+        limit: ScanLimit = NO_SCAN_LIMIT,
+    ) -> list[Frame]:
         remote, wanted = self._at[stream], pack_tags(tags)
         self._claims += 1
         remote.is_used = True
         owner = f"{self._at.server}:{self._claims};"
         remote.taking.add(owner)
         found: Sequence[bytes] = []
-        at = _start(start)
+        at, is_first = _start(start), True
         try:
             while True:
-                _, (rest, items) = await self._at.ask(
-                    remote, "take", at, length, wanted, MOST_BYTES, minimum, owner, *found
+                args: tuple[Argument, ...] = (length, wanted, MOST_BYTES, minimum, owner, *found)
+                answer = await self._scan(
+                    remote, "take", at, *args, limit=None if is_first else limit, replicated=True
                 )
+                if answer is None:  # nothing further is examined, and what was found is claimed
+                    answer = await self._scan(remote, "take", str(TOP), *args, limit=None, replicated=True)
+                rest, items = answer
                 if not rest:
                     break
-                at, found = rest.decode(), items
+                at, found, is_first = rest.decode(), items, False
             frames = [read_frame(item) for item in items]
             remote.claims.update((frame.index, owner) for frame in frames)
         except (StorageError, asyncio.CancelledError):
@@ -341,12 +374,16 @@ class Distributed(Storage):
                 return Location(None if owner is None else owner.decode(), ahead)
         return None
 
-    async def count(self, stream: str, *, tags: Tags, priority: int | None) -> int:
+    async def count(
+        self, stream: str, *, tags: Tags, priority: int | None, limit: ScanLimit = NO_SCAN_LIMIT
+    ) -> int:
         wanted, at, total = pack_tags(tags), "0", 0
         while at:
-            _, (counted, rest) = await self._at.ask(
-                self._at[stream], "count", at, wanted, "" if priority is None else priority, replicated=False
-            )
+            args = (at, wanted, "" if priority is None else priority)
+            answer = await self._scan(self._at[stream], "count", *args, limit=None if at == "0" else limit)
+            if answer is None:
+                break
+            counted, rest = answer
             total += counted
             at = rest.decode()
         return total

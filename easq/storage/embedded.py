@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
@@ -47,6 +47,7 @@ from easq.storage.core import AT_ONCE, Stream
 from easq.storage.effects import NOTHING, Effects
 from easq.storage.filters import filters_text
 from easq.storage.keys import KeyWindow
+from easq.storage.scans import NO_SCAN_LIMIT, ScanGate, ScanLimit
 from easq.storage.waiting import Waiting, carries
 
 #: delivery counts are made durable this long after they changed, at the latest, in seconds
@@ -57,13 +58,13 @@ _FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
 _PAUSE_S = 1.0
 #: what the service itself writes is stored whatever is there already
 NO_LIMITS = Limits(max_items=1 << 62, max_bytes=1 << 62)
-#: a scan gives way to others after so many entries; most find what they want among the first few
-_SCAN_CHUNK, _FIRST_CHUNK = 500, 8
+#: entries in one slice of a scan (10 us each, 35 us if they match), and before it waits for its first slice: most gets
+#: find what they want there
+_SCAN_CHUNK, _FIRST_CHUNK = 128, 8
 #: bytes of payload that are loaded before other tasks get a turn; 8 MiB take 5 to 10 ms
 _LARGE_BYTES = 1024**2
-#: entries that a truncate removes before other tasks get a turn (2 us each), and entries that `locate` compares before
-#: that (0.4 us each)
-_REMOVED_AT_ONCE, _COUNTED_AT_ONCE = 8_000, 25_000
+#: entries in one slice of a truncate (2 us each), and of `locate` (0.4 us each), which compares few at once
+_REMOVED_AT_ONCE, _COUNTED_AT_ONCE, _COUNTED_FIRST = 2_500, 12_500, 1_000
 
 
 #: called on the event loop when changes are durable (None) or failed
@@ -84,13 +85,16 @@ class Embedded(Storage):
         self._events: dict[tuple[str, int], asyncio.Event] = {}
         self._waiting = Waiting()
         self._large = asyncio.Lock()
+        #: one slice in one turn of the event loop, however many scans there are
+        self._gate = ScanGate(at_once=1)
+        self._has_ticked = False  # a slice of a stream's rules ran in this turn of the event loop
         self._fresh: dict[str, list[Frame]] = {}
         self._lazy: dict[tuple[str, int], set[str]] = {}
         self._lazy_timer: asyncio.TimerHandle | None = None
         self._burials: dict[str, Burial] = {}
         self._key_windows: dict[str, KeyWindow] = {}
         self._keys_under_way: dict[tuple[str, str], asyncio.Future[None]] = {}
-        self._ticks: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+        self._ticks: dict[str, tuple[float, asyncio.Handle]] = {}
         self._paused: set[str] = set()  # streams whose next slice waits until the last one is stored
         self._failure: Exception | None = None
         self._on_failure: Callable[[Exception], None] = lambda _: None
@@ -344,7 +348,14 @@ class Embedded(Storage):
         due, _ = self._ticks.pop(stream)
         if self._failure is not None:
             return
-        core, now = self._cores[stream], asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        if due == AT_ONCE:
+            if self._has_ticked:  # another stream's slice ran in this turn: the next turn is this stream's
+                self._ticks[stream] = due, loop.call_soon(self._tick, stream)
+                return
+            self._has_ticked = True
+            loop.call_soon(self._allow_tick)
+        core, now = self._cores[stream], loop.time()
         if due > AT_ONCE and now - due > self.stood_still_s:
             core.stood_still(now)
         effects = core.tick(now)
@@ -357,6 +368,9 @@ class Embedded(Storage):
         # on a full disk nothing is stored for a while, and other timers must not wait for that
         timer = asyncio.get_running_loop().call_later(_PAUSE_S, self._go_on, stream)
         stored.add_done_callback(lambda _: self._go_on(stream, timer))
+
+    def _allow_tick(self) -> None:
+        self._has_ticked = False
 
     def _go_on(self, stream: str, timer: asyncio.TimerHandle | None = None) -> None:
         """Allow the stream's next slice."""
@@ -429,49 +443,83 @@ class Embedded(Storage):
             del self._keys_under_way[stream, key]
             mine.set_result(None)
 
-    async def read(self, stream: str, *, start: int, length: int, tags: Tags) -> list[Frame]:
-        core = self._core(stream)
+    async def read(
+        self, stream: str, *, start: int, length: int, tags: Tags, limit: ScanLimit = NO_SCAN_LIMIT
+    ) -> list[Frame]:
         if start == NEWEST:
-            start = core.entries.last_visible() or 1
+            start = self._core(stream).entries.last_visible() or 1
         frames: list[Frame] = []
-        size, pause = 0, _LARGE_BYTES
-        async for index in self._matching(stream, core, start, tags):
-            if size > pause:
-                pause = size + _LARGE_BYTES
-                await asyncio.sleep(0)
+        size = 0
+
+        def found(index: int) -> int | None:
+            nonlocal size
             frame = self._load(stream, index)
             if frame is None:
-                continue
+                return 0
             size += len(frame.data)
             if frames and size > MOST_BYTES:
-                break
+                return None
             frames.append(frame)
-            if len(frames) >= length:
-                break
+            return None if len(frames) >= length else len(frame.data)
+
+        await self._scan(stream, start, tags, limit, found)
         return frames
 
-    async def _matching(self, stream: str, core: Stream, start: int, tags: Tags) -> AsyncIterator[int]:
-        """The present indexes from `start` on with all of `tags`; others get their turn during a long scan."""
+    async def _scan(
+        self, stream: str, start: int, tags: Tags, limit: ScanLimit, found: Callable[[int], int | None]
+    ) -> None:
+        """Call `found` with the index of each visible entry from `start` on that has all of `tags`, ascending.
+
+        `found` returns how many bytes it has loaded, or None to end the scan. The scan also ends when its time is
+        over. Raises Unavailable when the caller is gone.
+        """
+        core = self._core(stream)
+        rest = self._scan_slice(stream, core, start, tags, _FIRST_CHUNK, found)
+        while rest is not None:
+            async with self._gate.slot(limit) as has_time:
+                if not has_time:
+                    return
+                rest = self._scan_slice(stream, core, rest, tags, _SCAN_CHUNK, found)
+                await asyncio.sleep(0)  # the next scan's slice is in another turn of the event loop
+
+    def _scan_slice(
+        self,
+        stream: str,
+        core: Stream,
+        start: int,
+        tags: Tags,
+        most: int,
+        found: Callable[[int], int | None],
+    ) -> int | None:
+        """Examine at most `most` entries, and return the index to go on from; None when the scan is over."""
         request_id = tags.get(REQUEST_ID)
         is_known = not tags or (request_id is not None and len(tags) == 1)
-        size = _FIRST_CHUNK
-        while True:
-            if request_id is not None:
-                chunk = self._find(stream, request_id, start, size)
-            else:
-                chunk = list(islice(core.entries.indexes_from(start), size))
-            for index in chunk:
-                if core.entries.visible(index) and (
-                    is_known or carries(self._load_tags(stream, index), tags)
-                ):
-                    yield index
-            if len(chunk) < size:
-                return
-            start, size = chunk[-1] + 1, _SCAN_CHUNK
-            await asyncio.sleep(0)
+        if request_id is not None:
+            chunk = self._find(stream, request_id, start, most)
+        else:
+            chunk = list(islice(core.entries.indexes_from(start), most))
+        loaded = 0
+        for index in chunk:
+            if core.entries.visible(index) and (is_known or carries(self._load_tags(stream, index), tags)):
+                size = found(index)
+                if size is None:
+                    return None
+                loaded += size
+                if loaded > _LARGE_BYTES:
+                    return index + 1
+        return chunk[-1] + 1 if len(chunk) == most else None
 
-    async def take(self, stream: str, *, start: int, length: int, tags: Tags, minimum: int) -> list[Frame]:
-        frames = await self.read(stream, start=start, length=length, tags=tags)
+    async def take(
+        self,
+        stream: str,
+        *,
+        start: int,
+        length: int,
+        tags: Tags,
+        minimum: int,
+        limit: ScanLimit = NO_SCAN_LIMIT,
+    ) -> list[Frame]:
+        frames = await self.read(stream, start=start, length=length, tags=tags, limit=limit)
         core = self._core(stream)
         # a long scan lets others run: what they took or removed meanwhile is not ours
         frames = [frame for frame in frames if core.entries.visible(frame.index)]
@@ -598,13 +646,23 @@ class Embedded(Storage):
         below = min(below, core.entries.shown + 1)  # entries that are put meanwhile stay
         total, step = 0, 0
         while step < below:
-            step = core.entries.bound(below, _REMOVED_AT_ONCE)
-            count, effects = core.truncate(step)
+            if step:
+                async with self._gate.slot():
+                    await asyncio.sleep(0)
+                    step, count, effects = self._truncate_slice(stream, core, below)
+            else:
+                step, count, effects = self._truncate_slice(stream, core, below)
             total += count
-            for key in [key for key in self._lazy if key[0] == stream and key[1] < step]:
-                del self._lazy[key]
             await self._apply(stream, effects)
         return total
+
+    def _truncate_slice(self, stream: str, core: Stream, below: int) -> tuple[int, int, Effects]:
+        """Remove the oldest entries under `below`; return the index under which all are gone, and how many were."""
+        step = core.entries.bound(below, _REMOVED_AT_ONCE)
+        count, effects = core.truncate(step)
+        for key in [key for key in self._lazy if key[0] == stream and key[1] < step]:
+            del self._lazy[key]
+        return step, count, effects
 
     async def locate(self, stream: str, group: str, index: int) -> Location | None:
         core = self._core(stream)
@@ -612,22 +670,29 @@ class Embedded(Storage):
         if location is None or location.owner is not None:
             return location
         handled = core.handled(group)
-        ahead = location.ahead
-        for at in range(0, len(handled), _COUNTED_AT_ONCE):
-            if at:
+        ahead = location.ahead - core.entries.count_ahead(handled[:_COUNTED_FIRST], index)
+        for at in range(_COUNTED_FIRST, len(handled), _COUNTED_AT_ONCE):
+            async with self._gate.slot():
                 await asyncio.sleep(0)
-            if not core.entries.visible(index):
-                return None
-            ahead -= core.entries.count_ahead(handled[at : at + _COUNTED_AT_ONCE], index)
+                if not core.entries.visible(index):
+                    return None
+                ahead -= core.entries.count_ahead(handled[at : at + _COUNTED_AT_ONCE], index)
         return replace(location, ahead=max(0, ahead))
 
-    async def count(self, stream: str, *, tags: Tags, priority: int | None) -> int:
+    async def count(
+        self, stream: str, *, tags: Tags, priority: int | None, limit: ScanLimit = NO_SCAN_LIMIT
+    ) -> int:
         core = self._core(stream)
         if not tags:
             return core.entries.count(priority)
         total = 0
-        async for index in self._matching(stream, core, 0, tags):
+
+        def found(index: int) -> int:
+            nonlocal total
             total += priority is None or core.entries.rank(index)[0] == -priority
+            return 0
+
+        await self._scan(stream, 0, tags, limit, found)
         return total
 
     async def attributes(self, stream: str, *, now: float) -> StreamStats:

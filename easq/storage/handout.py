@@ -19,8 +19,8 @@ _MIN_KEPT = 1024
 #: if the consumers of a group have different filters: most items of one heap that `_pass_on` examines
 _MOST_BEHIND = 32
 #: Budget of one call; the next call goes on. An entry costs 1 (0.4 us), or 40 if its tags are read, which may be in the
-#: file (10-20 us). The whole budget takes less than 10 ms.
-_BUDGET, _TAGS_COST = 20_000, 40
+#: file (10-20 us). The whole budget takes less than 4 ms.
+_BUDGET, _TAGS_COST = 8_000, 40
 #: budget of a view without tags, which seldom has to look far, while another view is behind
 _FEW = 64
 #: returned for a view's next item while it is not known yet; not a valid index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -20,9 +21,9 @@ def deleted_before_the_response(patch: pytest.MonkeyPatch) -> None:
     original = Embedded.take
 
     async def take(
-        self: Embedded, stream: str, *, start: int, length: int, tags: Tags, minimum: int
+        self: Embedded, stream: str, *, start: int, length: int, tags: Tags, minimum: int, **limit: Any
     ) -> list[Frame]:
-        frames = await original(self, stream, start=start, length=length, tags=tags, minimum=minimum)
+        frames = await original(self, stream, start=start, length=length, tags=tags, minimum=minimum, **limit)
         await self.delete(stream, [frame.index for frame in frames])
         return frames
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from easq.broker.queue import Rules
-from easq.model import NO_INDEX, REQUEST_ID, Frame
+from easq.model import NO_INDEX, REQUEST_ID, Frame, Tags
 from easq.service.server import Server
 from easq.storage.base import Limits, Timing
 from easq.storage.sqlite import Sqlite
@@ -161,3 +162,52 @@ def test_watchers_that_read_nothing_do_not_hold_the_event_loop(start: Open, code
                 connection.send_request("GET", consumer.target(_watch_="true"), [PROTOBUF, *consumer.headers])
                 assert connection.read_head()[0] == 200
         assert while_doing(queue, lambda: queue.put(b"x" * 4 * 1024**2)).turn_s < MOST_S
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often the tags of an entry were read."""
+    count = [0]
+    original = Sqlite._load_tags
+
+    def load_tags(self: Sqlite, stream: str, index: int) -> Tags:
+        count[0] += 1
+        return original(self, stream, index)
+
+    monkeypatch.setattr(Sqlite, "_load_tags", load_tags)
+    return count
+
+
+@pytest.fixture
+def queue_of_20_000(tmp_path: Path, start: Open) -> Stream:
+    asyncio.run(fill(tmp_path / "easq.db", 20_000))
+    return start(storage=f"sqlite:{tmp_path / 'easq.db'}", durability="os", rules=Rules(limits=_LIMITS)).queue
+
+
+def test_scans_end_when_their_clients_have_left(queue_of_20_000: Stream, reads: list[int]) -> None:
+    queue = queue_of_20_000
+    with ExitStack() as stack:
+        for number in range(30):
+            connection = stack.enter_context(Connection(queue.port))
+            query = {"_count_": "true"} if number % 2 else {"_timeout_": "0s"}
+            connection.send_request("GET", queue.target(nope=number, **query))
+        eventually(lambda: reads[0] > 1_000)
+
+    def is_over() -> bool:
+        before = reads[0]
+        queue.put()
+        time.sleep(0.1)
+        return reads[0] == before
+
+    eventually(is_over, within_s=60)
+    assert reads[0] < 30 * 20_000 / 2
+
+
+def test_long_polls_end_while_their_scans_wait(queue_of_20_000: Stream, reads: list[int]) -> None:
+    queue, polls = queue_of_20_000, 40
+    with ExitStack() as stack:
+        connections = [stack.enter_context(Connection(queue.port)) for _ in range(polls)]
+        for number, connection in enumerate(connections):
+            connection.send_request("GET", queue.target(nope=number, _timeout_="1s", _length_=1 + number % 2))
+        assert {connection.read_answer().status for connection in connections} <= {200, 204}
+    assert reads[0] < polls * 20_000
