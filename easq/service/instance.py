@@ -21,9 +21,10 @@ from easq.runner.http import Http
 from easq.runner.model import DEFAULT_TIMEOUT_S, Answer, Call, Model, ModelFailed
 from easq.service.auth import Guard
 from easq.service.deadline import Deadline
+from easq.service.handshake import check_handshake
 from easq.service.http import read_body, respond, target
 from easq.service.listener import Answer as Answering
-from easq.service.listener import Listener
+from easq.service.listener import Listener, on_unmasked
 from easq.service.proxy import UNSAFE, BrokenOff, CallerGone, Proxy, body_of, check_can_pass
 from easq.service.watch import WRITE_DEADLINE_S
 from easq.wire.hops import end_to_end
@@ -265,14 +266,19 @@ def is_upgrade(request: web.BaseRequest) -> bool:
 
 
 def accept_socket(request: web.BaseRequest, max_payload: int) -> web.WebSocketResponse:
-    """A socket to prepare, without extensions. Raises BadRequest for a handshake that is none."""
+    """Return a socket to prepare, without extensions, which an unmasked frame closes with 1002.
+
+    Raises BadRequest for a handshake that is none, and UpgradeRequired for another version of WebSocket.
+    """
     socket = web.WebSocketResponse(compress=False, max_msg_size=max_payload + 1, timeout=_CLOSE_S)
-    try:
-        acceptable = socket.can_prepare(request).ok
-    except ValueError:  # a key outside ASCII
-        acceptable = False
-    if not acceptable:
-        raise BadRequest("this is no WebSocket handshake: Connection, version 13 or the key is not right")
+    check_handshake(request, socket)
+    closing: set[asyncio.Task[bool]] = set()  # the event loop itself keeps no task
+
+    def close() -> None:
+        end = socket.close(code=WSCloseCode.PROTOCOL_ERROR, message=b"a frame was not masked")
+        closing.add(asyncio.create_task(end))
+
+    on_unmasked(request, close)
     return socket
 
 

@@ -19,6 +19,7 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from easq.errors import BadRequest, ConfigError, EasqError, StorageError
 from easq.service.auth import Guard
 from easq.service.http import authority, release_frames, reset, respond
+from easq.service.masks import MaskedFrames
 from easq.wire.replies import Reply, error_reply
 
 log = logging.getLogger(__name__)
@@ -198,14 +199,14 @@ def until_lost(request: web.BaseRequest) -> asyncio.Future[None]:
     return connection.lost
 
 
-def inspect_inbound(request: web.BaseRequest, inbound: Callable[[bytes], bool] | None) -> None:
-    """Pass all further bytes on the request's connection to `inbound` first; None ends that.
+def on_unmasked(request: web.BaseRequest, call: Callable[[], None]) -> None:
+    """Have the first unmasked frame on the request's connection call `call`; neither it nor what follows is read.
 
-    `inbound` returns whether the bytes may go on to aiohttp.
+    To be called before the WebSocket is prepared: frames may come in one piece with the handshake.
     """
     connection = request.protocol
     assert isinstance(connection, _Connection)
-    connection.inbound = inbound
+    connection.on_unmasked = call
 
 
 def safe(text: str) -> str:
@@ -290,7 +291,16 @@ def _refuse(request: web.BaseRequest, error: EasqError) -> web.Response:
 class _Connection(web.RequestHandler):
     """aiohttp's connection; what is no HTTP is refused without its traceback, and without repeating any of it."""
 
-    __slots__ = ("address", "begun", "heads_only", "heard_at", "inbound", "is_answering", "lost", "server")
+    __slots__ = (
+        "address",
+        "begun",
+        "heads_only",
+        "heard_at",
+        "is_answering",
+        "lost",
+        "on_unmasked",
+        "server",
+    )
 
     def __init__(self, server: _HttpServer, **given: Any) -> None:
         super().__init__(server, **given)
@@ -306,8 +316,8 @@ class _Connection(web.RequestHandler):
         self.heads_only = True
         #: done once the connection is lost; None until `until_lost` asks for it
         self.lost: asyncio.Future[None] | None = None
-        #: called with the bytes of an upgraded connection; they go on to aiohttp if it returns True
-        self.inbound: Callable[[bytes], bool] | None = None
+        #: called when a WebSocket frame is not masked
+        self.on_unmasked: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count a new connection; abort it if its address has too many."""
@@ -325,15 +335,20 @@ class _Connection(web.RequestHandler):
         written: a reference cycle that only a full garbage collection would free.
         """
         super().connection_lost(None)
+        self.on_unmasked = None  # it refers to the WebSocket, and that to this connection
         self.server.left(self.address)
         if self.lost is not None and not self.lost.done():
             self.lost.set_result(None)
 
+    def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
+        """Have a WebSocket's parser read what follows the handshake, as far as it is masked."""
+        if self.on_unmasked is not None:
+            parser = MaskedFrames(parser, self.on_unmasked)
+        super().set_parser(parser, data_received_cb)
+
     def data_received(self, data: bytes) -> None:
         """Bytes have come, of a head unless a request is being answered."""
         self.heard_at = self.server.now()
-        if self.inbound is not None and not self.inbound(data):
-            return
         if self.begun is None and not self.is_answering:
             self.begun = self.server.looks
         if self.heads_only:

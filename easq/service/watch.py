@@ -11,10 +11,11 @@ from aiohttp import HttpVersion11, WSCloseCode, WSMsgType, web
 
 from easq.broker.queue import Queue
 from easq.broker.watcher import Watcher
-from easq.errors import BadRequest, EasqError, StreamEnded, UpgradeRequired
+from easq.errors import EasqError, StreamEnded, UpgradeRequired
 from easq.service.deadline import Deadline
+from easq.service.handshake import check_handshake
 from easq.service.http import LARGE_BYTES, apart, check_connected, release_frames
-from easq.service.listener import inspect_inbound
+from easq.service.listener import on_unmasked
 from easq.wire import operations as op
 from easq.wire.frames import delimit, encode_frame
 
@@ -26,8 +27,6 @@ WRITE_DEADLINE_S, _WRITE_RATE = 30.0, 16 * 1024
 UNBUFFERED = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform"}
 #: the time of silence is counted in so many parts
 _SILENCE_PARTS = 4
-#: most bytes of a WebSocket frame before its mask
-_MAX_HEAD = 10
 #: reason of the close frame when the stream has ended
 END_REASON = b"eos"
 #: clients send pings and close frames only: a message has at most so many bytes (aiohttp refuses what it is given)
@@ -119,75 +118,25 @@ def check_not_stripped(request: web.BaseRequest) -> None:
         )
 
 
-class _Masks:
-    """Detects frames that a client sent unmasked.
-
-    RFC 6455 forbids them, since they can poison the cache of a proxy that reads them as requests; aiohttp accepts them.
-    """
-
-    def __init__(self) -> None:
-        self._head = b""  # an incomplete frame header
-        self._skip = 0  # bytes left of the current frame
-
-    def are_there(self, data: bytes) -> bool:
-        """Read the next `data`, and return whether all frames that begin in it are masked."""
-        while data:
-            if self._skip:
-                skipped = min(self._skip, len(data))
-                self._skip -= skipped
-                data = data[skipped:]
-                continue
-            held = len(self._head)
-            head = self._head + data[: _MAX_HEAD - held]
-            if len(head) > 1 and not head[1] & 0x80:
-                return False
-            size = _frame_size(head)
-            if size is None:
-                self._head = head
-                return True
-            self._head, self._skip = b"", size - held
-        return True
-
-
-def _frame_size(head: bytes) -> int | None:
-    """Return the size in bytes of the masked frame that begins with `head`; None when `head` is too short to tell."""
-    if len(head) < 2:
-        return None
-    length, more = head[1] & 0x7F, 0
-    if length > 125:
-        more = 2 if length == 126 else 8
-        if len(head) < 2 + more:
-            return None
-        length = int.from_bytes(head[2 : 2 + more], "big")
-    return 2 + more + 4 + length
-
-
 class _SocketDoor:
     """RFC 6455 without extensions: one message a frame, never fragmented (the Go SDK reads one frame a message)."""
 
     def __init__(self, watch: op.Watch, liveness: Liveness) -> None:
         self._watch = watch
         self._liveness = liveness
-        self._masks = _Masks()
         self.response = web.WebSocketResponse(
             autoping=False, autoclose=False, compress=False, max_msg_size=_MAX_INBOUND + 1, heartbeat=None
         )
 
     def check(self, request: web.BaseRequest) -> None:
-        """Raises BadRequest for a handshake that is none."""
-        try:
-            acceptable = self.response.can_prepare(request).ok
-        except ValueError:  # a key outside ASCII
-            acceptable = False
-        # aiohttp accepts versions of drafts before RFC 6455 as well
-        if not acceptable or request.headers.get("Sec-WebSocket-Version", "").strip() != "13":
-            raise BadRequest("this is no WebSocket handshake: Connection, version 13 or the key is not right")
+        """Raise BadRequest for a handshake that is none, UpgradeRequired for another version of WebSocket."""
+        check_handshake(request, self.response)
 
     async def open(self, request: web.BaseRequest) -> web.StreamResponse:
         self._protocol = request.protocol
         self._unmasked = asyncio.get_running_loop().create_future()
+        on_unmasked(request, lambda: self._unmasked.set_result(None))
         await self.response.prepare(request)
-        inspect_inbound(request, self._is_masked)
         self._request = request
         return self.response
 
@@ -239,17 +188,10 @@ class _SocketDoor:
     async def release(self) -> None:
         """Drop the traceback of the error that ended the connection, which the response refers to."""
         if self.response.prepared:
-            inspect_inbound(self._request, None)
             # fails on an aborted connection: here, not later inside aiohttp
             await self._close(WSCloseCode.OK, b"")
         if (error := self.response.exception()) is not None:
             release_frames(error)
-
-    def _is_masked(self, data: bytes) -> bool:
-        """Return whether `data` may be read: False from the first unmasked frame on."""
-        if not self._unmasked.done() and not self._masks.are_there(data):
-            self._unmasked.set_result(None)
-        return not self._unmasked.done()
 
     async def _close(self, code: WSCloseCode, reason: bytes) -> None:
         try:

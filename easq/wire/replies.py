@@ -211,7 +211,8 @@ def error_reply(error: EasqError) -> Reply:
     text = _one_line(error.message[: 2 * _MAX_ERROR_TEXT])[:_MAX_ERROR_TEXT]
     headers = {STORED_HEADER: "no"} if isinstance(error, Unavailable) else {}
     if isinstance(error, UpgradeRequired):
-        headers |= {"Upgrade": "websocket", "Connection": "Upgrade"}  # RFC 9110, section 15.5.22
+        # RFC 9110, section 15.5.22, and RFC 6455, section 4.4
+        headers |= {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
     if error.status < 400:
         return Reply(error.status, headers)
     return _reply(text.encode(errors="replace"), _PLAIN, headers, status=error.status)

@@ -15,7 +15,7 @@ from tests.conftest import OpenCloud
 from tests.service.conftest import Open
 from tests.support.http import Connection, ask
 from tests.support.waiting import PATIENCE_S, eventually
-from tests.support.websocket import TEXT, Refused, Watch
+from tests.support.websocket import TEXT, Refused, Watch, early_frames, encode
 
 GATEWAY = "/api/predict/model"
 DOCUMENTED = "/exported/apis/eas.alibaba-inc.k8s.io/v1/upstreams/"
@@ -270,6 +270,29 @@ def test_an_instance_that_dies_ends_the_relayed_socket(cloud: OpenCloud) -> None
     made.kill(0)
     assert socket.read_close() == 1001
     socket.connection.close()
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+@pytest.mark.parametrize("is_gateway", [True, False])
+def test_an_unmasked_frame_closes_a_socket(cloud: OpenCloud, is_gateway: bool, is_early: bool) -> None:
+    """With 1002, at the gateway and at the instance, also in one piece with the handshake; it is not answered."""
+    made = cloud()
+    bad = encode(TEXT, b"yo", masked=False)
+    with Connection(made.port if is_gateway else made.ports[0]) as connection:
+        connection.send(early_frames(GATEWAY, bad if is_early else b""))
+        assert connection.read_head()[0] == 101
+        if not is_early:
+            connection.send(bad)
+        assert connection.read(4)[2:] == (1002).to_bytes(2, "big")
+
+
+@pytest.mark.parametrize("is_gateway", [True, False])
+def test_a_socket_of_another_version_is_426(cloud: OpenCloud, is_gateway: bool) -> None:
+    made = cloud()
+    with Connection(made.port if is_gateway else made.ports[0]) as connection:
+        connection.send(early_frames(GATEWAY, b"").replace(b"Version: 13", b"Version: 8"))
+        status, headers = connection.read_head()[:2]
+        assert (status, dict(headers)["Sec-WebSocket-Version"]) == (426, "13")
 
 
 def test_a_caller_that_vanishes_ends_the_relay(cloud: OpenCloud) -> None:

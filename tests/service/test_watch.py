@@ -28,6 +28,7 @@ from tests.support.websocket import (
     TEXT,
     Refused,
     Watch,
+    early_frames,
     encode,
     watch,
 )
@@ -81,8 +82,6 @@ _GOOD = {
         {"Sec-WebSocket-Key": "short"},
         {"Sec-WebSocket-Key": "ü"},
         {"Sec-WebSocket-Version": None},
-        {"Sec-WebSocket-Version": "99"},
-        {"Sec-WebSocket-Version": "8"},
         {"Connection": None},
         {"Connection": "close"},
     ],
@@ -96,6 +95,14 @@ def test_a_handshake_that_is_none_is_400(queue: Stream, change: dict[str, str | 
     assert answer.header("Content-Type") == "text/plain; charset=utf-8"
     assert queue.attributes()["consumers.stats.total"] == "0"
     assert pending(queue) == 0
+
+
+@pytest.mark.parametrize("version", ["8", "14", "99", "x"])
+def test_another_version_of_websocket_is_426_and_names_ours(queue: Stream, version: str) -> None:
+    """RFC 6455, section 4.4."""
+    answer = queue.ask("GET", list({**_GOOD, "Sec-WebSocket-Version": version}.items()), _watch_="true")
+    assert (answer.status, answer.header("Sec-WebSocket-Version")) == (426, "13")
+    assert queue.attributes()["consumers.stats.total"] == "0"
 
 
 def test_connection_may_hold_more_than_upgrade(queue: Stream) -> None:
@@ -890,3 +897,17 @@ def test_a_frame_that_is_not_masked_ends_the_watch(queue: Stream, before: bytes)
         assert (frame.opcode, frame.payload[:2]) == (CLOSE, (1002).to_bytes(2, "big"))
     with watch(queue.as_consumer("other")) as other:
         assert other.indexes(1) == [1]
+
+
+def test_an_unmasked_frame_in_one_piece_with_the_handshake_ends_the_watch(queue: Stream) -> None:
+    with Connection(queue.port) as connection:
+        connection.send(early_frames(queue.target(_watch_="true"), encode(PING, b"yo", masked=False)))
+        assert connection.read_head()[0] == 101
+        assert connection.read(4) == bytes([0x80 | CLOSE, 24]) + (1002).to_bytes(2, "big")
+
+
+def test_a_masked_frame_in_one_piece_with_the_handshake_is_answered(queue: Stream) -> None:
+    with Connection(queue.port) as connection:
+        connection.send(early_frames(queue.target(_watch_="true"), encode(PING, b"yo")))
+        assert connection.read_head()[0] == 101
+        assert connection.read(4) == bytes([0x80 | PONG, 2]) + b"yo"

@@ -50,6 +50,15 @@ def _masked(payload: bytes, mask: bytes) -> bytes:
     return bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
 
 
+def early_frames(target: str, frames: bytes) -> bytes:
+    """A handshake with frames right behind it."""
+    head = (
+        f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    return head.encode() + frames
+
+
 class Refused(Exception):
     """The service answered the handshake with something other than 101."""
 

@@ -1,0 +1,23 @@
+"""What a WebSocket handshake has to be."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from easq.errors import BadRequest, UpgradeRequired
+
+
+def check_handshake(request: web.BaseRequest, socket: web.WebSocketResponse) -> None:
+    """Raise BadRequest for a handshake that is none, UpgradeRequired for another version of WebSocket.
+
+    aiohttp accepts drafts before RFC 6455 as well. Section 4.4 of it asks for the answer that names our version.
+    """
+    version = request.headers.get("Sec-WebSocket-Version", "").strip()
+    if version not in ("", "13"):
+        raise UpgradeRequired("Sec-WebSocket-Version has to be 13")
+    try:
+        acceptable = socket.can_prepare(request).ok
+    except ValueError:  # a key outside ASCII
+        acceptable = False
+    if not (acceptable and version):
+        raise BadRequest("this is no WebSocket handshake: Connection, version 13 or the key is not right")
