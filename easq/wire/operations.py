@@ -206,6 +206,9 @@ _MAX_PATH = 4096
 #: it is answered in a header, and headers above 8 KiB are refused by many readers
 _MAX_REQUEST_ID = 512
 
+#: what asks for another operation, and the method that it comes with: with POST it would be stored as an empty item
+_WORDS_OF_OTHER_METHODS = {"_attrs_": "GET", "_search_": "GET", "_trunc_": "DELETE", "_watch_": "GET"}
+
 _USER_HEADERS = ("X-EAS-QueueService-Uid", "X-EAS-QueueService-Redis-Uid")
 _GROUP_HEADERS = ("X-EAS-QueueService-Gid", "X-EAS-QueueService-Redis-Gid")
 _PRIORITY_HEADER = "X-EAS-QueueService-Priority"
@@ -264,6 +267,7 @@ def parse(request: Request) -> Operation:
         case "POST":
             if given.has("_eos_"):
                 return End(force=given.boolean("_force_", False), undo=not given.boolean("_eos_", True))
+            given.refuse_words_of_other_methods()
             return _parse_put(request, given)
         case "GET":
             # these four carry `_index_` too, so they are looked for before the plain get
@@ -370,6 +374,12 @@ class _Given:
         if len(text) > 5 or text.lower() not in _BOOLEANS:
             raise BadRequest(f"parameter {name} is not true or false: {_shown(text)}")
         return _BOOLEANS[text.lower()]
+
+    def refuse_words_of_other_methods(self) -> None:
+        """Raise BadRequest for a put with a parameter that asks for another operation."""
+        for name in self._last:
+            if method := _WORDS_OF_OTHER_METHODS.get(name):
+                raise BadRequest(f"parameter {name} asks for {method}: with POST an item would be stored")
 
     def index(self, name: str, default: int | None = None, *, newest: bool = False) -> int:
         text = self.text(name)

@@ -126,6 +126,21 @@ def test_bytes_come_back_identical(queue: Stream) -> None:
         assert queue.ask("GET", _index_=index).body == data
 
 
+@pytest.mark.parametrize("word", ["_trunc_", "_search_", "_attrs_", "_watch_"])
+def test_a_post_with_a_word_of_another_method_stores_nothing(queue: Stream, word: str) -> None:
+    """Also when it is a whole WebSocket handshake otherwise."""
+    upgrade = [
+        ("Connection", "Upgrade"),
+        ("Upgrade", "websocket"),
+        ("Sec-WebSocket-Version", "13"),
+        ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ]
+    for headers in ([], upgrade):
+        answer = queue.ask("POST", headers, b"", **{word: "true", "_index_": "5"})
+        assert (answer.status, word in answer.text) == (400, True)
+    assert queue.length() == 0
+
+
 def test_a_gzip_body_is_stored_as_it_came_and_named_so(queue: Stream) -> None:
     """Content-Encoding is remembered, never undone: what a client compressed it gets back compressed."""
     data = gzip.compress(b"a" * 100_000)

@@ -413,6 +413,21 @@ def test_unknown_underscore_parameters_are_no_tags() -> None:
     assert parse(received("POST", "_x_=1&_delete_=true&a=b", b"d")) == Put(b"d", {"a": "b"})
 
 
+@pytest.mark.parametrize(
+    ("query", "name", "method"),
+    [
+        ("_trunc_=true&_index_=5", "_trunc_", "DELETE"),
+        ("a=b&_search_=true", "_search_", "GET"),
+        ("_attrs_=true", "_attrs_", "GET"),
+        ("_watch_=true&_index_=0", "_watch_", "GET"),
+    ],
+)
+def test_a_put_with_a_word_of_another_operation_is_refused(query: str, name: str, method: str) -> None:
+    """It was stored as an item; the error names the word and the method to use."""
+    with pytest.raises(BadRequest, match=f"{name} asks for {method}"):
+        parse(received("POST", query))
+
+
 def test_of_duplicate_tags_the_last_is_kept() -> None:
     assert parse(received("POST", "a=1&a=2&b=")) == Put(b"", {"a": "2", "b": ""})
 
