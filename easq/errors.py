@@ -15,6 +15,7 @@
     │   └── QueueFull           429, and EAS's 450
     ├── ServerError         5   5xx after retries
     │   ├── Unavailable         503
+    │   ├── AnswerTooLarge      an answer above what is read of one
     │   └── NotAQueueService    an answer that is not a queue service's
     ├── Unreachable         6   DNS, TCP, TLS, handshake, lost connection
     ├── AuthFailed          7   401
@@ -189,6 +190,10 @@ class Unavailable(ServerError):
     """The server cannot serve now; nothing was stored."""
 
     kind, status = "unavailable", 503
+
+
+class AnswerTooLarge(ServerError):
+    """The answer is above the limit of what is read of one; fewer items at once may fit."""
 
 
 class NotAQueueService(ServerError):

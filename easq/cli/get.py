@@ -68,7 +68,7 @@ def get(
     The search begins at INDEX, 0 being the head. Items stay where they are, unless --delete is given.
     """
     from easq.client.exchange import OVERTIME_S
-    from easq.errors import NoData, UsageError
+    from easq.errors import DeadlineExceeded, NoData, UsageError
     from easq.model import REQUEST_ID
 
     if delete and app.output == "none" and output_dir is None:
@@ -78,28 +78,35 @@ def get(
     wanted = {**as_tags(tags), **({REQUEST_ID: request_id} if request_id else {})}
     client = app.queue()
     bounded = client.bounded(None if timeout is None else time.monotonic() + timeout + OVERTIME_S)
-    frames = bounded.get(index, length=length, timeout_s=timeout or 0.0, tags=wanted)
-    if not frames and not allow_empty:
-        raise NoData(_nothing(index, wanted, timeout or 0.0))
-    if index and frames and not wanted and frames[0].index != index:
-        text = f"no item has the index {index}; the next one is {frames[0].index}"
-        if delete and length == 1:
-            raise NoData(text, hint="nothing was deleted")
-        if app.output != "json":
-            app.printer.warn(text)
-    if output_dir is not None:
-        _store(app, frames, output_dir)
-    else:
-        _show(app, frames, alone=length == 1)
-    if delete and frames:
-        seen = [f.index for f in frames if output_dir is not None or app.printer.shows_whole(f.data)]
-        if seen:
-            client.delete(seen)
-        if len(seen) < len(frames):
-            raise UsageError(
-                f"{len(frames) - len(seen)} of {len(frames)} items are not shown whole, and not deleted",
-                hint="-o json, or --output-dir DIR",
-            )
+    shown = deleted = 0
+    try:
+        for frames in bounded.pages(index, length=length, timeout_s=timeout or 0.0, tags=wanted):
+            if not shown and index and not wanted and frames[0].index != index:
+                text = f"no item has the index {index}; the next one is {frames[0].index}"
+                if delete and length == 1:
+                    raise NoData(text, hint="nothing was deleted")
+                if app.output != "json":
+                    app.printer.warn(text)
+            _print(app, frames, output_dir, first=shown, alone=length == 1)
+            shown += len(frames)
+            if delete:
+                whole = [f.index for f in frames if output_dir is not None or app.printer.shows_whole(f.data)]
+                if whole:
+                    client.delete(whole)
+                deleted += len(whole)
+    except DeadlineExceeded as error:
+        if not shown:
+            raise
+        app.printer.warn(f"{error.message}: {shown} of at most {length} are shown")
+    if not shown:
+        if not allow_empty:
+            raise NoData(_nothing(index, wanted, timeout or 0.0))
+        _print(app, [], output_dir, first=0, alone=False)
+    if delete and deleted < shown:
+        raise UsageError(
+            f"{shown - deleted} of {shown} items are not shown whole, and not deleted",
+            hint="-o json, or --output-dir DIR",
+        )
 
 
 def _nothing(index: int, tags: dict[str, str], timeout_s: float) -> str:
@@ -112,18 +119,27 @@ def _nothing(index: int, tags: dict[str, str], timeout_s: float) -> str:
     return f"no data{where}{which}{when}"
 
 
-def _show(app: App, frames: list[Frame], *, alone: bool) -> None:
+def _print(app: App, frames: list[Frame], output_dir: str | None, *, first: int, alone: bool) -> None:
+    """Show the items, of which `first` others were shown before, or store them in the folder `output_dir`."""
+    if output_dir is not None:
+        _store(app, frames, output_dir, first)
+    else:
+        _show(app, frames, first, alone=alone)
+
+
+def _show(app: App, frames: list[Frame], first: int, *, alone: bool) -> None:
     from easq.render.rows import FRAME_COLUMNS, frame_row
 
-    if app.output == "table":
-        app.printer.table(FRAME_COLUMNS, [frame_row(number, frame) for number, frame in enumerate(frames)])
+    if app.output == "table" and (app.printer.out_is_terminal or not first):
+        rows = [frame_row(number, frame) for number, frame in enumerate(frames, first)]
+        app.printer.table(FRAME_COLUMNS, rows)
     else:
-        for number, frame in enumerate(frames):
+        for number, frame in enumerate(frames, first):
             app.printer.frame(number, frame, alone=alone)
         app.printer.flush()
 
 
-def _store(app: App, frames: list[Frame], folder: str) -> None:
+def _store(app: App, frames: list[Frame], folder: str, first: int) -> None:
     """Each payload is in a new file of `folder`, on the disk, and its name is printed.
 
     Raises UsageError for a folder that is a link, and for a file that is there already.
@@ -139,12 +155,12 @@ def _store(app: App, frames: list[Frame], folder: str) -> None:
     except OSError as error:
         link = os.path.islink(folder.rstrip("/"))
         raise UsageError(f"{folder}: {'a symbolic link' if link else error.strerror}") from error
-    if app.output == "table":
+    if app.output == "table" and not first:
         from easq.render.rows import FRAME_COLUMNS
 
         app.printer.header(FRAME_COLUMNS)
     try:
-        for number, frame in enumerate(frames):
+        for number, frame in enumerate(frames, first):
             name = file_name(frame)
             _write_new(target, name, frame.data, folder)
             app.printer.frame(number, frame, file=os.path.join(folder, name))

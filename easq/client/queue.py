@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -16,8 +16,17 @@ from easq.client.backoff import full_jitter
 from easq.client.exchange import OVERTIME_S, Retry
 from easq.client.failures import Unanswered
 from easq.client.trace import hidden, secrets_of
-from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
-from easq.model import NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
+from easq.errors import (
+    AnswerTooLarge,
+    ConfigError,
+    DeadlineExceeded,
+    EasqError,
+    NotAQueueService,
+    ServerError,
+    Unreachable,
+    UsageError,
+)
+from easq.model import MAX_WIRE_INDEX, NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
 from easq.wire import operations, replies
 from easq.wire.bounds import MAX_FRAMES
 from easq.wire.operations import Caller, Codec, Operation
@@ -35,6 +44,15 @@ MAX_INDEXES_PER_REQUEST = 256
 MAX_POLL_S = 20.0
 #: a wait that is cut off by a gateway is not made shorter than this
 _LEAST_POLL_S = 1.0
+#: items of the first answer of `pages`: 100 of 300 KiB, or 8 of 8 MiB, are within the limit of an answer
+_FIRST_PAGE = 100
+#: items asked for at once: the services give no more
+_MOST_AT_ONCE = 10_000
+#: payload of one answer of `pages`, about, in bytes: a quarter of the limit
+_PAGE_BYTES = 16 * 1024**2
+_MAY_BE_MORE = "the time is over, and there may be more items"
+#: an answer with so much payload may have been ended by its size, in bytes
+_FULL_BYTES = 1024**2
 #: pause after a server answered a wait at once with nothing
 _IDLE_PAUSE_S = 0.25
 
@@ -123,6 +141,53 @@ class QueueClient:
             self.getting(index, length=length, timeout_s=timeout_s, tags=tags, auto_delete=auto_delete)
         )
 
+    def pages(
+        self,
+        index: int = NO_INDEX,
+        *,
+        length: int,
+        timeout_s: float = 0.0,
+        tags: Tags | None = None,
+    ) -> Iterator[list[Frame]]:
+        """Yield up to `length` items from `index` on that carry all `tags`, in lists that are not empty.
+
+        One answer holds what fits in memory, whatever the size of the items; the next begins behind its last item. It
+        ends when `length` items were yielded, or an answer was not full after `timeout_s`. Raises DeadlineExceeded
+        when that is over, and there may be more items.
+        """
+        end = time.monotonic() + timeout_s
+        most, left, yielded = _FIRST_PAGE, length, False
+        while left > 0:
+            size = min(most, left)
+            wait_s = max(end - time.monotonic(), 0.0)
+            try:
+                frames = self._transport.run(
+                    self.getting(index, length=size, timeout_s=wait_s, tags=tags, until_full=True)
+                )
+            except AnswerTooLarge:
+                if size == 1:
+                    raise
+                most = max(size // 4, 1)
+                continue
+            except (Unreachable, ServerError) as error:
+                if yielded and self._is_over:
+                    raise DeadlineExceeded(_MAY_BE_MORE) from error
+                raise
+            if yielded:  # a service that takes no index would go on for ever
+                frames = [frame for frame in frames if frame.index >= index]
+            if not frames:
+                return
+            yield frames
+            yielded = True
+            left -= len(frames)
+            index = max(frame.index for frame in frames) + 1
+            if left <= 0 or not _is_full(frames, size) or index > MAX_WIRE_INDEX:
+                return
+            if timeout_s and time.monotonic() >= end:
+                raise DeadlineExceeded(_MAY_BE_MORE)
+            payload = sum(len(frame.data) for frame in frames)
+            most = max(min(most * 10, _MOST_AT_ONCE, len(frames) * _PAGE_BYTES // (payload + 1)), 1)
+
     def getting(
         self,
         index: int = NO_INDEX,
@@ -131,8 +196,9 @@ class QueueClient:
         timeout_s: float = 0.0,
         tags: Tags | None = None,
         auto_delete: bool = False,
+        until_full: bool = False,
     ) -> Steps[list[Frame]]:
-        """The steps of `get`."""
+        """The steps of `get`; with `until_full` it waits no longer once an answer may hold no more items."""
         wanted, length = _checked(tags), min(length, MAX_FRAMES)
         end = time.monotonic() + timeout_s
         if index == NEWEST and timeout_s > self._poll_s:
@@ -168,7 +234,7 @@ class QueueClient:
             answered = True
             frames = frames + found if auto_delete else found
             now = time.monotonic()
-            if len(frames) >= length or now >= end - 0.3:
+            if len(frames) >= length or now >= end - 0.3 or (until_full and _is_full(frames, length)):
                 # services answer a little before the time is up; that is the end, not a reason to ask again
                 return frames
             if now - began < wait_s / 2:
@@ -351,6 +417,11 @@ def put_operation(
     if priority < 0:
         raise UsageError(f"the priority {priority} is negative")
     return operations.Put(data, _checked(tags), priority, sub_path(path), content_type=content_type, key=key)
+
+
+def _is_full(frames: Sequence[Frame], wanted: int) -> bool:
+    """Return whether there may be more items than the answer holds: services end one at a number or a size."""
+    return len(frames) >= min(wanted, _FIRST_PAGE) or sum(len(frame.data) for frame in frames) >= _FULL_BYTES
 
 
 def _retry_of_wait(wait_s: float) -> Retry:

@@ -25,7 +25,7 @@ from easq.client.failures import Unanswered, refused_by_proxy, unconnected
 from easq.client.headers import check_value, request_headers
 from easq.client.tls import tls_context
 from easq.client.trace import Tracer, hidden, hide_in, secrets_of
-from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
+from easq.errors import AnswerTooLarge, ConfigError, EasqError, NotAQueueService, Unreachable, UsageError
 from easq.wire.operations import Request
 from easq.wire.replies import Reply
 
@@ -207,7 +207,7 @@ class Sender:
             parts.append(part)
             size += len(part)
             if size > limit:
-                raise ServerError(
+                raise AnswerTooLarge(
                     f"the answer of {shown(self.url)} is above the limit of {limit} bytes",
                     hint="ask for fewer items at once",
                 )

@@ -30,7 +30,7 @@ from easq.client.failures import Unanswered, refused_by_proxy, unconnected
 from easq.client.headers import request_headers
 from easq.client.tls import tls_context
 from easq.client.trace import Tracer, hidden, hide_in, secrets_of
-from easq.errors import ConfigError, EasqError, NotAQueueService, ServerError, Unreachable, UsageError
+from easq.errors import AnswerTooLarge, ConfigError, EasqError, NotAQueueService, Unreachable, UsageError
 from easq.wire.operations import Caller, Request
 from easq.wire.replies import Reply, read_error
 
@@ -182,7 +182,7 @@ class Transport:
             for chunk in response.iter_stream():
                 body.write(chunk)
                 if body.tell() > limit:
-                    raise ServerError(
+                    raise AnswerTooLarge(
                         f"the answer of {shown(url)} is above the limit of {limit} bytes",
                         hint="ask for fewer items at once",
                     )

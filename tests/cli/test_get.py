@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,34 @@ def test_tags_and_request_id_choose(queue: Easq) -> None:
     assert queue("get", "-l", "9", "--tags", "a=1", "-o", "raw").text == "1\n2\n"
     assert queue("get", "-l", "9", "--tags", "a=1", "--tags", "b=1", "-o", "raw").text == "1\n"
     assert queue("get", "--request-id", "r 2", "-o", "raw").text == "2"
+
+
+def test_more_items_than_one_answer_holds(queue: Easq) -> None:
+    """The service gives 10,000 at most: the others are asked for from behind the last one on."""
+    count = 10_150
+    queue("put", "-f", "-", "-q", stdin=b"".join(b"%d\n" % number for number in range(count)))
+    lines = queue("get", "-l", "1000000").text.splitlines()
+    assert [line.partition("] [")[2].partition(" ")[0] for line in lines] == [str(n) for n in range(count)]
+    done = queue("get", "-l", str(count - 1), "--delete", "-o", "raw")
+    assert (done.status, done.err) == (0, "")
+    assert done.text.splitlines() == [str(n) for n in range(count - 1)]
+    assert queue("get", "-l", "9", "-o", "raw").text == f"{count - 1}\n"
+
+
+def test_items_that_are_too_large_for_one_answer(queue: Easq) -> None:
+    for _ in range(9):
+        assert queue("put", stdin=bytes(8 * 1024**2)).status == 0
+    done = queue("get", "-l", "10", "-o", "json")
+    assert (done.status, done.err) == (0, "")
+    assert [json.loads(line)["n"] for line in done.out.splitlines()] == list(range(9))
+
+
+def test_the_header_of_a_table_comes_once(queue: Easq, tmp_path: Path) -> None:
+    queue("put", "-f", "-", "-q", stdin=b"x\n" * 250)
+    for options in ((), ("--output-dir", str(tmp_path / "results"))):
+        lines = queue("get", "-l", "240", "-o", "table", *options).text.splitlines()
+        assert [line.partition("\t")[0] for line in lines] == ["n", *map(str, range(240))]
+    assert len(list((tmp_path / "results").iterdir())) == 240
 
 
 def test_the_sink_is_another_stream(queue: Easq) -> None:

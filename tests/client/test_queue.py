@@ -313,6 +313,49 @@ def test_a_member_of_another_group_asks_under_its_name() -> None:
     assert "Authorization: t" in head
 
 
+def test_pages_begin_behind_the_last_item_and_follow_the_size_of_the_items() -> None:
+    def some(first: int, count: int, size: int = 0):
+        return frames(*(Frame(n, {}, bytes(size)) for n in range(first, first + count)))
+
+    large = 60_000
+    answers = (some(5, 100), some(105, 40, large), some(145, 200), some(345, 3))
+    server = answering(*answers)
+    with calling(server) as queue:
+        pages = [[frame.index for frame in page] for page in queue.pages(2, length=20_000, tags={"k": "v"})]
+    assert [index for page in pages for index in page] == list(range(5, 348))
+    queries = [dict(parse_qsl(asked(server, at)[1].partition("?")[2])) for at in range(4)]
+    starts = [(query["_index_"], query["_length_"], query["k"]) for query in queries]
+    # the second is short, but ended by its size; the third asks for 16 MiB of items of that size
+    assert starts == [("2", "100", "v"), ("105", "1000", "v"), ("145", "279", "v"), ("345", "2790", "v")]
+
+
+def test_pages_of_a_service_that_takes_no_index_end() -> None:
+    with calling(answering(frames(*map(Frame, range(1, 101))))) as queue:
+        assert [len(page) for page in queue.pages(length=1000)] == [100]
+
+
+def test_pages_ask_for_fewer_items_where_an_answer_is_too_large() -> None:
+    large = reply(200, bytes(200_000), Content_Type=PROTOBUF)
+    server = answering(large, frames(*map(Frame, range(1, 4))))
+    with calling(server, max_answer_bytes=100_000) as queue:
+        assert [len(page) for page in queue.pages(length=50)] == [3]
+    assert ["_length_=50&" in asked(server)[1] + "&", "_length_=12&" in asked(server, 1)[1] + "&"] == [
+        True,
+        True,
+    ]
+    with calling(answering(large), max_answer_bytes=100_000) as queue:
+        with pytest.raises(errors.AnswerTooLarge, match=r"is above the limit of 100000 bytes$"):
+            list(queue.pages(length=50))
+
+
+def test_pages_say_when_the_time_is_over_before_the_items() -> None:
+    with calling(answering(frames(*map(Frame, range(1, 101))))) as queue:
+        pages = queue.pages(length=1000, timeout_s=1e-6)
+        assert len(next(pages)) == 100
+        with pytest.raises(errors.DeadlineExceeded, match="there may be more items"):
+            next(pages)
+
+
 def test_an_item_that_is_gone_is_not_found() -> None:
     with calling(answering(reply(404, b"no data in stream"))) as queue:
         with pytest.raises(errors.NotFound, match=r"^no data in stream$"):
