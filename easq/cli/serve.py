@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +15,8 @@ from easq.cli.options import DURATION, ParamType, PathText, WholeNumber, command
 from easq.cli.size import SIZE
 
 if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+
     from easq.cli.app import App
     from easq.service.platform import Service
     from easq.service.server import Server, Settings
@@ -444,7 +448,6 @@ async def _serve_around(app: App, settings: Settings, cmd: Sequence[str], ready_
 
 async def _run_child(app: App, server: Server, settings: Settings, cmd: Sequence[str]) -> int:
     import asyncio
-    import signal
 
     from easq.errors import ChildFailed
     from easq.redact import child_environ
@@ -458,16 +461,16 @@ async def _run_child(app: App, server: Server, settings: Settings, cmd: Sequence
     }
     if settings.service is not None:
         environ |= {"EASQ_ENDPOINT": server.origin, "EASQ_SERVICE": settings.service.name}
+    loop, signals = asyncio.get_running_loop(), _Signals()
+    loop.add_signal_handler(signal.SIGINT, signals.interrupt)
+    loop.add_signal_handler(signal.SIGTERM, signals.terminate)
     try:
         with children.starting():
             child = await asyncio.create_subprocess_exec(*cmd, env=environ)
             children.add(child.pid)
     except OSError as error:
         raise ChildFailed(f"{cmd[0]} cannot be started: {error.strerror}") from error
-    loop = asyncio.get_running_loop()
-    # Ctrl-C reaches the command by itself: it is in the foreground too
-    loop.add_signal_handler(signal.SIGINT, lambda: None)
-    loop.add_signal_handler(signal.SIGTERM, child.terminate)
+    signals.started(child)
     exited = asyncio.ensure_future(child.wait())
     failed = asyncio.ensure_future(server.wait())
     await asyncio.wait({exited, failed}, return_when=asyncio.FIRST_COMPLETED)
@@ -479,6 +482,52 @@ async def _run_child(app: App, server: Server, settings: Settings, cmd: Sequence
     if server.failed is not None:
         raise server.failed
     return code if code >= 0 else 128 - code
+
+
+class _Signals:
+    """Passes signals on to a command, also those that came while it was started."""
+
+    def __init__(self) -> None:
+        self._child: Process | None = None
+        self._early: list[int] = []
+        self._interrupts = 0
+
+    def started(self, child: Process) -> None:
+        """Pass on to `child` what came, and what comes from now on."""
+        self._child = child
+        for number in self._early:
+            self._send(number)
+
+    def terminate(self) -> None:
+        """Handle a SIGTERM."""
+        self._send(signal.SIGTERM)
+
+    def interrupt(self) -> None:
+        """Handle a SIGINT: the second one kills. That of a terminal has reached the command already."""
+        if not _is_in_foreground():
+            self._interrupts += 1
+            self._send(signal.SIGINT if self._interrupts == 1 else signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if self._child is None:
+            self._early.append(number)
+            return
+        with suppress(ProcessLookupError):
+            self._child.send_signal(number)
+
+
+def _is_in_foreground() -> bool:
+    """Return whether a terminal sends its SIGINT to this process, and so to the command: it is in the same group."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:  # there is none
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def log_to(app: App, form: str) -> None:

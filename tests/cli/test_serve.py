@@ -20,7 +20,7 @@ import pytest
 
 from easq.cli.app import App
 from easq.cli.serve import log_to
-from tests.cli.conftest import DEADLINE_S, Easq
+from tests.cli.conftest import DEADLINE_S, Easq, finish
 from tests.support.nodes import NODES, look
 from tests.support.waiting import eventually
 
@@ -318,6 +318,39 @@ def test_sigterm_reaches_the_command_and_the_service_ends_with_it(started: Start
     assert not refuses(url)
     assert terminate(process)[0] == 5
     assert refuses(url)
+
+
+#: says where it is, and each SIGINT that it gets
+COUNT_INTERRUPTS = (
+    "import os, signal\n"
+    "signal.signal(signal.SIGINT, lambda *_: os.write(1, b'interrupted\\n'))\n"
+    "print(os.environ['EASQ_URL'], flush=True)\n"
+    "while True: signal.pause()\n"
+)
+
+
+def test_sigint_of_a_script_reaches_the_command_and_a_second_one_kills_it(started: Started) -> None:
+    process = started("--", "sh", "-c", "echo $EASQ_URL; exec sleep 600")
+    assert not refuses(first_line(process).strip())
+    assert terminate(process, signal.SIGINT)[:2] == (130, b"")
+    process = started("--", sys.executable, "-c", COUNT_INTERRUPTS)
+    url = first_line(process).strip()
+    process.send_signal(signal.SIGINT)
+    assert first_line(process) == "interrupted\n"
+    assert not refuses(url)
+    assert terminate(process, signal.SIGINT)[:2] == (137, b"")
+    assert refuses(url)
+
+
+def test_ctrl_c_on_a_terminal_reaches_the_command_once(easq: Easq) -> None:
+    terminal = easq.terminal("serve", "--", sys.executable, "-c", COUNT_INTERRUPTS)
+    terminal.expect_exact("/qservice\r\n")
+    for _ in range(2):
+        terminal.sendintr()
+        terminal.expect_exact("interrupted\r\n")
+    terminal.kill(signal.SIGTERM)
+    status, text = finish(terminal)
+    assert (status, text.count("interrupted")) == (143, 0)
 
 
 def test_storage_of_a_command_is_kept_where_asked(easq: Easq) -> None:
