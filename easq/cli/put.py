@@ -158,6 +158,7 @@ class Run:
             workers=workers,
             rate=rate,
             stop_at_failure=self.tally.stop_at_failure,
+            on_notice=self.app.printer.info,
         )
         with ExitStack() as stack:
             if resume is not None:

@@ -42,6 +42,9 @@ class Times:
     total_s: float = 0.0
     attempts: int = 0
     doubt: bool = False  #: an attempt before the one that is reported may have taken effect
+    pausing: EasqError | None = (
+        None  #: what the next attempt is waited for after; None while one is in flight
+    )
 
 
 @dataclass(slots=True)
@@ -120,5 +123,7 @@ def exchange(
         if not again or now + pause_s >= give_up:
             raise error
         times.doubt = times.doubt or unsure
+        times.pausing = error
         yield pause_s
+        times.pausing = None
         now = time.monotonic()

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -21,7 +22,7 @@ from easq.client.exchange import Retry, Settings
 from easq.client.failures import Unanswered
 from easq.client.session import Sender, Session
 from easq.client.trace import hidden, secrets_of
-from easq.errors import EasqError
+from easq.errors import EasqError, Unreachable
 from easq.wire.operations import Caller, Operation, to_request
 from easq.wire.replies import Reply
 
@@ -68,7 +69,7 @@ class Outcome(Generic[T, R]):
 Asking: TypeAlias = "Callable[[Q, Times], Steps[R]]"
 #: what to ask, or why it cannot be asked, and what is to be filled in
 _Entry: TypeAlias = "tuple[Any, Outcome[Any, Any]]"
-_Mail: TypeAlias = "list[Outcome[Any, Any]] | BaseException | tuple[int, str] | None"
+_Mail: TypeAlias = "list[Outcome[Any, Any]] | BaseException | tuple[int, str] | str | None"
 
 
 def asking(
@@ -91,7 +92,8 @@ class Bulk:
 
     With `rate` at most so many are begun in a second; with `open_loop` each is due at its own moment, however
     late the ones before are. With `stop_at_failure` none is begun after the first failure. With `timed` each
-    exchange is told when it was connected and answered.
+    exchange is told when it was connected and answered. `on_notice` is called once, by the thread that takes the
+    outcomes, when the server refused a request that is tried again.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Bulk:
         open_loop: bool = False,
         stop_at_failure: bool = False,
         timed: bool = False,
+        on_notice: Callable[[str], None] | None = None,
     ) -> None:
         self._workers, self._rate, self._open_loop = workers, rate, open_loop
         self._stop_at_failure = stop_at_failure
@@ -115,6 +118,8 @@ class Bulk:
         self._line = _Line(2 * workers + 16)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._halt: asyncio.Event | None = None
+        self._leave: asyncio.Event | None = None  #: set by a stop with a grace: no further attempt is made
+        self._notice = on_notice
         self._tasks: list[asyncio.Task[None]] = []
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._hungry = False
@@ -138,6 +143,11 @@ class Bulk:
             while (mail := self._mail.get()) is not None:
                 if isinstance(mail, BaseException):
                     raise mail
+                if isinstance(mail, str):
+                    if self._notice is not None:
+                        self._notice(mail)
+                        self._notice = None
+                    continue
                 if isinstance(mail, tuple):
                     if self._trace is not None:
                         self._trace(*mail)
@@ -151,8 +161,8 @@ class Bulk:
             raise self._line.failure
 
     def stop(self, *, grace_s: float | None = None) -> None:
-        """No further task is begun, and after `grace_s` those in flight are given up: they fail as Unanswered. None
-        gives them all their time.
+        """No further task is begun, and after `grace_s` those in flight are given up: they fail as Unanswered. One that
+        waits for its next attempt fails at once, with what the last one failed with. None gives them all their time.
 
         May be called from a signal handler.
         """
@@ -160,6 +170,7 @@ class Bulk:
         self._call(self._stopped)
         loop = self._loop
         if loop is not None and grace_s is not None:
+            self._call(self._leave_pauses)
             self._call(lambda: loop.call_later(grace_s, self._given_up))
 
     def read_all(self, *, within_s: float) -> bool:
@@ -204,7 +215,7 @@ class Bulk:
             self._mail.put(None)
 
     async def _main(self) -> None:
-        self._halt = asyncio.Event()
+        self._halt, self._leave = asyncio.Event(), asyncio.Event()
         async with self._session as session:
             self._tasks = [asyncio.ensure_future(self._work(session)) for _ in range(self._workers)]
             self._loop = asyncio.get_running_loop()
@@ -225,6 +236,10 @@ class Bulk:
             self._halt.set()
         self._line.close()
         self._feed()
+
+    def _leave_pauses(self) -> None:
+        if self._leave is not None:
+            self._leave.set()
 
     def _given_up(self) -> None:
         self._stopped()
@@ -300,7 +315,7 @@ class Bulk:
             step = next(steps)
             while True:
                 if isinstance(step, float):
-                    await asyncio.sleep(step)
+                    await self._pause(step, outcome.times.pausing)
                     step = next(steps)
                     continue
                 try:
@@ -314,6 +329,17 @@ class Bulk:
         except StopIteration as end:
             answer: R = end.value
             return answer
+
+    async def _pause(self, pause_s: float, error: EasqError | None) -> None:
+        """Wait for so long. Raises `error`, after which it is waited, when the run is left meanwhile."""
+        if error is None or self._leave is None:
+            await asyncio.sleep(pause_s)
+            return
+        if self._notice is not None and not isinstance(error, Unreachable):
+            self._mail.put(f"{error.message}; trying again")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._leave.wait(), pause_s)
+            raise error
 
     def _flush(self) -> None:
         """All outcomes whose turn it is are with the caller."""

@@ -745,6 +745,33 @@ def test_the_items_of_a_put_are_given_up_some_seconds_after_an_interrupt_and_cou
     assert "whether it was stored is not known" in records[0]["error"]["message"]
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_an_item_that_waits_for_its_next_attempt_is_not_in_flight(easq: Easq, quiet: bool) -> None:
+    """Once, that the server is busy is said; a signal ends the put at once, and nothing is in doubt."""
+    with (
+        answering(reply(503, b"busy", X_Easq_Stored="no", Retry_After="20")) as server,
+        easq.start(
+            "put", "-f", "-", "-c", "2", "--url", server.url, *["-q"] * quiet, stdin=subprocess.PIPE
+        ) as process,
+    ):
+        assert process.stdin is not None
+        process.stdin.write(b"x\ny\nz\n")
+        process.stdin.close()
+        process.stdin = None
+        assert eventually(lambda: len(server.requests) == 2)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
+        assert (process.returncode, out) == (143, b"")
+        assert len(server.requests) == 2
+    text = err.decode()
+    assert "given up" not in text
+    assert "not known" not in text
+    assert "easq: line 1 and 1 more: busy\n" in text
+    assert text.count("[INFO] busy; trying again\n") == (not quiet)
+    if not quiet:
+        assert text.endswith("Total: 2, success: 0, failed: 2\n")
+
+
 def test_what_may_be_there_twice_is_counted(easq: Easq) -> None:
     """An answer was lost, and nothing says that the service knows the key of the second attempt."""
     answers = (reply(200, b"1"), broken, reply(200, b"2"), reply(200, b"3"), reply(404))
