@@ -193,7 +193,8 @@ def predict(
     given = [name for name in ("sign", "endpoint", "service", "project", "refresh") if name in app.options]
     routes.check_options(via, given + ["content-type"] * bool(content_type))
     load = _load(app, count, duration, concurrency, size, file, rate, warmup)
-    route = routes.route(app, via, routes.Terms(timeout, path, content_type))
+    unanswered: set[int] = set()
+    route = routes.route(app, via, routes.Terms(timeout, path, content_type, unanswered=unanswered))
 
     def ask(_number: int, data: bytes) -> Item:
         return Item(data)
@@ -207,9 +208,24 @@ def predict(
             run,
             progress,
             lambda: run.answers(ask, route.steps, failure=lambda answer: failure_of(answer.frame), done=done),
+            lambda: _delete_unanswered(app, unanswered),
         )
     record = {"bench": "predict", "via": via, **_figures(load, run)}
     _end(app, run, record, fail_if, interrupted)
+
+
+def _delete_unanswered(app: App, indexes: set[int]) -> None:
+    """Delete these requests from the queue; where that fails, warn how many are left."""
+    from easq.errors import EasqError
+
+    if not indexes:
+        return
+    try:
+        app.queue(sink=False).delete(sorted(indexes))
+    except EasqError as error:
+        app.printer.warn(
+            f"{len(indexes)} requests without an answer may be left in the queue: {error.message}"
+        )
 
 
 for _command in (put, drain, predict, roundtrip):

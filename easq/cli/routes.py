@@ -55,6 +55,8 @@ class Terms:
     priority: int = 0
     binary: bool = False
     single: bool = False  #: there is one request and no more
+    #: the indexes of items that were put and whose results did not come yet, for whoever deletes them
+    unanswered: set[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ def _queue(app: App, terms: Terms) -> Route:
             path=terms.path,
             content_type=terms.content_type or item.content_type,
             times=times,
+            unanswered=terms.unanswered,
         )
         return Answer(frame)
 

@@ -64,6 +64,8 @@ class Bench(LoadRun):
             consumers.wait_for(len(waiting), self.stopped, self.settings.request_timeout_s)
             for index, outcome in waiting.items():
                 times = consumers.times.get(index)
+                if times is None and self.stopped.is_set():
+                    continue
                 if times is None:
                     outcome.error = DeadlineExceeded(f"item {index} was not pushed")
                 self.sample(outcome, times[0] if times is not None else outcome.ended)
@@ -71,6 +73,8 @@ class Bench(LoadRun):
     def drain(self) -> None:
         """Puts all items first, then times each from its push to the answer of its commit."""
         stored = sum(outcome.result is not None for outcome in self._puts(tags={TAG: self._run}))
+        if self.stopped.is_set():
+            return
         with _Consumers(self.client, self._run, self.load.workers) as consumers:
             consumers.wait_for(
                 stored, self.stopped, self.settings.request_timeout_s, lambda done: self.progress(done, 0)
@@ -81,7 +85,7 @@ class Bench(LoadRun):
         for pushed, committed in times[self.load.warmup :]:
             self.samples.good(pushed, committed, size)
         self.samples.began = times[self.load.warmup - 1][1] if 0 < self.load.warmup < len(times) else began
-        for _ in range(stored - len(times)):
+        for _ in range(0 if self.stopped.is_set() else stored - len(times)):
             self.samples.bad(DeadlineExceeded("not every item was pushed"), began, time.monotonic())
 
     def clean(self) -> int:

@@ -63,6 +63,7 @@ class Outcome(Generic[T, R]):
     ended: float = 0.0
     done: bool = False
     held: int = 0  #: bytes that are in memory on its account
+    given_up: bool = False  #: `error` is that the run was stopped
 
 
 #: the steps of an exchange about a question; it tells the Times how it went
@@ -299,6 +300,7 @@ class Bulk:
         except EasqError as error:
             outcome.error = error
         except asyncio.CancelledError:
+            outcome.given_up = True
             outcome.error = Unanswered(f"given up before {shown(sender.url)} answered")
         outcome.ended = time.monotonic()
         outcome.done = True
@@ -315,7 +317,7 @@ class Bulk:
             step = next(steps)
             while True:
                 if isinstance(step, float):
-                    await self._pause(step, outcome.times.pausing)
+                    await self._pause(step, outcome)
                     step = next(steps)
                     continue
                 try:
@@ -330,8 +332,9 @@ class Bulk:
             answer: R = end.value
             return answer
 
-    async def _pause(self, pause_s: float, error: EasqError | None) -> None:
-        """Wait for so long. Raises `error`, after which it is waited, when the run is left meanwhile."""
+    async def _pause(self, pause_s: float, outcome: Outcome[Any, Any]) -> None:
+        """Wait for so long. Raises the error after which it is waited when the run is left meanwhile."""
+        error = outcome.times.pausing
         if error is None or self._leave is None:
             await asyncio.sleep(pause_s)
             return
@@ -339,6 +342,7 @@ class Bulk:
             self._mail.put(f"{error.message}; trying again")
         with suppress(TimeoutError):
             await asyncio.wait_for(self._leave.wait(), pause_s)
+            outcome.given_up = True
             raise error
 
     def _flush(self) -> None:

@@ -140,8 +140,8 @@ class LoadRun:
             self.progress(ended, failed)
 
     def sample(self, outcome: Outcome[int, R], ended: float) -> None:
-        """It counts, from when it was due to `ended`, unless it was for warming up."""
-        if outcome.what < self.load.warmup:
+        """It counts, from when it was due to `ended`, unless it was for warming up or cut off by `stop`."""
+        if outcome.what < self.load.warmup or outcome.given_up:
             return
         self.samples.retried += outcome.times.attempts > 1
         if outcome.error is None:

@@ -40,6 +40,7 @@ def predict_queue(
     path: str = "",
     content_type: str = "",
     times: Times | None = None,
+    unanswered: set[int] | None = None,
 ) -> Steps[Frame]:
     """The sink's item for `data` put into the input. It is still in the sink: who used it may delete it.
 
@@ -47,6 +48,7 @@ def predict_queue(
 
     Args:
         times: is told how the put went.
+        unanswered: holds the index of the item from its put until its result came.
     """
     end = time.monotonic() + timeout_s
     input, sink = input.bounded(end + OVERTIME_S), sink.bounded(end + OVERTIME_S)
@@ -56,6 +58,8 @@ def predict_queue(
     ack = yield from input.asking(put, read_put, times=times)
     if not ack.request_id:
         raise NotAQueueService("the put was answered without a request id, so its result cannot be found")
+    if unanswered is not None:
+        unanswered.add(ack.index)
     later = f"the item stays queued; fetch its result with: easq get -k --request-id {ack.request_id}"
     try:
         left_s = max(end - time.monotonic(), 0.0)
@@ -68,6 +72,8 @@ def predict_queue(
         raise type(error)(text, hint=later, status=error.http_status) from error
     if not frames:
         raise DeadlineExceeded(f"no result of request {ack.request_id} within {timeout_s:g} s", hint=later)
+    if unanswered is not None:
+        unanswered.discard(ack.index)
     return frames[0]
 
 

@@ -148,3 +148,15 @@ def test_an_interrupt_tells_what_was_measured_and_cleans_up(queue: Easq, what: s
     # behind the 100 of the warm-up, some may have been put and not come back yet
     assert record["deleted"] - 100 >= record["succeeded"] > 0
     assert length(queue) == "0\n"
+
+
+def test_an_interrupt_while_a_drain_puts_its_items_is_no_error(queue: Easq) -> None:
+    with queue.start("bench", "drain", "-n", "1000000", "-o", "json") as process:
+        eventually(lambda: int(queue("info", "--field", "stream.lastEntry").text) > 120)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, err) == (130, b"")
+    record = figures(out.decode())
+    assert (record["requests"], record["failed"]) == (0, 0)
+    assert record["deleted"] > 120
+    assert length(queue) == "0\n"

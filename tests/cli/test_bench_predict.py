@@ -123,3 +123,22 @@ def test_what_does_not_go_together_is_refused(easq: Easq) -> None:
     assert done.err == (
         "easq: bench predict does not go --via websocket\nhint: --via queue, gateway, direct or modelarts\n"
     )
+
+
+def test_requests_that_nobody_answered_are_deleted_again(easq: Easq, serve: Serve) -> None:
+    """Also those of the warm-up, and those in flight at Ctrl-C; what others put is left alone."""
+    url = serve(storage="memory:").url()
+    assert easq("put", "-q", "-d", "mine", "--url", url).status == 0
+    done = easq(
+        *("bench", "predict", "-n", "3", "--warmup", "2", "--timeout", "1s", "--url", url, "-o", "none")
+    )
+    assert done.status == 9
+    assert easq("count", "--url", url).text == "1\n"
+    command = ("bench", "predict", "-n", "4", "-c", "4", "--warmup", "0", "--url", url, "-o", "json")
+    with easq.start(*command) as process:
+        eventually(lambda: easq("count", "--url", url).text == "5\n")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, err) == (130, b"")
+    assert figures(out.decode())["failed"] == 0
+    assert easq("get", "-l", "9", "-o", "raw", "--url", url).text == "mine\n"
