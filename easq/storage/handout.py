@@ -279,7 +279,7 @@ class Handout:
         found = False
         while group.alone and not found and (other is None or group.alone[0] < other):
             pair = heapq.heappop(group.alone)
-            if not self._ready(group, pair[1]):
+            if not self._ready(group, pair[1]) or self._is_reserved(group, pair[1]):
                 continue
             takers = self._takers(group, pair[1])
             if not takers:
@@ -294,6 +294,10 @@ class Handout:
         if found:
             self._serve_reserved(group, effects)
         return found
+
+    def _is_reserved(self, group: Group, index: int) -> bool:
+        """Return whether a connection waits for the item: it may be in the heap more than once."""
+        return any(self._sessions[number].alone == index for number in group.reserved)
 
     # -- what is next ----------------------------------------------------------------------------------------------
 

@@ -34,3 +34,9 @@ def test_thousands_of_lives(share: int) -> None:
 
 def test_a_seed_is_the_same_life_each_time() -> None:
     assert play(1) == play(1)
+
+
+@pytest.mark.parametrize("seed", [365, 1563])
+def test_one_connection_waits_for_an_item_that_goes_alone(seed: int) -> None:
+    """The item was put back more than once: a second connection that waited for it got nothing else."""
+    play(seed)

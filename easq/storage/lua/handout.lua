@@ -234,9 +234,13 @@ end
 -- An item that goes alone, if it is before `other`, has a consumer: whichever has least pending gets nothing more until
 -- it is empty, then it gets the item. The others go on with later items. Whether there was one.
 local function reserve(G, other)
+  local waited_for = {}
+  for _, s in ipairs(reserved(G)) do
+    waited_for[s.alone] = true
+  end
   for _, rank in ipairs(call('ZRANGEBYLEX', G.g .. 'alone', '-', other and '(' .. other or '+', 'LIMIT', 0, CHUNK)) do
     local id = id_in(rank)
-    if not groups.is_ready(G, id) then
+    if not groups.is_ready(G, id) or waited_for[id] then  -- it may have been put back while a connection waits for it
       call('ZREM', G.g .. 'alone', rank)
     else
       local chosen
