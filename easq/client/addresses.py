@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 def in_turn(host: str, port: int, timeout_s: float, connect: Callable[[str, float], T]) -> T:
-    """Return what `connect` gives of the first address of `host` that it raises nothing for.
+    """Return the connection to the first address of `host` for which `connect` succeeds.
 
-    Each address has an equal part of what is left of `timeout_s`: one that nothing answers at (an IPv6 address
-    without a way to it) leaves time for the next. Raises socket.gaierror, or what the last address failed with.
+    Each address gets an equal part of the time that is left, so that one that does not answer (an IPv6 address
+    without a route) leaves time for the next. Raises socket.gaierror, or the error of the last address.
     """
     end = time.monotonic() + timeout_s
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -29,7 +29,7 @@ from easq.wire.replies import Reply, read_error
 
 R = TypeVar("R")
 
-#: what an attempt is given when its time is over already, in seconds: it fails as one that was not answered
+#: seconds for an attempt that begins after the deadline: it then fails like any attempt without an answer
 LEAST_S = 0.001
 
 
@@ -81,7 +81,7 @@ def exchange(
         deadline_s: bound on everything, retries included; the request timeout by default. Without it, a connection
             that does not come about is tried for the connect timeout only.
         attempt_s: bound on one attempt, at most the request timeout, which is the default.
-        until: all is over then, on the monotonic clock, whatever the other bounds are.
+        until: when everything ends at the latest, on the monotonic clock, whatever the other bounds are.
         times: is told how it went.
     """
     start = now = time.monotonic()

@@ -20,8 +20,9 @@ def full_jitter(failures: int) -> float:
 
 
 def pause_after(error: EasqError, failures: int) -> float:
-    """Seconds to pause after `error`: those that the server asks for and a little, so that its callers do not come
-    back all at once; else full jitter.
+    """Return the seconds to pause after `error`: the server's Retry-After if it sent one, else full jitter.
+
+    A little jitter is added to Retry-After, so that clients do not all come back at once.
     """
     if error.retry_after_s is None:
         return full_jitter(failures)

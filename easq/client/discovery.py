@@ -77,7 +77,7 @@ class Discovery:
         self._warned = ""
         self._balance = Balance()
         self._time = 0.0  # Unix seconds of the answer that holds
-        self._asked_s = 0.0  # to wait before the next question, by the answer to the last one
+        self._asked_s = 0.0  # Retry-After of the last answer, in seconds
         self._filling = threading.Lock()
         self._stopped = threading.Event()
         self._refresher: threading.Thread | None = None

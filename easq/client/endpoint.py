@@ -14,7 +14,7 @@ _WEBSOCKET_HINT = "write it as wss://HOST[:PORT]/PATH"
 _PLAIN_SCHEMES = {"ws": "http", "wss": "https"}
 #: what stands in a query as it is
 _QUERY_SAFE = "/%:@!$&'()*+,;=?~[]"
-#: a URL up to its host
+#: the scheme of a URL, with `://`
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _ENCODE_HINT = "in a user or password / is written %2F, ? %3F, # %23, @ %40 and % %25"
 _PROXY_HINT = "set NO_PROXY for this host, or another proxy"
@@ -95,8 +95,8 @@ def address_of(url: str) -> str:
 def shown(url: str) -> str:
     """Return `url` as messages may show it: without user, password, query and fragment.
 
-    A password that holds a `/`, `?` or `#` ends the host's part of a URL, and all of it would be shown. So where an
-    `@` comes later, what looks like a host and a port is taken for a user and a password.
+    A password that contains `/`, `?` or `#` looks like a host and the beginning of a path. So if an `@` follows
+    after what looks like HOST:PORT, all text before that `@` is hidden.
     """
     scheme, authority, rest = _cut(url)
     if _holds_late_at(authority, rest):
@@ -115,7 +115,7 @@ def masked(url: str) -> str:
 
 
 def _cut(url: str) -> tuple[str, str, str]:
-    """Return `url` as its scheme with `://`, what stands before the next `/`, `?` or `#`, and the rest."""
+    """Return the three parts of `url`: the scheme with `://`, the text up to the next `/`, `?` or `#`, and the rest."""
     found = _SCHEME.match(url)
     scheme = found[0] if found else ""
     authority = re.split(r"[/?#]", url[len(scheme) :], maxsplit=1)[0]
@@ -123,7 +123,7 @@ def _cut(url: str) -> tuple[str, str, str]:
 
 
 def _holds_late_at(authority: str, rest: str) -> bool:
-    """Whether `authority` may be a user and a part of a password, of which `rest` has the other part."""
+    """Whether `authority` may be a user and the first part of a password that goes on in `rest`."""
     return "@" in rest and ":" in authority and not _is_address(authority)
 
 
@@ -192,7 +192,7 @@ def _split(url: str) -> SplitResult:
         host, port = parts.hostname, parts.port
         if host and ":" in host:
             ipaddress.IPv6Address(host.partition("%")[0])
-    except ValueError as error:  # its message quotes what may be a part of a password
+    except ValueError as error:  # its message may quote a part of a password
         raise ConfigError(f"the host or port of the url {shown(url)} is malformed", hint=_HINT) from error
     if not host or not ("[" in parts.netloc or _is_name(host)):
         raise ConfigError(f"the url {shown(url)} names no host", hint=_HINT)
@@ -221,7 +221,7 @@ def _host(url: str) -> str:
 
 
 def _check_late_at(url: str) -> None:
-    """Raises ConfigError for an `@` that stands where a password may have been cut in two."""
+    """Raise ConfigError for an `@` after the host, which may end a password that contains `/`, `?` or `#`."""
     _, authority, rest = _cut(url)
     if _holds_late_at(authority, rest):
         raise ConfigError(

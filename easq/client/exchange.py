@@ -16,11 +16,11 @@ from easq.wire.replies import STORED_HEADER, Reply, retry_after_s
 PATH_SAFE = "/-._~!$&'()*+,;=:@"
 #: all header names and values of an answer together, in bytes
 MAX_HEADER_BYTES = 64 * 1024
-#: a command that waits ends so long after its time at the latest, in seconds: an answer that comes then still counts
+#: seconds after its --timeout at which a waiting command ends at the latest; an answer that comes until then counts
 OVERTIME_S = 0.5
-#: the queue is full, or the caller asks too often: certainly not taken
+#: statuses that say that the queue is full or the caller asks too often: the request had no effect
 FULL_STATUSES = (429, 450)
-#: how often a put is tried while the queue is full and does not say when to try again: it does not get better by itself
+#: attempts of a put to a full queue that sends no Retry-After: a full queue seldom gets room by itself
 MAX_FULL_ATTEMPTS = 3
 
 
@@ -42,16 +42,16 @@ class Settings:
 
 
 class Retry(Enum):
-    """What is sent again. Never after another 4xx than 429, and 450, which is EAS's word for it."""
+    """Which failed requests are sent again. Of the 4xx answers only 429 is retried, and 450, EAS's status for it."""
 
     #: whatever failed: the request changes nothing, or nothing more the second time
     READ = "read"
-    #: the same of a read that waits for items: a 504 says that a gateway waits less long, and the caller asks for less
+    #: as READ, but not after a 504: a gateway cut off a wait for items, and the caller asks again with a shorter wait
     POLL = "poll"
     #: only what certainly did not take effect: no connection, 429, 450, 503 that says so
     WRITE = "write"
-    #: what another instance may do better: no connection, a lost one, no answer in time, 502, 503, 504, and 429 or 450
-    #: that says when to try again
+    #: failures that another instance may not have: no connection, a lost one, no answer in time, 502, 503, 504, and
+    #: 429 or 450 with Retry-After
     PREDICT = "predict"
     NEVER = "never"
 
@@ -71,7 +71,7 @@ def again_after_reply(retry: Retry, reply: Reply) -> bool:
         return again_after_reply(Retry.READ, reply) and reply.status != 504
     if retry is Retry.WRITE:
         return reply.status in FULL_STATUSES or not_taken(reply)
-    if reply.status in FULL_STATUSES:  # of a model it is an answer, unless it asks for another request
+    if reply.status in FULL_STATUSES:  # without Retry-After it is the model's own answer
         return retry is Retry.PREDICT and retry_after_s(reply) is not None
     return retry is Retry.PREDICT and reply.status in (502, 503, 504)
 

@@ -52,7 +52,7 @@ class Hands(Generic[Note]):
 
     @property
     def is_held(self) -> bool:
-        """Whether something holds all up, or lets one begin at a time."""
+        """Whether items are not begun now, or only one at a time."""
         return self._held > 0 or self._breaker.is_open
 
     @property
@@ -79,7 +79,7 @@ class Hands(Generic[Note]):
             return not known
 
     def add(self, frame: Frame, epoch: int) -> bool:
-        """Queue the frame to be taken, if it is new; return whether it is."""
+        """Queue the frame for `take` if it is new. Return whether it was new."""
         if not self.accepts(frame, epoch):
             return False
         with self._changed:
@@ -129,7 +129,7 @@ class Hands(Generic[Note]):
     # what is held up
 
     def succeeded(self) -> bool:
-        """The model answered. Return whether items had been begun one at a time until now."""
+        """Note that the model answered. Return whether items were begun one at a time until now."""
         with self._changed:
             was_open = self._breaker.is_open
             self._breaker.succeeded()
@@ -137,7 +137,7 @@ class Hands(Generic[Note]):
             return was_open
 
     def failed(self) -> bool:
-        """The model failed. Return whether items are begun one at a time from now on."""
+        """Note that the model failed. Return whether items begin one at a time because of it."""
         with self._changed:
             was_open = self._breaker.is_open
             self._breaker.failed(time.monotonic())
@@ -145,7 +145,7 @@ class Hands(Generic[Note]):
             return self._breaker.is_open and not was_open
 
     def busy(self, asked_s: float | None) -> bool:
-        """The model takes nothing for now. Return whether items are begun one at a time from now on."""
+        """Note that the model is busy. Return whether items begin one at a time because of it."""
         with self._changed:
             was_open = self._breaker.is_open
             self._breaker.busy(time.monotonic(), asked_s)
@@ -153,7 +153,7 @@ class Hands(Generic[Note]):
             return not was_open
 
     def put_off(self, frame: Frame) -> None:
-        """The frame waits again, behind all others."""
+        """Queue the frame again, after all others."""
         with self._changed:
             self._waiting.append(frame)
             self._changed.notify_all()

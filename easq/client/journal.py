@@ -37,7 +37,7 @@ T = TypeVar("T")
 REMEMBERED_S = 600.0
 #: how many records are said to be begun at once: each line costs a write
 _AHEAD = 64
-#: bytes of a line, above what the numbers of any batch take
+#: bytes of a line; the numbers of the largest batch take less
 _MAX_LINE = 1024 * 1024
 _WORDS = "easq-journal 1"
 _LINE = re.compile(rb"([0-9a-f]{16}) ([ -~]*)\n")
@@ -293,7 +293,10 @@ class Journal:
 
 
 def _open(path: str) -> tuple[Path, int]:
-    """The file itself, behind links of ours, made if need be, and its descriptor. Raises UsageError."""
+    """Open or create the journal. Return its real path, with the user's own links resolved, and its descriptor.
+
+    Raises UsageError.
+    """
     try:
         file = files.real_path(Path(path))
         fd = files.open_regular(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)

@@ -19,7 +19,7 @@ from easq.client.tls import tls_context
 from easq.client.transport import Settings
 from easq.errors import ConfigError, NotAQueueService
 
-#: read at a time, in bytes
+#: bytes of one read at most
 _PIECE = 256 * 1024
 #: longest answer of a proxy to CONNECT
 _MAX_PROXY_ANSWER = 16 * 1024
@@ -44,7 +44,7 @@ class Line:
     def recv(self, size: int) -> bytes:
         """What came, empty at the end. Raises TimeoutError, and NotAQueueService above the budget."""
         self._bound()
-        # websocket-client before 1.9 asks for a body of the length that it was told, whatever that is
+        # websocket-client before 1.9 asks for all of a body at once, however long the peer says that it is
         data = self._socket.recv(min(size, _PIECE))
         self.heard_at = time.monotonic()
         self.first_byte_at = self.first_byte_at or self.heard_at
@@ -118,7 +118,7 @@ def open_line(url: str, settings: Settings) -> Line:
 def _secured(
     connected: socket.socket, address: SplitResult, settings: Settings, until: float
 ) -> ssl.SSLSocket:
-    connected.settimeout(_left_s(until))  # of the whole handshake, not of each read
+    connected.settimeout(_left_s(until))  # for the whole handshake, not for each read
     context = tls_context(cacert=settings.cacert, insecure=settings.insecure)
     return context.wrap_socket(connected, server_hostname=address.hostname)
 
@@ -151,7 +151,7 @@ def _tunnel(
 
 
 def _left_s(until: float) -> float:
-    """The seconds until then. Raises TimeoutError when there are none."""
+    """Return the seconds until `until`. Raises TimeoutError if it has passed."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError("the time is over")

@@ -161,7 +161,7 @@ def predict_direct(
     this_round: set[str] = set()
     rounds = 0
     error: EasqError = Unreachable(f"{discovery.lookup.service} has no instance")
-    asked_s: list[float] = []  # by instances that are busy, in this round
+    asked_s: list[float] = []  # Retry-After of each instance that failed in this round; 0 without one
     while True:
         # one that the list names only now goes before all that were tried
         instance = discovery.next(ever) or discovery.next(this_round)
@@ -211,7 +211,7 @@ def signed(token: str, data: bytes, content_type: str, path: str) -> dict[str, s
 
 def another_may_do_better(error: EasqError) -> bool:
     """Whether sending again may help: no connection, a lost one, no answer in time, 502, 503, 504, and 429 or 450
-    that says when to try again.
+    with Retry-After.
 
     Never what the model itself said.
     """

@@ -42,7 +42,7 @@ T = TypeVar("T")
 MAX_INDEXES_PER_REQUEST = 256
 #: the longest wait asked of a server at once: gateways cut off what is silent longer
 MAX_POLL_S = 20.0
-#: a wait that is cut off by a gateway is not made shorter than this
+#: shortest wait in seconds after a gateway cut off a longer one
 _LEAST_POLL_S = 1.0
 #: items of the first answer of `pages`: 100 of 300 KiB, or 8 of 8 MiB, are within the limit of an answer
 _FIRST_PAGE = 100
@@ -59,9 +59,9 @@ _IDLE_PAUSE_S = 0.25
 
 @dataclass(slots=True)
 class _Gateway:
-    """What is known of the way to a stream, shared by all clients of it."""
+    """The limits of the gateway before a stream, as found so far; shared by all clients of the stream."""
 
-    longest_wait_s: float = math.inf  #: a gateway answers 504 to what waits longer
+    longest_wait_s: float = math.inf  #: the gateway answers 504 to a request that waits longer
 
 
 class QueueClient:
@@ -75,9 +75,7 @@ class QueueClient:
         self._gateway = _Gateway()
 
     def bounded(self, until: float | None) -> QueueClient:
-        """Return a client of the same stream whose every exchange, repeats and all, is over at `until` on the
-        monotonic clock.
-        """
+        """Return a client of the same stream whose exchanges, retries included, end at `until` (monotonic clock)."""
         client = copy(self)
         client._until = until
         return client
@@ -97,7 +95,7 @@ class QueueClient:
         return self.describe().name
 
     def describe(self) -> Description:
-        """The attributes of the stream, and what its service can do beside the wire of EAS."""
+        """Return the attributes of the stream and the service's extensions of the EAS protocol."""
         return self._ask(operations.Describe(), _read_description)
 
     def put(
@@ -135,7 +133,8 @@ class QueueClient:
         """Up to `length` items from `index` on that carry all `tags`: as soon as so many are there, else what
         is there after `timeout_s`. With `auto_delete` they are removed for everybody.
 
-        A service that answered once and then no more, until the client's bound, has no more items.
+        If the service answered at least once, but no longer does when the client's time is over, the items that came
+        are returned without an error.
         """
         return self._transport.run(
             self.getting(index, length=length, timeout_s=timeout_s, tags=tags, auto_delete=auto_delete)
@@ -224,7 +223,7 @@ class QueueClient:
             except EasqError as error:
                 if frames and auto_delete:
                     return frames  # these are gone from the queue: losing them here would lose them for good
-                if self._is_cut_off(error, began, wait_s) and time.monotonic() < end:
+                if self._note_cut_off(error, began, wait_s) and time.monotonic() < end:
                     cut_off += 1
                     yield full_jitter(cut_off)
                     continue
@@ -257,7 +256,7 @@ class QueueClient:
         try:
             frames = self._ask(get, partial(_read_list, most=1), deadline_s=deadline_s)
         except ServerError as error:
-            self._is_cut_off(error, began, wait_s)
+            self._note_cut_off(error, began, wait_s)
             raise
         return frames[0] if frames else None
 
@@ -270,16 +269,16 @@ class QueueClient:
         return self._ask(operations.Count(_checked(tags), priority), replies.read_count)
 
     def commit(self, indexes: Iterable[int]) -> int | None:
-        """The items are done for the caller's group; returns how many counted, None where the service does not say."""
+        """Commit the items for the caller's group. Return how many had an effect, None if the service does not say."""
         return self._each(indexes, operations.Commit)
 
     def negative(
         self, indexes: Iterable[int], *, code: str = "", reason: str = "", delay_s: float | None = None
     ) -> int | None:
-        """The items are not done and return to the caller's group; returns as `commit`. A long `reason` is cut.
+        """Return the items to the caller's group as failed; the result is that of `commit`. A long `reason` is cut.
 
         Args:
-            delay_s: how long items of the code Busy wait, where the service knows that code.
+            delay_s: how long the items wait, with the code Busy at a service that supports it.
         """
         if code and not operations.valid_code(code):
             raise UsageError(
@@ -290,11 +289,11 @@ class QueueClient:
         return self._each(indexes, lambda chunk: operations.Negative(chunk, code, cut, delay_s))
 
     def delete(self, indexes: Iterable[int]) -> int | None:
-        """Removes the items for all groups; returns as `commit`."""
+        """Remove the items for all groups; the result is that of `commit`."""
         return self._each(indexes, operations.Delete)
 
     def truncate(self, index: int) -> int | None:
-        """Removes every item with an index strictly lower than `index`, for all groups; returns as `commit`."""
+        """Remove every item with an index strictly lower than `index`, for all groups; return as `commit`."""
         return self._ask(operations.Truncate(index), replies.read_counted)
 
     def attributes(self, *, deadline_s: float | None = None) -> dict[str, str]:
@@ -340,11 +339,11 @@ class QueueClient:
 
     @property
     def _is_over(self) -> bool:
-        """Whether the time of a client that is bounded has come; exchanges end a little before it."""
+        """Whether the time of a bounded client is over, but for `OVERTIME_S`."""
         return self._until is not None and time.monotonic() >= self._until - OVERTIME_S
 
-    def _is_cut_off(self, error: EasqError, began: float, wait_s: float) -> bool:
-        """Whether `error` ended a wait for items, as a gateway does; the next waits are shorter then."""
+    def _note_cut_off(self, error: EasqError, began: float, wait_s: float) -> bool:
+        """Return whether `error` is a gateway's 504 to a wait for items; if so, make the next waits shorter."""
         if error.status != 504 or not isinstance(error, ServerError) or wait_s <= _LEAST_POLL_S:
             return False
         waited_s = min(time.monotonic() - began, wait_s)
@@ -430,7 +429,7 @@ def _retry_of_wait(wait_s: float) -> Retry:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a service tells of a stream, and `features`, what it can do beside the wire of EAS."""
+    """The attributes of a stream, and `features`, the service's extensions of the EAS protocol."""
 
     attributes: Mapping[str, str]
     features: frozenset[str]

@@ -190,7 +190,7 @@ class Sender:
         return hide_in(reply, secrets_of(headers, place.way))
 
     def _timeout(self, limit_s: float, place: _Place) -> aiohttp.ClientTimeout:
-        """The time to connect. Behind a proxy and over TLS it is a timer of each request, so only there."""
+        """Return the bound on connecting; a proxy and TLS are included if there are any, as this costs a timer."""
         whole = place.proxy is not None or place.url.scheme == "https"
         if whole or limit_s < self._longest_s:
             settings = self._session.settings
@@ -256,7 +256,7 @@ class _Deadline:
 
 
 def _timeout(connect_s: float, *, whole: bool = False) -> aiohttp.ClientTimeout:
-    """`connect_s` for TCP, or for the `whole` of it: a proxy's answer and TLS too."""
+    """Return a bound of `connect_s` on TCP alone, or with `whole` on the answer of a proxy and TLS too."""
     connect_s = max(connect_s, 0.001)
     return aiohttp.ClientTimeout(
         total=None, connect=connect_s if whole else None, sock_connect=connect_s, ceil_threshold=3600.0

@@ -65,9 +65,7 @@ class Tracer:
 
 
 def hidden(error: E, secrets: Iterable[str]) -> E:
-    """Return `error` with `secrets` masked: it may quote an answer, and some servers answer with what they were
-    sent.
-    """
+    """Mask `secrets` in `error`, and return it: an answer that it quotes may repeat what was sent."""
     error.message = hide(error.message, secrets)
     error.args = (error.message,)
     return error
@@ -83,8 +81,9 @@ def hide_in(reply: Reply, secrets: Iterable[str]) -> Reply:
 
 
 def secrets_of(headers: Mapping[str, str], proxy: str | None = None) -> list[str]:
-    """Return the values among `headers` that nobody may see, and the part behind a scheme word such as Bearer; and
-    what `proxy` is sent for its user and password.
+    """Return the secret values of `headers`, with and without a scheme such as Bearer, and those of the URL `proxy`.
+
+    The latter are its password (or its user, if it has no password), and the Basic credentials made of both.
     """
     values = [value for name, value in headers.items() if _SECRET_NAME.search(name)]
     values += [value.partition(" ")[2] for value in values if " " in value]
@@ -92,7 +91,7 @@ def secrets_of(headers: Mapping[str, str], proxy: str | None = None) -> list[str
     if parts.username is not None:
         name, password = unquote(parts.username), unquote(parts.password or "")
         values.append(base64.b64encode(f"{name}:{password}".encode()).decode())
-        # a user without a password is a token
+        # a user name without a password is likely a token
         values += [password, parts.password] if parts.password else [name, parts.username]
     return values
 

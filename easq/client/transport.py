@@ -177,7 +177,7 @@ class Transport:
             raise NotAQueueService(
                 f"the headers of the answer of {shown(url)} are above {MAX_HEADER_BYTES} bytes"
             )
-        body = io.BytesIO()  # its value is its buffer: no second copy of a large answer
+        body = io.BytesIO()  # getvalue() does not copy its buffer, which bytes(bytearray) would
         try:
             for chunk in response.iter_stream():
                 body.write(chunk)
@@ -208,7 +208,7 @@ class Transport:
         # httpx and httpcore have no total deadline (encode/httpx#1450); below them every read and write is bounded
         network = self._network or _Sockets()
         way = urlsplit(proxy) if proxy is not None else None
-        # to a host behind a proxy the connection is a tunnel, until TLS with the host, after that with the proxy if any
+        # TLS handshakes to come before a proxy's tunnel is ready for requests: with an https proxy, then with the host
         layers = 0 if way is None or not tls else 2 if way.scheme == "https" else 1
         options: dict[str, Any] = {
             "ssl_context": self._tls_context() if tls else None,
@@ -309,7 +309,7 @@ class _Deadline(threading.local):
     """When the exchange of the current thread ends, and how far it came, on the monotonic clock."""
 
     until: float | None = None
-    connect_until: float | None = None  #: of a connection that is made
+    connect_until: float | None = None  #: end of the time to connect
     connected: float | None = None
     first_byte: float | None = None
 
@@ -321,8 +321,9 @@ class _Deadline(threading.local):
     def bound(
         self, timeout: float | None, error: type[Exception], *, connecting: bool = False
     ) -> float | None:
-        """`timeout` cut to what is left, of the time to connect if it is still `connecting`; raises `error` when
-        nothing is.
+        """Return `timeout`, or the time that is left if that is less; with `connecting`, of the time to connect.
+
+        Raises `error` if no time is left.
         """
         until = self.until
         if connecting and self.connect_until is not None:
@@ -336,8 +337,9 @@ class _Deadline(threading.local):
 
 
 class _BoundedStream(httpcore.NetworkStream):
-    """A connection whose every read and write ends by the deadline of the exchange it serves; what is said to a proxy
-    while there are `layers` of TLS to come ends with the time to connect.
+    """A connection whose every read and write ends by the deadline of the exchange it serves.
+
+    While `layers` TLS handshakes are still to come, it reads the answer of a proxy, within the time to connect.
     """
 
     def __init__(self, inner: httpcore.NetworkStream, deadline: _Deadline, layers: int) -> None:
@@ -403,7 +405,7 @@ class _BoundedBackend(httpcore.NetworkBackend):
 
 
 class _Sockets(httpcore.SyncBackend):
-    """Connects to each address of a host in turn within one timeout; the library gives each of them all of it."""
+    """Tries the addresses of a host in turn within one timeout; httpcore would give each of them the whole timeout."""
 
     def connect_tcp(
         self,
@@ -420,7 +422,7 @@ class _Sockets(httpcore.SyncBackend):
             return connect(host, None)
         try:
             return in_turn(host, port, timeout, connect)
-        except OSError as error:  # of the look-up; those of connecting are the library's already
+        except OSError as error:  # from the name look-up; errors of connecting are httpcore's own
             raise httpcore.ConnectError(str(error)) from error
 
 

@@ -51,11 +51,11 @@ END_REASON = "eos"
 #: frames and bytes that are read ahead of whoever takes them
 _MAX_HELD = 100
 _MAX_HELD_BYTES = 32 * 1024 * 1024
-#: the other side has so long to answer a close frame, in seconds
+#: seconds to wait for the answer to a close frame
 _CLOSE_S = 1.0
-#: a close frame has so long to go out, whatever the time is
+#: the least of these seconds, also when the time of the watch is over
 _LEAST_CLOSE_S = 0.1
-#: whoever ends a watch waits so much longer for its thread, in seconds
+#: seconds beyond that to wait for the thread of the watch to end
 _FAREWELL_S = 0.2
 
 
@@ -82,17 +82,17 @@ class Watcher:
         ping_every_s: float = PING_EVERY_S,
         silent_after_s: float = SILENT_AFTER_S,
     ) -> None:
-        """Nothing is sent yet.
+        """Prepare a watch; nothing is sent yet.
 
         Args:
-            until: connecting, and the close, are over then, on the monotonic clock.
+            until: when connecting, and closing, end at the latest, on the monotonic clock.
         """
         self.epoch = 0
         #: why there is no connection at the moment; None while there is one
         self.lost: EasqError | None = None
         self._url = url
         self._until = math.inf if until is None else until
-        # random for each watcher: it has in hand what it was pushed, so that the service may leave it there
+        # names this watcher after a lost connection, so that the service leaves it the items that it was pushed
         operation = self._operation = replace(operation, process=os.urandom(16).hex())
         self._notice = on_notice or (lambda _: None)
         self._reconnect_for_s = reconnect_for_s
@@ -137,7 +137,7 @@ class Watcher:
         return self
 
     def _patience_s(self, error: EasqError) -> float:
-        """How long a start that ended in `error` is tried again, as with other requests."""
+        """Return for how many seconds a start that failed with `error` is tried again, as other requests are."""
         if isinstance(error, Unconnected) and error.lasting:
             return 0.0
         if isinstance(error, Unreachable):
@@ -184,7 +184,7 @@ class Watcher:
         with self._changed:
             self._changed.notify_all()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            # while it connects nothing is in hand: a daemon thread, it ends by itself once that is over
+            # while it still connects it holds no items, and may be left: a daemon thread, it ends once connecting does
             self._thread.join(_FAREWELL_S if link is None else _CLOSE_S + _FAREWELL_S)
 
     def _run(self) -> None:
@@ -311,7 +311,7 @@ class _Link(Protocol):
         """Ends a `read` that waits; called from another thread."""
 
     def close(self, within_s: float) -> None:
-        """Ends the connection in good order; the other side has `within_s` to agree."""
+        """Close the connection; the other side has `within_s` seconds to answer the close frame."""
 
     def abort(self) -> None:
         """Drops the connection."""

@@ -66,7 +66,7 @@ class WebSocket:
         """The handshake with `url` (http and https stand for ws and wss), with `headers` and no others, went well.
 
         A ping goes out every `ping_every_s`; a side that no byte came from for `silent_after_s` is lost, None for
-        one that may be silent. `otherwise` ends the hint where a proxy on the way seems to know no WebSocket.
+        one that may be silent. `otherwise` is added to the hint if a proxy seems not to pass WebSocket on.
 
         Raises Unconnected where nothing of the request was sent, and what the handshake was answered with.
         """
@@ -152,7 +152,7 @@ class WebSocket:
             self._line.shutdown(socket.SHUT_RDWR)
 
     def close(self, within_s: float = 1.0) -> None:
-        """Ends the connection in good order; the other side has `within_s` to agree."""
+        """Close the connection; the other side has `within_s` seconds to answer the close frame."""
         self._line.until = time.monotonic() + within_s
         with contextlib.suppress(OSError, websocket.WebSocketException, ValueError, EasqError):
             self._ws.close(websocket.STATUS_NORMAL, timeout=within_s)
@@ -228,9 +228,9 @@ class WebSocket:
         return Closed(f"{self._address} closed the connection ({said})", code=code, reason=reason)
 
     def _check_silence(self, looked_s: float) -> None:
-        """Count a look that found nothing. Raises Unreachable once they took `silent_after_s` together.
+        """Add up the time of reads that found nothing. Raises Unreachable above `silent_after_s`.
 
-        Looks are counted, not the time: a process that stood still (Ctrl-Z, a suspended machine) has not looked.
+        The clock alone would not do: a process that was stopped (Ctrl-Z, a suspended machine) did not read.
         """
         if self._line.heard_at > self._heard_at:
             self._heard_at, self._looked_s = self._line.heard_at, 0.0
