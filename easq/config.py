@@ -200,7 +200,7 @@ def load(path: Path) -> Config:
 
 
 def _encoding_problem(data: bytes, position: int) -> str:
-    """What to say of a file that is not UTF-8 at the byte `position`."""
+    """Return the message for a file that is not UTF-8 at the byte `position`."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "it is UTF-16: save it as UTF-8"
     return f"not UTF-8 at byte {position}"
@@ -226,7 +226,7 @@ def edit(path: Path, change: Callable[[Config], Config]) -> Config:
 
     try:
         files.make_private_folder(path.parent)
-        # the folder of the file itself: whoever changes it by another link waits too
+        # lock the folder of the real file, so that a run that uses another link to it waits too
         folder = files.real_path(path).parent
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -354,7 +354,7 @@ def token_source(
 
 
 def read_token(source: TokenSource | None, *, warn: Callable[[str], None] = lambda _text: None) -> str:
-    """The token itself, empty where there is no source; `warn` is told of a token file that others may read.
+    """Return the token, empty without a source; call `warn` for a token file that other users may read.
 
     Raises ConfigError where the source gives none.
     """
@@ -375,7 +375,7 @@ def read_token(source: TokenSource | None, *, warn: Callable[[str], None] = lamb
 
 def _token_of_file(path: Path, origin: str, warn: Callable[[str], None]) -> str:
     try:
-        with open(path, "rb") as file:  # a pipe too: --token-file <(pass show eas)
+        with open(path, "rb") as file:  # a pipe is allowed: --token-file <(pass show eas)
             data = file.read(MAX_TOKEN_BYTES + 1)
             warnings = files.exposure(path, os.fstat(file.fileno()))
     except (OSError, ValueError) as error:  # the latter for a NUL in the name
@@ -423,7 +423,7 @@ def _token_of_command(argv: tuple[str, ...], origin: str) -> str:
 
 
 def _read_until(process: subprocess.Popen[bytes], end: float) -> bytes:
-    """What the command prints until it closes its stdout; one that prints too much is killed."""
+    """Return what the command prints until it closes its stdout. A command that prints too much is killed."""
     import select
     import subprocess
     import time

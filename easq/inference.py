@@ -30,7 +30,7 @@ _BUILT_IN = frozenset((REQUEST_ID, PATH, DELIVERY_COUNT, LAST_CODE, LAST_REASON)
 #: headers that belong to the request's data, or to one delivery, and are not those of the answer
 _NOT_INHERITED = frozenset(("header:content-type", "header:content-encoding"))
 _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}")
-#: characters of a path that are not encoded in a URL; `%` is one, since well-formed percent-encoding is kept
+#: characters of a path that stay as they are in a URL; also `%`, to keep percent-encoding that is already there
 _PATH_SAFE = "/-._~!$&'()*+,;=:@%"
 _BARE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 

@@ -46,14 +46,14 @@ VIAS = ("queue", "gateway", "direct", "modelarts", "websocket")
 #: what a token is sent as
 SIGNS = ("auto", "token", "hmac", "none")
 
-#: characters; a wrong value of a key that is as long is not shown
+#: characters; a wrong value of this length or longer is not shown, since it may be a token
 _MIN_UNSHOWN = 12
 
 #: what a profile, a group and a user may be called
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-#: how alike two names must be for one to be suggested: `ptu` and `put` are 0.67, `remove` and `demo` 0.6
+#: least similarity (difflib's ratio) of a name that is suggested: `ptu` and `put` are 0.67, `remove` and `demo` 0.6
 _NEAR = 0.65
 
 
@@ -85,7 +85,7 @@ def type_problem(key: str, value: object) -> str:
 
 
 def value_problem(key: str, value: object) -> str:
-    """Return what is wrong with `value` itself, empty when nothing is. Addresses and tokens are not looked at."""
+    """Return the problem with `value`, or an empty string. Addresses and tokens are not checked."""
     check = _CHECKS.get(key)
     return check(key, value) if check and isinstance(value, str) else ""
 
@@ -100,9 +100,9 @@ def values_problems(values: Mapping[str, object]) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the one of `known` that is nearest to `word`, or nothing where none is near.
+    """Return ` (did you mean 'x'?)` with the name in `known` nearest to `word`, or an empty string if none is near.
 
-    Leading dashes are not compared: they would make any two options alike.
+    Leading dashes are not compared: with them any two options would look similar.
     """
     import difflib
 
@@ -112,8 +112,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def named(key: str, value: str) -> str:
-    """Return `key` with `value` behind it, as a message names them; without a long one, which may be a token that was
-    given for another key.
+    """Return `key` followed by `value`, for a message.
+
+    A long value is left out: it may be a token that was given for the wrong key.
     """
     return f"{key} {value!r}" if len(value) < _MIN_UNSHOWN else key
 

@@ -246,12 +246,15 @@ class App:
         return url, caller
 
     def tell_done(self, word: str, indexes: Sequence[int], counted: int | None, uncounted: str) -> None:
-        """Say that `indexes` are done in a `word`, and on stderr, where fewer counted, that `uncounted` does not."""
+        """Print that `indexes` are `word` (such as `committed`).
+
+        If fewer `counted`, warn on stderr; `uncounted` names the items that do not count.
+        """
         if self.output == "json":
             self.printer.record({word: [str(index) for index in indexes], "counted": counted})
-        else:
-            self.printer.line(f"[OK] {word}")
-        if self.output != "json" and counted is not None and counted < len(indexes):
+            return
+        self.printer.line(f"[OK] {word}")
+        if counted is not None and counted < len(indexes):
             self.printer.warn(f"{counted} of {len(indexes)} {word}; {uncounted} does not count")
 
     def close(self) -> None:
@@ -273,13 +276,12 @@ class App:
         return sys.stdin.buffer
 
     def read_stdin(self, limit: int) -> str:
-        """All of stdin, as text. Raises UsageError above `limit` bytes."""
+        """Return all of stdin as text. Raises UsageError above `limit` bytes."""
         data = self.stdin().read(limit + 1)
         if len(data) > limit:
             raise UsageError(f"more than {limit} bytes came on stdin")
-        return data.decode(
-            "utf-8-sig", "replace"
-        )  # what writes files on Windows puts a byte order mark before them
+        # programs on Windows write a byte order mark
+        return data.decode("utf-8-sig", "replace")
 
     def can_ask(self) -> bool:
         """Whether a person is there to answer: stdin and stderr are a terminal, and may be used."""
@@ -367,7 +369,7 @@ def hang_up_as_terminate() -> None:
 
 
 def interrupt_of(number: int) -> KeyboardInterrupt:
-    """Return what the signal `number` to end a command is raised as."""
+    """Return the exception that stands for the signal `number`, which ends a command."""
     import signal
 
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated()

@@ -34,7 +34,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: lines of -f that are kept, and put in turn
 _MAX_PAYLOADS = 100_000
-#: and no more than these are once they have so many bytes together
+#: bytes of the kept lines together; no further line is read above it
 _MAX_KEPT_BYTES = 64 * 1024 * 1024
 _DEFAULT_COUNT = 10_000
 

@@ -235,7 +235,10 @@ def _is_unicode(text: str) -> bool:
 
 
 def _token_file(name: str) -> str:
-    """Return the name to save: absolute and without `..`. Raises ConfigError for a file that gives no token."""
+    """Return the name of a token file as it is saved: absolute, without `..`, a leading `~` kept.
+
+    Raises ConfigError for a file without a token.
+    """
     import os
     from pathlib import Path
 
@@ -251,7 +254,7 @@ def _token_file(name: str) -> str:
     if name.startswith("~"):
         return name
     if ".." not in path.parts:
-        return str(path)  # its links stay: what they point to may change
+        return str(path)  # symbolic links are kept: their targets may change
     behind = len(path.parts) - path.parts[::-1].index("..")
     return str(Path(*path.parts[:behind]).resolve().joinpath(*path.parts[behind:]))
 

@@ -28,7 +28,10 @@ def help(app: App, words: tuple[str, ...]) -> None:
 
 
 def _help(ctx: click.Context, words: tuple[str, ...]) -> str:
-    """The help of the command that `words` lead to from the group of `ctx`. Raises click.UsageError where none does."""
+    """Return the help of the command that `words` name, beginning at the group of `ctx`.
+
+    Raises click.UsageError for words that name none.
+    """
     for word in words:
         if not isinstance(ctx.command, click.Group):
             raise click.UsageError(f"{ctx.command_path} has no command {word!r}", ctx)

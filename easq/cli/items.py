@@ -34,17 +34,17 @@ FORMATS = (LINES, WHOLE, JSON)
 
 #: how long what was not attempted is counted, in seconds
 _COUNT_S = 3.0
-#: bytes of an item that are read before the queue is asked how many it takes: more than most queues do
+#: bytes of an item that are read before the queue is asked for its limit; most limits are lower
 _UNASKED_BYTES = 8 * 1024 * 1024
-#: bytes of an item at most, whatever a queue says, and where none does: those of a frame that is read
+#: bytes of an item at most, also if a queue allows more or does not say: larger frames cannot be read back
 MOST_BYTES = 64 * 1024 * 1024
-#: the same of a request to a model that is called directly
+#: bytes of a request at most to a model that is called directly
 MOST_REQUEST_BYTES = 256 * 1024 * 1024
-#: how long a queue may take to say how many bytes it takes, in seconds
+#: seconds to wait for a queue to tell its limit
 _ASK_S = 2.0
-#: a record of JSON has so many bytes for one of the payload at most (\u0001), and so many for its tags
+#: bytes of a JSON record: at most so many for each byte of the payload (\u0001), and so many more for its tags
 _JSON_FACTOR, _JSON_EXTRA = 6, 128 * 1024
-#: bytes of a line too long that are looked through at a time
+#: bytes that are read at a time to skip a line that is too long
 _SKIP_BYTES = 1024 * 1024
 #: the name of stdin among files
 STDIN = "-"
@@ -82,7 +82,10 @@ class Item:
 
 
 class Items:
-    """The items of one command line, read as they are asked for, each up to what can be sent and one byte more."""
+    """The items of one command line, read one after the other.
+
+    Of each at most one byte more than the limit is read, so that one without an end does not fill the memory.
+    """
 
     def __init__(
         self,
@@ -93,7 +96,10 @@ class Items:
         keep_tags: bool = False,
         limit: Callable[[], int] = lambda: MOST_BYTES,
     ) -> None:
-        """`limit` says how many bytes one may have; it is asked when one is large, in whatever thread reads."""
+        """Prepare to read `sources`.
+
+        `limit` returns how many bytes an item may have. It is called once, for a large item, in the thread that reads.
+        """
         self._app, self._sources, self._keep_tags = app, sources, keep_tags
         self._ask_limit = limit
         self._give_up_at = math.inf
@@ -183,7 +189,7 @@ class Items:
                 yield Item(data, source, number)
 
     def _read_bounded(self, read: Callable[[int], bytes], source: str, end: bytes) -> tuple[bytes, int]:
-        """Return what `read` gives up to `end`, the limit and one byte more at most, and the limit."""
+        """Return what `read` gives up to `end`, at most one byte more than the limit; and the limit."""
         room = self._room(_UNASKED_BYTES)
         data = _read(lambda: read(room + 1), source)
         if len(data) > room and not (end and data.endswith(end)):
@@ -201,7 +207,7 @@ class Items:
         return self._ask_limit()
 
     def _skip_line(self, file: IO[bytes], source: str) -> bool:
-        """Read on behind the line that was begun. Returns False where it does not end in time, while only counting."""
+        """Skip the rest of a line. Return False if, while items are only counted, it does not end in time."""
         while piece := _read(lambda: file.readline(_SKIP_BYTES), source):
             self.bytes += len(piece)
             if piece.endswith(b"\n"):
@@ -212,10 +218,10 @@ class Items:
 
 
 def queue_limit(app: App, *, sink: bool | None = None) -> int:
-    """Return how many bytes an item of the queue, or of its sink (None: as -k says), may have, as it says itself."""
+    """Return how many bytes an item may have by the attributes of the queue, or of its sink (None: as -k says)."""
     from easq.client.queue import QueueClient
 
-    # not App.queue, which warns, and not in the thread that reads
+    # not by App.queue: it may warn, which the thread that reads must not
     client = QueueClient(app.stream_url(sink=sink), app.caller(), app.transport)
     try:
         said = client.attributes(deadline_s=_ASK_S).get("meta.maxPayloadBytes", "")
@@ -242,13 +248,13 @@ def find_items(
     """Return the items that the command line names.
 
     Args:
-        given: -d as bytes and -f as text, in their order.
-        paths: PATH...
-        form: how files are cut, or None for the usual way.
-        piped: the form of stdin where nothing is named.
-        limit: how many bytes one may have; asked when one is large.
+        given: the values of -d as bytes and of -f as text, in the order given.
+        paths: the arguments PATH.
+        form: the --input-format; None for the default of each source.
+        piped: the form of stdin if nothing is named.
+        limit: returns how many bytes an item may have; called for the first large one.
 
-    Raises UsageError for none, for PATH beside -d or -f, and for a file that cannot be read.
+    Raises UsageError if nothing is named, for PATH beside -d or -f, and for a file that cannot be read.
     """
     if given and paths:
         raise UsageError("PATH and -d or -f exclude each other")

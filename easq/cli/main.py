@@ -129,7 +129,7 @@ def run(args: Sequence[str]) -> int:
 
 def _run(app: App, args: list[str]) -> int:
     try:
-        with root.make_context("easq", list(args), obj=app) as ctx:  # a list of its own: click empties it
+        with root.make_context("easq", list(args), obj=app) as ctx:  # a copy: click empties the list
             root.invoke(ctx)
         app.printer.close()
     except click.exceptions.Exit as done:
@@ -141,7 +141,7 @@ def _run(app: App, args: list[str]) -> int:
         from easq.cli.usage import asked_output, usage_error
 
         app.options["output"] = asked_output(args) or app.options.get("output")
-        if "token" in args:  # `config set token A B`: click names the word that is one too many
+        if "token" in args:  # `config set token A B`: click's message quotes the word that is too many
             for word in args[args.index("token") + 1 :]:
                 app.printer.hide(word)
         raise usage_error(error, args) from error

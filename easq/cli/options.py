@@ -28,7 +28,7 @@ else:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: of indexes on stdin: three million of the longest
+#: bytes of indexes on stdin: three million of the longest
 _MAX_INDEXES_BYTES = 64 * 1024 * 1024
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FORBIDDEN_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -42,9 +42,9 @@ class SharedOption(click.Option):
 
 
 class SourceOption(click.Option):
-    """An option that names payloads; the command gets those of all of them as `given`, in the order given.
+    """An option that names payloads. A command gets the values of all such options as `given`, in the order given.
 
-    `convert_source` makes one of them of one value.
+    `convert_source` converts each value: to bytes for a payload itself, to text for the name of a file.
     """
 
     def __init__(self, *args: Any, convert_source: Callable[[str], bytes | str], **attributes: Any) -> None:
@@ -53,12 +53,12 @@ class SourceOption(click.Option):
 
 
 class NoCommand(click.UsageError):
-    """A group was called without a command; the message is its help."""
+    """Raised for a group that is called without a command; the message is the help of the group."""
 
 
 @contextmanager
 def _errors_know(ctx: click.Context) -> Iterator[None]:
-    """Inside, a usage error knows the command that it is about: click's parser leaves that out for a missing value."""
+    """Set the context of usage errors raised inside: click's parser leaves it out for an option without a value."""
     try:
         yield
     except click.UsageError as error:
@@ -75,11 +75,12 @@ class Command(click.Command):
         self.examples = tuple(examples)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse `args`. Raises click.UsageError, also for an option of one value that is given twice, and for an empty
-        value.
+        """Parse `args`. Raises click.UsageError.
+
+        Also raises it for a second value of an option that takes one, and for an empty value.
         """
         with _errors_know(ctx):
-            # click keeps the values of each option apart, and of one that takes one value the last
+            # parsed twice, for the order of all options: click keeps the values of each option, or only the last
             values_given, _, order = self.make_parser(ctx).parse_args(args=list(args))
             rest = super().parse_args(ctx, args)
             if not ctx.resilient_parsing:
@@ -121,7 +122,7 @@ class Group(click.Group):
         self.examples = tuple(examples)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse `args`. Raises click.UsageError, NoCommand where there are none and a command is needed."""
+        """Parse `args`. Raises click.UsageError, and NoCommand for no arguments where a command is needed."""
         if not args and not self.invoke_without_command and not ctx.resilient_parsing:
             raise NoCommand(ctx.get_help(), ctx)
         with _errors_know(ctx):
@@ -153,9 +154,9 @@ class Group(click.Group):
 
 
 def _refuse_repeated(order: Sequence[click.Parameter], ctx: click.Context) -> None:
-    """Raise click.UsageError for an option of one value in `order` more than once, unless it ends in the App.
+    """Raise click.UsageError for an option in `order` that takes one value and is given twice.
 
-    Of those, for connection and output, the last holds, so that an alias can be overridden.
+    The options for connection and output are exempt: their last value counts, so that an alias can be overridden.
     """
     for param, count in Counter(order).items():
         if count == 1 or not isinstance(param, click.Option) or param.callback is keep:
@@ -325,7 +326,7 @@ class Header(ParamType):
             return value[0], value[1]
         name, colon, text = value.partition(":")
         if not colon or not _HEADER_NAME.fullmatch(name.strip()):
-            # never the value, which may be a token; without a colon all of it may be
+            # the value is not shown, as it may be a token; without a colon that may be the whole text
             self.fail("a header is written 'Name: value', with a name of letters, digits and '-'", param, ctx)
         if _FORBIDDEN_IN_HEADER.search(text) or not text.isascii():
             self.fail(f"the value of {name.strip()} holds characters that no header may carry", param, ctx)
@@ -507,7 +508,7 @@ def payload_options(what: str) -> Callable[[F], F]:
 
 
 def transport_option(function: F) -> F:
-    """`function` takes --transport as the parameter `transport`, `ws` or `http`."""
+    """Add the option --transport to `function`, as the parameter `transport`: `ws` or `http`."""
     option: Callable[[F], F] = click.option(
         "--transport",
         type=click.Choice(("ws", "http")),

@@ -40,7 +40,7 @@ class _Weights(ParamType):
 
 
 class _Delays(ParamType):
-    """Durations with commas between."""
+    """A list of durations, separated by commas."""
 
     name = "durations"
 
@@ -73,9 +73,9 @@ class _BasePath(PathText):
 
 #: a base path whose characters stand in an address as they are
 _BASE = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*")
-#: lines a second that -v and -vv log at most: a busy service must not fill a disk with its log
+#: lines below warning that are logged a second, so that -v on a busy service does not fill a disk
 _LOG_LINES = 1000
-#: so many delays may be told apart; each call of a Redis script carries them
+#: delays of --retry-delay at most; each call of a Redis script carries them all
 _MAX_DELAYS = 50
 WEIGHTS, DELAYS = _Weights(), _Delays()
 
@@ -322,7 +322,7 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
 
 
 def _hide_passwords(app: App, storage: str) -> None:
-    """Hide the passwords of the storage's URL from all that is printed, as written there and as they are."""
+    """Hide the passwords of the storage's URL from all output, in percent-encoded and in plain form."""
     from urllib.parse import parse_qsl, unquote
 
     if storage.startswith("sqlite:"):
@@ -379,7 +379,6 @@ def _default_storage(app: App) -> str:
 
 
 async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
-
     from easq.service.server import serve as run
     from easq.storage.redis_url import shown_url
 
@@ -400,7 +399,7 @@ async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
 
 
 def _check_ready_file(ready_file: str | None) -> None:
-    """Raises UsageError for what cannot be written, before anything is begun."""
+    """Raise UsageError for a --ready-file that cannot be written, before the service starts."""
     if ready_file:
         from pathlib import Path
 
@@ -411,7 +410,7 @@ def _check_ready_file(ready_file: str | None) -> None:
 
 
 def _write_ready(ready_file: str | None, server: Server) -> None:
-    """The file holds the address, whole from the first moment it is seen. Raises UsageError."""
+    """Write the address into the file, which appears with all of its content. Raises UsageError."""
     if ready_file:
         from pathlib import Path
 
@@ -433,7 +432,6 @@ def _named_ready(ready_file: str) -> Iterator[None]:
 
 async def _serve_around(app: App, settings: Settings, cmd: Sequence[str], ready_file: str | None) -> int:
     """The exit code of `cmd`; the service is gone however it ended. Raises ChildFailed when it cannot start."""
-
     from easq.service.server import Server
 
     server = Server(settings)
@@ -555,7 +553,7 @@ def log_to(app: App, form: str) -> None:
                 app.printer.log(f"{moment} {level} {message}")
 
     class AtMost(logging.Filter):
-        """At most so many lines a second that are no warnings; the others are counted."""
+        """Drops lines below warning above `_LOG_LINES` a second, and logs how many were dropped."""
 
         second, count, dropped = 0, 0, 0
 

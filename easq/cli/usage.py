@@ -1,4 +1,4 @@
-"""What is wrong with a command line, in one line, with the nearest name that was perhaps meant."""
+"""Usage errors in one line: what is wrong with a command line, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from easq.errors import UsageError
 
-#: commands and options that remove something or answer for the user: never suggested for a word that is none
+#: commands and options that remove something or answer for the user; an unknown word never suggests one of them
 DESTRUCTIVE = frozenset(
     (
         "delete",
@@ -26,18 +26,18 @@ DESTRUCTIVE = frozenset(
     )
 )
 
-#: the arguments that are indexes; only there a negative number was meant as one
+#: arguments that are indexes; for their commands `-5` is a negative index, not an option
 _INDEXES = {"index", "indexes", "item"}
 
 
 def nearest_command(word: str, group: click.Group, ctx: click.Context) -> str:
-    """Return ` (did you mean 'x'?)` for the command of `group` that is nearest to `word`, or nothing."""
+    """Return ` (did you mean 'x'?)` with the command of `group` nearest to `word`, or an empty string."""
     hidden = {name for name, command in group.commands.items() if command.hidden}
     return _nearest(word, (name for name in group.list_commands(ctx) if name not in hidden))
 
 
 def usage_error(error: click.ClickException, args: Sequence[str]) -> UsageError:
-    """Return click's complaint about `args` in our words: one line and what to do next."""
+    """Return click's `error` about `args` as a UsageError of one line, with a hint."""
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     hint = f"{ctx.command_path if ctx else 'easq'} --help"
     if isinstance(error, click.NoSuchOption) and ctx:
@@ -56,7 +56,7 @@ def usage_error(error: click.ClickException, args: Sequence[str]) -> UsageError:
 
 
 def asked_output(args: Sequence[str]) -> str | None:
-    """Return the form of output that `args` ask for, though the command line as a whole cannot be read."""
+    """Return the value of -o in `args`, for a command line that cannot be parsed as a whole."""
     asked = None
     for word, following in pairwise((*args, "")):
         if word == "--":

@@ -1,4 +1,4 @@
-"""easq version: which easq this is, and with -v what it runs on."""
+"""easq version: the version of easq, and with -v those of what it runs on."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: seconds between two looks: the first pause, then twice as long each time, and the longest
 _PAUSE_S, _MAX_PAUSE_S = 0.1, 1.0
 
-#: what keeps it waiting is told once, when nothing changed for so many seconds
+#: seconds without a change after which the reason for waiting is printed, once for each value
 _TELL_S = 2.0
 
 #: seconds that a queue which answered before may be out of reach
@@ -172,7 +172,7 @@ def _length_looks(comparison: Comparison) -> Callable[[QueueClient, float, float
 
 
 def _holders(attributes: Mapping[str, str]) -> list[str]:
-    """Who holds items back, as far as the service tells."""
+    """Return a text for each group that holds items back, as far as the service tells."""
     from easq.wire.durations import format_duration
     from easq.wire.replies import HeldLine
 
@@ -233,8 +233,8 @@ def _ready_look(client: QueueClient, _wait_s: float, deadline_s: float) -> Look:
 def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float | None) -> Look:
     """The look that found the condition to hold.
 
-    Raises DeadlineExceeded, or Unreachable where it never answered; at once what the service refuses; and what keeps
-    it out of reach, when that lasts.
+    Raises DeadlineExceeded, or Unreachable if the service never answered. Raises a refusal of the service at once, and
+    a connection error if it lasts.
     """
     from easq.client.exchange import OVERTIME_S
     from easq.errors import DeadlineExceeded, NotAQueueService, QueueFull, ServerError, Unreachable

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ASK, OUTPUT, NONE, COMMAND = "ask", "output", "none", "command"
 
-#: the negative code of an item that the command has no time for (exit status 75)
+#: the negative code for an item whose command was busy (exit status 75)
 BUSY = "Busy"
 
 #: indexes in one commit at most; the service takes more, a URL grows with them
@@ -214,8 +214,8 @@ class Session:
     until_end: bool
     end_at: float | None = None  #: of --timeout, on the monotonic clock
     each: Each | None = None
-    #: when a person, the command or a reader of the output last was at an item: that is no waiting for the service, and
-    #: what came of it is still told
+    #: when the command, the user or the reader of the output last finished with an item: their time does not count as
+    #: waiting for the service, so that their result is still sent after --timeout
     worked_at: float = 0.0
     shown: int = 0
     epoch: int = 0
@@ -285,7 +285,7 @@ class Session:
 
     @property
     def _bounded(self) -> QueueClient:
-        """The client, for an exchange that may take no longer than --timeout lets it."""
+        """The client for an exchange within --timeout."""
         from easq.client.exchange import OVERTIME_S
 
         if self.end_at is None:
@@ -364,7 +364,7 @@ class Session:
             raise result.interrupt
 
     def _knows_busy(self) -> bool:
-        """Whether the service lets an item wait without a failure; asked once it matters."""
+        """Whether the service supports the code Busy, with which an item waits without a failure."""
         from easq.errors import EasqError
         from easq.wire.replies import BUSY_FEATURE
 

@@ -151,7 +151,7 @@ class Session:
     recent: deque[float] = field(default_factory=deque)  # when the last items were done
     begun: float = field(default_factory=time.monotonic)
     signals: list[int] = field(default_factory=list)
-    watches: bool = False  # from when on there may be something in hand
+    watches: bool = False  # True once the watch began, and items may be pushed
     stop_told: bool = False
     lost: Exception | None = None  # why nothing can be written any more
     backlog: str = "?"
@@ -195,7 +195,8 @@ class Session:
 
         def note(number: int, _frame: object) -> None:
             self.signals.append(number)
-            if len(self.signals) > 1 or not self.watches:  # nothing is in hand, and connecting may take long
+            # before the watch there is nothing to return, and connecting may take long
+            if len(self.signals) > 1 or not self.watches:
                 raise interrupt_of(number)
             # not here: the handler may have interrupted what it would wait for, and stdout may hold us up
             threading.Thread(target=self.worker.stop, daemon=True).start()
@@ -260,7 +261,7 @@ class Session:
             rest = (outcome.attempt, outcome.size, f"{outcome.seconds:.6f}")
             printer.row([str(value) for value in (*row, *rest)])
             printer.flush()
-        elif outcome.code and outcome.fate is not Fate.BUSY:  # that was said when it began
+        elif outcome.code and outcome.fate is not Fate.BUSY:  # a busy model has its own notice
             printer.notice(
                 f"item {outcome.index} {outcome.fate.value.replace('_', ' ')}, attempt {outcome.attempt}: "
                 f"{outcome.code} {outcome.reason}"

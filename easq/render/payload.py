@@ -12,8 +12,8 @@ MAX_SHOWN = 64 * 1024
 #: characters of a payload in a cell of a table
 MAX_CELL = 60
 
-#: printable by Unicode's word, and yet without a picture: fillers and variation selectors that hide text. The two
-#: selectors of emoji, U+FE0E and U+FE0F, are ordinary text
+#: characters that Unicode calls printable but that show nothing, and so can hide text: fillers and variation selectors.
+#: U+FE0E and U+FE0F, the selectors of emoji, are not among them
 _INVISIBLE = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0"
     + "".join(map(chr, (*range(0xFE00, 0xFE0E), *range(0xE0100, 0xE01F0))))
@@ -66,7 +66,7 @@ def shown(data: bytes, *, limit: int = MAX_SHOWN) -> str:
 
 
 def drives_terminal(data: bytes) -> bool:
-    """Whether `data` holds what a terminal obeys: control characters but newline and tab, or bytes that are no text."""
+    """Whether `data` could control a terminal: it has control characters beside newline and tab, or is no UTF-8."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

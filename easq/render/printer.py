@@ -36,7 +36,7 @@ from easq.render.progress import MAX_WIDTH, Progress
 _CLEAR = "\r\x1b[K"
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
-#: columns of a terminal that its echo of two Ctrl-C takes
+#: columns that the terminal's echo of two Ctrl-C (`^C^C`) takes
 _ECHOED = 4
 
 
@@ -138,7 +138,7 @@ class Printer:
         self.lines((line,))
 
     def help(self, text: str, *, asked: bool = True) -> None:
-        """Print `text` of ours, in every form of output: on stdout where it was asked for, else on stderr."""
+        """Print a help text or the version, whatever `-o` says: on stdout if the user `asked` for it, else on stderr."""
         if asked:
             self._write(text.encode() + b"\n")
             self.flush()
@@ -167,7 +167,7 @@ class Printer:
             self.write(rows.frame_line(number, frame, terminal=self.out_is_terminal, instead=file) + b"\n")
 
     def shows_whole(self, data: bytes) -> bool:
-        """Whether `frame` prints all of `data`: a table cuts it, a terminal shows a remark in the place of binary."""
+        """Whether `frame` prints all of `data`. A table cuts it, and a terminal shows a placeholder for binary data."""
         if self.output == "none":
             return False
         if self.output in ("json", "raw") or (self.output == "text" and not self.out_is_terminal):
@@ -176,7 +176,7 @@ class Printer:
         return text is not None and len(text) <= (MAX_CELL if self.output == "table" else MAX_SHOWN)
 
     def payload(self, data: bytes) -> None:
-        """Print `data` as it is, or on a terminal escaped. Raises UsageError for `raw` data that a terminal obeys."""
+        """Print `data` as it is, or escaped on a terminal. Raises UsageError for `-o raw` of data that controls it."""
         if not self.out_is_terminal:
             self.write(data)
         elif self.output != "raw":
@@ -300,9 +300,8 @@ class Printer:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.close(nowhere)
-        self._out = (
-            None  # not before: what its buffer still holds is written now, and 3.13 shows a failure of that
-        )
+        # only now: dropping the stream writes out its buffer, and Python 3.13 prints an error if that fails
+        self._out = None
 
     def failed(self, error: OSError) -> OutputClosed | StorageError:
         """What it means that writing to stdout ended in `error`; nothing more goes there."""

@@ -11,8 +11,8 @@ PATIENCE_S = 1.0
 _PERIOD_S = 0.1
 _BAR, _MIN_BAR = 20, 4
 
-#: characters of a status line. A terminal that is made narrower breaks a longer line into rows, or does not, and no
-#: program can know which: a line that fits into 40 columns, with two echoed Ctrl-C behind it, can always be cleared
+#: characters of a status line. Some terminals break a line into rows when they are made narrower, some do not, and a
+#: program cannot tell. So the line, with two echoed Ctrl-C after it, fits into 40 columns, and can always be cleared
 MAX_WIDTH = 36
 
 
@@ -55,7 +55,7 @@ class Progress:
 
 
 def line(done: int, failed: int, position: int, total: int | None, elapsed_s: float) -> str:
-    """Return `[##------] 25% 12,500 6,120/s ETA 0:06`, with `3 failed` behind the count of what is done."""
+    """Return `[##------] 25% 12,500 6,120/s ETA 0:06`, with `3 failed` after the number of items done."""
     words = [f"{done:,}"]
     if failed:
         words.append(f"{failed:,} failed")
@@ -75,7 +75,7 @@ def line(done: int, failed: int, position: int, total: int | None, elapsed_s: fl
 
 
 def fitting(words: Sequence[str]) -> str:
-    """Return the first of `words` that fit into a status line, with blanks between them."""
+    """Return as many of the first `words` as fit into a status line, separated by blanks."""
     text = ""
     for word in words:
         longer = f"{text} {word}" if text else word

@@ -84,7 +84,7 @@ def ack_row(number: int, ack: Ack, size: int) -> tuple[str, ...]:
 
 
 def encode(text: str) -> bytes:
-    """Return `text` in UTF-8; of a file's name the bytes that are none, and any other lone surrogate escaped."""
+    """Return `text` in UTF-8. Undecodable bytes of a file name are restored; another lone surrogate is escaped."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
