@@ -248,14 +248,14 @@ class App:
     def tell_done(self, word: str, indexes: Sequence[int], counted: int | None, uncounted: str) -> None:
         """Print that `indexes` are `word` (such as `committed`).
 
-        If fewer `counted`, warn on stderr; `uncounted` names the items that do not count.
+        If fewer `counted`, warn on stderr; `uncounted` says which items do not count.
         """
         if self.output == "json":
             self.printer.record({word: [str(index) for index in indexes], "counted": counted})
             return
         self.printer.line(f"[OK] {word}")
         if counted is not None and counted < len(indexes):
-            self.printer.warn(f"{counted} of {len(indexes)} {word}; {uncounted} does not count")
+            self.printer.warn(f"{counted} of {len(indexes)} {word}; not counted: {uncounted}")
 
     def close(self) -> None:
         """Connections are closed, and all warnings said."""

@@ -29,4 +29,4 @@ def commit(app: App, indexes: tuple[str, ...]) -> None:
     """
     numbers = read_indexes(app, indexes)
     counted = app.queue().commit(numbers)
-    app.tell_done("committed", numbers, counted, "what is not there, or was committed before,")
+    app.tell_done("committed", numbers, counted, "items that do not exist or were committed before")

@@ -169,7 +169,7 @@ def validate(app: App, connect: bool) -> None:
     loaded = load(config_path(app.environ))
     if not loaded.path.exists():
         raise ConfigError(
-            f"{loaded.path} is not there", hint="easq config --url URL --token-file FILE makes it"
+            f"{loaded.path} is not there", hint="create it with easq config --url URL --token-file FILE"
         )
     found = problems(loaded)
     for name, values in loaded.profiles.items():
@@ -213,7 +213,7 @@ def _save_values(app: App, values: dict[str, Any]) -> None:
         if problem := value_problem(key, value):
             raise UsageError(problem)
         if isinstance(value, str) and not _is_unicode(value):
-            raise UsageError(f"{key} is not UTF-8, and the configuration holds nothing else: {value!a}")
+            raise UsageError(f"{key} is not UTF-8: {value!a}")
     if "token_file" in values:
         values["token_file"] = _token_file(values["token_file"])
     given = [key for key in TOKEN_KEYS if key in values]
@@ -248,7 +248,8 @@ def _token_file(name: str) -> str:
     path = Path(os.path.expanduser(name)).absolute()
     if path.exists() and not path.is_file():
         raise ConfigError(
-            f"token file {name} is not a regular file", hint="token_cmd is for what gives it once"
+            f"token file {name} is not a regular file",
+            hint="use token_cmd for a token that can be read only once",
         )
     read_token(TokenSource("token_file", str(path), "to be saved"))
     if name.startswith("~"):

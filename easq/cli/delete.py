@@ -33,7 +33,7 @@ def delete(app: App, indexes: tuple[str, ...]) -> None:
     numbers = read_indexes(app, indexes)
     client = app.queue()
     app.confirm("Deleting index(es):\n" + _named(numbers))
-    app.tell_done("deleted", numbers, client.delete(numbers), "what is not there")
+    app.tell_done("deleted", numbers, client.delete(numbers), "items that do not exist")
 
 
 def _named(numbers: list[int]) -> str:

@@ -73,7 +73,8 @@ def get(
 
     if delete and app.output == "none" and output_dir is None:
         raise UsageError(
-            "--delete with -o none deletes what nobody saw", hint="--output-dir DIR keeps the payloads"
+            "--delete with -o none would delete items that were not shown",
+            hint="--output-dir DIR keeps the payloads",
         )
     wanted = {**as_tags(tags), **({REQUEST_ID: request_id} if request_id else {})}
     client = app.queue()
@@ -104,8 +105,8 @@ def get(
         _print(app, [], output_dir, first=0, alone=False)
     if delete and deleted < shown:
         raise UsageError(
-            f"{shown - deleted} of {shown} items are not shown whole, and not deleted",
-            hint="-o json, or --output-dir DIR",
+            f"{shown - deleted} of {shown} items were not shown in full, and not deleted",
+            hint="use -o json or --output-dir DIR",
         )
 
 

@@ -232,7 +232,7 @@ def queue_limit(app: App, *, sink: bool | None = None) -> int:
 
 
 def _too_large(limit: int) -> EasqError:
-    return PayloadTooLarge(f"it has more than {limit} bytes, the most that one may have")
+    return PayloadTooLarge(f"it is larger than {limit} bytes, the limit of an item")
 
 
 def find_items(
@@ -265,7 +265,7 @@ def find_items(
         raise UsageError("stdin (-) is given twice, and can be read once")
     for file in files:
         if file != STDIN:
-            _check_readable(file, hint="" if given else "-d STR is for text itself")
+            _check_readable(file, hint="" if given else "use -d STR to send the text itself")
     if given:
         for file in files:
             app.printer.info(f"Opening data file: {file}")

@@ -35,4 +35,4 @@ def negative(app: App, indexes: tuple[str, ...], code: str, reason: str) -> None
     numbers = read_indexes(app, indexes)
     counted = app.queue().negative(numbers, code=code, reason=reason)
     group = app.caller().consumer.group
-    app.tell_done("negative", numbers, counted, f"what is not pending in group {group}")
+    app.tell_done("negative", numbers, counted, f"items that are not pending in group {group}")

@@ -514,7 +514,7 @@ def transport_option(function: F) -> F:
         type=click.Choice(("ws", "http")),
         default="ws",
         show_default=True,
-        help="WebSocket, or an endless HTTP answer, for proxies that know no WebSocket.",
+        help="ws: WebSocket; http: an HTTP response without end, for proxies that block WebSocket.",
     )
     return option(function)
 

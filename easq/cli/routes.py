@@ -161,7 +161,7 @@ def _queue(app: App, terms: Terms) -> Route:
         for frame in frames:
             if app.output == "none" or app.printer.shows_whole(frame.data):
                 continue
-            stays = f"result {frame.index} is not shown whole, and stays in the sink"
+            stays = f"result {frame.index} was not shown in full, and stays in the sink"
             app.printer.warn(f"{stays}: easq get -k {frame.index} --output-dir DIR")
         # within the time of the one request, or of another one
         since = began if terms.single else time.monotonic()

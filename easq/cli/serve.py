@@ -175,14 +175,14 @@ WEIGHTS, DELAYS = _Weights(), _Delays()
     type=DELAYS,
     default="0s,1s,5s,15s,60s",
     show_default=True,
-    help="Before an item comes again, after its first, second, ... failure; the last goes on.",
+    help="Delay of an item after its first, second, ... failure; the last one is repeated.",
 )
 @click.option(
     "--busy-limit",
     type=DURATION,
     default="10m",
     show_default=True,
-    help="An item whose model was busy for this in all has failed; 0 never.",
+    help="How long an item may wait for a busy model, in all, before it fails; 0 never.",
 )
 @click.option(
     "--leave-grace",

@@ -182,7 +182,8 @@ def choose_policy(app: App, policy: str | None, *, auto_commit: bool, window: in
         raise UsageError("--commit ask needs a terminal to ask on")
     if policy == OUTPUT and app.output == "none":
         raise UsageError(
-            "--commit output with -o none commits what nobody saw", hint="--auto-commit takes it unseen"
+            "--commit output with -o none would commit items that were not shown",
+            hint="use --auto-commit for items that need not be shown",
         )
     if policy == NONE and count is not None and count > window:
         raise UsageError(f"-n {count} with --commit none needs --window {count}: no more than that is pushed")
@@ -326,8 +327,8 @@ class Session:
             from easq.errors import UsageError
 
             raise UsageError(
-                f"item {frame.index} cannot be shown whole, and is not committed",
-                hint="-o json, or redirect it",
+                f"item {frame.index} cannot be shown in full, and is not committed",
+                hint="use -o json, or redirect the output",
             )
         self.app.printer.frame(self.shown, frame)
         self.app.printer.flush()

@@ -65,7 +65,7 @@ COLUMNS = ("n", "index", "request_id", "outcome", "code", "attempt", "size", "se
     type=DURATION,
     default="10m",
     show_default=True,
-    help="An item that waits here for a busy model has failed after this; easq serve has its own.",
+    help="How long an item may wait here for a busy model before it fails; 0 never.",
 )
 @transport_option
 @click.option("--forward", metavar="URL", help="The model is a service: each item is posted to it.")

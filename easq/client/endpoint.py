@@ -16,7 +16,7 @@ _PLAIN_SCHEMES = {"ws": "http", "wss": "https"}
 _QUERY_SAFE = "/%:@!$&'()*+,;=?~[]"
 #: the scheme of a URL, with `://`
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_ENCODE_HINT = "in a user or password / is written %2F, ? %3F, # %23, @ %40 and % %25"
+_ENCODE_HINT = "in a user or password, write / as %2F, ? as %3F, # as %23, @ as %40 and % as %25"
 _PROXY_HINT = "set NO_PROXY for this host, or another proxy"
 _ENDPOINT_HINT = "write it as http://HOST[:PORT]"
 _HOST = re.compile(r"[^\s/?#\[\]@\\%:<>^|`{}\"]+")
@@ -225,8 +225,8 @@ def _check_late_at(url: str) -> None:
     _, authority, rest = _cut(url)
     if _holds_late_at(authority, rest):
         raise ConfigError(
-            f"the url {shown(url)} has an @ behind its host",
-            hint="written %40 it is a part of the path; a user and password have no place in a url",
+            f"the url {shown(url)} has an @ after its host",
+            hint="write an @ in the path as %40, and give a token with --token-file",
         )
 
 

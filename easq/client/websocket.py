@@ -203,11 +203,11 @@ class WebSocket:
                 refused = Reply(error.status_code, error.resp_headers or {}, error.resp_body or b"")
                 failure = read_error(hide_in(refused, secrets))
                 if isinstance(failure, UpgradeRequired):
-                    failure.hint = f"let the proxy on the way pass Upgrade and Connection on{otherwise}"
+                    failure.hint = f"configure the proxy to pass on Upgrade and Connection{otherwise}"
                 return failure
             return NotAQueueService(
                 f"{self._address} answered {error.status_code} where a WebSocket begins with 101",
-                hint=f"check the url, or let the proxy on the way pass Upgrade and Connection on{otherwise}",
+                hint=f"check the url, or configure the proxy to pass on Upgrade and Connection{otherwise}",
             )
         if isinstance(error, websocket.WebSocketTimeoutException):
             return Unanswered(f"{self._address} did not answer within {settings.request_timeout_s:.3g} s")

@@ -138,7 +138,7 @@ class Printer:
         self.lines((line,))
 
     def help(self, text: str, *, asked: bool = True) -> None:
-        """Print a help text or the version, whatever `-o` says: on stdout if the user `asked` for it, else on stderr."""
+        """Print help or the version, whatever `-o` says: on stdout if the user `asked` for it, or on stderr."""
         if asked:
             self._write(text.encode() + b"\n")
             self.flush()

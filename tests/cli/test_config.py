@@ -153,7 +153,10 @@ def test_what_cannot_be_configured_is_refused_and_nothing_changes(
         ("empty", "the token is empty (to be saved)"),
         ("utf16", "token file {home}/utf16: it is UTF-16: save it as UTF-8 (to be saved)"),
         ("latin1", "token file {home}/latin1: not UTF-8 at byte 1 (to be saved)"),
-        (".", "token file . is not a regular file\nhint: token_cmd is for what gives it once"),
+        (
+            ".",
+            "token file . is not a regular file\nhint: use token_cmd for a token that can be read only once",
+        ),
     ],
 )
 def test_a_token_file_that_gives_no_token_is_not_saved(easq: Easq, name: str, problem: str) -> None:
@@ -187,9 +190,7 @@ def test_a_name_that_is_not_utf_8_is_refused_and_shown(easq: Easq) -> None:
     (easq.home / os.fsdecode(b"tok\xff")).write_text(TOKEN)
     done = easq("config", "--token-file", b"tok\xff")
     assert (done.status, done.out) == (2, b"")
-    assert done.err == (
-        "easq: token_file is not UTF-8, and the configuration holds nothing else: 'tok\\udcff'\n"
-    )
+    assert done.err == ("easq: token_file is not UTF-8: 'tok\\udcff'\n")
     path = os.fsencode(easq.home) + b"/c\xff"
     assert easq("config", "path", env={"EASQ_CONFIG": os.fsdecode(path)}).out == path + b"\n"
     assert not easq.config.exists()
@@ -218,7 +219,7 @@ def test_a_file_that_is_not_there_is_not_valid(easq: Easq) -> None:
     done = easq("config", "validate")
     assert (done.status, done.out) == (13, b"")
     assert done.err == (
-        f"easq: {easq.config} is not there\nhint: easq config --url URL --token-file FILE makes it\n"
+        f"easq: {easq.config} is not there\nhint: create it with easq config --url URL --token-file FILE\n"
     )
 
 

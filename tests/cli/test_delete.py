@@ -92,7 +92,7 @@ def test_many_indexes_are_named_up_to_twenty(queue: Easq) -> None:
 
 def test_y_deletes_without_asking(five: Easq) -> None:
     done = five("delete", "3", "4", "3", "99", "-y")
-    warning = "easq: warning: 2 of 3 deleted; what is not there does not count\n"
+    warning = "easq: warning: 2 of 3 deleted; not counted: items that do not exist\n"
     assert (done.status, done.text, done.err) == (0, "[OK] deleted\n", warning)
     assert left(five) == "1 2 5"
     assert five("delete", "1", "-y", "-o", "json").text == '{"deleted":["1"],"counted":1}\n'
@@ -156,7 +156,7 @@ def test_commit_says_that_items_are_done(five: Easq) -> None:
     done = five("commit", "77", "5", "1")
     assert (done.status, done.text) == (0, "[OK] committed\n")
     assert done.err == (
-        "easq: warning: 1 of 3 committed; what is not there, or was committed before, does not count\n"
+        "easq: warning: 1 of 3 committed; not counted: items that do not exist or were committed before\n"
     )
 
 
@@ -175,7 +175,7 @@ def test_negative_gives_an_item_back(five: Easq) -> None:
     done = five("negative", "77")
     assert (done.status, done.text) == (0, "[OK] negative\n")
     assert done.err == (
-        "easq: warning: 0 of 1 negative; what is not pending in group default_group does not count\n"
+        "easq: warning: 0 of 1 negative; not counted: items that are not pending in group default_group\n"
     )
 
 

@@ -202,17 +202,22 @@ def test_what_is_not_shown_whole_is_not_deleted(queue: Easq) -> None:
     queue("put", "-q", "-d", "short", "-d", "long" * 20, "-d", b"\xff\xfe")
     done = queue("get", "-l", "9", "-o", "table", "--delete")
     assert (done.status, len(done.text.splitlines())) == (2, 4)
-    message = "easq: 2 of 3 items are not shown whole, and not deleted\nhint: -o json, or --output-dir DIR\n"
+    message = (
+        "easq: 2 of 3 items were not shown in full, and not deleted\nhint: use -o json or --output-dir DIR\n"
+    )
     assert done.err == message
     status, text = finish(queue.terminal("get", "-l", "9", "--delete"))
-    assert (status, text.splitlines()[-2]) == (2, "easq: 1 of 2 items are not shown whole, and not deleted")
+    assert (status, text.splitlines()[-2]) == (
+        2,
+        "easq: 1 of 2 items were not shown in full, and not deleted",
+    )
     status, text = finish(queue.terminal("watch", "--commit", "output", "-n", "1"))
-    assert (status, text.splitlines()[1]) == (2, "easq: item 3 cannot be shown whole, and is not committed")
+    assert (status, text.splitlines()[1]) == (2, "easq: item 3 cannot be shown in full, and is not committed")
     queue("put", "-q", "-k", "-d", b"\xff", "--tags", "requestId=r")
     status, text = finish(queue.terminal("predict", "-d", "x", "--tags", "requestId=r"))
     assert (status, text) == (
         0,
-        "<binary 1 B, use -o raw>\neasq: warning: result 1 is not shown whole, and stays in the sink: "
+        "<binary 1 B, use -o raw>\neasq: warning: result 1 was not shown in full, and stays in the sink: "
         "easq get -k 1 --output-dir DIR\n",
     )
     assert queue("get", "-k", "-o", "raw").out == b"\xff"
@@ -237,12 +242,14 @@ def test_what_nobody_saw_is_not_deleted(three: Easq) -> None:
         done = three("get", "--delete", *args, env=environ)
         assert (done.status, done.err) == (
             2,
-            "easq: --delete with -o none deletes what nobody saw\nhint: --output-dir DIR keeps the payloads\n",
+            "easq: --delete with -o none would delete items that were not shown\n"
+            "hint: --output-dir DIR keeps the payloads\n",
         )
         done = three("watch", "--commit", "output", "-n", "1", *args, env=environ)
         assert (done.status, done.err) == (
             2,
-            "easq: --commit output with -o none commits what nobody saw\nhint: --auto-commit takes it unseen\n",
+            "easq: --commit output with -o none would commit items that were not shown\n"
+            "hint: use --auto-commit for items that need not be shown\n",
         )
     assert length(three) == 3
     assert three("get", "--delete", "-o", "none", "--output-dir", "d").status == 0

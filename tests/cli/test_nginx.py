@@ -19,7 +19,7 @@ __all__ = ["upstream"]  # the fixture is used by name
 
 STRIPPED = (
     "easq: this is a WebSocket handshake without its Upgrade header: a proxy on the way removed it\n"
-    "hint: let the proxy on the way pass Upgrade and Connection on, or use --transport http\n"
+    "hint: configure the proxy to pass on Upgrade and Connection, or use --transport http\n"
 )
 
 

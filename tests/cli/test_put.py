@@ -122,7 +122,10 @@ def test_a_tag_that_is_none_is_refused_before_anything_is_sent(queue: Easq, tag:
     ("args", "err"),
     [
         (["-f", "missing"], "cannot read missing: No such file or directory"),
-        (["missing"], "cannot read missing: No such file or directory\nhint: -d STR is for text itself"),
+        (
+            ["missing"],
+            "cannot read missing: No such file or directory\nhint: use -d STR to send the text itself",
+        ),
         (["-f", "."], "cannot read .: it is a folder"),
         (["there", "."], "cannot read .: it is a folder"),
         (["-f", "there", "there"], "PATH and -d or -f exclude each other"),
@@ -346,7 +349,7 @@ def test_a_line_that_is_too_long_is_refused_and_the_next_ones_are_put(easq: Easq
     done = easq("put", "-f", "in", "--on-error", "continue", "--url", url)
     assert (done.status, done.text) == (10, "[OK] 1\n[OK] 2\n[OK] 3\n")
     for line in (3, 5):
-        assert f"line {line} of in: it has more than {9 * len(mib)} bytes, the most that one may" in done.err
+        assert f"line {line} of in: it is larger than {9 * len(mib)} bytes, the limit of an item" in done.err
     assert "Total: 5, success: 3, failed: 2" in done.err
 
 

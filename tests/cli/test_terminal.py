@@ -81,7 +81,7 @@ RUNS: dict[str, Run] = {
     "delete": Run(
         ("delete", "2", "9"),
         r"Deleting index\(es\):\n2\n9 \[y/N\]y\n\[OK\] deleted\n"
-        r"easq: warning: 1 of 2 deleted; what is not there does not count\n",
+        r"easq: warning: 1 of 2 deleted; not counted: items that do not exist\n",
         given=ITEMS,
         typed=("[y/N]", b"y\n"),
     ),
@@ -113,7 +113,8 @@ RUNS: dict[str, Run] = {
     "commit": Run(("commit", "1"), r"\[OK\] committed\n", given=ITEMS),
     "negative": Run(
         ("negative", "1"),
-        r"\[OK\] negative\neasq: warning: 0 of 1 negative; what is not pending in group default_group does not count\n",
+        r"\[OK\] negative\n"
+        r"easq: warning: 0 of 1 negative; not counted: items that are not pending in group default_group\n",
         given=ITEMS,
     ),
     "search": Run(

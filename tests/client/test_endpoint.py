@@ -215,4 +215,7 @@ def test_a_proxy_that_is_not_http_is_refused_when_it_would_be_used() -> None:
         ConfigError, match=r"^the host or port of the proxy http://\[::1 is malformed$"
     ) as caught:
         proxy_for("http://h/", {"HTTP_PROXY": "http://user:secret@[::1"})
-    assert caught.value.hint == "in a user or password / is written %2F, ? %3F, # %23, @ %40 and % %25"
+    assert (
+        caught.value.hint
+        == "in a user or password, write / as %2F, ? as %3F, # as %23, @ as %40 and % as %25"
+    )
