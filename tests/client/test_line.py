@@ -63,7 +63,7 @@ def test_a_proxy_that_does_not_connect_is_named(said: bytes) -> None:
 
     with Server(proxy) as server:
         settings = Settings(
-            connect_timeout_s=2.0, environ={"HTTP_PROXY": f"http://u:secret@127.0.0.1:{server.port}"}
+            connect_timeout_s=20.0, environ={"HTTP_PROXY": f"http://u:secret@127.0.0.1:{server.port}"}
         )
         with pytest.raises(
             errors.Unreachable, match=rf"^the proxy http://127\.0\.0\.1:{server.port} does not"
