@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: what the eascmd form saves
 _SAVED = ("url", "token", "token_file", "group", "user")
+#: what holds for one run, and no profile has
+_UNSAVED = ("header", "cacert", "insecure", "connect_timeout", "request_timeout")
 
 
 @click.group(
@@ -38,9 +40,17 @@ def config(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
+    from easq.errors import UsageError
+
     app: App = ctx.obj
     app.start()
     values = {key: app.options[key] for key in _SAVED if app.options.get(key)}
+    unsaved = [f"--{key.replace('_', '-')}" for key in _UNSAVED if key in app.options]
+    if unsaved:
+        told = f"{', '.join(unsaved)}: a profile does not hold {'it' if len(unsaved) == 1 else 'them'}"
+        if not values:
+            raise UsageError(told, hint="give it with each command; easq config show shows what is saved")
+        app.printer.warn(f"{told}; not saved")
     if values:
         _save_values(app, values)
     else:

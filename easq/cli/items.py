@@ -166,7 +166,8 @@ class Items:
         if not data and source == STDIN:
             raise UsageError("nothing came on stdin; an empty item is put with -d ''")
         if len(data) > room:
-            return Item(b"", source, error=_too_large(room))
+            name = "stdin" if source == STDIN else source
+            return Item(b"", source, error=_too_large(room, name if self.single else "it"))
         return Item(data, source)
 
     def _lines(self, file: IO[bytes], source: str) -> Iterator[Item]:
@@ -231,8 +232,8 @@ def queue_limit(app: App, *, sink: bool | None = None) -> int:
     return min(int(said), MOST_BYTES) if known else MOST_BYTES
 
 
-def _too_large(limit: int) -> EasqError:
-    return PayloadTooLarge(f"it is larger than {limit} bytes, the limit of an item")
+def _too_large(limit: int, what: str = "it") -> EasqError:
+    return PayloadTooLarge(f"{what} is larger than {limit} bytes, the limit of an item")
 
 
 def find_items(

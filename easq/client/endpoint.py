@@ -194,6 +194,8 @@ def _split(url: str) -> SplitResult:
             ipaddress.IPv6Address(host.partition("%")[0])
     except ValueError as error:  # its message may quote a part of a password
         raise ConfigError(f"the host or port of the url {shown(url)} is malformed", hint=_HINT) from error
+    if "://" not in url:
+        raise ConfigError(f"the url {shown(url)} does not begin with http:// or https://", hint=_HINT)
     if not host or not ("[" in parts.netloc or _is_name(host)):
         raise ConfigError(f"the url {shown(url)} names no host", hint=_HINT)
     if port == 0 or parts.netloc.endswith(":"):

@@ -221,6 +221,7 @@ def error_reply(error: EasqError) -> Reply:
 def read_error(reply: Reply) -> EasqError:
     """The error that an answer outside 2xx stands for: its class by the status, its message from the body.
 
+    A body of one word stands behind the status in the message.
     Of the JSON of Huawei's gateway and management it is the error_msg and error_code.
     """
     if 300 <= reply.status < 400:
@@ -230,6 +231,8 @@ def read_error(reply: Reply) -> EasqError:
     else:
         said = error_text(reply.body) or reply.body[: 4 * _MAX_ERROR_TEXT].decode(errors="replace")
         text = _one_line(said[: 4 * _MAX_ERROR_TEXT])[:_MAX_ERROR_TEXT]
+        if text and " " not in text:  # no sentence, as an easq serve or EAS answers
+            text = f"the server answered {reply.status}: {text}"[:_MAX_ERROR_TEXT]
     kind = error_class(reply.status)
     hint = ""
     if issubclass(kind, AuthFailed):

@@ -269,6 +269,25 @@ def test_validate_says_what_is_wrong_and_whether_the_queue_answers(queue: Easq, 
     assert done.err == (
         f"easq: warning: {queue.config}: profiles.default: unknown key 'x'\n"
         f"easq: warning: {queue.config}: profiles.default: user must be text, not int\n"
-        f"easq: warning: {queue.config}: profiles.default: the url nohost names no host\n"
+        f"easq: warning: {queue.config}: profiles.default: the url nohost does not begin with http:// or https://\n"
         f"easq: 3 problems in {queue.config}\n"
     )
+
+
+@pytest.mark.parametrize(
+    "option", [("--header", "a: b"), ("--cacert", "x"), ("--insecure",), ("--connect-timeout", "1s")]
+)
+def test_what_no_profile_holds_is_said_not_to_be_saved(easq: Easq, option: tuple[str, ...]) -> None:
+    done = easq("config", *option)
+    assert (done.status, done.out) == (2, b"")
+    assert done.err.startswith(f"easq: {option[0]}: a profile does not hold it\nhint: ")
+    done = easq("config", "--url", "http://h/x", *option)
+    assert (done.status, done.text) == (0, "[OK] profile default saved\n")
+    assert done.err == f"easq: warning: {option[0]}: a profile does not hold it; not saved\n"
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:4030/x", "localhost:4030/x", "h"])
+def test_an_address_without_its_scheme_is_told_so(easq: Easq, url: str) -> None:
+    done = easq("info", "--url", url)
+    assert done.status == 13
+    assert done.err.startswith(f"easq: the url {url} does not begin with http:// or https://\n")

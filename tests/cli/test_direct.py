@@ -213,7 +213,7 @@ def test_no_list_is_said_once_for_many_requests(easq: Easq, service: Service) ->
     service.listed.now = reply(500, b"oops")
     done = easq("predict", "-f", "-", "-q", "--timeout", "1s", stdin=b"a\nb\nc\n")
     assert (done.status, done.out) == (5, b"")
-    assert done.err.startswith(f"easq: discovery at {service.endpoint}: oops\n")
+    assert done.err.startswith(f"easq: discovery at {service.endpoint}: the server answered 500: oops\n")
     assert service.requests == []
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.conftest import Easq
 from tests.conftest import Serve
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -43,7 +44,9 @@ def fail(queue: Easq, *items: str, code: str = "EngineError", reason: str = "out
         for item in items:
             queue("put", "-q", "-d", item, "--tags", f"requestId=r-{item}")
             index = taken(watching)
-            assert queue("negative", index, "--code", code, "--reason", reason).status == 0
+            assert (
+                queue("negative", index, *(("--code", code) if code else ()), "--reason", reason).status == 0
+            )
 
 
 def records(queue: Easq, *args: str) -> list[dict[str, object]]:
@@ -149,3 +152,25 @@ def test_a_shutdown_is_no_failure(queue: Easq) -> None:
         queue("negative", taken(watching), "--code", "Shutdown")
     assert queue("count").text == "1\n"
     assert queue("count", "--rear").text == "0\n"
+
+
+def test_the_sink_has_a_rear_store_of_its_own(queue: Easq) -> None:
+    """-k and --rear together name it, for every command that takes both."""
+    fail(queue, "a")
+    queue("put", "-k", "-q", "-d", "result", "--tags", "task=k")
+    tasks = ("--tags", "task=k")
+    args = ("-k", "--commit", "none", "-o", "json", "-q", "--user", "engine", *tasks)
+    with queue.start("watch", *args) as watching:
+        index = taken(watching)
+        assert queue("negative", "-k", index, "--code", "EngineError").status == 0
+        eventually(lambda: queue("count", "-k", "--rear").text == "1\n")
+        watching.terminate()
+        watching.communicate()
+    assert [record["data"] for record in records(queue, "-k", "--rear")] == ["result"]
+    assert [record["data"] for record in records(queue, "--rear")] == ["a"]
+    assert queue("info", "-k", "--rear", "--field", "stream.length").text == "1\n"
+    watched = queue("watch", "-k", "--rear", "--commit", "none", "-n", "1", "-o", "raw", "-q")
+    assert watched.text == "result\n"
+    assert queue("delete", "-k", "--rear", "-y", str(records(queue, "-k", "--rear")[0]["index"])).status == 0
+    assert queue("trunc", "-k", "--rear", "--all", "-y").status == 0
+    assert (queue("count", "-k", "--rear").text, queue("count", "--rear").text) == ("0\n", "1\n")

@@ -107,5 +107,5 @@ def test_one_byte_above_the_limit_is_refused_with_the_limit(queue: Easq, tmp_pat
     done = queue("put", "payload")
     assert done.status == 4
     assert done.out == b""
-    assert f"it is larger than {LIMIT} bytes, the limit of an item" in done.err
+    assert f"payload is larger than {LIMIT} bytes, the limit of an item" in done.err
     assert queue("info", "--field", "stream.length").text == "0\n"

@@ -241,7 +241,9 @@ def test_what_is_no_http_is_told_from_a_lost_connection_whatever_it_says(transpo
 @pytest.mark.parametrize("retry", Retry)
 def test_a_refusal_is_final(transport: Transport, status: int, retry: Retry) -> None:
     with answering(reply(status, b"why")) as server:
-        with pytest.raises(errors.error_class(status), match=r"^why$") as caught:
+        with pytest.raises(
+            errors.error_class(status), match=rf"^the server answered {status}: why$"
+        ) as caught:
             transport.exchange(server.url, GET, CALLER, retry=retry)
         assert (caught.value.status, len(server.requests)) == (status, 1)
 
@@ -283,7 +285,7 @@ def test_a_put_is_not_sent_again_after_the_connection_broke(transport: Transport
 @pytest.mark.parametrize("retry", [Retry.READ, Retry.WRITE])
 def test_a_full_queue_is_asked_three_times(transport: Transport, retry: Retry) -> None:
     with answering(reply(429, b"full")) as server:
-        with pytest.raises(errors.QueueFull, match=r"^full$"):
+        with pytest.raises(errors.QueueFull, match=r"^the server answered 429: full$"):
             transport.exchange(server.url, PUT, CALLER, retry=retry)
     assert len(server.requests) == 3
 
@@ -539,7 +541,7 @@ def test_an_endless_answer_is_read_as_it_comes_and_can_be_cut(transport: Transpo
 
 def test_an_endless_answer_that_is_refused_is_an_error(transport: Transport) -> None:
     with answering(reply(409, b"taken")) as server:
-        with pytest.raises(errors.AnotherWatcher, match=r"^taken$"):
+        with pytest.raises(errors.AnotherWatcher, match=r"^the server answered 409: taken$"):
             transport.open(server.url, GET, CALLER)
 
 

@@ -337,14 +337,17 @@ def test_what_may_pass_is_tried_again_at_the_start_and_said(status: int, upgrade
     said: list[str] = []
     with watching(server, Watch(upgrade=upgrade), on_notice=said.append) as watcher:
         assert watcher.next(10) == frame(1)
-    assert said == ["wait; trying again"]
+    assert said == [f"the server answered {status}: wait; trying again"]
     assert len(server.times) == 3
 
 
 def test_what_does_not_pass_at_the_start_is_raised_in_the_end() -> None:
     settings = Settings(connect_timeout_s=5.0, request_timeout_s=0.3, environ={})
     server = Watched(refusing(502))
-    with pytest.raises(errors.ServerError, match=r"^why$"), watching(server, settings=settings):
+    with (
+        pytest.raises(errors.ServerError, match=r"^the server answered 502: why$"),
+        watching(server, settings=settings),
+    ):
         pass
     assert len(server.times) > 1
 

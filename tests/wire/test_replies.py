@@ -289,7 +289,8 @@ def test_the_search_error_is_the_vendors_text() -> None:
 @pytest.mark.parametrize(
     ("reply", "kind", "message"),
     [
-        (Reply(418, {}, b"teapot"), errors.Refused, "teapot"),
+        (Reply(418, {}, b"teapot"), errors.Refused, "the server answered 418: teapot"),
+        (Reply(503, {}, b"busy\n"), errors.Unavailable, "the server answered 503: busy"),
         (Reply(421, {}, b"not here"), errors.Forbidden, "not here"),
         (Reply(450, {}, b"queue length exceeded"), errors.QueueFull, "queue length exceeded"),
         (Reply(500), errors.ServerError, "the server answered 500 without a reason"),
