@@ -180,7 +180,7 @@ def predict(
     Results of the queue are deleted from the sink. An answer that the model calls a failure counts as an error.
     """
     from easq.cli import routes
-    from easq.cli.items import Item
+    from easq.cli.items import MOST_REQUEST_BYTES, Item, queue_limit
     from easq.cli.predict import failure_of
     from easq.client.load import LoadRun
     from easq.errors import UsageError
@@ -192,7 +192,8 @@ def predict(
         )
     given = [name for name in ("sign", "endpoint", "service", "project", "refresh") if name in app.options]
     routes.check_options(via, given + ["content-type"] * bool(content_type))
-    load = _load(app, count, duration, concurrency, size, file, rate, warmup)
+    most = queue_limit(app, sink=False) if size and via == QUEUE else MOST_REQUEST_BYTES
+    load = _load(app, count, duration, concurrency, size, file, rate, warmup, most)
     unanswered: set[int] = set()
     route = routes.route(app, via, routes.Terms(timeout, path, content_type, unanswered=unanswered))
 
@@ -246,10 +247,12 @@ def _run(
     fail_if: tuple[Condition, ...],
     force: bool,
 ) -> None:
+    from easq.cli.items import queue_limit
     from easq.client.bench import Bench
     from easq.errors import UsageError
 
-    load = _load(app, count, duration, concurrency, size, file, rate, warmup)
+    most = queue_limit(app) if size else 0
+    load = _load(app, count, duration, concurrency, size, file, rate, warmup, most)
     client = app.queue()
     length = client.attributes().get("stream.length", "0")
     if length != "0" and not force:
@@ -280,8 +283,9 @@ def _load(
     file: str | None,
     rate: float | None,
     warmup: int,
+    most: int,
 ) -> Load:
-    """What the options ask for. Raises UsageError for two that exclude each other."""
+    """What the options ask for. Raises UsageError for two that exclude each other, and for a size above `most`."""
     from easq.client.load import Load
     from easq.errors import UsageError
 
@@ -289,6 +293,8 @@ def _load(
         raise UsageError("-n and --duration exclude each other")
     if size is not None and file is not None:
         raise UsageError("--size and -f exclude each other")
+    if size is not None and size > most:
+        raise UsageError(f"--size {size}: at most {most} bytes are taken", hint="give a smaller --size")
     payloads = _payloads(app, file, 256 if size is None else size)
     if count is None and duration is None:
         count = _DEFAULT_COUNT

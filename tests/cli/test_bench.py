@@ -160,3 +160,16 @@ def test_an_interrupt_while_a_drain_puts_its_items_is_no_error(queue: Easq) -> N
     assert (record["requests"], record["failed"]) == (0, 0)
     assert record["deleted"] > 120
     assert length(queue) == "0\n"
+
+
+@pytest.mark.parametrize("what", ["put", "drain", "roundtrip", "predict"])
+def test_a_size_that_the_queue_does_not_take_is_refused_before_it_is_made(queue: Easq, what: str) -> None:
+    done = queue("bench", what, "--size", "100GiB")
+    assert (done.status, done.out) == (2, b"")
+    assert done.err.startswith("easq: --size 107374182400: at most 8388608 bytes are taken\n")
+
+
+def test_a_size_that_no_model_takes_is_refused_before_it_is_made(easq: Easq) -> None:
+    done = easq("bench", "predict", "--via", "gateway", "--url", "http://127.0.0.1:1/q", "--size", "100GiB")
+    assert (done.status, done.out) == (2, b"")
+    assert done.err.startswith("easq: --size 107374182400: at most 268435456 bytes are taken\n")
