@@ -237,7 +237,14 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
     a connection error if it lasts.
     """
     from easq.client.exchange import OVERTIME_S
-    from easq.errors import DeadlineExceeded, NotAQueueService, QueueFull, ServerError, Unreachable
+    from easq.errors import (
+        AnswerTooLarge,
+        DeadlineExceeded,
+        NotAQueueService,
+        QueueFull,
+        ServerError,
+        Unreachable,
+    )
     from easq.wire.durations import format_duration
 
     settings = app.transport.settings
@@ -254,7 +261,7 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
         bound_s = min(left_s + OVERTIME_S, settings.request_timeout_s)
         try:
             found = condition.look(client, left_s, bound_s)
-        except NotAQueueService:
+        except (NotAQueueService, AnswerTooLarge):
             raise
         except (Unreachable, ServerError, QueueFull) as error:
             if time.monotonic() >= give_up:

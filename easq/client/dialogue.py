@@ -99,7 +99,7 @@ class Dialogue:
                 cut_short = isinstance(failure, Unanswered) and left_s < timeout_s / ATTEMPT_PART
                 error = error if cut_short and error is not None else failure
                 if time.monotonic() + pause_s >= began + timeout_s:
-                    raise in_time(error, f"{attempts} attempts", timeout_s) from failure
+                    raise in_time(error, f"{attempts} attempts", self._settings, timeout_s) from failure
                 time.sleep(pause_s)
                 continue
             times.total_s = time.monotonic() - began

@@ -126,9 +126,8 @@ def predict_gateway(
             retry=Retry.PREDICT,
         )
     except Unanswered as error:
-        raise DeadlineExceeded(
-            f"no answer within {timeout_s:g} s: {error.message}", hint=error.hint
-        ) from error
+        hint = _slow_hint(error, settings, timeout_s)
+        raise DeadlineExceeded(f"no answer within {timeout_s:g} s: {error.message}", hint=hint) from error
     times.total_s = time.monotonic() - began
     return Served(reply.body, address_of(url), times)
 
@@ -169,7 +168,7 @@ def predict_direct(
             rounds += 1
             pause_s = max(full_jitter(rounds), min(asked_s, default=0.0))
             if time.monotonic() + pause_s >= end:
-                raise in_time(error, _tried(times.attempts, ever), timeout_s)
+                raise in_time(error, _tried(times.attempts, ever), settings, timeout_s)
             yield pause_s
             this_round.clear()
             asked_s.clear()
@@ -194,7 +193,7 @@ def predict_direct(
             if not cut_short or times.attempts == 1:
                 error = failure  # an attempt that the end cut short tells less than those before
             if time.monotonic() >= end:
-                raise in_time(error, _tried(times.attempts, ever), timeout_s) from failure
+                raise in_time(error, _tried(times.attempts, ever), settings, timeout_s) from failure
             continue
         times.total_s = time.monotonic() - began
         return Served(reply.body, address, times)
@@ -228,9 +227,15 @@ def _tried(attempts: int, addresses: Collection[str]) -> str:
     return f"{attempts} attempts on {len(addresses)} instance{'' if len(addresses) == 1 else 's'}"
 
 
-def in_time(error: EasqError, tried: str, timeout_s: float) -> EasqError:
+def _slow_hint(error: EasqError, settings: Settings, timeout_s: float) -> str:
+    """Return the hint of an answer that did not come, with the option that was the bound of an attempt."""
+    bound_is_timeout = timeout_s / ATTEMPT_PART <= settings.request_timeout_s
+    return "raise --timeout if it is slow" if bound_is_timeout else error.hint
+
+
+def in_time(error: EasqError, tried: str, settings: Settings, timeout_s: float) -> EasqError:
     """The last error, and how often was tried; DeadlineExceeded where no answer came in time."""
     if isinstance(error, Unanswered):
         text = f"no answer within {timeout_s:g} s: {error.message} ({tried})"
-        return DeadlineExceeded(text, hint=error.hint)
+        return DeadlineExceeded(text, hint=_slow_hint(error, settings, timeout_s))
     return type(error)(f"{error.message} (the last of {tried})", hint=error.hint, status=error.http_status)

@@ -384,6 +384,12 @@ class QueueClient:
             if self._is_over:
                 error.hint = "raise --timeout if it is slow"
             raise
+        except AnswerTooLarge as error:
+            if not isinstance(operation, operations.Get):
+                raise NotAQueueService(error.message) from error
+            if operation.length > 1:
+                error.hint = "ask for fewer items at once"
+            raise
         try:
             return read(reply)
         except EasqError as error:

@@ -207,10 +207,7 @@ class Sender:
             parts.append(part)
             size += len(part)
             if size > limit:
-                raise AnswerTooLarge(
-                    f"the answer of {shown(self.url)} is above the limit of {limit} bytes",
-                    hint="ask for fewer items at once",
-                )
+                raise AnswerTooLarge(f"the answer of {shown(self.url)} is above the limit of {limit} bytes")
         return b"".join(parts)
 
 

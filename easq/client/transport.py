@@ -182,10 +182,7 @@ class Transport:
             for chunk in response.iter_stream():
                 body.write(chunk)
                 if body.tell() > limit:
-                    raise AnswerTooLarge(
-                        f"the answer of {shown(url)} is above the limit of {limit} bytes",
-                        hint="ask for fewer items at once",
-                    )
+                    raise AnswerTooLarge(f"the answer of {shown(url)} is above the limit of {limit} bytes")
         except _FAILURES as error:
             failure = _translate(error, url, (self._deadline.until or began) - began)
             tracer.answer(failure.message, time.monotonic() - began)

@@ -80,3 +80,17 @@ def test_a_watch_whose_service_falls_silent_ends_too(easq: Easq) -> None:
         done = easq("watch", *args, "--url", server.url, *PATIENT)
     assert (done.status, done.out) == (6, b"one\n")
     assert "not committed" in done.err
+
+
+@pytest.mark.parametrize(
+    ("bounds", "named"),
+    [
+        (("--timeout", "1s"), "--timeout"),
+        (("--timeout", "2s", "--request-timeout", "100ms"), "--request-timeout"),
+    ],
+)
+def test_the_bound_that_ended_a_prediction_is_named(easq: Easq, bounds: tuple[str, ...], named: str) -> None:
+    with answering(silent) as server:
+        done = easq("predict", "-d", "x", "--via", "gateway", "--url", server.url, *bounds)
+    assert done.status == 9
+    assert f"\nhint: raise {named} if it is slow\n" in done.err

@@ -269,3 +269,18 @@ def test_ctrl_c_ends_the_wait(queue: Easq) -> None:
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait() == 130
         assert waiting.communicate()[0] == b""
+
+
+def test_an_endless_answer_is_no_queue_service(easq: Easq) -> None:
+    """It is read once, and no hint about items is given: none were asked for."""
+
+    def endless(peer: Peer) -> None:
+        peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        peer.flood()
+
+    with answering(endless) as server:
+        for args in (("wait", "--empty"), ("info",)):
+            done = easq(*args, "--url", server.url)
+            assert (done.status, done.out) == (5, b"")
+            assert "is above the limit of 67108864 bytes" in done.err
+            assert "hint" not in done.err
