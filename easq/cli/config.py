@@ -222,7 +222,8 @@ def _save_values(app: App, values: dict[str, Any]) -> None:
     for key, value in values.items():
         if problem := value_problem(key, value):
             raise UsageError(problem)
-        if isinstance(value, str) and not _is_unicode(value):
+        words = [value] if isinstance(value, str) else value
+        if isinstance(words, list) and not all(_is_unicode(word) for word in words):
             raise UsageError(f"{key} is not UTF-8: {value!a}")
     if "token_file" in values:
         values["token_file"] = _token_file(values["token_file"])

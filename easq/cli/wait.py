@@ -284,6 +284,7 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
         if timeout_s is not None and now >= end:
             text = f"waited {format_duration(timeout_s)} in vain for {condition.text}: {seen}"
             raise DeadlineExceeded(text) if answered else Unreachable(text, hint=hint)
-        time.sleep(min(max(pause_s, asked_s), end - now))
+        # with Retry-After, no longer than until the service would be given up
+        time.sleep(min(max(pause_s, min(asked_s, max(give_up - now, 0.0))), end - now))
         pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         now = time.monotonic()

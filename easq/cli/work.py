@@ -234,7 +234,10 @@ class Session:
         self.counts[outcome.fate.value] += 1
         if outcome.fate not in (Fate.RETURNED, Fate.BUSY):
             self.times.append(outcome.seconds)
-            self.recent.append(time.monotonic())
+            now = time.monotonic()
+            self.recent.append(now)
+            while self.recent[0] < now - _RATE_S:
+                self.recent.popleft()
 
     def _tell(self, outcome: Outcome) -> None:
         from easq.inference import Fate

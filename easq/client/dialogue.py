@@ -180,7 +180,7 @@ class Dialogue:
         self._send(socket, data, within_s=until - time.monotonic())
         while (message := socket.read()) is None:
             if time.monotonic() >= until:
-                text = f"no answer from {shown(self._url)} within {until - began:.3g} s"
+                text = f"no answer from {shown(self._url)} within {round(until - began, 1):g} s"
                 raise Unanswered(text, hint="raise --timeout if it is slow")
         if socket.first_byte_at is not None:
             times.first_byte_s = socket.first_byte_at - began

@@ -302,7 +302,7 @@ def _translate(error: Exception, url: str, limit_s: float, proxy: str | None) ->
         return unconnected(error, url, proxy)
     if isinstance(error, TimeoutError):
         return Unanswered(
-            f"no complete answer from {address} within {limit_s:.3g} s",
+            f"no complete answer from {address} within {round(limit_s, 1):g} s",
             hint="raise --request-timeout if it is slow",
         )
     if isinstance(error, aiohttp.InvalidURL):

@@ -432,7 +432,7 @@ def _translate(error: Exception, url: str, limit_s: float, proxy: str | None = N
         return refused_by_proxy(url, proxy or "", str(error))
     if isinstance(error, httpcore.TimeoutException):
         return Unanswered(
-            f"no complete answer from {address} within {limit_s:.3g} s",
+            f"no complete answer from {address} within {round(limit_s, 1):g} s",
             hint="raise --request-timeout if it is slow",
         )
     if isinstance(error, httpcore.UnsupportedProtocol | UnicodeError):

@@ -251,7 +251,8 @@ class Watcher:
                 text = f"{error.message}; no lasting connection for {self._reconnect_for_s:g} s"
                 raise Unreachable(text, hint=error.hint) from error
             failures += 1
-            if self._stop.wait(pause_after(error, failures)):
+            left_s = max(since + self._reconnect_for_s - time.monotonic(), 0.0)
+            if self._stop.wait(min(pause_after(error, failures), left_s)):
                 return failures
             try:
                 link = self._connect()

@@ -210,7 +210,7 @@ class WebSocket:
                 hint=f"check the url, or configure the proxy to pass on Upgrade and Connection{otherwise}",
             )
         if isinstance(error, websocket.WebSocketTimeoutException):
-            return Unanswered(f"{self._address} did not answer within {settings.request_timeout_s:.3g} s")
+            return Unanswered(f"{self._address} did not answer within {settings.request_timeout_s:g} s")
         if isinstance(error, websocket.WebSocketConnectionClosedException | OSError):
             return Unreachable(f"connection to {self._address} lost before the handshake was done")
         if isinstance(error, websocket.WebSocketException | ValueError | LookupError):

@@ -50,6 +50,8 @@ NO_DATA_IN_STREAM = "no data in stream"
 _MAX_LINE = 64 * 1024
 #: longest text of an error that is written or shown, in characters
 _MAX_ERROR_TEXT = 500
+#: a Retry-After counts as at most a day: the system cannot wait for ever
+_MAX_RETRY_AFTER_S = 86_400.0
 _PLAIN = "text/plain; charset=utf-8"
 _MEDIA_TYPE = re.compile(r"[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+(?:[ \t]*;[\x20-\x7e\t]*)?", re.ASCII)
 #: types that a browser executes, or renders as a page or in a built-in viewer; served as plain bytes instead. Firefox
@@ -247,13 +249,13 @@ def read_error(reply: Reply) -> EasqError:
 
 
 def retry_after_s(reply: Reply) -> float | None:
-    """Return the seconds of a Retry-After header; None without a valid one.
+    """Return the seconds of a Retry-After header, at most a day; None without a valid one.
 
     A date is compared with the answer's own Date, since clocks differ.
     """
     text = reply.header("Retry-After").strip()
     if text.isascii() and text.isdigit():
-        return float(text[:9])
+        return min(float(text[:9]), _MAX_RETRY_AFTER_S)
     if not text:
         return None
     from datetime import UTC, datetime
@@ -263,7 +265,7 @@ def retry_after_s(reply: Reply) -> float | None:
         moment = parsedate_to_datetime(text)
         sent = reply.header("Date")
         now = parsedate_to_datetime(sent) if sent else datetime.now(UTC)
-        return max((moment - now).total_seconds(), 0.0)
+        return min(max((moment - now).total_seconds(), 0.0), _MAX_RETRY_AFTER_S)
     except (TypeError, ValueError, OverflowError):  # not a date, or (TypeError) one without a time zone
         return None
 

@@ -191,6 +191,7 @@ def test_a_name_that_is_not_utf_8_is_refused_and_shown(easq: Easq) -> None:
     done = easq("config", "--token-file", b"tok\xff")
     assert (done.status, done.out) == (2, b"")
     assert done.err == ("easq: token_file is not UTF-8: 'tok\\udcff'\n")
+    assert easq("config", "set", "token_cmd", b"pass \xff").status == 2
     path = os.fsencode(easq.home) + b"/c\xff"
     assert easq("config", "path", env={"EASQ_CONFIG": os.fsdecode(path)}).out == path + b"\n"
     assert not easq.config.exists()
