@@ -769,8 +769,8 @@ def test_an_item_that_waits_for_its_next_attempt_is_not_in_flight(easq: Easq, qu
     text = err.decode()
     assert "given up" not in text
     assert "not known" not in text
-    assert "easq: line 1 and 1 more: busy\n" in text
-    assert text.count("[INFO] busy; trying again\n") == (not quiet)
+    assert "easq: line 1 and 1 more: the server answered 503: busy\n" in text
+    assert text.count("[INFO] the server answered 503: busy; trying again\n") == (not quiet)
     if not quiet:
         assert text.endswith("Total: 2, success: 0, failed: 2\n")
 

@@ -382,7 +382,7 @@ def test_a_watch_whose_service_died_does_not_end_as_if_the_queue_were_empty(serv
         ("--idle-timeout", "3s", "-n", "2", "--allow-empty"),
     )
     watches = [
-        easq.start("watch", "--commit", "output", "-o", "raw", "--group", f"g{number}", *end)
+        easq.start("watch", "--commit", "none", "-o", "raw", "--group", f"g{number}", *end)
         for number, end in enumerate(ends)
     ]
     assert [read_lines(watching, 1) for watching in watches] == [["1"]] * len(ends)
