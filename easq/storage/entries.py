@@ -47,7 +47,11 @@ class _Lane:
         self.head = head
         gone = self.holes + head
         if gone > _MIN_HOLES and gone > len(indexes) // 2:
-            self.indexes = [index for index in indexes if index in present]
+            del indexes[
+                : self.head
+            ]  # after a truncate that is all: half a million are moved in 1 ms, filtered in 40
+            if self.holes:
+                self.indexes = [index for index in indexes if index in present]
             self.head = self.holes = 0
 
 

@@ -128,7 +128,10 @@ class Disk:
         for group in sorted(self.groups):
             committed = self.committed.get(group, {})
             given_up = [index for index, is_given_up in committed.items() if is_given_up]
-            touched = [(index, replace(touch)) for index, touch in self.touched.get(group, {}).items()]
+            # when an item was fetched is not stored
+            touched = [
+                (index, replace(touch, fetched_ms=0)) for index, touch in self.touched.get(group, {}).items()
+            ]
             filters = [(dict(one), now if left is None else left) for one, left in self.groups[group]]
             stream.restore_group(group, committed, given_up, touched, now, filters)
         return stream

@@ -139,7 +139,11 @@ class OnDisk(Embedded):
         for group, known in sorted(kept.groups.items()):
             committed = {index: up for (name, index), up in kept.committed.items() if name == group}
             given_up = [index for index, up in committed.items() if up]
-            touched = [(index, replace(t)) for (name, index), t in kept.touched.items() if name == group]
+            touched = [
+                (index, replace(touch, fetched_ms=0))
+                for (name, index), touch in kept.touched.items()
+                if name == group
+            ]
             filters = stored_filters(known.filter, now, self._wall_ms())
             core.restore_group(group, committed, given_up, touched, now, filters)
         self._adopt(stream, core, KeyWindow(kept.number), burial)

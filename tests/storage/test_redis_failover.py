@@ -137,7 +137,7 @@ def test_a_cluster_of_three(cluster: RedisCluster) -> None:
         try:
             keys = [f"{{q{number}}}:n" for number in range(30)]
             assert await asyncio.gather(*(link.call("add", [key], [1]) for key in keys)) == [1] * 30
-            assert all(node.ask("DBSIZE") for node in cluster.nodes)
+            await until(lambda: all(node.ask("DBSIZE") for node in cluster.nodes))  # replicas follow
             await link.listen("{q0}:hint", heard.append)
             await link.call("tell", ["{q0}:hint"], [])
             await until(lambda: heard == [b"x"])
