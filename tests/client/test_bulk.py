@@ -174,7 +174,7 @@ def test_a_refused_connection_is_tried_until_the_server_is_up() -> None:
 
 def test_a_refused_connection_is_named_with_its_address() -> None:
     port = free_port()
-    settings = replace(QUICK, connect_timeout_s=0.1)
+    settings = replace(QUICK, connect_timeout_s=1.0)
     (outcome,) = put_all(f"http://127.0.0.1:{port}/q", puts(b"x"), settings)
     assert isinstance(outcome.error, Unconnected)
     assert outcome.error.message == f"connection to http://127.0.0.1:{port}/q refused"
@@ -248,7 +248,7 @@ def test_another_host_is_reached_through_its_proxy() -> None:
 
 def test_a_proxy_that_is_not_there_is_no_connection() -> None:
     port = free_port()
-    settings = replace(QUICK, connect_timeout_s=0.1, environ={"http_proxy": f"http://u:pw@127.0.0.1:{port}"})
+    settings = replace(QUICK, connect_timeout_s=1.0, environ={"http_proxy": f"http://u:pw@127.0.0.1:{port}"})
     (outcome,) = put_all("http://eas.example/api/predict/q", puts(b"x"), settings)
     assert isinstance(outcome.error, Unconnected)
     assert outcome.error.message == (

@@ -316,7 +316,7 @@ def test_a_refused_connection_is_tried_until_the_server_is_up(transport: Transpo
 
 def test_a_refused_connection_is_named_with_its_address() -> None:
     port = free_port()
-    with Transport(Settings(connect_timeout_s=0.2, environ={})) as transport:
+    with Transport(Settings(connect_timeout_s=1.0, environ={})) as transport:
         with pytest.raises(Unconnected) as caught:
             transport.exchange(f"http://127.0.0.1:{port}/q", PUT, CALLER)
     assert caught.value.message == f"connection to http://127.0.0.1:{port}/q refused"
