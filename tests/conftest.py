@@ -15,6 +15,7 @@ from tests.support.nginx import DEFAULT, Nginx
 from tests.support.platform import Cloud
 from tests.support.process import Service
 from tests.support.redis import RedisServer
+from tests.support.tools import find_tool
 
 Serve: TypeAlias = Callable[..., Service]
 OpenCloud: TypeAlias = Callable[..., Cloud]
@@ -123,19 +124,11 @@ def cloud() -> Iterator[OpenCloud]:
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate for 127.0.0.1 and 2001:db8::1 with its key, in one file."""
     folder = tmp_path_factory.mktemp("tls")
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=easq "
-        "-addext subjectAltName=IP:127.0.0.1,IP:2001:db8::1"
+    _openssl(
+        folder,
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=easq "
+        "-addext subjectAltName=IP:127.0.0.1,IP:2001:db8::1 -keyout key.pem -out cert.pem",
     )
-    try:
-        subprocess.run(
-            [*command.split(), "-keyout", "key.pem", "-out", "cert.pem"],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("openssl is not there")
     both = folder / "both.pem"
     both.write_bytes((folder / "key.pem").read_bytes() + (folder / "cert.pem").read_bytes())
     return both
@@ -155,13 +148,14 @@ def private_ca(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         "x509 -req -in leaf.csr -CA ca.pem -CAkey ca.key -set_serial 2 -days 2 -extfile config -extensions leaf "
         "-out leaf.pem",
     ):
-        try:
-            subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("openssl is not there")
+        _openssl(folder, command)
     both = folder / "both.pem"
     both.write_bytes((folder / "leaf.key").read_bytes() + (folder / "leaf.pem").read_bytes())
     return folder / "ca.pem", both
+
+
+def _openssl(folder: Path, command: str) -> None:
+    subprocess.run([find_tool("openssl"), *command.split()], cwd=folder, check=True, capture_output=True)
 
 
 def pytest_configure() -> None:

@@ -16,7 +16,8 @@ import pytest
 from easq import config
 from easq.errors import Exit
 from tests.client.servers import Behaviour, Speaking, behaving, echo, host_endpoints, listing, reply
-from tests.support.redis import find_redis, free_port
+from tests.support.redis import free_port
+from tests.support.tools import find_tool
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +131,7 @@ def test_the_main_job_is_as_shown(
 
 
 def test_several_servers_on_one_redis_are_as_shown(home: Path, environ: Mapping[str, str]) -> None:
-    find_redis()
+    find_tool("redis-server")
     (block,) = [block for block in blocks("console") if NEEDS_REDIS in block]
     for shown in ("6379", "3031", "3032"):
         block = block.replace(shown, str(free_port()))

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class Children:
         """Write a line to the guard. If that fails, start a new guard, which is told all groups."""
         if self._guard is not None:
             try:
-                os.write(self._guard.stdin.fileno(), line.encode())  # type: ignore[union-attr]
+                os.write(_input_of(self._guard).fileno(), line.encode())
                 return
             except OSError:  # it was killed, or it is stopped and its pipe is full
                 self._guard.kill()
@@ -138,7 +138,7 @@ class Children:
             self._guard = guard = _begin_guard()
             atexit.register(_end_guard, guard)
             told = "".join(f"+ {group}\n" for group in sorted(self._groups))
-            os.write(self._guard.stdin.fileno(), told.encode())  # type: ignore[union-attr]
+            os.write(_input_of(guard).fileno(), told.encode())
         except OSError as error:
             self._has_failed = True
             log.warning("commands will outlive easq if it is killed: no guard process: %s", error)
@@ -156,15 +156,18 @@ def _begin_guard() -> subprocess.Popen[bytes]:
         env={},
         start_new_session=True,
     )
-    assert guard.stdin is not None
-    os.set_blocking(guard.stdin.fileno(), False)
+    os.set_blocking(_input_of(guard).fileno(), False)
     return guard
 
 
 def _end_guard(guard: subprocess.Popen[bytes]) -> None:
-    assert guard.stdin is not None
-    guard.stdin.close()
+    _input_of(guard).close()
     guard.wait()
+
+
+def _input_of(guard: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert guard.stdin is not None
+    return guard.stdin
 
 
 #: the commands of this process

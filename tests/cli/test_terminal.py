@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from easq.cli.main import COMMANDS
 from tests.cli.conftest import Easq
 from tests.cli.direct import Service, service
 from tests.client.servers import listing
+from tests.support.tools import find_tool
 from tests.support.waiting import eventually
 
 if not os.environ.get("CI"):
@@ -283,10 +283,9 @@ def test_every_command_is_on_a_terminal_here() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 def test_a_progress_line_leaves_nothing_on_a_terminal_that_breaks_its_lines_anew(lines: Easq) -> None:
     """As tmux and most others do when they become narrower, and xterm does not."""
-    tmux = ("tmux", "-L", lines.home.name, "-f", os.devnull)
+    tmux = (find_tool("tmux"), "-L", lines.home.name, "-f", os.devnull)
 
     def screen() -> str:
         return subprocess.run(

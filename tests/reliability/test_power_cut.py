@@ -19,15 +19,12 @@ from tests.conftest import Serve
 from tests.reliability.powercut import STRACE, Event, Image, Send, Sync, Truncate, Write, images, read_trace
 from tests.support.http import Connection
 from tests.support.process import Service
+from tests.support.tools import find_tool
 from tests.support.waiting import eventually
 
 PUTTERS, PUTS, BURSTS = 6, 14, 3
 IMAGES = int(os.environ.get("EASQ_IMAGES", "300"))
 SEED = int(os.environ.get("EASQ_SEED", "20240601"))
-
-needs_strace = pytest.mark.skipif(
-    shutil.which("strace") is None and not os.environ.get("CI"), reason="strace is not installed"
-)
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,7 @@ def load(service: Service, payloads: dict[int, bytes], commits: list[int]) -> No
 
 def traced_run(serve: Serve, *options: str, program: tuple[str, ...] = ("easq",)) -> Traced:
     """A service under strace and load, from its second start on: the first one made the file."""
+    find_tool(STRACE[0])
     service = serve(*options, program=program)
     assert service.terminate() == 0
     database = Path(service.storage.removeprefix("sqlite:"))
@@ -154,7 +152,6 @@ def judge(run: Traced, folder: Path, count: int, seed: int = SEED) -> list[str]:
     ]
 
 
-@needs_strace
 def test_a_power_cut_loses_nothing_that_was_acknowledged(
     serve: Serve, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -183,7 +180,6 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(
 
 
 @pytest.mark.long
-@needs_strace
 def test_a_service_that_does_not_sync_is_caught(serve: Serve, tmp_path: Path) -> None:
     """With durability `os` the same method finds acknowledged puts missing: it can see a loss."""
     run = traced_run(serve, "--durability", "os")
@@ -193,7 +189,6 @@ def test_a_service_that_does_not_sync_is_caught(serve: Serve, tmp_path: Path) ->
 
 
 @pytest.mark.long
-@needs_strace
 def test_a_service_that_answers_before_it_stores_is_caught(serve: Serve, tmp_path: Path) -> None:
     run = traced_run(serve, program=("tests.reliability.planted", "acknowledged-before-stored"))
     assert any("lost" in complaint for complaint in judge(run, tmp_path, 150))

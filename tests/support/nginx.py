@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.support.redis import free_port
+from tests.support.tools import find_tool
 from tests.support.waiting import PATIENCE_S, eventually
 
 #: Debian's package puts it where only root's PATH looks
@@ -51,16 +49,6 @@ server {{
 """
 
 
-def find_nginx() -> str:
-    """The path of nginx. Where it is missing the test is skipped; with CI set that is an error."""
-    found = shutil.which("nginx", path=_FOLDERS)
-    if found is None and os.environ.get("CI"):
-        raise AssertionError("nginx is not installed, and CI is set")
-    if found is None:
-        pytest.skip("nginx is not installed")
-    return found
-
-
 class Nginx:
     """nginx on a free port of 127.0.0.1, before a service at `upstream`."""
 
@@ -75,7 +63,7 @@ class Nginx:
 
     def start(self) -> None:
         """It takes connections."""
-        command = [find_nginx(), "-p", str(self.folder), "-e", str(self.folder / "error.log")]
+        command = [find_tool("nginx", _FOLDERS), "-p", str(self.folder), "-e", str(self.folder / "error.log")]
         with (self.folder / "said.log").open("wb") as said:
             self._process = subprocess.Popen(
                 [*command, "-c", str(self._config)], stdin=subprocess.DEVNULL, stdout=said, stderr=said

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
 
 from tests.support.process import freeze, thaw
+from tests.support.tools import find_tool
 from tests.support.waiting import PATIENCE_S
 
 #: below the ports that Linux gives to outgoing connections, so that none of them takes the port of a Redis that is
@@ -32,16 +30,6 @@ DEFAULTS: Mapping[str, str] = {
     "maxmemory-policy": "noeviction",
     "repl-diskless-sync-delay": "0",
 }
-
-
-def find_redis(program: str = "redis-server") -> str:
-    """The path of the program. Where it is missing the test is skipped; with CI set that is an error."""
-    found = shutil.which(program)
-    if found is None and os.environ.get("CI"):
-        raise AssertionError(f"{program} is not installed, and CI is set")
-    if found is None:
-        pytest.skip(f"{program} is not installed")
-    return found
 
 
 def free_port() -> int:
@@ -90,7 +78,7 @@ class RedisServer:
     def start(self) -> None:
         """The server answers, and has read its data."""
         assert self._process is None
-        program = find_redis(self.program)
+        program = find_tool(self.program)
         config = self.folder / "redis.conf"
         for _ in range(5):
             if self.port == 0:

@@ -6,8 +6,7 @@ import pytest
 import redis
 
 from tests.conftest import MakeRedis
-from tests.support import redis as support
-from tests.support.redis import RedisServer, find_redis
+from tests.support.redis import RedisServer
 
 
 def test_what_it_acknowledged_is_there_again_after_a_kill(make_redis: MakeRedis) -> None:
@@ -55,15 +54,3 @@ def test_the_shared_one_is_empty_for_each_test(redis_url: str, name: str) -> Non
     with redis.Redis.from_url(redis_url) as client:
         assert client.dbsize() == 0
         client.set(name, "v")
-
-
-def test_where_the_program_is_missing_tests_are_skipped_and_with_ci_set_fail(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(support.shutil, "which", lambda _: None)
-    monkeypatch.delenv("CI", raising=False)
-    with pytest.raises(pytest.skip.Exception):
-        find_redis()
-    monkeypatch.setenv("CI", "true")
-    with pytest.raises(AssertionError):
-        find_redis()
