@@ -86,7 +86,6 @@ class DataFile:
         self._had_log = self._has_log
         self._connection = self.connect("rw")
         layout = self._layout(self._connection)
-        self._had_log = False  # the file is easq's: its log may be copied back
         self._close_to_others()
         if layout < SCHEMA_VERSION:
             self._migrate(self._connection)
@@ -181,11 +180,28 @@ class DataFile:
         self._lock = lock
 
     def refuse(self) -> None:
-        """The file is as it was found, and another process may have it."""
-        # closing the last connection copies the log into the file and removes it: a log that was there stays
-        if self._connection is not None and not self._had_log:
-            self._connection.close()
+        """Close the file and drop the lock. The file and a log that was there stay as they were found."""
+        if self._connection is not None:
+            self._close_unchanged(self._connection)
         self.drop_lock()
+
+    def _close_unchanged(self, connection: sqlite3.Connection) -> None:
+        """Close `connection` without copying the log into the file, which is what closing the last one does.
+
+        So the last one is a read-only one, which cannot do that. If the file cannot be read by one, `connection` is
+        left open.
+        """
+        if not self._had_log:
+            connection.close()
+            return
+        reader = self.connect("ro")
+        try:
+            reader.execute("PRAGMA user_version").fetchone()
+            connection.close()
+        except sqlite3.Error as error:
+            log.debug("%s stays open: %s", self.path, error)
+        finally:
+            reader.close()
 
     def drop_lock(self) -> None:
         """Another process may have the file."""
@@ -230,6 +246,7 @@ class DataFile:
         if self.free_bytes() < needed:
             raise self._no_room(needed)
         connection.close()
+        self._connection = None
         try:
             fresh = self._make(lambda new: copy_layout_1(self.path, new))
         except BaseException as error:
@@ -251,7 +268,7 @@ class DataFile:
     def _no_room(self, needed: int) -> StorageError:
         return StorageError(
             f"{self.path} has to be copied into a new layout, which needs {_mib(needed)} MiB on its disk:"
-            f" {_mib(self.free_bytes())} MiB are free",
+            f" {self.free_bytes() >> 20} MiB are free",
             hint="make room, or move the file to a larger disk; it is unchanged",
         )
 
