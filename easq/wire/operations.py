@@ -206,8 +206,26 @@ _MAX_PATH = 4096
 #: it is answered in a header, and headers above 8 KiB are refused by many readers
 _MAX_REQUEST_ID = 512
 
-#: what asks for another operation, and the method that it comes with: with POST it would be stored as an empty item
-_WORDS_OF_OTHER_METHODS = {"_attrs_": "GET", "_search_": "GET", "_trunc_": "DELETE", "_watch_": "GET"}
+#: the methods that each parameter may come with. On another one it asks for an operation that would not be done, while
+#: one that was not asked for would be: a get deletes the head. Old clients send `_delete_` with commits, where it is
+#: ignored, as every other parameter with underscores is that does not stand here
+_METHODS_OF: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("_attrs_", "_count_", "_search_", "_watch_"), ("GET",)),
+    **dict.fromkeys(("_auto_delete_", "_length_", "_raw_", "_timeout_"), ("GET",)),
+    **dict.fromkeys(("_auto_commit_", "_index_only_", "_window_"), ("GET",)),
+    **dict.fromkeys(("_code_", "_delay_", "_negative_", "_reason_"), ("PUT",)),
+    **dict.fromkeys(("_eos_", "_force_"), ("POST",)),
+    "_trunc_": ("DELETE",),
+    "_delete_": ("DELETE", "PUT"),
+    "_indexes_": ("PUT", "DELETE"),
+    "_index_": ("GET", "DELETE"),
+    "_priority_": ("POST", "GET"),
+}
+#: the same by method: the parameters that it is refused with
+_FOREIGN = {
+    method: frozenset(name for name, methods in _METHODS_OF.items() if method not in methods)
+    for method in ("POST", "GET", "PUT", "DELETE")
+}
 
 _USER_HEADERS = ("X-EAS-QueueService-Uid", "X-EAS-QueueService-Redis-Uid")
 _GROUP_HEADERS = ("X-EAS-QueueService-Gid", "X-EAS-QueueService-Redis-Gid")
@@ -263,11 +281,12 @@ def to_request(operation: Operation) -> Request:
 def parse(request: Request) -> Operation:
     """The operation that `request` stands for. Raises BadRequest, MethodNotAllowed, NotAcceptable."""
     given = _Given(request)
+    given.check_method(request.method)
     match request.method:
         case "POST":
             if given.has("_eos_"):
                 return End(force=given.boolean("_force_", False), undo=not given.boolean("_eos_", True))
-            given.refuse_words_of_other_methods()
+            given.refuse_without("_eos_", ("_force_",))
             return _parse_put(request, given)
         case "GET":
             # these four carry `_index_` too, so they are looked for before the plain get
@@ -279,6 +298,7 @@ def parse(request: Request) -> Operation:
                 return Search(given.index("_index_"))
             if given.boolean("_count_", False):
                 return Count(given.tags(), given.priority() if given.has("_priority_") else None)
+            given.refuse_without("_watch_", ("_auto_commit_", "_index_only_", "_window_"))
             return _parse_get(given)
         case "PUT":
             indexes = given.indexes()
@@ -286,9 +306,11 @@ def parse(request: Request) -> Operation:
                 return Commit(indexes)
             return _parse_negative(indexes, request.body)
         case "DELETE":
+            if given.has("_indexes_") and given.has("_index_"):
+                raise BadRequest("_index_ and _indexes_ exclude each other")
             if given.boolean("_trunc_", False):
                 return Truncate(given.index("_index_"))
-            if given.has("_indexes_") or not given.has("_index_"):
+            if not given.has("_index_"):
                 return Delete(given.indexes())
             return Delete((given.index("_index_"),))
     raise MethodNotAllowed(f"method {_shown(request.method)} is not supported: use POST, GET, PUT or DELETE")
@@ -375,11 +397,19 @@ class _Given:
             raise BadRequest(f"parameter {name} is not true or false: {_shown(text)}")
         return _BOOLEANS[text.lower()]
 
-    def refuse_words_of_other_methods(self) -> None:
-        """Raise BadRequest for a put with a parameter that asks for another operation."""
-        for name in self._last:
-            if method := _WORDS_OF_OTHER_METHODS.get(name):
-                raise BadRequest(f"parameter {name} asks for {method}: with POST an item would be stored")
+    def check_method(self, method: str) -> None:
+        """Raise BadRequest for a parameter that comes with other methods only."""
+        foreign = _FOREIGN.get(method)
+        if foreign is None or foreign.isdisjoint(self._last):
+            return
+        name = next(name for name in self._last if name in foreign)
+        raise BadRequest(f"parameter {name} needs {' or '.join(_METHODS_OF[name])}, this is a {method}")
+
+    def refuse_without(self, word: str, names: tuple[str, ...]) -> None:
+        """Raise BadRequest for one of `names`, which mean something only with `word`."""
+        for name in names:
+            if name in self._last:
+                raise BadRequest(f"parameter {name} needs {word}=true")
 
     def index(self, name: str, default: int | None = None, *, newest: bool = False) -> int:
         text = self.text(name)

@@ -1,3 +1,4 @@
+import re
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
@@ -348,7 +349,6 @@ def test_a_list_holds_at_most_four_thousand_indexes() -> None:
     ("method", "query", "missing"),
     [
         ("PUT", "", "_indexes_"),
-        ("PUT", "_index_=1", "_indexes_"),
         ("DELETE", "", "_indexes_"),
         ("DELETE", "_trunc_=true", "_index_"),
         ("DELETE", "_trunc_=true&_indexes_=1", "_index_"),
@@ -410,22 +410,61 @@ def test_other_priorities_are_refused(text: str) -> None:
 
 
 def test_unknown_underscore_parameters_are_no_tags() -> None:
-    assert parse(received("POST", "_x_=1&_delete_=true&a=b", b"d")) == Put(b"d", {"a": "b"})
+    assert parse(received("POST", "_x_=1&_y_=true&a=b", b"d")) == Put(b"d", {"a": "b"})
+
+
+GET_WORDS = ("_attrs_", "_count_", "_search_", "_watch_", "_auto_delete_", "_length_", "_raw_", "_timeout_")
+WATCH_WORDS = ("_auto_commit_", "_index_only_", "_window_")
+#: each reserved word, and the methods that it comes with
+RESERVED = {
+    **dict.fromkeys((*GET_WORDS, *WATCH_WORDS), ("GET",)),
+    **dict.fromkeys(("_code_", "_delay_", "_negative_", "_reason_"), ("PUT",)),
+    **dict.fromkeys(("_eos_", "_force_"), ("POST",)),
+    "_trunc_": ("DELETE",),
+    "_delete_": ("DELETE", "PUT"),
+    "_indexes_": ("PUT", "DELETE"),
+    "_index_": ("GET", "DELETE"),
+    "_priority_": ("POST", "GET"),
+}
+#: a request of each method that is complete without the word
+COMPLETE = {"POST": "a=b", "GET": "a=b", "PUT": "_indexes_=1", "DELETE": "_indexes_=1"}
+#: what some words need beside them to mean anything
+BESIDE = {**dict.fromkeys(WATCH_WORDS, "_watch_=true"), "_force_": "_eos_=true", "_search_": "_index_=1"}
+
+
+@pytest.mark.parametrize("method", COMPLETE)
+@pytest.mark.parametrize("word", RESERVED)
+def test_a_reserved_word_is_taken_with_its_methods_only(word: str, method: str) -> None:
+    """With another one, what the method alone means would be done: a get deletes the head, a commit commits."""
+    value = {"_timeout_": "0s", "_delay_": "0s"}.get(word, "1")
+    if method in RESERVED[word]:
+        rest = "a=b" if word in {"_index_", "_indexes_"} else BESIDE.get(word, COMPLETE[method])
+        if word == "_trunc_":
+            rest = "_index_=1"
+        parse(received(method, f"{rest}&{word}={value}"))
+        return
+    for query in (f"{word}={value}", f"{COMPLETE[method]}&{word}={value}", f"{word}=false"):
+        with pytest.raises(BadRequest, match=f"^parameter {word} needs .*, this is a {method}$") as caught:
+            parse(received(method, query))
+        assert set(re.findall("[A-Z]{3,}", caught.value.message)) == {*RESERVED[word], method}
 
 
 @pytest.mark.parametrize(
-    ("query", "name", "method"),
-    [
-        ("_trunc_=true&_index_=5", "_trunc_", "DELETE"),
-        ("a=b&_search_=true", "_search_", "GET"),
-        ("_attrs_=true", "_attrs_", "GET"),
-        ("_watch_=true&_index_=0", "_watch_", "GET"),
-    ],
+    ("method", "word", "needed"),
+    [("POST", "_force_", "_eos_"), *(("GET", word, "_watch_") for word in WATCH_WORDS)],
 )
-def test_a_put_with_a_word_of_another_operation_is_refused(query: str, name: str, method: str) -> None:
-    """It was stored as an item; the error names the word and the method to use."""
-    with pytest.raises(BadRequest, match=f"{name} asks for {method}"):
-        parse(received("POST", query))
+def test_a_word_that_means_something_beside_another_only_is_refused_alone(
+    method: str, word: str, needed: str
+) -> None:
+    """An empty item was stored, or the head deleted."""
+    with pytest.raises(BadRequest, match=f"^parameter {word} needs {needed}=true$"):
+        parse(received(method, f"{word}=1"))
+
+
+@pytest.mark.parametrize("rest", ["", "&_trunc_=true"])
+def test_a_delete_names_items_in_one_way(rest: str) -> None:
+    with pytest.raises(BadRequest, match=r"^_index_ and _indexes_ exclude each other$"):
+        parse(received("DELETE", f"_index_=1&_indexes_=2{rest}"))
 
 
 def test_of_duplicate_tags_the_last_is_kept() -> None:
