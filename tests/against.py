@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import hashlib
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
+import inspect
 import io
 import json
 import os
@@ -127,24 +128,25 @@ class Comparison:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, folder / name)
 
-    def new(self, chosen: Sequence[str]) -> dict[str, list[str]]:
-        """Return the ids of the tests that are not at the older revision, by file."""
-        before = set(self._collect(self._before, chosen))
+    def new(self, chosen: Sequence[str], *, changed: bool) -> dict[str, list[str]]:
+        """Return the ids of the tests that are not at the older revision, or are otherwise there, by file."""
+        before = self._collect(self._before, chosen)
         by_file: dict[str, list[str]] = defaultdict(list)
-        for test in self._collect(self._now, chosen):
-            if test not in before:
+        for test, source in self._collect(self._now, chosen).items():
+            if test not in before or (changed and before[test] != source):
                 by_file[test.partition("::")[0]].append(test)
         return by_file
 
-    def _collect(self, tree: Path, chosen: Sequence[str]) -> list[str]:
+    def _collect(self, tree: Path, chosen: Sequence[str]) -> dict[str, str]:
+        """Return the ids of the tests of one tree, with a checksum of their source."""
         # what is asked for need not be there at the older revision; pytest would then collect nothing at all
         there = [word for word in chosen if (tree / word.partition("::")[0]).exists() or not _is_path(word)]
         if not any(map(_is_path, there)) and any(map(_is_path, chosen)):
-            return []
+            return {}
         listed = self._folder / "collected"
         listed.write_text("")
         self._pytest(tree, ["--collect-only", "-q", *there], 600.0, **{_COLLECT: str(listed)})
-        return listed.read_text().splitlines()
+        return dict(json.loads(line) for line in listed.read_text().splitlines())
 
     def judge(self, file: str, tests: Sequence[str]) -> list[Result]:
         """Run the tests of one file with the older package."""
@@ -237,6 +239,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="--OPTION",
         help="option with a value, of fixtures, that the older command refuses; repeatable",
     )
+    parser.add_argument(
+        "--changed", action="store_true", help="run also tests that were there and have changed"
+    )
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds a test may take (%(default)s)")
     parser.add_argument(
         "-n", type=int, default=2, dest="jobs", help="processes of pytest-xdist (%(default)s)"
@@ -260,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         comparison.unpack(asked.code, asked.tests, asked.drop_option)
         results: list[Result] = []
         print(_row("", "new", *OUTCOMES), flush=True)
-        for file, tests in comparison.new(chosen).items():
+        for file, tests in comparison.new(chosen, changed=asked.changed).items():
             judged = comparison.judge(file, tests)
             results += judged
             print(_counts(file, judged), flush=True)
@@ -366,7 +371,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Write down what was collected."""
     if listed := os.environ.get(_COLLECT):
-        Path(listed).write_text("".join(f"{item.nodeid}\n" for item in session.items))
+        with Path(listed).open("w") as file:
+            for item in session.items:
+                source = inspect.getsource(getattr(item, "function", type(item)))
+                file.write(json.dumps((item.nodeid, hashlib.sha256(source.encode()).hexdigest())) + "\n")
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:

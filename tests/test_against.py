@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ from small.later import triple
 
 def test_that_was_there():
     assert double(1) == 2
+
+def test_that_changes():
+    assert double(3) == 6
 
 def test_mended():
     assert double(2) == 4
@@ -51,6 +55,7 @@ def test_new_tests_are_judged_by_what_they_do_on_the_older_code(tmp_path: Path) 
     (package / "__main__.py").write_text("import sys\nprint(sys.argv[1:])\n")
     (tests / "test_double.py").write_text(
         "from small import double\n\ndef test_that_was_there():\n    assert double(1) == 2\n"
+        "def test_that_changes():\n    assert double(1) == 2\n"
     )
 
     def git(*words: str) -> str:
@@ -69,15 +74,21 @@ def test_new_tests_are_judged_by_what_they_do_on_the_older_code(tmp_path: Path) 
     changed = git("status", "--porcelain")
 
     command = [sys.executable, ROOT / "tests" / "against.py", "--code", "HEAD", "--package", "small"]
-    options = ["--drop-option", "--later", "--timeout", "1", "-n", "1", "--json", listed]
+    options = ["--drop-option", "--later", "--timeout", "0.5", "-n", "1", "--changed", "--json", listed]
     ran = subprocess.run(
-        [*command, *options, "tests"], cwd=repository, capture_output=True, text=True, check=True
+        [*command, *options, "tests"],
+        cwd=repository,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # which take longer to load than the tests
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     judged = {
         result["test"].partition("::")[2]: result["outcome"] for result in json.loads(listed.read_text())
     }
     assert judged == {
+        "test_that_changes": "fails",
         "test_mended": "fails",
         "test_that_held_before": "passes",
         "test_of_a_new_module": "missing",
@@ -86,6 +97,6 @@ def test_new_tests_are_judged_by_what_they_do_on_the_older_code(tmp_path: Path) 
         "test_of_the_command[without]": "passes",
         "test_of_the_command[with]": "passes",
     }, ran.stdout
-    assert ran.stdout.splitlines()[1].split()[1:] == ["7", "1", "1", "1", "1", "0", "3"]
+    assert ran.stdout.splitlines()[1].split()[1:] == ["8", "2", "1", "1", "1", "0", "3"]
     assert "  tests/test_double.py::test_that_held_before\n" in ran.stdout
     assert git("status", "--porcelain") == changed, "the repository is left as it is"
