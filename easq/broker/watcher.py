@@ -30,6 +30,10 @@ class Watcher:
         )
         return [lease.frame for lease in leases]
 
+    async def still_has(self, frame: Frame) -> bool:
+        """Whether the frame may still be sent: nobody else may have got it meanwhile."""
+        return await self._queue.storage.still_leased(self._queue.stream, self._session, frame.index)
+
     async def sent(self, frames: Sequence[Frame]) -> None:
         """The frames were written to the connection: with auto-commit they are committed, at most once."""
         if self._watch.auto_commit and frames:

@@ -12,6 +12,7 @@ from aiohttp import HttpVersion11, WSCloseCode, WSMsgType, web
 from easq.broker.queue import Queue
 from easq.broker.watcher import Watcher
 from easq.errors import EasqError, StreamEnded, UpgradeRequired
+from easq.model import Frame
 from easq.service.deadline import Deadline
 from easq.service.handshake import check_handshake
 from easq.service.http import LARGE_BYTES, apart, check_connected, release_frames
@@ -89,25 +90,27 @@ async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.
     if watch.auto_commit:
         await asyncio.sleep(_SETTLE_S)
     while frames := await watcher.next():
-        written = 0
+        written: list[Frame] = []
         try:
             for frame in frames:
                 if len(frame.data) > LARGE_BYTES:
                     data = await apart(encode_frame, frame, watch.codec, with_data=not watch.index_only)
                 else:
                     data = encode_frame(frame, watch.codec, with_data=not watch.index_only)
+                if not await watcher.still_has(frame):
+                    continue
                 async with Deadline(WRITE_DEADLINE_S + len(data) / _WRITE_RATE):
-                    written += 1
+                    written.append(frame)
                     await door.send(data)
         except ConnectionError:
-            written -= 1
+            del written[-1:]
             raise
         except TimeoutError as error:
             # the traceback refers to the deadline, that to this task, and the task would refer to the error: a cycle
             release_frames(error)
             raise ConnectionResetError("the client does not read in time") from None
         finally:
-            await watcher.sent(frames[:written])
+            await watcher.sent(written)
 
 
 def check_not_stripped(request: web.BaseRequest) -> None:

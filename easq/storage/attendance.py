@@ -358,6 +358,7 @@ class Attendance:
         if doomed:
             # a dead server's items may be thousands, and each look is by what this one is known to be alive
             self._soon(self._bury(doomed))
+        remote.lapses += begun - remote.renewed_at > self._lease_s / 2
         remote.renewed_at = max(remote.renewed_at, begun)
         came = remote.came
         if has_readers:

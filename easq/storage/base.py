@@ -252,6 +252,14 @@ class Storage(ABC):
         """
 
     @abstractmethod
+    async def still_leased(self, stream: str, session: int, index: int) -> bool:
+        """Return whether a leased item is still pending at the connection and will not be leased to it again.
+
+        To be asked right before the item is sent: the process may have stood still since the lease, and others may
+        have got and committed the item.
+        """
+
+    @abstractmethod
     async def commit(self, stream: str, group: str, indexes: Sequence[int]) -> int:
         """The items are done for `group` and never delivered to it again; returns how many were present and not
         yet committed.

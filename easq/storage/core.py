@@ -406,6 +406,11 @@ class Stream:
         """Whether the connection is still the consumer's."""
         return number in self._sessions
 
+    def has_out(self, number: int, index: int) -> bool:
+        """Whether the connection has fetched the item, which is pending at it."""
+        session = self._sessions.get(number)
+        return session is not None and index in session.out and index not in session.box
+
     def sessions(self) -> dict[Consumer, int]:
         """The connected consumers."""
         return {session.consumer: number for number, session in self._sessions.items()}

@@ -292,11 +292,11 @@ class Distributed(Storage):
         known = remote.sessions.get(session)
         if known is None:
             return None
-        loop = asyncio.get_running_loop()
         most = (int(index_only), _FETCH_ITEMS, _FETCH_BYTES)
         while True:
+            known.lapses, known.still = remote.lapses, None
             status, items = await self._at.ask(remote, "fetch", session, known.token, *most)
-            if loop.time() - remote.renewed_at <= self._lease_s / 2:
+            if self._is_certain(remote, known):
                 break
             await self._at.look(remote)
         if status == "replaced":
@@ -306,6 +306,28 @@ class Distributed(Storage):
             raise StreamEnded("the stream has ended")
         known.token += bool(items)
         return [_lease(*item) for item in items]
+
+    def _is_certain(self, remote: Remote, known: Session) -> bool:
+        """Whether the lease has not expired since the connection's last answer."""
+        age_s = asyncio.get_running_loop().time() - remote.renewed_at
+        return age_s <= self._lease_s / 2 and known.lapses == remote.lapses
+
+    async def still_leased(self, stream: str, session: int, index: int) -> bool:
+        remote = self._at[stream]
+        known = remote.sessions.get(session)
+        if known is None:
+            return False
+        while not self._is_certain(remote, known):
+            try:
+                await self._at.look(remote)
+                lapses = remote.lapses
+                # the token of the last fetch, and no further items: what of it is left
+                status, items = await self._at.ask(remote, "fetch", session, known.token - 1, 1, 0, 0)
+                known.still = {int(item[0]) for item in items} if status == "ok" else set()
+                known.lapses = lapses
+            except (Unavailable, StorageError):
+                await asyncio.sleep(random.uniform(*_AGAIN_S))
+        return known.still is None or index in known.still
 
     async def sessions(self, stream: str) -> Mapping[Consumer, int]:
         _, found = await self._at.ask(self._at[stream], "sessions", replicated=False)

@@ -612,6 +612,9 @@ class Embedded(Storage):
                 leases.append(Lease(_counted(frame, deliveries), deliveries))
         return leases
 
+    async def still_leased(self, stream: str, session: int, index: int) -> bool:
+        return self._core(stream).has_out(session, index)
+
     def _frame(self, stream: str, index: int, index_only: bool) -> Frame | None:
         return Frame(index, self._load_tags(stream, index)) if index_only else self._load(stream, index)
 

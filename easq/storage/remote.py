@@ -63,6 +63,10 @@ class Session:
     number: int
     something: asyncio.Event = field(default_factory=asyncio.Event)
     token: int = 1
+    #: how often the lease may have expired until the last fetch, or until it was asked what of that is still there
+    lapses: int = 0
+    #: what of the last fetch is still pending at the connection; None: the lease has not expired since
+    still: set[int] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +91,8 @@ class Remote:
     listed_until: float = 0.0
     #: when this server was last known to be alive at Redis
     renewed_at: float = 0.0
+    #: how often it was renewed so late that others may have taken this server for gone
+    lapses: int = 0
     #: connections being made; and those still to be given up (and whether lost)
     attaching: int = 0
     leaving: dict[int, bool] = field(default_factory=dict)

@@ -357,6 +357,35 @@ def test_a_redelivery_says_how_often(run: Run) -> None:
     run(body)
 
 
+def test_a_leased_item_is_the_connections_until_it_is_not(run: Run) -> None:
+    async def body(engine: Engine) -> None:
+        for _ in range(4):
+            await engine.put()
+        session = await engine.attach()
+        assert await engine.leased(session, 4) == [1, 2, 3, 4]
+
+        async def still() -> list[bool]:
+            return [await engine.storage.still_leased("q", session, index) for index in (1, 2, 3, 4)]
+
+        assert await still() == [True] * 4
+        if engine.url.startswith("redis"):
+            await engine.detach(session)
+            assert (
+                await still() == [False] * 4
+            )  # what others did at Redis is asked when a lease may have expired
+            return
+        await engine.commit(1)
+        await engine.storage.delete("q", [2])
+        await engine.negative(3)
+        assert await still() == [False, False, False, True]
+        assert await engine.leased(session) == [3]
+        assert await still() == [False, False, True, True]
+        await engine.attach()
+        assert await still() == [False] * 4
+
+    run(body)
+
+
 def test_index_only_leaves_the_data_out(run: Run) -> None:
     async def body(engine: Engine) -> None:
         await engine.put(b"payload", color="red")

@@ -2,7 +2,7 @@
 -- The next items of the connection ARGV[4], as {index, deliveries, tags, data}; asked again with the same token, the
 -- same ones, as far as they are still its own and were not handed to it once more.
 --
--- ARGV[5] token  [6] '1': without data  [7] most items  [8] most bytes
+-- ARGV[5] token  [6] '1': without data  [7] most items, 0: none but those of the token  [8] most bytes
 -- `ok` items, `replaced` when the connection is not the caller's (any more), `ended` when its group is through
 
 local S = rules.begin()
@@ -24,7 +24,7 @@ if token == ARGV[5] then
     end
   end
 end
-if #ids == 0 then
+if #ids == 0 and tonumber(ARGV[7]) > 0 then
   local box, size = S.p .. 'box:' .. number, 0
   for _, id in ipairs(call('ZRANGE', box, 0, ARGV[7] - 1)) do
     size = size + entries.size(S, id)
