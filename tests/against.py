@@ -20,7 +20,9 @@ tests of the file are judged.
 from __future__ import annotations
 
 import argparse
+import ast
 import faulthandler
+import functools
 import hashlib
 import importlib
 import importlib.abc
@@ -40,9 +42,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
 import pytest
@@ -60,8 +62,8 @@ _SIGNATURE = re.compile(
 )
 _HANGS = "not done after"
 #: the settings of the plugin, in the environment of pytest
-_COLLECT, _IDS, _RESULTS, _TIMEOUT, _PACKAGE = (
-    f"AGAINST_{name}" for name in ("COLLECT", "IDS", "RESULTS", "TIMEOUT", "PACKAGE")
+_COLLECT, _IDS, _RESULTS, _TIMEOUT, _PACKAGE, _LENIENT = (
+    f"AGAINST_{name}" for name in ("COLLECT", "IDS", "RESULTS", "TIMEOUT", "PACKAGE", "LENIENT")
 )
 
 
@@ -82,12 +84,22 @@ class Result:
 class Comparison:
     """The trees of both revisions, and the tests of one with the package of the other."""
 
-    def __init__(self, folder: Path, repository: Path, package: str, jobs: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        repository: Path,
+        package: str,
+        *,
+        jobs: int,
+        timeout_s: float,
+        lenient: bool,
+    ) -> None:
         self._folder = folder
         self._repository = repository
         self._package = package
         self._jobs = jobs
         self._timeout_s = timeout_s
+        self._lenient = lenient
         self._now, self._before, self._mixed = (folder / name for name in ("now", "before", "mixed"))
         plugins = folder / "plugins"
         plugins.mkdir()
@@ -150,19 +162,36 @@ class Comparison:
 
     def judge(self, file: str, tests: Sequence[str]) -> list[Result]:
         """Run the tests of one file with the older package."""
-        ids, results = self._folder / "ids", self._folder / "results"
+        found, collected, last = self._run(file, tests, self._jobs)
+        for test in tests:
+            if test in collected and test not in found:
+                # a test took all of pytest down with it, by the memory that it used, for instance
+                again, _, last = self._run(file, [test], 1)
+                found |= again
+        lost = found.get(file) or Result(
+            file, "missing", 0.0, f"not collected: its parameters are new ({last})"
+        )
+        ended = Result(file, "fails", 0.0, f"pytest ended before its end: {last}")
+        return [found.get(test) or replace(ended if test in collected else lost, test=test) for test in tests]
+
+    def _run(self, file: str, tests: Sequence[str], jobs: int) -> tuple[dict[str, Result], set[str], str]:
+        """Return the results of the tests, which of them were collected, and the last line of pytest."""
+        ids, collected, results = (self._folder / name for name in ("ids", "collected", "results"))
         ids.write_text("".join(f"{test}\n" for test in tests))
+        collected.write_text("")
         results.write_text("")
-        workers = ["-n", str(self._jobs)] if self._jobs > 1 else []
+        workers = ["-n", str(jobs)] if jobs > 1 else []
         output = self._pytest(
             self._mixed,
             ["-q", "-m", "", "--continue-on-collection-errors", *workers, file],
             60.0 + 3 * self._timeout_s * len(tests),
             **{
+                _COLLECT: str(collected),
                 _IDS: str(ids),
                 _RESULTS: str(results),
                 _TIMEOUT: str(self._timeout_s),
                 _PACKAGE: self._package,
+                _LENIENT: "1" if self._lenient else "",
             },
         )
         found: dict[str, Result] = {}
@@ -171,11 +200,8 @@ class Comparison:
             # a test has a result for its setup, its run and its teardown: what failed first is the reason
             if result.test not in found or found[result.test].outcome == "passes":
                 found[result.test] = result
-        lost = next((one for one in found.values() if one.test == file), None)
-        if lost is None:
-            last = output.strip().splitlines()[-1:] or [""]
-            lost = Result(file, "missing", 0.0, f"not collected: its parameters are new ({last[0]})")
-        return [found.get(test) or Result(test, lost.outcome, 0.0, lost.message) for test in tests]
+        ran = {json.loads(line)[0] for line in collected.read_text().splitlines()}
+        return found, ran, (output.strip().splitlines() or [""])[-1]
 
     def _pytest(self, tree: Path, arguments: Sequence[str], timeout_s: float, **settings: str) -> str:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("AGAINST_")}
@@ -242,6 +268,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--changed", action="store_true", help="run also tests that were there and have changed"
     )
+    parser.add_argument(
+        "--ignore-new-arguments",
+        action="store_true",
+        help="keyword arguments that a function of the package does not have are ignored, in the tests' process",
+    )
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds a test may take (%(default)s)")
     parser.add_argument(
         "-n", type=int, default=2, dest="jobs", help="processes of pytest-xdist (%(default)s)"
@@ -261,7 +292,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         ).stdout.strip()
     )
     with tempfile.TemporaryDirectory(prefix="against-") as folder:
-        comparison = Comparison(Path(folder), repository, asked.package, asked.jobs, asked.timeout)
+        comparison = Comparison(
+            Path(folder),
+            repository,
+            asked.package,
+            jobs=asked.jobs,
+            timeout_s=asked.timeout,
+            lenient=asked.ignore_new_arguments,
+        )
         comparison.unpack(asked.code, asked.tests, asked.drop_option)
         results: list[Result] = []
         print(_row("", "new", *OUTCOMES), flush=True)
@@ -312,6 +350,39 @@ class MissingName:
     def __exit__(self, *_: object) -> None: ...
 
 
+class _Lenient(importlib.machinery.SourceFileLoader):
+    """Compiles functions so that they take, and ignore, keyword arguments that they do not have."""
+
+    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002
+        # never from the cache, and not into it: processes that tests start have the package as it is
+        tree = ast.parse(self.get_data(self.path), self.path)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (
+                node.name == "__init__" or not node.name.startswith("__")
+            ):
+                node.args.kwarg = node.args.kwarg or ast.arg("_not_there_in_this_revision")
+        return compile(ast.fix_missing_locations(tree), self.path, "exec", dont_inherit=True)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do the same for data classes, whose functions are not in the source."""
+        super().exec_module(module)
+        for value in list(vars(module).values()):
+            if isinstance(value, type) and value.__module__ == module.__name__ and is_dataclass(value):
+                _ignore_new_fields(value)
+
+
+def _ignore_new_fields(kind: Any) -> None:
+    make, names = kind.__init__, {field.name for field in fields(kind) if field.init}
+    if make.__code__.co_filename != "<string>":
+        return  # written by hand
+
+    @functools.wraps(make)
+    def init(self: object, *values: Any, **named: Any) -> None:
+        make(self, *values, **{name: value for name, value in named.items() if name in names})
+
+    kind.__init__ = init
+
+
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports the package's modules, and what it does not have as a module of missing names."""
 
@@ -326,6 +397,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None:
             return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        if os.environ.get(_LENIENT) and spec.origin:
+            spec.loader = _Lenient(fullname, spec.origin)
         loader: Any = spec.loader
         execute = loader.exec_module
 
@@ -369,12 +442,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Write down what was collected."""
-    if listed := os.environ.get(_COLLECT):
-        with Path(listed).open("w") as file:
-            for item in session.items:
-                source = inspect.getsource(getattr(item, "function", type(item)))
-                file.write(json.dumps((item.nodeid, hashlib.sha256(source.encode()).hexdigest())) + "\n")
+    """Write down what was collected, which is the same in each worker."""
+    if (listed := os.environ.get(_COLLECT)) and os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
+        lines = []
+        for item in session.items:
+            source = inspect.getsource(getattr(item, "function", type(item)))
+            lines.append(json.dumps((item.nodeid, hashlib.sha256(source.encode()).hexdigest())))
+        Path(listed).write_text("".join(f"{line}\n" for line in lines))
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
