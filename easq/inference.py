@@ -22,8 +22,8 @@ from easq.model import (
     Frame,
     Tags,
 )
+from easq.protocol.operations import MAX_REASON
 from easq.runner.model import Answer, Call, ModelFailed
-from easq.wire.operations import MAX_REASON
 
 #: tags that a model does not get in its query: they are the service's own
 _BUILT_IN = frozenset((REQUEST_ID, PATH, DELIVERY_COUNT, LAST_CODE, LAST_REASON))

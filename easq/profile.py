@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 from easq.errors import ConfigError
-from easq.wire.durations import parse_duration
+from easq.protocol.durations import parse_duration
 
 #: the keys, as they are shown and written
 KEYS = (

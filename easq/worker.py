@@ -51,9 +51,9 @@ from easq.inference import (
     result_key,
 )
 from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
+from easq.protocol.operations import Watch
+from easq.protocol.replies import BUSY_FEATURE, GroupLine
 from easq.runner.model import ABOUT_THE_ITEM, DEFAULT_TIMEOUT_S, SHUTDOWN, Answer, Model, ModelFailed
-from easq.wire.operations import Watch
-from easq.wire.replies import BUSY_FEATURE, GroupLine
 
 if TYPE_CHECKING:
     from easq.client.queue import QueueClient

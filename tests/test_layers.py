@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "easq"
 
-_GROUND = {"breaker", "errors", "files", "model", "redact", "wire", "runner", "balance"}
+_GROUND = {"breaker", "errors", "files", "model", "redact", "protocol", "runner", "balance"}
 _CLIENT = {"config", "profile", "client", "render", "inference", "worker"}
 _SERVICE = {"storage", "broker", "service"}
 
@@ -25,18 +25,18 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "model": {"errors"},
     "redact": set(),
     "files": set(),
-    "wire": {"errors", "model"},
-    "runner": {"errors", "model", "redact", "wire"},
+    "protocol": {"errors", "model"},
+    "runner": {"errors", "model", "redact", "protocol"},
     "balance": {"model"},
     "breaker": set(),
-    "storage": {"errors", "files", "model", "wire"},
-    "broker": {"errors", "model", "wire", "storage"},
+    "storage": {"errors", "files", "model", "protocol"},
+    "broker": {"errors", "model", "protocol", "storage"},
     "service": _GROUND | {"storage", "broker", "inference"},
-    "profile": {"errors", "wire"},
-    "config": {"errors", "files", "model", "redact", "wire", "profile"},
-    "client": {"breaker", "errors", "files", "model", "redact", "wire", "balance"},
-    "render": {"errors", "model", "redact", "wire"},
-    "inference": {"errors", "model", "wire", "runner"},
+    "profile": {"errors", "protocol"},
+    "config": {"errors", "files", "model", "redact", "protocol", "profile"},
+    "client": {"breaker", "errors", "files", "model", "redact", "protocol", "balance"},
+    "render": {"errors", "model", "redact", "protocol"},
+    "inference": {"errors", "model", "protocol", "runner"},
     "worker": _GROUND | {"client", "inference"},
     "cli": _GROUND | _CLIENT,
     "__main__": {"cli"},
@@ -49,7 +49,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "aiohttp": ("easq.service.", "easq.client.session"),
     "certifi": ("easq.client.tls",),
     "click": ("easq.cli.",),
-    "google": ("easq.wire.frames",),
+    "google": ("easq.protocol.frames",),
     "httpcore": ("easq.client.transport",),
     "redis": ("easq.storage.redis",),
     "rich": ("easq.render.printer",),
@@ -180,19 +180,27 @@ def test_the_package_is_as_drawn() -> None:
         ("service/http.py", "def f():\n    import easq.client.queue", "service must not import client"),
         ("broker/queue.py", "from easq.service import app", "broker must not import service"),
         ("storage/core.py", "from ..broker import queue", "storage must not import broker"),
-        ("wire/frames.py", "from easq import storage", "wire must not import storage"),
-        ("wire/frames.py", "import easq.broker.queue", "wire must not import broker"),
+        ("protocol/frames.py", "from easq import storage", "protocol must not import storage"),
+        ("protocol/frames.py", "import easq.broker.queue", "protocol must not import broker"),
         ("errors.py", "from easq.model import Frame", "errors must not import model"),
-        ("model.py", "from easq.wire import frames", "model must not import wire"),
+        ("model.py", "from easq.protocol import frames", "model must not import protocol"),
         ("render/rows.py", "from easq.cli import main", "render must not import cli"),
         ("cli/work.py", "from easq.service.server import Server", "cli must not import service"),
-        ("wire/replies.py", "if TYPE_CHECKING:\n    from easq.cli import app", "wire must not import cli"),
+        (
+            "protocol/replies.py",
+            "if TYPE_CHECKING:\n    from easq.cli import app",
+            "protocol must not import cli",
+        ),
         ("utils.py", "from easq.errors import EasqError", "utils has no place in the picture"),
         ("cli/put.py", "import httpcore", "httpcore lives in easq.client.transport only"),
         ("render/rows.py", "from rich.table import Table", "rich lives in easq.render.printer only"),
         ("service/server.py", "import sqlite3", "sqlite3 lives in easq.storage.sqlite"),
         ("client/queue.py", "import aiohttp", "aiohttp lives in"),
-        ("wire/replies.py", "from google.protobuf import message", "google lives in easq.wire.frames only"),
+        (
+            "protocol/replies.py",
+            "from google.protobuf import message",
+            "google lives in easq.protocol.frames only",
+        ),
         ("worker.py", "import importlib\nimportlib.import_module('websocket')", "websocket lives in"),
         ("client/queue.py", "import requests", "requests has no home"),
     ],
@@ -208,16 +216,20 @@ def test_a_forbidden_import_is_named(tmp_path: Path, path: str, source: str, com
 @pytest.mark.parametrize(
     "files",
     [
-        {"wire/a.py": "from easq.wire import b", "wire/b.py": "from easq.wire.a import x"},
-        {"wire/a.py": "from . import b", "wire/b.py": "def f():\n    from .a import x"},
-        {"wire/a.py": "from . import b", "wire/b.py": "from . import c", "wire/c.py": "import easq.wire.a"},
+        {"protocol/a.py": "from easq.protocol import b", "protocol/b.py": "from easq.protocol.a import x"},
+        {"protocol/a.py": "from . import b", "protocol/b.py": "def f():\n    from .a import x"},
+        {
+            "protocol/a.py": "from . import b",
+            "protocol/b.py": "from . import c",
+            "protocol/c.py": "import easq.protocol.a",
+        },
     ],
 )
 def test_a_circle_is_named(tmp_path: Path, files: dict[str, str]) -> None:
     """Modules that import each other in a round are found, also when one of the imports stands in a function."""
     found = violations(_plant(tmp_path, files))
     assert len(found) == 1
-    assert found[0].startswith("a circle: easq.wire.a -> easq.wire.b")
+    assert found[0].startswith("a circle: easq.protocol.a -> easq.protocol.b")
 
 
 def test_what_is_allowed_is_not_complained_of(tmp_path: Path) -> None:
@@ -226,7 +238,7 @@ def test_what_is_allowed_is_not_complained_of(tmp_path: Path) -> None:
         "cli/serve.py": "import click\nfrom easq.service.server import Server\nfrom easq.storage.base import Timing",
         "cli/demo.py": "from easq.cli import serve",
         "service/server.py": "import aiohttp, asyncio\nfrom easq.broker import queue\nfrom easq import runner",
-        "client/session.py": "from aiohttp import web\nfrom easq.wire import frames",
+        "client/session.py": "from aiohttp import web\nfrom easq.protocol import frames",
         "config.py": "import tomllib, tomli_w",
         "storage/sqlite.py": "import sqlite3",
     }
@@ -237,9 +249,9 @@ def _plant(folder: Path, files: dict[str, str]) -> Path:
     """A small easq in `folder`: every part is there and empty but for `files`."""
     root = folder / "easq"
     names = ["__init__.py", "errors.py", "model.py", "runner.py", "config.py", "worker.py"]
-    packages = ["wire", "storage", "broker", "service", "client", "render", "cli"]
+    packages = ["protocol", "storage", "broker", "service", "client", "render", "cli"]
     skeleton = [*names, *(f"{package}/__init__.py" for package in packages)]
-    skeleton += ["wire/frames.py", "broker/queue.py", "service/app.py", "service/server.py"]
+    skeleton += ["protocol/frames.py", "broker/queue.py", "service/app.py", "service/server.py"]
     skeleton += ["storage/base.py", "client/queue.py", "cli/main.py", "cli/app.py"]
     for path, source in [*((name, "") for name in skeleton), *files.items()]:
         file = root / path

@@ -19,10 +19,10 @@ from easq.client.queue import QueueClient
 from easq.client.transport import Settings, Transport
 from easq.errors import AuthFailed, ChildFailed
 from easq.inference import Fate, Outcome, inherited, result_key
+from easq.protocol.operations import Caller
 from easq.runner.command import Exec
 from easq.runner.http import Http
 from easq.runner.model import SHUTDOWN, Answer, Call, Model, ModelFailed
-from easq.wire.operations import Caller
 from easq.worker import Worker, engine_user
 from tests.conftest import Serve
 from tests.support.http import PROTOBUF

@@ -31,10 +31,10 @@ from easq.model import (
     Frame,
     SearchResult,
 )
+from easq.protocol import operations as op
+from easq.protocol.media_type import sniff
 from easq.storage.base import Burial, Limits, Storage, Subscription, is_enough
 from easq.storage.scans import ScanLimit
-from easq.wire import operations as op
-from easq.wire.sniff import sniff
 
 #: `_window_` 0 or missing, and the highest that is granted
 DEFAULT_WINDOW, MAX_WINDOW = 10, 10_000

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from easq.broker.queue import Queue
 from easq.model import Consumer, Frame
-from easq.wire import operations as op
+from easq.protocol import operations as op
 
 
 class Watcher:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from easq.client.queue import QueueClient
     from easq.client.transport import Transport
     from easq.config import Config, Resolved
+    from easq.protocol.operations import Caller
     from easq.render.printer import Printer
-    from easq.wire.operations import Caller
 
 #: the forms of output
 OUTPUTS = ("text", "json", "table", "raw", "none")
@@ -164,7 +164,7 @@ class App:
         """Where the instances of the service are known. Raises ConfigError where nothing says which service."""
         from easq.client.discovery import Discovery
         from easq.config import easq_folder
-        from easq.wire.durations import parse_duration
+        from easq.protocol.durations import parse_duration
 
         refresh_s: float | None = self.options.get("refresh")
         if refresh_s is None and self.settings.get("refresh"):
@@ -216,7 +216,7 @@ class App:
     def caller(self) -> Caller:
         """Who asks. Raises ConfigError or UsageError for a name that no header may carry."""
         from easq.model import Consumer
-        from easq.wire.operations import Caller
+        from easq.protocol.operations import Caller
 
         consumer = Consumer(self.checked("group"), self.checked("user"))
         return Caller(consumer, self.token, self.options.get("rear", False))

@@ -111,8 +111,8 @@ def get(
 
 
 def _nothing(index: int, tags: dict[str, str], timeout_s: float) -> str:
-    from easq.wire.durations import format_duration
-    from easq.wire.replies import format_tags
+    from easq.protocol.durations import format_duration
+    from easq.protocol.replies import format_tags
 
     where = f" from index {index} on" if index else ""
     which = f" with {format_tags(tags)}" if tags else ""

@@ -211,7 +211,7 @@ class Duration(ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """`value` in seconds."""
-        from easq.wire.durations import parse_duration
+        from easq.protocol.durations import parse_duration
 
         if isinstance(value, float):
             return value

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from easq.client.bulk import Outcome, Task
     from easq.client.journal import Journal
     from easq.model import Ack
-    from easq.wire.operations import Operation, Put
+    from easq.protocol.operations import Operation, Put
 
     #: an item, its number, and how many seconds ago another run may have put it
     Sent: TypeAlias = tuple[Item, int, float | None]
@@ -149,7 +149,7 @@ class Run:
         from easq.cli.app import Interrupt
         from easq.client.bulk import Bulk, asking
         from easq.client.journal import Journal
-        from easq.wire.replies import read_put
+        from easq.protocol.replies import read_put
 
         url, caller = self.app.stream()
         target = f"{url} rear={caller.rear}"

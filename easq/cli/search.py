@@ -33,7 +33,7 @@ def search(app: App, item: str) -> None:
     another. A group in the environment or a profile is not asked about.
     """
     from easq.errors import NotFound
-    from easq.wire.replies import NO_DATA_IN_STREAM
+    from easq.protocol.replies import NO_DATA_IN_STREAM
 
     client = app.queue()
     index = _index(client, item)

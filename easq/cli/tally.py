@@ -190,8 +190,8 @@ class Tally:
 
     def _totals(self, what: str, rest: int | None) -> None:
         """What was done is said, on stderr."""
+        from easq.protocol.durations import format_duration
         from easq.render.payload import size
-        from easq.wire.durations import format_duration
 
         printer, seconds = self.app.printer, time.monotonic() - self.begun
         stored, skipped, doubts = self.resumed + self.now, self.items.skipped, self.possible_duplicates

@@ -173,8 +173,8 @@ def _length_looks(comparison: Comparison) -> Callable[[QueueClient, float, float
 
 def _holders(attributes: Mapping[str, str]) -> list[str]:
     """Return a text for each group that holds items back, as far as the service tells."""
-    from easq.wire.durations import format_duration
-    from easq.wire.replies import HeldLine
+    from easq.protocol.durations import format_duration
+    from easq.protocol.replies import HeldLine
 
     told: list[str] = []
     for key, line in attributes.items():
@@ -214,7 +214,7 @@ def _consumers_look(comparison: Comparison) -> Callable[[QueueClient, float, flo
 def _running(attributes: Mapping[str, str]) -> int:
     """How many consumers are connected; the totals count those that left, too. Raises NotAQueueService."""
     from easq.errors import NotAQueueService
-    from easq.wire.replies import ConsumerLine
+    from easq.protocol.replies import ConsumerLine
 
     try:
         lines = [
@@ -245,7 +245,7 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
         ServerError,
         Unreachable,
     )
-    from easq.wire.durations import format_duration
+    from easq.protocol.durations import format_duration
 
     settings = app.transport.settings
     now = time.monotonic()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from easq.client.queue import QueueClient
     from easq.client.watch import Watcher
     from easq.model import Frame
-    from easq.wire.operations import Watch
+    from easq.protocol.operations import Watch
 
 ASK, OUTPUT, NONE, COMMAND = "ask", "output", "none", "command"
 
@@ -129,7 +129,7 @@ def watch(
     from easq.cli.each import each_of
     from easq.client.exchange import OVERTIME_S
     from easq.errors import NoData, StreamEnded, UsageError
-    from easq.wire.operations import Watch
+    from easq.protocol.operations import Watch
 
     each = each_of(app, cmd, on_fail, max_attempts, grace)
     if each is not None and (auto_commit or policy is not None):
@@ -367,7 +367,7 @@ class Session:
     def _knows_busy(self) -> bool:
         """Whether the service supports the code Busy, with which an item waits without a failure."""
         from easq.errors import EasqError
-        from easq.wire.replies import BUSY_FEATURE
+        from easq.protocol.replies import BUSY_FEATURE
 
         try:
             return BUSY_FEATURE in self._bounded.describe().features

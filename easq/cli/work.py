@@ -314,7 +314,7 @@ class Session:
     def _summarize(self) -> None:
         """The totals are said, on stderr."""
         from easq.inference import Fate
-        from easq.wire.durations import format_duration
+        from easq.protocol.durations import format_duration
 
         printer, seconds = self.app.printer, time.monotonic() - self.begun
         p50, p99 = self._quantile(0.5), self._quantile(0.99)

@@ -24,8 +24,8 @@ from easq.client.exchange import (
 )
 from easq.client.failures import Unconnected, refused_by_proxy
 from easq.errors import EasqError, Unreachable
-from easq.wire.operations import Caller, Request
-from easq.wire.replies import Reply, read_error
+from easq.protocol.operations import Caller, Request
+from easq.protocol.replies import Reply, read_error
 
 R = TypeVar("R")
 

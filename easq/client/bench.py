@@ -20,8 +20,8 @@ from easq.client.queue import MAX_INDEXES_PER_REQUEST, QueueClient, put_operatio
 from easq.client.watch import Watcher
 from easq.errors import DeadlineExceeded, EasqError
 from easq.model import Ack, Consumer
-from easq.wire.operations import Delete, Operation, Watch
-from easq.wire.replies import Reply, read_ok, read_put
+from easq.protocol.operations import Delete, Operation, Watch
+from easq.protocol.replies import Reply, read_ok, read_put
 
 R = TypeVar("R")
 

@@ -23,8 +23,8 @@ from easq.client.failures import Unanswered
 from easq.client.session import Sender, Session
 from easq.client.trace import hidden, secrets_of
 from easq.errors import EasqError, Unreachable
-from easq.wire.operations import Caller, Operation, to_request
-from easq.wire.replies import Reply
+from easq.protocol.operations import Caller, Operation, to_request
+from easq.protocol.replies import Reply
 
 Q = TypeVar("Q")
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from easq.wire.durations import format_duration, parse_duration
+from easq.protocol.durations import format_duration, parse_duration
 
 _CONDITION = re.compile(r"\s*([a-z][a-z0-9._]*)\s*(<=|>=|==|=|<|>)\s*(\S.*?)\s*")
 _LATENCIES = ("min", "mean", "p50", "p90", "p99", "p99.9", "max")

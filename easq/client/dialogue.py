@@ -25,7 +25,7 @@ from easq.client.predict import ATTEMPT_PART, Served, another_may_do_better, in_
 from easq.client.transport import Settings
 from easq.client.websocket import TICK_S, Closed, Message, WebSocket
 from easq.errors import AuthFailed, DeadlineExceeded, EasqError, UsageError
-from easq.wire.operations import Request
+from easq.protocol.operations import Request
 
 #: what goes through gateways that drop a connection on which nothing goes for a minute
 PING_EVERY_S = 20.0

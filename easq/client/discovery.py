@@ -30,7 +30,7 @@ from easq.client.transport import Retry, Settings, Transport
 from easq.client.turn import Turn
 from easq.errors import EasqError, Unreachable, UsageError
 from easq.model import Instance
-from easq.wire.upstreams import Malformed
+from easq.protocol.discovery import Malformed
 
 #: seconds between two questions of one run in any case
 _LEAST_PAUSE_S = 0.1

@@ -9,8 +9,8 @@ from enum import Enum
 from urllib.parse import quote, urlencode
 
 from easq.client.trace import Trace
-from easq.wire.operations import Request
-from easq.wire.replies import STORED_HEADER, Reply, retry_after_s
+from easq.protocol.operations import Request
+from easq.protocol.replies import STORED_HEADER, Reply, retry_after_s
 
 #: what stands in the path of a request as it is, beside letters and digits
 PATH_SAFE = "/-._~!$&'()*+,;=:@"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from easq import __version__
 from easq.errors import ConfigError, UsageError
-from easq.wire.operations import Caller, Request, caller_headers, valid_name
+from easq.protocol.operations import Caller, Request, caller_headers, valid_name
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 #: these frame the message or the connection; whoever sets them by hand sends another request than meant

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from easq import files
 from easq.model import Instance
-from easq.wire.upstreams import Upstreams
+from easq.protocol.discovery import Upstreams
 
 #: bytes; a list of as many instances as are taken fits in it
 _MAX_BYTES = 2 * 1024 * 1024

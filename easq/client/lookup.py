@@ -15,10 +15,10 @@ from easq.client.queue import sub_path
 from easq.client.transport import Retry, Transport
 from easq.errors import AuthFailed, EasqError, NotFound, Refused, ServerError, UsageError
 from easq.model import Instance
-from easq.wire.modelarts import read_host_endpoints, write_host_endpoints
-from easq.wire.operations import Request
-from easq.wire.replies import Reply
-from easq.wire.upstreams import Malformed, Upstreams, read_upstreams, write_upstreams
+from easq.protocol.discovery import Malformed, Upstreams, read_upstreams, write_upstreams
+from easq.protocol.modelarts import read_host_endpoints, write_host_endpoints
+from easq.protocol.operations import Request
+from easq.protocol.replies import Reply
 
 #: the documented path, then the one that the Python SDK asks since 2026
 EAS_PATHS = (

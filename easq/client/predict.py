@@ -21,9 +21,9 @@ from easq.client.failures import Unanswered
 from easq.client.queue import QueueClient, put_operation, sub_path
 from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, QueueFull, ServerError, Unreachable
 from easq.model import REQUEST_ID, Frame, Tags
-from easq.wire.operations import Caller, Request
-from easq.wire.replies import read_error, read_put
-from easq.wire.signature import sign
+from easq.protocol.operations import Caller, Request
+from easq.protocol.replies import read_error, read_put
+from easq.protocol.signatures import sign
 
 #: of the time for a prediction, the part that one attempt may take at most
 ATTEMPT_PART = 3

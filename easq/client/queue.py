@@ -27,10 +27,10 @@ from easq.errors import (
     UsageError,
 )
 from easq.model import MAX_WIRE_INDEX, NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
-from easq.wire import operations, replies
-from easq.wire.bounds import MAX_FRAMES
-from easq.wire.operations import Caller, Codec, Operation
-from easq.wire.replies import Reply
+from easq.protocol import operations, replies
+from easq.protocol.bounds import MAX_FRAMES
+from easq.protocol.operations import Caller, Codec, Operation
+from easq.protocol.replies import Reply
 
 if TYPE_CHECKING:
     from easq.client.transport import Transport

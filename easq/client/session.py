@@ -26,8 +26,8 @@ from easq.client.headers import check_value, request_headers
 from easq.client.tls import tls_context
 from easq.client.trace import Tracer, hidden, hide_in, secrets_of
 from easq.errors import AnswerTooLarge, ConfigError, EasqError, NotAQueueService, Unreachable, UsageError
-from easq.wire.operations import Request
-from easq.wire.replies import Reply
+from easq.protocol.operations import Request
+from easq.protocol.replies import Reply
 
 #: a body above this is sent in pieces: aiohttp would hold up the loop with it, and warns
 _LARGE_BODY = 256 * 1024

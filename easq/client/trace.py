@@ -10,8 +10,8 @@ from urllib.parse import quote_plus, unquote, urlsplit
 
 from easq.client.endpoint import shown
 from easq.errors import EasqError
+from easq.protocol.replies import Reply
 from easq.redact import hide, mask
-from easq.wire.replies import Reply
 
 #: called with a level (1: request, status, time; 2: headers; 3: first KiB of a body) and a line
 Trace = Callable[[int, str], None]

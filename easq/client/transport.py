@@ -31,8 +31,8 @@ from easq.client.headers import request_headers
 from easq.client.tls import tls_context
 from easq.client.trace import Tracer, hidden, hide_in, secrets_of
 from easq.errors import AnswerTooLarge, ConfigError, EasqError, NotAQueueService, Unreachable, UsageError
-from easq.wire.operations import Caller, Request
-from easq.wire.replies import Reply, read_error
+from easq.protocol.operations import Caller, Request
+from easq.protocol.replies import Reply, read_error
 
 R = TypeVar("R")
 

@@ -34,8 +34,8 @@ from easq.errors import (
     Unreachable,
 )
 from easq.model import Frame
-from easq.wire.frames import MAX_FRAME_BYTES, Undelimiter, decode_frame
-from easq.wire.operations import Caller, Codec, Watch, to_request
+from easq.protocol.frames import MAX_FRAME_BYTES, Undelimiter, decode_frame
+from easq.protocol.operations import Caller, Codec, Watch, to_request
 
 #: a ping goes out so often; half of what the quickest service waits for is heard of
 PING_EVERY_S = 2.0

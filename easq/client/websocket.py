@@ -20,7 +20,7 @@ from easq.client.line import open_line
 from easq.client.trace import Tracer, hidden, hide_in, secrets_of
 from easq.client.transport import Settings
 from easq.errors import EasqError, NotAQueueService, Unreachable, UpgradeRequired
-from easq.wire.replies import Reply, read_error
+from easq.protocol.replies import Reply, read_error
 
 #: seconds that one look for bytes takes at most: the delay of a ping, and of whoever waits for its end
 TICK_S = 0.1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from easq.protocol.durations import format_duration
 from easq.render.payload import size
-from easq.wire.durations import format_duration
 
 #: characters of the longest bar
 _BAR = 40

@@ -6,8 +6,8 @@ import base64
 from datetime import UTC, datetime, timedelta
 
 from easq.model import TS_SINK, TS_SOURCE, Ack, Attributes, Frame
+from easq.protocol.replies import format_tags
 from easq.render.payload import MAX_CELL, one_line, shown
-from easq.wire.replies import format_tags
 
 FRAME_COLUMNS = ("n", "index", "request_id", "tags", "size", "data")
 ATTRIBUTE_COLUMNS = ("key", "value")

@@ -12,13 +12,13 @@ from aiohttp import web
 from easq.broker.broker import Broker
 from easq.broker.queue import Queue
 from easq.errors import AuthFailed, BadRequest, MethodNotAllowed, NotFound, Unavailable
+from easq.protocol import operations as op
+from easq.protocol.replies import Reply
 from easq.service.auth import Guard
 from easq.service.http import answer, read_operation, respond, target
 from easq.service.listener import safe, until_lost
 from easq.service.platform import DISCOVERY_PATHS, MODELARTS_PATH, Platform
 from easq.service.watch import Liveness, serve_watch
-from easq.wire import operations as op
-from easq.wire.replies import Reply
 
 #: a signature covers neither the query, which names the operation, nor the date: whoever recorded one could use it for
 #: any operation

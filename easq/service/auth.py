@@ -11,7 +11,7 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from easq.errors import AuthFailed, Forbidden
-from easq.wire.signature import is_signed
+from easq.protocol.signatures import is_signed
 
 #: an IPv6 address in brackets, or a name or IPv4 address, then an optional port (RFC 9110, section 7.2)
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?)\]|([A-Za-z0-9._-]+))(?::([0-9]{0,5}))?")

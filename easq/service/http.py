@@ -19,10 +19,10 @@ from aiohttp.abc import AbstractStreamWriter
 from easq.broker.queue import Queue
 from easq.errors import BadRequest, PayloadTooLarge
 from easq.model import Frame
+from easq.protocol import operations as op
+from easq.protocol import replies
+from easq.protocol.replies import Reply
 from easq.service.deadline import Deadline
-from easq.wire import operations as op
-from easq.wire import replies
-from easq.wire.replies import Reply
 
 P = ParamSpec("P")
 T = TypeVar("T")

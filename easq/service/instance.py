@@ -17,6 +17,8 @@ from aiohttp import ClientWebSocketResponse, WSCloseCode, WSMsgType, web
 from easq.errors import BadRequest, ChildFailed, MethodNotAllowed, NotFound, PayloadTooLarge
 from easq.model import HEADER_PREFIX, Frame
 from easq.model import Instance as Address
+from easq.protocol.hop_by_hop import end_to_end
+from easq.protocol.replies import Reply, error_reply, raw_reply
 from easq.runner.http import Http
 from easq.runner.model import DEFAULT_TIMEOUT_S, Answer, Call, Model, ModelFailed
 from easq.service.auth import Guard
@@ -27,8 +29,6 @@ from easq.service.listener import Answer as Answering
 from easq.service.listener import Listener, on_unmasked
 from easq.service.proxy import UNSAFE, BrokenOff, CallerGone, Proxy, body_of, check_can_pass
 from easq.service.watch import WRITE_DEADLINE_S
-from easq.wire.hops import end_to_end
-from easq.wire.replies import Reply, error_reply, raw_reply
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from easq.errors import BadRequest, ConfigError, EasqError, StorageError
+from easq.protocol.replies import Reply, error_reply
 from easq.service.auth import Guard
 from easq.service.http import authority, release_frames, reset, respond
 from easq.service.masks import MaskedFrames
-from easq.wire.replies import Reply, error_reply
 
 log = logging.getLogger(__name__)
 

@@ -28,6 +28,10 @@ from aiohttp import WSMsgType, web
 from easq.balance import Balance
 from easq.errors import DeadlineExceeded, EasqError, MethodNotAllowed, NotFound, Unavailable, Unreachable
 from easq.model import Instance as Address
+from easq.protocol.discovery import DEFAULT_WEIGHT, write_upstreams
+from easq.protocol.hop_by_hop import end_to_end
+from easq.protocol.modelarts import write_host_endpoints
+from easq.protocol.replies import Reply
 from easq.runner.kinds import parse_model
 from easq.runner.model import MAX_ANSWER
 from easq.service.auth import Guard, is_unspecified
@@ -43,10 +47,6 @@ from easq.service.instance import (
     send_message,
 )
 from easq.service.proxy import Body, BrokenOff, CallerGone, Proxy, body_of, check_can_pass
-from easq.wire.hops import end_to_end
-from easq.wire.modelarts import write_host_endpoints
-from easq.wire.replies import Reply
-from easq.wire.upstreams import DEFAULT_WEIGHT, write_upstreams
 
 log = logging.getLogger(__name__)
 

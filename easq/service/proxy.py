@@ -19,9 +19,9 @@ from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from easq.errors import MethodNotAllowed, PayloadTooLarge, Refused
+from easq.protocol.hop_by_hop import end_to_end
 from easq.service.http import BodyReader, break_off, read_body
 from easq.service.watch import UNBUFFERED, check_not_stripped
-from easq.wire.hops import end_to_end
 
 #: a body of a known length up to so many bytes is read whole before it is sent on: an answer that breaks off can then
 #: still be replaced by an error with a status

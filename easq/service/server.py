@@ -16,6 +16,7 @@ from typing import Any
 from easq.broker.broker import Broker
 from easq.broker.queue import Clock, Rules, check_name
 from easq.errors import BadRequest, EasqError, StorageError, UsageError
+from easq.protocol.discovery import MAX_WEIGHT
 from easq.runner.kinds import parse_model
 from easq.service.app import App
 from easq.service.auth import Guard, is_loopback, is_unspecified
@@ -25,7 +26,6 @@ from easq.service.platform import Platform, Service
 from easq.service.watch import Liveness
 from easq.storage.base import Storage, Timing
 from easq.storage.open import open_storage
-from easq.wire.upstreams import MAX_WEIGHT
 
 log = logging.getLogger(__name__)
 

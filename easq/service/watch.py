@@ -13,12 +13,12 @@ from easq.broker.queue import Queue
 from easq.broker.watcher import Watcher
 from easq.errors import EasqError, StreamEnded, UpgradeRequired
 from easq.model import Frame
+from easq.protocol import operations as op
+from easq.protocol.frames import delimit, encode_frame
 from easq.service.deadline import Deadline
 from easq.service.handshake import check_handshake
 from easq.service.http import LARGE_BYTES, apart, check_connected, release_frames
 from easq.service.listener import on_unmasked
-from easq.wire import operations as op
-from easq.wire.frames import delimit, encode_frame
 
 log = logging.getLogger(__name__)
 

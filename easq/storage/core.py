@@ -31,6 +31,7 @@ from typing import TypeAlias
 
 from easq.errors import StreamEnded
 from easq.model import Consumer, Tags
+from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
 from easq.storage.base import Limits, Location, StreamStats, Subscription, Timing
 from easq.storage.effects import NOTHING, Effects, Touch
 from easq.storage.entries import Entries
@@ -38,7 +39,6 @@ from easq.storage.filters import NOBODY, Filter, filter_of
 from easq.storage.groups import Group, Hold, Member, Memory, Session
 from easq.storage.handout import Handout
 from easq.storage.holding import Holding
-from easq.wire.replies import ConsumerLine, GroupLine, HeldLine
 
 #: the negative code of a consumer that will exit: its items go back, it gets nothing more, nothing counts as failed
 SHUTDOWN = "Shutdown"

@@ -14,6 +14,7 @@ from typing import Any
 
 from easq.errors import EasqError, KeyReused, QueueFull, StorageError, StreamEnded, Unavailable
 from easq.model import DELIVERY_COUNT, NEWEST, Ack, Consumer, Frame, Tags
+from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
 from easq.storage.attendance import Attendance
 from easq.storage.base import (
     MOST_BYTES,
@@ -29,7 +30,6 @@ from easq.storage.base import (
 from easq.storage.packing import TOP, index_texts, pack_tags, read_frame, unpack_tags
 from easq.storage.remote import LEASE_S, Argument, Caller, Remote, Reply, Session
 from easq.storage.scans import NO_SCAN_LIMIT, ScanGate, ScanLimit
-from easq.wire.replies import ConsumerLine, GroupLine, HeldLine
 
 log = logging.getLogger(__name__)
 

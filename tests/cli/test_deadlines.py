@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from easq.model import Frame
-from easq.wire.frames import encode_frame, encode_frames
-from easq.wire.operations import Codec
+from easq.protocol.frames import encode_frame, encode_frames
+from easq.protocol.operations import Codec
 from tests.cli.conftest import Easq
 from tests.client.servers import Peer, Server, answering, reply, silent
 

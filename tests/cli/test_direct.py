@@ -9,7 +9,7 @@ import re
 import pytest
 
 from easq.cli.app import App
-from easq.wire.signature import authorization
+from easq.protocol.signatures import authorization
 from tests.cli.conftest import Easq
 from tests.cli.direct import Service, service
 from tests.client.servers import Behaviour, Server, behaving, broken, free_port, listing, reply

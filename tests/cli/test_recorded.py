@@ -13,8 +13,8 @@ from urllib.parse import parse_qs
 import pytest
 
 from easq.model import Frame
-from easq.wire.frames import encode_frame, encode_frames
-from easq.wire.operations import Codec
+from easq.protocol.frames import encode_frame, encode_frames
+from easq.protocol.operations import Codec
 from tests.cli.conftest import Easq, finish
 from tests.client.servers import Peer, Server
 

@@ -8,8 +8,8 @@ from easq import errors
 from easq.client.attempts import Attempt, Steps, Times, exchange
 from easq.client.exchange import Retry, Settings
 from easq.client.failures import Unanswered, Unconnected
-from easq.wire.operations import Caller, Request
-from easq.wire.replies import STORED_HEADER, Reply
+from easq.protocol.operations import Caller, Request
+from easq.protocol.replies import STORED_HEADER, Reply
 
 PUT = Request("POST", body=b"x")
 SETTINGS = Settings(connect_timeout_s=5.0, request_timeout_s=30.0, environ={})

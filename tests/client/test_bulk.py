@@ -18,8 +18,8 @@ from easq.client.failures import Unanswered, Unconnected
 from easq.client.queue import QueueClient, put_operation
 from easq.client.transport import Transport
 from easq.model import Ack, Consumer
-from easq.wire.operations import Caller, Operation, Request
-from easq.wire.replies import Reply, read_put
+from easq.protocol.operations import Caller, Operation, Request
+from easq.protocol.replies import Reply, read_put
 from tests.client.servers import (
     Peer,
     Server,

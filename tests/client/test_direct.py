@@ -22,7 +22,7 @@ from easq.client.discovery import Discovery
 from easq.client.lookup import EasLookup
 from easq.client.predict import Served, predict_direct, signed
 from easq.client.transport import Settings, Transport
-from easq.wire.signature import authorization
+from easq.protocol.signatures import authorization
 from tests.client.servers import (
     Behaviour,
     Peer,

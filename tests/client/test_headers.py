@@ -4,7 +4,7 @@ from easq import __version__
 from easq.client.headers import request_headers
 from easq.errors import ConfigError, UsageError
 from easq.model import Consumer
-from easq.wire.operations import Caller, Request
+from easq.protocol.operations import Caller, Request
 
 PUT = Request("POST", headers={"Content-Type": "text/plain"})
 

@@ -13,7 +13,7 @@ import pytest
 
 from easq.client.kept import Kept, list_file, read_list, write_list
 from easq.model import Instance
-from easq.wire.upstreams import Upstreams, read_upstreams, write_upstreams
+from easq.protocol.discovery import Upstreams, read_upstreams, write_upstreams
 
 INSTANCES = (Instance("10.0.0.1", 50000, 100), Instance("2001:db8::1", 50001, 0))
 

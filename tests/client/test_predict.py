@@ -5,9 +5,9 @@ from easq.client.predict import predict_gateway, predict_queue
 from easq.client.queue import QueueClient
 from easq.client.transport import Settings, Transport
 from easq.model import Frame
-from easq.wire.frames import encode_frames
-from easq.wire.operations import Caller, Codec
-from easq.wire.signature import sign
+from easq.protocol.frames import encode_frames
+from easq.protocol.operations import Caller, Codec
+from easq.protocol.signatures import sign
 from tests.client.servers import Peer, answering, broken, free_port, reply
 
 CALLER = Caller(token="canary-token-canary")

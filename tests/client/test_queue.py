@@ -11,8 +11,8 @@ from easq.client.exchange import OVERTIME_S
 from easq.client.queue import QueueClient, sub_path
 from easq.client.transport import Settings, Transport
 from easq.model import NEWEST, Ack, Consumer, Frame, SearchResult
-from easq.wire.frames import encode_frames
-from easq.wire.operations import Caller, Codec, Request, parse
+from easq.protocol.frames import encode_frames
+from easq.protocol.operations import Caller, Codec, Request, parse
 from tests.client.servers import Peer, Server, answering, broken, reply, silent
 
 PROTOBUF = "application/vnd.google.protobuf"

@@ -14,9 +14,9 @@ from easq.client.predict import predict_gateway, predict_queue
 from easq.client.queue import QueueClient
 from easq.client.transport import Settings, Transport
 from easq.model import Frame
-from easq.wire.frames import encode_frame, encode_frames
-from easq.wire.operations import Caller, Codec, Put, Watch
-from easq.wire.replies import read_put
+from easq.protocol.frames import encode_frame, encode_frames
+from easq.protocol.operations import Caller, Codec, Put, Watch
+from easq.protocol.replies import read_put
 from tests.client.servers import Peer, Server
 
 SETTINGS = Settings(environ={})

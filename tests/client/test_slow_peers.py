@@ -19,8 +19,8 @@ from easq.client.failures import Unconnected
 from easq.client.queue import QueueClient
 from easq.client.transport import Settings, Transport
 from easq.client.watch import Watcher
-from easq.wire.operations import Caller, Put, Watch
-from easq.wire.replies import read_put
+from easq.protocol.operations import Caller, Put, Watch
+from easq.protocol.replies import read_put
 from tests.client.servers import Peer, Server, Speaking
 
 Way: TypeAlias = Callable[[str, Settings], object]

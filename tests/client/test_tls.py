@@ -6,7 +6,7 @@ import pytest
 from easq.client.tls import tls_context
 from easq.client.transport import Settings, Transport
 from easq.errors import ConfigError
-from easq.wire.operations import Request
+from easq.protocol.operations import Request
 from tests.client.servers import secured
 
 

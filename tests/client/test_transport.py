@@ -11,7 +11,7 @@ from easq import errors
 from easq.client.failures import Unanswered, Unconnected
 from easq.client.transport import Retry, Settings, Transport
 from easq.model import Consumer
-from easq.wire.operations import Caller, Describe, Put, Request, to_request
+from easq.protocol.operations import Caller, Describe, Put, Request, to_request
 from tests.client.servers import Peer, Server, answering, broken, eventually, free_port, reply, secured
 
 TOKEN = "canary-token-canary"

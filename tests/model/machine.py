@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from easq.model import Consumer, Frame, Tags
+from easq.protocol import operations as op
 from easq.storage.base import Lease
-from easq.wire import operations as op
 from tests.model.engines import START, Engine, Loop, OnRedis
 from tests.model.reference import Reference, Refused
 from tests.model.values import Item

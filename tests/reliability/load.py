@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from easq.wire.replies import STORED_HEADER
+from easq.protocol.replies import STORED_HEADER
 from tests.reliability.oplog import Log
 from tests.support.http import Connection, Stream
 from tests.support.process import Service

@@ -13,7 +13,7 @@ from typing import Any
 from easq.broker.queue import Queue
 from easq.cli.main import main
 from easq.model import Ack, Consumer
-from easq.wire import operations as op
+from easq.protocol import operations as op
 from tests.reliability.oplog import Log
 
 

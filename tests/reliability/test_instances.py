@@ -21,7 +21,7 @@ from easq.client.lookup import EasLookup
 from easq.client.predict import Served, predict_direct, predict_gateway
 from easq.client.transport import Settings, Transport
 from easq.errors import EasqError, Unreachable
-from easq.wire.operations import Caller
+from easq.protocol.operations import Caller
 from tests.conftest import OpenCloud
 from tests.support.platform import Cloud
 from tests.support.waiting import PATIENCE_S, eventually

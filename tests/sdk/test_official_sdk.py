@@ -235,8 +235,8 @@ import json, sys
 from eas_prediction.queue_types import queueservice_pb2 as theirs
 import google.protobuf
 from easq.model import Frame
-from easq.wire.frames import *
-from easq.wire.operations import Codec
+from easq.protocol.frames import *
+from easq.protocol.operations import Codec
 
 frames = [
     Frame(index, dict(tags), bytes.fromhex(data), message)

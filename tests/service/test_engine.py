@@ -13,13 +13,13 @@ import pytest
 from easq.broker.broker import Broker, Pair
 from easq.broker.queue import Clock, Rules
 from easq.model import Attributes, Consumer, Frame
+from easq.protocol import operations as op
 from easq.runner.kinds import Echo
 from easq.runner.model import Answer, ModelFailed
 from easq.service.engine import Engine
 from easq.service.server import Server
 from easq.storage.base import Limits, Subscription, Timing
 from easq.storage.memory import Memory
-from easq.wire import operations as op
 from tests.conftest import OpenCloud
 from tests.service.test_instance import MakeUpstream
 from tests.support.http import Stream

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import pytest
 
-from easq.wire.signature import sign
+from easq.protocol.signatures import sign
 from tests.conftest import OpenCloud
 from tests.support.http import Connection, Headers, ask
 from tests.support.waiting import PATIENCE_S, eventually

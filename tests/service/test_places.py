@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from easq.errors import UsageError
+from easq.protocol.signatures import sign
 from easq.service.server import Server, Settings
-from easq.wire.signature import sign
 from tests.service.conftest import Open
 from tests.support.http import Connection, Stream
 from tests.support.local import Local

@@ -546,7 +546,7 @@ def test_what_is_not_passed_on(served: Serve, method: str, target: str, status: 
 
 def test_a_signature_is_taken_for_a_post_alone(served: Serve) -> None:
     """It does not say what else is to be done."""
-    from easq.wire.signature import sign
+    from easq.protocol.signatures import sign
 
     made, model = served(lambda one: one.answer(200, b"x"), token="t")
     headers = list(sign("t", b"", "a/b", "Mon, 02 Jan 2006 15:04:05 GMT", PATH).items())

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from easq.broker.queue import Queue
+from easq.protocol.signatures import sign
 from easq.runner.kinds import Echo
-from easq.wire.signature import sign
 from tests.conftest import OpenCloud
 from tests.service.conftest import Open
 from tests.service.test_instance import PATH, TOKEN, MakeUpstream

@@ -27,7 +27,13 @@ from pathlib import Path
 #: what most commands import
 _PRELOADED = (
     *("easq.cli.main", "easq.cli.items", "easq.client.queue", "easq.client.transport", "easq.client.watch"),
-    *("easq.client.predict", "easq.render.printer", "easq.render.rows", "easq.wire.replies", "rich.table"),
+    *(
+        "easq.client.predict",
+        "easq.render.printer",
+        "easq.render.rows",
+        "easq.protocol.replies",
+        "rich.table",
+    ),
 )
 #: a request has at most so many bytes
 MOST_BYTES = 64 * 1024

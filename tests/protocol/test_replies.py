@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from easq import errors
 from easq.model import Ack, Frame, SearchResult
-from easq.wire.operations import Codec
-from easq.wire.replies import (
+from easq.protocol.operations import Codec
+from easq.protocol.replies import (
     FEATURES,
     ConsumerLine,
     GroupLine,

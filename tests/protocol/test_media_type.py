@@ -1,6 +1,6 @@
 import pytest
 
-from easq.wire.sniff import sniff
+from easq.protocol.media_type import sniff
 
 TEXT = "text/plain; charset=utf-8"
 BYTES = "application/octet-stream"
@@ -56,5 +56,5 @@ def test_the_short_cut_for_plain_payloads_changes_nothing(
         b"1" * 34 + b"LP" + head,
     ]
     quick = [sniff(payload) for payload in payloads]
-    monkeypatch.setattr("easq.wire.sniff._FIRST", {bytes([first]) for first in range(256)} | {b""})
+    monkeypatch.setattr("easq.protocol.media_type._FIRST", {bytes([first]) for first in range(256)} | {b""})
     assert quick == [sniff(payload) for payload in payloads]

@@ -29,7 +29,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from easq.errors import BadRequest, MethodNotAllowed, NotAcceptable
 from easq.model import MAX_WIRE_INDEX, NEWEST, NO_INDEX, REQUEST_ID, Consumer, Tags
-from easq.wire.durations import format_duration, parse_duration
+from easq.protocol.durations import format_duration, parse_duration
 
 
 class Codec(Enum):

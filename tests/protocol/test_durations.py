@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easq.wire.durations import format_duration, format_duration_ms, parse_duration
+from easq.protocol.durations import format_duration, format_duration_ms, parse_duration
 
 
 @pytest.mark.parametrize(

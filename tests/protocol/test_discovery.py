@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from easq.model import Instance
-from easq.wire.upstreams import MAX_INSTANCES, Malformed, read_upstreams, write_upstreams
+from easq.protocol.discovery import MAX_INSTANCES, Malformed, read_upstreams, write_upstreams
 
 GOOD = {"ip": "172.16.0.1", "port": 50000, "weight": 100}
 #: the answer on Alibaba's page, with addresses in the place of its XX

@@ -1,4 +1,4 @@
-from easq.wire.signature import authorization, is_signed, sign
+from easq.protocol.signatures import authorization, is_signed, sign
 
 DATE = "Mon, 02 Jan 2006 15:04:05 GMT"
 TYPE = "application/octet-stream"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easq.model import Frame
-from easq.wire.frames import (
+from easq.protocol.frames import (
     Undelimiter,
     decode_attributes,
     decode_frame,
@@ -16,7 +16,7 @@ from easq.wire.frames import (
     encode_frame,
     encode_frames,
 )
-from easq.wire.operations import Codec
+from easq.protocol.operations import Codec
 
 FRAME = Frame(5, {"requestId": "r-5"}, b"data5")
 FRAME_BYTES = bytes.fromhex("080512100a097265717565737449641203722d351a056461746135")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from easq.model import Instance
-from easq.wire.modelarts import error_text, read_host_endpoints, write_host_endpoints
-from easq.wire.upstreams import Malformed
+from easq.protocol.discovery import Malformed
+from easq.protocol.modelarts import error_text, read_host_endpoints, write_host_endpoints
 
 ONE, TWO = {"ip": "192.168.205.58", "port": 31997}, {"ip": "192.168.205.59", "port": 31998}
 FOUND = (Instance("192.168.205.58", 31997, 100), Instance("192.168.205.59", 31998, 100))

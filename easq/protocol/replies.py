@@ -24,11 +24,11 @@ from easq.errors import (
     error_class,
 )
 from easq.model import HEADER_PREFIX, MAX_WIRE_INDEX, Ack, Frame, SearchResult, Tags
-from easq.wire.bounds import MAX_FRAMES, load_json
-from easq.wire.durations import format_duration_ms, parse_duration
-from easq.wire.modelarts import error_text
-from easq.wire.operations import Codec
-from easq.wire.sniff import sniff
+from easq.protocol.bounds import MAX_FRAMES, load_json
+from easq.protocol.durations import format_duration_ms, parse_duration
+from easq.protocol.media_type import sniff
+from easq.protocol.modelarts import error_text
+from easq.protocol.operations import Codec
 
 #: header of a put's answer and of a raw get: the item's request id
 REQUEST_ID_HEADER = "X-Eas-Queueservice-Request-Id"
@@ -116,7 +116,7 @@ def frames_reply(frames: Sequence[Frame], codec: Codec) -> Reply:
     """The answer to a get that is not raw: the list, or 204 without a body when nothing matched."""
     if not frames:
         return Reply(204)
-    from easq.wire.frames import encode_frames  # protobuf, which a put does without
+    from easq.protocol.frames import encode_frames  # protobuf, which a put does without
 
     return _reply(encode_frames(frames, codec), codec.value)
 
@@ -146,7 +146,7 @@ def read_frames(reply: Reply, codec: Codec, *, most: int = MAX_FRAMES) -> list[F
     _expect(reply, "get")
     if reply.status == 204 or not reply.body:
         return []
-    from easq.wire.frames import decode_frames  # protobuf, which a put does without
+    from easq.protocol.frames import decode_frames  # protobuf, which a put does without
 
     try:
         return decode_frames(reply.body, _codec_of(reply, codec), most=most)
@@ -156,7 +156,7 @@ def read_frames(reply: Reply, codec: Codec, *, most: int = MAX_FRAMES) -> list[F
 
 def attributes_reply(attributes: Mapping[str, str], codec: Codec) -> Reply:
     """Return the answer with a queue's attributes, and with this service's extensions in a header."""
-    from easq.wire.frames import encode_attributes  # protobuf, which a put does without
+    from easq.protocol.frames import encode_attributes  # protobuf, which a put does without
 
     return _reply(
         encode_attributes(attributes, codec), codec.value, {FEATURES_HEADER: ", ".join(sorted(FEATURES))}
@@ -171,7 +171,7 @@ def read_features(reply: Reply) -> frozenset[str]:
 def read_attributes(reply: Reply, codec: Codec) -> dict[str, str]:
     """The attributes of a queue. Every generation of the service gives some under `stream.` or `meta.`."""
     _expect(reply, "attributes")
-    from easq.wire.frames import decode_attributes  # protobuf, which a put does without
+    from easq.protocol.frames import decode_attributes  # protobuf, which a put does without
 
     try:
         attributes = decode_attributes(reply.body, _codec_of(reply, codec))

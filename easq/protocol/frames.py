@@ -23,8 +23,8 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from easq.model import MAX_WIRE_INDEX, Frame
-from easq.wire.bounds import MAX_FRAMES, MAX_VALUES, check_fields, fields, load_json
-from easq.wire.operations import Codec
+from easq.protocol.bounds import MAX_FRAMES, MAX_VALUES, check_fields, fields, load_json
+from easq.protocol.operations import Codec
 
 #: bytes before each frame of an HTTP watch: its length, big endian
 _LENGTH_BYTES = 4

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easq.model import Frame
-from easq.wire.bounds import MAX_VALUES, check_fields, fields, load_json
-from easq.wire.frames import (
+from easq.protocol.bounds import MAX_VALUES, check_fields, fields, load_json
+from easq.protocol.frames import (
     MAX_TAGS,
     decode_attributes,
     decode_frame,
@@ -19,8 +19,8 @@ from easq.wire.frames import (
     encode_frame,
     encode_frames,
 )
-from easq.wire.operations import Codec
-from easq.wire.replies import ConsumerLine
+from easq.protocol.operations import Codec
+from easq.protocol.replies import ConsumerLine
 
 MANY = 2 * MAX_VALUES
 documents = st.recursive(

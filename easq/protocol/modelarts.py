@@ -5,7 +5,7 @@
 
 Source: Huawei's page on VPC high-speed access. It shows the answer as a picture only, and names schema, ip and port:
 so any object in it that has an ip and a port is an instance, wherever it stands, and held to the rules of
-`easq.wire.upstreams`.
+`easq.protocol.discovery`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 from easq.model import Instance
-from easq.wire.bounds import load_json
-from easq.wire.upstreams import Malformed, Upstreams, read_entries, read_entry
+from easq.protocol.bounds import load_json
+from easq.protocol.discovery import Malformed, Upstreams, read_entries, read_entry
 
 #: what an instance may be called over
 SCHEMES = ("http", "https")

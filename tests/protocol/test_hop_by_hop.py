@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from easq.wire.hops import end_to_end
+from easq.protocol.hop_by_hop import end_to_end
 
 
 def test_headers_of_the_content_go_on_in_order() -> None:

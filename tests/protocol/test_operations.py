@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from easq.errors import BadRequest, MethodNotAllowed, NotAcceptable
 from easq.model import NEWEST, Consumer
-from easq.wire.operations import (
+from easq.protocol.operations import (
     Caller,
     Codec,
     Commit,

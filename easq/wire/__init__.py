@@ -1,1 +1,0 @@
-"""The protocol of the EAS queue service, both sides, without I/O."""
