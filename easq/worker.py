@@ -38,7 +38,9 @@ from easq.errors import (
     Unreachable,
     UsageError,
 )
-from easq.inference import (
+from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
+from easq.models.base import ABOUT_THE_ITEM, DEFAULT_TIMEOUT_S, SHUTDOWN, Answer, Model, ModelFailed
+from easq.models.inference import (
     Fate,
     Outcome,
     answer_tags,
@@ -50,10 +52,8 @@ from easq.inference import (
     reason_of,
     result_key,
 )
-from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
 from easq.protocol.operations import Watch
 from easq.protocol.replies import BUSY_FEATURE, GroupLine
-from easq.runner.model import ABOUT_THE_ITEM, DEFAULT_TIMEOUT_S, SHUTDOWN, Answer, Model, ModelFailed
 
 if TYPE_CHECKING:
     from easq.client.queue import QueueClient

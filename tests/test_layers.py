@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "easq"
 
-_GROUND = {"breaker", "errors", "files", "model", "redact", "protocol", "runner", "balance"}
-_CLIENT = {"config", "profile", "client", "render", "inference", "worker"}
+_GROUND = {"breaker", "errors", "files", "model", "redact", "protocol", "models", "balance"}
+_CLIENT = {"config", "profile", "client", "render", "worker"}
 _SERVICE = {"storage", "broker", "service"}
 
 #: part of easq -> the other parts it may import; what a part does not name it does not know
@@ -26,18 +26,17 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "redact": set(),
     "files": set(),
     "protocol": {"errors", "model"},
-    "runner": {"errors", "model", "redact", "protocol"},
+    "models": {"errors", "model", "redact", "protocol"},
     "balance": {"model"},
     "breaker": set(),
     "storage": {"errors", "files", "model", "protocol"},
     "broker": {"errors", "model", "protocol", "storage"},
-    "service": _GROUND | {"storage", "broker", "inference"},
+    "service": _GROUND | {"storage", "broker"},
     "profile": {"errors", "protocol"},
     "config": {"errors", "files", "model", "redact", "protocol", "profile"},
     "client": {"breaker", "errors", "files", "model", "redact", "protocol", "balance"},
     "render": {"errors", "model", "redact", "protocol"},
-    "inference": {"errors", "model", "protocol", "runner"},
-    "worker": _GROUND | {"client", "inference"},
+    "worker": _GROUND | {"client"},
     "cli": _GROUND | _CLIENT,
     "__main__": {"cli"},
 }
@@ -237,7 +236,7 @@ def test_what_is_allowed_is_not_complained_of(tmp_path: Path) -> None:
     files = {
         "cli/serve.py": "import click\nfrom easq.service.server import Server\nfrom easq.storage.base import Timing",
         "cli/demo.py": "from easq.cli import serve",
-        "service/server.py": "import aiohttp, asyncio\nfrom easq.broker import queue\nfrom easq import runner",
+        "service/server.py": "import aiohttp, asyncio\nfrom easq.broker import queue\nfrom easq import models",
         "client/session.py": "from aiohttp import web\nfrom easq.protocol import frames",
         "config.py": "import tomllib, tomli_w",
         "storage/sqlite.py": "import sqlite3",
@@ -248,7 +247,7 @@ def test_what_is_allowed_is_not_complained_of(tmp_path: Path) -> None:
 def _plant(folder: Path, files: dict[str, str]) -> Path:
     """A small easq in `folder`: every part is there and empty but for `files`."""
     root = folder / "easq"
-    names = ["__init__.py", "errors.py", "model.py", "runner.py", "config.py", "worker.py"]
+    names = ["__init__.py", "errors.py", "model.py", "models.py", "config.py", "worker.py"]
     packages = ["protocol", "storage", "broker", "service", "client", "render", "cli"]
     skeleton = [*names, *(f"{package}/__init__.py" for package in packages)]
     skeleton += ["protocol/frames.py", "broker/queue.py", "service/app.py", "service/server.py"]

@@ -18,18 +18,18 @@ import pytest
 from easq.client.queue import QueueClient
 from easq.client.transport import Settings, Transport
 from easq.errors import AuthFailed, ChildFailed
-from easq.inference import Fate, Outcome, inherited, result_key
+from easq.models.base import SHUTDOWN, Answer, Call, Model, ModelFailed
+from easq.models.command import Exec
+from easq.models.http import Http
+from easq.models.inference import Fate, Outcome, inherited, result_key
 from easq.protocol.operations import Caller
-from easq.runner.command import Exec
-from easq.runner.http import Http
-from easq.runner.model import SHUTDOWN, Answer, Call, Model, ModelFailed
 from easq.worker import Worker, engine_user
 from tests.conftest import Serve
+from tests.models.test_models import Handler, Reply, Seen, Upstream, upstream
 from tests.support.http import PROTOBUF
 from tests.support.process import Service
 from tests.support.protobuf import Item
 from tests.support.waiting import PATIENCE_S, eventually
-from tests.test_runner import Handler, Reply, Seen, Upstream, upstream
 
 __all__ = ["upstream"]  # the fixture is used by name
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from easq.errors import ChildFailed, UsageError
-from easq.runner.command import Exec
-from easq.runner.model import SHUTDOWN, ModelFailed
+from easq.models.base import SHUTDOWN, ModelFailed
+from easq.models.command import Exec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ class Each:
 
     def _attempts(self, frame: Frame) -> Result:
         from easq.client.backoff import full_jitter
-        from easq.inference import attempt_of, call_of
+        from easq.models.inference import attempt_of, call_of
 
         call, first = call_of(frame), attempt_of(frame)
         result = Result(first)

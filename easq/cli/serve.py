@@ -257,7 +257,7 @@ def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
     import tempfile
 
     from easq.cli.app import hang_up_as_terminate
-    from easq.runner.children import children
+    from easq.models.children import children
 
     hang_up_as_terminate()
     children.reap_as_init()
@@ -337,7 +337,7 @@ def _hide_passwords(app: App, storage: str) -> None:
 def _service(given: Mapping[str, Any]) -> Service | None:
     """The model that is to be served, if any. Raises UsageError."""
     from easq.errors import UsageError
-    from easq.runner.model import DEFAULT_TIMEOUT_S
+    from easq.models.base import DEFAULT_TIMEOUT_S
     from easq.service.instance import Limits
     from easq.service.platform import Service
 
@@ -448,8 +448,8 @@ async def _run_child(app: App, server: Server, settings: Settings, cmd: Sequence
     import asyncio
 
     from easq.errors import ChildFailed
+    from easq.models.children import children
     from easq.redact import child_environ
-    from easq.runner.children import children
 
     environ = {
         **child_environ(app.environ),

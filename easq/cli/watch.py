@@ -444,7 +444,7 @@ class Session:
         This comes before the close: after it an index may be in other hands, where a negative would take it.
         """
         from easq.errors import EasqError
-        from easq.runner.model import SHUTDOWN
+        from easq.models.base import SHUTDOWN
 
         if self.auto_commit:
             return

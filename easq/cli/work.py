@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from easq.cli.app import App
     from easq.client.queue import QueueClient
-    from easq.inference import Outcome
-    from easq.runner.model import Model
+    from easq.models.base import Model
+    from easq.models.inference import Outcome
     from easq.worker import Worker
 
     Events: TypeAlias = queue.Queue[Outcome | str]
@@ -125,8 +125,8 @@ def work(
 def _model(forward: str | None, cmd: Sequence[str]) -> Model:
     """The model that the command line names. Raises UsageError where it names none, or two."""
     from easq.errors import UsageError
-    from easq.runner.command import Exec
-    from easq.runner.http import Http
+    from easq.models.command import Exec
+    from easq.models.http import Http
 
     if forward is not None and cmd:
         raise UsageError("--forward and -- CMD exclude each other")
@@ -229,7 +229,7 @@ class Session:
         self._show()
 
     def _count(self, outcome: Outcome) -> None:
-        from easq.inference import Fate
+        from easq.models.inference import Fate
 
         self.counts[outcome.fate.value] += 1
         if outcome.fate not in (Fate.RETURNED, Fate.BUSY):
@@ -240,7 +240,7 @@ class Session:
                 self.recent.popleft()
 
     def _tell(self, outcome: Outcome) -> None:
-        from easq.inference import Fate
+        from easq.models.inference import Fate
 
         printer, number = self.app.printer, self.told
         self.told += 1
@@ -313,7 +313,7 @@ class Session:
 
     def _summarize(self) -> None:
         """The totals are said, on stderr."""
-        from easq.inference import Fate
+        from easq.models.inference import Fate
         from easq.protocol.durations import format_duration
 
         printer, seconds = self.app.printer, time.monotonic() - self.begun

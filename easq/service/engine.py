@@ -31,11 +31,11 @@ from easq.errors import (
     Unavailable,
     UsageError,
 )
-from easq.inference import answer_tags, answer_type, call_of, inherited, reason_of, result_key
 from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
+from easq.models.base import ABOUT_THE_ITEM, ENGINE_ERROR, SHUTDOWN, Answer, Model, ModelFailed
+from easq.models.inference import answer_tags, answer_type, call_of, inherited, reason_of, result_key
 from easq.protocol import operations as op
 from easq.protocol.replies import GroupLine
-from easq.runner.model import ABOUT_THE_ITEM, ENGINE_ERROR, SHUTDOWN, Answer, Model, ModelFailed
 from easq.storage.core import BUSY
 
 log = logging.getLogger(__name__)

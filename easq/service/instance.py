@@ -17,10 +17,10 @@ from aiohttp import ClientWebSocketResponse, WSCloseCode, WSMsgType, web
 from easq.errors import BadRequest, ChildFailed, MethodNotAllowed, NotFound, PayloadTooLarge
 from easq.model import HEADER_PREFIX, Frame
 from easq.model import Instance as Address
+from easq.models.base import DEFAULT_TIMEOUT_S, Answer, Call, Model, ModelFailed
+from easq.models.http import Http
 from easq.protocol.hop_by_hop import end_to_end
 from easq.protocol.replies import Reply, error_reply, raw_reply
-from easq.runner.http import Http
-from easq.runner.model import DEFAULT_TIMEOUT_S, Answer, Call, Model, ModelFailed
 from easq.service.auth import Guard
 from easq.service.deadline import Deadline
 from easq.service.handshake import check_handshake

@@ -28,12 +28,12 @@ from aiohttp import WSMsgType, web
 from easq.balance import Balance
 from easq.errors import DeadlineExceeded, EasqError, MethodNotAllowed, NotFound, Unavailable, Unreachable
 from easq.model import Instance as Address
+from easq.models.base import MAX_ANSWER
+from easq.models.open import parse_model
 from easq.protocol.discovery import DEFAULT_WEIGHT, write_upstreams
 from easq.protocol.hop_by_hop import end_to_end
 from easq.protocol.modelarts import write_host_endpoints
 from easq.protocol.replies import Reply
-from easq.runner.kinds import parse_model
-from easq.runner.model import MAX_ANSWER
 from easq.service.auth import Guard, is_unspecified
 from easq.service.http import respond, target
 from easq.service.instance import (

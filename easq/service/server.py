@@ -16,8 +16,8 @@ from typing import Any
 from easq.broker.broker import Broker
 from easq.broker.queue import Clock, Rules, check_name
 from easq.errors import BadRequest, EasqError, StorageError, UsageError
+from easq.models.open import parse_model
 from easq.protocol.discovery import MAX_WEIGHT
-from easq.runner.kinds import parse_model
 from easq.service.app import App
 from easq.service.auth import Guard, is_loopback, is_unspecified
 from easq.service.engine import Engines

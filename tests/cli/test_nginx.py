@@ -10,10 +10,10 @@ import pytest
 
 from tests.cli.conftest import ROOT, Easq
 from tests.conftest import MakeNginx, Serve
+from tests.models.test_models import Handler, Reply, Upstream, upstream
 from tests.support.http import Connection, Stream
 from tests.support.process import Service
 from tests.support.waiting import PATIENCE_S
-from tests.test_runner import Handler, Reply, Upstream, upstream
 
 __all__ = ["upstream"]  # the fixture is used by name
 

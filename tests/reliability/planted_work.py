@@ -15,9 +15,9 @@ from typing import Any
 from easq import worker
 from easq.cli.main import main
 from easq.client.queue import QueueClient
-from easq.inference import Outcome
 from easq.model import Frame
-from easq.runner.model import Answer
+from easq.models.base import Answer
+from easq.models.inference import Outcome
 
 
 def commits_before_it_puts() -> None:

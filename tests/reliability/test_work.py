@@ -15,13 +15,13 @@ import pytest
 
 from tests.classifier import Classifier
 from tests.conftest import Serve
+from tests.models.test_models import Handler, Reply, Upstream, upstream
 from tests.reliability.check import committed_without_a_result, results_differ
 from tests.reliability.oplog import Event, read
 from tests.support.http import PROTOBUF, Connection
 from tests.support.process import Service
 from tests.support.waiting import eventually
 from tests.support.working import Working, classifier, working
-from tests.test_runner import Handler, Reply, Upstream, upstream
 
 __all__ = ["upstream"]  # the fixture is used by name
 

@@ -13,20 +13,20 @@ import pytest
 from easq.broker.broker import Broker, Pair
 from easq.broker.queue import Clock, Rules
 from easq.model import Attributes, Consumer, Frame
+from easq.models.base import Answer, ModelFailed
+from easq.models.open import Echo
 from easq.protocol import operations as op
-from easq.runner.kinds import Echo
-from easq.runner.model import Answer, ModelFailed
 from easq.service.engine import Engine
 from easq.service.server import Server
 from easq.storage.base import Limits, Subscription, Timing
 from easq.storage.memory import Memory
 from tests.conftest import OpenCloud
+from tests.models.test_models import Handler, upstream
 from tests.service.test_instance import MakeUpstream
 from tests.support.http import Stream
 from tests.support.platform import Cloud
 from tests.support.waiting import eventually
 from tests.support.websocket import Refused, Watch
-from tests.test_runner import Handler, upstream
 
 __all__ = ["upstream"]  # the fixture is used by name
 

@@ -13,10 +13,10 @@ import pytest
 
 from easq.protocol.signatures import sign
 from tests.conftest import OpenCloud
+from tests.models.test_models import Reply, Upstream, upstream
 from tests.support.http import Connection, Headers, ask
 from tests.support.waiting import PATIENCE_S, eventually
 from tests.support.websocket import BINARY, CLOSE, TEXT, Refused, Watch
-from tests.test_runner import Reply, Upstream, upstream
 
 __all__ = ["upstream"]  # the fixture is used by name
 

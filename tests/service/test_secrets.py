@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from easq.broker.queue import Queue
+from easq.models.open import Echo
 from easq.protocol.signatures import sign
-from easq.runner.kinds import Echo
 from tests.conftest import OpenCloud
+from tests.models.test_models import upstream
 from tests.service.conftest import Open
 from tests.service.test_instance import PATH, TOKEN, MakeUpstream
 from tests.support.http import Headers, ask
 from tests.support.websocket import CLOSE, TEXT, Watch
-from tests.test_runner import upstream
 
 __all__ = ["upstream"]  # the fixture is used by name
 

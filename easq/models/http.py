@@ -20,9 +20,7 @@ from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 from easq.errors import UsageError
-from easq.protocol.hop_by_hop import end_to_end
-from easq.protocol.replies import Reply, retry_after_s
-from easq.runner.model import (
+from easq.models.base import (
     DEFAULT_TIMEOUT_S,
     MAX_ANSWER,
     NO_ROOM,
@@ -32,6 +30,8 @@ from easq.runner.model import (
     ModelFailed,
     last_line,
 )
+from easq.protocol.hop_by_hop import end_to_end
+from easq.protocol.replies import Reply, retry_after_s
 
 #: read and written at a time, in bytes
 _PIECE = 64 * 1024

@@ -17,9 +17,7 @@ from collections.abc import Sequence
 from urllib.parse import urlencode
 
 from easq.errors import ChildFailed
-from easq.redact import child_environ
-from easq.runner.children import children
-from easq.runner.model import (
+from easq.models.base import (
     DEFAULT_TIMEOUT_S,
     ENGINE_ERROR,
     MAX_ANSWER,
@@ -31,6 +29,8 @@ from easq.runner.model import (
     ModelFailed,
     last_line,
 )
+from easq.models.children import children
+from easq.redact import child_environ
 
 #: read and written at a time, in bytes
 _PIECE = 64 * 1024

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 
 from easq.errors import UsageError
-from easq.runner.command import Exec
-from easq.runner.http import Http
-from easq.runner.model import DEFAULT_TIMEOUT_S, Answer, Call, Model
+from easq.models.base import DEFAULT_TIMEOUT_S, Answer, Call, Model
+from easq.models.command import Exec
+from easq.models.http import Http
 
 _HINT = "write it as echo, exec:COMMAND or http://HOST:PORT/PATH"
 

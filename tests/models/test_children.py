@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from easq.runner.children import Children
+from easq.models.children import Children
 from tests.cli.conftest import Easq, easq, forks, names, queue, url
 from tests.conftest import Serve
 from tests.support.waiting import eventually
@@ -112,7 +112,7 @@ def test_without_a_guard_commands_run_all_the_same(
     def fail() -> None:
         raise OSError("no shell")
 
-    monkeypatch.setattr("easq.runner.children._begin_guard", fail)
+    monkeypatch.setattr("easq.models.children._begin_guard", fail)
     for _ in range(2):
         process = children.start(["true"])
         assert process.wait() == 0
@@ -126,9 +126,9 @@ def test_without_a_guard_commands_run_all_the_same(
 _REAPER = """
 import ctypes, sys, threading, time
 assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
-from easq.runner.children import children
-from easq.runner.command import Exec
-from easq.runner.model import Call, ModelFailed
+from easq.models.children import children
+from easq.models.command import Exec
+from easq.models.base import Call, ModelFailed
 
 reaped, over = 0, False
 def reap():

@@ -7,9 +7,17 @@ from hashlib import sha256
 
 import pytest
 
-from easq.inference import answer_tags, answer_type, attempt_of, call_of, inherited, reason_of, result_key
 from easq.model import Frame
-from easq.runner.model import Answer, ModelFailed
+from easq.models.base import Answer, ModelFailed
+from easq.models.inference import (
+    answer_tags,
+    answer_type,
+    attempt_of,
+    call_of,
+    inherited,
+    reason_of,
+    result_key,
+)
 
 TAGS = {
     "requestId": "r-1",

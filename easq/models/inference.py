@@ -22,8 +22,8 @@ from easq.model import (
     Frame,
     Tags,
 )
+from easq.models.base import Answer, Call, ModelFailed
 from easq.protocol.operations import MAX_REASON
-from easq.runner.model import Answer, Call, ModelFailed
 
 #: tags that a model does not get in its query: they are the service's own
 _BUILT_IN = frozenset((REQUEST_ID, PATH, DELIVERY_COUNT, LAST_CODE, LAST_REASON))

@@ -20,10 +20,10 @@ from typing import TypeAlias
 import pytest
 
 from easq.errors import ChildFailed, UsageError
-from easq.runner.command import Exec
-from easq.runner.http import Http
-from easq.runner.kinds import Echo, parse_model
-from easq.runner.model import Answer, Call, Model, ModelFailed
+from easq.models.base import Answer, Call, Model, ModelFailed
+from easq.models.command import Exec
+from easq.models.http import Http
+from easq.models.open import Echo, parse_model
 from tests.client.servers import secured
 from tests.support.waiting import PATIENCE_S, eventually
 
