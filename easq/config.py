@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easq import files
 from easq.errors import ConfigError
+from easq.net import files
 from easq.profile import (
     BUILT_IN,
     ENVIRONMENT,

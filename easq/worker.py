@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from easq.client.backoff import pause_after
 from easq.client.hands import Hands
 from easq.client.queue import check_pair
 from easq.errors import (
@@ -52,6 +51,7 @@ from easq.models.inference import (
     reason_of,
     result_key,
 )
+from easq.net.backoff import pause_after
 from easq.protocol.operations import Watch
 from easq.protocol.replies import BUSY_FEATURE, GroupLine
 

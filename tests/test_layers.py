@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "easq"
 
-_GROUND = {"breaker", "errors", "files", "model", "redact", "protocol", "models", "balance"}
+_GROUND = {"errors", "model", "redact", "protocol", "net", "models"}
 _CLIENT = {"config", "profile", "client", "render", "worker"}
 _SERVICE = {"storage", "broker", "service"}
 
@@ -24,17 +24,15 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "errors": set(),
     "model": {"errors"},
     "redact": set(),
-    "files": set(),
     "protocol": {"errors", "model"},
     "models": {"errors", "model", "redact", "protocol"},
-    "balance": {"model"},
-    "breaker": set(),
-    "storage": {"errors", "files", "model", "protocol"},
+    "net": {"errors", "model", "protocol", "redact"},
+    "storage": {"errors", "model", "net", "protocol"},
     "broker": {"errors", "model", "protocol", "storage"},
     "service": _GROUND | {"storage", "broker"},
     "profile": {"errors", "protocol"},
-    "config": {"errors", "files", "model", "redact", "protocol", "profile"},
-    "client": {"breaker", "errors", "files", "model", "redact", "protocol", "balance"},
+    "config": {"errors", "model", "net", "redact", "protocol", "profile"},
+    "client": {"errors", "model", "net", "redact", "protocol"},
     "render": {"errors", "model", "redact", "protocol"},
     "worker": _GROUND | {"client"},
     "cli": _GROUND | _CLIENT,
@@ -45,11 +43,11 @@ BRIDGE = "easq.cli.serve"
 
 #: library -> the modules (or packages, with a dot at the end) that may know it
 HOMES: Mapping[str, tuple[str, ...]] = {
-    "aiohttp": ("easq.service.", "easq.client.session"),
-    "certifi": ("easq.client.tls",),
+    "aiohttp": ("easq.service.", "easq.net.aio"),
+    "certifi": ("easq.net.tls",),
     "click": ("easq.cli.",),
     "google": ("easq.protocol.frames",),
-    "httpcore": ("easq.client.transport",),
+    "httpcore": ("easq.net.http",),
     "redis": ("easq.storage.redis",),
     "rich": ("easq.render.printer",),
     "sqlite3": (
@@ -61,8 +59,8 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     ),
     "tomli_w": ("easq.config",),
     "tomllib": ("easq.config",),
-    "websocket": ("easq.client.websocket",),
-    "yarl": ("easq.client.session", "easq.service.proxy"),
+    "websocket": ("easq.net.websocket",),
+    "yarl": ("easq.net.aio", "easq.service.proxy"),
 }
 
 
@@ -191,7 +189,7 @@ def test_the_package_is_as_drawn() -> None:
             "protocol must not import cli",
         ),
         ("utils.py", "from easq.errors import EasqError", "utils has no place in the picture"),
-        ("cli/put.py", "import httpcore", "httpcore lives in easq.client.transport only"),
+        ("cli/put.py", "import httpcore", "httpcore lives in easq.net.http only"),
         ("render/rows.py", "from rich.table import Table", "rich lives in easq.render.printer only"),
         ("service/server.py", "import sqlite3", "sqlite3 lives in easq.storage.sqlite"),
         ("client/queue.py", "import aiohttp", "aiohttp lives in"),
@@ -237,7 +235,7 @@ def test_what_is_allowed_is_not_complained_of(tmp_path: Path) -> None:
         "cli/serve.py": "import click\nfrom easq.service.server import Server\nfrom easq.storage.base import Timing",
         "cli/demo.py": "from easq.cli import serve",
         "service/server.py": "import aiohttp, asyncio\nfrom easq.broker import queue\nfrom easq import models",
-        "client/session.py": "from aiohttp import web\nfrom easq.protocol import frames",
+        "net/aio.py": "from aiohttp import web\nfrom easq.protocol import frames",
         "config.py": "import tomllib, tomli_w",
         "storage/sqlite.py": "import sqlite3",
     }

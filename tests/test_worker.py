@@ -16,12 +16,12 @@ from typing import TypeAlias
 import pytest
 
 from easq.client.queue import QueueClient
-from easq.client.transport import Settings, Transport
 from easq.errors import AuthFailed, ChildFailed
 from easq.models.base import SHUTDOWN, Answer, Call, Model, ModelFailed
 from easq.models.command import Exec
 from easq.models.http import Http
 from easq.models.inference import Fate, Outcome, inherited, result_key
+from easq.net.http import Settings, Transport
 from easq.protocol.operations import Caller
 from easq.worker import Worker, engine_user
 from tests.conftest import Serve

@@ -17,11 +17,11 @@ from easq.errors import ConfigError, EasqError, UsageError
 
 if TYPE_CHECKING:
     from easq.client.discovery import Discovery
-    from easq.client.exchange import Settings
     from easq.client.lookup import Lookup
     from easq.client.queue import QueueClient
-    from easq.client.transport import Transport
     from easq.config import Config, Resolved
+    from easq.net.exchange import Settings
+    from easq.net.http import Transport
     from easq.protocol.operations import Caller
     from easq.render.printer import Printer
 
@@ -106,7 +106,7 @@ class App:
 
     def stream_url(self, *, sink: bool | None = None) -> str:
         """The address of the input, or of the sink (None: as -k says). Raises ConfigError."""
-        from easq.client.endpoint import stream_url
+        from easq.net.url import stream_url
 
         url = self.settings.get("url")
         if not url:
@@ -130,7 +130,7 @@ class App:
     @cached_property
     def exchange(self) -> Settings:
         """How servers are talked to in this run."""
-        from easq.client.exchange import Settings
+        from easq.net.exchange import Settings
 
         if self.options.get("insecure"):
             self.printer.warn("certificates are not verified (--insecure)")
@@ -146,7 +146,7 @@ class App:
     @cached_property
     def transport(self) -> Transport:
         """The HTTP client of this run."""
-        from easq.client.transport import Transport
+        from easq.net.http import Transport
 
         return Transport(self.exchange)
 
@@ -155,7 +155,7 @@ class App:
         """The HTTP client for instances that are called directly: no proxy is on the way to them."""
         from dataclasses import replace
 
-        from easq.client.transport import Transport
+        from easq.net.http import Transport
 
         return Transport(replace(self.transport.settings, environ={}))
 
@@ -223,7 +223,7 @@ class App:
 
     def warn_where_unencrypted(self, *urls: str) -> None:
         """That a token goes to one of `urls` was warned about, where others may read it on the way."""
-        from easq.client.endpoint import is_private
+        from easq.net.url import is_private
 
         for url in urls:
             scheme = url.partition(":")[0].lower()

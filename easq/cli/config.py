@@ -77,8 +77,8 @@ def show(app: App, origin: bool, reveal: bool) -> None:
 @_sub("list", ("easq config list", "easq config list -o json"))
 def list_profiles(app: App) -> None:
     """List the profiles; the current one has a star."""
-    from easq.client.endpoint import masked
     from easq.config import chosen_profile
+    from easq.net.url import masked
 
     current = chosen_profile(app.config, app.options, app.environ).value
     rows = [
@@ -273,7 +273,7 @@ def _token_file(name: str) -> str:
 
 def _check_addresses(values: Mapping[str, Any]) -> None:
     """Raises ConfigError for a url or endpoint among `values` that is none."""
-    from easq.client.endpoint import endpoint_url, is_websocket, stream_url, websocket_url
+    from easq.net.url import endpoint_url, is_websocket, stream_url, websocket_url
 
     url, endpoint = values.get("url"), values.get("endpoint")
     if isinstance(url, str) and is_websocket(url):
@@ -297,8 +297,8 @@ def _save(app: App, change: Callable[[Config], Config], name: str, done: str) ->
 
 
 def _show(app: App, *, origin: bool, reveal: bool) -> None:
-    from easq.client.endpoint import masked
     from easq.config import Value, read_token
+    from easq.net.url import masked
     from easq.redact import mask
 
     settings = app.settings

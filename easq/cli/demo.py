@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from easq.cli.options import command
-from easq.files import replace
+from easq.net.files import replace
 
 if TYPE_CHECKING:
     from pathlib import Path

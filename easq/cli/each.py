@@ -79,8 +79,8 @@ class Each:
                     self.model.close()
 
     def _attempts(self, frame: Frame) -> Result:
-        from easq.client.backoff import full_jitter
         from easq.models.inference import attempt_of, call_of
+        from easq.net.backoff import full_jitter
 
         call, first = call_of(frame), attempt_of(frame)
         result = Result(first)

@@ -67,9 +67,9 @@ def get(
 
     The search begins at INDEX, 0 being the head. Items stay where they are, unless --delete is given.
     """
-    from easq.client.exchange import OVERTIME_S
     from easq.errors import DeadlineExceeded, NoData, UsageError
     from easq.model import REQUEST_ID
+    from easq.net.exchange import OVERTIME_S
 
     if delete and app.output == "none" and output_dir is None:
         raise UsageError(

@@ -221,7 +221,7 @@ def _ask(
 
 def _many(run: Run, route: Route, items: Items, workers: int) -> Iterator[Results]:
     """`workers` requests at a time, on one event loop; none is begun once something failed that would fail for all."""
-    from easq.client.bulk import Bulk, Task
+    from easq.net.pipeline import Bulk, Task
 
     bulk = Bulk(route.transport.settings, workers=workers, timed=run.instance)
     tasks = (Task(item, item.error or item, len(item.data)) for item in items)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from easq.cli.app import App
     from easq.cli.items import Item, Items
     from easq.cli.tally import Tally
-    from easq.client.bulk import Outcome, Task
     from easq.client.journal import Journal
     from easq.model import Ack
+    from easq.net.pipeline import Outcome, Task
     from easq.protocol.operations import Operation, Put
 
     #: an item, its number, and how many seconds ago another run may have put it
@@ -147,8 +147,8 @@ class Run:
         from contextlib import ExitStack
 
         from easq.cli.app import Interrupt
-        from easq.client.bulk import Bulk, asking
         from easq.client.journal import Journal
+        from easq.net.pipeline import Bulk, asking
         from easq.protocol.replies import read_put
 
         url, caller = self.app.stream()
@@ -199,7 +199,7 @@ class Run:
         """What is to be put, each item with the key that it has in every run."""
         from secrets import token_hex
 
-        from easq.client.bulk import Task
+        from easq.net.pipeline import Task
 
         run = token_hex(8)
         if self.journal is None:
@@ -253,8 +253,8 @@ def _refused(outcome: Outcome[Sent, Ack]) -> bool:
 
 def certain(error: EasqError) -> bool:
     """Whether `error` says that nothing was stored."""
-    from easq.client.failures import Unconnected
     from easq.errors import ServerError, Unavailable, Unreachable
+    from easq.net.failures import Unconnected
 
     return not isinstance(error, ServerError | Unreachable) or isinstance(error, Unavailable | Unconnected)
 

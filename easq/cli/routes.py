@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from easq.cli.app import App
     from easq.cli.items import Item
-    from easq.client.attempts import Steps, Times
     from easq.client.dialogue import Dialogue
     from easq.client.predict import Served
-    from easq.client.transport import Transport
+    from easq.net.http import Transport
+    from easq.net.retry import Steps, Times
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -134,9 +134,9 @@ def route(app: App, via: str, terms: Terms) -> Route:
 def _queue(app: App, terms: Terms) -> Route:
     import time
 
-    from easq.client.exchange import OVERTIME_S
     from easq.client.predict import predict_queue
     from easq.client.queue import check_pair
+    from easq.net.exchange import OVERTIME_S
 
     began = time.monotonic()
     queue, sink = app.queue(sink=False), app.queue(sink=True)
@@ -259,8 +259,8 @@ def messages(app: App, terms: Terms) -> Callable[[Item], Answer]:
 def dialogue_maker(app: App, terms: Terms) -> Callable[[], Dialogue]:
     """What makes connections to the WebSocket service of this run. Raises ConfigError where none is known."""
     from easq.client.dialogue import Dialogue
-    from easq.client.endpoint import websocket_url
     from easq.errors import ConfigError
+    from easq.net.url import websocket_url
 
     if not app.settings.get("url"):
         raise ConfigError("no url of a WebSocket service is known", hint="--url wss://HOST/PATH, or EASQ_URL")

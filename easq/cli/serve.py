@@ -403,7 +403,7 @@ def _check_ready_file(ready_file: str | None) -> None:
     if ready_file:
         from pathlib import Path
 
-        from easq.files import real_path
+        from easq.net.files import real_path
 
         with _named_ready(ready_file):
             real_path(Path(ready_file))
@@ -414,7 +414,7 @@ def _write_ready(ready_file: str | None, server: Server) -> None:
     if ready_file:
         from pathlib import Path
 
-        from easq.files import replace
+        from easq.net.files import replace
 
         with _named_ready(ready_file):
             replace(Path(ready_file), f"EASQ_URL={server.url()}\n".encode(), private=False)

@@ -236,7 +236,6 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
     Raises DeadlineExceeded, or Unreachable if the service never answered. Raises a refusal of the service at once, and
     a connection error if it lasts.
     """
-    from easq.client.exchange import OVERTIME_S
     from easq.errors import (
         AnswerTooLarge,
         DeadlineExceeded,
@@ -245,6 +244,7 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
         ServerError,
         Unreachable,
     )
+    from easq.net.exchange import OVERTIME_S
     from easq.protocol.durations import format_duration
 
     settings = app.transport.settings

@@ -127,8 +127,8 @@ def watch(
     says how many.
     """
     from easq.cli.each import each_of
-    from easq.client.exchange import OVERTIME_S
     from easq.errors import NoData, StreamEnded, UsageError
+    from easq.net.exchange import OVERTIME_S
     from easq.protocol.operations import Watch
 
     each = each_of(app, cmd, on_fail, max_attempts, grace)
@@ -287,7 +287,7 @@ class Session:
     @property
     def _bounded(self) -> QueueClient:
         """The client for an exchange within --timeout."""
-        from easq.client.exchange import OVERTIME_S
+        from easq.net.exchange import OVERTIME_S
 
         if self.end_at is None:
             return self.client

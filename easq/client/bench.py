@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from secrets import token_hex
 from typing import TypeAlias, TypeVar
 
-from easq.client.bulk import Asking, Bulk, Outcome, Task, asking
-from easq.client.exchange import Settings
 from easq.client.load import Load, LoadRun, OnProgress
 from easq.client.queue import MAX_INDEXES_PER_REQUEST, QueueClient, put_operation
 from easq.client.watch import Watcher
 from easq.errors import DeadlineExceeded, EasqError
 from easq.model import Ack, Consumer
+from easq.net.exchange import Settings
+from easq.net.pipeline import Asking, Bulk, Outcome, Task, asking
 from easq.protocol.operations import Delete, Operation, Watch
 from easq.protocol.replies import Reply, read_ok, read_put
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
-from easq.breaker import Breaker
 from easq.model import Frame
+from easq.net.breaker import Breaker
 
 #: indexes in one commit
 _MAX_BATCH = 256

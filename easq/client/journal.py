@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-from easq import files
 from easq.errors import StorageError, UsageError
+from easq.net import files
 
 T = TypeVar("T")
 

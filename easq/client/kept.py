@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from easq import files
 from easq.model import Instance
+from easq.net import files
 from easq.protocol.discovery import Upstreams
 
 #: bytes; a list of as many instances as are taken fits in it

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
-from easq.client.bulk import Asking, Bulk, Outcome, Task
-from easq.client.exchange import Settings
 from easq.errors import EasqError
+from easq.net.exchange import Settings
+from easq.net.pipeline import Asking, Bulk, Outcome, Task
 
 Q = TypeVar("Q")
 R = TypeVar("R")

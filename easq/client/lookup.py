@@ -10,11 +10,11 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from easq.client.endpoint import endpoint_url, is_loopback, shown
 from easq.client.queue import sub_path
-from easq.client.transport import Retry, Transport
 from easq.errors import AuthFailed, EasqError, NotFound, Refused, ServerError, UsageError
 from easq.model import Instance
+from easq.net.http import Retry, Transport
+from easq.net.url import endpoint_url, is_loopback, shown
 from easq.protocol.discovery import Malformed, Upstreams, read_upstreams, write_upstreams
 from easq.protocol.modelarts import read_host_endpoints, write_host_endpoints
 from easq.protocol.operations import Request

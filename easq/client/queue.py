@@ -11,11 +11,6 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
-from easq.client.attempts import Steps, Times, exchange
-from easq.client.backoff import full_jitter
-from easq.client.exchange import OVERTIME_S, Retry
-from easq.client.failures import Unanswered
-from easq.client.trace import hidden, secrets_of
 from easq.errors import (
     AnswerTooLarge,
     ConfigError,
@@ -27,14 +22,19 @@ from easq.errors import (
     UsageError,
 )
 from easq.model import MAX_WIRE_INDEX, NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
+from easq.net.backoff import full_jitter
+from easq.net.exchange import OVERTIME_S, Retry
+from easq.net.failures import Unanswered
+from easq.net.retry import Steps, Times, exchange
+from easq.net.trace import hidden, secrets_of
 from easq.protocol import operations, replies
 from easq.protocol.bounds import MAX_FRAMES
 from easq.protocol.operations import Caller, Codec, Operation
 from easq.protocol.replies import Reply
 
 if TYPE_CHECKING:
-    from easq.client.transport import Transport
     from easq.client.watch import Watcher
+    from easq.net.http import Transport
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from easq import files
+from easq.net import files
 
 
 class Turn:

@@ -17,13 +17,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Protocol
 
-from easq.client.attempts import LEAST_S
-from easq.client.backoff import pause_after
-from easq.client.endpoint import shown
-from easq.client.failures import Unconnected
-from easq.client.headers import request_headers
-from easq.client.transport import Settings, Transport
-from easq.client.websocket import TICK_S, Closed, WebSocket
 from easq.errors import (
     AnotherWatcher,
     EasqError,
@@ -34,6 +27,13 @@ from easq.errors import (
     Unreachable,
 )
 from easq.model import Frame
+from easq.net.backoff import pause_after
+from easq.net.failures import Unconnected
+from easq.net.headers import request_headers
+from easq.net.http import Settings, Transport
+from easq.net.retry import LEAST_S
+from easq.net.url import shown
+from easq.net.websocket import TICK_S, Closed, WebSocket
 from easq.protocol.frames import MAX_FRAME_BYTES, Undelimiter, decode_frame
 from easq.protocol.operations import Caller, Codec, Watch, to_request
 

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from easq.breaker import Breaker
 from easq.broker.broker import Broker, Pair
 from easq.broker.watcher import Watcher
 from easq.errors import (
@@ -34,6 +33,7 @@ from easq.errors import (
 from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
 from easq.models.base import ABOUT_THE_ITEM, ENGINE_ERROR, SHUTDOWN, Answer, Model, ModelFailed
 from easq.models.inference import answer_tags, answer_type, call_of, inherited, reason_of, result_key
+from easq.net.breaker import Breaker
 from easq.protocol import operations as op
 from easq.protocol.replies import GroupLine
 from easq.storage.core import BUSY

@@ -25,11 +25,11 @@ from urllib.parse import parse_qs, unquote
 import aiohttp
 from aiohttp import WSMsgType, web
 
-from easq.balance import Balance
 from easq.errors import DeadlineExceeded, EasqError, MethodNotAllowed, NotFound, Unavailable, Unreachable
 from easq.model import Instance as Address
 from easq.models.base import MAX_ANSWER
 from easq.models.open import parse_model
+from easq.net.balance import Balance
 from easq.protocol.discovery import DEFAULT_WEIGHT, write_upstreams
 from easq.protocol.hop_by_hop import end_to_end
 from easq.protocol.modelarts import write_host_endpoints

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from easq import files
 from easq.errors import StorageError
+from easq.net import files
 from easq.storage.migration import copy_layout_1, room_for_copy
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import pytest
 
 from easq.cli.app import App
 from easq.cli.demo import Tour
-from easq.client.endpoint import proxy_for
+from easq.net.url import proxy_for
 from tests.cli.conftest import Done, Easq
 from tests.client.servers import (
     Behaviour,

@@ -12,7 +12,7 @@ import pytest
 
 from easq import errors
 from easq.client.dialogue import Dialogue, Dialogues
-from easq.client.transport import Settings
+from easq.net.http import Settings
 from tests.client.servers import Peer, Server, Speaking, answering, echo, eventually, free_port, reply
 
 SETTINGS = Settings(connect_timeout_s=2.0, environ={})

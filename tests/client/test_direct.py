@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from easq import errors
-from easq.client.attempts import Steps
-from easq.client.bulk import Bulk, Task
 from easq.client.discovery import Discovery
 from easq.client.lookup import EasLookup
 from easq.client.predict import Served, predict_direct, signed
-from easq.client.transport import Settings, Transport
+from easq.net.http import Settings, Transport
+from easq.net.pipeline import Bulk, Task
+from easq.net.retry import Steps
 from easq.protocol.signatures import authorization
 from tests.client.servers import (
     Behaviour,

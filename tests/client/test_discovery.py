@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from easq import errors
-from easq.balance import Balance
 from easq.client.discovery import Discovery
 from easq.client.kept import list_file, read_list, write_list
 from easq.client.lookup import EAS_PATHS, EasLookup
-from easq.client.transport import Settings
 from easq.model import Instance
+from easq.net.balance import Balance
+from easq.net.http import Settings
 from tests.client.servers import (
     Behaviour,
     Peer,

@@ -15,8 +15,8 @@ from easq.client.discovery import Discovery
 from easq.client.kept import list_file, turn_file, write_list
 from easq.client.lookup import EasLookup, ModelArtsLookup
 from easq.client.predict import predict_direct
-from easq.client.transport import Settings, Transport
 from easq.model import Instance
+from easq.net.http import Settings, Transport
 from tests.client.servers import Behaviour, Server, behaving, eventually, host_endpoints, listing, reply
 
 TOKEN = "canary-token-canary"

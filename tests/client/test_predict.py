@@ -3,8 +3,8 @@ import pytest
 from easq import errors
 from easq.client.predict import predict_gateway, predict_queue
 from easq.client.queue import QueueClient
-from easq.client.transport import Settings, Transport
 from easq.model import Frame
+from easq.net.http import Settings, Transport
 from easq.protocol.frames import encode_frames
 from easq.protocol.operations import Caller, Codec
 from easq.protocol.signatures import sign

@@ -7,10 +7,10 @@ from urllib.parse import parse_qsl
 import pytest
 
 from easq import errors
-from easq.client.exchange import OVERTIME_S
 from easq.client.queue import QueueClient, sub_path
-from easq.client.transport import Settings, Transport
 from easq.model import NEWEST, Ack, Consumer, Frame, SearchResult
+from easq.net.exchange import OVERTIME_S
+from easq.net.http import Settings, Transport
 from easq.protocol.frames import encode_frames
 from easq.protocol.operations import Caller, Codec, Request, parse
 from tests.client.servers import Peer, Server, answering, broken, reply, silent

@@ -9,9 +9,9 @@ import pytest
 
 from easq import errors
 from easq.client.queue import QueueClient
-from easq.client.transport import Settings, Transport
 from easq.client.watch import Watcher
 from easq.model import Consumer, Frame
+from easq.net.http import Settings, Transport
 from easq.protocol.frames import delimit, encode_frame
 from easq.protocol.operations import Caller, Codec, Watch
 from tests.client.servers import Peer, Server, encrypting, eventually, free_port, secured

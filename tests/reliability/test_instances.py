@@ -19,8 +19,8 @@ import pytest
 from easq.client.discovery import Discovery
 from easq.client.lookup import EasLookup
 from easq.client.predict import Served, predict_direct, predict_gateway
-from easq.client.transport import Settings, Transport
 from easq.errors import EasqError, Unreachable
+from easq.net.http import Settings, Transport
 from easq.protocol.operations import Caller
 from tests.conftest import OpenCloud
 from tests.support.platform import Cloud

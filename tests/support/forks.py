@@ -26,7 +26,7 @@ from pathlib import Path
 
 #: what most commands import
 _PRELOADED = (
-    *("easq.cli.main", "easq.cli.items", "easq.client.queue", "easq.client.transport", "easq.client.watch"),
+    *("easq.cli.main", "easq.cli.items", "easq.client.queue", "easq.net.http", "easq.client.watch"),
     *(
         "easq.client.predict",
         "easq.render.printer",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from easq import errors
-from easq.client.attempts import Attempt, Steps, Times, exchange
-from easq.client.exchange import Retry, Settings
-from easq.client.failures import Unanswered, Unconnected
+from easq.net.exchange import Retry, Settings
+from easq.net.failures import Unanswered, Unconnected
+from easq.net.retry import Attempt, Steps, Times, exchange
 from easq.protocol.operations import Caller, Request
 from easq.protocol.replies import STORED_HEADER, Reply
 
@@ -133,7 +133,7 @@ def test_an_attempt_cut_short_hides_why_the_others_failed_only_where_it_is_the_d
 ) -> None:
     """A put without a key must not be called certainly not stored because it was refused before it was lost."""
     now = [100.0]
-    monkeypatch.setattr("easq.client.attempts.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("easq.net.retry.time.monotonic", lambda: now[0])
     times = Times()
     steps = begin(retry, times, deadline_s=10.0)
     next(steps)

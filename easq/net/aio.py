@@ -18,14 +18,14 @@ from types import SimpleNamespace
 import aiohttp
 from yarl import URL
 
-from easq.client.attempts import Attempt, Times
-from easq.client.endpoint import proxy_for, shown
-from easq.client.exchange import MAX_HEADER_BYTES, Settings, target
-from easq.client.failures import Unanswered, refused_by_proxy, unconnected
-from easq.client.headers import check_value, request_headers
-from easq.client.tls import tls_context
-from easq.client.trace import Tracer, hidden, hide_in, secrets_of
 from easq.errors import AnswerTooLarge, ConfigError, EasqError, NotAQueueService, Unreachable, UsageError
+from easq.net.exchange import MAX_HEADER_BYTES, Settings, target
+from easq.net.failures import Unanswered, refused_by_proxy, unconnected
+from easq.net.headers import check_value, request_headers
+from easq.net.retry import Attempt, Times
+from easq.net.tls import tls_context
+from easq.net.trace import Tracer, hidden, hide_in, secrets_of
+from easq.net.url import proxy_for, shown
 from easq.protocol.operations import Request
 from easq.protocol.replies import Reply
 

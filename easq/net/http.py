@@ -19,18 +19,18 @@ from urllib.parse import unquote, urlsplit
 
 import httpcore
 
-from easq.client.addresses import in_turn
-from easq.client.attempts import Attempt, Steps, Times, exchange
-from easq.client.endpoint import proxy_for, shown
-from easq.client.exchange import MAX_HEADER_BYTES, target
-from easq.client.exchange import PATH_SAFE as PATH_SAFE
-from easq.client.exchange import Retry as Retry
-from easq.client.exchange import Settings as Settings
-from easq.client.failures import Unanswered, refused_by_proxy, unconnected
-from easq.client.headers import request_headers
-from easq.client.tls import tls_context
-from easq.client.trace import Tracer, hidden, hide_in, secrets_of
 from easq.errors import AnswerTooLarge, ConfigError, EasqError, NotAQueueService, Unreachable, UsageError
+from easq.net.addresses import in_turn
+from easq.net.exchange import MAX_HEADER_BYTES, target
+from easq.net.exchange import PATH_SAFE as PATH_SAFE
+from easq.net.exchange import Retry as Retry
+from easq.net.exchange import Settings as Settings
+from easq.net.failures import Unanswered, refused_by_proxy, unconnected
+from easq.net.headers import request_headers
+from easq.net.retry import Attempt, Steps, Times, exchange
+from easq.net.tls import tls_context
+from easq.net.trace import Tracer, hidden, hide_in, secrets_of
+from easq.net.url import proxy_for, shown
 from easq.protocol.operations import Caller, Request
 from easq.protocol.replies import Reply, read_error
 

@@ -14,12 +14,12 @@ from urllib.parse import urlencode
 
 import websocket
 
-from easq.client.endpoint import proxy_for, shown
-from easq.client.failures import Unanswered
-from easq.client.line import open_line
-from easq.client.trace import Tracer, hidden, hide_in, secrets_of
-from easq.client.transport import Settings
 from easq.errors import EasqError, NotAQueueService, Unreachable, UpgradeRequired
+from easq.net.connection import open_line
+from easq.net.failures import Unanswered
+from easq.net.http import Settings
+from easq.net.trace import Tracer, hidden, hide_in, secrets_of
+from easq.net.url import proxy_for, shown
 from easq.protocol.replies import Reply, read_error
 
 #: seconds that one look for bytes takes at most: the delay of a ping, and of whoever waits for its end

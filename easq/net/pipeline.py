@@ -16,13 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from easq.client.attempts import Steps, Times, exchange
-from easq.client.endpoint import shown
-from easq.client.exchange import Retry, Settings
-from easq.client.failures import Unanswered
-from easq.client.session import Sender, Session
-from easq.client.trace import hidden, secrets_of
 from easq.errors import EasqError, Unreachable
+from easq.net.aio import Sender, Session
+from easq.net.exchange import Retry, Settings
+from easq.net.failures import Unanswered
+from easq.net.retry import Steps, Times, exchange
+from easq.net.trace import hidden, secrets_of
+from easq.net.url import shown
 from easq.protocol.operations import Caller, Operation, to_request
 from easq.protocol.replies import Reply
 

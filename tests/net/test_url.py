@@ -1,6 +1,7 @@
 import pytest
 
-from easq.client.endpoint import (
+from easq.errors import ConfigError
+from easq.net.url import (
     address_of,
     endpoint_url,
     is_loopback,
@@ -10,7 +11,6 @@ from easq.client.endpoint import (
     stream_url,
     websocket_url,
 )
-from easq.errors import ConfigError
 
 
 @pytest.mark.parametrize(

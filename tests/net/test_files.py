@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from easq import files
+from easq.net import files
 from tests.support.nodes import NODES, ZERO, look, make_device
 
 

@@ -7,8 +7,8 @@ import ssl
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from easq.client.endpoint import shown
 from easq.errors import Unreachable
+from easq.net.url import shown
 
 _PROXY_HINT = "see HTTP_PROXY and NO_PROXY"
 

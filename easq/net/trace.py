@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 from urllib.parse import quote_plus, unquote, urlsplit
 
-from easq.client.endpoint import shown
 from easq.errors import EasqError
+from easq.net.url import shown
 from easq.protocol.replies import Reply
 from easq.redact import hide, mask
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from easq import errors
-from easq.client.transport import Settings
-from easq.client.websocket import Closed, Message, WebSocket
+from easq.net.http import Settings
+from easq.net.websocket import Closed, Message, WebSocket
 from tests.client.servers import Peer, Server, encrypting, eventually, without_tls
 
 SETTINGS = Settings(connect_timeout_s=5.0, request_timeout_s=5.0, environ={})

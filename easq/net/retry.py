@@ -12,9 +12,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from easq.client.backoff import pause_after
-from easq.client.endpoint import proxy_for
-from easq.client.exchange import (
+from easq.errors import EasqError, Unreachable
+from easq.net.backoff import pause_after
+from easq.net.exchange import (
     FULL_STATUSES,
     MAX_FULL_ATTEMPTS,
     Retry,
@@ -22,8 +22,8 @@ from easq.client.exchange import (
     again_after_reply,
     not_taken,
 )
-from easq.client.failures import Unconnected, refused_by_proxy
-from easq.errors import EasqError, Unreachable
+from easq.net.failures import Unconnected, refused_by_proxy
+from easq.net.url import proxy_for
 from easq.protocol.operations import Caller, Request
 from easq.protocol.replies import Reply, read_error
 

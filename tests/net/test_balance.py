@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from easq.balance import Balance, shares
 from easq.model import Instance
+from easq.net.balance import Balance, shares
 
 
 def of(*weights: int) -> list[Instance]:

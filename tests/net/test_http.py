@@ -8,9 +8,9 @@ import httpcore
 import pytest
 
 from easq import errors
-from easq.client.failures import Unanswered, Unconnected
-from easq.client.transport import Retry, Settings, Transport
 from easq.model import Consumer
+from easq.net.failures import Unanswered, Unconnected
+from easq.net.http import Retry, Settings, Transport
 from easq.protocol.operations import Caller, Describe, Put, Request, to_request
 from tests.client.servers import Peer, Server, answering, broken, eventually, free_port, reply, secured
 

@@ -4,7 +4,7 @@ import ssl
 import pytest
 
 from easq import errors
-from easq.client.failures import Unconnected, unconnected
+from easq.net.failures import Unconnected, unconnected
 
 URL = "https://user:secret@h:1/q?a=b"
 

@@ -3,7 +3,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from easq.client.trace import Tracer, secrets_of
+from easq.net.trace import Tracer, secrets_of
 
 
 def b64(text: str) -> str:

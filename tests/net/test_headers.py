@@ -1,9 +1,9 @@
 import pytest
 
 from easq import __version__
-from easq.client.headers import request_headers
 from easq.errors import ConfigError, UsageError
 from easq.model import Consumer
+from easq.net.headers import request_headers
 from easq.protocol.operations import Caller, Request
 
 PUT = Request("POST", headers={"Content-Type": "text/plain"})

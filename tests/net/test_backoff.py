@@ -1,5 +1,5 @@
-from easq.client.backoff import CAP_S, full_jitter, pause_after
 from easq.errors import QueueFull
+from easq.net.backoff import CAP_S, full_jitter, pause_after
 
 
 def test_pauses_lie_below_a_bound_that_doubles_up_to_the_cap() -> None:

@@ -4,8 +4,8 @@ import time
 import pytest
 
 from easq import errors
-from easq.client.line import Line, open_line
-from easq.client.transport import Settings
+from easq.net.connection import Line, open_line
+from easq.net.http import Settings
 from tests.client.servers import Peer, Server, free_port
 
 SETTINGS = Settings(connect_timeout_s=2.0, environ={})

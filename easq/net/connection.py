@@ -12,12 +12,12 @@ import ssl
 import time
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from easq.client.addresses import in_turn
-from easq.client.endpoint import is_encrypted, proxy_for, shown
-from easq.client.failures import Unconnected, unconnected
-from easq.client.tls import tls_context
-from easq.client.transport import Settings
 from easq.errors import ConfigError, NotAQueueService
+from easq.net.addresses import in_turn
+from easq.net.failures import Unconnected, unconnected
+from easq.net.http import Settings
+from easq.net.tls import tls_context
+from easq.net.url import is_encrypted, proxy_for, shown
 
 #: bytes of one read at most
 _PIECE = 256 * 1024

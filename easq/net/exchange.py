@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from urllib.parse import quote, urlencode
 
-from easq.client.trace import Trace
+from easq.net.trace import Trace
 from easq.protocol.operations import Request
 from easq.protocol.replies import STORED_HEADER, Reply, retry_after_s
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from easq.client.tls import tls_context
-from easq.client.transport import Settings, Transport
 from easq.errors import ConfigError
+from easq.net.http import Settings, Transport
+from easq.net.tls import tls_context
 from easq.protocol.operations import Request
 from tests.client.servers import secured
 

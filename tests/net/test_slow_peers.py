@@ -12,13 +12,13 @@ from typing import TypeAlias
 import pytest
 
 from easq import errors
-from easq.client.addresses import in_turn
-from easq.client.bulk import Bulk, Task, asking
 from easq.client.dialogue import Dialogue
-from easq.client.failures import Unconnected
 from easq.client.queue import QueueClient
-from easq.client.transport import Settings, Transport
 from easq.client.watch import Watcher
+from easq.net.addresses import in_turn
+from easq.net.failures import Unconnected
+from easq.net.http import Settings, Transport
+from easq.net.pipeline import Bulk, Task, asking
 from easq.protocol.operations import Caller, Put, Watch
 from easq.protocol.replies import read_put
 from tests.client.servers import Peer, Server, Speaking
@@ -112,7 +112,7 @@ def test_a_watch_whose_frame_drips_ends_when_it_is_told_to() -> None:
 def test_the_addresses_of_a_host_share_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that leads nowhere leaves time for the next, and together they have no more than one."""
     found = [(0, 1, 6, "", ("::1", 80)), (0, 1, 6, "", ("10.0.0.1", 80)), (0, 2, 6, "", ("10.0.0.1", 80))]
-    monkeypatch.setattr("easq.client.addresses.socket.getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr("easq.net.addresses.socket.getaddrinfo", lambda *_, **__: found)
     tried: list[tuple[str, float]] = []
 
     def connect(address: str, part_s: float) -> str:

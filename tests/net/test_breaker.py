@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from easq.breaker import Breaker
+from easq.net.breaker import Breaker
 
 
 def pauses(breaker: Breaker, count: int, *, asked_s: float | None = None) -> list[float]:

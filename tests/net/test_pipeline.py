@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from easq import errors
-from easq.client import bulk as bulk_module
-from easq.client.attempts import Steps, Times, exchange
-from easq.client.bulk import Bulk, Outcome, Task, asking
-from easq.client.exchange import Retry, Settings
-from easq.client.failures import Unanswered, Unconnected
 from easq.client.queue import QueueClient, put_operation
-from easq.client.transport import Transport
 from easq.model import Ack, Consumer
+from easq.net import pipeline as bulk_module
+from easq.net.exchange import Retry, Settings
+from easq.net.failures import Unanswered, Unconnected
+from easq.net.http import Transport
+from easq.net.pipeline import Bulk, Outcome, Task, asking
+from easq.net.retry import Steps, Times, exchange
 from easq.protocol.operations import Caller, Operation, Request
 from easq.protocol.replies import Reply, read_put
 from tests.client.servers import (
