@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "easq"
 
 _GROUND = {"errors", "model", "redact", "protocol", "net", "models"}
-_CLIENT = {"config", "profile", "client", "render", "worker"}
+_CLIENT = {"config", "client", "predict", "bench", "render", "worker"}
 _SERVICE = {"storage", "broker", "service"}
 
 #: part of easq -> the other parts it may import; what a part does not name it does not know
@@ -30,9 +30,10 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "storage": {"errors", "model", "net", "protocol"},
     "broker": {"errors", "model", "protocol", "storage"},
     "service": _GROUND | {"storage", "broker"},
-    "profile": {"errors", "protocol"},
-    "config": {"errors", "model", "net", "redact", "protocol", "profile"},
+    "config": {"errors", "model", "net", "redact", "protocol"},
     "client": {"errors", "model", "net", "redact", "protocol"},
+    "predict": {"errors", "model", "net", "redact", "protocol", "client"},
+    "bench": {"errors", "model", "net", "protocol", "client", "predict"},
     "render": {"errors", "model", "redact", "protocol"},
     "worker": _GROUND | {"client"},
     "cli": _GROUND | _CLIENT,
@@ -57,8 +58,8 @@ HOMES: Mapping[str, tuple[str, ...]] = {
         "easq.storage.writer",
         "easq.cli.version",
     ),
-    "tomli_w": ("easq.config",),
-    "tomllib": ("easq.config",),
+    "tomli_w": ("easq.config.profiles",),
+    "tomllib": ("easq.config.profiles",),
     "websocket": ("easq.net.websocket",),
     "yarl": ("easq.net.aio", "easq.service.proxy"),
 }
@@ -198,7 +199,7 @@ def test_the_package_is_as_drawn() -> None:
             "from google.protobuf import message",
             "google lives in easq.protocol.frames only",
         ),
-        ("worker.py", "import importlib\nimportlib.import_module('websocket')", "websocket lives in"),
+        ("worker/worker.py", "import importlib\nimportlib.import_module('websocket')", "websocket lives in"),
         ("client/queue.py", "import requests", "requests has no home"),
     ],
 )
@@ -236,7 +237,7 @@ def test_what_is_allowed_is_not_complained_of(tmp_path: Path) -> None:
         "cli/demo.py": "from easq.cli import serve",
         "service/server.py": "import aiohttp, asyncio\nfrom easq.broker import queue\nfrom easq import models",
         "net/aio.py": "from aiohttp import web\nfrom easq.protocol import frames",
-        "config.py": "import tomllib, tomli_w",
+        "config/profiles.py": "import tomllib, tomli_w",
         "storage/sqlite.py": "import sqlite3",
     }
     assert violations(_plant(tmp_path, files)) == []
@@ -245,8 +246,8 @@ def test_what_is_allowed_is_not_complained_of(tmp_path: Path) -> None:
 def _plant(folder: Path, files: dict[str, str]) -> Path:
     """A small easq in `folder`: every part is there and empty but for `files`."""
     root = folder / "easq"
-    names = ["__init__.py", "errors.py", "model.py", "models.py", "config.py", "worker.py"]
-    packages = ["protocol", "storage", "broker", "service", "client", "render", "cli"]
+    names = ["__init__.py", "errors.py", "model.py", "models.py"]
+    packages = ["protocol", "storage", "broker", "service", "client", "render", "config", "worker", "cli"]
     skeleton = [*names, *(f"{package}/__init__.py" for package in packages)]
     skeleton += ["protocol/frames.py", "broker/queue.py", "service/app.py", "service/server.py"]
     skeleton += ["storage/base.py", "client/queue.py", "cli/main.py", "cli/app.py"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from easq import config
+from easq.config import profiles
 from easq.errors import Exit
 from tests.client.servers import Behaviour, Speaking, behaving, echo, host_endpoints, listing, reply
 from tests.support.redis import free_port
@@ -181,13 +181,13 @@ def test_the_configuration_shown_is_a_good_one(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(block, encoding="utf-8")
     path.chmod(0o600)
-    loaded = config.load(path)
+    loaded = profiles.load(path)
     assert loaded.warnings == ()
-    assert config.problems(loaded) == []
-    settings = config.resolve(loaded, {}, {})
+    assert profiles.problems(loaded) == []
+    settings = profiles.resolve(loaded, {}, {})
     assert settings.get("url").endswith("/api/predict/qservice")
     assert {
-        config.resolve(loaded, {"profile": name}, {}).get("via") or "queue" for name in loaded.profiles
+        profiles.resolve(loaded, {"profile": name}, {}).get("via") or "queue" for name in loaded.profiles
     } == {
         "queue",
         "direct",

@@ -16,12 +16,12 @@ from typing import IO, TYPE_CHECKING, Any
 from easq.errors import ConfigError, EasqError, UsageError
 
 if TYPE_CHECKING:
-    from easq.client.discovery import Discovery
-    from easq.client.lookup import Lookup
     from easq.client.queue import QueueClient
-    from easq.config import Config, Resolved
+    from easq.config.profiles import Config, Resolved
     from easq.net.exchange import Settings
     from easq.net.http import Transport
+    from easq.predict.discovery import Discovery
+    from easq.predict.lookup import Lookup
     from easq.protocol.operations import Caller
     from easq.render.printer import Printer
 
@@ -79,7 +79,7 @@ class App:
     @cached_property
     def config(self) -> Config:
         """The configuration file; what is unsafe or unknown in it has been said."""
-        from easq.config import config_path, load
+        from easq.config.profiles import config_path, load
 
         config = load(config_path(self.environ))
         for warning in config.warnings:
@@ -89,7 +89,7 @@ class App:
     @cached_property
     def settings(self) -> Resolved:
         """What holds for this run."""
-        from easq.config import resolve
+        from easq.config.profiles import resolve
 
         self.check_token_options()
         return resolve(self.config, self.options, self.environ)
@@ -119,7 +119,7 @@ class App:
     @cached_property
     def token(self) -> str:
         """The token, hidden from all talk; empty where none is given. Raises ConfigError."""
-        from easq.config import read_token
+        from easq.config.profiles import read_token
 
         token = read_token(self.settings.token, warn=self.printer.warn)
         self.printer.hide(token)
@@ -162,8 +162,8 @@ class App:
     @cached_property
     def discovery(self) -> Discovery:
         """Where the instances of the service are known. Raises ConfigError where nothing says which service."""
-        from easq.client.discovery import Discovery
-        from easq.config import easq_folder
+        from easq.config.profiles import easq_folder
+        from easq.predict.discovery import Discovery
         from easq.protocol.durations import parse_duration
 
         refresh_s: float | None = self.options.get("refresh")
@@ -178,8 +178,8 @@ class App:
         )
 
     def _lookup(self) -> Lookup:
-        from easq.client.lookup import EasLookup, ModelArtsLookup
         from easq.errors import AuthFailed
+        from easq.predict.lookup import EasLookup, ModelArtsLookup
 
         endpoint, service = self._needed("endpoint"), self._needed("service")
         if self.settings.get("via") != "modelarts":
@@ -191,7 +191,7 @@ class App:
         return lookup
 
     def _needed(self, key: str) -> str:
-        from easq.profile import ENVIRONMENT
+        from easq.config.keys import ENVIRONMENT
 
         if not self.settings.get(key):
             variable = f"{ENVIRONMENT[key]}, or " if key in ENVIRONMENT else ""
@@ -203,7 +203,7 @@ class App:
 
     def checked(self, key: str) -> str:
         """The value of `key`, empty when nothing gives one. Raises UsageError or ConfigError for one that is none."""
-        from easq.profile import value_problem
+        from easq.config.keys import value_problem
 
         value = self.settings.values.get(key)
         if value is None:

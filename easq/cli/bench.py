@@ -23,10 +23,10 @@ from easq.cli.routes import DIRECT, GATEWAY, MODELARTS, QUEUE, service_options, 
 from easq.cli.size import SIZE
 
 if TYPE_CHECKING:
+    from easq.bench.conditions import Condition
+    from easq.bench.load import Load, LoadRun
     from easq.cli.app import App
     from easq.cli.routes import Answer
-    from easq.client.conditions import Condition
-    from easq.client.load import Load, LoadRun
     from easq.errors import EasqError
     from easq.render.progress import Progress
 
@@ -46,7 +46,7 @@ class FailIf(ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Condition:
         """`value` as a condition."""
-        from easq.client.conditions import Condition, read_condition
+        from easq.bench.conditions import Condition, read_condition
 
         if isinstance(value, Condition):
             return value
@@ -179,10 +179,10 @@ def predict(
 
     Results of the queue are deleted from the sink. An answer that the model calls a failure counts as an error.
     """
+    from easq.bench.load import LoadRun
     from easq.cli import routes
     from easq.cli.items import MOST_REQUEST_BYTES, Item, queue_limit
     from easq.cli.predict import failure_of
-    from easq.client.load import LoadRun
     from easq.errors import UsageError
 
     via = app.checked("via") or QUEUE
@@ -247,8 +247,8 @@ def _run(
     fail_if: tuple[Condition, ...],
     force: bool,
 ) -> None:
+    from easq.bench.queue import Bench
     from easq.cli.items import queue_limit
-    from easq.client.bench import Bench
     from easq.errors import UsageError
 
     most = queue_limit(app) if size else 0
@@ -286,7 +286,7 @@ def _load(
     most: int,
 ) -> Load:
     """What the options ask for. Raises UsageError for two that exclude each other, and for a size above `most`."""
-    from easq.client.load import Load
+    from easq.bench.load import Load
     from easq.errors import UsageError
 
     if count is not None and duration is not None:

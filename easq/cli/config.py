@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from easq.cli.app import App
-    from easq.config import Config
+    from easq.config.profiles import Config
 
 #: what the eascmd form saves
 _SAVED = ("url", "token", "token_file", "group", "user")
@@ -77,7 +77,7 @@ def show(app: App, origin: bool, reveal: bool) -> None:
 @_sub("list", ("easq config list", "easq config list -o json"))
 def list_profiles(app: App) -> None:
     """List the profiles; the current one has a star."""
-    from easq.config import chosen_profile
+    from easq.config.profiles import chosen_profile
     from easq.net.url import masked
 
     current = chosen_profile(app.config, app.options, app.environ).value
@@ -115,9 +115,9 @@ def set_value(app: App, key: str, value: str) -> None:
     """
     import shlex
 
-    from easq.config import MAX_TOKEN_BYTES
+    from easq.config.keys import check_key, named
+    from easq.config.profiles import MAX_TOKEN_BYTES
     from easq.errors import UsageError
-    from easq.profile import check_key, named
 
     check_key(key)
     if key == "token" and value == "-":
@@ -160,7 +160,7 @@ def remove(app: App, name: str) -> None:
 @_sub("path", ("easq config path", '"$EDITOR" "$(easq config path)"'))
 def path(app: App) -> None:
     """Print where the file is, or would be."""
-    from easq.config import config_path
+    from easq.config.profiles import config_path
 
     where = str(config_path(app.environ))
     if app.output == "json":
@@ -173,7 +173,7 @@ def path(app: App) -> None:
 @click.option("--connect", is_flag=True, help="Ask the queue for its attributes, too.")
 def validate(app: App, connect: bool) -> None:
     """Say what is wrong in the file."""
-    from easq.config import config_path, load, problems
+    from easq.config.profiles import config_path, load, problems
     from easq.errors import ConfigError
 
     loaded = load(config_path(app.environ))
@@ -202,16 +202,16 @@ def validate(app: App, connect: bool) -> None:
 
 
 def _profile(app: App) -> str:
-    from easq.config import chosen_profile
+    from easq.config.profiles import chosen_profile
 
     return chosen_profile(app.config, app.options, app.environ).value
 
 
 def _save_values(app: App, values: dict[str, Any]) -> None:
     """The profile holds `values`, which are such that they could be used."""
-    from easq.config import TokenSource, read_token
+    from easq.config.keys import TOKEN_KEYS, value_problem
+    from easq.config.profiles import TokenSource, read_token
     from easq.errors import UsageError
-    from easq.profile import TOKEN_KEYS, value_problem
 
     app.check_token_options()
     name = _profile(app)
@@ -253,7 +253,7 @@ def _token_file(name: str) -> str:
     import os
     from pathlib import Path
 
-    from easq.config import TokenSource, read_token
+    from easq.config.profiles import TokenSource, read_token
     from easq.errors import ConfigError
 
     path = Path(os.path.expanduser(name)).absolute()
@@ -286,7 +286,7 @@ def _check_addresses(values: Mapping[str, Any]) -> None:
 
 def _save(app: App, change: Callable[[Config], Config], name: str, done: str) -> None:
     """The file is as `change` makes it of what it holds now, and that is said."""
-    from easq.config import edit
+    from easq.config.profiles import edit
 
     change(app.config)  # what is wrong with it is said before anything is made
     changed = edit(app.config.path, change)
@@ -297,7 +297,7 @@ def _save(app: App, change: Callable[[Config], Config], name: str, done: str) ->
 
 
 def _show(app: App, *, origin: bool, reveal: bool) -> None:
-    from easq.config import Value, read_token
+    from easq.config.profiles import Value, read_token
     from easq.net.url import masked
     from easq.redact import mask
 

@@ -38,9 +38,9 @@ def endpoints(app: App, name: str | None, probing: bool) -> None:
     that is younger than --refresh, or else what EAS discovery, or ModelArts' management, says now. With
     --probe, exits 6 where none of them can be reached.
     """
-    from easq.client.probe import probe
     from easq.errors import Unreachable, UsageError
     from easq.net.balance import shares
+    from easq.predict.probe import probe
 
     if name:
         if app.options.get("service", name) != name:

@@ -405,7 +405,7 @@ HELP = click.Option(
 
 
 def _complete_profiles(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    from easq.config import config_path, load
+    from easq.config.profiles import config_path, load
     from easq.errors import ConfigError
 
     try:

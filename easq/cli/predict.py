@@ -9,9 +9,9 @@ import click
 
 from easq.cli.options import DURATION, WholeNumber, as_tags, command, payload_options, tags_option
 from easq.cli.routes import service_options, sign_option, via_option
+from easq.config.keys import VIAS
 from easq.errors import EasqError, Refused, ServerError, UsageError
 from easq.model import LAST_CODE, LAST_REASON
-from easq.profile import VIAS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from easq.cli.app import App
     from easq.cli.items import Item, Items
     from easq.cli.routes import Answer, Route, Terms
-    from easq.client.predict import Served
     from easq.model import Frame
+    from easq.predict.exchanges import Served
 
     #: items that came to their turn together, each with its answer or why there is none
     Results: TypeAlias = Sequence[tuple[Item, Answer | EasqError]]

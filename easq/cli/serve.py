@@ -360,7 +360,7 @@ def _service(given: Mapping[str, Any]) -> Service | None:
 
 def _token(app: App) -> str:
     """The token that callers need: option, file, environment; empty for none."""
-    from easq.config import read_token, token_source
+    from easq.config.profiles import read_token, token_source
 
     app.check_token_options()
     source = token_source("", {}, app.options, app.environ)
@@ -371,7 +371,7 @@ def _token(app: App) -> str:
 
 def _default_storage(app: App) -> str:
     """What the environment says, which is no place that others can look into, unlike a command line."""
-    from easq.config import easq_folder
+    from easq.config.profiles import easq_folder
 
     if given := app.environ.get("EASQ_STORAGE"):
         return given

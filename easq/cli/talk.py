@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from easq.cli.app import App
     from easq.cli.items import Item, Items
     from easq.cli.routes import Answer
-    from easq.client.dialogue import Dialogue
     from easq.errors import EasqError
+    from easq.predict.dialogue import Dialogue
 
 #: bytes that one look at the terminal takes
 _LOOK_BYTES = 65536

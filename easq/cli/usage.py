@@ -71,6 +71,6 @@ def asked_output(args: Sequence[str]) -> str | None:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    from easq.profile import did_you_mean
+    from easq.config.keys import did_you_mean
 
     return did_you_mean(word, (name for name in known if name not in DESTRUCTIVE))

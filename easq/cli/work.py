@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from easq.client.queue import QueueClient
     from easq.models.base import Model
     from easq.models.inference import Outcome
-    from easq.worker import Worker
+    from easq.worker.worker import Worker
 
     Events: TypeAlias = queue.Queue[Outcome | str]
 
@@ -91,7 +91,7 @@ def work(
     with 0 once what is under way is done, Ctrl-C with 130; a second one at once.
     """
     from easq.errors import UsageError
-    from easq.worker import Worker
+    from easq.worker.worker import Worker
 
     if jobs is not None and jobs > window:
         raise UsageError(f"--jobs {jobs} is above --window {window}: no more than the window is in hand")

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from easq import errors
-from easq.client.dialogue import Dialogue
-from easq.client.predict import predict_gateway, predict_queue
 from easq.client.queue import QueueClient
 from easq.model import Frame
 from easq.net.http import Settings, Transport
 from easq.net.pipeline import Bulk, Task, asking
+from easq.predict.dialogue import Dialogue
+from easq.predict.exchanges import predict_gateway, predict_queue
 from easq.protocol.frames import encode_frame, encode_frames
 from easq.protocol.operations import Caller, Codec, Put, Watch
 from easq.protocol.replies import read_put

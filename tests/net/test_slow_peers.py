@@ -12,13 +12,13 @@ from typing import TypeAlias
 import pytest
 
 from easq import errors
-from easq.client.dialogue import Dialogue
 from easq.client.queue import QueueClient
 from easq.client.watch import Watcher
 from easq.net.addresses import in_turn
 from easq.net.failures import Unconnected
 from easq.net.http import Settings, Transport
 from easq.net.pipeline import Bulk, Task, asking
+from easq.predict.dialogue import Dialogue
 from easq.protocol.operations import Caller, Put, Watch
 from easq.protocol.replies import read_put
 from tests.client.servers import Peer, Server, Speaking

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from easq import worker
 from easq.cli.main import main
 from easq.client.queue import QueueClient
 from easq.model import Frame
 from easq.models.base import Answer
 from easq.models.inference import Outcome
+from easq.worker import worker
 
 
 def commits_before_it_puts() -> None:

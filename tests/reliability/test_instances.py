@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from easq.client.discovery import Discovery
-from easq.client.lookup import EasLookup
-from easq.client.predict import Served, predict_direct, predict_gateway
 from easq.errors import EasqError, Unreachable
 from easq.net.http import Settings, Transport
+from easq.predict.discovery import Discovery
+from easq.predict.exchanges import Served, predict_direct, predict_gateway
+from easq.predict.lookup import EasLookup
 from easq.protocol.operations import Caller
 from tests.conftest import OpenCloud
 from tests.support.platform import Cloud

@@ -28,7 +28,7 @@ from pathlib import Path
 _PRELOADED = (
     *("easq.cli.main", "easq.cli.items", "easq.client.queue", "easq.net.http", "easq.client.watch"),
     *(
-        "easq.client.predict",
+        "easq.predict.exchanges",
         "easq.render.printer",
         "easq.render.rows",
         "easq.protocol.replies",

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from easq import errors
-from easq.client.discovery import Discovery
-from easq.client.kept import list_file, turn_file, write_list
-from easq.client.lookup import EasLookup, ModelArtsLookup
-from easq.client.predict import predict_direct
 from easq.model import Instance
 from easq.net.http import Settings, Transport
+from easq.predict.cache import list_file, turn_file, write_list
+from easq.predict.discovery import Discovery
+from easq.predict.exchanges import predict_direct
+from easq.predict.lookup import EasLookup, ModelArtsLookup
 from tests.client.servers import Behaviour, Server, behaving, eventually, host_endpoints, listing, reply
 
 TOKEN = "canary-token-canary"

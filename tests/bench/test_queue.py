@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from easq.client.conditions import read_condition
-from easq.client.load import Samples, percentile
+from easq.bench.conditions import read_condition
+from easq.bench.load import Samples, percentile
 from easq.errors import QueueFull, Unreachable
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from secrets import token_hex
 from typing import TypeAlias, TypeVar
 
-from easq.client.load import Load, LoadRun, OnProgress
+from easq.bench.load import Load, LoadRun, OnProgress
 from easq.client.queue import MAX_INDEXES_PER_REQUEST, QueueClient, put_operation
 from easq.client.watch import Watcher
 from easq.errors import DeadlineExceeded, EasqError

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from easq.client.predict import ATTEMPT_PART, Served, another_may_do_better, in_time
 from easq.errors import AuthFailed, DeadlineExceeded, EasqError, UsageError
 from easq.net.backoff import pause_after
 from easq.net.failures import Unanswered, Unconnected
@@ -25,6 +24,7 @@ from easq.net.http import Settings
 from easq.net.retry import Times
 from easq.net.url import address_of, shown
 from easq.net.websocket import TICK_S, Closed, Message, WebSocket
+from easq.predict.exchanges import ATTEMPT_PART, Served, another_may_do_better, in_time
 from easq.protocol.operations import Request
 
 #: what goes through gateways that drop a connection on which nothing goes for a minute

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from easq import config
+from easq.config import profiles
 from easq.errors import ConfigError
 from tests.support.nodes import NODES, ZERO, look, make_device
 
@@ -28,15 +28,15 @@ def write(path: Path, text: str, mode: int = 0o600) -> Path:
 
 
 def test_a_missing_file_is_an_empty_configuration(path: Path) -> None:
-    loaded = config.load(path)
+    loaded = profiles.load(path)
     assert (loaded.profiles, loaded.current, loaded.warnings) == ({}, "default", ())
 
 
 def test_what_is_saved_is_read_back(path: Path) -> None:
-    config.save(
-        config.load(path).with_values("local", {"url": "http://h/q", "token": "t"}).with_current("local")
+    profiles.save(
+        profiles.load(path).with_values("local", {"url": "http://h/q", "token": "t"}).with_current("local")
     )
-    loaded = config.load(path)
+    loaded = profiles.load(path)
     assert loaded.current == "local"
     assert loaded.profile("local") == {"url": "http://h/q", "token": "t"}
     assert loaded.warnings == ()
@@ -46,7 +46,7 @@ def test_what_is_saved_is_read_back(path: Path) -> None:
 def test_file_and_folder_are_ours_alone_whatever_the_umask(path: Path, umask: int) -> None:
     old = os.umask(umask)
     try:
-        config.save(config.load(path).with_values("a", {"token": "t"}))
+        profiles.save(profiles.load(path).with_values("a", {"token": "t"}))
     finally:
         os.umask(old)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -56,7 +56,7 @@ def test_file_and_folder_are_ours_alone_whatever_the_umask(path: Path, umask: in
 
 def test_a_file_that_others_could_read_is_closed_by_a_save(path: Path) -> None:
     write(path, 'profile = "a"\n[profiles.a]\ntoken = "t"\n', 0o644)
-    config.save(config.load(path).with_values("a", {"user": "u"}))
+    profiles.save(profiles.load(path).with_values("a", {"user": "u"}))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -66,9 +66,9 @@ def test_a_link_of_ours_leads_to_the_file_that_is_written(path: Path, tmp_path: 
     target.write_text("[profiles.b]\n")
     path.parent.mkdir(mode=0o700)
     path.symlink_to(target)
-    config.edit(path, lambda found: found.with_values("a", {"token": "secret"}))
+    profiles.edit(path, lambda found: found.with_values("a", {"token": "secret"}))
     assert path.is_symlink()
-    assert sorted(config.load(target).profiles) == ["a", "b"]
+    assert sorted(profiles.load(target).profiles) == ["a", "b"]
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
@@ -79,10 +79,10 @@ def test_what_is_no_regular_file_is_no_configuration_and_stays_what_it_is(path: 
     NODES[kind](path)
     before = look(path)
     with pytest.raises(ConfigError, match=f"it is a {kind}"):
-        config.edit(path, lambda found: found.with_values("a", {"group": "g"}))
+        profiles.edit(path, lambda found: found.with_values("a", {"group": "g"}))
     if kind != "device":  # that of the tests is the null device, an empty configuration
         with pytest.raises(ConfigError, match=f"it is a {kind}"):
-            config.load(path)
+            profiles.load(path)
     assert look(path) == before
 
 
@@ -91,18 +91,18 @@ def test_an_endless_configuration_is_not_read(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(ConfigError, match="it is larger than 1048576 bytes"):
-        config.load(path)
+        profiles.load(path)
     path.unlink()
     make_device(path, ZERO)
     with pytest.raises(ConfigError, match="it is a device"):
-        config.load(path)
+        profiles.load(path)
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o777])
 def test_folders_above_that_had_to_be_made_are_ours_alone(tmp_path: Path, umask: int) -> None:
     old = os.umask(umask)
     try:
-        config.edit(
+        profiles.edit(
             tmp_path / ".config" / "easq" / "config.toml",
             lambda found: found.with_values("a", {"token": "t"}),
         )
@@ -114,7 +114,7 @@ def test_folders_above_that_had_to_be_made_are_ours_alone(tmp_path: Path, umask:
 def test_a_folder_in_which_others_can_replace_the_file_is_warned_about(path: Path) -> None:
     folder = write(path, "").parent
     folder.chmod(0o777)
-    assert config.load(path).warnings == (f"{folder} is open to others (mode 0777): chmod 700 {folder}",)
+    assert profiles.load(path).warnings == (f"{folder} is open to others (mode 0777): chmod 700 {folder}",)
 
 
 def test_a_token_file_that_others_can_read_is_warned_about(tmp_path: Path) -> None:
@@ -123,7 +123,9 @@ def test_a_token_file_that_others_can_read_is_warned_about(tmp_path: Path) -> No
     said: list[str] = []
     for mode in (0o600, 0o644):
         file.chmod(mode)
-        assert config.read_token(config.TokenSource("token_file", str(file), "x"), warn=said.append) == "t"
+        assert (
+            profiles.read_token(profiles.TokenSource("token_file", str(file), "x"), warn=said.append) == "t"
+        )
     assert said == [f"token file {file} is open to others (mode 0644): chmod 600 {file}"]
 
 
@@ -133,16 +135,16 @@ def test_a_token_may_come_from_a_pipe_and_is_bounded(tmp_path: Path) -> None:
     with open(reading, "rb"):
         os.write(writing, b"secret\n")
         os.close(writing)
-        source = config.TokenSource("token_file", f"/dev/fd/{reading}", "x")
-        assert config.read_token(source) == "secret"
+        source = profiles.TokenSource("token_file", f"/dev/fd/{reading}", "x")
+        assert profiles.read_token(source) == "secret"
     make_device(tmp_path / "zero", ZERO)
     with pytest.raises(ConfigError, match="is larger than 65536 bytes"):
-        config.read_token(config.TokenSource("token_file", str(tmp_path / "zero"), "x"))
+        profiles.read_token(profiles.TokenSource("token_file", str(tmp_path / "zero"), "x"))
 
 
 def test_a_token_command_that_prints_without_end_is_ended() -> None:
     with pytest.raises(ConfigError, match="token_cmd 'yes' printed more than 65536 bytes"):
-        config.read_token(config.TokenSource("token_cmd", ("yes",), "x"))
+        profiles.read_token(profiles.TokenSource("token_cmd", ("yes",), "x"))
 
 
 def test_changes_at_the_same_time_are_all_kept(path: Path) -> None:
@@ -153,20 +155,20 @@ def test_changes_at_the_same_time_are_all_kept(path: Path) -> None:
         ready.wait()
         for number in range(rounds):
             name = f"p{writer}-{number}"
-            config.edit(path, lambda found, name=name: found.with_values(name, {"url": "http://h/q"}))
+            profiles.edit(path, lambda found, name=name: found.with_values(name, {"url": "http://h/q"}))
 
     threads = [threading.Thread(target=write_some, args=(writer,)) for writer in range(writers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(config.load(path).profiles) == writers * rounds
+    assert len(profiles.load(path).profiles) == writers * rounds
 
 
 def test_a_change_that_cannot_be_made_changes_nothing(path: Path) -> None:
     write(path, "[profiles.a]\n")
     with pytest.raises(ConfigError, match="no profile 'b'"):
-        config.edit(path, lambda found: found.with_current("b"))
+        profiles.edit(path, lambda found: found.with_current("b"))
     assert path.read_text() == "[profiles.a]\n"
 
 
@@ -180,26 +182,26 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_draft(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ConfigError, match="cannot save: No space left on device"):
-        config.save(config.load(path).with_values("a", {"url": "http://new/q"}))
-    assert config.load(path).profile("a") == {"url": "http://old/q"}
+        profiles.save(profiles.load(path).with_values("a", {"url": "http://new/q"}))
+    assert profiles.load(path).profile("a") == {"url": "http://old/q"}
     assert os.listdir(path.parent) == ["config.toml"]
 
 
 def test_a_file_open_to_others_is_warned_about(path: Path) -> None:
     write(path, "", 0o640)
-    assert config.load(path).warnings == (f"{path} is open to others (mode 0640): chmod 600 {path}",)
+    assert profiles.load(path).warnings == (f"{path} is open to others (mode 0640): chmod 600 {path}",)
 
 
 def test_unknown_keys_are_named_and_survive_a_save(path: Path) -> None:
     write(path, 'theme = "dark"\n[profiles.a]\nurll = "http://h/q"\n[profiles.a.deep]\nx = [1, 2]\n')
-    loaded = config.load(path)
+    loaded = profiles.load(path)
     assert loaded.warnings == (
         f"{path}: unknown key 'theme'",
         f"{path}: profiles.a: unknown key 'urll' (did you mean 'url'?)",
         f"{path}: profiles.a: unknown key 'deep'",
     )
-    config.save(loaded.with_values("a", {"user": "u"}))
-    again = config.load(path)
+    profiles.save(loaded.with_values("a", {"user": "u"}))
+    again = profiles.load(path)
     assert again.document["theme"] == "dark"
     assert again.profile("a") == {"urll": "http://h/q", "deep": {"x": [1, 2]}, "user": "u"}
 
@@ -217,7 +219,7 @@ def test_unknown_keys_are_named_and_survive_a_save(path: Path) -> None:
 def test_what_is_no_configuration_is_refused_with_the_place(path: Path, text: str, message: str) -> None:
     write(path, text)
     with pytest.raises(ConfigError) as caught:
-        config.load(path)
+        profiles.load(path)
     assert caught.value.message == f"{path}: {message}"
 
 
@@ -225,7 +227,7 @@ def test_a_file_that_is_not_utf8_is_refused(path: Path) -> None:
     write(path, "")
     path.write_bytes(b'a = "\xff"\n')
     with pytest.raises(ConfigError, match="not UTF-8 at byte 5"):
-        config.load(path)
+        profiles.load(path)
 
 
 @pytest.mark.parametrize(
@@ -238,33 +240,33 @@ def test_a_file_that_is_not_utf8_is_refused(path: Path) -> None:
     ],
 )
 def test_a_wrong_type_is_named_without_the_value(path: Path, text: str, message: str) -> None:
-    loaded = config.load(write(path, f"[profiles.a]\n{text}\n"))
+    loaded = profiles.load(write(path, f"[profiles.a]\n{text}\n"))
     with pytest.raises(ConfigError) as caught:
         loaded.profile("a")
     assert caught.value.message == f"{path}: profiles.a: {message}"
-    assert config.problems(loaded) == [f"{path}: profiles.a: {message}"]
+    assert profiles.problems(loaded) == [f"{path}: profiles.a: {message}"]
 
 
 def test_an_unknown_profile_names_the_known_ones(path: Path) -> None:
-    loaded = config.load(write(path, "[profiles.prod]\n[profiles.local]\n"))
+    loaded = profiles.load(write(path, "[profiles.prod]\n[profiles.local]\n"))
     with pytest.raises(ConfigError) as caught:
-        config.resolve(loaded, {"profile": "prd"}, {})
+        profiles.resolve(loaded, {"profile": "prd"}, {})
     assert caught.value.message == "no profile 'prd' (did you mean 'prod'?); known: local, prod"
     with pytest.raises(ConfigError, match="no profile 'zzz'; known: local, prod"):
-        config.resolve(loaded, {}, {"EASQ_PROFILE": "zzz"})
+        profiles.resolve(loaded, {}, {"EASQ_PROFILE": "zzz"})
 
 
 def test_each_value_comes_from_option_then_environment_then_profile_then_built_in(path: Path) -> None:
-    loaded = config.load(
+    loaded = profiles.load(
         write(path, 'profile = "a"\n[profiles.a]\nurl = "http://p/q"\ngroup = "pg"\nendpoint = "http://e"\n')
     )
-    resolved = config.resolve(loaded, {"url": "http://o/q"}, {"EASQ_URL": "http://e/q", "EASQ_GROUP": "eg"})
-    assert resolved.profile == config.Value("a", "config file")
+    resolved = profiles.resolve(loaded, {"url": "http://o/q"}, {"EASQ_URL": "http://e/q", "EASQ_GROUP": "eg"})
+    assert resolved.profile == profiles.Value("a", "config file")
     assert resolved.values == {
-        "url": config.Value("http://o/q", "option --url"),
-        "group": config.Value("eg", "environment EASQ_GROUP"),
-        "user": config.Value("default_user", "built-in"),
-        "endpoint": config.Value("http://e", "profile a"),
+        "url": profiles.Value("http://o/q", "option --url"),
+        "group": profiles.Value("eg", "environment EASQ_GROUP"),
+        "user": profiles.Value("default_user", "built-in"),
+        "endpoint": profiles.Value("http://e", "profile a"),
     }
 
 
@@ -281,11 +283,11 @@ def test_the_token_comes_from_the_first_source_that_is_given() -> None:
         ({}, {}, {"token": "t"}, "profile a, token"),
     ]
     for options, env, profile, origin in order:
-        loaded = config.Config(Path("x"), {"profile": "a", "profiles": {"a": profile}})
-        source = config.resolve(loaded, options, env).token
+        loaded = profiles.Config(Path("x"), {"profile": "a", "profiles": {"a": profile}})
+        source = profiles.resolve(loaded, options, env).token
         assert source is not None
         assert source.origin == origin
-    assert config.resolve(config.Config(Path("x")), {}, {}).token is None
+    assert profiles.resolve(profiles.Config(Path("x")), {}, {}).token is None
 
 
 def test_a_token_file_is_read_without_its_newline_and_with_its_home(
@@ -293,12 +295,12 @@ def test_a_token_file_is_read_without_its_newline_and_with_its_home(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "t").write_text("  abc==\n")
-    assert config.read_token(config.TokenSource("token_file", "~/t", "x")) == "abc=="
+    assert profiles.read_token(profiles.TokenSource("token_file", "~/t", "x")) == "abc=="
 
 
 def test_a_token_command_runs_without_a_shell_and_gives_its_first_line() -> None:
     argv = (sys.executable, "-c", "import sys; print(sys.argv[1]); print('more')", "$HOME;`id`")
-    assert config.read_token(config.TokenSource("token_cmd", argv, "x")) == "$HOME;`id`"
+    assert profiles.read_token(profiles.TokenSource("token_cmd", argv, "x")) == "$HOME;`id`"
 
 
 @pytest.mark.parametrize(
@@ -323,19 +325,19 @@ def test_a_token_command_runs_without_a_shell_and_gives_its_first_line() -> None
 )
 def test_a_source_that_gives_no_token_is_named(kind: str, value: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.read_token(config.TokenSource(kind, value, "x"))
+        profiles.read_token(profiles.TokenSource(kind, value, "x"))
     assert caught.value.message == message
 
 
 def test_a_removed_profile_is_gone_and_no_longer_current(path: Path) -> None:
-    loaded = config.load(write(path, 'profile = "a"\n[profiles.a]\n[profiles.b]\n'))
+    loaded = profiles.load(write(path, 'profile = "a"\n[profiles.a]\n[profiles.b]\n'))
     left = loaded.without_profile("a")
     assert (list(left.profiles), left.current) == (["b"], "default")
 
 
 def test_problems_are_all_listed(path: Path) -> None:
     write(path, 'profile = "gone"\n[profiles.a]\ntoken = "x"\ntoken_file = "y"\nuser = "a b"\n')
-    assert config.problems(config.load(path)) == [
+    assert profiles.problems(profiles.load(path)) == [
         f"{path}: profiles.a: token and token_file are both given",
         f"{path}: profiles.a: user 'a b' is not 1-128 of A-Z a-z 0-9 . _ -",
         f"{path}: profile 'gone' is not there",
@@ -343,9 +345,11 @@ def test_problems_are_all_listed(path: Path) -> None:
 
 
 def test_the_place_of_the_file() -> None:
-    assert config.config_path({"EASQ_CONFIG": "/x/c.toml", "HOME": "/h"}) == Path("/x/c.toml")
-    assert config.config_path({"XDG_CONFIG_HOME": "/x", "HOME": "/h"}) == Path("/x/easq/config.toml")
-    assert config.config_path({"XDG_CONFIG_HOME": "rel", "HOME": "/h"}) == Path("/h/.config/easq/config.toml")
+    assert profiles.config_path({"EASQ_CONFIG": "/x/c.toml", "HOME": "/h"}) == Path("/x/c.toml")
+    assert profiles.config_path({"XDG_CONFIG_HOME": "/x", "HOME": "/h"}) == Path("/x/easq/config.toml")
+    assert profiles.config_path({"XDG_CONFIG_HOME": "rel", "HOME": "/h"}) == Path(
+        "/h/.config/easq/config.toml"
+    )
 
 
 @pytest.mark.parametrize(
@@ -357,7 +361,7 @@ def test_the_place_of_the_file() -> None:
     ],
 )
 def test_the_folder_of_other_files(environ: dict[str, str], folder: str) -> None:
-    assert config.easq_folder(environ, "XDG_CACHE_HOME", ".cache") == Path(folder)
+    assert profiles.easq_folder(environ, "XDG_CACHE_HOME", ".cache") == Path(folder)
 
 
 def test_who_has_no_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,14 +369,14 @@ def test_who_has_no_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) ->
     # what Python does for a user that the system does not know
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(ConfigError) as caught:
-        config.config_path({})
+        profiles.config_path({})
     assert caught.value.message.startswith("no home folder is known: HOME is not set, and user ")
     assert caught.value.hint == "set HOME or XDG_CONFIG_HOME"
 
 
 def test_the_home_of_nobody_is_the_name_of_a_file() -> None:
-    assert config.config_path({"EASQ_CONFIG": "~nobody-of-that-name/c"}) == Path("~nobody-of-that-name/c")
+    assert profiles.config_path({"EASQ_CONFIG": "~nobody-of-that-name/c"}) == Path("~nobody-of-that-name/c")
 
 
 def test_a_token_source_does_not_show_its_token() -> None:
-    assert "hunter2" not in repr(config.TokenSource("token", "hunter2", "x"))
+    assert "hunter2" not in repr(profiles.TokenSource("token", "hunter2", "x"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from easq.client.hands import Hands
+from easq.client.in_flight import Hands
 from easq.model import Frame
 
 

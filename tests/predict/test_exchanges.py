@@ -1,10 +1,10 @@
 import pytest
 
 from easq import errors
-from easq.client.predict import predict_gateway, predict_queue
 from easq.client.queue import QueueClient
 from easq.model import Frame
 from easq.net.http import Settings, Transport
+from easq.predict.exchanges import predict_gateway, predict_queue
 from easq.protocol.frames import encode_frames
 from easq.protocol.operations import Caller, Codec
 from easq.protocol.signatures import sign

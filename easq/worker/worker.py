@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from easq.client.hands import Hands
+from easq.client.in_flight import Hands
 from easq.client.queue import check_pair
 from easq.errors import (
     EasqError,

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from easq import errors
-from easq.client.discovery import Discovery
-from easq.client.kept import list_file, read_list, write_list
-from easq.client.lookup import EAS_PATHS, EasLookup
 from easq.model import Instance
 from easq.net.balance import Balance
 from easq.net.http import Settings
+from easq.predict.cache import list_file, read_list, write_list
+from easq.predict.discovery import Discovery
+from easq.predict.lookup import EAS_PATHS, EasLookup
 from tests.client.servers import (
     Behaviour,
     Peer,

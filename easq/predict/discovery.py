@@ -23,13 +23,13 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from easq.client.kept import Kept, list_file, read_list, turn_file, write_list
-from easq.client.lookup import Lookup
-from easq.client.turn import Turn
 from easq.errors import EasqError, Unreachable, UsageError
 from easq.model import Instance
 from easq.net.balance import Balance
 from easq.net.http import Retry, Settings, Transport
+from easq.predict.cache import Kept, list_file, read_list, turn_file, write_list
+from easq.predict.lookup import Lookup
+from easq.predict.rate_limit import Turn
 from easq.protocol.discovery import Malformed
 
 #: seconds between two questions of one run in any case

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from easq import profile
+from easq.config import keys
 from easq.errors import ConfigError
 
 GOOD = {
@@ -20,7 +20,7 @@ GOOD = {
 
 @pytest.mark.parametrize("key", GOOD)
 def test_a_value_that_can_be_used_has_no_problem(key: str) -> None:
-    assert profile.value_problem(key, GOOD[key]) == ""
+    assert keys.value_problem(key, GOOD[key]) == ""
 
 
 @pytest.mark.parametrize(
@@ -39,32 +39,32 @@ def test_a_value_that_can_be_used_has_no_problem(key: str) -> None:
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(key: str, value: str, problem: str) -> None:
-    assert profile.value_problem(key, value) == problem
+    assert keys.value_problem(key, value) == problem
 
 
 def test_a_duration_that_is_none_is_named() -> None:
     for value in ("soon", "-1s"):
-        assert profile.value_problem("refresh", value).startswith("refresh: ")
+        assert keys.value_problem("refresh", value).startswith("refresh: ")
 
 
 def test_every_key_takes_text_and_one_takes_words() -> None:
-    for key in profile.KEYS:
-        assert profile.type_problem(key, ["x"] if key == "token_cmd" else "x") == ""
-        assert profile.type_problem(key, 7)
+    for key in keys.KEYS:
+        assert keys.type_problem(key, ["x"] if key == "token_cmd" else "x") == ""
+        assert keys.type_problem(key, 7)
 
 
 def test_all_problems_of_a_profile_are_listed() -> None:
     values = {"url": 7, "token": "x", "token_file": "y", "via": "pigeon", "unknown": 1}
-    found = profile.values_problems(values)
+    found = keys.values_problems(values)
     assert found[:2] == ["url must be text, not int", "token and token_file are both given"]
     assert found[2].startswith("via 'pigeon' is not one of ")
     assert len(found) == 3
 
 
 def test_keys_and_profile_names_are_checked() -> None:
-    profile.check_key("refresh")
-    profile.check_profile_name("prod-1")
+    keys.check_key("refresh")
+    keys.check_profile_name("prod-1")
     with pytest.raises(ConfigError, match=r"^unknown key 'refersh' \(did you mean 'refresh'\?\)$"):
-        profile.check_key("refersh")
+        keys.check_key("refersh")
     with pytest.raises(ConfigError):
-        profile.check_profile_name("a/b")
+        keys.check_profile_name("a/b")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from urllib.parse import parse_qsl, quote
 
-from easq.client.discovery import Discovery
 from easq.client.queue import QueueClient, put_operation, sub_path
 from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, QueueFull, ServerError, Unreachable
 from easq.model import REQUEST_ID, Frame, Tags
@@ -21,6 +20,7 @@ from easq.net.exchange import OVERTIME_S, PATH_SAFE, Retry, Settings
 from easq.net.failures import Unanswered
 from easq.net.retry import Attempt, Steps, Times, exchange
 from easq.net.url import address_of
+from easq.predict.discovery import Discovery
 from easq.protocol.operations import Caller, Request
 from easq.protocol.replies import read_error, read_put
 from easq.protocol.signatures import sign

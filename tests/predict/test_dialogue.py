@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from easq import errors
-from easq.client.dialogue import Dialogue, Dialogues
 from easq.net.http import Settings
+from easq.predict.dialogue import Dialogue, Dialogues
 from tests.client.servers import Peer, Server, Speaking, answering, echo, eventually, free_port, reply
 
 SETTINGS = Settings(connect_timeout_s=2.0, environ={})

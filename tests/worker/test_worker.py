@@ -23,7 +23,7 @@ from easq.models.http import Http
 from easq.models.inference import Fate, Outcome, inherited, result_key
 from easq.net.http import Settings, Transport
 from easq.protocol.operations import Caller
-from easq.worker import Worker, engine_user
+from easq.worker.worker import Worker, engine_user
 from tests.conftest import Serve
 from tests.models.test_models import Handler, Reply, Seen, Upstream, upstream
 from tests.support.http import PROTOBUF

@@ -22,9 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easq.errors import ConfigError
-from easq.net import files
-from easq.profile import (
+from easq.config.keys import (
     BUILT_IN,
     ENVIRONMENT,
     KEYS,
@@ -34,6 +32,8 @@ from easq.profile import (
     type_problem,
     values_problems,
 )
+from easq.errors import ConfigError
+from easq.net import files
 
 if TYPE_CHECKING:
     import subprocess

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from easq.client.probe import probe
 from easq.model import Instance
+from easq.predict.probe import probe
 from tests.client.servers import Behaviour, behaving, eventually, free_port, reply
 
 

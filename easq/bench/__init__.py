@@ -1,0 +1,1 @@
+"""Load on a queue or a model, and the figures of it."""

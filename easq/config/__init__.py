@@ -1,0 +1,1 @@
+"""The configuration file: its profiles, their keys, and where each value comes from."""
