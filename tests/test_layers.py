@@ -49,15 +49,9 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "click": ("easq.cli.",),
     "google": ("easq.protocol.frames",),
     "httpcore": ("easq.net.http",),
-    "redis": ("easq.storage.redis",),
+    "redis": ("easq.storage.redis.",),
     "rich": ("easq.render.printer",),
-    "sqlite3": (
-        "easq.storage.sqlite",
-        "easq.storage.datafile",
-        "easq.storage.migration",
-        "easq.storage.writer",
-        "easq.cli.version",
-    ),
+    "sqlite3": ("easq.storage.sqlite.", "easq.cli.version"),
     "tomli_w": ("easq.config.profiles",),
     "tomllib": ("easq.config.profiles",),
     "websocket": ("easq.net.websocket",),
@@ -177,7 +171,7 @@ def test_the_package_is_as_drawn() -> None:
         ("client/queue.py", "from easq.storage.base import X", "client must not import storage"),
         ("service/http.py", "def f():\n    import easq.client.queue", "service must not import client"),
         ("broker/queue.py", "from easq.service import app", "broker must not import service"),
-        ("storage/core.py", "from ..broker import queue", "storage must not import broker"),
+        ("storage/rules/stream.py", "from ...broker import queue", "storage must not import broker"),
         ("protocol/frames.py", "from easq import storage", "protocol must not import storage"),
         ("protocol/frames.py", "import easq.broker.queue", "protocol must not import broker"),
         ("errors.py", "from easq.model import Frame", "errors must not import model"),
@@ -192,7 +186,7 @@ def test_the_package_is_as_drawn() -> None:
         ("utils.py", "from easq.errors import EasqError", "utils has no place in the picture"),
         ("cli/put.py", "import httpcore", "httpcore lives in easq.net.http only"),
         ("render/rows.py", "from rich.table import Table", "rich lives in easq.render.printer only"),
-        ("service/server.py", "import sqlite3", "sqlite3 lives in easq.storage.sqlite"),
+        ("service/server.py", "import sqlite3", "sqlite3 lives in easq.storage.sqlite."),
         ("client/queue.py", "import aiohttp", "aiohttp lives in"),
         (
             "protocol/replies.py",
@@ -238,7 +232,7 @@ def test_what_is_allowed_is_not_complained_of(tmp_path: Path) -> None:
         "service/server.py": "import aiohttp, asyncio\nfrom easq.broker import queue\nfrom easq import models",
         "net/aio.py": "from aiohttp import web\nfrom easq.protocol import frames",
         "config/profiles.py": "import tomllib, tomli_w",
-        "storage/sqlite.py": "import sqlite3",
+        "storage/sqlite/engine.py": "import sqlite3",
     }
     assert violations(_plant(tmp_path, files)) == []
 

@@ -1,6 +1,6 @@
 """One stream and its rules: limits, reserved tags, long poll, who may watch. Storage decides nothing of this.
 
-An input and its sink are two of these. Where an entry is in its life is drawn at the head of `storage/core.py`.
+An input and its sink are two of these. Where an entry is in its life is drawn at the head of `storage/rules/stream.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from easq.model import (
 from easq.protocol import operations as op
 from easq.protocol.media_type import sniff
 from easq.storage.base import Burial, Limits, Storage, Subscription, is_enough
-from easq.storage.scans import ScanLimit
+from easq.storage.rules.scans import ScanLimit
 
 #: `_window_` 0 or missing, and the highest that is granted
 DEFAULT_WINDOW, MAX_WINDOW = 10, 10_000

@@ -380,7 +380,7 @@ def _default_storage(app: App) -> str:
 
 async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
     from easq.service.server import serve as run
-    from easq.storage.redis_url import shown_url
+    from easq.storage.redis.url import shown_url
 
     def ready(server: Server) -> None:
         app.printer.line(f"EASQ_URL={server.url()}")

@@ -36,7 +36,7 @@ from easq.models.inference import answer_tags, answer_type, call_of, inherited, 
 from easq.net.breaker import Breaker
 from easq.protocol import operations as op
 from easq.protocol.replies import GroupLine
-from easq.storage.core import BUSY
+from easq.storage.rules.stream import BUSY
 
 log = logging.getLogger(__name__)
 

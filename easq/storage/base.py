@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from easq.model import NO_INDEX, Ack, Consumer, Frame, Tags
 from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
-from easq.storage.scans import NO_SCAN_LIMIT, ScanLimit
+from easq.storage.rules.scans import NO_SCAN_LIMIT, ScanLimit
 
 #: one read answers at most so many bytes of payload
 MOST_BYTES = 64 * 1024**2

@@ -31,7 +31,8 @@ from easq.storage.base import (
     Timing,
     is_enough,
 )
-from easq.storage.changes import (
+from easq.storage.long_poll import Waiting, carries
+from easq.storage.rules.changes import (
     Change,
     Committed,
     Ended,
@@ -43,12 +44,11 @@ from easq.storage.changes import (
     Touched,
     Truncated,
 )
-from easq.storage.core import AT_ONCE, Stream
-from easq.storage.effects import NOTHING, Effects
-from easq.storage.filters import filters_text
-from easq.storage.keys import KeyWindow
-from easq.storage.scans import NO_SCAN_LIMIT, ScanGate, ScanLimit
-from easq.storage.waiting import Waiting, carries
+from easq.storage.rules.effects import NOTHING, Effects
+from easq.storage.rules.filters import filters_text
+from easq.storage.rules.idempotency import KeyWindow
+from easq.storage.rules.scans import NO_SCAN_LIMIT, ScanGate, ScanLimit
+from easq.storage.rules.stream import AT_ONCE, Stream
 
 #: delivery counts are made durable this long after they changed, at the latest, in seconds
 _LAZY_S = 0.1

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Sequence
 
 from easq.model import Frame, Tags
 from easq.storage.base import Burial, Timing
-from easq.storage.changes import Change, Keyed, KeysForgotten, Removed, Stored, Truncated
-from easq.storage.core import Stream
 from easq.storage.embedded import Embedded, Settle
-from easq.storage.keys import KeyWindow
+from easq.storage.rules.changes import Change, Keyed, KeysForgotten, Removed, Stored, Truncated
+from easq.storage.rules.idempotency import KeyWindow
+from easq.storage.rules.stream import Stream
 
 
 class Memory(Embedded):

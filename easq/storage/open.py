@@ -1,4 +1,4 @@
-"""A storage URL to an engine, imported on demand: `memory:`, `sqlite:PATH`, and those of a Redis (`redis_url.py`)."""
+"""A storage URL to an engine, imported on demand: `memory:`, `sqlite:PATH`, and those of a Redis (`redis/url.py`)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from easq.errors import ConfigError, UsageError
 from easq.storage.base import Storage, Timing
-from easq.storage.redis_url import is_redis_url, parse_redis_url, shown_url
+from easq.storage.redis.url import is_redis_url, parse_redis_url, shown_url
 
 if TYPE_CHECKING:
-    from easq.storage.redis import Link
+    from easq.storage.redis.link import Link
 
 
 def open_storage(
@@ -35,7 +35,7 @@ def open_storage(
                 f"{option} goes with sqlite:PATH", hint="Redis's own settings say what a put survives"
             )
         link = open_link(url, wait_replicas=wait_replicas, allow_open=allow_open)
-        from easq.storage.distributed import Distributed
+        from easq.storage.redis.engine import Distributed
 
         return Distributed(link, timing)
     if wait_replicas:
@@ -47,7 +47,7 @@ def open_storage(
 
         return Memory(timing)
     if colon and scheme == "sqlite" and rest:
-        from easq.storage.sqlite import Sqlite
+        from easq.storage.sqlite.engine import Sqlite
 
         return Sqlite(Path(rest).expanduser(), durability=durability, timing=timing, recover=recover)
     raise UsageError(
@@ -64,7 +64,7 @@ def open_link(url: str, *, wait_replicas: int = 0, allow_open: bool = False) -> 
             hint="give Redis one (requirepass), and write it as redis://:PASSWORD@HOST:PORT",
         )
     try:
-        from easq.storage.redis import Link
+        from easq.storage.redis.link import Link
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "redis":
             raise

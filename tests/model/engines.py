@@ -16,11 +16,11 @@ from easq.broker.broker import Broker
 from easq.broker.queue import Clock, Queue, Rules
 from easq.model import Consumer, Frame
 from easq.storage.base import Lease, Limits, Storage, Subscription, Timing
-from easq.storage.distributed import Distributed
 from easq.storage.memory import Memory
-from easq.storage.redis import Link
-from easq.storage.redis_url import parse_redis_url
-from easq.storage.sqlite import Sqlite
+from easq.storage.redis.engine import Distributed
+from easq.storage.redis.link import Link
+from easq.storage.redis.url import parse_redis_url
+from easq.storage.sqlite.engine import Sqlite
 from tests.model.reference import (
     BUSY_LIMIT_MS,
     FORGET_S,

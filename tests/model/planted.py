@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from easq.model import Frame, Tags
-from easq.storage.changes import Change, Keyed, Removed
 from easq.storage.embedded import Embedded, Settle
 from easq.storage.memory import Memory
-from easq.storage.sqlite import Sqlite
-from easq.storage.writer import Writer
+from easq.storage.rules.changes import Change, Keyed, Removed
+from easq.storage.sqlite.engine import Sqlite
+from easq.storage.sqlite.group_commit import Writer
 from tests.simulation import planted as rules
 
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from easq.storage import core, remote
+from easq.storage.redis import stream as remote
+from easq.storage.rules import stream
 from tests.model.machine import Distributed, Machine, Restarts
 from tests.model.reference import FREE_LOSSES
 
@@ -30,7 +31,7 @@ SETTINGS = settings(
 @pytest.fixture(autouse=True)
 def few_losses_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are few: a loss counts earlier than it does for users."""
-    for module in (core, remote):
+    for module in (stream, remote):
         monkeypatch.setattr(module, "FREE_LOSSES", FREE_LOSSES)
 
 

@@ -11,27 +11,29 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 from easq.cli.main import main
-from easq.storage import embedded, groups, sqlite, writer
-from easq.storage.changes import Change, Removed, Stored
+from easq.storage import embedded
+from easq.storage.rules import groups
+from easq.storage.rules.changes import Change, Removed, Stored
+from easq.storage.sqlite import engine, group_commit
 
 
 def acknowledged_before_stored() -> None:
     """The index is answered as soon as it is allotted; all that changes is stored 50 ms later, in its order."""
-    original = sqlite.Sqlite._submit
+    original = engine.Sqlite._submit
 
     async def later(
-        self: sqlite.Sqlite, changes: Sequence[Change], settle: embedded.Settle | None = None
+        self: engine.Sqlite, changes: Sequence[Change], settle: embedded.Settle | None = None
     ) -> None:
         await asyncio.sleep(0.05)
         await original(self, changes, settle)
 
     def submit(
-        self: sqlite.Sqlite, changes: Sequence[Change], settle: embedded.Settle | None = None
+        self: engine.Sqlite, changes: Sequence[Change], settle: embedded.Settle | None = None
     ) -> Awaitable[None]:
         stored = asyncio.ensure_future(later(self, changes, settle))
         return asyncio.sleep(0) if any(isinstance(change, Stored) for change in changes) else stored
 
-    sqlite.Sqlite._submit = submit
+    engine.Sqlite._submit = submit
 
 
 def last_index_forgotten() -> None:
@@ -53,9 +55,9 @@ def last_index_forgotten() -> None:
             if not statement.startswith("UPDATE stream SET last"):
                 self._connection.executemany(statement, rows)
 
-    original = writer.Writer._store
+    original = group_commit.Writer._store
 
-    def store(self: writer.Writer, stored: list[Stored]) -> None:
+    def store(self: group_commit.Writer, stored: list[Stored]) -> None:
         connection = self._connection
         self._connection = WithoutLast(connection)
         try:
@@ -63,18 +65,18 @@ def last_index_forgotten() -> None:
         finally:
             self._connection = connection
 
-    writer.Writer._store = store
+    group_commit.Writer._store = store
 
 
 def commits_forgotten() -> None:
     """What was removed is gone from memory alone, until the next start."""
-    original = writer.Writer._record
+    original = group_commit.Writer._record
 
-    def record(self: writer.Writer, change: Change) -> None:
+    def record(self: group_commit.Writer, change: Change) -> None:
         if not isinstance(change, Removed):
             original(self, change)
 
-    writer.Writer._record = record
+    group_commit.Writer._record = record
 
 
 def window_one_too_large() -> None:

@@ -14,10 +14,10 @@ from typing import Any
 from easq.cli.main import main
 from easq.errors import StorageError, Unavailable
 from easq.model import Ack, Frame
-from easq.storage import redis, scripts
 from easq.storage.base import Lease
-from easq.storage.distributed import Distributed
-from easq.storage.redis_wire import Wire
+from easq.storage.redis import link, scripts
+from easq.storage.redis.connection import Wire
+from easq.storage.redis.engine import Distributed
 
 _background: set[asyncio.Task[Any]] = set()
 
@@ -28,7 +28,7 @@ def acknowledged_without_wait() -> None:
     def wire(connection: Any, name: str, texts: Any, _: int) -> Wire:
         return Wire(connection, name, texts, 0)
 
-    redis.Wire = wire
+    link.Wire = wire
 
 
 def acknowledged_though_redis_did_not_answer() -> None:

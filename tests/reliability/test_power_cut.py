@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from easq.storage.sqlite import Sqlite
+from easq.storage.sqlite.engine import Sqlite
 from tests.conftest import Serve
 from tests.reliability.powercut import STRACE, Event, Image, Send, Sync, Truncate, Write, images, read_trace
 from tests.support.http import Connection

@@ -15,7 +15,7 @@ from easq.broker.queue import Rules
 from easq.model import NO_INDEX, REQUEST_ID, Frame, Tags
 from easq.service.server import Server
 from easq.storage.base import Limits, Timing
-from easq.storage.sqlite import Sqlite
+from easq.storage.sqlite.engine import Sqlite
 from tests.service.conftest import Open
 from tests.support.callbacks import MOST_S, Longest, longest_callback
 from tests.support.http import PROTOBUF, Connection, Stream

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from easq.model import Tags
 from easq.storage.base import Timing
-from easq.storage.core import Stream
-from easq.storage.effects import Effects, Touch
-from easq.storage.filters import Filter
+from easq.storage.rules.effects import Effects, Touch
+from easq.storage.rules.filters import Filter
+from easq.storage.rules.stream import Stream
 
 #: delivery counts are written so long after they changed, in seconds
 LAZY_S = 0.1

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from easq.errors import QueueFull
 from easq.model import Frame, Tags
 from easq.storage.base import Burial, Timing
-from easq.storage.changes import (
+from easq.storage.embedded import Embedded, Settle
+from easq.storage.rules.changes import (
     Change,
     Committed,
     Ended,
@@ -25,11 +26,10 @@ from easq.storage.changes import (
     Touched,
     Truncated,
 )
-from easq.storage.core import Stream
-from easq.storage.effects import Touch
-from easq.storage.embedded import Embedded, Settle
-from easq.storage.filters import stored_filters
-from easq.storage.keys import KeyWindow
+from easq.storage.rules.effects import Touch
+from easq.storage.rules.filters import stored_filters
+from easq.storage.rules.idempotency import KeyWindow
+from easq.storage.rules.stream import Stream
 
 
 class _Instant(selectors.SelectSelector):

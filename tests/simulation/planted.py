@@ -10,13 +10,13 @@ import pytest
 
 from easq.model import Consumer
 from easq.storage.base import Subscription
-from easq.storage.core import Stream
-from easq.storage.effects import Effects, Touch
-from easq.storage.entries import Entries
-from easq.storage.filters import CONNECTED, NOBODY, Filters
-from easq.storage.groups import Group, Hold, Session
-from easq.storage.handout import Handout
-from easq.storage.holding import Holding
+from easq.storage.rules.dispatch import Handout
+from easq.storage.rules.effects import Effects, Touch
+from easq.storage.rules.entries import Entries
+from easq.storage.rules.filters import CONNECTED, NOBODY, Filters
+from easq.storage.rules.groups import Group, Hold, Session
+from easq.storage.rules.retention import Holding
+from easq.storage.rules.stream import Stream
 
 
 def _nobody_has(stream: Stream, session: Session) -> None:

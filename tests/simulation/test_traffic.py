@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 import pytest
 
 from easq.model import REQUEST_ID
-from easq.storage.changes import Change, Keyed, Removed
-from easq.storage.core import Stream
-from easq.storage.effects import Effects, Touch
 from easq.storage.embedded import Settle
-from easq.storage.groups import Hold, Session
+from easq.storage.rules.changes import Change, Keyed, Removed
+from easq.storage.rules.effects import Effects, Touch
+from easq.storage.rules.groups import Hold, Session
+from easq.storage.rules.stream import Stream
 from tests.reliability.check import violations
 from tests.simulation.engine import Kept, OnDisk
 from tests.simulation.traffic import Course, play, text_of

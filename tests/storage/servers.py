@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from easq.storage.base import Timing
-from easq.storage.distributed import Distributed
-from easq.storage.redis import Link
-from easq.storage.redis_url import parse_redis_url
+from easq.storage.redis.engine import Distributed
+from easq.storage.redis.link import Link
+from easq.storage.redis.url import parse_redis_url
 from tests.storage.conftest import TIMING, Engine
 
 #: a server counts as alive so long by the tests' clock; by the real one nothing lapses during a test

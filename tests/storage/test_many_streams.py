@@ -15,12 +15,12 @@ import redis
 from easq.broker.broker import Broker
 from easq.broker.queue import Clock, Rules
 from easq.model import Consumer, Frame
-from easq.storage import attendance
 from easq.storage.base import Limits, Subscription
-from easq.storage.distributed import Distributed
-from easq.storage.redis import Link
-from easq.storage.redis_url import parse_redis_url
-from easq.storage.redis_wire import Call, Wire
+from easq.storage.redis import heartbeat
+from easq.storage.redis.connection import Call, Wire
+from easq.storage.redis.engine import Distributed
+from easq.storage.redis.link import Link
+from easq.storage.redis.url import parse_redis_url
 from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer
 from tests.support.waiting import eventually
@@ -96,7 +96,7 @@ def test_the_end_of_a_server_is_noticed_where_nobody_else_looked(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What its consumers had is ready again, and what it had claimed is back."""
-    monkeypatch.setattr(attendance, "_IDLE_LOOKS", 0)
+    monkeypatch.setattr(heartbeat, "_IDLE_LOOKS", 0)
 
     async def run() -> None:
         other = await opened(redis_url, 20, lease_s=1.0)

@@ -1,0 +1,481 @@
+"""One connection to one Redis: what is submitted goes out in batches, one under way at a time.
+
+While a batch is under way, what is submitted meanwhile is the next one: group commit over the wire, without a timer.
+With `appendfsync always` Redis syncs once for a batch, and one WAIT does for all of it.
+
+A call ends in one of four ways: its reply; Unavailable and QueueFull, when it certainly was not run; StorageError, when
+nobody knows. Nothing that may have run is sent again. While fewer replicas follow than are waited for, a call that they
+have to have is not run: nobody knows of those alone that found it out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, TypeAlias
+
+from redis import exceptions
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+
+from easq.errors import EasqError, QueueFull, StorageError, Unavailable
+from easq.storage.redis.server_info import Facts, parse_facts
+from easq.storage.redis.url import RedisUrl
+
+log = logging.getLogger(__name__)
+
+#: a server that owes replies and gives none for so long is lost, in seconds; as long as they come, it is at work
+DEADLINE_S = 1.0
+#: how long a WAIT waits for replicas, in milliseconds; it ends before the deadline does
+WAIT_MS = 700
+#: and how long to see whether they have caught up, once one has ended short
+PROBE_MS = 100
+#: one batch takes at most so many calls, and stops taking after so many bytes
+BATCH_CALLS, BATCH_BYTES = 512, 4 * 1024**2
+#: the server is looked at this often, in seconds: whether it is there, what it is, and what its settings are
+LOOK_S = 1.0
+
+#: bytes, int, None or a list of them; from `ask` also an error that Redis answered with
+Reply: TypeAlias = Any
+Command: TypeAlias = Sequence[str | bytes | int]
+
+#: what INFO and CONFIG are asked for
+_LOOK: Sequence[Command] = (
+    ("INFO", "server", "memory", "persistence", "replication", "cluster", "stats"),
+    ("CONFIG", "GET", "append*", "no-appendfsync-on-rewrite"),
+)
+#: error replies that redis-py raises as what they are; its other errors are those of the connection
+_REPLIED = (exceptions.ResponseError, exceptions.BusyLoadingError, exceptions.AuthenticationError)
+#: redis-py cuts the code off these
+_CODES: Mapping[type[Exception], str] = {
+    exceptions.NoScriptError: "NOSCRIPT",
+    exceptions.OutOfMemoryError: "OOM",
+    exceptions.ReadOnlyError: "READONLY",
+    exceptions.NoPermissionError: "NOPERM",
+    exceptions.BusyLoadingError: "LOADING",
+    exceptions.AuthenticationError: "WRONGPASS",
+    exceptions.ClusterDownError: "CLUSTERDOWN",
+    exceptions.MasterDownError: "MASTERDOWN",
+    exceptions.MovedError: "MOVED",
+    exceptions.AskError: "ASK",
+    exceptions.TryAgainError: "TRYAGAIN",
+    exceptions.ClusterCrossSlotError: "CROSSSLOT",
+}
+#: code -> what is said of it. Redis refuses with these before a script has written anything. ASK is not followed: a
+#: script with several keys gets TRYAGAIN on both sides until the whole slot has moved.
+_REFUSALS: Mapping[str, str] = {
+    "BUSY": "Redis is busy with a script",
+    "LOADING": "Redis loads its data",
+    "READONLY": "this Redis is a replica",
+    "CLUSTERDOWN": "the Redis Cluster is down",
+    "MASTERDOWN": "this Redis is a replica that has lost its primary",
+    "NOREPLICAS": "Redis has fewer replicas than its min-replicas-to-write",
+    "TRYAGAIN": "the queue moves to another Redis",
+    "MOVED": "the queue has moved to another Redis",
+    "ASK": "the queue moves to another Redis",
+    "MISCONF": "Redis cannot write to its disk",
+    "NOSCRIPT": "Redis keeps forgetting its scripts",
+}
+#: after these the connection is to the wrong server, and the call waits for the right one
+_ELSEWHERE = {"READONLY", "MOVED", "MASTERDOWN"}
+
+
+class Lost(Exception):
+    """The connection is of no use any more; the message says why."""
+
+
+class NotYet(StorageError):
+    """Redis is there and cannot be used now; it may be better soon."""
+
+
+def code_of(error: Exception) -> str:
+    """The word that Redis begins the error reply with."""
+    word = str(error).partition(" ")[0]
+    return _CODES.get(type(error)) or (word if word.isupper() else "ERR")
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One run of a script, until its `future` has the reply."""
+
+    script: str
+    #: EVALSHA, the SHA-1 and what follows
+    command: Command
+    size: int
+    #: what it answers has to be on replicas
+    replicated: bool
+    future: asyncio.Future[Reply]
+    #: when it gives up waiting for a connection, by the loop's clock
+    until: float
+    #: made by what prepares the connection: it ends with it
+    inside: bool = False
+
+    @property
+    def key(self) -> str:
+        """The first key, or nothing."""
+        return str(self.command[3]) if self.command[2] else ""
+
+    def fail(self, error: EasqError) -> None:
+        """It has ended."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def answer(self, reply: Reply) -> None:
+        """It has ended."""
+        if not self.future.done():
+            self.future.set_result(reply)
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no connection, without the address, which redis-py repeats."""
+    cause = error.__context__
+    if isinstance(cause, ConnectionError) and cause.errno:
+        return os.strerror(cause.errno)
+    return str(error)
+
+
+def show(host: str, port: int) -> str:
+    """The address as people write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+#: redis-py's option to clear a TLS verify flag; older versions lack it. Python 3.13 sets VERIFY_X509_STRICT, which
+#: refuses private CAs without key usage; redis-cli and Python 3.12 accept them
+_EXCLUDE = "ssl_exclude_verify_flags"
+
+
+def connection_to(url: RedisUrl, host: str, port: int, *, sentinel: bool = False) -> AbstractConnection:
+    """A connection that is not open yet, with what `url` says of users, passwords and TLS."""
+    options: dict[str, Any] = dict(url.options)
+    username, password = options.pop("sentinel_username", ""), options.pop("sentinel_password", "")
+    common: dict[str, Any] = {
+        "db": 0 if sentinel else url.db,
+        "username": (username if sentinel else url.username) or None,
+        "password": (password if sentinel else url.password) or None,
+        "protocol": 2,
+        # the deadline is that of a round trip, one timer for all its replies
+        "socket_timeout": None,
+        "socket_connect_timeout": DEADLINE_S,
+    }
+    if url.path:
+        return UnixDomainSocketConnection(path=url.path, **common)
+    if url.tls:
+        checks = options.pop("ssl_check_hostname", "true").lower() not in {"no", "false", "0"}
+        if _EXCLUDE in signature(SSLConnection).parameters:
+            options[_EXCLUDE] = [ssl.VERIFY_X509_STRICT]
+        return SSLConnection(host=host, port=port, ssl_check_hostname=checks, **common, **options)
+    return Connection(host=host, port=port, **common)
+
+
+class Wire:
+    """One connection, and what waits to be sent over it."""
+
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        name: str,
+        texts: Mapping[str, str] | None = None,
+        wait_replicas: int = 0,
+    ) -> None:
+        """`name` is the server's address for people; `texts` has the text of each script, by its SHA-1."""
+        self.name = name
+        #: what the server last said of itself; known after `look`
+        self.facts: Facts | None = None
+        #: fewer replicas follow than are waited for, as far as is known: what they have to have is refused
+        self.has_too_few = False
+        self._connection = connection
+        self._texts = {} if texts is None else texts
+        self._wait_replicas = wait_replicas
+        self._waiting: deque[Call] = deque()
+        self._work = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+        #: the round trip that is under way: its replies, how many they will be, and whether it was sent at all
+        self._replies: list[Reply] = []
+        self._expected = 0
+        self._round: asyncio.Future[None] | None = None
+        self._is_sent = False
+        #: when its last reply came, or it was sent
+        self._heard_at = 0.0
+        #: why the connection is of no use any more
+        self._lost = ""
+        self._is_retired = False
+        self._is_over = False
+
+    async def open(self) -> None:
+        """The connection is there. Raises Lost and StorageError."""
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await self._connection.connect()
+        except TimeoutError as error:
+            raise Lost(f"no answer within {DEADLINE_S:g} s") from error
+        except _REPLIED as error:
+            raise self.refused(error) from error
+        except (exceptions.RedisError, OSError) as error:
+            raise Lost(_reason(error)) from error
+        self._reader = asyncio.create_task(self._read())
+
+    async def close(self) -> None:
+        """The connection is closed."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        try:
+            # the end of TLS takes a round trip, which a connection that is lost does not have
+            await self._connection.disconnect(nowait=bool(self._lost))
+        except (exceptions.RedisError, OSError):
+            pass
+
+    async def look(self) -> Facts:
+        """`facts` are what the server says of itself now. Raises Lost and StorageError."""
+        asked = [*_LOOK]
+        if self.has_too_few:
+            asked.append(("WAIT", self._wait_replicas, PROBE_MS))
+        info, config, *reached = await self.ask(asked)
+        if isinstance(info, Exception):
+            raise self.refused(info)
+        self.facts = parse_facts(info, None if isinstance(config, Exception) else config)
+        reached.append(self.facts.replicas)
+        self.has_too_few = any(not isinstance(count, int) or count < self._wait_replicas for count in reached)
+        return self.facts
+
+    def refused(self, error: Exception) -> StorageError:
+        """What a start says of an error that Redis answered with."""
+        code = code_of(error)
+        if code in _REFUSALS:
+            return NotYet(f"{self.name}: {_REFUSALS[code]}")
+        if code in {"WRONGPASS", "NOAUTH"}:
+            return StorageError(
+                f"{self.name}: wrong or missing password",
+                hint="write it as redis://[USER]:PASSWORD@HOST:PORT",
+            )
+        return StorageError(
+            f"{self.name}: {error}", hint="see what its ACL allows" if code == "NOPERM" else ""
+        )
+
+    def submit(self, call: Call) -> None:
+        """The call goes out with the next batch."""
+        if self._is_over and call.inside:
+            call.fail(Unavailable("the connection to Redis is lost"))
+            return
+        self._waiting.append(call)
+        self._work.set()
+
+    def retire(self) -> None:
+        """`run` returns once the batch that is under way has been answered."""
+        self._is_retired = True
+        self._work.set()
+
+    def take_back(self) -> Sequence[Call]:
+        """What was submitted and certainly not run."""
+        calls = list(self._waiting)
+        self._waiting.clear()
+        return calls
+
+    async def run(self, looked: Callable[[], None]) -> str:
+        """Batches go out until the connection is lost, or retired; why it ended (nothing: it was retired).
+
+        `looked` is called each time `facts` are new.
+        """
+        loop = asyncio.get_running_loop()
+        look_at = loop.time() + LOOK_S
+        try:
+            while not self._is_retired and not self._lost:
+                if loop.time() >= look_at:
+                    await self._look_again()
+                    looked()
+                    look_at = loop.time() + LOOK_S
+                elif batch := self._take():
+                    try:
+                        await self._exchange(batch)
+                    except Lost:
+                        raise
+                    except Exception as error:
+                        for call in batch:
+                            call.fail(
+                                StorageError(f"{call.script}: not known whether it was done: {error!r}")
+                            )
+                        raise
+                else:
+                    await self._idle(look_at)
+        except (Lost, StorageError) as error:
+            return str(error)
+        except Exception as error:
+            log.exception("the connection to %s failed", self.name)
+            return repr(error)
+        finally:
+            self._is_over = True
+            for call in self._waiting:
+                if call.inside:
+                    call.fail(Unavailable("the connection to Redis is lost"))
+        return self._lost
+
+    async def _look_again(self) -> None:
+        try:
+            facts = await self.look()
+        except NotYet as error:
+            log.debug("%s", error)
+        else:
+            if not facts.is_primary:
+                self._lost = f"{self.name}: {_REFUSALS['READONLY']}"
+
+    async def _idle(self, until: float) -> None:
+        self._work.clear()
+        try:
+            async with asyncio.timeout_at(until):
+                await self._work.wait()
+        except TimeoutError:
+            pass
+
+    def _take(self) -> list[Call]:
+        now = asyncio.get_running_loop().time()
+        batch: list[Call] = []
+        size = 0
+        while self._waiting and len(batch) < BATCH_CALLS and size < BATCH_BYTES:
+            call = self._waiting.popleft()
+            if call.until < now:
+                call.fail(Unavailable("Redis is too slow for all that waits"))
+            elif call.replicated and self.has_too_few:
+                call.fail(Unavailable(f"Redis has fewer replicas than the {self._wait_replicas} to wait for"))
+            elif not call.future.done():
+                batch.append(call)
+                size += call.size
+        return batch
+
+    async def _exchange(self, batch: Sequence[Call]) -> None:
+        """Every call of the batch has ended, or waits again because it certainly was not run."""
+        loads: list[Command] = []
+        for _ in range(3):
+            commands = [*loads, *(call.command for call in batch)]
+            waits = self._wait_replicas > 0 and any(call.replicated for call in batch)
+            if waits:
+                commands.append(("WAIT", self._wait_replicas, WAIT_MS))
+            try:
+                replies = await self.ask(commands)
+            except Lost as error:
+                self._settle_lost(batch, self._replies[len(loads) :], waits=waits, why=error)
+                raise
+            reached = replies.pop() if waits else 0
+            batch = self._settle(batch, replies[len(loads) :], reached)
+            if not batch:
+                return
+            loads = [("SCRIPT", "LOAD", self._texts[str(sha)]) for sha in {call.command[1] for call in batch}]
+        for call in batch:
+            call.fail(Unavailable(_REFUSALS["NOSCRIPT"]))
+
+    def _settle(self, batch: Sequence[Call], replies: Sequence[Reply], reached: Reply) -> Sequence[Call]:
+        """Calls have ended with their replies; those whose script is not there are returned."""
+        unknown: list[Call] = []
+        for call, reply in zip(batch, replies, strict=True):
+            if isinstance(reply, Exception):
+                if code_of(reply) == "NOSCRIPT":
+                    unknown.append(call)
+                else:
+                    self._refuse(call, reply)
+            elif (
+                call.replicated
+                and self._wait_replicas
+                and not (isinstance(reached, int) and reached >= self._wait_replicas)
+            ):
+                self.has_too_few = True
+                call.fail(
+                    StorageError(
+                        f"{call.script}: after {WAIT_MS} ms {reached} of {self._wait_replicas} replicas have it",
+                        hint="see that the replicas are there, or lower --wait-replicas",
+                    )
+                )
+            else:
+                call.answer(reply)
+        return unknown
+
+    def _settle_lost(
+        self, batch: Sequence[Call], replies: Sequence[Reply], *, waits: bool, why: Exception
+    ) -> None:
+        """The connection broke while the calls were under way: those without a reply may have been run."""
+        for number, call in enumerate(batch):
+            reply = replies[number] if number < len(replies) else None
+            if not self._is_sent or (isinstance(reply, Exception) and code_of(reply) == "NOSCRIPT"):
+                self._keep(call)
+            elif isinstance(reply, Exception):
+                self._refuse(call, reply)
+            elif number < len(replies) and not (waits and call.replicated):
+                call.answer(reply)
+            else:
+                call.fail(StorageError(f"{call.script}: not known whether it was done: {why}"))
+
+    def _refuse(self, call: Call, reply: Exception) -> None:
+        """The call has ended with what an error reply means, or waits for another server."""
+        code = code_of(reply)
+        if code in _ELSEWHERE:
+            self._lost = f"{self.name}: {_REFUSALS[code]}"
+            self._keep(call)
+        elif code == "OOM":
+            call.fail(QueueFull("Redis has no memory left"))
+        elif code in _REFUSALS:
+            call.fail(Unavailable(_REFUSALS[code]))
+        else:
+            call.fail(StorageError(f"{call.script}: Redis says: {reply}"))
+
+    def _keep(self, call: Call) -> None:
+        """The call was certainly not run, and waits again."""
+        if call.inside:
+            call.fail(Unavailable("the connection to Redis is lost"))
+        else:
+            self._waiting.appendleft(call)
+
+    async def ask(self, commands: Sequence[Command]) -> list[Reply]:
+        """The replies to all commands, in one round trip; an error reply is a value. Raises Lost."""
+        self._replies = []
+        self._is_sent = False
+        if self._lost:
+            raise Lost(self._lost)
+        packed = self._connection.pack_commands(commands)
+        self._expected = len(commands)
+        loop = asyncio.get_running_loop()
+        self._round = loop.create_future()
+        self._is_sent = True
+        self._heard_at = loop.time()
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await self._connection.send_packed_command(packed, check_health=False)
+            while not self._round.done():
+                left_s = self._heard_at + DEADLINE_S - loop.time()
+                if left_s <= 0:
+                    raise TimeoutError
+                await asyncio.wait((self._round,), timeout=left_s)
+            self._round.result()
+        except TimeoutError as error:
+            self._lost = f"{self.name} did not answer within {DEADLINE_S:g} s"
+            raise Lost(self._lost) from error
+        except (exceptions.RedisError, OSError) as error:
+            self._lost = self._lost or f"the connection to {self.name} broke: {error}"
+            raise Lost(self._lost) from error
+        finally:
+            self._round = None
+        return self._replies
+
+    async def _read(self) -> None:
+        """Replies are collected as they come; the end of the connection is noticed at once, also when it is idle."""
+        read = self._connection.read_response
+        reply: Reply
+        try:
+            while True:
+                try:
+                    reply = await read(disable_decoding=True, disconnect_on_error=False)
+                except _REPLIED as error:
+                    reply = error
+                if self._round is None:
+                    raise exceptions.InvalidResponse("a reply that nobody asked for")
+                self._replies.append(reply)
+                self._heard_at = asyncio.get_running_loop().time()
+                if len(self._replies) == self._expected and not self._round.done():
+                    self._round.set_result(None)
+        except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
+            self._lost = self._lost or f"the connection to {self.name} broke: {error}"
+            if self._round is not None and not self._round.done():
+                self._round.set_exception(Lost(self._lost))
+        self._work.set()

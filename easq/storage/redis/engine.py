@@ -1,0 +1,477 @@
+"""The engine on Redis, for any number of servers: every decision is a script's, here are only sockets' sleepers.
+
+What one server has to do for all (time that is over, servers that are gone, hints) is in `heartbeat.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from easq.errors import EasqError, KeyReused, QueueFull, StorageError, StreamEnded, Unavailable
+from easq.model import DELIVERY_COUNT, NEWEST, Ack, Consumer, Frame, Tags
+from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
+from easq.storage.base import (
+    MOST_BYTES,
+    Burial,
+    Lease,
+    Limits,
+    Location,
+    Storage,
+    StreamStats,
+    Subscription,
+    Timing,
+)
+from easq.storage.redis.codec import TOP, index_texts, pack_tags, read_frame, unpack_tags
+from easq.storage.redis.heartbeat import Attendance
+from easq.storage.redis.stream import LEASE_S, Argument, Caller, Remote, Reply, Session
+from easq.storage.rules.scans import NO_SCAN_LIMIT, ScanGate, ScanLimit
+
+log = logging.getLogger(__name__)
+
+#: one call of a read answers at most so many bytes, after one item
+_READ_BYTES = 4 * 1024**2
+#: one fetch of a connection reads at most so many items, and so many bytes
+_FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
+#: a connection whose fetch failed tries again after this, in seconds
+_AGAIN_S = (0.05, 0.3)
+#: further calls of scans that are under way at Redis together: many would hold up the calls of all others
+_SCANS_AT_ONCE = 2
+#: the answer before there is one
+_NOTHING: Any = None
+#: that a connection showed life is told this often, in seconds
+_ACTIVE_S = 1.0
+
+
+class Distributed(Storage):
+    """All verbs, each one script. `meta.durability` is what the link says of its Redis."""
+
+    def __init__(
+        self,
+        link: Caller,
+        timing: Timing | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        """`clock`, in seconds, takes the place of Redis's own in every rule. A server that was not heard from for
+        `lease_s` is gone: what its consumers had goes to others.
+        """
+        self._link = link
+        self._lease_s = lease_s
+        self._at = Attendance(link, timing or Timing(), clock, lease_s)
+        self._claims = 0
+        self._gate = ScanGate(_SCANS_AT_ONCE)
+        self._active: dict[tuple[str, int], float] = {}
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    async def start(self, on_failure: Callable[[Exception], None]) -> None:
+        await self._at.start()
+        self.durability = self._link.durability
+
+    async def close(self) -> None:
+        await self._at.close()
+
+    async def open(self, stream: str, burial: Burial | None = None) -> None:
+        await self._at.open(stream, burial)
+
+    async def streams(self) -> Sequence[str]:
+        return await self._at.names()
+
+    async def look(self, stream: str) -> None:
+        """What is due in the stream is done, and the connections of servers that are gone are lost."""
+        await self._at.look(self._at[stream])
+
+    # -- put and get -----------------------------------------------------------------------------------------------
+
+    async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
+        remote = self._at[stream]
+        digest = sha256(frame.data).digest() if key else b""
+        rid = frame.request_id.encode(errors="surrogatepass")
+        item = (priority, pack_tags(frame.tags), frame.data)
+        room = (limits.max_items, limits.max_bytes, int(limits.evict))
+        status, answer = "again", _NOTHING
+        while status == "again":
+            status, answer = await self._at.ask(remote, "append", remote.last, *item, *room, key, digest, rid)
+        match status:
+            case "full":
+                items, size = answer
+                raise QueueFull(
+                    f"the queue is full: {items} of {limits.max_items} items,"
+                    f" {size} of {limits.max_bytes} bytes",
+                    hint="wait until items were committed or deleted",
+                )
+            case "ended":
+                raise StreamEnded("the stream has ended and takes no more items")
+            case "reused":
+                raise KeyReused(f"the idempotency key {key[:80]!a} was used before, with another payload")
+        index, request_id, duplicate = answer
+        if not duplicate:
+            self._at.came(remote, Frame(index, frame.tags))
+        return Ack(index, request_id.decode(errors="surrogatepass"), bool(duplicate))
+
+    async def read(
+        self, stream: str, *, start: int, length: int, tags: Tags, limit: ScanLimit = NO_SCAN_LIMIT
+    ) -> list[Frame]:
+        remote, wanted = self._at[stream], pack_tags(tags)
+        frames: list[Frame] = []
+        size = 0
+        at = _start(start)
+        seen: int | None = None
+        while at:
+            args: tuple[Argument, ...] = (at, length - len(frames), wanted, _READ_BYTES)
+            answer = await self._scan(remote, "read", *args, limit=None if seen is None else limit)
+            if answer is None:
+                break
+            rest, items, came = answer
+            seen = came if seen is None else seen
+            for frame in map(read_frame, items):
+                size += len(frame.data)
+                if frames and size > MOST_BYTES:
+                    rest = b""
+                    break
+                frames.append(frame)
+            at = rest.decode() if len(frames) < length else ""
+        if frames:
+            remote.saw(frames[-1].index)
+        self._at.has_read(remote, seen)
+        return frames
+
+    async def _scan(
+        self, remote: Remote, script: str, *args: Argument, limit: ScanLimit | None, replicated: bool = False
+    ) -> Reply:
+        """Call the script of a scan: at once without a `limit`, else when it is its turn. None: its time is over.
+
+        Raises Unavailable when the caller is gone.
+        """
+        if limit is None:
+            return (await self._at.ask(remote, script, *args, replicated=replicated))[1]
+        async with self._gate.slot(limit) as has_time:
+            return (await self._at.ask(remote, script, *args, replicated=replicated))[1] if has_time else None
+
+    async def take(
+        self,
+        stream: str,
+        *,
+        start: int,
+        length: int,
+        tags: Tags,
+        minimum: int,
+        limit: ScanLimit = NO_SCAN_LIMIT,
+    ) -> list[Frame]:
+        remote, wanted = self._at[stream], pack_tags(tags)
+        self._claims += 1
+        remote.is_used = True
+        owner = f"{self._at.server}:{self._claims};"
+        remote.taking.add(owner)
+        found: Sequence[bytes] = []
+        at, is_first = _start(start), True
+        try:
+            while True:
+                args: tuple[Argument, ...] = (length, wanted, MOST_BYTES, minimum, owner, *found)
+                answer = await self._scan(
+                    remote, "take", at, *args, limit=None if is_first else limit, replicated=True
+                )
+                if answer is None:  # nothing further is examined, and what was found is claimed
+                    answer = await self._scan(remote, "take", str(TOP), *args, limit=None, replicated=True)
+                rest, items = answer
+                if not rest:
+                    break
+                at, found, is_first = rest.decode(), items, False
+            frames = [read_frame(item) for item in items]
+            remote.claims.update((frame.index, owner) for frame in frames)
+        except (StorageError, asyncio.CancelledError):
+            remote.owed["release", (owner,)] = None  # nobody knows whether it was claimed
+            raise
+        finally:
+            remote.taking.remove(owner)
+        self._at.has_read(remote, remote.came)
+        return frames
+
+    async def release(self, stream: str, indexes: Sequence[int]) -> None:
+        await self._end_claims(stream, "release", indexes)
+
+    async def settle(self, stream: str, indexes: Sequence[int]) -> None:
+        await self._end_claims(stream, "settle", indexes)
+
+    async def _end_claims(self, stream: str, script: str, indexes: Sequence[int]) -> None:
+        """The script is called with the claims of this server, again after each look until it was."""
+        remote = self._at[stream]
+        owned: dict[str, list[int]] = {}
+        for index in indexes:
+            owner = remote.claims.pop(index, None)
+            if owner is not None:
+                owned.setdefault(owner, []).append(index)
+        for owner, of_it in owned.items():
+            try:
+                await self._at.end_claim(remote, script, owner, *index_texts(of_it))
+            except EasqError as error:
+                log.debug("%s: %s waits for Redis: %s", stream, script, error)
+
+    async def wait(
+        self,
+        stream: str,
+        *,
+        start: int,
+        tags: Tags,
+        taking: bool,
+        timeout_s: float,
+        gone: asyncio.Future[None] | None = None,
+    ) -> None:
+        await self._at.wait(
+            self._at[stream], start=start, tags=tags, taking=taking, timeout_s=timeout_s, gone=gone
+        )
+
+    async def wake(self, stream: str) -> None:
+        self._at.waiting.wake(stream)
+
+    # -- watchers --------------------------------------------------------------------------------------------------
+
+    async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
+        remote = self._at[stream]
+        begun = asyncio.get_running_loop().time()
+        remote.attaching += 1
+        remote.is_used = True
+        try:
+            status, number = await self._at.ask(
+                remote,
+                "attach",
+                consumer.group,
+                consumer.user,
+                subscription.window,
+                int(subscription.auto_commit),
+                _start(subscription.after),
+                pack_tags(subscription.tags),
+                subscription.process,
+            )
+        finally:
+            remote.attaching -= 1
+        if status == "ended":
+            raise StreamEnded("the stream has ended, and nothing in it is left for this group")
+        if not remote.sessions:
+            remote.renewed_at = max(remote.renewed_at, begun)
+        remote.sessions[number] = Session(number)
+        remote.number = max(remote.number, number)
+        return int(number)
+
+    async def detach(self, stream: str, session: int, *, lost: bool, now: float) -> None:
+        remote = self._at[stream]
+        self._active.pop((stream, session), None)
+        known = remote.sessions.pop(session, None)
+        if known is not None:
+            known.something.set()
+        await self._at.detach(remote, session, lost=lost)
+
+    async def lease(self, stream: str, session: int, *, index_only: bool) -> list[Lease]:
+        known = self._at[stream].sessions.get(session)
+        while known is not None:
+            known.something.clear()
+            try:
+                leases = await self.fetch(stream, session, index_only=index_only)
+            except (Unavailable, StorageError):
+                await asyncio.sleep(random.uniform(*_AGAIN_S))
+                continue
+            if leases is None:
+                break
+            if leases:
+                return leases
+            await known.something.wait()
+        return []
+
+    async def fetch(self, stream: str, session: int, *, index_only: bool) -> list[Lease] | None:
+        """What is there for the connection now; None when it is not the consumer's any more.
+
+        A server that may have been taken for gone asks again before anything reaches a socket.
+        """
+        remote = self._at[stream]
+        known = remote.sessions.get(session)
+        if known is None:
+            return None
+        most = (int(index_only), _FETCH_ITEMS, _FETCH_BYTES)
+        while True:
+            known.lapses, known.still = remote.lapses, None
+            status, items = await self._at.ask(remote, "fetch", session, known.token, *most)
+            if self._is_certain(remote, known):
+                break
+            await self._at.look(remote)
+        if status == "replaced":
+            remote.sessions.pop(session, None)
+            return None
+        if status == "ended":
+            raise StreamEnded("the stream has ended")
+        known.token += bool(items)
+        return [_lease(*item) for item in items]
+
+    def _is_certain(self, remote: Remote, known: Session) -> bool:
+        """Whether the lease has not expired since the connection's last answer."""
+        age_s = asyncio.get_running_loop().time() - remote.renewed_at
+        return age_s <= self._lease_s / 2 and known.lapses == remote.lapses
+
+    async def still_leased(self, stream: str, session: int, index: int) -> bool:
+        remote = self._at[stream]
+        known = remote.sessions.get(session)
+        if known is None:
+            return False
+        while not self._is_certain(remote, known):
+            try:
+                await self._at.look(remote)
+                lapses = remote.lapses
+                # the token of the last fetch, and no further items: what of it is left
+                status, items = await self._at.ask(remote, "fetch", session, known.token - 1, 1, 0, 0)
+                known.still = {int(item[0]) for item in items} if status == "ok" else set()
+                known.lapses = lapses
+            except (Unavailable, StorageError):
+                await asyncio.sleep(random.uniform(*_AGAIN_S))
+        return known.still is None or index in known.still
+
+    async def sessions(self, stream: str) -> Mapping[Consumer, int]:
+        _, found = await self._at.ask(self._at[stream], "sessions", replicated=False)
+        return {Consumer(group.decode(), user.decode()): number for group, user, number in found}
+
+    async def active(self, stream: str, session: int, *, now: float) -> None:
+        told = self._active.get((stream, session))
+        if session in self._at[stream].sessions and (told is None or now - told >= _ACTIVE_S):
+            self._active[stream, session] = now
+            try:
+                await self._at.ask(self._at[stream], "active", session, replicated=False)
+            except (Unavailable, StorageError) as error:
+                log.debug("%s: a sign of life is not told: %s", stream, error)
+
+    async def idle(self, stream: str, consumer: Consumer, *, now: float, process: str = "") -> float | None:
+        who = (consumer.group, consumer.user, process)
+        _, idle_ms = await self._at.ask(self._at[stream], "idle", *who, replicated=False)
+        return None if idle_ms is None else idle_ms / 1000
+
+    # -- what becomes of items -------------------------------------------------------------------------------------
+
+    async def commit(self, stream: str, group: str, indexes: Sequence[int]) -> int:
+        _, counted = await self._at.ask(self._at[stream], "commit", group, *index_texts(indexes))
+        return int(counted)
+
+    async def negative(
+        self,
+        stream: str,
+        group: str,
+        indexes: Sequence[int],
+        *,
+        code: str,
+        reason: str,
+        now: float,
+        delay_s: float | None = None,
+    ) -> int:
+        delay: Argument = "" if delay_s is None else round(delay_s * 1000)
+        said = (code, reason.encode(errors="surrogatepass"), delay)
+        _, counted = await self._at.ask(
+            self._at[stream], "negative", group, *said, *index_texts(dict.fromkeys(indexes))
+        )
+        return int(counted)
+
+    async def delete(self, stream: str, indexes: Sequence[int]) -> int:
+        _, counted = await self._at.ask(self._at[stream], "delete", *index_texts(indexes))
+        return int(counted)
+
+    async def truncate(self, stream: str, below: int) -> int:
+        remote = self._at[stream]
+        bound, total, more = b"", 0, 1
+        while more:
+            _, (counted, more, bound) = await self._at.ask(remote, "truncate", bound, min(below, TOP))
+            total += counted
+        return total
+
+    async def end(self, stream: str, *, ended: bool) -> None:
+        await self._at.ask(self._at[stream], "end", int(ended))
+
+    # -- what is asked ---------------------------------------------------------------------------------------------
+
+    async def locate(self, stream: str, group: str, index: int) -> Location | None:
+        for text in index_texts([index]):
+            _, found = await self._at.ask(self._at[stream], "locate", group, text, replicated=False)
+            if found is not None:
+                owner, ahead = found
+                return Location(None if owner is None else owner.decode(), ahead)
+        return None
+
+    async def count(
+        self, stream: str, *, tags: Tags, priority: int | None, limit: ScanLimit = NO_SCAN_LIMIT
+    ) -> int:
+        wanted, at, total = pack_tags(tags), "0", 0
+        while at:
+            args = (at, wanted, "" if priority is None else priority)
+            answer = await self._scan(self._at[stream], "count", *args, limit=None if at == "0" else limit)
+            if answer is None:
+                break
+            counted, rest = answer
+            total += counted
+            at = rest.decode()
+        return total
+
+    async def attributes(self, stream: str, *, now: float) -> StreamStats:
+        remote = self._at[stream]
+        _, (counts, consumers, groups, held) = await self._at.ask(remote, "attributes", replicated=False)
+        length, size, first, last, highest, ended, epoch = counts
+        remote.saw(highest)
+        self.durability = self._link.durability
+        return StreamStats(
+            length=length,
+            size=size,
+            first=int(first),
+            last=int(last),
+            next=highest + 1,
+            ended=bool(ended),
+            consumers=[_consumer_line(*line) for line in consumers],
+            groups=[
+                GroupLine(name.decode(), int(index), pending, delivered, connected)
+                for name, index, pending, delivered, connected in groups
+            ],
+            held=[_held_line(*line) for line in held],
+            epoch=epoch,
+        )
+
+
+def _start(start: int) -> str:
+    """An index to begin at; NEWEST stays what it is."""
+    return str(NEWEST if start == NEWEST else min(max(start, 0), TOP))
+
+
+def _lease(index: bytes, deliveries: int, tags: bytes, data: bytes) -> Lease:
+    """A redelivered frame says so; a first delivery is as it was stored."""
+    carried = unpack_tags(tags)
+    if deliveries > 1:
+        carried[DELIVERY_COUNT] = str(deliveries)
+    return Lease(Frame(int(index), carried, data), deliveries)
+
+
+def _held_line(group: bytes, filter: bytes, uncommitted: int, left_ms: int) -> HeldLine:
+    tags = unpack_tags(filter)
+    left_s = None if left_ms < 0 else left_ms / 1000
+    return HeldLine(group.decode(), None if tags else uncommitted, left_s, tags)
+
+
+def _consumer_line(
+    group: bytes,
+    user: bytes,
+    index: int,
+    pending: int,
+    status: bytes,
+    idle_ms: int,
+    window: int,
+    slots: int,
+    auto_commit: int,
+    tags: bytes,
+) -> ConsumerLine:
+    return ConsumerLine(
+        id=Consumer(group.decode(), user.decode()).id,
+        index=index,
+        pending=pending,
+        status=status.decode(),
+        idle_s=idle_ms / 1000,
+        window=window,
+        slots=slots,
+        auto_commit=bool(auto_commit),
+        tags=unpack_tags(tags),
+    )

@@ -1,0 +1,96 @@
+"""Which servers are to be called: the one of the URL, the one that Sentinels name, or each primary of a Cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from easq.storage.redis.connection import Command, Lost, NotYet, Reply, Wire, connection_to, show
+from easq.storage.redis.url import RedisUrl
+
+
+@dataclass(frozen=True, slots=True)
+class Primary:
+    """A server, and which slots of a Cluster it has: pairs of first and last. None elsewhere."""
+
+    host: str
+    port: int
+    slots: tuple[tuple[int, int], ...] = ()
+
+
+class Primaries:
+    """Finds the primaries, each time anew."""
+
+    def __init__(self, url: RedisUrl) -> None:
+        self._url = url
+        #: who is asked, who answered last first
+        self._asked = list(url.nodes)
+
+    async def find(self) -> tuple[Primary, ...]:
+        """The primaries now. Raises StorageError, NotYet where it may be better soon."""
+        if self._url.kind == "sentinel":
+            return await self._from_sentinels()
+        if self._url.kind == "cluster":
+            return await self._from_cluster()
+        return tuple(Primary(host, port) for host, port in self._url.nodes) or (Primary("", 0),)
+
+    async def _from_sentinels(self) -> tuple[Primary, ...]:
+        service = self._url.service
+        problems: list[str] = []
+        for node in list(self._asked):
+            reply = await self._ask(node, ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service), problems)
+            if isinstance(reply, list):
+                self._asked.remove(node)
+                self._asked.insert(0, node)
+                return (Primary(reply[0].decode(), int(reply[1])),)
+        why = "; ".join(problems) or f"they know no service {service!r}"
+        raise NotYet(f"no Sentinel names the primary: {why}")
+
+    async def _from_cluster(self) -> tuple[Primary, ...]:
+        problems: list[str] = []
+        for node in dict.fromkeys((*self._asked, *self._url.nodes)):
+            reply = await self._ask(node, ("CLUSTER", "SLOTS"), problems)
+            if reply and (primaries := _parse_slots(reply, node[0])):
+                self._asked = [(one.host, one.port) for one in primaries]
+                return primaries
+        raise NotYet(f"no node knows the Cluster's slots: {'; '.join(problems)}")
+
+    async def _ask(self, node: tuple[str, int], command: Command, problems: list[str]) -> Reply:
+        """The reply of one node, over a connection for this alone; None with a new line in `problems` where there is
+        none. Raises StorageError when asking again would not help.
+        """
+        is_sentinel = self._url.kind == "sentinel"
+        wire = Wire(connection_to(self._url, *node, sentinel=is_sentinel), show(*node))
+        try:
+            await wire.open()
+            (reply,) = await wire.ask([command])
+            if isinstance(reply, Exception):
+                raise wire.refused(reply)
+        except Lost as error:
+            problems.append(f"{wire.name}: {error}")
+            return None
+        except NotYet as error:
+            problems.append(error.message)
+            return None
+        finally:
+            await wire.close()
+        return reply
+
+
+def _parse_slots(reply: Reply, asked: str) -> tuple[Primary, ...]:
+    """The primaries of an answer to CLUSTER SLOTS; a node without a name is the one that was asked."""
+    found: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for first, last, (host, port, *_), *_ in reply:
+        name = host.decode() if host else asked
+        if name != "?":
+            found.setdefault((name, port), []).append((first, last))
+    return tuple(Primary(host, port, tuple(sorted(slots))) for (host, port), slots in sorted(found.items()))
+
+
+def slot_table(primaries: Sequence[Primary]) -> list[int]:
+    """For each slot the number of its primary, -1 for none."""
+    table = [-1] * 16_384
+    for number, primary in enumerate(primaries):
+        for first, last in primary.slots:
+            table[first : last + 1] = [number] * (last + 1 - first)
+    return table

@@ -1,0 +1,1 @@
+"""The rules of a stream, without I/O, threads or clocks."""

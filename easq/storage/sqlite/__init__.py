@@ -1,0 +1,1 @@
+"""The durable engine: one SQLite file."""

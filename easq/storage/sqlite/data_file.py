@@ -1,0 +1,483 @@
+"""The data file of the embedded engine, and the files beside it: made whole, locked, recognised, copied anew.
+
+Beside `PATH` lie SQLite's own `-wal` and `-shm`, and `.lock` (held by one process), `.new` (a file being made),
+`.failed` (the file on which the disk failed), `.copied` (its complete copy, to replace it), `.ballast` (space that is
+freed when the disk is full) and `.v1` (the file before a migration, until the user removes it).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from easq.errors import StorageError
+from easq.net import files
+from easq.storage.sqlite.migration import copy_layout_1, room_for_copy
+
+log = logging.getLogger(__name__)
+
+#: "easq" in ASCII: SQLite's mark of whose file this is
+APPLICATION_ID = 0x65617371
+SCHEMA_VERSION = 2
+#: given back when the disk is full, so that deletes and commits go on
+BALLAST_BYTES = 16 * 1024**2
+#: puts are refused when free pages and disk together have less room than this; half of it is for the log
+RESERVE_BYTES = 32 * 1024**2
+#: the usual length of the write-ahead log
+LOG_BYTES = 16 * 1024**2
+#: what to do where a file cannot be used
+_ANOTHER_FILE = "name another file with --storage sqlite:PATH"
+
+#: suffixes of the files beside the data file, see above
+_BESIDE = ("-wal", "-shm", ".lock", ".new", ".failed", ".copied", ".ballast", ".v1")
+
+
+class DataFile:
+    """The data file and the files beside it. Every method but `connect` needs the lock.
+
+    `path` is resolved, so that two symbolic links to one file share its lock; SQLite resolves it too for its log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.realpath(path))
+        self._given = path
+        self._lock: int | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._had_log = False
+
+    def connect(self, mode: str) -> sqlite3.Connection:
+        """A connection to the file as it is; `mode` is `rw` or `ro`."""
+        uri = f"{self.path.absolute().as_uri()}?mode={mode}"
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+
+    def open(self, *, recover: bool) -> sqlite3.Connection:
+        """The locked file's one connection for writing; the file is made when there is none.
+
+        Raises StorageError when another process has it, when it is not writable, and when the disk failed under it and
+        `recover` was not asked for; sqlite3.Error and OSError for what cannot be read. The lock may be held then.
+        """
+        self._refuse_dangling(*self._given.absolute().parents)
+        if not self.path.parent.exists():
+            self._refuse_dangling(self._given)
+        self._make_folder()
+        _require_access(self.path.parent, os.R_OK | os.W_OK | os.X_OK)
+        self._check_kinds()
+        self._take_lock()
+        if not self.path.exists():
+            self._put_back()
+        if not self.path.exists():
+            self._refuse_dangling(self._given)
+            if self._has_log:
+                raise StorageError(
+                    f"{self._log} is there, and its {self.path.name} is not: it holds what was written last",
+                    hint="put both back, or take the log away too, to begin anew",
+                )
+            self._create()
+        for path in (self.path, self._log, Path(f"{self.path}-shm")):
+            _require_access(path, os.R_OK | os.W_OK)
+        if self._mark.exists():
+            self._copy(wanted=recover)
+        self._had_log = self._has_log
+        self._connection = self.connect("rw")
+        layout = self._layout(self._connection)
+        self._close_to_others()
+        if layout < SCHEMA_VERSION:
+            self._migrate(self._connection)
+            self._connection = self.connect("rw")
+        if self._before_migration.exists():
+            log.warning(
+                "%s is the data file from before its migration: remove it when you no longer need it",
+                self._before_migration,
+            )
+        return self._connection
+
+    @property
+    def _log(self) -> Path:
+        return Path(f"{self.path}-wal")
+
+    @property
+    def _has_log(self) -> bool:
+        return self._log.exists() and self._log.stat().st_size > 0
+
+    def _refuse_dangling(self, *paths: Path) -> None:
+        """Raise StorageError for a dangling symbolic link: its target may be on a disk that is not mounted."""
+        for path in paths:
+            if path.is_symlink() and not path.exists():
+                raise StorageError(
+                    f"{path} is a symbolic link to {os.readlink(path)}, which does not exist",
+                    hint="restore that file or mount its disk, or remove the link to start with an empty file",
+                )
+
+    def _check_kinds(self) -> None:
+        """Raise StorageError when the file, or one beside it, is not a regular file or has several hard links."""
+        for suffix in ("", *_BESIDE):
+            path = Path(f"{self.path}{suffix}")
+            try:
+                status = os.lstat(path)
+                files.require_regular(status)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise StorageError(f"{path}: {error.strerror}") from error
+            if status.st_nlink > 1 and suffix in {"", "-wal"}:
+                raise StorageError(
+                    f"{path} has {status.st_nlink} names (hard links), but its log and lock belong to one name only",
+                    hint=f"remove the others (find / -samefile {path}), or use a copy of the file",
+                )
+
+    def _close_to_others(self) -> None:
+        """Set mode 0600 on the file and those beside it. Log a warning for each change, and for what stays exposed."""
+        for suffix in ("", *_BESIDE):
+            path = Path(f"{self.path}{suffix}")
+            if not path.exists():
+                continue
+            status = path.stat()
+            if status.st_mode & 0o077 and status.st_uid == os.geteuid():
+                path.chmod(0o600)
+                log.warning("%s was open to others (mode %04o): set to 0600", path, status.st_mode & 0o7777)
+                status = path.stat()
+            for warning in files.exposure(path, status):
+                log.warning("%s", warning)
+        for warning in files.exposure(self.path.parent, self.path.parent.stat()):
+            log.warning("%s", warning)
+
+    def _make_folder(self) -> None:
+        """Make the file's folder where there is none. Raises StorageError."""
+        try:
+            files.make_private_folder(self.path.parent)
+        except OSError as error:
+            raise StorageError(
+                f"the folder {self.path.parent} cannot be made: {error.strerror}", hint=_ANOTHER_FILE
+            ) from error
+
+    def _take_lock(self) -> None:
+        lock_path = self.path.with_name(self.path.name + ".lock")
+        _require_access(lock_path, os.R_OK | os.W_OK)
+        try:
+            lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            # /proc says "No such file or directory" to whoever makes a file there
+            reason = "" if error.errno == errno.ENOENT else f": {error.strerror}"
+            raise StorageError(
+                f"{self.path} cannot be a data file: no file can be made in the folder"
+                f" {self.path.parent}{reason}",
+                hint=_ANOTHER_FILE,
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise StorageError(
+                f"{self.path} is in use by another easq serve",
+                hint="stop that one, or name another file with --storage sqlite:PATH",
+            ) from error
+        self._lock = lock
+
+    def refuse(self) -> None:
+        """Close the file and drop the lock. The file and a log that was there stay as they were found."""
+        if self._connection is not None:
+            self._close_unchanged(self._connection)
+        self.drop_lock()
+
+    def _close_unchanged(self, connection: sqlite3.Connection) -> None:
+        """Close `connection` without copying the log into the file, which is what closing the last one does.
+
+        So the last one is a read-only one, which cannot do that. If the file cannot be read by one, `connection` is
+        left open.
+        """
+        if not self._had_log:
+            connection.close()
+            return
+        reader = self.connect("ro")
+        try:
+            reader.execute("PRAGMA user_version").fetchone()
+            connection.close()
+        except sqlite3.Error as error:
+            log.debug("%s stays open: %s", self.path, error)
+        finally:
+            reader.close()
+
+    def drop_lock(self) -> None:
+        """Another process may have the file."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _create(self) -> None:
+        """The file appears under its name whole: made beside it, synced, renamed."""
+        os.rename(self._make(lambda _: None), self.path)
+        sync(self.path.parent)
+
+    def _make(self, fill: Callable[[sqlite3.Connection], None]) -> Path:
+        """Make a new data file, fill it with `fill`, sync it, and return its path."""
+        fresh = self._fresh_path()
+        connection = sqlite3.connect(f"{fresh.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
+        try:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only a new file takes it
+            schema = resources.files("easq.storage.sqlite").joinpath("schema.sql").read_text(encoding="utf-8")
+            connection.executescript(f"BEGIN; {schema} COMMIT;")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            fill(connection)
+            connection.execute("PRAGMA main.journal_mode = WAL").fetchall()
+        finally:
+            connection.close()
+        sync(fresh)
+        return fresh
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        """Replace a file of layout 1 by a copy in the present layout, keep the old one as `.v1`; close `connection`.
+
+        After a crash at any point the next start finds the old or the new file, complete. Raises StorageError,
+        sqlite3.Error and OSError; the old file is then unchanged in its place.
+        """
+        if os.path.lexists(self._before_migration):
+            raise StorageError(
+                f"{self.path} has to be migrated, but {self._before_migration} of an earlier migration exists",
+                hint="move that file away, or remove it if you no longer need it",
+            )
+        needed = room_for_copy(connection) + RESERVE_BYTES
+        if self.free_bytes() < needed:
+            raise self._no_room(needed)
+        connection.close()
+        self._connection = None
+        try:
+            fresh = self._make(lambda new: copy_layout_1(self.path, new))
+        except BaseException as error:
+            self._remove_fresh()
+            if is_full(error):
+                raise self._no_room(needed) from error
+            raise
+        # the log is empty, as the copy has emptied it; left here, SQLite would take it for the new file's log
+        sync(self.path)
+        for leftover in (self._log, Path(f"{self.path}-shm")):
+            leftover.unlink(missing_ok=True)
+        sync(self.path.parent)
+        os.rename(self.path, self._before_migration)
+        sync(self.path.parent)
+        os.rename(fresh, self.path)
+        sync(self.path.parent)
+        log.warning("%s was migrated", self.path)
+
+    def _no_room(self, needed: int) -> StorageError:
+        return StorageError(
+            f"{self.path} has to be copied into a new layout, which needs {_mib(needed)} MiB on its disk:"
+            f" {self.free_bytes() >> 20} MiB are free",
+            hint="make room, or move the file to a larger disk; it is unchanged",
+        )
+
+    def _put_back(self) -> None:
+        """Rename the old file back if a crash has interrupted a migration between its two renames."""
+        if self._before_migration.exists() and self._fresh.exists():
+            os.rename(self._before_migration, self.path)
+            sync(self.path.parent)
+
+    def _copy(self, *, wanted: bool) -> None:
+        """What can be read is in a new file under the old name, and on the disk.
+
+        After a failed sync the system may hold pages for written that never were; reading them proves nothing, so the
+        file is not written on until all of it was written anew. Raises StorageError when that was not asked for.
+        """
+        if not wanted:
+            raise StorageError(
+                f"the disk failed under {self.path} when it was last written",
+                hint="once the disk is sound again, start with --recover: it copies all that can be read",
+            )
+        copied = self.path.with_name(self.path.name + ".copied")
+        if not copied.exists():
+            os.rename(self._copy_anew(), copied)
+            sync(self.path.parent)
+        # the copy is whole: whatever cuts this off, the next start goes on from here
+        for leftover in (self._log, Path(f"{self.path}-shm")):
+            leftover.unlink(missing_ok=True)
+        sync(self.path.parent)  # the old log beside the new file would be taken for its own
+        os.rename(copied, self.path)
+        self._mark.unlink()
+        sync(self.path.parent)
+        log.warning("%s was copied after a failure of the disk", self.path)
+
+    def _copy_anew(self) -> Path:
+        """Where a file is that holds all that can be read, and is on the disk."""
+        fresh = self._fresh_path()
+        connection = self.connect("rw")
+        try:
+            connection.execute("VACUUM INTO ?", (str(fresh),))
+        finally:
+            connection.close()
+        copy = sqlite3.connect(fresh, isolation_level=None)
+        try:
+            copy.execute("PRAGMA journal_mode = WAL")
+        finally:
+            copy.close()
+        sync(fresh)
+        return fresh
+
+    def _layout(self, connection: sqlite3.Connection) -> int:
+        """Return the layout number of the file. Raises sqlite3.DatabaseError if it is not easq's, or of a later one."""
+        if self.path.stat().st_size == 0:
+            raise sqlite3.DatabaseError("the file is empty")
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
+            raise sqlite3.DatabaseError("it is another program's SQLite file")
+        if not 0 < version <= SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"its schema is version {version}, this easq knows {SCHEMA_VERSION}")
+        return int(version)
+
+    def _fresh_path(self) -> Path:
+        """Make an empty `.new` file that only its owner can read, and return its path."""
+        self._remove_fresh()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        os.close(os.open(self._fresh, flags, 0o600))
+        return self._fresh
+
+    def _remove_fresh(self) -> None:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(f"{self._fresh}{suffix}").unlink(missing_ok=True)
+
+    @property
+    def _fresh(self) -> Path:
+        return self.path.with_name(self.path.name + ".new")
+
+    @property
+    def _before_migration(self) -> Path:
+        return self.path.with_name(self.path.name + ".v1")
+
+    @property
+    def _mark(self) -> Path:
+        return self.path.with_name(self.path.name + ".failed")
+
+    def mark_failed(self) -> None:
+        """The next start is warned, as far as the disk still lets it be."""
+        try:
+            os.close(os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            sync(self.path.parent)
+        except OSError as reason:
+            log.error("%s: %s", self._mark, reason.strerror)
+
+    # -- space -----------------------------------------------------------------------------------------------------
+
+    def free_bytes(self) -> int:
+        """What the disk has left."""
+        status = os.statvfs(self.path.parent)
+        return status.f_bavail * status.f_frsize
+
+    def room_bytes(self, connection: sqlite3.Connection) -> int:
+        """Return how many bytes can still be stored: in free pages of the file, which are used first, and on the disk.
+
+        The bytes by which the file will grow when the log is copied back are subtracted. The space of a log of usual
+        length is reused, and counts as free: otherwise the result would vary with the log.
+        """
+        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        disk, growth = self.free_bytes(), self._growth(connection)
+        if disk < growth:
+            return 0
+        return int(free * size) + disk - growth + min(self.log_bytes(), LOG_BYTES)
+
+    def can_grow_by_ballast(self, connection: sqlite3.Connection) -> bool:
+        """Return whether the log can be copied back only after the ballast is dropped."""
+        room, growth = self.free_bytes(), self._growth(connection)
+        return self._ballast.exists() and room < growth <= room + BALLAST_BYTES
+
+    def _growth(self, connection: sqlite3.Connection) -> int:
+        """Return by how many bytes the file grows when the log is copied back."""
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        return max(0, int(pages * size) - self.path.stat().st_size)
+
+    def log_bytes(self) -> int:
+        """Return the length of the write-ahead log."""
+        try:
+            return os.stat(self._log).st_size
+        except FileNotFoundError:
+            return 0
+
+    @property
+    def _ballast(self) -> Path:
+        return self.path.with_name(self.path.name + ".ballast")
+
+    def drop_ballast(self) -> None:
+        """The space that was put aside is free."""
+        self._ballast.unlink(missing_ok=True)
+
+    def make_ballast(self) -> None:
+        """Space is put aside for the time when the disk is full, as far as there is plenty now."""
+        if self._ballast.exists():
+            return
+        if self.free_bytes() < RESERVE_BYTES + 2 * BALLAST_BYTES:
+            return
+        try:
+            handle = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(handle, 0, BALLAST_BYTES)
+                else:  # macOS
+                    for _ in range(BALLAST_BYTES >> 20):
+                        os.write(handle, bytes(1 << 20))
+            finally:
+                os.close(handle)
+        except OSError as error:
+            log.warning("no ballast: %s", error)
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether the error says that the disk, or the user's quota, is full."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def is_denied(error: BaseException | None) -> bool:
+    """Return whether the error is one of permissions: nothing was written, and no written data was lost.
+
+    A file system that has become read-only (EROFS) is not one: the system makes it so after a failure of the disk.
+    """
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", 0)
+        return code & 0xFF in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM} and (
+            code != sqlite3.SQLITE_READONLY_DBMOVED
+        )
+    return isinstance(error, PermissionError)
+
+
+def _require_access(path: Path, mode: int) -> None:
+    """Raise StorageError unless `path` can be used as `mode` says, or does not exist."""
+    bits = {os.R_OK: "readable", os.W_OK: "writable", os.X_OK: "searchable"}
+    missing = [
+        word
+        for bit, word in bits.items()
+        if mode & bit and not os.access(path, bit, effective_ids=os.access in os.supports_effective_ids)
+    ]
+    if not missing or not path.exists():
+        return
+    status, user = path.stat(), os.geteuid()
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        reason, hint = "its file system is mounted read-only", "mount it for writing, or"
+    elif status.st_uid == user:
+        reason = f"its mode is {status.st_mode & 0o7777:04o}"
+        hint = f"chmod {'u+rwx' if mode & os.X_OK else 'u+rw'} {path}, or"
+    else:
+        reason = f"its mode is {status.st_mode & 0o7777:04o}, and it belongs to user {status.st_uid}, not to {user}"
+        hint = f"run easq as user {status.st_uid}, change its owner, or"
+    raise StorageError(f"{path} is not {' and not '.join(missing)}: {reason}", hint=f"{hint} {_ANOTHER_FILE}")
+
+
+def _mib(size: int) -> int:
+    """Return `size` in MiB, rounded up."""
+    return -(-size >> 20)
+
+
+def sync(path: Path) -> None:
+    """The file, or the folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
