@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent / "easq"
 
 _GROUND = {"errors", "model", "redact", "protocol", "net", "models"}
 _CLIENT = {"config", "client", "predict", "bench", "render", "worker"}
-_SERVICE = {"storage", "broker", "service"}
+_SERVICE = {"storage", "server", "emulator"}
 
 #: part of easq -> the other parts it may import; what a part does not name it does not know
 MAY_IMPORT: Mapping[str, set[str]] = {
@@ -28,8 +28,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "models": {"errors", "model", "redact", "protocol"},
     "net": {"errors", "model", "protocol", "redact"},
     "storage": {"errors", "model", "net", "protocol"},
-    "broker": {"errors", "model", "protocol", "storage"},
-    "service": _GROUND | {"storage", "broker"},
+    "server": _GROUND | {"storage", "emulator"},
+    "emulator": _GROUND | {"server"},
     "config": {"errors", "model", "net", "redact", "protocol"},
     "client": {"errors", "model", "net", "redact", "protocol"},
     "predict": {"errors", "model", "net", "redact", "protocol", "client"},
@@ -44,7 +44,7 @@ BRIDGE = "easq.cli.serve"
 
 #: library -> the modules (or packages, with a dot at the end) that may know it
 HOMES: Mapping[str, tuple[str, ...]] = {
-    "aiohttp": ("easq.service.", "easq.net.aio"),
+    "aiohttp": ("easq.server.", "easq.emulator.", "easq.net.aio"),
     "certifi": ("easq.net.tls",),
     "click": ("easq.cli.",),
     "google": ("easq.protocol.frames",),
@@ -55,7 +55,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "tomli_w": ("easq.config.profiles",),
     "tomllib": ("easq.config.profiles",),
     "websocket": ("easq.net.websocket",),
-    "yarl": ("easq.net.aio", "easq.service.proxy"),
+    "yarl": ("easq.net.aio", "easq.emulator.proxy"),
 }
 
 
@@ -169,15 +169,14 @@ def test_the_package_is_as_drawn() -> None:
     ("path", "source", "complaint"),
     [
         ("client/queue.py", "from easq.storage.base import X", "client must not import storage"),
-        ("service/http.py", "def f():\n    import easq.client.queue", "service must not import client"),
-        ("broker/queue.py", "from easq.service import app", "broker must not import service"),
-        ("storage/rules/stream.py", "from ...broker import queue", "storage must not import broker"),
+        ("server/http.py", "def f():\n    import easq.client.queue", "server must not import client"),
+        ("storage/rules/stream.py", "from ...server import queue", "storage must not import server"),
         ("protocol/frames.py", "from easq import storage", "protocol must not import storage"),
-        ("protocol/frames.py", "import easq.broker.queue", "protocol must not import broker"),
+        ("protocol/frames.py", "import easq.server.queue", "protocol must not import server"),
         ("errors.py", "from easq.model import Frame", "errors must not import model"),
         ("model.py", "from easq.protocol import frames", "model must not import protocol"),
         ("render/rows.py", "from easq.cli import main", "render must not import cli"),
-        ("cli/work.py", "from easq.service.server import Server", "cli must not import service"),
+        ("cli/work.py", "from easq.server.server import Server", "cli must not import server"),
         (
             "protocol/replies.py",
             "if TYPE_CHECKING:\n    from easq.cli import app",
@@ -186,7 +185,7 @@ def test_the_package_is_as_drawn() -> None:
         ("utils.py", "from easq.errors import EasqError", "utils has no place in the picture"),
         ("cli/put.py", "import httpcore", "httpcore lives in easq.net.http only"),
         ("render/rows.py", "from rich.table import Table", "rich lives in easq.render.printer only"),
-        ("service/server.py", "import sqlite3", "sqlite3 lives in easq.storage.sqlite."),
+        ("server/server.py", "import sqlite3", "sqlite3 lives in easq.storage.sqlite."),
         ("client/queue.py", "import aiohttp", "aiohttp lives in"),
         (
             "protocol/replies.py",
@@ -227,9 +226,9 @@ def test_a_circle_is_named(tmp_path: Path, files: dict[str, str]) -> None:
 def test_what_is_allowed_is_not_complained_of(tmp_path: Path) -> None:
     """The bridge, imports down, and libraries at home are fine."""
     files = {
-        "cli/serve.py": "import click\nfrom easq.service.server import Server\nfrom easq.storage.base import Timing",
+        "cli/serve.py": "import click\nfrom easq.server.server import Server\nfrom easq.storage.base import Timing",
         "cli/demo.py": "from easq.cli import serve",
-        "service/server.py": "import aiohttp, asyncio\nfrom easq.broker import queue\nfrom easq import models",
+        "server/server.py": "import aiohttp, asyncio\nfrom easq.server import queue\nfrom easq import models",
         "net/aio.py": "from aiohttp import web\nfrom easq.protocol import frames",
         "config/profiles.py": "import tomllib, tomli_w",
         "storage/sqlite/engine.py": "import sqlite3",
@@ -241,9 +240,9 @@ def _plant(folder: Path, files: dict[str, str]) -> Path:
     """A small easq in `folder`: every part is there and empty but for `files`."""
     root = folder / "easq"
     names = ["__init__.py", "errors.py", "model.py", "models.py"]
-    packages = ["protocol", "storage", "broker", "service", "client", "render", "config", "worker", "cli"]
+    packages = ["protocol", "storage", "server", "emulator", "client", "render", "config", "worker", "cli"]
     skeleton = [*names, *(f"{package}/__init__.py" for package in packages)]
-    skeleton += ["protocol/frames.py", "broker/queue.py", "service/app.py", "service/server.py"]
+    skeleton += ["protocol/frames.py", "server/queue.py", "server/routes.py", "server/server.py"]
     skeleton += ["storage/base.py", "client/queue.py", "cli/main.py", "cli/app.py"]
     for path, source in [*((name, "") for name in skeleton), *files.items()]:
         file = root / path

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from asyncio.subprocess import Process
 
     from easq.cli.app import App
-    from easq.service.platform import Service
-    from easq.service.server import Server, Settings
+    from easq.emulator.platform import Service
+    from easq.server.server import Server, Settings
 
 
 class _Weights(ParamType):
@@ -278,9 +278,9 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
     """What the options ask for; `private` is the folder of a service around a command."""
     import secrets
 
-    from easq.broker.queue import Rules
-    from easq.service.server import Settings
-    from easq.service.watch import Liveness
+    from easq.server.queue import Rules
+    from easq.server.server import Settings
+    from easq.server.watch import Liveness
     from easq.storage.base import Limits, Timing
 
     token = _token(app)
@@ -336,10 +336,10 @@ def _hide_passwords(app: App, storage: str) -> None:
 
 def _service(given: Mapping[str, Any]) -> Service | None:
     """The model that is to be served, if any. Raises UsageError."""
+    from easq.emulator.instance import Limits
+    from easq.emulator.platform import Service
     from easq.errors import UsageError
     from easq.models.base import DEFAULT_TIMEOUT_S
-    from easq.service.instance import Limits
-    from easq.service.platform import Service
 
     weights, count = given["weights"], given["instances"]
     if not given["model"]:
@@ -379,7 +379,7 @@ def _default_storage(app: App) -> str:
 
 
 async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
-    from easq.service.server import serve as run
+    from easq.server.server import serve as run
     from easq.storage.redis.url import shown_url
 
     def ready(server: Server) -> None:
@@ -432,7 +432,7 @@ def _named_ready(ready_file: str) -> Iterator[None]:
 
 async def _serve_around(app: App, settings: Settings, cmd: Sequence[str], ready_file: str | None) -> int:
     """The exit code of `cmd`; the service is gone however it ended. Raises ChildFailed when it cannot start."""
-    from easq.service.server import Server
+    from easq.server.server import Server
 
     server = Server(settings)
     await server.start()

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import redis
 
-from easq.broker.broker import Broker
-from easq.broker.queue import Clock, Queue, Rules
 from easq.model import Consumer, Frame
+from easq.server.queue import Clock, Queue, Rules
+from easq.server.queues import Broker
 from easq.storage.base import Lease, Limits, Storage, Subscription, Timing
 from easq.storage.memory import Memory
 from easq.storage.redis.engine import Distributed

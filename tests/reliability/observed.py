@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from easq.broker.queue import Queue
 from easq.cli.main import main
 from easq.model import Ack, Consumer
 from easq.protocol import operations as op
+from easq.server.queue import Queue
 from tests.reliability.oplog import Log
 
 

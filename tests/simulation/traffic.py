@@ -16,10 +16,10 @@ from itertools import count
 from random import Random
 from typing import Any
 
-from easq.broker.broker import Broker
-from easq.broker.queue import Clock, Rules
 from easq.errors import QueueFull, StorageError
 from easq.model import DELIVERY_COUNT, Consumer, Frame
+from easq.server.queue import Clock, Rules
+from easq.server.queues import Broker
 from easq.storage.base import Lease, Limits, Subscription, Timing
 from tests.reliability.oplog import Event
 from tests.simulation.engine import Kept, Loop, OnDisk

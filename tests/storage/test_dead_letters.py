@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from easq.broker.rear import answer, rear_copy
 from easq.errors import QueueFull
 from easq.model import Frame
+from easq.server.dead_letters import answer, rear_copy
 from easq.storage.base import Burial, Failed, Limits, Location, Timing
 from easq.storage.sqlite.engine import Sqlite
 from tests.storage.conftest import TIMING, Engine

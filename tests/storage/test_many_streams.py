@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import pytest
 import redis
 
-from easq.broker.broker import Broker
-from easq.broker.queue import Clock, Rules
 from easq.model import Consumer, Frame
+from easq.server.queue import Clock, Rules
+from easq.server.queues import Broker
 from easq.storage.base import Limits, Subscription
 from easq.storage.redis import heartbeat
 from easq.storage.redis.connection import Call, Wire

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from easq.service.server import Server, Settings
+from easq.server.server import Server, Settings
 from tests.support.http import Headers, Stream
 from tests.support.waiting import PATIENCE_S
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from aiohttp import web
 
+from easq.emulator.instance import Instance, Limits
+from easq.emulator.platform import Service
 from easq.errors import ConfigError
-from easq.service.instance import Instance, Limits
-from easq.service.platform import Service
-from easq.service.server import Server, Settings
+from easq.server.server import Server, Settings
 from tests.support.local import Local
 from tests.support.waiting import PATIENCE_S, eventually
 

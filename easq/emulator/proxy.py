@@ -1,0 +1,346 @@
+"""A reverse proxy: streams a request to another HTTP server, and the answer back.
+
+The gateway uses it for its instances, and an instance for a model behind HTTP. A request is sent once. When no
+connection can be opened, another server can be tried: no byte of the body was read. Later than that, the request may
+have taken effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from yarl import URL
+
+from easq.errors import MethodNotAllowed, PayloadTooLarge, Refused
+from easq.protocol.hop_by_hop import end_to_end
+from easq.server.http import BodyReader, break_off, read_body
+from easq.server.watch import UNBUFFERED, check_not_stripped
+
+#: a body of a known length up to so many bytes is read whole before it is sent on: an answer that breaks off can then
+#: still be replaced by an error with a status
+_WHOLE = 64 * 1024
+#: longest line of a response head, in bytes
+_MAX_LINE = 64 * 1024
+#: seconds between two checks whether the caller is still connected: the first pause, and the longest
+_LOOK_S, _MAX_LOOK_S = 0.1, 1.0
+#: methods that are not passed on: TRACE echoes headers, CONNECT opens a tunnel
+_REFUSED_METHODS = frozenset({"TRACE", "CONNECT"})
+#: response headers that would have a browser guess content types, or a web server in front of us send one of its files
+UNSAFE = re.compile(
+    r"x-content-type-options|x-accel-(?!buffering$).*|x-sendfile.*|x-lighttpd-.*|x-litespeed-.*|x-reproxy-.*"
+)
+
+
+class BrokenOff(Exception):
+    """An answer broke off after its beginning was sent to the caller, whose connection was therefore aborted."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        super().__init__("the answer broke off")
+        self.response = response
+
+
+class CallerGone(ConnectionError):
+    """The caller has disconnected; `answered` says whether the answer had begun by then."""
+
+    def __init__(self, *, answered: bool) -> None:
+        super().__init__("the caller is gone")
+        self.answered = answered
+
+
+class Body(aiohttp.Payload):
+    """A request's body that is streamed: read from the caller while it is written to the server, once."""
+
+    def __init__(self, reader: BodyReader, *, size: int | None, patience_s: float) -> None:
+        """Wrap `reader`.
+
+        Args:
+            size: the length in bytes; None when the caller did not declare it.
+            patience_s: time in which the server has to take each piece, in seconds, else TimeoutError is raised.
+        """
+        super().__init__(None, content_type="application/octet-stream")
+        self._reader = reader
+        self._declared = size
+        self._patience_s = patience_s
+        self._begun = False
+        #: an error on the caller's side. It is not raised from here: its traceback would refer to this body, which
+        #: refers to the error
+        self.failure: Exception | None = None
+
+    @property
+    def size(self) -> int | None:
+        """The declared length in bytes; None when the caller declared none."""
+        return self._declared
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002
+        """Raise TypeError: the body is streamed, not stored."""
+        raise TypeError("the body of a request is streamed, not stored")
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write each piece as it arrives. Raises ConnectionError on a second call: the body can be read once."""
+        if self._begun:
+            raise ConnectionError("the body was sent before")
+        self._begun = True
+        clock = asyncio.get_running_loop().time
+        async with asyncio.timeout(None) as limit:
+            while piece := await self._read():
+                limit.reschedule(clock() + self._patience_s)
+                await writer.write(piece)
+                limit.reschedule(None)
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._reader.read()
+        except TimeoutError:
+            self.failure = Refused("the body did not come in time", status=408)
+            raise
+        except PayloadTooLarge as error:
+            self.failure = PayloadTooLarge(error.message)
+            raise
+        except (ConnectionError, aiohttp.ClientError):
+            self.failure = CallerGone(answered=True)  # not the server's fault
+            raise
+
+    def take_failure(self) -> Exception:
+        """Return and clear the error on the caller's side; there has to be one."""
+        failure, self.failure = self.failure, None
+        assert failure is not None
+        return failure
+
+
+async def body_of(request: web.BaseRequest, limit: int, *, patience_s: float) -> bytes | Body | None:
+    """Return the body of `request`: as bytes if it is small, else as a stream; None if it has none.
+
+    Raises PayloadTooLarge for a declared size above `limit` bytes.
+    """
+    if not request.body_exists:
+        return None
+
+    def too_large(size: int) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the request has {size} bytes, {limit} are allowed")
+
+    size = request.content_length
+    if size is not None and size <= _WHOLE:
+        return await read_body(request, limit, too_large)
+    reader = BodyReader(request, limit, too_large)
+    await reader.begin()
+    return Body(reader, size=size, patience_s=patience_s)
+
+
+def check_can_pass(request: web.BaseRequest) -> None:
+    """Raise MethodNotAllowed or UpgradeRequired for a request that is not passed on."""
+    if request.method in _REFUSED_METHODS:
+        raise MethodNotAllowed(f"{request.method} is not passed on")
+    check_not_stripped(request)
+
+
+class Proxy:
+    """HTTP client sessions to other servers. `start` and `close` are called on the event loop."""
+
+    def __init__(self, *, connect_s: float, answer_s: float, again: bool = False) -> None:
+        """Prepare; `start` opens the sessions.
+
+        Args:
+            connect_s: time limit of a connection attempt, in seconds.
+            answer_s: time limit until the answer begins, and between two pieces of it, in seconds.
+            again: when a reused connection ends without an answer, send the request once more on a new one, if it has
+                no body or a small one: the server has closed the idle connection.
+        """
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=answer_s)
+        self._again = again
+        self._running: set[asyncio.Task[web.StreamResponse]] = set()
+        self._kept: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Open the sessions."""
+        # servers close idle connections: uvicorn after 5 s, easq after 60 s
+        self._kept = self._session(
+            aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0 if self._again else 15.0)
+        )
+        self._fresh = self._session(aiohttp.TCPConnector(limit=0, force_close=True))
+
+    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_reuseconn.append(_note_reuse)
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            max_line_size=_MAX_LINE,
+            max_field_size=_MAX_LINE,
+            trace_configs=[tracing],
+        )
+
+    async def close(self) -> None:
+        """Abort the requests in flight, as if their server had closed the connection, and close the sessions."""
+        # closing a session does not wake a task that reads an answer (aiohttp 3.14)
+        running = set(self._running)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+        for session in (self._kept, self._fresh):
+            if session is not None:
+                await session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The session for WebSockets."""
+        assert self._kept is not None
+        return self._kept
+
+    async def pass_on(
+        self,
+        request: web.BaseRequest,
+        url: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes | Body | None,
+        *,
+        drop: frozenset[str] = frozenset(),
+        add: Sequence[tuple[str, str]] = (),
+    ) -> web.StreamResponse:
+        """Send `request` with these headers to `url`, and return the answer. A large answer has been sent to the caller
+        when this returns. Redirects are not followed.
+
+        Args:
+            drop: response headers to remove, in lower case.
+            add: response headers to add.
+
+        Raises:
+            aiohttp.ClientError, TimeoutError: there was no answer, and nothing was sent to the caller;
+                aiohttp.ClientConnectorError: the server has not seen the request either.
+            PayloadTooLarge, Refused: the caller's body is too large, or was too slow.
+            CallerGone: the caller disconnected.
+            BrokenOff: the answer broke off after a part of it was sent.
+        """
+        exchange = _Exchange(request, drop, add)
+        try:
+            task = asyncio.create_task(self._exchange(exchange, url, headers, body))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            return await exchange.while_there(task)
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            if isinstance(body, Body) and body.failure is not None:
+                raise body.take_failure() from None
+            raise
+
+    async def _exchange(
+        self,
+        exchange: _Exchange,
+        url: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes | Body | None,
+    ) -> web.StreamResponse:
+        assert self._kept is not None
+        assert self._fresh is not None
+        options: dict[str, Any] = {
+            "headers": list(headers),
+            "data": body,
+            "allow_redirects": False,
+        }
+        method, place = exchange.request.method, URL(url, encoded=True)
+        noted = SimpleNamespace(reused=False)
+        first = self._fresh if self._again and isinstance(body, Body) else self._kept
+        try:
+            reply = await first.request(method, place, trace_request_ctx=noted, **options)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if not (self._again and noted.reused and not isinstance(body, Body)):
+                raise
+            reply = await self._fresh.request(method, place, **options)
+        async with reply:
+            return await exchange.answer(reply)
+
+
+async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.reused = True
+
+
+class _Exchange:
+    """One request of a caller, and the state of its answer."""
+
+    def __init__(
+        self, request: web.BaseRequest, drop: frozenset[str], add: Sequence[tuple[str, str]]
+    ) -> None:
+        self.request, self._drop, self._add = request, drop, add
+        #: the answer, once it is being sent
+        self._begun: web.StreamResponse | None = None
+
+    async def while_there(self, task: asyncio.Task[web.StreamResponse]) -> web.StreamResponse:
+        """Return the answer of `task`. When the caller disconnects, raise CallerGone and cancel the task."""
+        pause_s = _LOOK_S
+        try:
+            while not (await asyncio.wait({task}, timeout=pause_s))[0]:
+                if self.request.transport is None or self.request.transport.is_closing():
+                    raise CallerGone(answered=self._begun is not None)
+                pause_s = min(2 * pause_s, _MAX_LOOK_S)
+            if task.cancelled():  # by `Proxy.close`
+                if self._begun is None:
+                    raise aiohttp.ClientConnectionError("the connection was closed")
+                raise self._break_off(self._begun)
+            return task.result()
+        finally:
+            task.cancel()
+            del task  # its exception refers to this frame, which refers to the task
+
+    async def answer(self, reply: aiohttp.ClientResponse) -> web.StreamResponse:
+        """Return the response for `reply`: its status, its end-to-end headers and its body, sent already if large."""
+        length = reply.content_length
+        has_body = self.request.method != "HEAD" and reply.status not in (204, 304)
+        response: web.StreamResponse
+        if has_body and length is not None and length <= _WHOLE:
+            response = web.Response(body=await reply.read(), status=reply.status, reason=reply.reason or None)
+            self._add_headers(response, reply)
+            return response
+        response = web.StreamResponse(status=reply.status, reason=reply.reason or None)
+        self._add_headers(response, reply)
+        if length is not None:
+            response.content_length = length
+        elif has_body:
+            _keep_out_of_buffers(response, reply)
+        self._begun = response
+        try:
+            await response.prepare(self.request)
+            while has_body and (piece := await self._piece(reply, response)):
+                await response.write(piece)
+        except ConnectionError as error:
+            raise CallerGone(answered=True) from error
+        return response
+
+    async def _piece(self, reply: aiohttp.ClientResponse, response: web.StreamResponse) -> bytes:
+        try:
+            return await reply.content.readany()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._break_off(response) from error
+
+    def _break_off(self, response: web.StreamResponse) -> BrokenOff:
+        break_off(self.request)
+        return BrokenOff(response)
+
+    def _add_headers(self, response: web.StreamResponse, reply: aiohttp.ClientResponse) -> None:
+        for name, value in end_to_end(reply.headers.items()):
+            lower = name.lower()
+            if (
+                lower not in self._drop
+                and not UNSAFE.fullmatch(lower)
+                and value.replace("\t", " ").isprintable()
+            ):
+                response.headers.add(name, value)
+        for name, value in (("X-Content-Type-Options", "nosniff"), *self._add):
+            response.headers.add(name, value)
+
+
+def _keep_out_of_buffers(response: web.StreamResponse, reply: aiohttp.ClientResponse) -> None:
+    """Ask proxies in front of the service not to buffer an answer of unknown length."""
+    response.headers.setdefault("X-Accel-Buffering", UNBUFFERED["X-Accel-Buffering"])
+    if reply.content_type == "text/event-stream":
+        response.headers.setdefault("Cache-Control", UNBUFFERED["Cache-Control"])

@@ -1,0 +1,1 @@
+"""The queue service: its rules, and HTTP and WebSocket doors to them."""

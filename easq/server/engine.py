@@ -1,0 +1,342 @@
+"""The engines of `easq serve --model`: each consumes a queue and puts the model's answers into its sink.
+
+They run on the service's event loop and call the broker directly: 200 engines that connected to the service's own
+address took 1,800 threads. An answer is stored before its item is committed. A model whose calls block is called in a
+thread pool that all engines share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from easq.errors import (
+    ChildFailed,
+    EasqError,
+    KeyReused,
+    PayloadTooLarge,
+    QueueFull,
+    Refused,
+    StorageError,
+    StreamEnded,
+    Unavailable,
+    UsageError,
+)
+from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
+from easq.models.base import ABOUT_THE_ITEM, ENGINE_ERROR, SHUTDOWN, Answer, Model, ModelFailed
+from easq.models.inference import answer_tags, answer_type, call_of, inherited, reason_of, result_key
+from easq.net.breaker import Breaker
+from easq.protocol import operations as op
+from easq.protocol.replies import GroupLine
+from easq.server.queues import Broker, Pair
+from easq.server.watcher import Watcher
+from easq.storage.rules.stream import BUSY
+
+log = logging.getLogger(__name__)
+
+#: uncommitted items of one engine, at most: the default of EAS's `worker_threads`
+WINDOW = 5
+#: concurrent calls of the model, of all engines together; further calls wait
+_THREADS = 64
+#: an engine whose connection ended connects again after so many seconds
+_AGAIN_S = 1.0
+#: calls that run when the service stops have so long to finish, in seconds
+_GRACE_S = 5.0
+#: and, once they were cancelled, so long to end
+_LAST_S = 2.0
+#: seconds between heartbeats; after 5 s without one, another consumer can take over the name
+_ALIVE_EVERY_S = 2.5
+#: an item that waits until the model may be called checks again after so many seconds, at most
+_LOOK_S = 0.5
+#: pause between two attempts, in seconds: the first one, and the longest; it doubles each time
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
+#: temporary errors: the same operation may succeed later
+_PASSING = (QueueFull, Unavailable, StreamEnded)
+
+
+class Engines:
+    """All engines of a service: on every queue, one for each of `users`."""
+
+    def __init__(self, broker: Broker, model: Model, *, users: Sequence[str], item_timeout_s: float) -> None:
+        """The model is closed by `stop`."""
+        self._model = model
+        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="easq-engine") if model.waits else None
+        self._pool = pool
+        self._engines = [
+            Engine(pair, user, partial(_call, model, pool), item_timeout_s)
+            for pair in broker.pairs.values()
+            for user in users
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start the engines as tasks of the running event loop."""
+        self._tasks = [asyncio.create_task(engine.run()) for engine in self._engines]
+        self._tasks.append(asyncio.create_task(self._show_life()))
+
+    async def stop(self) -> None:
+        """Stop the engines and close the model. Items that are not done within the grace period are returned."""
+        items = [item for engine in self._engines for item in engine.stop()]
+        if items:
+            _, late = await asyncio.wait(items, timeout=_GRACE_S)
+            if late:
+                for engine in self._engines:
+                    engine.give_up()
+                self._model.cancel()
+                await asyncio.wait(late, timeout=_LAST_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._model.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _show_life(self) -> None:
+        while True:
+            await asyncio.sleep(_ALIVE_EVERY_S)
+            for engine in self._engines:
+                await engine.show_life()
+
+
+async def _call(model: Model, pool: ThreadPoolExecutor | None, frame: Frame, timeout_s: float) -> Answer:
+    call = partial(model.run, call_of(frame), timeout_s=timeout_s)
+    return call() if pool is None else await asyncio.get_running_loop().run_in_executor(pool, call)
+
+
+@dataclass(slots=True, eq=False)
+class _InFlight:
+    """One item that is processed, and the connection that delivered it last."""
+
+    watcher: Watcher
+
+
+class Engine:
+    """One consumer of a queue, in the group named after the queue, that puts each item's answer into the sink."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        user: str,
+        call: Callable[[Frame, float], Awaitable[Answer]],
+        item_timeout_s: float,
+    ) -> None:
+        """Prepare; `run` connects.
+
+        Args:
+            call: returns the model's answer to an item; its second argument is the time limit in seconds.
+        """
+        self._input, self._sink = pair.input, pair.sink
+        self._consumer = Consumer(pair.input.name, user)
+        self._call = call
+        self._item_timeout_s = item_timeout_s
+        self._watcher: Watcher | None = None
+        self._items: dict[int, _InFlight] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._breaker = Breaker()
+        self._running = 0  # calls of the model
+        self._shared = 0  # how often the waiting items were returned for other workers
+        self._is_stopping = False
+        self._give_up = asyncio.Event()
+
+    async def run(self) -> None:
+        """Process items until cancelled. Items in flight are then returned to the group, and not counted as failed."""
+        told = ""
+        while True:
+            began = time.monotonic()
+            try:
+                await self._watch()
+            except StreamEnded:
+                pass  # the stream may be opened again
+            except EasqError as error:
+                if error.message != told or time.monotonic() - began > _AGAIN_S:
+                    told = error.message
+                    log.warning(
+                        "engine %s of %s stopped, and connects again: %s",
+                        self._consumer.user, self._input.name, told,
+                    )  # fmt: skip
+            await asyncio.sleep(_AGAIN_S)
+
+    def stop(self) -> set[asyncio.Task[None]]:
+        """Begin no further item, and return the tasks of those in flight."""
+        self._is_stopping = True
+        return set(self._tasks)
+
+    def give_up(self) -> None:
+        """Stop waiting for the model and the storage: items in flight are returned."""
+        self._give_up.set()
+
+    async def show_life(self) -> None:
+        """Send a heartbeat, so that no other consumer can take over the name."""
+        if self._watcher is not None:
+            with contextlib.suppress(EasqError):
+                await self._watcher.heard()
+
+    async def _watch(self) -> None:
+        """Begin each item that is delivered, until another connection takes over the name.
+
+        Raises StreamEnded when the stream ends.
+        """
+        self._watcher = await Watcher.open(self._input, self._consumer, op.Watch(window=WINDOW))
+        try:
+            while frames := await self._watcher.next():
+                for frame in frames:
+                    self._take(frame, self._watcher)
+        finally:
+            watcher, self._watcher = self._watcher, None
+            await asyncio.shield(watcher.close(lost=False))
+
+    def _take(self, frame: Frame, watcher: Watcher) -> None:
+        """Begin a delivered item. One that is delivered again while it is in flight is not processed twice."""
+        if (item := self._items.get(frame.index)) is not None:
+            item.watcher = watcher
+        elif not self._is_stopping:
+            item = self._items[frame.index] = _InFlight(watcher)
+            task = asyncio.create_task(self._work_on(frame, item))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _work_on(self, frame: Frame, item: _InFlight) -> None:
+        """Process one item: commit it once its answer is stored, or return it with the reason of its failure.
+
+        When the service stops the item stays pending, and is returned with the connection. Never raises.
+        """
+        index = frame.index
+        try:
+            negative = await self._outcome(frame)
+            if negative is None:
+                await self._persist(
+                    lambda: self._input.commit(self._consumer, [index]), "done and not committed"
+                )
+            elif self._watcher is item.watcher:  # else another consumer may have the item
+                # before the negative: the item may be delivered here again at once
+                del self._items[index]
+                await self._persist(
+                    lambda: self._input.negative(self._consumer, negative), "a failure cannot be reported"
+                )
+                await self._share()
+        except (_Stopped, StorageError):  # the service stops
+            pass
+        except EasqError as error:
+            log.debug("item %d of %s: %s", index, self._input.name, error.message)
+        finally:
+            if self._items.get(index) is item:
+                del self._items[index]
+
+    async def _outcome(self, frame: Frame) -> op.Negative | None:
+        """Return the negative for an item that failed; None once its answer is stored. Raises _Stopped."""
+        indexes = (frame.index,)
+        try:
+            await self._store_answer(frame, await self._ask_model(frame))
+        except ModelFailed as error:
+            if error.code == SHUTDOWN:
+                raise _Stopped from error
+            if error.busy:
+                return op.Negative(indexes, BUSY, reason_of(error), error.retry_after_s)
+            return op.Negative(indexes, error.code, reason_of(error))
+        except (Refused, UsageError) as error:  # the sink refuses this answer, not all answers
+            return op.Negative(indexes, str(error.status), f"the result was refused: {error.message}")
+        except (StorageError, _Stopped):
+            raise
+        except Exception:
+            log.exception("item %d of %s failed", frame.index, self._input.name)
+            return op.Negative(indexes, ENGINE_ERROR, "internal error")
+        return None
+
+    async def _ask_model(self, frame: Frame) -> Answer:
+        """Return the model's answer. While the model is busy or fails, it is called for one item at a time."""
+        await self._wait_for_turn()
+        self._running += 1
+        try:
+            answer = await self._call(frame, self._item_timeout_s)
+        except ChildFailed as error:  # the command cannot be started: not the item's fault
+            busy = ModelFailed(error.message, status=503, busy=True)
+            self._note_failure(busy)
+            raise busy from error
+        except ModelFailed as error:
+            self._note_failure(error)
+            raise
+        finally:
+            self._running -= 1
+        if self._breaker.is_open:
+            log.info("the model of %s answers again", self._input.name)
+        self._breaker.succeeded()
+        return answer
+
+    async def _wait_for_turn(self) -> None:
+        """Wait until a call may begin. Raises ModelFailed (busy) when the item is to go to another worker."""
+        shared = self._shared
+        while (wait_s := self._breaker.wait_s(time.monotonic(), running=self._running)) > 0:
+            await self._pause(min(wait_s, _LOOK_S))
+            if self._shared != shared:
+                raise ModelFailed("another worker may have it", status=503, busy=True, retry_after_s=0.0)
+
+    def _note_failure(self, error: ModelFailed) -> None:
+        was_open = self._breaker.is_open
+        if error.busy:
+            self._breaker.busy(time.monotonic(), error.retry_after_s)
+        elif error.code != SHUTDOWN and error.status not in ABOUT_THE_ITEM:
+            self._breaker.failed(time.monotonic())
+        if self._breaker.is_open and not was_open:
+            log.warning(
+                "the model of %s is called for one item at a time: %s", self._input.name, error.message
+            )
+
+    async def _share(self) -> None:
+        """Return the items that wait for the model to other workers of the group, if there are any."""
+        if not self._breaker.is_open:
+            return
+        attributes = await self._input.attributes()
+        groups = [GroupLine.parse(text) for key, text in attributes.items() if key.startswith("groups.list.")]
+        if any(group.id == self._consumer.group and group.consumers > 1 for group in groups):
+            self._shared += 1
+
+    async def _store_answer(self, frame: Frame, answer: Answer) -> None:
+        if not answer.data:
+            return
+        try:
+            await self._put(frame, answer.data, answer_tags(frame, answer), answer_type(answer))
+        except PayloadTooLarge as error:
+            reason = f"the result is too large: {error.message}"
+            tags = {**inherited(frame.tags), LAST_CODE: str(error.status), LAST_REASON: reason}
+            await self._put(frame, reason.encode(), tags, "text/plain; charset=utf-8")
+
+    async def _put(self, frame: Frame, data: bytes, tags: Tags, content_type: str) -> None:
+        """Put the result into the sink, once however often the item is delivered."""
+        key = result_key(self._input.name, self._consumer.group, frame)
+        put = op.Put(data, tags, content_type=content_type, key=key)
+        # KeyReused: an earlier delivery stored another answer, and was not committed
+        with contextlib.suppress(KeyReused):
+            await self._persist(lambda: self._sink.put(put), "the result cannot be put into the sink")
+
+    async def _persist(self, action: Callable[[], Awaitable[object]], what: str) -> None:
+        """Call `action` until it succeeds. Raises every error that is not temporary, and _Stopped."""
+        pause_s = 0.0
+        while True:
+            try:
+                await action()
+                return
+            except _PASSING as error:
+                if not pause_s:
+                    log.info("%s yet: %s", what, error.message)
+                pause_s = _next_pause(pause_s)
+                await self._pause(pause_s)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait for so many seconds. Raises _Stopped after `give_up`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._give_up.wait(), seconds)
+            raise _Stopped
+
+
+class _Stopped(Exception):
+    """The engine stops: the item is returned."""
+
+
+def _next_pause(pause_s: float) -> float:
+    return min(pause_s * 2 or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)

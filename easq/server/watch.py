@@ -1,0 +1,312 @@
+"""A watcher's frames to a WebSocket or to an endless HTTP answer; liveness and close codes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import HttpVersion11, WSCloseCode, WSMsgType, web
+
+from easq.errors import EasqError, StreamEnded, UpgradeRequired
+from easq.model import Frame
+from easq.protocol import operations as op
+from easq.protocol.frames import delimit, encode_frame
+from easq.server.deadline import Deadline
+from easq.server.handshake import check_handshake
+from easq.server.http import LARGE_BYTES, apart, check_connected, release_frames
+from easq.server.listener import on_unmasked
+from easq.server.queue import Queue
+from easq.server.watcher import Watcher
+
+log = logging.getLogger(__name__)
+
+#: a connection that does not take a frame for so long is lost, in seconds, and one more for each so many bytes of it
+WRITE_DEADLINE_S, _WRITE_RATE = 30.0, 16 * 1024
+#: headers of every streamed answer: without them nginx holds it back until a buffer is full
+UNBUFFERED = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform"}
+#: the time of silence is counted in so many parts
+_SILENCE_PARTS = 4
+#: reason of the close frame when the stream has ended
+END_REASON = b"eos"
+#: clients send pings and close frames only: a message has at most so many bytes (aiohttp refuses what it is given)
+_MAX_INBOUND = 1024
+#: and so many messages a second; so many at once, since a service that stood still finds them all together
+_INBOUND_RATE, _INBOUND_BURST = 50, 1000
+#: the first push of an auto-committing watch waits so long: a connection that is dropped at once must drain nothing
+_SETTLE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """A WebSocket without an inbound byte for `silent_after_s` is lost; pings go out three times as often."""
+
+    silent_after_s: float = 10.0
+
+
+async def serve_watch(
+    request: web.BaseRequest, watch: op.Watch, queue: Queue, caller: op.Caller, liveness: Liveness
+) -> web.StreamResponse:
+    """The connection has had its frames, and has ended.
+
+    Raises BadRequest, AnotherWatcher and StreamEnded before the upgrade.
+    """
+    door = _SocketDoor(watch, liveness) if watch.upgrade else _StreamDoor(watch)
+    door.check(request)
+    watcher = await Watcher.open(queue, caller.consumer, watch)
+    lost = True
+    try:
+        response = await door.open(request)
+        lost = await door.run(watcher)
+        return response
+    except ConnectionError:
+        if not door.response.prepared:
+            raise  # the client is gone, and was not answered
+        return door.response
+    except asyncio.CancelledError:
+        lost = False  # the service stops: nobody failed
+        raise
+    finally:
+        await _leave(watcher, lost=lost)
+        if lost and request.transport is not None:
+            # no close frame: to a client that wakes up again this is a lost connection, as it is to us
+            request.transport.abort()
+        await door.release()
+
+
+async def _leave(watcher: Watcher, *, lost: bool) -> None:
+    """The consumer has left, also when the task that served it is being cancelled."""
+    try:
+        await asyncio.shield(watcher.close(lost=lost))
+    except EasqError as error:
+        log.debug("leaving: %s", error)
+
+
+async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.Watch) -> None:
+    """Frames go out until the name is taken by another connection. Of several, what was written before the connection
+    broke is committed with auto-commit: it may have been read, and comes at most once.
+    """
+    if watch.auto_commit:
+        await asyncio.sleep(_SETTLE_S)
+    while frames := await watcher.next():
+        written: list[Frame] = []
+        try:
+            for frame in frames:
+                if len(frame.data) > LARGE_BYTES:
+                    data = await apart(encode_frame, frame, watch.codec, with_data=not watch.index_only)
+                else:
+                    data = encode_frame(frame, watch.codec, with_data=not watch.index_only)
+                if not await watcher.still_has(frame):
+                    continue
+                async with Deadline(WRITE_DEADLINE_S + len(data) / _WRITE_RATE):
+                    written.append(frame)
+                    await door.send(data)
+        except ConnectionError:
+            del written[-1:]
+            raise
+        except TimeoutError as error:
+            # the traceback refers to the deadline, that to this task, and the task would refer to the error: a cycle
+            release_frames(error)
+            raise ConnectionResetError("the client does not read in time") from None
+        finally:
+            await watcher.sent(written)
+
+
+def check_not_stripped(request: web.BaseRequest) -> None:
+    """Raise UpgradeRequired for a WebSocket handshake from which a proxy has removed the Upgrade header."""
+    if any(name.lower().startswith("sec-websocket-") for name in request.headers):
+        raise UpgradeRequired(
+            "this is a WebSocket handshake without its Upgrade header: a proxy on the way removed it"
+        )
+
+
+class _SocketDoor:
+    """RFC 6455 without extensions: one message a frame, never fragmented (the Go SDK reads one frame a message)."""
+
+    def __init__(self, watch: op.Watch, liveness: Liveness) -> None:
+        self._watch = watch
+        self._liveness = liveness
+        self.response = web.WebSocketResponse(
+            autoping=False, autoclose=False, compress=False, max_msg_size=_MAX_INBOUND + 1, heartbeat=None
+        )
+
+    def check(self, request: web.BaseRequest) -> None:
+        """Raise BadRequest for a handshake that is none, UpgradeRequired for another version of WebSocket."""
+        check_handshake(request, self.response)
+
+    async def open(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._protocol = request.protocol
+        self._unmasked = asyncio.get_running_loop().create_future()
+        on_unmasked(request, lambda: self._unmasked.set_result(None))
+        await self.response.prepare(request)
+        self._request = request
+        return self.response
+
+    async def send(self, data: bytes) -> None:
+        """A frame is written. Raises ConnectionError: then it was not."""
+        if self._watch.codec is op.Codec.JSON:
+            await self.response.send_str(data.decode())
+        else:
+            await self.response.send_bytes(data)
+        check_connected(self._request)
+
+    async def run(self, watcher: Watcher) -> bool:
+        """Serves until either side ends; whether the connection was lost rather than closed."""
+        deliver = asyncio.create_task(_deliver(self, watcher, self._watch))
+        listen = asyncio.create_task(self._listen(watcher))
+        silence = asyncio.create_task(self._until_silent())
+        ping = asyncio.create_task(self._ping())
+        try:
+            ends: set[asyncio.Future[Any]] = {deliver, listen, silence, self._unmasked}
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if self._unmasked in done:
+                await self._close(WSCloseCode.PROTOCOL_ERROR, b"a frame was not masked")
+                return False
+            if listen in done:
+                return listen.result()
+            if silence in done:
+                log.info("a watcher was silent for %.0f s", self._liveness.silent_after_s)
+                return True
+            failure = deliver.exception()
+            if failure is None:
+                await self._close(
+                    WSCloseCode.POLICY_VIOLATION, b"replaced by another connection of this consumer"
+                )
+                return False
+            if isinstance(failure, StreamEnded):
+                await self._close(WSCloseCode.OK, END_REASON)
+                return False
+            if not isinstance(failure, (ConnectionError, TimeoutError)):
+                raise failure
+            return True
+        except asyncio.CancelledError:
+            await self._close(WSCloseCode.GOING_AWAY, b"the service stops")
+            raise
+        finally:
+            for task in (deliver, listen, silence, ping):
+                task.cancel()
+            await asyncio.gather(deliver, listen, silence, ping, return_exceptions=True)
+
+    async def release(self) -> None:
+        """Drop the traceback of the error that ended the connection, which the response refers to."""
+        if self.response.prepared:
+            # fails on an aborted connection: here, not later inside aiohttp
+            await self._close(WSCloseCode.OK, b"")
+        if (error := self.response.exception()) is not None:
+            release_frames(error)
+
+    async def _close(self, code: WSCloseCode, reason: bytes) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                await self.response.close(code=code, message=reason, drain=False)
+        except (ConnectionError, TimeoutError):
+            pass
+
+    async def _listen(self, watcher: Watcher) -> bool:
+        """Reads until the end; True when the connection was lost, False when either side said goodbye."""
+        loop = asyncio.get_running_loop()
+        allowed, since = float(_INBOUND_BURST), loop.time()
+        while True:
+            message = await self.response.receive()
+            if message.type in {WSMsgType.CLOSED, WSMsgType.CLOSING, WSMsgType.ERROR}:
+                return True
+            now = loop.time()
+            allowed, since = min(allowed + (now - since) * _INBOUND_RATE, _INBOUND_BURST) - 1, now
+            if allowed < 0:
+                log.info("a watcher sent more than %d messages a second", _INBOUND_RATE)
+                await self._close(WSCloseCode.POLICY_VIOLATION, b"too many messages")
+                return False
+            await watcher.heard()
+            if message.type is WSMsgType.PING:
+                await self.response.pong(message.data)
+            elif message.type is WSMsgType.CLOSE:
+                await self._close(WSCloseCode.OK, b"")
+                return False
+
+    async def _until_silent(self) -> None:
+        """Return once no byte has arrived for `silent_after_s`.
+
+        The time is counted in parts. A standstill of the process (stopped, suspended) uses up one part only, and what
+        waits in the socket is read before the next check.
+        """
+        loop, limit_s = asyncio.get_running_loop(), self._liveness.silent_after_s
+        part_s = limit_s / _SILENCE_PARTS
+        left_s, heard_at = limit_s, self._heard_at()
+        while left_s > 0:
+            step_s = min(part_s, left_s)
+            await asyncio.sleep(step_s)
+            left_s -= step_s
+            if self._heard_at() > heard_at:
+                heard_at = self._heard_at()
+                left_s = limit_s - min(loop.time() - heard_at, part_s)
+
+    def _heard_at(self) -> float:
+        heard_at: float = getattr(self._protocol, "heard_at", 0.0)
+        return heard_at
+
+    async def _ping(self) -> None:
+        while True:
+            await asyncio.sleep(self._liveness.silent_after_s / 3)
+            try:
+                await self.response.ping(b"easq")
+            except ConnectionError:
+                return
+
+
+class _StreamDoor:
+    """The endless HTTP answer: four bytes of length, big endian, before each frame. TCP tells when it is lost."""
+
+    def __init__(self, watch: op.Watch) -> None:
+        self._watch = watch
+        self.response = web.StreamResponse(
+            headers={"Content-Type": watch.codec.value, "X-Content-Type-Options": "nosniff", **UNBUFFERED}
+        )
+
+    def check(self, request: web.BaseRequest) -> None:
+        """Raise UpgradeRequired for a WebSocket handshake from which a proxy removed the Upgrade header, and for a
+        request over HTTP/1.0, which such proxies send, unless its transport header asks for the HTTP stream.
+        """
+        check_not_stripped(request)
+        wanted = request.headers.get(op.TRANSPORT_HEADER, "").strip().lower() == op.TRANSPORT_HTTP
+        if request.version < HttpVersion11 and not wanted:
+            raise UpgradeRequired(
+                "a watch over HTTP/1.0 has to come with the header "
+                f"{op.TRANSPORT_HEADER}: {op.TRANSPORT_HTTP}; a WebSocket needs Upgrade, and HTTP/1.1 all the way"
+            )
+
+    async def open(self, request: web.BaseRequest) -> web.StreamResponse:
+        await self.response.prepare(request)
+        self._request = request
+        return self.response
+
+    async def release(self) -> None:
+        """Do nothing: an HTTP stream keeps no error."""
+
+    async def send(self, data: bytes) -> None:
+        """A frame is written. Raises ConnectionError: then it was not."""
+        await self.response.write(delimit(data))
+        check_connected(self._request)
+
+    async def run(self, watcher: Watcher) -> bool:
+        """Serves until either side ends; an HTTP stream has no goodbye, so its end is always a loss."""
+        deliver = asyncio.create_task(_deliver(self, watcher, self._watch))
+        gone = asyncio.create_task(self._until_gone(watcher))
+        try:
+            done, _ = await asyncio.wait({deliver, gone}, return_when=asyncio.FIRST_COMPLETED)
+            failure = deliver.exception() if deliver in done else None
+            if isinstance(failure, StreamEnded):
+                await self.response.write_eof()
+                return False
+            if failure is not None and not isinstance(failure, (ConnectionError, TimeoutError)):
+                raise failure
+            return deliver not in done or failure is not None
+        finally:
+            for task in (deliver, gone):
+                task.cancel()
+            await asyncio.gather(deliver, gone, return_exceptions=True)
+
+    async def _until_gone(self, watcher: Watcher) -> None:
+        while self._request.transport is not None and not self._request.transport.is_closing():
+            await watcher.heard()
+            await asyncio.sleep(0.25)

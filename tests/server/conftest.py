@@ -1,0 +1,37 @@
+"""Services in the test's own process, started on demand and stopped after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import pytest
+
+from easq.server.server import Settings
+from tests.support.http import Stream
+from tests.support.local import Local
+
+Open: TypeAlias = Callable[..., Local]
+
+
+@pytest.fixture
+def start() -> Iterator[Open]:
+    """A factory of services: `start(token="t", storage="memory:")` takes what `Settings` has, and serves queue `q`."""
+    running: list[Local] = []
+
+    def open_one(**settings: Any) -> Local:
+        local = Local(Settings(**{"port": 0, "queues": ("q",), **settings}))
+        local.start()
+        running.append(local)
+        return local
+
+    yield open_one
+    for local in running:
+        if local.is_running:
+            local.stop()
+
+
+@pytest.fixture
+def queue(start: Open) -> Stream:
+    """The queue of a service with its defaults, in memory."""
+    return start().queue

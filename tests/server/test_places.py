@@ -1,0 +1,438 @@
+"""Where a path leads, and who may ask from where: base path and root, token, Host, Origin, Sec-Fetch-Site."""
+
+from __future__ import annotations
+
+import pytest
+
+from easq.errors import UsageError
+from easq.protocol.signatures import sign
+from easq.server.server import Server, Settings
+from tests.server.conftest import Open
+from tests.support.http import Connection, Stream
+from tests.support.local import Local
+from tests.support.websocket import Refused, watch
+
+BASE = "/api/predict"
+
+
+# -- paths -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "queue", "is_sink"),
+    [
+        (f"{BASE}/q", "q", False),
+        (f"{BASE}/q/", "q", False),
+        (f"{BASE}/q/sink", "q", True),
+        (f"{BASE}/q/sink/", "q", True),
+        (f"{BASE}/group.other", "group.other", False),
+        (f"{BASE}/group.other/sink", "group.other", True),
+        (f"{BASE}/group%2Eother", "group.other", False),
+        ("/", "q", False),
+        ("/sink", "q", True),
+        ("/sink/", "q", True),
+    ],
+)
+def test_every_operation_finds_its_stream(start: Open, path: str, queue: str, is_sink: bool) -> None:
+    """Under the base path by name, at the root the first queue; input and sink are two streams."""
+    service = start(queues=("q", "group.other"))
+    assert service.stream(path).put(b"here") == 1
+    for name in ("q", "group.other"):
+        for sink in (False, True):
+            stream = service.stream(f"{BASE}/{name}")
+            found = (stream.sink if sink else stream).get()
+            assert [item.data for item in found] == ([b"here"] if (name, sink) == (queue, is_sink) else [])
+    assert service.stream(path).attributes()["meta.name"] == queue
+    assert service.stream(path).commit(1).header("X-Easq-Committed") == "1"
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST", "DELETE"])
+@pytest.mark.parametrize(
+    "path", [BASE, f"{BASE}/", f"{BASE}/unknown", f"{BASE}/unknown/sink", f"{BASE}/../q", f"{BASE}/%00"]
+)
+def test_an_unknown_queue_under_the_base_path_is_404(start: Open, method: str, path: str) -> None:
+    """Also for a put: a mistyped name must not become a sub-path of another queue."""
+    service = start()
+    answer = service.stream(path).ask(method, (), b"" if method in {"PUT", "POST"} else None, _indexes_=1)
+    assert answer.status == 404
+    assert answer.header("Content-Type") == "text/plain; charset=utf-8"
+    assert service.queue.length() == 0
+
+
+def test_a_target_with_scheme_and_authority_leads_where_its_path_does(start: Open) -> None:
+    """As a client sends it that takes the service for a proxy; RFC 9112 wants it understood."""
+    service = start(queues=("q", "other"))
+    address = f"http://127.0.0.1:{service.port}"
+    with Connection(service.port) as connection:
+        for path in (f"{BASE}/other", f"{BASE}/q/sink"):
+            assert connection.ask("POST", address + path, (), b"x").status == 200
+            assert service.stream(path).length() == 1
+        assert connection.ask("GET", f"{address}{BASE}/unknown").status == 404
+        assert connection.ask("GET", f"{address}{BASE}/other?_auto_delete_=false").body == b"x"
+        assert connection.ask("GET", f"{address}/healthz").status == 200
+        assert connection.ask("POST", address, (), b"root").status == 200
+    assert service.queue.length() == 1
+
+
+def test_another_post_at_the_root_is_a_sub_path_of_the_first_queue(start: Open) -> None:
+    service = start(queues=("q", "other"))
+    assert service.stream("/v1/chat").put(b"x") == 1
+    assert service.queue.get()[0].tags["Path"] == "/v1/chat"
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_another_path_at_the_root_is_404(start: Open, method: str) -> None:
+    service = start()
+    service.queue.put()
+    answer = service.stream("/favicon.ico").ask(method, (), b"" if method == "PUT" else None, _indexes_=1)
+    assert answer.status == 404
+    assert service.queue.length() == 1
+
+
+@pytest.mark.parametrize(
+    ("sub_path", "is_sub_path"),
+    [("/sink/more", True), ("/sinks", True), ("/v1/sink", True), ("/sink/", False), ("/SINK", True)],
+)
+def test_only_exactly_sink_is_the_sink(start: Open, sub_path: str, is_sub_path: bool) -> None:
+    queue = start().queue
+    assert queue.ask("POST", (), b"x", path=sub_path).status == 200
+    assert queue.length() == is_sub_path
+    assert queue.sink.length() == (not is_sub_path)
+
+
+def test_a_base_path_of_ones_own(start: Open) -> None:
+    service = start(base_path="/deep/er/")
+    assert service.stream("/deep/er/q").put() == 1
+    assert service.stream("/deep/er/q/sink").put() == 1
+    assert service.stream(f"{BASE}/q").ask("GET").status == 404
+
+
+def test_without_a_base_path_the_root_is_the_first_queue(start: Open) -> None:
+    """As inside a cluster: `http://host:3030/` and `http://host:3030/sink`."""
+    service = start(base_path="/")
+    assert service.stream("/").put() == 1
+    assert service.stream("/sink").put() == 1
+
+
+def test_without_a_base_path_the_address_of_the_queue_is_the_root() -> None:
+    server = Server(Settings(base_path="/"))
+    assert (server.url(), server.url(sink=True)) == (server.origin, f"{server.origin}/sink")
+
+
+def test_without_a_base_path_a_second_queue_could_not_be_reached() -> None:
+    with pytest.raises(UsageError, match="only the first of 2 queues"):
+        Settings(base_path="/", queues=("a", "b")).check()
+
+
+def test_health_is_not_a_sub_path(start: Open) -> None:
+    service = start()
+    assert service.stream("/healthz").ask("POST", (), b"x").status == 405
+    assert service.queue.length() == 0
+
+
+# -- token -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["dG9rZW4=", "Bearer dG9rZW4=", "bearer dG9rZW4=", "  dG9rZW4="])
+def test_the_token_is_taken_raw_or_as_bearer(start: Open, given: str) -> None:
+    service = start(token="dG9rZW4=")
+    assert service.stream(headers=[("Authorization", given)]).put() == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, "", "wrong", "Bearer", "Bearer wrong", "dG9rZW4", "DG9RZW4=", "dG9rZW4= ", "Basic dG9rZW4="],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_without_the_token_everything_is_401(start: Open, given: str | None, method: str) -> None:
+    """And nothing changes. Also for queues that do not exist, so that names cannot be guessed."""
+    service = start(token="dG9rZW4=x")
+    headers = [] if given is None else [("Authorization", given)]
+    mine = service.stream(headers=[("Authorization", "dG9rZW4=x")])
+    mine.put()
+    for path in (f"{BASE}/q", f"{BASE}/q/sink", f"{BASE}/unknown", "/", "/sink"):
+        body = b"" if method in {"POST", "PUT"} else None
+        answer = service.stream(path, headers).ask(method, (), body, _indexes_=1)
+        assert answer.status == 401
+        assert answer.text in {"a token is needed", "the token is wrong"}
+    assert mine.length() == 1
+
+
+def signed(service: Local, path: str, *, token: str = "t", body: bytes = b"x") -> Stream:
+    """A place of the service to which every request is signed as a POST of `body`."""
+    headers = sign(token, body, "application/octet-stream", "Mon, 02 Jan 2006 15:04:05 GMT", path)
+    return service.stream(path, list(headers.items()))
+
+
+@pytest.mark.parametrize("path", [f"{BASE}/q", f"{BASE}/q/sink", f"{BASE}/q/v1/x", "/", "/v1/x"])
+def test_a_signed_put_is_taken(start: Open, path: str) -> None:
+    """As the SDKs' predict clients sign what they post, also where that is a queue. The query is not covered."""
+    service = start(token="t")
+    assert signed(service, path).ask("POST", (), b"x", k="v").status == 200
+    answer = signed(service, path, token="wrong").ask("POST", (), b"x")
+    assert (answer.status, answer.text) == (401, "the signature is wrong")
+
+
+@pytest.mark.parametrize(
+    ("method", "query"),
+    [
+        ("GET", {}),
+        ("GET", {"_watch_": "true"}),
+        ("PUT", {"_indexes_": 1}),
+        ("DELETE", {"_indexes_": 1}),
+        ("DELETE", {"_index_": 9, "_trunc_": "true"}),
+        ("POST", {"_eos_": "true", "_force_": "true"}),
+    ],
+)
+def test_a_signature_is_taken_for_nothing_else(start: Open, method: str, query: dict[str, object]) -> None:
+    """It covers no query: who saw one put could empty the queue."""
+    service = start(token="t")
+    assert signed(service, f"{BASE}/q").put(b"x") == 1
+    answer = signed(service, f"{BASE}/q").ask(
+        method, (), b"x" if method in {"POST", "PUT"} else None, **query
+    )
+    assert (answer.status, answer.text) == (401, "only a put can be signed: send the token instead")
+    mine = service.stream(headers=[("Authorization", "t")])
+    assert (mine.length(), mine.attributes()["meta.state"]) == (1, "Normal")
+
+
+def test_a_signed_request_to_a_name_that_is_not_there_is_404(start: Open) -> None:
+    """Only for who has the token: for all others names cannot be guessed."""
+    service = start(token="t")
+    assert signed(service, f"{BASE}/unknown").ask("POST", (), b"x").status == 404
+    assert signed(service, f"{BASE}/unknown", token="wrong").ask("POST", (), b"x").status == 401
+
+
+def test_a_watch_without_the_token_is_refused_before_the_upgrade(start: Open) -> None:
+    service = start(token="t")
+    with pytest.raises(Refused) as refused:
+        watch(service.queue)
+    assert refused.value.answer.status == 401
+
+
+def test_without_a_token_any_is_taken(start: Open) -> None:
+    """The SDKs always send the header, possibly empty."""
+    service = start()
+    for given in ("", "anything", "Bearer x", "EAS abc="):
+        assert service.stream(headers=[("Authorization", given)]).put() > 0
+
+
+def test_a_service_for_other_machines_needs_a_token() -> None:
+    """Unless one insists."""
+    for host in ("0.0.0.0", "::", "192.0.2.1"):
+        with pytest.raises(UsageError, match="no token"):
+            Server(Settings(host=host))
+        Server(Settings(host=host, token="t"))
+        Server(Settings(host=host, allow_open=True))
+
+
+# -- Host --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.0.0.1:{port}",
+        "localhost",
+        "localhost:{port}",
+        "LOCALHOST:1",
+        "localhost.",
+        "[::1]",
+        "[::1]:1",
+    ],
+)
+def test_loopback_names_are_served(start: Open, host: str) -> None:
+    service = start()
+    name = host.format(port=service.port)
+    assert service.stream(headers=[("Host", name)]).put() == 1
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.test",
+        "evil.test:{port}",
+        "localhost.evil.test",
+        "127.0.0.1.evil.test",
+        "evil.test:80@127.0.0.1",
+        "127.0.0.1, evil.test",
+        "192.0.2.1",
+        "[::2]",
+        "",
+        "[127.0.0.1]evil.test",
+        "[127.0.0.1]",
+        "[::1]evil.test",
+        "[::1]evil.test:{port}",
+        "[localhost]",
+        "localhost]",
+        "[127.0.0.1",
+        "127.0.0.1]",
+        "127.0.0.1:evil",
+        "127.0.0.1:1:2",
+        "x@127.0.0.1",
+        "127.0.0.1/",
+        "::1",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_another_host_is_421_before_anything_else(start: Open, host: str, method: str) -> None:
+    """A name that was rebound to this address sends itself in Host: its page reads nothing and puts nothing."""
+    service = start(token="t")
+    headers = [("Host", host.format(port=service.port)), ("Authorization", "t")]
+    answer = service.stream(headers=headers).ask(method, (), b"x" if method == "POST" else None)
+    assert answer.status == 421
+    assert "Access-Control-Allow-Origin" not in dict(answer.headers)
+    assert service.stream(headers=headers[1:]).length() == 0
+
+
+def test_no_host_and_two_hosts_are_refused(start: Open) -> None:
+    service = start()
+    for hosts in ("", "Host: 127.0.0.1\r\nHost: evil.test\r\n", "Host: 127.0.0.1\r\nHost: 127.0.0.1\r\n"):
+        with Connection(service.port) as connection:
+            connection.send(f"POST {BASE}/q HTTP/1.1\r\n{hosts}Content-Length: 1\r\n\r\nx".encode())
+            assert connection.read_head()[0] in {400, 421}
+    assert service.queue.length() == 0
+
+
+def test_a_target_that_names_another_host_is_421(start: Open) -> None:
+    """A proxy goes by it, whatever Host says."""
+    service = start()
+    for name, status in (("evil.test", 421), ("x@127.0.0.1", 421), ("192.0.2.1", 421), ("LOCALHOST:1", 200)):
+        target = f"HTTP://{name}{BASE}/q"
+        assert service.stream(target, [("Host", "127.0.0.1")]).ask("POST", (), b"x").status == status
+    assert service.queue.length() == 1
+
+
+def test_allowed_hosts_are_served(start: Open) -> None:
+    service = start(allowed_hosts=("queue.example", "Other.Example"))
+    for host in ("queue.example", "queue.example:3030", "QUEUE.EXAMPLE.", "other.example"):
+        assert service.stream(headers=[("Host", host)]).put() > 0
+    assert service.stream(headers=[("Host", "evil.test")]).ask("POST", (), b"x").status == 421
+
+
+def test_any_host_is_served_where_that_is_asked_for(start: Open) -> None:
+    service = start(allowed_hosts=("*",))
+    assert service.stream(headers=[("Host", "anything.test:1")]).put() == 1
+
+
+# -- Origin and Sec-Fetch-Site -----------------------------------------------------------------------------------------
+
+
+def _origins(service: Local) -> list[str]:
+    """What the two SDKs send: Python its scheme and host, Go its whole address in lower case."""
+    return [f"http://127.0.0.1:{service.port}", f"http://127.0.0.1:{service.port}{BASE}/q"]
+
+
+def test_the_sdks_origins_pass(start: Open) -> None:
+    service = start()
+    for origin in _origins(service):
+        with watch(service.queue, [("Origin", origin)]):
+            pass
+        assert service.queue.ask("POST", [("Origin", origin)], b"x").status == 200
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.test",
+        "http://127.0.0.1:1",
+        "http://127.0.0.1",
+        "http://localhost:{port}",
+        "http://127.0.0.1:{port}.evil.test",
+        "http://evil.test/http://127.0.0.1:{port}",
+        "http://127.0.0.1:{port}@evil.test",
+        "null",
+        "",
+        "file://",
+        "chrome-extension://abc",
+        "http://[broken",
+        "http://[127.0.0.1]:{port}",
+        "http://[127.0.0.1]evil:{port}",
+        "http://x@127.0.0.1:{port}",
+        "http://127.0.0.1:99999999",
+    ],
+)
+def test_a_foreign_origin_may_neither_change_anything_nor_watch(start: Open, origin: str) -> None:
+    """A web page elsewhere puts nothing, gets nothing, commits nothing, and has no WebSocket."""
+    service = start()
+    headers = [("Origin", origin.format(port=service.port))]
+    service.queue.put()
+    for method, body in (("GET", None), ("POST", b"x"), ("PUT", b""), ("DELETE", None)):
+        answer = service.queue.ask(method, headers, body, _indexes_=1)
+        assert answer.status == 403
+        assert answer.text == "this Origin is not served here"
+    with pytest.raises(Refused) as refused:
+        watch(service.queue, headers)
+    assert refused.value.answer.status == 403
+    assert service.queue.length() == 1
+
+
+@pytest.mark.parametrize(
+    ("site", "status"),
+    [("cross-site", 403), ("CROSS-SITE", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)],
+)
+def test_a_form_of_another_site_puts_nothing(start: Open, site: str, status: int) -> None:
+    """A form of text/plain needs no preflight; browsers say where it comes from."""
+    headers = [("Sec-Fetch-Site", site), ("Content-Type", "text/plain")]
+    queue = start().queue
+    assert queue.ask("POST", headers, b"x").status == status
+    assert queue.length() == (status == 200)
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+@pytest.mark.parametrize(
+    "query",
+    ["_auto_delete_=true", "", "_raw_=true"],
+)
+def test_a_deleting_get_of_another_site_deletes_nothing(start: Open, query: str, site: str) -> None:
+    """`<img src=...>` on any page would otherwise empty the queue: a get that removes is a change. To a browser, what
+    another program of this machine serves, at another port, is the same site.
+    """
+    queue = start().queue
+    queue.put()
+    answer = queue.ask("GET", [("Sec-Fetch-Site", site)], path=f"?{query}")
+    assert answer.status == 403
+    assert queue.length() == 1
+
+
+def test_no_cross_origin_headers_are_ever_sent(start: Open) -> None:
+    service = start()
+    preflight = [("Origin", "http://evil.test"), ("Access-Control-Request-Method", "PUT")]
+    for answer in (service.queue.ask("OPTIONS", preflight), service.queue.ask("GET", preflight)):
+        assert not [name for name, _ in answer.headers if name.lower().startswith("access-control")]
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("X-EAS-QueueService-Uid", "u"), ("X-EAS-QueueService-Gid", "g")],
+        [("X-EAS-QueueService-Redis-Uid", "u"), ("X-EAS-QueueService-Redis-Gid", "g")],
+        [("x-eas-queueservice-uid", "u"), ("X-Eas-Queueservice-Redis-Gid", "g")],
+    ],
+)
+def test_both_generations_of_identity_headers_are_read(start: Open, headers: list[tuple[str, str]]) -> None:
+    queue = start().queue
+    with watch(queue, headers):
+        assert queue.attributes()["consumers.list.[0]"].startswith("Id: g.u, ")
+
+
+def test_without_identity_one_is_the_default_user(start: Open) -> None:
+    queue = start().queue
+    with watch(queue):
+        assert queue.attributes()["consumers.list.[0]"].startswith("Id: default_group.default_user, ")
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "../x", "ü", "x" * 129, "a\tb", "a'b", "*"])
+def test_a_name_that_could_mean_more_is_400(start: Open, name: str) -> None:
+    queue = start().queue
+    for header in ("X-EAS-QueueService-Uid", "X-EAS-QueueService-Gid"):
+        assert queue.ask("GET", [(header, name)], _attrs_="true").status == 400
+
+
+def test_a_name_of_full_length_is_taken(start: Open) -> None:
+    stream: Stream = start().queue.as_consumer("u" * 128, "g" * 128)
+    assert stream.put() == 1
