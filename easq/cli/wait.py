@@ -239,12 +239,14 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
     from easq.errors import (
         AnswerTooLarge,
         DeadlineExceeded,
+        EasqError,
         NotAQueueService,
         QueueFull,
         ServerError,
         Unreachable,
     )
     from easq.net.exchange import OVERTIME_S
+    from easq.net.failures import last_known
     from easq.protocol.durations import format_duration
 
     settings = app.transport.settings
@@ -256,6 +258,7 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
     answered, hint = False, ""
     value: int | str | None = None
     tell_at = inf
+    before: EasqError | None = None
     while True:
         left_s = max(end - now, 0.0)
         bound_s = min(left_s + OVERTIME_S, settings.request_timeout_s)
@@ -264,12 +267,13 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
         except (NotAQueueService, AnswerTooLarge):
             raise
         except (Unreachable, ServerError, QueueFull) as error:
+            before = last_known(error, before)
             if time.monotonic() >= give_up:
-                raise
+                raise before from error
             answered = answered or not isinstance(error, Unreachable)
-            seen, hint, asked_s = error.message, error.hint, error.retry_after_s or 0.0
+            seen, hint, asked_s = before.message, before.hint, error.retry_after_s or 0.0
         else:
-            answered, asked_s = True, 0.0
+            answered, asked_s, before = True, 0.0, None
             if found.held:
                 return found
             seen = found.seen

@@ -28,7 +28,7 @@ from easq.errors import (
 )
 from easq.model import Frame
 from easq.net.backoff import pause_after
-from easq.net.failures import Unconnected
+from easq.net.failures import Unconnected, last_known
 from easq.net.headers import request_headers
 from easq.net.http import Settings, Transport
 from easq.net.retry import LEAST_S
@@ -117,6 +117,7 @@ class Watcher:
     def __enter__(self) -> Watcher:
         began = time.monotonic()
         failures = 0
+        before: EasqError | None = None
         while self._link is None:
             try:
                 self._link = self._connect()
@@ -129,7 +130,8 @@ class Watcher:
                 failures += 1
                 pause_s = pause_after(error, failures)
                 if time.monotonic() + pause_s >= min(began + self._patience_s(error), self._until):
-                    raise
+                    raise last_known(error, before) from error
+                before = error
                 if failures == 1 and not isinstance(error, Unreachable):
                     self._notice(f"{error.message}; trying again")
                 time.sleep(pause_s)
@@ -257,7 +259,7 @@ class Watcher:
             try:
                 link = self._connect()
             except (Unreachable, ServerError, QueueFull, AnotherWatcher) as failure:
-                self.lost = error = failure
+                self.lost = error = last_known(failure, error)
                 continue
             self._link = link
             self.lost = None

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from easq.errors import Unreachable
+from easq.errors import EasqError, Unreachable
 from easq.net.url import shown
 
 _PROXY_HINT = "see HTTP_PROXY and NO_PROXY"
@@ -17,15 +17,33 @@ class Unconnected(Unreachable):
     """No connection came about: nothing of the request was sent."""
 
     def __init__(
-        self, message: str, *, hint: str = "", status: int | None = None, lasting: bool = False
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        status: int | None = None,
+        lasting: bool = False,
+        timed_out: bool = False,
     ) -> None:
         super().__init__(message, hint=hint, status=status)
         #: trying again cannot help: the name does not exist, the certificate is not trusted
         self.lasting = lasting
+        #: nothing more is known than that the time was over
+        self.timed_out = timed_out
 
 
 class Unanswered(Unreachable):
     """A request went out, and its answer did not come, or not whole, in time."""
+
+
+def last_known(error: EasqError, before: EasqError | None) -> EasqError:
+    """Return the error to report when trying again ends with `error`; `before` is the failure before it.
+
+    An attempt that only ran out of time says less than a refused connection before it.
+    """
+    if isinstance(error, Unconnected) and isinstance(before, Unconnected):
+        return before if error.timed_out and not before.timed_out else error
+    return error
 
 
 def refused_by_proxy(url: str, proxy: str, said: str) -> Unconnected:
@@ -71,7 +89,7 @@ def unconnected(error: BaseException, url: str, proxy: str | None = None) -> Unc
         if isinstance(cause, OSError) and cause.strerror:
             return Unconnected(f"cannot connect to {first}: {cause.strerror.lower()}")
     hint = _PROXY_HINT if proxy else "check host, port and firewall, or raise --connect-timeout"
-    return Unconnected(f"cannot connect to {first}: no answer in time", hint=hint)
+    return Unconnected(f"cannot connect to {first}: no answer in time", hint=hint, timed_out=True)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

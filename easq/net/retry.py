@@ -22,7 +22,7 @@ from easq.net.exchange import (
     again_after_reply,
     not_taken,
 )
-from easq.net.failures import Unconnected, refused_by_proxy
+from easq.net.failures import Unconnected, last_known, refused_by_proxy
 from easq.net.url import proxy_for
 from easq.protocol.operations import Caller, Request
 from easq.protocol.replies import Reply, read_error
@@ -117,11 +117,11 @@ def exchange(
             # an attempt that the end cut short tells less than those before, unless it is what leaves a write in doubt
             times.doubt = times.doubt or unsure
             raise error if unsure and retry is Retry.WRITE else why
-        why = error
         failures += 1
         pause_s = pause_after(error, failures)
         if not again or now + pause_s >= give_up:
-            raise error
+            raise last_known(error, why)
+        why = error
         times.doubt = times.doubt or unsure
         times.pausing = error
         yield pause_s

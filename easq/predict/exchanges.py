@@ -17,7 +17,7 @@ from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, QueueFull
 from easq.model import REQUEST_ID, Frame, Tags
 from easq.net.backoff import full_jitter
 from easq.net.exchange import OVERTIME_S, PATH_SAFE, Retry, Settings
-from easq.net.failures import Unanswered
+from easq.net.failures import Unanswered, Unconnected
 from easq.net.retry import Attempt, Steps, Times, exchange
 from easq.net.url import address_of
 from easq.predict.discovery import Discovery
@@ -189,7 +189,10 @@ def predict_direct(
             if not another_may_do_better(failure):
                 raise
             asked_s.append(failure.retry_after_s or 0.0)
-            cut_short = isinstance(failure, Unanswered) and end - now < timeout_s / ATTEMPT_PART
+            if isinstance(failure, Unconnected):
+                cut_short = failure.timed_out and end - now < settings.connect_timeout_s
+            else:
+                cut_short = isinstance(failure, Unanswered) and end - now < timeout_s / ATTEMPT_PART
             if not cut_short or times.attempts == 1:
                 error = failure  # an attempt that the end cut short tells less than those before
             if time.monotonic() >= end:

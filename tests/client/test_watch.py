@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from easq import errors
 from easq.client.queue import QueueClient
 from easq.client.watch import Watcher
 from easq.model import Consumer, Frame
+from easq.net.failures import Unconnected, unconnected
 from easq.net.http import Settings, Transport
 from easq.protocol.frames import delimit, encode_frame
 from easq.protocol.operations import Caller, Codec, Watch
@@ -700,3 +702,25 @@ def test_a_queue_client_gives_its_watcher() -> None:
             queue.watch(Watch(tags={"_x": "1"}))
         with queue.watch(Watch()) as watcher:
             assert watcher.next(10) == frame(1)
+
+
+def test_a_refused_connection_is_told_though_the_last_attempt_ran_out_of_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends: list[errors.EasqError] = [
+        Unconnected("refused"), unconnected(TimeoutError(), "http://h/q")
+    ]  # fmt: skip
+    settings = replace(SETTINGS, connect_timeout_s=0.5)
+
+    def connect(_: Watcher) -> None:
+        if len(ends) == 1:
+            time.sleep(settings.connect_timeout_s)
+        raise ends.pop(0)
+
+    monkeypatch.setattr(Watcher, "_connect", connect)
+    with (
+        pytest.raises(Unconnected, match=r"^refused$"),
+        Watcher("http://h/q", CALLER, Watch(), settings),
+    ):
+        pass
+    assert ends == []

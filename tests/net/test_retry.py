@@ -6,7 +6,7 @@ import pytest
 
 from easq import errors
 from easq.net.exchange import Retry, Settings
-from easq.net.failures import Unanswered, Unconnected
+from easq.net.failures import Unanswered, Unconnected, unconnected
 from easq.net.retry import Attempt, Steps, Times, exchange
 from easq.protocol.operations import Caller, Request
 from easq.protocol.replies import STORED_HEADER, Reply
@@ -18,6 +18,7 @@ FULL = Reply(429, {}, b"full")
 NOT_STORED = Reply(503, {STORED_HEADER: "no"}, b"ending")
 LOST = Unanswered("no answer")
 REFUSED = Unconnected("refused")
+TIMED_OUT = unconnected(TimeoutError(), "http://h/q")
 
 
 def begin(retry: Retry, times: Times, **limits: float) -> Steps[Reply]:
@@ -143,3 +144,32 @@ def test_an_attempt_cut_short_hides_why_the_others_failed_only_where_it_is_the_d
     with pytest.raises(kind):
         steps.throw(LOST)
     assert times.doubt
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "told"),
+    [
+        (REFUSED, TIMED_OUT, "refused"),
+        (TIMED_OUT, REFUSED, "refused"),
+        (NOT_STORED, TIMED_OUT, "no answer in time"),
+        (NOT_STORED, REFUSED, "refused"),
+    ],
+)
+@pytest.mark.parametrize("retry", [Retry.READ, Retry.WRITE])
+def test_a_refused_connection_is_told_though_the_last_attempt_ran_out_of_time(
+    first: Reply | errors.EasqError,
+    last: errors.EasqError,
+    told: str,
+    retry: Retry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The time for connecting ends 5 s after the first attempt; an attempt on a busy machine is still under way."""
+    now = [100.0]
+    monkeypatch.setattr("easq.net.retry.time.monotonic", lambda: now[0])
+    steps = begin(retry, Times())
+    next(steps)
+    assert isinstance(steps.throw(first) if isinstance(first, Exception) else steps.send(first), float)
+    next(steps)
+    now[0] = 105.2
+    with pytest.raises(Unconnected, match=f"{told}$"):
+        steps.throw(last)
