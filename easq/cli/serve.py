@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from asyncio.subprocess import Process
 
     from easq.cli.app import App
-    from easq.emulator.platform import Service
-    from easq.server.server import Server, Settings
+    from easq.emulator.platform import ModelService
+    from easq.server.server import Server, ServerSettings
 
 
 class _Weights(ParamType):
@@ -274,12 +274,12 @@ def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
     click.get_current_context().exit(code)
 
 
-def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
+def _settings(app: App, *, private: str | None, **given: Any) -> ServerSettings:
     """What the options ask for; `private` is the folder of a service around a command."""
     import secrets
 
-    from easq.server.queue import Rules
-    from easq.server.server import Settings
+    from easq.server.queue import QueuePolicy
+    from easq.server.server import ServerSettings
     from easq.server.watch import Liveness
     from easq.storage.base import Limits, Timing
 
@@ -293,7 +293,7 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
     sink_limits = Limits(
         given["sink_max_length"] or given["max_length"], given["max_bytes"], given["auto_evict"]
     )
-    settings = Settings(
+    settings = ServerSettings(
         host=given["host"],
         port=port,
         base_path=given["base_path"],
@@ -304,8 +304,8 @@ def _settings(app: App, *, private: str | None, **given: Any) -> Settings:
         durability=given["durability"],
         recover=given["recover"],
         wait_replicas=given["wait_replicas"],
-        rules=Rules(given["max_payload"], limits, given["max_delivery"]),
-        sink_rules=Rules(given["max_payload"], sink_limits, given["max_delivery"]),
+        policy=QueuePolicy(given["max_payload"], limits, given["max_delivery"]),
+        sink_policy=QueuePolicy(given["max_payload"], sink_limits, given["max_delivery"]),
         timing=Timing(
             leave_grace_s=given["leave_grace"],
             group_retention_s=given["group_retention"],
@@ -334,10 +334,10 @@ def _hide_passwords(app: App, storage: str) -> None:
         app.printer.hide(secret)
 
 
-def _service(given: Mapping[str, Any]) -> Service | None:
+def _service(given: Mapping[str, Any]) -> ModelService | None:
     """The model that is to be served, if any. Raises UsageError."""
-    from easq.emulator.instance import Limits
-    from easq.emulator.platform import Service
+    from easq.emulator.instance import CallLimits
+    from easq.emulator.platform import ModelService
     from easq.errors import UsageError
     from easq.models.base import DEFAULT_TIMEOUT_S
 
@@ -349,11 +349,11 @@ def _service(given: Mapping[str, Any]) -> Service | None:
         return None
     if weights and count and len(weights) != count:
         raise UsageError(f"--weights has {len(weights)} for {count} instances", hint="give one for each")
-    return Service(
+    return ModelService(
         given["model"],
         "model" if given["service"] is None else given["service"],
         weights or (100,) * (count or 1),
-        Limits(given["max_payload"], given["model_timeout"] or DEFAULT_TIMEOUT_S),
+        CallLimits(given["max_payload"], given["model_timeout"] or DEFAULT_TIMEOUT_S),
         given["open_instances"],
     )
 
@@ -378,7 +378,7 @@ def _default_storage(app: App) -> str:
     return f"sqlite:{easq_folder(app.environ, 'XDG_STATE_HOME', '.local/state') / 'easq.db'}"
 
 
-async def _serve(app: App, settings: Settings, ready_file: str | None) -> None:
+async def _serve(app: App, settings: ServerSettings, ready_file: str | None) -> None:
     from easq.server.server import serve as run
     from easq.storage.redis.url import shown_url
 
@@ -430,7 +430,9 @@ def _named_ready(ready_file: str) -> Iterator[None]:
         raise UsageError(f"--ready-file {ready_file}: {error.strerror}") from error
 
 
-async def _serve_around(app: App, settings: Settings, cmd: Sequence[str], ready_file: str | None) -> int:
+async def _serve_around(
+    app: App, settings: ServerSettings, cmd: Sequence[str], ready_file: str | None
+) -> int:
     """The exit code of `cmd`; the service is gone however it ended. Raises ChildFailed when it cannot start."""
     from easq.server.server import Server
 
@@ -444,7 +446,7 @@ async def _serve_around(app: App, settings: Settings, cmd: Sequence[str], ready_
         await server.stop()
 
 
-async def _run_child(app: App, server: Server, settings: Settings, cmd: Sequence[str]) -> int:
+async def _run_child(app: App, server: Server, settings: ServerSettings, cmd: Sequence[str]) -> int:
     import asyncio
 
     from easq.errors import ChildFailed

@@ -16,8 +16,7 @@ from aiohttp import ClientWebSocketResponse, WSCloseCode, WSMsgType, web
 
 from easq.emulator.proxy import UNSAFE, BrokenOff, CallerGone, Proxy, body_of, check_can_pass
 from easq.errors import BadRequest, ChildFailed, MethodNotAllowed, NotFound, PayloadTooLarge
-from easq.model import HEADER_PREFIX, Frame
-from easq.model import Instance as Address
+from easq.model import HEADER_PREFIX, Frame, Instance
 from easq.models.base import DEFAULT_TIMEOUT_S, Answer, Call, Model, ModelFailed
 from easq.models.http import Http
 from easq.protocol.hop_by_hop import end_to_end
@@ -26,8 +25,7 @@ from easq.server.auth import Guard
 from easq.server.deadline import Deadline
 from easq.server.handshake import check_handshake
 from easq.server.http import read_body, respond, target
-from easq.server.listener import Answer as Answering
-from easq.server.listener import Listener, on_unmasked
+from easq.server.listener import Handler, Listener, on_unmasked
 from easq.server.watch import WRITE_DEADLINE_S
 
 log = logging.getLogger(__name__)
@@ -50,14 +48,14 @@ _MAX_CLOSE_REASON = 123
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class CallLimits:
     """What one call may have: bytes of a request or message, and seconds in all."""
 
     max_payload: int = 8 * 1024**2
     timeout_s: float = DEFAULT_TIMEOUT_S
 
 
-class Instance:
+class ModelInstance:
     """A model, called with POST, or with the messages of a WebSocket, under `{root}[/SUB/PATH]`. A model behind HTTP is
     called with any method, and bodies are streamed both ways.
 
@@ -65,7 +63,7 @@ class Instance:
     One that knows of no gateway (ModelArts) calls any other path, and all of it is the model's.
     """
 
-    def __init__(self, model: Model, guard: Guard, *, base: str, name: str, limits: Limits) -> None:
+    def __init__(self, model: Model, guard: Guard, *, base: str, name: str, limits: CallLimits) -> None:
         self._model = model
         self._guard = guard
         self._base, self._name, self._limits = base, name, limits
@@ -79,7 +77,7 @@ class Instance:
         #: calls and handshakes that came in, also those that were refused
         self.requests = 0
         #: answers in place of the instance, where it is to fail
-        self.instead: Answering | None = None
+        self.instead: Handler | None = None
 
     @property
     def ip(self) -> str:
@@ -94,7 +92,7 @@ class Instance:
     @property
     def address(self) -> str:
         """`IP:PORT`."""
-        return Address(self.ip, self.port, 0).address
+        return Instance(self.ip, self.port, 0).address
 
     async def start(self, host: str) -> None:
         """It answers at a free port of `host`, or at its own if it was away. Raises ConfigError."""
@@ -155,7 +153,7 @@ class Instance:
             response = respond(_failure(error))
         else:
             response = respond(_reply(answer))
-        response.headers[INSTANCE_HEADER] = Address(local_ip(request), self.port, 0).address
+        response.headers[INSTANCE_HEADER] = Instance(local_ip(request), self.port, 0).address
         return response
 
     def _call(self, request: web.BaseRequest) -> Call:
@@ -190,7 +188,7 @@ class Instance:
             if _is_the_models(name.lower())
         ]
         body = await body_of(request, self._limits.max_payload, patience_s=self._limits.timeout_s)
-        where = (INSTANCE_HEADER, Address(local_ip(request), self.port, 0).address)
+        where = (INSTANCE_HEADER, Instance(local_ip(request), self.port, 0).address)
         try:
             return await self._proxy.pass_on(
                 request, url, headers, body, drop=frozenset({INSTANCE_HEADER.lower()}), add=(where,)

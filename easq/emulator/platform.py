@@ -27,17 +27,17 @@ from aiohttp import WSMsgType, web
 
 from easq.emulator.instance import (
     INSTANCE_HEADER,
-    Instance,
-    Limits,
+    CallLimits,
+    ModelInstance,
     accept_socket,
     is_upgrade,
     local_ip,
     local_port,
     send_message,
 )
-from easq.emulator.proxy import Body, BrokenOff, CallerGone, Proxy, body_of, check_can_pass
+from easq.emulator.proxy import BrokenOff, CallerGone, Proxy, StreamedBody, body_of, check_can_pass
 from easq.errors import DeadlineExceeded, EasqError, MethodNotAllowed, NotFound, Unavailable, Unreachable
-from easq.model import Instance as Address
+from easq.model import Instance
 from easq.models.base import MAX_ANSWER
 from easq.models.open import parse_model
 from easq.net.balance import Balance
@@ -75,13 +75,13 @@ _SANDBOX = (("Content-Security-Policy", "sandbox allow-scripts"),)
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class ModelService:
     """What `easq serve --model` is told. Each weight is an instance's; 0 is drained."""
 
     model: str
     name: str = "model"
     weights: Sequence[int] = (100,)
-    limits: Limits = field(default_factory=Limits)
+    limits: CallLimits = field(default_factory=CallLimits)
     open_instances: bool = False  #: past the gateway no token is asked for, as with ModelArts
 
 
@@ -89,7 +89,7 @@ class Service:
 class _Seat:
     """An instance, and how it stands in the lists."""
 
-    instance: Instance
+    instance: ModelInstance
     weight: int
     listed: bool = True
 
@@ -98,7 +98,7 @@ class Platform:
     """The doors around the instances of one service; around none, they say that there is no such service."""
 
     def __init__(
-        self, service: Service | None, guard: Guard, *, base: str, queues: Collection[str] = ()
+        self, service: ModelService | None, guard: Guard, *, base: str, queues: Collection[str] = ()
     ) -> None:
         """Prepare; `start` listens. Raises UsageError for the model.
 
@@ -111,7 +111,7 @@ class Platform:
         self._host = ""
         self._seats: list[_Seat] = []
         self._balance = Balance()
-        answer_s = (service.limits if service is not None else Limits()).timeout_s + _SPARE_S
+        answer_s = (service.limits if service is not None else CallLimits()).timeout_s + _SPARE_S
         self._proxy = Proxy(connect_s=_CONNECT_S, answer_s=answer_s)
         self._suspects: dict[str, float] = {}  # address -> until when, by the monotonic clock
         self._relays: set[web.WebSocketResponse] = set()
@@ -121,11 +121,11 @@ class Platform:
             door = replace(guard, token="") if service.open_instances else guard
             for weight in service.weights:
                 model = parse_model(service.model)
-                made = Instance(model, door, base=base, name=service.name, limits=service.limits)
+                made = ModelInstance(model, door, base=base, name=service.name, limits=service.limits)
                 self._seats.append(_Seat(made, weight))
 
     @property
-    def instances(self) -> list[Instance]:
+    def instances(self) -> list[ModelInstance]:
         """All of them, in order, whether in the lists or not."""
         return [seat.instance for seat in self._seats]
 
@@ -153,13 +153,13 @@ class Platform:
         self._seats[number].listed = listed
         self._rebalance()
 
-    def places(self, reached_at: str = "") -> list[Address]:
+    def places(self, reached_at: str = "") -> list[Instance]:
         """Where all instances are, in order, with their weights. On a service for all addresses of the machine that
         is `reached_at`, the one that the caller knows, or loopback.
         """
-        return [Address(self._ip(seat, reached_at), seat.instance.port, seat.weight) for seat in self._seats]
+        return [Instance(self._ip(seat, reached_at), seat.instance.port, seat.weight) for seat in self._seats]
 
-    def addresses(self, reached_at: str = "") -> list[Address]:
+    def addresses(self, reached_at: str = "") -> list[Instance]:
         """Those of `places` that are given requests.
 
         A drained one is left out rather than listed with weight 0, at which the Go SDK divides by zero.
@@ -192,7 +192,7 @@ class Platform:
         self.requests["discovery"] += 1
         name = unquote(name, errors="replace")
         if name in self._queues:
-            found = [Address(local_ip(request), local_port(request), DEFAULT_WEIGHT)]
+            found = [Instance(local_ip(request), local_port(request), DEFAULT_WEIGHT)]
         elif self.serves(name):
             found = self.addresses(local_ip(request))
         else:
@@ -262,23 +262,23 @@ class Platform:
                 raise Unreachable("the connection to the instance was lost") from error
         raise failure
 
-    def _next(self, tried: set[str]) -> Address | None:
+    def _next(self, tried: set[str]) -> Instance | None:
         """The instance whose turn it is, of those that nothing speaks against while there is one."""
         now = time.monotonic()
         self._suspects = {address: until for address, until in self._suspects.items() if until > now}
         return self._balance.next(tried | self._suspects.keys()) or self._balance.next(tried)
 
-    def _suspect(self, address: Address) -> None:
+    def _suspect(self, address: Instance) -> None:
         self._suspects[address.address] = time.monotonic() + _SUSPECT_S
 
     async def _forward(
-        self, request: web.BaseRequest, address: Address, body: bytes | Body | None
+        self, request: web.BaseRequest, address: Instance, body: bytes | StreamedBody | None
     ) -> web.StreamResponse:
         url = self._url(request, address)
         headers = self._headers(request)
         return await self._proxy.pass_on(request, url, headers, body, drop=_ORIGIN_WIDE, add=_SANDBOX)
 
-    async def _relay(self, request: web.BaseRequest, address: Address) -> web.StreamResponse:
+    async def _relay(self, request: web.BaseRequest, address: Instance) -> web.StreamResponse:
         """Messages went both ways until either side closed; the other was told so, and why."""
         assert self._service is not None
         max_payload = self._service.limits.max_payload
@@ -304,7 +304,7 @@ class Platform:
             self._relays.discard(socket)
         return socket
 
-    def _url(self, request: web.BaseRequest, address: Address) -> str:
+    def _url(self, request: web.BaseRequest, address: Instance) -> str:
         return f"http://{address.address}{target(request)}"
 
     def _headers(self, request: web.BaseRequest) -> list[tuple[str, str]]:

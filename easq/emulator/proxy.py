@@ -54,7 +54,7 @@ class CallerGone(ConnectionError):
         self.answered = answered
 
 
-class Body(aiohttp.Payload):
+class StreamedBody(aiohttp.Payload):
     """A request's body that is streamed: read from the caller while it is written to the server, once."""
 
     def __init__(self, reader: BodyReader, *, size: int | None, patience_s: float) -> None:
@@ -114,7 +114,7 @@ class Body(aiohttp.Payload):
         return failure
 
 
-async def body_of(request: web.BaseRequest, limit: int, *, patience_s: float) -> bytes | Body | None:
+async def body_of(request: web.BaseRequest, limit: int, *, patience_s: float) -> bytes | StreamedBody | None:
     """Return the body of `request`: as bytes if it is small, else as a stream; None if it has none.
 
     Raises PayloadTooLarge for a declared size above `limit` bytes.
@@ -130,7 +130,7 @@ async def body_of(request: web.BaseRequest, limit: int, *, patience_s: float) ->
         return await read_body(request, limit, too_large)
     reader = BodyReader(request, limit, too_large)
     await reader.begin()
-    return Body(reader, size=size, patience_s=patience_s)
+    return StreamedBody(reader, size=size, patience_s=patience_s)
 
 
 def check_can_pass(request: web.BaseRequest) -> None:
@@ -203,7 +203,7 @@ class Proxy:
         request: web.BaseRequest,
         url: str,
         headers: Sequence[tuple[str, str]],
-        body: bytes | Body | None,
+        body: bytes | StreamedBody | None,
         *,
         drop: frozenset[str] = frozenset(),
         add: Sequence[tuple[str, str]] = (),
@@ -229,7 +229,7 @@ class Proxy:
             task.add_done_callback(self._running.discard)
             return await exchange.while_there(task)
         except (aiohttp.ClientError, TimeoutError, OSError):
-            if isinstance(body, Body) and body.failure is not None:
+            if isinstance(body, StreamedBody) and body.failure is not None:
                 raise body.take_failure() from None
             raise
 
@@ -238,7 +238,7 @@ class Proxy:
         exchange: _Exchange,
         url: str,
         headers: Sequence[tuple[str, str]],
-        body: bytes | Body | None,
+        body: bytes | StreamedBody | None,
     ) -> web.StreamResponse:
         assert self._kept is not None
         assert self._fresh is not None
@@ -249,11 +249,11 @@ class Proxy:
         }
         method, place = exchange.request.method, URL(url, encoded=True)
         noted = SimpleNamespace(reused=False)
-        first = self._fresh if self._again and isinstance(body, Body) else self._kept
+        first = self._fresh if self._again and isinstance(body, StreamedBody) else self._kept
         try:
             reply = await first.request(method, place, trace_request_ctx=noted, **options)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if not (self._again and noted.reused and not isinstance(body, Body)):
+            if not (self._again and noted.reused and not isinstance(body, StreamedBody)):
                 raise
             reply = await self._fresh.request(method, place, **options)
         async with reply:

@@ -34,8 +34,8 @@ from easq.models.inference import answer_tags, answer_type, call_of, inherited, 
 from easq.net.breaker import Breaker
 from easq.protocol import operations as op
 from easq.protocol.replies import GroupLine
-from easq.server.queues import Broker, Pair
-from easq.server.watcher import Watcher
+from easq.server.queues import Pair, Queues
+from easq.server.subscriber import Subscriber
 from easq.storage.rules.stream import BUSY
 
 log = logging.getLogger(__name__)
@@ -63,14 +63,14 @@ _PASSING = (QueueFull, Unavailable, StreamEnded)
 class Engines:
     """All engines of a service: on every queue, one for each of `users`."""
 
-    def __init__(self, broker: Broker, model: Model, *, users: Sequence[str], item_timeout_s: float) -> None:
+    def __init__(self, queues: Queues, model: Model, *, users: Sequence[str], item_timeout_s: float) -> None:
         """The model is closed by `stop`."""
         self._model = model
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="easq-engine") if model.waits else None
         self._pool = pool
         self._engines = [
             Engine(pair, user, partial(_call, model, pool), item_timeout_s)
-            for pair in broker.pairs.values()
+            for pair in queues.pairs.values()
             for user in users
         ]
         self._tasks: list[asyncio.Task[None]] = []
@@ -113,7 +113,7 @@ async def _call(model: Model, pool: ThreadPoolExecutor | None, frame: Frame, tim
 class _InFlight:
     """One item that is processed, and the connection that delivered it last."""
 
-    watcher: Watcher
+    subscriber: Subscriber
 
 
 class Engine:
@@ -135,7 +135,7 @@ class Engine:
         self._consumer = Consumer(pair.input.name, user)
         self._call = call
         self._item_timeout_s = item_timeout_s
-        self._watcher: Watcher | None = None
+        self._subscriber: Subscriber | None = None
         self._items: dict[int, _InFlight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._breaker = Breaker()
@@ -173,30 +173,30 @@ class Engine:
 
     async def show_life(self) -> None:
         """Send a heartbeat, so that no other consumer can take over the name."""
-        if self._watcher is not None:
+        if self._subscriber is not None:
             with contextlib.suppress(EasqError):
-                await self._watcher.heard()
+                await self._subscriber.heard()
 
     async def _watch(self) -> None:
         """Begin each item that is delivered, until another connection takes over the name.
 
         Raises StreamEnded when the stream ends.
         """
-        self._watcher = await Watcher.open(self._input, self._consumer, op.Watch(window=WINDOW))
+        self._subscriber = await Subscriber.open(self._input, self._consumer, op.Watch(window=WINDOW))
         try:
-            while frames := await self._watcher.next():
+            while frames := await self._subscriber.next():
                 for frame in frames:
-                    self._take(frame, self._watcher)
+                    self._take(frame, self._subscriber)
         finally:
-            watcher, self._watcher = self._watcher, None
-            await asyncio.shield(watcher.close(lost=False))
+            subscriber, self._subscriber = self._subscriber, None
+            await asyncio.shield(subscriber.close(lost=False))
 
-    def _take(self, frame: Frame, watcher: Watcher) -> None:
+    def _take(self, frame: Frame, subscriber: Subscriber) -> None:
         """Begin a delivered item. One that is delivered again while it is in flight is not processed twice."""
         if (item := self._items.get(frame.index)) is not None:
-            item.watcher = watcher
+            item.subscriber = subscriber
         elif not self._is_stopping:
-            item = self._items[frame.index] = _InFlight(watcher)
+            item = self._items[frame.index] = _InFlight(subscriber)
             task = asyncio.create_task(self._work_on(frame, item))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -213,7 +213,7 @@ class Engine:
                 await self._persist(
                     lambda: self._input.commit(self._consumer, [index]), "done and not committed"
                 )
-            elif self._watcher is item.watcher:  # else another consumer may have the item
+            elif self._subscriber is item.subscriber:  # else another consumer may have the item
                 # before the negative: the item may be delivered here again at once
                 del self._items[index]
                 await self._persist(

@@ -148,7 +148,7 @@ def break_off(request: web.BaseRequest) -> None:
 async def read_operation(request: web.BaseRequest, queue: Queue) -> bytes:
     """The body of an operation on `queue`. Raises PayloadTooLarge."""
     if request.method == "POST":
-        return await read_body(request, queue.rules.max_payload, queue.too_large)
+        return await read_body(request, queue.policy.max_payload, queue.too_large)
     return await read_body(
         request,
         _MAX_FORM,

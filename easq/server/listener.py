@@ -25,7 +25,7 @@ from easq.server.masks import MaskedFrames
 log = logging.getLogger(__name__)
 
 #: what answers a request; what it raises becomes a reply
-Answer: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 #: what one request line, and all its headers, may have in bytes
 _MAX_LINE, _MAX_FIELD = 64 * 1024, 32 * 1024
@@ -77,7 +77,7 @@ def _find_lost(listening: socket.socket) -> None:
 class Listener:
     """One address, and what is answered there. It can be started again, at the same port, after it was closed."""
 
-    def __init__(self, answer: Answer, guard: Guard, *, max_connections: int = 0) -> None:
+    def __init__(self, answer: Handler, guard: Guard, *, max_connections: int = 0) -> None:
         """Prepare; `start` listens.
 
         Args:
@@ -397,7 +397,7 @@ class _HttpServer(web.Server):
     #: looks so far. They are counted, not the time: while the process stands still no client is slow
     looks = 0
 
-    def __init__(self, handler: Answer, *, max_connections: int, **given: Any) -> None:
+    def __init__(self, handler: Handler, *, max_connections: int, **given: Any) -> None:
         super().__init__(handler, **given)
         self._max_connections = max_connections
         self._by_address: Counter[str] = Counter()

@@ -32,7 +32,7 @@ from easq.model import (
 from easq.protocol import operations as op
 from easq.protocol.media_type import sniff
 from easq.server.dead_letters import answer, rear_copy
-from easq.server.rate_limit import Pace
+from easq.server.rate_limit import RateLimiter
 from easq.storage.base import Burial, Limits, Storage, Subscription, is_enough
 from easq.storage.rules.scans import ScanLimit
 
@@ -67,7 +67,7 @@ _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class QueuePolicy:
     """What a queue takes: `max_payload` bytes an item, at most 30 MiB since the Go SDK reads frames of 32 MiB."""
 
     max_payload: int = 8 * 1024**2
@@ -121,14 +121,14 @@ class Queue:
         name: str,
         *,
         is_sink: bool,
-        rules: Rules,
+        policy: QueuePolicy,
         clock: Clock,
         answers: Queue | None = None,
         is_rear: bool = False,
     ) -> None:
         self.name = name
         self.is_sink = is_sink
-        self.rules = rules
+        self.policy = policy
         self.clock = clock
         self.storage = storage
         self.stream = f"{name}/sink" if is_sink else name
@@ -137,8 +137,8 @@ class Queue:
         if is_rear:
             self.stream += REAR_SUFFIX
         else:
-            self.rear = Queue(storage, name, is_sink=is_sink, rules=rules, clock=clock, is_rear=True)
-        self._pace = Pace()
+            self.rear = Queue(storage, name, is_sink=is_sink, policy=policy, clock=clock, is_rear=True)
+        self._rate_limiter = RateLimiter()
         self._changed = asyncio.Event()  # a watcher left
 
     async def open(self) -> None:
@@ -150,9 +150,9 @@ class Queue:
         await self.storage.open(
             self.stream,
             Burial(
-                self.rules.max_failures,
+                self.policy.max_failures,
                 self.rear.stream,
-                self.rules.limits,
+                self.policy.limits,
                 rear_copy,
                 "" if self._answers is None else self._answers.stream,
                 lambda frame, failed: answer(frame, failed, self.clock.wall_ms()),
@@ -166,21 +166,21 @@ class Queue:
 
         Raises PayloadTooLarge, QueueFull, BadRequest, StreamEnded and KeyReused; then nothing is.
         """
-        if len(put.data) > self.rules.max_payload:
+        if len(put.data) > self.policy.max_payload:
             raise self.too_large(len(put.data))
         tags = self._tags(put)
         return await self.storage.append(
             self.stream,
             Frame(NO_INDEX, tags, put.data),
             priority=put.priority,
-            limits=self.rules.limits,
+            limits=self.policy.limits,
             key=put.key,
         )
 
     def too_large(self, size: int) -> PayloadTooLarge:
         """The error for a payload of `size` bytes."""
         return PayloadTooLarge(
-            f"the payload has {size} bytes, an item may have {self.rules.max_payload}",
+            f"the payload has {size} bytes, an item may have {self.policy.max_payload}",
             hint="the limit is meta.maxPayloadBytes",
         )
 
@@ -322,13 +322,13 @@ class Queue:
     async def attributes(self) -> Attributes:
         """The stream as the wire tells it, with the keys of both generations of the service."""
         stats = await self.storage.attributes(self.stream, now=self.clock.now())
-        limits = self.rules.limits
+        limits = self.policy.limits
         attributes = {
             "meta.name": self.name,
             "meta.state": "End" if stats.ended else "Normal",
             "meta.durability": self.storage.durability,
-            "meta.maxPayloadBytes": str(self.rules.max_payload),
-            "stream.maxPayloadBytes": str(self.rules.max_payload),
+            "meta.maxPayloadBytes": str(self.policy.max_payload),
+            "stream.maxPayloadBytes": str(self.policy.max_payload),
             **_HEADER_NAMES,
             "stream.approxMaxLength": str(limits.max_items),
             "stream.maxBytes": str(limits.max_bytes),
@@ -364,7 +364,7 @@ class Queue:
         One that connects again and again is answered ever later. Raises AnotherWatcher; StreamEnded when the stream
         ended and nothing is left for the group.
         """
-        delay = self._pace.delay(consumer, self.clock.now())
+        delay = self._rate_limiter.delay(consumer, self.clock.now())
         if delay > 0:
             await asyncio.sleep(delay)
         await self._wait_for_name(consumer, watch.process)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from easq.server.queue import REAR_SUFFIX, Clock, Queue, Rules, check_name
+from easq.server.queue import REAR_SUFFIX, Clock, Queue, QueuePolicy, check_name
 from easq.storage.base import Storage
 
 log = logging.getLogger(__name__)
@@ -26,20 +26,26 @@ async def _open(pair: Pair) -> None:
     await pair.input.open()
 
 
-def _pair(storage: Storage, name: str, rules: Rules, sink_rules: Rules, clock: Clock) -> Pair:
-    sink = Queue(storage, name, is_sink=True, rules=sink_rules, clock=clock)
-    return Pair(Queue(storage, name, is_sink=False, rules=rules, clock=clock, answers=sink), sink)
+def _pair(storage: Storage, name: str, policy: QueuePolicy, sink_policy: QueuePolicy, clock: Clock) -> Pair:
+    sink = Queue(storage, name, is_sink=True, policy=sink_policy, clock=clock)
+    return Pair(Queue(storage, name, is_sink=False, policy=policy, clock=clock, answers=sink), sink)
 
 
-class Broker:
+class Queues:
     """All queues of one service; the first one is also reached at the root."""
 
     def __init__(
-        self, storage: Storage, names: Sequence[str], *, rules: Rules, sink_rules: Rules, clock: Clock
+        self,
+        storage: Storage,
+        names: Sequence[str],
+        *,
+        policy: QueuePolicy,
+        sink_policy: QueuePolicy,
+        clock: Clock,
     ) -> None:
         self.storage = storage
         self.pairs: Mapping[str, Pair] = {
-            check_name(name): _pair(storage, name, rules, sink_rules, clock) for name in names
+            check_name(name): _pair(storage, name, policy, sink_policy, clock) for name in names
         }
         self.first = self.pairs[names[0]]
 

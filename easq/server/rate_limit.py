@@ -14,7 +14,7 @@ BURST, PER_SECOND = 5.0, 5.0
 _MAX_KNOWN = 1000
 
 
-class Pace:
+class RateLimiter:
     """A bucket of connections for each consumer."""
 
     def __init__(self) -> None:

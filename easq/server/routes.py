@@ -17,7 +17,7 @@ from easq.server.auth import Guard
 from easq.server.http import answer, read_operation, respond, target
 from easq.server.listener import safe, until_lost
 from easq.server.queue import Queue
-from easq.server.queues import Broker
+from easq.server.queues import Queues
 from easq.server.watch import Liveness, serve_watch
 
 #: a signature covers neither the query, which names the operation, nor the date: whoever recorded one could use it for
@@ -33,12 +33,12 @@ class Place:
     path: str
 
 
-class App:
+class Router:
     """Answers every request of the service."""
 
     def __init__(
         self,
-        broker: Broker,
+        queues: Queues,
         guard: Guard,
         platform: Platform,
         *,
@@ -52,7 +52,7 @@ class App:
             base: the path before the name of a queue or service: empty, or beginning with `/`.
             max_watchers: most consumers that watch at a time, over all queues; 0: no limit.
         """
-        self._broker = broker
+        self._queues = queues
         self._guard = guard
         self._platform = platform
         self._base = base
@@ -126,7 +126,7 @@ class App:
     async def stop(self) -> None:
         """Nothing new is taken, long polls are answered, every watcher was told that the service stops and has left."""
         self.stopping = True
-        for pair in self._broker.pairs.values():
+        for pair in self._queues.pairs.values():
             await pair.input.wake_readers()
             await pair.sink.wake_readers()
         for task in self._watching:
@@ -149,7 +149,7 @@ class App:
 
     def _addresses(self) -> Iterator[str]:
         """The paths of all queues and sinks, as they are told; a service is named like none of them."""
-        for name in self._broker.pairs:
+        for name in self._queues.pairs:
             if self._base:
                 yield f"{self._base}/{name}"
                 yield f"{self._base}/{name}/sink"
@@ -164,12 +164,12 @@ class App:
         """Under the base path the next segment names a queue; the root is the first queue, as inside a cluster."""
         if self._base and (raw_path == self._base or raw_path.startswith(self._base + "/")):
             segment, slash, rest = raw_path[len(self._base) + 1 :].partition("/")
-            pair = self._broker.pairs.get(_decoded(segment))
+            pair = self._queues.pairs.get(_decoded(segment))
             if pair is None:
                 raise NotFound(f"no queue {safe(_decoded(segment))[:80]!r} here")
             rest = slash + rest
         else:
-            pair, rest = self._broker.first, raw_path
+            pair, rest = self._queues.first, raw_path
             if rest not in {"", "/", "/sink", "/sink/"} and method != "POST":
                 raise NotFound("no queue under this path")
         if rest.rstrip("/") == "/sink":

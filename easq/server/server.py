@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from easq.emulator.platform import Platform, Service
+from easq.emulator.platform import ModelService, Platform
 from easq.errors import BadRequest, EasqError, StorageError, UsageError
 from easq.models.open import parse_model
 from easq.protocol.discovery import MAX_WEIGHT
 from easq.server.auth import Guard, is_loopback, is_unspecified
 from easq.server.engine import Engines
 from easq.server.listener import Listener
-from easq.server.queue import Clock, Rules, check_name
-from easq.server.queues import Broker
-from easq.server.routes import App
+from easq.server.queue import Clock, QueuePolicy, check_name
+from easq.server.queues import Queues
+from easq.server.routes import Router
 from easq.server.watch import Liveness
 from easq.storage.base import Storage, Timing
 from easq.storage.open import open_storage
@@ -47,7 +47,7 @@ _TOO_MANY, _SAY_AGAIN_S = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOM
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ServerSettings:
     """What `easq serve` is told. `port` 0 takes a free one; `token` empty lets everyone in."""
 
     host: str = "127.0.0.1"
@@ -61,13 +61,13 @@ class Settings:
     durability: str = "fsync"
     recover: bool = False
     wait_replicas: int = 0
-    rules: Rules = field(default_factory=Rules)
-    sink_rules: Rules = field(default_factory=Rules)
+    policy: QueuePolicy = field(default_factory=QueuePolicy)
+    sink_policy: QueuePolicy = field(default_factory=QueuePolicy)
     timing: Timing = field(default_factory=Timing)
     liveness: Liveness = field(default_factory=Liveness)
     max_watchers: int = MAX_WATCHERS
     max_connections: int = MAX_CONNECTIONS
-    service: Service | None = None
+    service: ModelService | None = None
 
     @property
     def base(self) -> str:
@@ -94,14 +94,14 @@ class Settings:
                 f"only the first of {len(self.queues)} queues can be reached under the base path /",
                 hint="give another --base-path, or one --queue",
             )
-        for rules in (self.rules, self.sink_rules):
-            if not 1 <= rules.max_payload <= MAX_PAYLOAD:
-                raise UsageError(f"--max-payload {rules.max_payload}: 1 to {MAX_PAYLOAD} bytes")
+        for policy in (self.policy, self.sink_policy):
+            if not 1 <= policy.max_payload <= MAX_PAYLOAD:
+                raise UsageError(f"--max-payload {policy.max_payload}: 1 to {MAX_PAYLOAD} bytes")
         if self.service is not None:
             _check_service(self.service, self.queues)
 
 
-def _check_service(service: Service, queues: Sequence[str]) -> None:
+def _check_service(service: ModelService, queues: Sequence[str]) -> None:
     parse_model(service.model).check()
     try:
         check_name(service.name)
@@ -120,7 +120,7 @@ def _check_service(service: Service, queues: Sequence[str]) -> None:
 class Server:
     """A running service. `failed` is set to the error that makes it stop by itself."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         settings.check()
         self._settings = settings
         self._storage: Storage = open_storage(
@@ -137,8 +137,8 @@ class Server:
         #: what stands around a model
         self.platform = Platform(settings.service, self._guard, base=settings.base, queues=settings.queues)
         self._listener: Listener | None = None
-        self._app: App | None = None
-        self._broker: Broker | None = None
+        self._router: Router | None = None
+        self._queues: Queues | None = None
         self._engines: Engines | None = None
         self._ended = asyncio.Event()
         self.failed: StorageError | None = None
@@ -176,39 +176,39 @@ class Server:
         await self._storage.start(self._fail)
         try:
             clock = Clock(asyncio.get_running_loop().time, lambda: int(time.time() * 1000))
-            broker = Broker(
+            queues = Queues(
                 self._storage,
                 settings.queues,
-                rules=settings.rules,
-                sink_rules=settings.sink_rules,
+                policy=settings.policy,
+                sink_policy=settings.sink_policy,
                 clock=clock,
             )
-            await broker.open()
-            app = App(
-                broker,
+            await queues.open()
+            router = Router(
+                queues,
                 self._guard,
                 self.platform,
                 base=settings.base,
                 liveness=settings.liveness,
                 max_watchers=settings.max_watchers,
             )
-            listener = Listener(app.answer, self._guard, max_connections=settings.max_connections)
+            listener = Listener(router.answer, self._guard, max_connections=settings.max_connections)
             await self.platform.start(settings.host)
             await listener.start(settings.host, settings.port)
         except BaseException:
             await self.platform.stop()
             await self._storage.close()
             raise
-        self._app, self._listener, self.port = app, listener, listener.port
-        self._broker = broker
+        self._router, self._listener, self.port = router, listener, listener.port
+        self._queues = queues
 
     def start_engines(self) -> None:
         """Start one engine for each instance on every queue; nothing without a model."""
         service = self._settings.service
-        if service is None or self._broker is None:
+        if service is None or self._queues is None:
             return
         self._engines = Engines(
-            self._broker,
+            self._queues,
             parse_model(service.model),
             users=[f"{service.name}-{number}" for number in range(len(service.weights))],
             item_timeout_s=service.limits.timeout_s,
@@ -231,9 +231,9 @@ class Server:
         """Stop engines, new connections, watchers and requests, in this order. All that was acknowledged is stored."""
         if self._engines is not None:
             await self._engines.stop()
-        if self._app is not None and self._listener is not None:
+        if self._router is not None and self._listener is not None:
             await self._listener.refuse_new()
-            await self._app.stop()
+            await self._router.stop()
             await self.platform.stop()
             await self._listener.close()
         try:
@@ -243,7 +243,7 @@ class Server:
 
 
 async def serve(
-    settings: Settings,
+    settings: ServerSettings,
     on_ready: Callable[[Server], None],
 ) -> None:
     """Run the service until SIGTERM or SIGINT.

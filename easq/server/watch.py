@@ -18,7 +18,7 @@ from easq.server.handshake import check_handshake
 from easq.server.http import LARGE_BYTES, apart, check_connected, release_frames
 from easq.server.listener import on_unmasked
 from easq.server.queue import Queue
-from easq.server.watcher import Watcher
+from easq.server.subscriber import Subscriber
 
 log = logging.getLogger(__name__)
 
@@ -52,44 +52,46 @@ async def serve_watch(
 
     Raises BadRequest, AnotherWatcher and StreamEnded before the upgrade.
     """
-    door = _SocketDoor(watch, liveness) if watch.upgrade else _StreamDoor(watch)
-    door.check(request)
-    watcher = await Watcher.open(queue, caller.consumer, watch)
+    transport = _WebSocketTransport(watch, liveness) if watch.upgrade else _HttpStreamTransport(watch)
+    transport.check(request)
+    subscriber = await Subscriber.open(queue, caller.consumer, watch)
     lost = True
     try:
-        response = await door.open(request)
-        lost = await door.run(watcher)
+        response = await transport.open(request)
+        lost = await transport.run(subscriber)
         return response
     except ConnectionError:
-        if not door.response.prepared:
+        if not transport.response.prepared:
             raise  # the client is gone, and was not answered
-        return door.response
+        return transport.response
     except asyncio.CancelledError:
         lost = False  # the service stops: nobody failed
         raise
     finally:
-        await _leave(watcher, lost=lost)
+        await _leave(subscriber, lost=lost)
         if lost and request.transport is not None:
             # no close frame: to a client that wakes up again this is a lost connection, as it is to us
             request.transport.abort()
-        await door.release()
+        await transport.release()
 
 
-async def _leave(watcher: Watcher, *, lost: bool) -> None:
+async def _leave(subscriber: Subscriber, *, lost: bool) -> None:
     """The consumer has left, also when the task that served it is being cancelled."""
     try:
-        await asyncio.shield(watcher.close(lost=lost))
+        await asyncio.shield(subscriber.close(lost=lost))
     except EasqError as error:
         log.debug("leaving: %s", error)
 
 
-async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.Watch) -> None:
+async def _deliver(
+    transport: _WebSocketTransport | _HttpStreamTransport, subscriber: Subscriber, watch: op.Watch
+) -> None:
     """Frames go out until the name is taken by another connection. Of several, what was written before the connection
     broke is committed with auto-commit: it may have been read, and comes at most once.
     """
     if watch.auto_commit:
         await asyncio.sleep(_SETTLE_S)
-    while frames := await watcher.next():
+    while frames := await subscriber.next():
         written: list[Frame] = []
         try:
             for frame in frames:
@@ -97,11 +99,11 @@ async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.
                     data = await apart(encode_frame, frame, watch.codec, with_data=not watch.index_only)
                 else:
                     data = encode_frame(frame, watch.codec, with_data=not watch.index_only)
-                if not await watcher.still_has(frame):
+                if not await subscriber.still_has(frame):
                     continue
                 async with Deadline(WRITE_DEADLINE_S + len(data) / _WRITE_RATE):
                     written.append(frame)
-                    await door.send(data)
+                    await transport.send(data)
         except ConnectionError:
             del written[-1:]
             raise
@@ -110,7 +112,7 @@ async def _deliver(door: _SocketDoor | _StreamDoor, watcher: Watcher, watch: op.
             release_frames(error)
             raise ConnectionResetError("the client does not read in time") from None
         finally:
-            await watcher.sent(written)
+            await subscriber.sent(written)
 
 
 def check_not_stripped(request: web.BaseRequest) -> None:
@@ -121,7 +123,7 @@ def check_not_stripped(request: web.BaseRequest) -> None:
         )
 
 
-class _SocketDoor:
+class _WebSocketTransport:
     """RFC 6455 without extensions: one message a frame, never fragmented (the Go SDK reads one frame a message)."""
 
     def __init__(self, watch: op.Watch, liveness: Liveness) -> None:
@@ -151,10 +153,10 @@ class _SocketDoor:
             await self.response.send_bytes(data)
         check_connected(self._request)
 
-    async def run(self, watcher: Watcher) -> bool:
+    async def run(self, subscriber: Subscriber) -> bool:
         """Serves until either side ends; whether the connection was lost rather than closed."""
-        deliver = asyncio.create_task(_deliver(self, watcher, self._watch))
-        listen = asyncio.create_task(self._listen(watcher))
+        deliver = asyncio.create_task(_deliver(self, subscriber, self._watch))
+        listen = asyncio.create_task(self._listen(subscriber))
         silence = asyncio.create_task(self._until_silent())
         ping = asyncio.create_task(self._ping())
         try:
@@ -203,7 +205,7 @@ class _SocketDoor:
         except (ConnectionError, TimeoutError):
             pass
 
-    async def _listen(self, watcher: Watcher) -> bool:
+    async def _listen(self, subscriber: Subscriber) -> bool:
         """Reads until the end; True when the connection was lost, False when either side said goodbye."""
         loop = asyncio.get_running_loop()
         allowed, since = float(_INBOUND_BURST), loop.time()
@@ -217,7 +219,7 @@ class _SocketDoor:
                 log.info("a watcher sent more than %d messages a second", _INBOUND_RATE)
                 await self._close(WSCloseCode.POLICY_VIOLATION, b"too many messages")
                 return False
-            await watcher.heard()
+            await subscriber.heard()
             if message.type is WSMsgType.PING:
                 await self.response.pong(message.data)
             elif message.type is WSMsgType.CLOSE:
@@ -254,7 +256,7 @@ class _SocketDoor:
                 return
 
 
-class _StreamDoor:
+class _HttpStreamTransport:
     """The endless HTTP answer: four bytes of length, big endian, before each frame. TCP tells when it is lost."""
 
     def __init__(self, watch: op.Watch) -> None:
@@ -288,10 +290,10 @@ class _StreamDoor:
         await self.response.write(delimit(data))
         check_connected(self._request)
 
-    async def run(self, watcher: Watcher) -> bool:
+    async def run(self, subscriber: Subscriber) -> bool:
         """Serves until either side ends; an HTTP stream has no goodbye, so its end is always a loss."""
-        deliver = asyncio.create_task(_deliver(self, watcher, self._watch))
-        gone = asyncio.create_task(self._until_gone(watcher))
+        deliver = asyncio.create_task(_deliver(self, subscriber, self._watch))
+        gone = asyncio.create_task(self._until_gone(subscriber))
         try:
             done, _ = await asyncio.wait({deliver, gone}, return_when=asyncio.FIRST_COMPLETED)
             failure = deliver.exception() if deliver in done else None
@@ -306,7 +308,7 @@ class _StreamDoor:
                 task.cancel()
             await asyncio.gather(deliver, gone, return_exceptions=True)
 
-    async def _until_gone(self, watcher: Watcher) -> None:
+    async def _until_gone(self, subscriber: Subscriber) -> None:
         while self._request.transport is not None and not self._request.transport.is_closing():
-            await watcher.heard()
+            await subscriber.heard()
             await asyncio.sleep(0.25)

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from easq.emulator.platform import Service
+from easq.emulator.platform import ModelService
 from easq.errors import UsageError
-from easq.server.server import Server, Settings
+from easq.server.server import Server, ServerSettings
 from tests.conftest import OpenCloud
 from tests.server.conftest import Open
 from tests.support.http import Connection, ask
@@ -51,7 +51,7 @@ def test_discovery_names_the_instances(cloud: OpenCloud, path: str, query: str) 
 
 def test_the_app_is_the_name_with_dashes(start: Open) -> None:
     """As the platform writes it."""
-    service = start(service=Service("echo", "my_model"))
+    service = start(service=ModelService("echo", "my_model"))
     (item,) = ask(service.port, "GET", f"{DOCUMENTED}my_model").json["endpoints"]["items"]
     assert item["app"] == "my-model"
     assert ask(service.port, "GET", f"{DOCUMENTED}my%5Fmodel").status == 200
@@ -137,7 +137,7 @@ def test_what_is_drained_or_gone_is_not_named(cloud: OpenCloud) -> None:
 
 def test_on_all_addresses_instances_are_where_the_caller_came_to(start: Open) -> None:
     """`0.0.0.0` is no address that anyone could call."""
-    service = start(host="0.0.0.0", token="t", service=Service("echo"))
+    service = start(host="0.0.0.0", token="t", service=ModelService("echo"))
     (item,) = ask(service.port, "GET", f"{DOCUMENTED}model").json["endpoints"]["items"]
     assert item["ip"] == "127.0.0.1"
     assert ask(item["port"], "POST", GATEWAY, [("Authorization", "t")], b"x").body == b"x"
@@ -364,20 +364,23 @@ def test_the_lists_are_json_of_one_line(cloud: OpenCloud) -> None:
 @pytest.mark.parametrize(
     ("service", "message"),
     [
-        (Service("ech"), "model 'ech': not known"),
-        (Service("exec:"), "model 'exec:': no command"),
-        (Service("echo", "a/b"), "--service: "),
-        (Service("echo", ""), "--service: "),
-        (Service("echo", "q"), "q is a queue and a service: a name is one of them"),
-        (Service("echo", weights=()), "--weights : one of 0 to 1000000 for each instance"),
-        (Service("echo", weights=(1, -1)), "--weights 1,-1: one of 0 to 1000000 for each instance"),
-        (Service("echo", weights=(1_000_001,)), "--weights 1000001: one of 0 to 1000000 for each instance"),
+        (ModelService("ech"), "model 'ech': not known"),
+        (ModelService("exec:"), "model 'exec:': no command"),
+        (ModelService("echo", "a/b"), "--service: "),
+        (ModelService("echo", ""), "--service: "),
+        (ModelService("echo", "q"), "q is a queue and a service: a name is one of them"),
+        (ModelService("echo", weights=()), "--weights : one of 0 to 1000000 for each instance"),
+        (ModelService("echo", weights=(1, -1)), "--weights 1,-1: one of 0 to 1000000 for each instance"),
+        (
+            ModelService("echo", weights=(1_000_001,)),
+            "--weights 1000001: one of 0 to 1000000 for each instance",
+        ),
     ],
 )
-def test_what_cannot_be_served_is_refused(service: Service, message: str) -> None:
+def test_what_cannot_be_served_is_refused(service: ModelService, message: str) -> None:
     """Before anything listens."""
     with pytest.raises(UsageError) as caught:
-        Server(Settings(port=0, queues=("q",), service=service))
+        Server(ServerSettings(port=0, queues=("q",), service=service))
     assert caught.value.message.startswith(message)
 
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import redis
 
 from easq.model import Consumer, Frame
-from easq.server.queue import Clock, Queue, Rules
-from easq.server.queues import Broker
+from easq.server.queue import Clock, Queue, QueuePolicy
+from easq.server.queues import Queues
 from easq.storage.base import Lease, Limits, Storage, Subscription, Timing
 from easq.storage.memory import Memory
 from easq.storage.redis.engine import Distributed
@@ -95,12 +95,12 @@ class Engine:
         """The engine runs on what was stored."""
         self.storage = self.storage_of()
         self.storage.__dict__["stood_still_s"] = inf  # here the clock leaps
-        rules = Rules(limits=Limits(MAX_ITEMS, MAX_BYTES), max_failures=MAX_FAILURES)
-        broker = Broker(
-            self.storage, ["q"], rules=rules, sink_rules=rules, clock=Clock(self.loop.time, lambda: 7)
+        policy = QueuePolicy(limits=Limits(MAX_ITEMS, MAX_BYTES), max_failures=MAX_FAILURES)
+        queues = Queues(
+            self.storage, ["q"], policy=policy, sink_policy=policy, clock=Clock(self.loop.time, lambda: 7)
         )
-        self.queue: Queue = broker.first.input
-        self.sink: Queue = broker.first.sink
+        self.queue: Queue = queues.first.input
+        self.sink: Queue = queues.first.sink
         self.loop.run(self.storage.start(self.failures.append))
         self.loop.run(self.sink.open())
         self.loop.run(self.queue.open())

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from easq.server.server import Settings
+from easq.server.server import ServerSettings
 from tests.support.http import Stream
 from tests.support.local import Local
 
@@ -16,11 +16,11 @@ Open: TypeAlias = Callable[..., Local]
 
 @pytest.fixture
 def start() -> Iterator[Open]:
-    """A factory of services: `start(token="t", storage="memory:")` takes what `Settings` has, and serves queue `q`."""
+    """Return a factory of services with queue `q`: `start(token="t")` takes the fields of `ServerSettings`."""
     running: list[Local] = []
 
     def open_one(**settings: Any) -> Local:
-        local = Local(Settings(**{"port": 0, "queues": ("q",), **settings}))
+        local = Local(ServerSettings(**{"port": 0, "queues": ("q",), **settings}))
         local.start()
         running.append(local)
         return local

@@ -11,9 +11,9 @@ import pytest
 from easq.model import Consumer
 from easq.protocol.frames import decode_frame
 from easq.protocol.operations import Codec, Watch
-from easq.server.queue import Clock, Queue, Rules
+from easq.server.queue import Clock, Queue, QueuePolicy
+from easq.server.subscriber import Subscriber
 from easq.server.watch import _deliver
-from easq.server.watcher import Watcher
 from easq.storage.base import Storage
 from tests.storage.conftest import Engine, run_on
 from tests.storage.servers import LEASE_S, Moment, Server, lapse, servers
@@ -37,12 +37,12 @@ async def _delivered(
 ) -> list[int]:
     """What is sent to the connection until nothing more comes."""
     loop = asyncio.get_running_loop()
-    queue = Queue(storage, "q", is_sink=False, rules=Rules(), clock=Clock(loop.time, lambda: 0))
+    queue = Queue(storage, "q", is_sink=False, policy=QueuePolicy(), clock=Clock(loop.time, lambda: 0))
     watch = Watch(window=10)
-    door, watcher = _Door(between), Watcher(queue, Consumer("g", user), watch, session)
+    transport, subscriber = _Door(between), Subscriber(queue, Consumer("g", user), watch, session)
     async with asyncio.timeout(20):
-        await _deliver(cast("Any", door), watcher, watch)
-    return door.sent
+        await _deliver(cast("Any", transport), subscriber, watch)
+    return transport.sent
 
 
 def stand_still(server: Server, duration_s: float) -> None:

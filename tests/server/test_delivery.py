@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from easq.server.queue import Rules
+from easq.server.queue import QueuePolicy
 from easq.server.watch import Liveness
 from easq.storage.base import Timing
 from tests.server.conftest import Open
@@ -68,7 +68,7 @@ def fail(queue: Stream, times: int, code: str = "500", reason: str = "out of mem
 
 def test_a_dead_input_item_is_in_the_rear_store_and_answered_in_the_sink(start: Open) -> None:
     """Read, deleted and truncated with the access header; the sink frame ends the wait of whoever polls for it."""
-    local = start(rules=Rules(max_failures=3), timing=AT_ONCE)
+    local = start(policy=QueuePolicy(max_failures=3), timing=AT_ONCE)
     queue = local.queue
     queue.put(b"poison", requestId="r", task="t")
     fail(queue, 3, code="422")
@@ -97,7 +97,7 @@ def test_what_is_put_into_the_rear_store_is_read_from_it(start: Open) -> None:
 
 
 def test_a_dead_sink_item_is_in_the_sinks_own_rear_store(start: Open) -> None:
-    local = start(sink_rules=Rules(max_failures=2), timing=AT_ONCE)
+    local = start(sink_policy=QueuePolicy(max_failures=2), timing=AT_ONCE)
     sink = local.queue.sink
     sink.put(b"result")
     fail(sink, 2)
@@ -108,7 +108,7 @@ def test_a_dead_sink_item_is_in_the_sinks_own_rear_store(start: Open) -> None:
 
 def test_others_are_done_while_one_item_kills_its_consumer(start: Open) -> None:
     """Each lost connection counts for the item it died of, and soon for no other: only the poison ends in the rear."""
-    local = start(rules=Rules(max_failures=4), timing=AT_ONCE)
+    local = start(policy=QueuePolicy(max_failures=4), timing=AT_ONCE)
     queue = local.queue
     for number in range(12):
         queue.put(b"poison" if number == 5 else b"good")

@@ -15,8 +15,8 @@ from easq.models.base import Answer, ModelFailed
 from easq.models.open import Echo
 from easq.protocol import operations as op
 from easq.server.engine import Engine
-from easq.server.queue import Clock, Rules
-from easq.server.queues import Broker, Pair
+from easq.server.queue import Clock, QueuePolicy
+from easq.server.queues import Pair, Queues
 from easq.server.server import Server
 from easq.storage.base import Limits, Subscription, Timing
 from easq.storage.memory import Memory
@@ -88,7 +88,7 @@ def test_an_empty_answer_and_one_that_is_too_large_are_as_with_a_worker(
 ) -> None:
     script = tmp_path / "model.sh"
     script.write_text("x=$(cat); [ $x = empty ] || head -c 2000 /dev/zero")
-    made = begun(cloud(f"exec:sh {script}", sink_rules=Rules(max_payload=1000)))
+    made = begun(cloud(f"exec:sh {script}", sink_policy=QueuePolicy(max_payload=1000)))
     made.queue.put(b"empty")
     eventually(lambda: made.queue.length() == 0)
     assert sink(made).length() == 0
@@ -104,7 +104,7 @@ def test_an_empty_answer_and_one_that_is_too_large_are_as_with_a_worker(
 
 def test_a_full_sink_holds_answers_until_there_is_room(cloud: OpenCloud) -> None:
     """The engine has no more in hand than its window, and loses nothing."""
-    made = begun(cloud(sink_rules=Rules(limits=Limits(max_items=1))))
+    made = begun(cloud(sink_policy=QueuePolicy(limits=Limits(max_items=1))))
     for number in range(10):
         made.queue.put(b"%d" % number)
     taken: list[bytes] = []
@@ -163,7 +163,7 @@ def test_a_busy_model_fails_no_item_and_is_asked_about_one_at_a_time(
         else:
             request.answer(b"done")
 
-    made = begun(cloud(upstream(reply).url, rules=Rules(max_failures=1)))
+    made = begun(cloud(upstream(reply).url, policy=QueuePolicy(max_failures=1)))
     for number in range(5):
         made.queue.put(b"x", requestId=f"r{number}")
     eventually(lambda: state["calls"] >= 7)
@@ -179,7 +179,7 @@ def test_a_command_that_goes_and_comes_back_fails_no_item(cloud: OpenCloud, tmp_
         command.chmod(0o700)
 
     install()
-    made = begun(cloud(f"exec:{command}", rules=Rules(max_failures=1)))
+    made = begun(cloud(f"exec:{command}", policy=QueuePolicy(max_failures=1)))
     command.unlink()
     made.queue.put(b"x", requestId="r")
     eventually(lambda: "Pending: 1" not in made.queue.attributes()["consumers.list.[0]"])
@@ -217,7 +217,7 @@ def test_what_is_under_way_when_the_service_stops_is_handed_back_without_a_failu
     eventually(lambda: "Pending: 1" in made.queue.attributes().get("consumers.list.[0]", ""))
     made.stop()
     hold.set()
-    again = begun(cloud(storage=storage, rules=Rules(max_failures=1)))
+    again = begun(cloud(storage=storage, policy=QueuePolicy(max_failures=1)))
     assert answered(again) == [("r", b"x")]
 
 
@@ -242,9 +242,9 @@ async def _engine_on(
     """One engine on the queue `q` of a broker in this event loop."""
     await storage.start(lambda _: None)
     clock = Clock(asyncio.get_running_loop().time, lambda: int(time.time() * 1000))
-    broker = Broker(storage, ["q"], rules=Rules(), sink_rules=Rules(), clock=clock)
-    await broker.open()
-    return Engine(broker.pairs["q"], "u", call, 30.0), broker.pairs["q"]
+    queues = Queues(storage, ["q"], policy=QueuePolicy(), sink_policy=QueuePolicy(), clock=clock)
+    await queues.open()
+    return Engine(queues.pairs["q"], "u", call, 30.0), queues.pairs["q"]
 
 
 async def _until(done: Callable[[], bool]) -> None:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from easq.server.queue import Rules
+from easq.server.queue import QueuePolicy
 from easq.storage.base import Limits
 from tests.server.conftest import Open
 from tests.support.http import PROTOBUF, Connection, Stream
@@ -183,7 +183,7 @@ def test_a_sub_path_of_a_put_is_kept_for_the_engine(queue: Stream) -> None:
 @pytest.mark.parametrize(("size", "status"), [(1000, 200), (1001, 413)])
 def test_the_payload_limit_is_exact(start: Open, chunked: bool, size: int, status: int) -> None:
     """An item of the limit is taken, one byte more is refused, whether its length was declared or not."""
-    queue = start(rules=Rules(max_payload=1000)).queue
+    queue = start(policy=QueuePolicy(max_payload=1000)).queue
     data = b"x" * size
     if chunked:
         wire = b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
@@ -199,7 +199,7 @@ def test_the_payload_limit_is_exact(start: Open, chunked: bool, size: int, statu
 
 def test_a_payload_far_above_the_limit_is_refused_before_it_is_sent(start: Open) -> None:
     """The answer comes on the declared length alone, and says that the connection will not be used again."""
-    queue = start(rules=Rules(max_payload=1000)).queue
+    queue = start(policy=QueuePolicy(max_payload=1000)).queue
     with Connection(queue.port) as connection:
         connection.send_request("POST", queue.path, [("Content-Length", str(10**12))])
         answer = connection.read_answer()
@@ -210,7 +210,7 @@ def test_a_payload_far_above_the_limit_is_refused_before_it_is_sent(start: Open)
 @pytest.mark.parametrize("size", [1000, 1])
 def test_an_endless_chunked_payload_is_refused_at_the_limit(start: Open, size: int) -> None:
     """The answer comes with the byte that is one too many, and not with the end of the body."""
-    queue = start(rules=Rules(max_payload=1000)).queue
+    queue = start(policy=QueuePolicy(max_payload=1000)).queue
     with Connection(queue.port) as connection:
         connection.send_request("POST", queue.path, [("Transfer-Encoding", "chunked")])
         for _ in range(1000 // size):
@@ -224,13 +224,13 @@ def test_an_endless_chunked_payload_is_refused_at_the_limit(start: Open, size: i
 
 def test_a_client_that_sends_its_large_body_first_still_reads_the_413(start: Open) -> None:
     """The connection is not reset under a client that writes before it reads."""
-    queue = start(rules=Rules(max_payload=1000)).queue
+    queue = start(policy=QueuePolicy(max_payload=1000)).queue
     assert queue.ask("POST", (), b"x" * 3_000_000).status == 413
 
 
 def test_a_full_queue_is_429_and_drains(start: Open) -> None:
     """Nothing is stored, no Retry-After is sent, reading and removing go on, and room is room again."""
-    queue = start(rules=Rules(limits=Limits(max_items=3))).queue
+    queue = start(policy=QueuePolicy(limits=Limits(max_items=3))).queue
     for _ in range(3):
         queue.put()
     refused = queue.ask("POST", (), b"one too many")
@@ -246,14 +246,14 @@ def test_a_full_queue_is_429_and_drains(start: Open) -> None:
 
 
 def test_bytes_are_limited_as_items_are(start: Open) -> None:
-    queue = start(rules=Rules(limits=Limits(max_bytes=10))).queue
+    queue = start(policy=QueuePolicy(limits=Limits(max_bytes=10))).queue
     queue.put(b"123456")
     assert queue.ask("POST", (), b"12345").status == 429
     assert queue.ask("POST", (), b"1234").status == 200
 
 
 def test_a_queue_that_evicts_drops_its_oldest(start: Open) -> None:
-    queue = start(rules=Rules(limits=Limits(max_items=2, evict=True))).queue
+    queue = start(policy=QueuePolicy(limits=Limits(max_items=2, evict=True))).queue
     assert [queue.put(), queue.put(), queue.put()] == [1, 2, 3]
     assert [item.index for item in queue.get(_length_=9)] == [2, 3]
 

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import pytest
 
-from easq.server.queue import Rules
+from easq.server.queue import QueuePolicy
 from easq.storage.base import Timing
 from tests.conftest import Serve
 from tests.server.conftest import Open
@@ -168,7 +168,7 @@ def idle(stream: Stream) -> bool:
 @pytest.mark.parametrize("broken", [*BREAKS, take_reset, watch_closed], ids=lambda one: one.__name__)
 def test_a_broken_connection_leaves_nothing_to_the_collector(start: Open, broken: Break) -> None:
     """But for asyncio's own transport, which on Python 3.11 refers to itself: seven small objects."""
-    stream = start(rules=Rules(max_failures=0), timing=Timing(leave_grace_s=0.0)).queue
+    stream = start(policy=QueuePolicy(max_failures=0), timing=Timing(leave_grace_s=0.0)).queue
     count, size = 5, 4 * _MIB
     for _ in range(3):
         stream.put(bytes(size))
@@ -191,7 +191,9 @@ def test_a_watcher_that_reads_nothing_leaves_nothing_to_the_collector(
     """It is given up when the deadline of a write is over."""
     monkeypatch.setattr("easq.server.watch.WRITE_DEADLINE_S", 0.1)
     monkeypatch.setattr("easq.server.watch._WRITE_RATE", 1 << 40)
-    stream = start(rules=Rules(max_failures=0), timing=Timing(leave_grace_s=0.0)).queue.as_consumer("u")
+    stream = start(policy=QueuePolicy(max_failures=0), timing=Timing(leave_grace_s=0.0)).queue.as_consumer(
+        "u"
+    )
     stream.put(bytes(8 * _MIB))
     with garbage() as found:
         if door == "websocket":

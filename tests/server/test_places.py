@@ -6,7 +6,7 @@ import pytest
 
 from easq.errors import UsageError
 from easq.protocol.signatures import sign
-from easq.server.server import Server, Settings
+from easq.server.server import Server, ServerSettings
 from tests.server.conftest import Open
 from tests.support.http import Connection, Stream
 from tests.support.local import Local
@@ -115,13 +115,13 @@ def test_without_a_base_path_the_root_is_the_first_queue(start: Open) -> None:
 
 
 def test_without_a_base_path_the_address_of_the_queue_is_the_root() -> None:
-    server = Server(Settings(base_path="/"))
+    server = Server(ServerSettings(base_path="/"))
     assert (server.url(), server.url(sink=True)) == (server.origin, f"{server.origin}/sink")
 
 
 def test_without_a_base_path_a_second_queue_could_not_be_reached() -> None:
     with pytest.raises(UsageError, match="only the first of 2 queues"):
-        Settings(base_path="/", queues=("a", "b")).check()
+        ServerSettings(base_path="/", queues=("a", "b")).check()
 
 
 def test_health_is_not_a_sub_path(start: Open) -> None:
@@ -221,9 +221,9 @@ def test_a_service_for_other_machines_needs_a_token() -> None:
     """Unless one insists."""
     for host in ("0.0.0.0", "::", "192.0.2.1"):
         with pytest.raises(UsageError, match="no token"):
-            Server(Settings(host=host))
-        Server(Settings(host=host, token="t"))
-        Server(Settings(host=host, allow_open=True))
+            Server(ServerSettings(host=host))
+        Server(ServerSettings(host=host, token="t"))
+        Server(ServerSettings(host=host, allow_open=True))
 
 
 # -- Host --------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from easq.model import NO_INDEX, REQUEST_ID, Frame, Tags
-from easq.server.queue import Rules
+from easq.server.queue import QueuePolicy
 from easq.server.server import Server
 from easq.storage.base import Limits, Timing
 from easq.storage.sqlite.engine import Sqlite
@@ -53,7 +53,7 @@ def long_queue(
     service = start(
         storage=f"sqlite:{tmp_path / 'easq.db'}",
         durability="os",
-        rules=Rules(limits=_LIMITS),
+        policy=QueuePolicy(limits=_LIMITS),
         timing=Timing(leave_grace_s=0.0),
     )
     gc.freeze()  # as `serve` does: what the tests themselves have is not looked through
@@ -181,7 +181,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def queue_of_20_000(tmp_path: Path, start: Open) -> Stream:
     asyncio.run(fill(tmp_path / "easq.db", 20_000))
-    return start(storage=f"sqlite:{tmp_path / 'easq.db'}", durability="os", rules=Rules(limits=_LIMITS)).queue
+    return start(
+        storage=f"sqlite:{tmp_path / 'easq.db'}", durability="os", policy=QueuePolicy(limits=_LIMITS)
+    ).queue
 
 
 def test_scans_end_when_their_clients_have_left(queue_of_20_000: Stream, reads: list[int]) -> None:

@@ -15,8 +15,8 @@ from aiohttp import WSMsgType
 
 from easq.server import server, watch
 from easq.server.queue import Clock
+from easq.server.subscriber import Subscriber
 from easq.server.watch import Liveness
-from easq.server.watcher import Watcher
 from easq.storage.base import Timing
 from tests.server.conftest import Open
 from tests.support.protobuf import read_item
@@ -107,7 +107,7 @@ def test_a_client_that_pings_and_never_answers_pings_stays(start: Open) -> None:
 def pongs_alone_are_life(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: a watcher is dropped that has not answered a ping in time, whatever else it sends."""
 
-    async def listen(self: watch._SocketDoor, _watcher: Watcher) -> bool:
+    async def listen(self: watch._WebSocketTransport, _subscriber: Subscriber) -> bool:
         loop = asyncio.get_running_loop()
         answered = loop.time()
         while True:
@@ -124,7 +124,7 @@ def pongs_alone_are_life(monkeypatch: pytest.MonkeyPatch) -> None:
             elif message.type is WSMsgType.PONG:
                 answered = loop.time()
 
-    monkeypatch.setattr(watch._SocketDoor, "_listen", listen)
+    monkeypatch.setattr(watch._WebSocketTransport, "_listen", listen)
 
 
 @pytest.mark.usefixtures("pongs_alone_are_life")

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from easq.server import queue as broker_queue
+from easq.server import queue as queue_module
 from easq.server.watch import Liveness
 from easq.storage.base import Timing
 from easq.storage.embedded import Embedded
@@ -730,7 +730,7 @@ def test_a_name_is_free_once_its_watcher_left(queue: Stream) -> None:
 
 def test_a_silent_holder_of_a_name_is_replaced(queue: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told so, with 1008, and its items go to the new connection in one step."""
-    monkeypatch.setattr(broker_queue, "ALIVE_S", 0.2)
+    monkeypatch.setattr(queue_module, "ALIVE_S", 0.2)
     fill(queue, 3)
     me = queue.as_consumer("me")
     with watch(me, _window_=3) as old:

@@ -18,8 +18,8 @@ from typing import Any
 
 from easq.errors import QueueFull, StorageError
 from easq.model import DELIVERY_COUNT, Consumer, Frame
-from easq.server.queue import Clock, Rules
-from easq.server.queues import Broker
+from easq.server.queue import Clock, QueuePolicy
+from easq.server.queues import Queues
 from easq.storage.base import Lease, Limits, Subscription, Timing
 from tests.reliability.oplog import Event
 from tests.simulation.engine import Kept, Loop, OnDisk
@@ -139,8 +139,8 @@ class Traffic:
         )
         await self.engine.start(lambda _: None)
         clock = Clock(asyncio.get_running_loop().time, lambda: 7)
-        rules = Rules(max_failures=MAX_FAILURES)
-        await Broker(self.engine, QUEUES, rules=rules, sink_rules=rules, clock=clock).open()
+        policy = QueuePolicy(max_failures=MAX_FAILURES)
+        await Queues(self.engine, QUEUES, policy=policy, sink_policy=policy, clock=clock).open()
         work: list[Coroutine[Any, Any, None]] = []
         for queue in QUEUES:
             for group in self.groups[queue]:

@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from easq.model import Consumer, Frame
-from easq.server.queue import Clock, Rules
-from easq.server.queues import Broker
+from easq.server.queue import Clock, QueuePolicy
+from easq.server.queues import Queues
 from easq.storage.base import Limits, Subscription
 from easq.storage.redis import heartbeat
 from easq.storage.redis.connection import Call, Wire
@@ -51,7 +51,7 @@ async def opened(url: str, queues: int, *, lease_s: float = 5.0) -> Distributed:
     await storage.start(lambda _: None)
     names = [f"q{number}" for number in range(queues)]
     clock = Clock(asyncio.get_running_loop().time, lambda: 0)
-    await Broker(storage, names, rules=Rules(), sink_rules=Rules(), clock=clock).open()
+    await Queues(storage, names, policy=QueuePolicy(), sink_policy=QueuePolicy(), clock=clock).open()
     return storage
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from easq.server.server import Server, Settings
+from easq.server.server import Server, ServerSettings
 from tests.support.http import Headers, Stream
 from tests.support.waiting import PATIENCE_S
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 class Local:
     """A running service; `queue` is its only queue `q`, in the raw."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._ready: Future[Server] = Future()
         self._thread = threading.Thread(target=self._run, daemon=True)

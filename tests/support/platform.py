@@ -15,10 +15,10 @@ from typing import Any
 
 from aiohttp import web
 
-from easq.emulator.instance import Instance, Limits
-from easq.emulator.platform import Service
+from easq.emulator.instance import CallLimits, ModelInstance
+from easq.emulator.platform import ModelService
 from easq.errors import ConfigError
-from easq.server.server import Server, Settings
+from easq.server.server import Server, ServerSettings
 from tests.support.local import Local
 from tests.support.waiting import PATIENCE_S, eventually
 
@@ -36,9 +36,9 @@ class Cloud(Local):
         open_instances: bool = False,
         **settings: Any,
     ) -> None:
-        limits = Limits(max_payload, timeout_s)
-        service = Service(model, "model", weights, limits, open_instances)
-        super().__init__(Settings(**{"port": 0, "queues": ("q",), "service": service, **settings}))
+        limits = CallLimits(max_payload, timeout_s)
+        service = ModelService(model, "model", weights, limits, open_instances)
+        super().__init__(ServerSettings(**{"port": 0, "queues": ("q",), "service": service, **settings}))
         self._faults = [""] * len(weights)
         #: what came in: the number of the instance, and the X-Id that the request had
         self.seen: list[tuple[int, str]] = []
@@ -72,7 +72,7 @@ class Cloud(Local):
         return self._server.url("model")
 
     @property
-    def instances(self) -> list[Instance]:
+    def instances(self) -> list[ModelInstance]:
         return self._server.platform.instances
 
     @property

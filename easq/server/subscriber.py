@@ -9,7 +9,7 @@ from easq.protocol import operations as op
 from easq.server.queue import Queue
 
 
-class Watcher:
+class Subscriber:
     """Frames for one connection, never more of them uncommitted than the window."""
 
     def __init__(self, queue: Queue, consumer: Consumer, watch: op.Watch, session: int) -> None:
@@ -19,7 +19,7 @@ class Watcher:
         self._session = session
 
     @classmethod
-    async def open(cls, queue: Queue, consumer: Consumer, watch: op.Watch) -> Watcher:
+    async def open(cls, queue: Queue, consumer: Consumer, watch: op.Watch) -> Subscriber:
         """The consumer is connected. Raises AnotherWatcher, StreamEnded."""
         return cls(queue, consumer, watch, await queue.attach(consumer, watch))
 
