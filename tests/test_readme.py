@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,30 +14,22 @@ import pytest
 from easq.config import profiles
 from easq.errors import Exit
 from tests.client.servers import Behaviour, Speaking, behaving, echo, host_endpoints, listing, reply
+from tests.support.documents import (
+    PATIENCE_S,
+    ROOT,
+    blocks_of,
+    check_block,
+    commands_of,
+    make_home,
+    output_pattern,
+)
 from tests.support.redis import free_port
 from tests.support.tools import find_tool
 from tests.support.waiting import eventually
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PATIENCE_S = 120.0
 #: what a block has that starts a Redis
 NEEDS_REDIS = "redis-server --port"
-SEPARATOR = "@@ next command @@"
-
-#: what differs from run to run, as text in the README and as pattern in an output
-VOLATILE = (
-    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",  # a request id
-    r"\b[0-9]{13}\b",  # Unix time in ms
-    r"\b[0-9]+(?:\.[0-9]+)?(?:ns|µs|ms)\b",  # a Go duration
-    r"\b[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(?:\.[0-9]+)?Z",  # a time of day
-    r'"p_[01]":[01]\.[0-9]{1,6}',  # a probability: releases of scikit-learn differ a little
-)
-
-
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of one language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def marked(mark: str) -> str:
@@ -48,40 +38,15 @@ def marked(mark: str) -> str:
     return str(found)
 
 
-def pattern(shown: str) -> re.Pattern[str]:
-    """What an output has to look like that the README shows as `shown`."""
-    pieces = re.split(f"({'|'.join(VOLATILE)})", shown)
-    kinds = [next((kind for kind in VOLATILE if re.fullmatch(kind, piece)), None) for piece in pieces]
-    return re.compile("".join(kind or re.escape(piece) for kind, piece in zip(kinds, pieces, strict=True)))
-
-
-def sessions(block: str) -> list[tuple[str, str]]:
-    """The commands of a console block, each with the output shown below it."""
-    pieces = re.split(r"^\$ ", block, flags=re.MULTILINE)
-    assert pieces[0] == ""
-    return [(piece.partition("\n")[0], piece.partition("\n")[2]) for piece in pieces[1:]]
-
-
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    (tmp_path / "bin").mkdir()
-    for name, program in (("easq", f'"{sys.executable}" -m easq'), ("python", f'"{sys.executable}"')):
-        path = tmp_path / "bin" / name
-        path.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
-        path.chmod(0o755)
-    (tmp_path / "tests").symlink_to(ROOT / "tests")  # the commands are run in a checkout
     return tmp_path
 
 
 @pytest.fixture
 def environ(home: Path) -> Mapping[str, str]:
     """A user who has nothing of easq yet."""
-    return {
-        "HOME": str(home),
-        "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "LANG": "C.UTF-8",
-    }
+    return make_home(home)
 
 
 @pytest.fixture
@@ -117,58 +82,34 @@ def test_the_main_job_is_as_shown(
     """Every console block, in order, gives the output that it shows."""
     first, *others = [
         block.replace("3030", str(port)).replace("8501", str(model_port)).replace("/home/ann", str(home))
-        for block in blocks("console")
+        for block in blocks_of(README, "console")
         if NEEDS_REDIS not in block
     ]
-    ((command, shown),) = sessions(first)
+    ((command, shown),) = commands_of(first)
     assert command == "easq serve"
     # of an SQLite that is too old the service warns once more, which the README does not show
     said = service.read_text().splitlines(keepends=True)
     assert "".join(line for line in said if " SQLite " not in line) == shown
     assert len(others) > 8
     for block in others:
-        gives_what_it_shows(block, home, environ)
+        check_block(block, home, environ)
 
 
 def test_several_servers_on_one_redis_are_as_shown(home: Path, environ: Mapping[str, str]) -> None:
     find_tool("redis-server")
-    (block,) = [block for block in blocks("console") if NEEDS_REDIS in block]
+    (block,) = [block for block in blocks_of(README, "console") if NEEDS_REDIS in block]
     for shown in ("6379", "3031", "3032"):
         block = block.replace(shown, str(free_port()))
-    gives_what_it_shows(block, home, environ)
-
-
-def gives_what_it_shows(block: str, home: Path, environ: Mapping[str, str]) -> None:
-    """The commands of a console block, in one shell, print what stands below them."""
-    commands = sessions(block)
-    script = "\n".join(f"{command}\necho '{SEPARATOR}'" for command, _ in commands)
-    with subprocess.Popen(
-        ["bash", "-c", script],
-        env=environ,
-        cwd=home,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as shell:
-        try:
-            said, _ = shell.communicate(timeout=PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(shell.pid, signal.SIGKILL)  # what it left in the background, too
-            raise
-    outputs = said.split(f"{SEPARATOR}\n")
-    for (command, shown), output in zip(commands, outputs, strict=False):
-        assert pattern(shown).fullmatch(output), f"$ {command}\nshown:\n{shown}\ngiven:\n{output}"
+    check_block(block, home, environ)
 
 
 def test_a_pattern_holds_on_to_what_does_not_vary() -> None:
     """The comparison of this file can fail."""
     shown = "[OK] 1 e47b76e2-2648-40fe-9197-a268015cbd1f ts@source=1685802680575 cost: 5.892141ms\n"
     same = "[OK] 1 00000000-2648-40fe-9197-a268015cbd1f ts@source=1785802680575 cost: 12ms\n"
-    assert pattern(shown).fullmatch(same)
-    assert not pattern(shown).fullmatch(same.replace("[OK] 1", "[OK] 2"))
-    assert not pattern(shown).fullmatch(same + "more\n")
+    assert output_pattern(shown).fullmatch(same)
+    assert not output_pattern(shown).fullmatch(same.replace("[OK] 1", "[OK] 2"))
+    assert not output_pattern(shown).fullmatch(same + "more\n")
 
 
 def test_the_exit_codes_are_the_enums() -> None:
@@ -177,7 +118,7 @@ def test_the_exit_codes_are_the_enums() -> None:
 
 
 def test_the_configuration_shown_is_a_good_one(tmp_path: Path) -> None:
-    (block,) = blocks("toml")
+    (block,) = blocks_of(README, "toml")
     path = tmp_path / "config.toml"
     path.write_text(block, encoding="utf-8")
     path.chmod(0o600)
@@ -198,7 +139,7 @@ def test_the_configuration_shown_is_a_good_one(tmp_path: Path) -> None:
 
 def test_each_call_of_a_service_that_is_shown_reaches_it(home: Path, environ: Mapping[str, str]) -> None:
     """The commands that call a service run, with servers of ours in the place of the cloud's."""
-    (block,) = [block for block in blocks("sh") if "--via" in block]
+    (block,) = [block for block in blocks_of(README, "sh") if "--via" in block]
     (home / "image.jpg").write_bytes(b"\xff\xd8")
     (home / "lines.txt").write_bytes(b"first\nsecond\n")
     answers = [b"yes", b"yes", b"tsrif\ndnoces\n"]
