@@ -67,7 +67,7 @@ def get(
 
     The search begins at INDEX, 0 being the head. Items stay where they are, unless --delete is given.
     """
-    from easq.errors import DeadlineExceeded, NoData, UsageError
+    from easq.errors import DeadlineExceeded, EasqError, NoData, Partial, UsageError
     from easq.model import REQUEST_ID
     from easq.net.exchange import OVERTIME_S
 
@@ -99,15 +99,17 @@ def get(
         if not shown:
             raise
         app.printer.warn(f"{error.message}: {shown} of at most {length} are shown")
+    except EasqError as error:
+        if not deleted:
+            raise
+        raise Partial(f"{error.message}; deleted before that: {deleted}", hint=error.hint) from error
     if not shown:
         if not allow_empty:
             raise NoData(_nothing(index, wanted, timeout or 0.0))
         _print(app, [], output_dir, first=0, alone=False)
     if delete and deleted < shown:
-        raise UsageError(
-            f"{shown - deleted} of {shown} items were not shown in full, and not deleted",
-            hint="use -o json or --output-dir DIR",
-        )
+        text = f"{shown - deleted} of {shown} items were not shown in full, and not deleted"
+        raise (Partial if deleted else UsageError)(text, hint="use -o json or --output-dir DIR")
 
 
 def _nothing(index: int, tags: dict[str, str], timeout_s: float) -> str:

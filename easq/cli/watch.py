@@ -219,6 +219,7 @@ class Session:
     #: waiting for the service, so that their result is still sent after --timeout
     worked_at: float = 0.0
     shown: int = 0
+    committed: int = 0
     epoch: int = 0
     #: pushed to us on this connection, neither committed nor given back
     open: dict[int, None] = field(default_factory=dict)
@@ -231,7 +232,7 @@ class Session:
 
     def run(self, *, count: int | None, idle_s: float | None) -> int:
         """How many items were shown until one of the ends was reached; none is left in our hands then."""
-        from easq.errors import ChildFailed, EasqError, StorageError, StreamEnded, UsageError
+        from easq.errors import ChildFailed, EasqError, Partial, StorageError, StreamEnded, UsageError
 
         try:
             while count is None or self.shown < count:
@@ -245,8 +246,14 @@ class Session:
             self._commit()
             if not self.until_end:
                 raise
-        except (UsageError, StorageError, ChildFailed):  # no answer at a prompt; stdout is full; no command
+        except (UsageError, StorageError, ChildFailed) as error:
+            # no answer at a prompt, an item that cannot be shown, a full disk behind stdout, no command
             self._leave()
+            committed = self.shown if self.auto_commit else self.committed
+            if isinstance(error, UsageError) and committed:
+                raise Partial(
+                    f"{error.message}; committed before that: {committed}", hint=error.hint
+                ) from error
             raise
         except EasqError:
             raise  # the server is out of reach or refuses us: the lost connection gives all back
@@ -416,6 +423,7 @@ class Session:
         indexes = list(self.to_commit)
         self._bounded.commit(indexes)
         for index in indexes:
+            self.committed += index not in self.done
             del self.to_commit[index]
             self.open.pop(index, None)
             self.done[index] = None

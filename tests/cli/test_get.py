@@ -193,7 +193,8 @@ def test_raw_on_a_terminal_refuses_what_drives_it_and_deletes_nothing(queue: Eas
     assert finish(queue.terminal("get", "-o", "raw")) == (0, "plain\n\ttext é")
     assert finish(queue.terminal("get", "2", "-o", "raw", "--delete")) == refused
     status, text = finish(queue.terminal("watch", "--commit", "output", "-n", "2", "-o", "raw", "-q"))
-    assert (status, text) == (2, "plain\n\ttext é\n" + refused[1])
+    partial = refused[1].replace("\nhint", "; committed before that: 1\nhint")
+    assert (status, text) == (10, "plain\n\ttext é\n" + partial)
     assert queue("get", "-l", "9", "-o", "raw").text == "\x1b[2J\n"
 
 
@@ -201,14 +202,14 @@ def test_what_is_not_shown_whole_is_not_deleted(queue: Easq) -> None:
     """A table cuts a payload, a terminal shows a remark for binary: neither is to be all that is left of it."""
     queue("put", "-q", "-d", "short", "-d", "long" * 20, "-d", b"\xff\xfe")
     done = queue("get", "-l", "9", "-o", "table", "--delete")
-    assert (done.status, len(done.text.splitlines())) == (2, 4)
+    assert (done.status, len(done.text.splitlines())) == (10, 4)
     message = (
         "easq: 2 of 3 items were not shown in full, and not deleted\nhint: use -o json or --output-dir DIR\n"
     )
     assert done.err == message
     status, text = finish(queue.terminal("get", "-l", "9", "--delete"))
     assert (status, text.splitlines()[-2]) == (
-        2,
+        10,
         "easq: 1 of 2 items were not shown in full, and not deleted",
     )
     status, text = finish(queue.terminal("watch", "--commit", "output", "-n", "1"))
@@ -309,6 +310,18 @@ def test_files_that_are_there_and_links_are_left_alone_and_nothing_is_deleted(qu
     (queue.home / "file").write_text("")
     assert queue("get", "--output-dir", "file", "--delete").status == 2
     assert length(queue) == 1
+
+
+def test_a_failure_after_some_items_were_deleted_is_partial_and_tells_how_many(queue: Easq) -> None:
+    """The first 100 are one answer of the service, and deleted before the next are asked for."""
+    queue("put", "-q", "-f", "-", stdin=b"".join(b"%d\n" % number for number in range(1, 121)))
+    queue("put", "-q", "-d", "new", "--tags", "requestId=r")
+    out = queue.home / "out"
+    out.mkdir()
+    (out / "121-r").write_text("there before")
+    done = queue("get", "-l", "200", "--output-dir", "out", "--delete")
+    assert (done.status, done.err) == (10, "easq: out/121-r: File exists; deleted before that: 100\n")
+    assert length(queue) == 21
 
 
 def test_a_file_that_takes_only_a_part_loses_nothing(queue: Easq) -> None:

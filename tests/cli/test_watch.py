@@ -169,6 +169,19 @@ def test_yes_answers_every_question(queue: Easq) -> None:
     assert left(queue) == []
 
 
+def test_end_of_input_at_a_later_prompt_tells_what_was_committed(queue: Easq) -> None:
+    fill(queue, 3)
+    terminal = queue.terminal("watch", "-q")
+    terminal.expect_exact("commit: 1 ? [Y/n]")
+    terminal.sendline("y")
+    terminal.expect_exact("commit: 2 ? [Y/n]")
+    terminal.sendeof()
+    message = "easq: no answer: end of input at the prompt; committed before that: 1"
+    status, text = finish(terminal)
+    assert (status, text.splitlines()[-1]) == (10, message)
+    assert left(queue) == ["2", "3"]
+
+
 def test_end_of_input_at_the_prompt_hands_back(queue: Easq) -> None:
     fill(queue, 3)
     terminal = queue.terminal("watch", "-q")
