@@ -164,7 +164,9 @@ def test_a_wait_that_a_gateway_cuts_off_is_asked_in_shorter_parts() -> None:
 
 
 def test_a_gateway_that_cuts_off_every_wait_is_an_error_in_the_end() -> None:
-    with calling(answering(reply(504)), request_timeout_s=1.0) as queue, pytest.raises(errors.ServerError):
+    """As soon as it cuts off the shortest wait, not when all of the time is over."""
+    server = answering(*[reply(504)] * 20, frames(Frame(1)))
+    with calling(server, request_timeout_s=1.0) as queue, pytest.raises(errors.ServerError):
         queue.get(timeout_s=60)
 
 
