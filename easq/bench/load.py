@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
 from easq.errors import EasqError
-from easq.net.exchange import Settings
-from easq.net.pipeline import Asking, Bulk, Outcome, Task
+from easq.net.pipeline import Asking, Outcome, Pipeline, Task
+from easq.net.settings import NetworkSettings
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -112,11 +112,11 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
 class LoadRun:
     """One run of a load, sent as `settings` say. `stop` ends it early."""
 
-    def __init__(self, settings: Settings, load: Load, progress: OnProgress) -> None:
+    def __init__(self, settings: NetworkSettings, load: Load, progress: OnProgress) -> None:
         self.settings, self.load, self.progress = settings, load, progress
         self.samples = Samples()
         self.stopped = threading.Event()
-        self._bulk: Bulk | None = None
+        self._bulk: Pipeline | None = None
         self._warm_at = 0.0
 
     def stop(self) -> None:
@@ -130,7 +130,7 @@ class LoadRun:
     ) -> Iterator[list[Outcome[int, R]]]:
         """What became of each request, with its number, in batches: `ask` makes a question of number and payload."""
         load, ended, failed = self.load, 0, 0
-        self._bulk = Bulk(
+        self._bulk = Pipeline(
             self.settings, workers=load.workers, rate=load.rate, open_loop=load.rate is not None
         )
         for batch in self._bulk.run(self._tasks(ask), steps):

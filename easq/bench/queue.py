@@ -18,8 +18,8 @@ from easq.client.queue import MAX_INDEXES_PER_REQUEST, QueueClient, put_operatio
 from easq.client.watch import Watcher
 from easq.errors import DeadlineExceeded, EasqError
 from easq.model import Ack, Consumer
-from easq.net.exchange import Settings
-from easq.net.pipeline import Asking, Bulk, Outcome, Task, asking
+from easq.net.pipeline import Asking, Outcome, Pipeline, Task, asking
+from easq.net.settings import NetworkSettings
 from easq.protocol.operations import Delete, Operation, Watch
 from easq.protocol.replies import Reply, read_ok, read_put
 
@@ -41,7 +41,9 @@ _Pushed: TypeAlias = "queue.SimpleQueue[tuple[int, float]]"
 class Bench(LoadRun):
     """One run against a stream. `clean` is due in any case."""
 
-    def __init__(self, client: QueueClient, settings: Settings, load: Load, progress: OnProgress) -> None:
+    def __init__(
+        self, client: QueueClient, settings: NetworkSettings, load: Load, progress: OnProgress
+    ) -> None:
         super().__init__(settings, load, progress)
         self.client = client
         self._run = token_hex(8)
@@ -90,7 +92,7 @@ class Bench(LoadRun):
 
     def clean(self) -> int:
         """What was put is not there any more; how many items that were. Raises EasqError where it may be."""
-        indexes, bulk = self._put, Bulk(self.settings, workers=_CLEANERS)
+        indexes, bulk = self._put, Pipeline(self.settings, workers=_CLEANERS)
         tasks = (
             Task(0, Delete(tuple(indexes[at : at + MAX_INDEXES_PER_REQUEST])))
             for at in range(0, len(indexes), MAX_INDEXES_PER_REQUEST)

@@ -18,8 +18,8 @@ from easq.errors import ConfigError, EasqError, UsageError
 if TYPE_CHECKING:
     from easq.client.queue import QueueClient
     from easq.config.profiles import Config, Resolved
-    from easq.net.exchange import Settings
     from easq.net.http import Transport
+    from easq.net.settings import NetworkSettings
     from easq.predict.discovery import Discovery
     from easq.predict.lookup import Lookup
     from easq.protocol.operations import Caller
@@ -128,13 +128,13 @@ class App:
     # clients
 
     @cached_property
-    def exchange(self) -> Settings:
+    def exchange(self) -> NetworkSettings:
         """How servers are talked to in this run."""
-        from easq.net.exchange import Settings
+        from easq.net.settings import NetworkSettings
 
         if self.options.get("insecure"):
             self.printer.warn("certificates are not verified (--insecure)")
-        return Settings(
+        return NetworkSettings(
             connect_timeout_s=self.options.get("connect_timeout", 5.0),
             request_timeout_s=self.options.get("request_timeout", 30.0),
             headers=dict(self.options.get("header", ())),

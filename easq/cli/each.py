@@ -80,7 +80,7 @@ class Each:
 
     def _attempts(self, frame: Frame) -> Result:
         from easq.models.inference import attempt_of, call_of
-        from easq.net.backoff import full_jitter
+        from easq.net.retry import full_jitter
 
         call, first = call_of(frame), attempt_of(frame)
         result = Result(first)

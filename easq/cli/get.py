@@ -69,7 +69,7 @@ def get(
     """
     from easq.errors import DeadlineExceeded, EasqError, NoData, Partial, UsageError
     from easq.model import REQUEST_ID
-    from easq.net.exchange import OVERTIME_S
+    from easq.net.retry import OVERTIME_S
 
     if delete and app.output == "none" and output_dir is None:
         raise UsageError(

@@ -221,9 +221,9 @@ def _ask(
 
 def _many(run: Run, route: Route, items: Items, workers: int) -> Iterator[Results]:
     """`workers` requests at a time, on one event loop; none is begun once something failed that would fail for all."""
-    from easq.net.pipeline import Bulk, Task
+    from easq.net.pipeline import Pipeline, Task
 
-    bulk = Bulk(route.transport.settings, workers=workers, timed=run.instance)
+    bulk = Pipeline(route.transport.settings, workers=workers, timed=run.instance)
     tasks = (Task(item, item.error or item, len(item.data)) for item in items)
     for batch in bulk.run(tasks, route.steps):
         yield [(outcome.what, outcome.error or _given(outcome.result)) for outcome in batch]

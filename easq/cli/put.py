@@ -148,12 +148,12 @@ class Run:
 
         from easq.cli.app import Interrupt
         from easq.client.journal import Journal
-        from easq.net.pipeline import Bulk, asking
+        from easq.net.pipeline import Pipeline, asking
         from easq.protocol.replies import read_put
 
         url, caller = self.app.stream()
         target = f"{url} rear={caller.rear}"
-        bulk = Bulk(
+        bulk = Pipeline(
             self.app.exchange,
             workers=workers,
             rate=rate,

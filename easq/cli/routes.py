@@ -135,7 +135,7 @@ def _queue(app: App, terms: Terms) -> Route:
     import time
 
     from easq.client.queue import check_pair
-    from easq.net.exchange import OVERTIME_S
+    from easq.net.retry import OVERTIME_S
     from easq.predict.exchanges import predict_queue
 
     began = time.monotonic()

@@ -245,8 +245,8 @@ def _wait(app: App, client: QueueClient, condition: Condition, timeout_s: float 
         ServerError,
         Unreachable,
     )
-    from easq.net.exchange import OVERTIME_S
     from easq.net.failures import last_known
+    from easq.net.retry import OVERTIME_S
     from easq.protocol.durations import format_duration
 
     settings = app.transport.settings

@@ -128,7 +128,7 @@ def watch(
     """
     from easq.cli.each import each_of
     from easq.errors import NoData, StreamEnded, UsageError
-    from easq.net.exchange import OVERTIME_S
+    from easq.net.retry import OVERTIME_S
     from easq.protocol.operations import Watch
 
     each = each_of(app, cmd, on_fail, max_attempts, grace)
@@ -294,7 +294,7 @@ class Session:
     @property
     def _bounded(self) -> QueueClient:
         """The client for an exchange within --timeout."""
-        from easq.net.exchange import OVERTIME_S
+        from easq.net.retry import OVERTIME_S
 
         if self.end_at is None:
             return self.client

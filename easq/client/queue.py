@@ -22,10 +22,8 @@ from easq.errors import (
     UsageError,
 )
 from easq.model import MAX_WIRE_INDEX, NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
-from easq.net.backoff import full_jitter
-from easq.net.exchange import OVERTIME_S, Retry
 from easq.net.failures import Unanswered
-from easq.net.retry import Steps, Times, exchange
+from easq.net.retry import OVERTIME_S, Retry, Steps, Times, exchange, full_jitter
 from easq.net.trace import hidden, secrets_of
 from easq.protocol import operations, replies
 from easq.protocol.bounds import MAX_FRAMES

@@ -27,11 +27,11 @@ from easq.errors import (
     Unreachable,
 )
 from easq.model import Frame
-from easq.net.backoff import pause_after
 from easq.net.failures import Unconnected, last_known
 from easq.net.headers import request_headers
-from easq.net.http import Settings, Transport
-from easq.net.retry import LEAST_S
+from easq.net.http import Transport
+from easq.net.retry import LEAST_S, pause_after
+from easq.net.settings import NetworkSettings
 from easq.net.url import shown
 from easq.net.websocket import TICK_S, Closed, WebSocket
 from easq.protocol.frames import MAX_FRAME_BYTES, Undelimiter, decode_frame
@@ -74,7 +74,7 @@ class Watcher:
         url: str,
         caller: Caller,
         operation: Watch,
-        settings: Settings,
+        settings: NetworkSettings,
         *,
         on_notice: Callable[[str], None] | None = None,
         reconnect_for_s: float = 60.0,
@@ -98,7 +98,7 @@ class Watcher:
         self._reconnect_for_s = reconnect_for_s
         self._settings = settings
         if operation.upgrade:
-            self._open: Callable[[Settings], _Link] = lambda settings: _WebSocketLink(
+            self._open: Callable[[NetworkSettings], _Link] = lambda settings: _WebSocketLink(
                 url, caller, operation, settings, ping_every_s, silent_after_s
             )
         else:
@@ -328,7 +328,7 @@ class _WebSocketLink:
         url: str,
         caller: Caller,
         operation: Watch,
-        settings: Settings,
+        settings: NetworkSettings,
         ping_every_s: float,
         silent_after_s: float,
     ) -> None:
@@ -369,7 +369,7 @@ class _WebSocketLink:
 class _StreamLink:
     """A watch over the endless HTTP answer. It has no pings; TCP finds out that the other side is gone."""
 
-    def __init__(self, url: str, caller: Caller, operation: Watch, settings: Settings) -> None:
+    def __init__(self, url: str, caller: Caller, operation: Watch, settings: NetworkSettings) -> None:
         self._address = shown(url)
         self._codec = operation.codec
         self._transport = Transport(settings)

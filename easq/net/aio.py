@@ -19,13 +19,13 @@ import aiohttp
 from yarl import URL
 
 from easq.errors import AnswerTooLarge, ConfigError, EasqError, NotAQueueService, Unreachable, UsageError
-from easq.net.exchange import MAX_HEADER_BYTES, Settings, target
 from easq.net.failures import Unanswered, refused_by_proxy, unconnected
 from easq.net.headers import check_value, request_headers
 from easq.net.retry import Attempt, Times
+from easq.net.settings import MAX_HEADER_BYTES, NetworkSettings
 from easq.net.tls import tls_context
 from easq.net.trace import Tracer, hidden, hide_in, secrets_of
-from easq.net.url import proxy_for, shown
+from easq.net.url import proxy_for, request_url, shown
 from easq.protocol.operations import Request
 from easq.protocol.replies import Reply
 
@@ -52,20 +52,20 @@ class _Place:
     tls: ssl.SSLContext | bool
 
 
-class Session:
+class AsyncTransport:
     """Connections that its senders share; an async context manager.
 
     With `timed` every attempt is told when it was connected and answered, which takes a little longer.
     """
 
-    def __init__(self, settings: Settings, *, timed: bool = False) -> None:
+    def __init__(self, settings: NetworkSettings, *, timed: bool = False) -> None:
         self.settings = settings
         self._timed = timed
         self._known: dict[tuple[object, ...], _Place] = {}
         self._own = frozenset(name.lower() for name in settings.headers)
         self._tls: ssl.SSLContext | None = None
 
-    async def __aenter__(self) -> Session:
+    async def __aenter__(self) -> AsyncTransport:
         _keep_large_blocks()
         self.http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -123,7 +123,11 @@ class Session:
         )
         try:
             return _Place(
-                URL(target(url, request), encoded=True), checked, URL(proxy) if proxy else None, proxy, tls
+                URL(request_url(url, request), encoded=True),
+                checked,
+                URL(proxy) if proxy else None,
+                proxy,
+                tls,
             )
         except UnicodeError as error:
             raise UsageError(f"the request to {shown(url)} cannot be sent: {error}") from error
@@ -132,7 +136,7 @@ class Session:
 class Sender:
     """Sends one attempt at a time, in the task that made it."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: AsyncTransport) -> None:
         self._session = session
         self._http = session.http
         self._deadline = _Deadline()

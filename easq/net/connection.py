@@ -10,14 +10,17 @@ import base64
 import socket
 import ssl
 import time
+from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from easq.errors import ConfigError, NotAQueueService
-from easq.net.addresses import in_turn
 from easq.net.failures import Unconnected, unconnected
-from easq.net.http import Settings
+from easq.net.settings import NetworkSettings
 from easq.net.tls import tls_context
 from easq.net.url import is_encrypted, proxy_for, shown
+
+T = TypeVar("T")
 
 #: bytes of one read at most
 _PIECE = 256 * 1024
@@ -25,7 +28,7 @@ _PIECE = 256 * 1024
 _MAX_PROXY_ANSWER = 16 * 1024
 
 
-class Line:
+class Connection:
     """A connected socket, as websocket-client wants one."""
 
     def __init__(self, connected: socket.socket, url: str) -> None:
@@ -81,7 +84,7 @@ class Line:
         self._socket.settimeout(timeout)
 
 
-def open_line(url: str, settings: Settings) -> Line:
+def open_connection(url: str, settings: NetworkSettings) -> Connection:
     """A connection to the host of `url`, proxy and TLS included, within the connect timeout. Raises Unconnected."""
     until = time.monotonic() + settings.connect_timeout_s
     target = urlsplit(url)
@@ -89,7 +92,7 @@ def open_line(url: str, settings: Settings) -> Line:
     first = urlsplit(proxy) if proxy else target
     connected: socket.socket | None = None
     try:
-        connected = in_turn(
+        connected = try_addresses(
             first.hostname or "",
             _port(first),
             settings.connect_timeout_s,
@@ -112,11 +115,30 @@ def open_line(url: str, settings: Settings) -> Line:
         if isinstance(error, OSError | UnicodeError):
             raise unconnected(error, url, proxy) from error
         raise
-    return Line(connected, url)
+    return Connection(connected, url)
+
+
+def try_addresses(host: str, port: int, timeout_s: float, connect: Callable[[str, float], T]) -> T:
+    """Return the connection to the first address of `host` for which `connect` succeeds.
+
+    Each address gets an equal part of the time that is left, so that one that does not answer (an IPv6 address
+    without a route) leaves time for the next. Raises socket.gaierror, or the error of the last address.
+    """
+    end = time.monotonic() + timeout_s
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+    for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        part_s = max((end - time.monotonic()) / left, 0.001)
+        try:
+            return connect(address, part_s)
+        except Exception:
+            if left == 1:
+                raise
+    raise OSError(f"{host} has no address")
 
 
 def _secured(
-    connected: socket.socket, address: SplitResult, settings: Settings, until: float
+    connected: socket.socket, address: SplitResult, settings: NetworkSettings, until: float
 ) -> ssl.SSLSocket:
     connected.settimeout(_left_s(until))  # for the whole handshake, not for each read
     context = tls_context(cacert=settings.cacert, insecure=settings.insecure)

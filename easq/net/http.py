@@ -20,17 +20,14 @@ from urllib.parse import unquote, urlsplit
 import httpcore
 
 from easq.errors import AnswerTooLarge, ConfigError, EasqError, NotAQueueService, Unreachable, UsageError
-from easq.net.addresses import in_turn
-from easq.net.exchange import MAX_HEADER_BYTES, target
-from easq.net.exchange import PATH_SAFE as PATH_SAFE
-from easq.net.exchange import Retry as Retry
-from easq.net.exchange import Settings as Settings
+from easq.net.connection import try_addresses
 from easq.net.failures import Unanswered, refused_by_proxy, unconnected
 from easq.net.headers import request_headers
-from easq.net.retry import Attempt, Steps, Times, exchange
+from easq.net.retry import Attempt, Retry, Steps, Times, exchange
+from easq.net.settings import MAX_HEADER_BYTES, NetworkSettings
 from easq.net.tls import tls_context
 from easq.net.trace import Tracer, hidden, hide_in, secrets_of
-from easq.net.url import proxy_for, shown
+from easq.net.url import proxy_for, request_url, shown
 from easq.protocol.operations import Caller, Request
 from easq.protocol.replies import Reply, read_error
 
@@ -52,7 +49,7 @@ _KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 class Transport:
     """Exchanges requests for replies. Usable from several threads at once; a context manager."""
 
-    def __init__(self, settings: Settings, *, network: httpcore.NetworkBackend | None = None) -> None:
+    def __init__(self, settings: NetworkSettings, *, network: httpcore.NetworkBackend | None = None) -> None:
         """`network` makes the connections; given by tests of what goes wrong in it."""
         self.settings = settings
         self._network = network
@@ -104,7 +101,7 @@ class Transport:
         retry: Retry = Retry.READ,
         times: Times | None = None,
     ) -> Reply:
-        """The 2xx reply to `request`, by the rules of `attempts.exchange`."""
+        """The 2xx reply to `request`, by the rules of `retry.exchange`."""
         return self.run(
             exchange(
                 url, request, caller, self.settings,
@@ -162,7 +159,7 @@ class Transport:
         connect_s = max(min(limit_s, self.settings.connect_timeout_s), 0.001)
         try:
             message = _message(
-                target(url, request), request, headers, {"connect": connect_s}, proxied=proxy is not None
+                request_url(url, request), request, headers, {"connect": connect_s}, proxied=proxy is not None
             )
             return self._pool(url, proxy).handle_request(message), tracer, began
         except (*_FAILURES, UnicodeError) as error:
@@ -418,7 +415,7 @@ class _Sockets(httpcore.SyncBackend):
         if timeout is None:
             return connect(host, None)
         try:
-            return in_turn(host, port, timeout, connect)
+            return try_addresses(host, port, timeout, connect)
         except OSError as error:  # from the name look-up; errors of connecting are httpcore's own
             raise httpcore.ConnectError(str(error)) from error
 

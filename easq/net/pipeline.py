@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from easq.errors import EasqError, Unreachable
-from easq.net.aio import Sender, Session
-from easq.net.exchange import Retry, Settings
+from easq.net.aio import AsyncTransport, Sender
 from easq.net.failures import Unanswered
-from easq.net.retry import Steps, Times, exchange
+from easq.net.retry import Retry, Steps, Times, exchange
+from easq.net.settings import NetworkSettings
 from easq.net.trace import hidden, secrets_of
 from easq.net.url import shown
 from easq.protocol.operations import Caller, Operation, to_request
@@ -74,7 +74,12 @@ _Mail: TypeAlias = "list[Outcome[Any, Any]] | BaseException | tuple[int, str] | 
 
 
 def asking(
-    url: str, caller: Caller, settings: Settings, read: Callable[[Reply], R], *, retry: Retry = Retry.READ
+    url: str,
+    caller: Caller,
+    settings: NetworkSettings,
+    read: Callable[[Reply], R],
+    *,
+    retry: Retry = Retry.READ,
 ) -> Asking[Operation, R]:
     """The exchanges of operations on one stream, as `caller`; each ends in what `read` makes of the 2xx answer."""
 
@@ -88,7 +93,7 @@ def asking(
     return steps
 
 
-class Bulk:
+class Pipeline:
     """Takes the steps of many exchanges, `workers` of them at a time.
 
     With `rate` at most so many are begun in a second; with `open_loop` each is due at its own moment, however
@@ -99,7 +104,7 @@ class Bulk:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: NetworkSettings,
         *,
         workers: int,
         rate: float | None = None,
@@ -115,7 +120,7 @@ class Bulk:
         self._trace = settings.trace
         if settings.trace is not None:  # said by the caller's thread: only it may write
             settings = replace(settings, trace=lambda level, line: self._mail.put((level, line)))
-        self._session = Session(settings, timed=timed)
+        self._session = AsyncTransport(settings, timed=timed)
         self._line = _Line(2 * workers + 16)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._halt: asyncio.Event | None = None
@@ -262,7 +267,7 @@ class Bulk:
             await waiter
         return None
 
-    async def _work(self, session: Session) -> None:
+    async def _work(self, session: AsyncTransport) -> None:
         sender = session.sender()
         try:
             while (entry := await self._next()) is not None:

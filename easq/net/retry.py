@@ -2,35 +2,54 @@
 
 An exchange is a generator of steps. It yields an attempt, and gets the reply sent in, or thrown in why there is none;
 or it yields seconds to pause, and goes on after them; what it returns is the answer. `Transport.run` takes the steps
-of one exchange, blocking; `Bulk` those of many at a time on one event loop. So the rules stand here once.
+of one exchange, blocking; `Pipeline` those of many at a time on one event loop. So the rules stand here once.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeAlias, TypeVar
 
 from easq.errors import EasqError, Unreachable
-from easq.net.backoff import pause_after
-from easq.net.exchange import (
-    FULL_STATUSES,
-    MAX_FULL_ATTEMPTS,
-    Retry,
-    Settings,
-    again_after_reply,
-    not_taken,
-)
 from easq.net.failures import Unconnected, last_known, refused_by_proxy
+from easq.net.settings import NetworkSettings
 from easq.net.url import proxy_for
 from easq.protocol.operations import Caller, Request
-from easq.protocol.replies import Reply, read_error
+from easq.protocol.replies import STORED_HEADER, Reply, read_error, retry_after_s
 
 R = TypeVar("R")
 
+#: seconds after its --timeout at which a waiting command ends at the latest; an answer that comes until then counts
+OVERTIME_S = 0.5
+#: statuses that say that the queue is full or the caller asks too often: the request had no effect
+FULL_STATUSES = (429, 450)
+#: attempts of a put to a full queue that sends no Retry-After: a full queue seldom gets room by itself
+MAX_FULL_ATTEMPTS = 3
+#: the first pause is below this, each next one below twice as much
+BASE_S = 0.1
+#: no pause is longer
+CAP_S = 5.0
 #: seconds for an attempt that begins after the deadline: it then fails like any attempt without an answer
 LEAST_S = 0.001
+
+
+class Retry(Enum):
+    """Which failed requests are sent again. Of the 4xx answers only 429 is retried, and 450, EAS's status for it."""
+
+    #: whatever failed: the request changes nothing, or nothing more the second time
+    READ = "read"
+    #: as READ, but not after a 504: a gateway cut off a wait for items, and the caller asks again with a shorter wait
+    POLL = "poll"
+    #: only what certainly did not take effect: no connection, 429, 450, 503 that says so
+    WRITE = "write"
+    #: failures that another instance may not have: no connection, a lost one, no answer in time, 502, 503, 504, and
+    #: 429 or 450 with Retry-After
+    PREDICT = "predict"
+    NEVER = "never"
 
 
 @dataclass(slots=True)
@@ -66,7 +85,7 @@ def exchange(
     url: str,
     request: Request,
     caller: Caller | None,
-    settings: Settings,
+    settings: NetworkSettings,
     *,
     deadline_s: float | None = None,
     attempt_s: float | None = None,
@@ -127,3 +146,36 @@ def exchange(
         yield pause_s
         times.pausing = None
         now = time.monotonic()
+
+
+def full_jitter(failures: int) -> float:
+    """Seconds to pause after the `failures`-th failure in a row (from 1): anywhere from 0 to its bound."""
+    return random.uniform(0.0, min(CAP_S, BASE_S * 2.0 ** min(failures - 1, 10)))
+
+
+def pause_after(error: EasqError, failures: int) -> float:
+    """Return the seconds to pause after `error`: the server's Retry-After if it sent one, else full jitter.
+
+    A little jitter is added to Retry-After, so that clients do not all come back at once.
+    """
+    if error.retry_after_s is None:
+        return full_jitter(failures)
+    return error.retry_after_s + full_jitter(1)
+
+
+def again_after_reply(retry: Retry, reply: Reply) -> bool:
+    """Whether a request that was answered with `reply` is worth another attempt."""
+    if retry is Retry.READ:
+        return reply.status in FULL_STATUSES or reply.status >= 500
+    if retry is Retry.POLL:
+        return again_after_reply(Retry.READ, reply) and reply.status != 504
+    if retry is Retry.WRITE:
+        return reply.status in FULL_STATUSES or not_taken(reply)
+    if reply.status in FULL_STATUSES:  # without Retry-After it is the model's own answer
+        return retry is Retry.PREDICT and retry_after_s(reply) is not None
+    return retry is Retry.PREDICT and reply.status in (502, 503, 504)
+
+
+def not_taken(reply: Reply) -> bool:
+    """Whether a 5xx answer says that the request certainly had no effect."""
+    return reply.status == 503 and reply.header(STORED_HEADER).lower() == "no"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from easq.errors import ConfigError
+from easq.protocol.operations import Request
 
 _HINT = "write it as http://HOST[:PORT]/api/predict/NAME"
 _WEBSOCKET_HINT = "write it as wss://HOST[:PORT]/PATH"
 _PLAIN_SCHEMES = {"ws": "http", "wss": "https"}
+#: characters of a request's path that are sent as they are, beside letters and digits
+PATH_SAFE = "/-._~!$&'()*+,;=:@"
 #: what stands in a query as it is
 _QUERY_SAFE = "/%:@!$&'()*+,;=?~[]"
 #: the scheme of a URL, with `://`
@@ -280,3 +283,10 @@ def _matches(host: str, port: int, entry: str) -> bool:
         entry = name.strip("[]")
     entry = entry.removeprefix("*").strip(".")
     return host == entry or host.endswith(f".{entry}")
+
+
+def request_url(url: str, request: Request) -> str:
+    """Return the URL of `request`: `url` and its path and query, percent-encoded, with `+` for a blank in the query."""
+    path = quote(request.path, safe=PATH_SAFE)
+    query = urlencode(request.query)
+    return f"{url}{path}?{query}" if query else url + path

@@ -15,9 +15,9 @@ from urllib.parse import urlencode
 import websocket
 
 from easq.errors import EasqError, NotAQueueService, Unreachable, UpgradeRequired
-from easq.net.connection import open_line
+from easq.net.connection import open_connection
 from easq.net.failures import Unanswered
-from easq.net.http import Settings
+from easq.net.settings import NetworkSettings
 from easq.net.trace import Tracer, hidden, hide_in, secrets_of
 from easq.net.url import proxy_for, shown
 from easq.protocol.replies import Reply, read_error
@@ -55,7 +55,7 @@ class WebSocket:
         self,
         url: str,
         headers: Mapping[str, str],
-        settings: Settings,
+        settings: NetworkSettings,
         *,
         query: Sequence[tuple[str, str]] = (),
         max_message_bytes: int,
@@ -79,7 +79,7 @@ class WebSocket:
         tracer.headers(">", headers)
         began = time.monotonic()
         try:
-            self._line = open_line(url, settings)
+            self._line = open_connection(url, settings)
             self._ws = _Polite(skip_utf8_validation=True)
             self._shake_hands(url, urlencode(query), headers, settings, secrets, otherwise)
         except EasqError as error:
@@ -167,7 +167,7 @@ class WebSocket:
         url: str,
         query: str,
         headers: Mapping[str, str],
-        settings: Settings,
+        settings: NetworkSettings,
         secrets: list[str],
         otherwise: str,
     ) -> None:
@@ -190,7 +190,7 @@ class WebSocket:
         self._line.until = None
 
     def _refusal(
-        self, error: Exception | None, settings: Settings, secrets: list[str], otherwise: str
+        self, error: Exception | None, settings: NetworkSettings, secrets: list[str], otherwise: str
     ) -> EasqError | None:
         """Our error for how a handshake ended; None where it went well, or the error is ours already."""
         shaken = self._ws.handshake_response

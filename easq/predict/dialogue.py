@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from easq.errors import AuthFailed, DeadlineExceeded, EasqError, UsageError
-from easq.net.backoff import pause_after
 from easq.net.failures import Unanswered, Unconnected
 from easq.net.headers import request_headers
-from easq.net.http import Settings
-from easq.net.retry import Times
+from easq.net.retry import Times, pause_after
+from easq.net.settings import NetworkSettings
 from easq.net.url import address_of, shown
 from easq.net.websocket import TICK_S, Closed, Message, WebSocket
 from easq.predict.exchanges import ATTEMPT_PART, Served, another_may_do_better, in_time
@@ -42,7 +41,7 @@ class Dialogue:
         self,
         url: str,
         headers: Mapping[str, str],
-        settings: Settings,
+        settings: NetworkSettings,
         *,
         text: bool,
         warn: Callable[[str], None] = lambda _text: None,

@@ -26,7 +26,9 @@ from pathlib import Path
 from easq.errors import EasqError, Unreachable, UsageError
 from easq.model import Instance
 from easq.net.balance import Balance
-from easq.net.http import Retry, Settings, Transport
+from easq.net.http import Transport
+from easq.net.retry import Retry
+from easq.net.settings import NetworkSettings
 from easq.predict.cache import Kept, list_file, read_list, turn_file, write_list
 from easq.predict.lookup import Lookup
 from easq.predict.rate_limit import Turn
@@ -53,7 +55,7 @@ class Discovery:
     def __init__(
         self,
         lookup: Lookup,
-        settings: Settings,
+        settings: NetworkSettings,
         *,
         refresh_s: float | None = None,
         folder: Path | None = None,

@@ -15,11 +15,10 @@ from urllib.parse import parse_qsl, quote
 from easq.client.queue import QueueClient, put_operation, sub_path
 from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, QueueFull, ServerError, Unreachable
 from easq.model import REQUEST_ID, Frame, Tags
-from easq.net.backoff import full_jitter
-from easq.net.exchange import OVERTIME_S, PATH_SAFE, Retry, Settings
 from easq.net.failures import Unanswered, Unconnected
-from easq.net.retry import Attempt, Steps, Times, exchange
-from easq.net.url import address_of
+from easq.net.retry import OVERTIME_S, Attempt, Retry, Steps, Times, exchange, full_jitter
+from easq.net.settings import NetworkSettings
+from easq.net.url import PATH_SAFE, address_of
 from easq.predict.discovery import Discovery
 from easq.protocol.operations import Caller, Request
 from easq.protocol.replies import read_error, read_put
@@ -89,7 +88,7 @@ class Served:
 def predict_gateway(
     url: str,
     caller: Caller,
-    settings: Settings,
+    settings: NetworkSettings,
     data: bytes,
     *,
     path: str = "",
@@ -134,7 +133,7 @@ def predict_gateway(
 
 def predict_direct(
     discovery: Discovery,
-    settings: Settings,
+    settings: NetworkSettings,
     data: bytes,
     *,
     path: str = "",
@@ -230,13 +229,13 @@ def _tried(attempts: int, addresses: Collection[str]) -> str:
     return f"{attempts} attempts on {len(addresses)} instance{'' if len(addresses) == 1 else 's'}"
 
 
-def _slow_hint(error: EasqError, settings: Settings, timeout_s: float) -> str:
+def _slow_hint(error: EasqError, settings: NetworkSettings, timeout_s: float) -> str:
     """Return the hint of an answer that did not come, with the option that was the bound of an attempt."""
     bound_is_timeout = timeout_s / ATTEMPT_PART <= settings.request_timeout_s
     return "raise --timeout if it is slow" if bound_is_timeout else error.hint
 
 
-def in_time(error: EasqError, tried: str, settings: Settings, timeout_s: float) -> EasqError:
+def in_time(error: EasqError, tried: str, settings: NetworkSettings, timeout_s: float) -> EasqError:
     """The last error, and how often was tried; DeadlineExceeded where no answer came in time."""
     if isinstance(error, Unanswered):
         text = f"no answer within {timeout_s:g} s: {error.message} ({tried})"

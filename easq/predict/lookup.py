@@ -13,7 +13,8 @@ from typing import Protocol
 from easq.client.queue import sub_path
 from easq.errors import AuthFailed, EasqError, NotFound, Refused, ServerError, UsageError
 from easq.model import Instance
-from easq.net.http import Retry, Transport
+from easq.net.http import Transport
+from easq.net.retry import Retry
 from easq.net.url import endpoint_url, is_loopback, shown
 from easq.protocol.discovery import Malformed, Upstreams, read_upstreams, write_upstreams
 from easq.protocol.modelarts import read_host_endpoints, write_host_endpoints

@@ -51,7 +51,7 @@ from easq.models.inference import (
     reason_of,
     result_key,
 )
-from easq.net.backoff import pause_after
+from easq.net.retry import pause_after
 from easq.protocol.operations import Watch
 from easq.protocol.replies import BUSY_FEATURE, GroupLine
 

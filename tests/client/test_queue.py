@@ -9,8 +9,9 @@ import pytest
 from easq import errors
 from easq.client.queue import QueueClient, sub_path
 from easq.model import NEWEST, Ack, Consumer, Frame, SearchResult
-from easq.net.exchange import OVERTIME_S
-from easq.net.http import Settings, Transport
+from easq.net.http import Transport
+from easq.net.retry import OVERTIME_S
+from easq.net.settings import NetworkSettings
 from easq.protocol.frames import encode_frames
 from easq.protocol.operations import Caller, Codec, Request, parse
 from tests.client.servers import Peer, Server, answering, broken, reply, silent
@@ -22,7 +23,7 @@ HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 
 @contextmanager
 def calling(server: Server, *, token: str = "", **settings: float) -> Iterator[QueueClient]:
-    with server, Transport(Settings(environ={}, **settings)) as transport:
+    with server, Transport(NetworkSettings(environ={}, **settings)) as transport:
         yield QueueClient(server.url, Caller(Consumer("g", "u"), token), transport)
 
 

@@ -13,14 +13,15 @@ from easq.client.queue import QueueClient
 from easq.client.watch import Watcher
 from easq.model import Consumer, Frame
 from easq.net.failures import Unconnected, unconnected
-from easq.net.http import Settings, Transport
+from easq.net.http import Transport
+from easq.net.settings import NetworkSettings
 from easq.protocol.frames import delimit, encode_frame
 from easq.protocol.operations import Caller, Codec, Watch
 from tests.client.servers import Peer, Server, encrypting, eventually, free_port, secured
 
 TOKEN = "canary-token-canary"
 CALLER = Caller(Consumer("g", "u"), TOKEN)
-SETTINGS = Settings(connect_timeout_s=5.0, request_timeout_s=10.0, environ={})
+SETTINGS = NetworkSettings(connect_timeout_s=5.0, request_timeout_s=10.0, environ={})
 BIG = 2**64 - 1
 
 
@@ -344,7 +345,7 @@ def test_what_may_pass_is_tried_again_at_the_start_and_said(status: int, upgrade
 
 
 def test_what_does_not_pass_at_the_start_is_raised_in_the_end() -> None:
-    settings = Settings(connect_timeout_s=5.0, request_timeout_s=0.3, environ={})
+    settings = NetworkSettings(connect_timeout_s=5.0, request_timeout_s=0.3, environ={})
     server = Watched(refusing(502))
     with (
         pytest.raises(errors.ServerError, match=r"^the server answered 502: why$"),
@@ -357,7 +358,7 @@ def test_what_does_not_pass_at_the_start_is_raised_in_the_end() -> None:
 @pytest.mark.parametrize("upgrade", [True, False], ids=["ws", "http"])
 def test_a_start_ends_by_its_bound(upgrade: bool) -> None:
     """A service that takes the connection and says nothing."""
-    settings = Settings(connect_timeout_s=3600.0, request_timeout_s=3600.0, environ={})
+    settings = NetworkSettings(connect_timeout_s=3600.0, request_timeout_s=3600.0, environ={})
 
     def mute(_: Watched, peer: Peer) -> None:
         peer.stop.wait(60)
@@ -375,7 +376,7 @@ def test_an_end_does_not_wait_for_a_connection_that_is_made_anew() -> None:
         server.heard.append((0, b""))
         peer.stop.wait(60)
 
-    settings = Settings(connect_timeout_s=3600.0, request_timeout_s=3600.0, environ={})
+    settings = NetworkSettings(connect_timeout_s=3600.0, request_timeout_s=3600.0, environ={})
     server = Watched(pushing(then=vanishing), mute)
     with watching(server, settings=settings):
         assert eventually(lambda: bool(server.heard))
@@ -444,7 +445,7 @@ def test_a_start_waits_for_a_service_that_comes_up() -> None:
 
 
 def test_a_start_where_nothing_listens_says_so() -> None:
-    settings = Settings(connect_timeout_s=0.2, environ={})
+    settings = NetworkSettings(connect_timeout_s=0.2, environ={})
     with pytest.raises(errors.Unreachable, match=r"^connection to http://127\.0\.0\.1:\d+/q refused$"):
         Watcher(f"http://127.0.0.1:{free_port()}/q", CALLER, Watch(), settings).__enter__()
 
@@ -544,7 +545,7 @@ def test_a_handshake_that_drips_ends_by_the_deadline() -> None:
     began = time.monotonic()
     server = Watched(script)
     with pytest.raises(errors.Unreachable, match="did not answer within 1 s"):
-        with watching(server, settings=Settings(request_timeout_s=1.0, environ={})):
+        with watching(server, settings=NetworkSettings(request_timeout_s=1.0, environ={})):
             pass
     assert time.monotonic() - began < 8
 
@@ -569,7 +570,7 @@ def test_what_cannot_stand_in_a_header_never_leaves(value: str) -> None:
         for caller, settings in (
             (Caller(token=value), SETTINGS),
             (Caller(Consumer(value, "u")), SETTINGS),
-            (CALLER, Settings(headers={"X-A": value}, environ={})),
+            (CALLER, NetworkSettings(headers={"X-A": value}, environ={})),
         ):
             with pytest.raises((errors.UsageError, errors.ConfigError)):
                 Watcher(server.url, caller, Watch(), settings).__enter__()
@@ -578,7 +579,7 @@ def test_what_cannot_stand_in_a_header_never_leaves(value: str) -> None:
 
 def test_the_trace_of_a_watch_has_no_secret() -> None:
     lines: list[tuple[int, str]] = []
-    settings = Settings(trace=lambda level, line: lines.append((level, line)), environ={})
+    settings = NetworkSettings(trace=lambda level, line: lines.append((level, line)), environ={})
     server = Watched(pushing(1))
     with watching(server, settings=settings) as watcher:
         watcher.next(10)
@@ -597,7 +598,7 @@ def test_a_watch_over_tls(certificate: Path) -> None:
 
     with encrypting(certificate, script) as server:
         url = server.url.replace("http", "https", 1)
-        settings = Settings(cacert=str(certificate), environ={})
+        settings = NetworkSettings(cacert=str(certificate), environ={})
         with Watcher(url, CALLER, Watch(), settings, ping_every_s=0.05) as watcher:
             found = [watcher.next(10) for _ in range(50)]
         assert [item.index for item in found if item] == list(range(1, 51))
@@ -620,7 +621,7 @@ def test_a_watch_goes_through_the_proxy_of_its_host() -> None:
 
     server = Watched(proxy)
     with server:
-        settings = Settings(environ={"HTTP_PROXY": f"http://u:p%40@127.0.0.1:{server.port}"})
+        settings = NetworkSettings(environ={"HTTP_PROXY": f"http://u:p%40@127.0.0.1:{server.port}"})
         with Watcher("http://queue.example.test/q", CALLER, Watch(), settings) as watcher:
             assert watcher.next(10) == frame(1)
     lines = server.heads()[0].split("\r\n")
@@ -632,7 +633,7 @@ def test_a_watch_goes_through_the_proxy_of_its_host() -> None:
 
 def test_a_proxy_that_refuses_is_named() -> None:
     with Watched(refusing(403)) as server:
-        settings = Settings(connect_timeout_s=0.1, environ={"ALL_PROXY": f"127.0.0.1:{server.port}"})
+        settings = NetworkSettings(connect_timeout_s=0.1, environ={"ALL_PROXY": f"127.0.0.1:{server.port}"})
         with pytest.raises(
             errors.Unreachable, match=r"^the proxy http://127\.0\.0\.1:\d+ does not connect to .*403"
         ):
@@ -689,7 +690,7 @@ def test_an_http_stream_outlives_the_request_timeout() -> None:
         peer.send(delimit(bytes_of(2)))
         peer.read_frame()
 
-    settings = Settings(request_timeout_s=0.3, environ={})
+    settings = NetworkSettings(request_timeout_s=0.3, environ={})
     with watching(Watched(streaming(then=later)), HTTP, settings=settings) as watcher:
         assert watcher.next(10) == frame(2)
         assert watcher.epoch == 1

@@ -4,17 +4,17 @@ import time
 import pytest
 
 from easq import errors
-from easq.net.connection import Line, open_line
-from easq.net.http import Settings
+from easq.net.connection import Connection, open_connection
+from easq.net.settings import NetworkSettings
 from tests.client.servers import Peer, Server, free_port
 
-SETTINGS = Settings(connect_timeout_s=2.0, environ={})
+SETTINGS = NetworkSettings(connect_timeout_s=2.0, environ={})
 
 
 def test_reading_ends_by_the_deadline_and_within_the_budget() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        line = Line(ours, "http://user:secret@h/q?a=b")
+        line = Connection(ours, "http://user:secret@h/q?a=b")
         line.budget = 5
         theirs.sendall(b"hello!")
         assert line.recv(5) == b"hello"
@@ -39,7 +39,7 @@ def test_reading_ends_by_the_deadline_and_within_the_budget() -> None:
 def test_when_something_was_heard_is_known() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        line = Line(ours, "http://h")
+        line = Connection(ours, "http://h")
         line.budget, line.heard_at = 5, 0.0
         theirs.sendall(b"x")
         line.recv(1)
@@ -49,9 +49,9 @@ def test_when_something_was_heard_is_known() -> None:
 def test_a_line_that_does_not_come_about_says_why() -> None:
     port = free_port()
     with pytest.raises(errors.Unreachable, match=rf"^connection to http://127\.0\.0\.1:{port}/q refused$"):
-        open_line(f"http://127.0.0.1:{port}/q", SETTINGS)
+        open_connection(f"http://127.0.0.1:{port}/q", SETTINGS)
     with pytest.raises(errors.Unreachable, match="does not resolve"):
-        open_line("http://no-such-host.invalid/q", SETTINGS)
+        open_connection("http://no-such-host.invalid/q", SETTINGS)
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 407 no\r\n\r\n", b"hello\r\n\r\n", b"x" * 20_000])
@@ -62,13 +62,13 @@ def test_a_proxy_that_does_not_connect_is_named(said: bytes) -> None:
         peer.socket.shutdown(socket.SHUT_WR)
 
     with Server(proxy) as server:
-        settings = Settings(
+        settings = NetworkSettings(
             connect_timeout_s=20.0, environ={"HTTP_PROXY": f"http://u:secret@127.0.0.1:{server.port}"}
         )
         with pytest.raises(
             errors.Unreachable, match=rf"^the proxy http://127\.0\.0\.1:{server.port} does not"
         ) as caught:
-            open_line("http://queue.example.test/q", settings)
+            open_connection("http://queue.example.test/q", settings)
     assert "secret" not in caught.value.message
 
 
@@ -78,8 +78,10 @@ def test_a_proxy_is_told_the_host_as_dns_has_it() -> None:
         peer.send(b"HTTP/1.1 200 ok\r\n\r\nrest")
 
     with Server(proxy) as server:
-        settings = Settings(connect_timeout_s=2.0, environ={"HTTP_PROXY": f"http://127.0.0.1:{server.port}"})
-        line = open_line("http://büro.example.test:81/q", settings)
+        settings = NetworkSettings(
+            connect_timeout_s=2.0, environ={"HTTP_PROXY": f"http://127.0.0.1:{server.port}"}
+        )
+        line = open_connection("http://büro.example.test:81/q", settings)
         line.budget = 4
         assert line.recv(4) == b"rest"
         line.close()

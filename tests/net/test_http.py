@@ -10,7 +10,9 @@ import pytest
 from easq import errors
 from easq.model import Consumer
 from easq.net.failures import Unanswered, Unconnected
-from easq.net.http import Retry, Settings, Transport
+from easq.net.http import Transport
+from easq.net.retry import Retry
+from easq.net.settings import NetworkSettings
 from easq.protocol.operations import Caller, Describe, Put, Request, to_request
 from tests.client.servers import Peer, Server, answering, broken, eventually, free_port, reply, secured
 
@@ -18,7 +20,7 @@ TOKEN = "canary-token-canary"
 CALLER = Caller(Consumer("g", "u"), TOKEN)
 PUT = to_request(Put(b"payload-canary", {"a": "b c/ü"}))
 GET = to_request(Describe())
-QUICK = Settings(connect_timeout_s=5.0, request_timeout_s=10.0, environ={})
+QUICK = NetworkSettings(connect_timeout_s=5.0, request_timeout_s=10.0, environ={})
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def test_a_netrc_and_proxies_of_the_environment_are_not_used(
     with answering(reply()) as proxy, answering(reply()) as server:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
         monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{proxy.port}")
-        with Transport(Settings()) as transport:
+        with Transport(NetworkSettings()) as transport:
             transport.exchange(server.url, GET, Caller())
         assert proxy.connections == 0
     assert "authorization" not in server.heads()[0].lower()
@@ -131,7 +133,7 @@ def test_a_netrc_and_proxies_of_the_environment_are_not_used(
 
 def test_another_host_is_reached_through_its_proxy() -> None:
     with answering(reply(200, b"via")) as proxy:
-        settings = Settings(environ={"HTTP_PROXY": f"http://127.0.0.1:{proxy.port}"})
+        settings = NetworkSettings(environ={"HTTP_PROXY": f"http://127.0.0.1:{proxy.port}"})
         with Transport(settings) as transport:
             assert transport.exchange("http://queue.example.test/q", GET, CALLER).body == b"via"
     assert proxy.heads()[0].startswith("GET http://queue.example.test/q?_attrs_=true HTTP/1.1\r\n")
@@ -141,7 +143,9 @@ def test_another_host_is_reached_through_its_proxy() -> None:
 
 def test_a_proxy_gets_the_name_and_password_of_its_address() -> None:
     with answering(reply(200, b"via")) as proxy:
-        settings = Settings(environ={"HTTP_PROXY": f"http://us%40er:pass%C3%BC@127.0.0.1:{proxy.port}"})
+        settings = NetworkSettings(
+            environ={"HTTP_PROXY": f"http://us%40er:pass%C3%BC@127.0.0.1:{proxy.port}"}
+        )
         with Transport(settings) as transport:
             assert transport.exchange("http://queue.example.test/q", GET, CALLER).body == b"via"
     given = base64.b64encode("us@er:passü".encode()).decode()
@@ -151,7 +155,7 @@ def test_a_proxy_gets_the_name_and_password_of_its_address() -> None:
 def test_tls_goes_through_a_proxy(certificate: Path) -> None:
     """The proxy is asked for a tunnel, and sees neither the request nor its headers."""
     with secured(certificate, tunnelled=True) as proxy:
-        settings = Settings(insecure=True, environ={"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}"})
+        settings = NetworkSettings(insecure=True, environ={"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}"})
         with Transport(settings) as transport:
             assert transport.exchange("https://queue.example.test/q", GET, CALLER).body == b"safe"
     tunnel, request = proxy.heads()
@@ -162,7 +166,7 @@ def test_tls_goes_through_a_proxy(certificate: Path) -> None:
 
 def test_a_proxy_is_told_an_ipv6_address_in_brackets() -> None:
     with answering(reply(200, b"via")) as proxy:
-        settings = Settings(environ={"HTTP_PROXY": f"http://127.0.0.1:{proxy.port}"})
+        settings = NetworkSettings(environ={"HTTP_PROXY": f"http://127.0.0.1:{proxy.port}"})
         with Transport(settings) as transport:
             transport.exchange("http://[2001:db8::1]:8080/q", GET, CALLER)
             transport.exchange("http://[2001:db8::1]/q", GET, CALLER)
@@ -175,7 +179,7 @@ def test_a_proxy_is_told_an_ipv6_address_in_brackets() -> None:
 
 def test_tls_with_an_ipv6_address_goes_through_a_proxy(certificate: Path) -> None:
     with secured(certificate, tunnelled=True) as proxy:
-        settings = Settings(
+        settings = NetworkSettings(
             cacert=str(certificate), environ={"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}"}
         )
         with Transport(settings) as transport:
@@ -188,7 +192,7 @@ def test_tls_with_an_ipv6_address_goes_through_a_proxy(certificate: Path) -> Non
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_proxy_that_wants_a_password_says_so_once(scheme: str) -> None:
     with answering(reply(407)) as proxy:
-        settings = Settings(environ={"ALL_PROXY": f"http://u:secret@127.0.0.1:{proxy.port}"})
+        settings = NetworkSettings(environ={"ALL_PROXY": f"http://u:secret@127.0.0.1:{proxy.port}"})
         with Transport(settings) as transport, pytest.raises(Unconnected) as caught:
             transport.exchange(f"{scheme}://queue.example.test/q", GET, CALLER)
     assert len(proxy.requests) == 1
@@ -206,7 +210,7 @@ def test_what_a_proxy_quotes_does_not_show_its_password() -> None:
         peer.answer(403, f"geheim9 {head}".encode())
 
     with Server(quote) as proxy:
-        settings = Settings(
+        settings = NetworkSettings(
             environ={"HTTP_PROXY": f"http://user:geheim9@127.0.0.1:{proxy.port}"},
             trace=lambda _, line: told.append(line),
         )
@@ -221,7 +225,7 @@ def test_what_a_proxy_quotes_does_not_show_its_password() -> None:
 
 @pytest.mark.parametrize("name", ["proxy\u00fc.invalid", "no-such-proxy.invalid"])
 def test_the_name_of_a_proxy_that_does_not_resolve_is_said(name: str) -> None:
-    settings = Settings(environ={"HTTP_PROXY": f"http://u:secret@{name}:3128"}, connect_timeout_s=0.1)
+    settings = NetworkSettings(environ={"HTTP_PROXY": f"http://u:secret@{name}:3128"}, connect_timeout_s=0.1)
     with Transport(settings) as transport, pytest.raises(Unconnected) as caught:
         transport.exchange("http://queue.example.test/q", GET, CALLER)
     assert caught.value.message == (
@@ -316,7 +320,7 @@ def test_a_refused_connection_is_tried_until_the_server_is_up(transport: Transpo
 
 def test_a_refused_connection_is_named_with_its_address() -> None:
     port = free_port()
-    with Transport(Settings(connect_timeout_s=1.0, environ={})) as transport:
+    with Transport(NetworkSettings(connect_timeout_s=1.0, environ={})) as transport:
         with pytest.raises(Unconnected) as caught:
             transport.exchange(f"http://127.0.0.1:{port}/q", PUT, CALLER)
     assert caught.value.message == f"connection to http://127.0.0.1:{port}/q refused"
@@ -399,7 +403,7 @@ def test_an_answer_above_the_bound_is_given_up() -> None:
         peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
         peer.flood()
 
-    with Transport(Settings(max_answer_bytes=1_000_000, environ={})) as transport:
+    with Transport(NetworkSettings(max_answer_bytes=1_000_000, environ={})) as transport:
         with answering(endless) as server:
             with pytest.raises(errors.ServerError, match="above the limit of 1000000 bytes"):
                 transport.exchange(server.url, GET, CALLER)
@@ -476,7 +480,7 @@ def test_every_failure_of_httpcore_is_one_of_ours(raised: Exception, kind: type[
 
 def test_a_trace_tells_all_but_the_secrets() -> None:
     lines: list[tuple[int, str]] = []
-    settings = Settings(
+    settings = NetworkSettings(
         headers={"X-Api-Key": "key-canary-1234"},
         trace=lambda level, line: lines.append((level, line)),
         environ={},
@@ -503,14 +507,14 @@ def test_an_error_does_not_quote_the_token(transport: Transport) -> None:
 
 def test_a_trace_tells_of_failures_too() -> None:
     lines: list[str] = []
-    settings = Settings(connect_timeout_s=0.1, trace=lambda _, line: lines.append(line), environ={})
+    settings = NetworkSettings(connect_timeout_s=0.1, trace=lambda _, line: lines.append(line), environ={})
     with Transport(settings) as transport, pytest.raises(errors.Unreachable):
         transport.exchange(f"http://127.0.0.1:{free_port()}/q", GET, CALLER)
     assert any("refused in" in line for line in lines)
 
 
 def test_settings_do_not_print_secrets() -> None:
-    settings = Settings(headers={"X-Api-Key": "canary"}, environ={"HTTP_PROXY": "http://u:canary@p"})
+    settings = NetworkSettings(headers={"X-Api-Key": "canary"}, environ={"HTTP_PROXY": "http://u:canary@p"})
     assert "canary" not in repr(settings)
 
 
@@ -553,13 +557,16 @@ def test_a_certificate_nobody_vouches_for_is_refused_with_the_reason(certificate
 
 
 def test_a_given_ca_or_insecure_lets_it_pass(certificate: Path) -> None:
-    for settings in (Settings(cacert=str(certificate), environ={}), Settings(insecure=True, environ={})):
+    for settings in (
+        NetworkSettings(cacert=str(certificate), environ={}),
+        NetworkSettings(insecure=True, environ={}),
+    ):
         with secured(certificate) as server, Transport(settings) as transport:
             assert transport.exchange(server.url.replace("http", "https", 1), GET, CALLER).body == b"safe"
 
 
 def test_a_wrong_name_in_the_certificate_is_refused(certificate: Path) -> None:
-    settings = Settings(cacert=str(certificate), environ={})
+    settings = NetworkSettings(cacert=str(certificate), environ={})
     with secured(certificate) as server, Transport(settings) as transport:
         with pytest.raises(errors.Unreachable, match=r"^TLS with https://localhost.* failed: .*localhost"):
             transport.exchange(f"https://localhost:{server.port}/q", GET, CALLER)
@@ -579,6 +586,6 @@ def test_a_ca_file_that_is_none_is_named(tmp_path: Path) -> None:
     empty = tmp_path / "ca.pem"
     empty.write_text("nothing\n")
     for path in (empty, tmp_path / "missing.pem"):
-        with Transport(Settings(cacert=str(path), environ={})) as transport:
+        with Transport(NetworkSettings(cacert=str(path), environ={})) as transport:
             with pytest.raises(errors.ConfigError, match="CA file"):
                 transport.exchange("https://127.0.0.1:1/q", GET, CALLER)

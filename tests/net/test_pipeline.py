@@ -13,11 +13,11 @@ from easq import errors
 from easq.client.queue import QueueClient, put_operation
 from easq.model import Ack, Consumer
 from easq.net import pipeline as bulk_module
-from easq.net.exchange import Retry, Settings
 from easq.net.failures import Unanswered, Unconnected
 from easq.net.http import Transport
-from easq.net.pipeline import Bulk, Outcome, Task, asking
-from easq.net.retry import Steps, Times, exchange
+from easq.net.pipeline import Outcome, Pipeline, Task, asking
+from easq.net.retry import Retry, Steps, Times, exchange
+from easq.net.settings import NetworkSettings
 from easq.protocol.operations import Caller, Operation, Request
 from easq.protocol.replies import Reply, read_put
 from tests.client.servers import (
@@ -36,7 +36,7 @@ from tests.client.servers import (
 
 TOKEN = "canary-token-canary"
 CALLER = Caller(Consumer("g", "u"), TOKEN)
-QUICK = Settings(connect_timeout_s=5.0, request_timeout_s=10.0, environ={})
+QUICK = NetworkSettings(connect_timeout_s=5.0, request_timeout_s=10.0, environ={})
 
 
 def puts(*payloads: bytes) -> Iterator[Task[bytes, Operation]]:
@@ -47,7 +47,7 @@ def puts(*payloads: bytes) -> Iterator[Task[bytes, Operation]]:
 def put_all(
     url: str,
     tasks: Iterable[Task[bytes, Operation]],
-    settings: Settings = QUICK,
+    settings: NetworkSettings = QUICK,
     *,
     workers: int = 4,
     stop_at_failure: bool = False,
@@ -55,7 +55,9 @@ def put_all(
     open_loop: bool = False,
     retry: Retry = Retry.READ,
 ) -> list[Outcome[bytes, Ack]]:
-    bulk = Bulk(settings, workers=workers, stop_at_failure=stop_at_failure, rate=rate, open_loop=open_loop)
+    bulk = Pipeline(
+        settings, workers=workers, stop_at_failure=stop_at_failure, rate=rate, open_loop=open_loop
+    )
     steps = asking(url, CALLER, settings, read_put, retry=retry)
     return [outcome for batch in bulk.run(iter(tasks), steps) for outcome in batch]
 
@@ -335,14 +337,14 @@ def test_reading_is_never_far_ahead_of_whoever_takes_the_outcomes(monkeypatch: p
 
     with answering(reply(200, b"7")) as server:
         taken = 0
-        bulk = Bulk(QUICK, workers=4)
+        bulk = Pipeline(QUICK, workers=4)
         for batch in bulk.run(tasks(1), asking(server.url, CALLER, QUICK, read_put)):
             taken += len(batch)
             assert read - taken <= 2 * 4 + 16 + 1
         assert taken == 500
         monkeypatch.setattr(bulk_module, "MAX_HELD_BYTES", 3000)
         taken = read = 0
-        bulk = Bulk(QUICK, workers=4)
+        bulk = Pipeline(QUICK, workers=4)
         for batch in bulk.run(tasks(1000), asking(server.url, CALLER, QUICK, read_put)):
             taken += len(batch)
             assert read - taken <= 3 + 1
@@ -360,7 +362,7 @@ def test_a_task_is_sent_while_the_next_is_still_waited_for() -> None:
 
     with numbering() as server:
         found = []
-        for batch in Bulk(QUICK, workers=3).run(tasks(), asking(server.url, CALLER, QUICK, read_put)):
+        for batch in Pipeline(QUICK, workers=3).run(tasks(), asking(server.url, CALLER, QUICK, read_put)):
             found += [outcome.what for outcome in batch]
             if len(found) == 2:
                 more.set()
@@ -375,7 +377,7 @@ def test_what_reading_raises_comes_behind_the_outcomes_before() -> None:
     found = []
 
     def take(url: str) -> None:
-        for batch in Bulk(QUICK, workers=3).run(tasks(), asking(url, CALLER, QUICK, read_put)):
+        for batch in Pipeline(QUICK, workers=3).run(tasks(), asking(url, CALLER, QUICK, read_put)):
             found.extend(outcome.what for outcome in batch)
 
     with numbering() as server, pytest.raises(errors.UsageError, match="cannot read on"):
@@ -385,7 +387,7 @@ def test_what_reading_raises_comes_behind_the_outcomes_before() -> None:
 
 def test_a_stop_lets_those_in_flight_finish_and_gives_up_what_takes_too_long() -> None:
     with numbering(late=[b"p2"]) as server:
-        bulk = Bulk(QUICK, workers=2)
+        bulk = Pipeline(QUICK, workers=2)
         found: list[Outcome[bytes, Ack]] = []
         for batch in bulk.run(
             puts(b"p1", b"p2", *[b"p2"] * 100), asking(server.url, CALLER, QUICK, read_put)
@@ -401,7 +403,7 @@ def test_a_stop_lets_those_in_flight_finish_and_gives_up_what_takes_too_long() -
 
 def test_whoever_stops_taking_outcomes_leaves_no_thread_behind() -> None:
     with numbering() as server:
-        for _ in Bulk(QUICK, workers=4).run(
+        for _ in Pipeline(QUICK, workers=4).run(
             puts(*[b"p1"] * 500), asking(server.url, CALLER, QUICK, read_put)
         ):
             break
@@ -445,7 +447,7 @@ def test_a_header_that_differs_from_request_to_request_is_checked_too() -> None:
 
     with answering(reply(200)) as server:
         tasks = [Task(value, value) for value in ("EAS a", "EAS b\r\nX-Smuggled: 1", "EAS ü")]
-        outcomes = [one for batch in Bulk(QUICK, workers=2).run(iter(tasks), steps) for one in batch]
+        outcomes = [one for batch in Pipeline(QUICK, workers=2).run(iter(tasks), steps) for one in batch]
     assert [type(outcome.error) for outcome in outcomes] == [type(None), errors.UsageError, errors.UsageError]
     assert outcomes[1].error is not None
     assert outcomes[1].error.message == (

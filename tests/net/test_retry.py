@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from easq import errors
-from easq.net.exchange import Retry, Settings
 from easq.net.failures import Unanswered, Unconnected, unconnected
-from easq.net.retry import Attempt, Steps, Times, exchange
+from easq.net.retry import CAP_S, Attempt, Retry, Steps, Times, exchange, full_jitter, pause_after
+from easq.net.settings import NetworkSettings
 from easq.protocol.operations import Caller, Request
 from easq.protocol.replies import STORED_HEADER, Reply
 
 PUT = Request("POST", body=b"x")
-SETTINGS = Settings(connect_timeout_s=5.0, request_timeout_s=30.0, environ={})
+SETTINGS = NetworkSettings(connect_timeout_s=5.0, request_timeout_s=30.0, environ={})
 GOOD, BUSY = Reply(200, {}, b"7"), Reply(502, {}, b"busy")
 FULL = Reply(429, {}, b"full")
 NOT_STORED = Reply(503, {STORED_HEADER: "no"}, b"ending")
@@ -173,3 +173,17 @@ def test_a_refused_connection_is_told_though_the_last_attempt_ran_out_of_time(
     now[0] = 105.2
     with pytest.raises(Unconnected, match=f"{told}$"):
         steps.throw(last)
+
+
+def test_pauses_lie_below_a_bound_that_doubles_up_to_the_cap() -> None:
+    for failures, bound in ((1, 0.1), (2, 0.2), (3, 0.4), (6, 3.2), (7, CAP_S), (10_000, CAP_S)):
+        pauses = [full_jitter(failures) for _ in range(200)]
+        assert all(0 <= pause <= bound for pause in pauses)
+        assert max(pauses) > bound / 2
+
+
+def test_a_server_that_asks_for_a_pause_gets_it_and_a_little_more() -> None:
+    error = errors.QueueFull("full")
+    assert 0.0 <= pause_after(error, 3) <= 0.4
+    error.retry_after_s = 7.0
+    assert {7.0 <= pause_after(error, failures) <= 7.1 for failures in range(1, 20)} == {True}

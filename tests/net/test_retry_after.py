@@ -10,8 +10,9 @@ import pytest
 from easq import errors
 from easq.client.queue import QueueClient
 from easq.model import Frame
-from easq.net.http import Settings, Transport
-from easq.net.pipeline import Bulk, Task, asking
+from easq.net.http import Transport
+from easq.net.pipeline import Pipeline, Task, asking
+from easq.net.settings import NetworkSettings
 from easq.predict.dialogue import Dialogue
 from easq.predict.exchanges import predict_gateway, predict_queue
 from easq.protocol.frames import encode_frame, encode_frames
@@ -19,7 +20,7 @@ from easq.protocol.operations import Caller, Codec, Put, Watch
 from easq.protocol.replies import read_put
 from tests.client.servers import Peer, Server
 
-SETTINGS = Settings(environ={})
+SETTINGS = NetworkSettings(environ={})
 #: what the server asks for, in seconds: a back-off of its own would have come back before
 ASKED_S = 1
 
@@ -76,7 +77,7 @@ def put(server: Server, transport: Transport) -> object:
 
 
 def bulk(server: Server, transport: Transport) -> object:
-    run = Bulk(transport.settings, workers=1)
+    run = Pipeline(transport.settings, workers=1)
     tasks = iter([Task(0, Put(b"x"))])
     ((outcome,),) = run.run(tasks, asking(server.url, Caller(), transport.settings, read_put))
     return outcome.result and outcome.result.index
@@ -134,7 +135,7 @@ def test_it_is_asked_again_when_it_says(
 
 
 def test_a_put_that_cannot_wait_so_long_is_refused_at_once() -> None:
-    with Transport(Settings(request_timeout_s=0.5, environ={})) as transport:
+    with Transport(NetworkSettings(request_timeout_s=0.5, environ={})) as transport:
         with Full(429, answer(b"1")) as server, pytest.raises(errors.QueueFull):
             put(server, transport)
     assert len(server.times) == 1

@@ -14,16 +14,17 @@ import pytest
 from easq import errors
 from easq.client.queue import QueueClient
 from easq.client.watch import Watcher
-from easq.net.addresses import in_turn
+from easq.net.connection import try_addresses
 from easq.net.failures import Unconnected
-from easq.net.http import Settings, Transport
-from easq.net.pipeline import Bulk, Task, asking
+from easq.net.http import Transport
+from easq.net.pipeline import Pipeline, Task, asking
+from easq.net.settings import NetworkSettings
 from easq.predict.dialogue import Dialogue
 from easq.protocol.operations import Caller, Put, Watch
 from easq.protocol.replies import read_put
 from tests.client.servers import Peer, Server, Speaking
 
-Way: TypeAlias = Callable[[str, Settings], object]
+Way: TypeAlias = Callable[[str, NetworkSettings], object]
 
 
 def dripping(first: bytes, then: bytes) -> Server:
@@ -37,27 +38,27 @@ def dripping(first: bytes, then: bytes) -> Server:
     return Server(handle)
 
 
-def single(url: str, settings: Settings) -> None:
+def single(url: str, settings: NetworkSettings) -> None:
     with Transport(settings) as transport:
         QueueClient(url, Caller(), transport).attributes()
 
 
-def bulk(url: str, settings: Settings) -> None:
-    run = Bulk(settings, workers=1)
+def bulk(url: str, settings: NetworkSettings) -> None:
+    run = Pipeline(settings, workers=1)
     for outcomes in run.run(iter([Task(0, Put(b"x"))]), asking(url, Caller(), settings, read_put)):
         assert outcomes[0].error is not None
         raise outcomes[0].error
 
 
-def watch(url: str, settings: Settings) -> None:
+def watch(url: str, settings: NetworkSettings) -> None:
     Watcher(url, Caller(), Watch(), settings).__enter__()
 
 
-def watch_http(url: str, settings: Settings) -> None:
+def watch_http(url: str, settings: NetworkSettings) -> None:
     Watcher(url, Caller(), Watch(upgrade=False), settings).__enter__()
 
 
-def dialogue(url: str, settings: Settings) -> None:
+def dialogue(url: str, settings: NetworkSettings) -> None:
     with Dialogue(url.replace("http", "ws", 1), {}, settings, text=True) as one:
         one.ask(b"x", timeout_s=0.3)
 
@@ -72,7 +73,7 @@ LIMITS = {"connect_timeout_s": 0.3, "request_timeout_s": 3600.0}
 def test_a_proxy_that_drips_its_answer(way: Way, scheme: str) -> None:
     """It is asked for a tunnel, which a WebSocket needs in any case."""
     with dripping(b"HTTP/1.1 200 Connected\r\nX-A: a", b"a") as proxy:
-        settings = Settings(environ={"ALL_PROXY": f"http://127.0.0.1:{proxy.port}"}, **LIMITS)
+        settings = NetworkSettings(environ={"ALL_PROXY": f"http://127.0.0.1:{proxy.port}"}, **LIMITS)
         with pytest.raises(Unconnected, match=r"cannot connect to the proxy .*: no answer in time$|attempts"):
             way(f"{scheme}://queue.example.test/q", settings)
 
@@ -81,7 +82,7 @@ def test_a_proxy_that_drips_its_answer(way: Way, scheme: str) -> None:
 def test_a_server_that_drips_its_side_of_tls(way: Way) -> None:
     with dripping(b"\x16\x03\x03\x40\x00\x02", b"\0") as server:
         with pytest.raises(errors.Unreachable, match=r"cannot connect to|attempts"):
-            way(server.url.replace("http", "https", 1), Settings(environ={}, **LIMITS))
+            way(server.url.replace("http", "https", 1), NetworkSettings(environ={}, **LIMITS))
 
 
 def test_a_message_that_drips_is_given_up_with_the_time_for_its_answer() -> None:
@@ -90,7 +91,7 @@ def test_a_message_that_drips_is_given_up_with_the_time_for_its_answer() -> None
         while not peer.stop.wait(0.02) and not peer.gone():
             peer.send(b"a")
 
-    with Speaking(drip) as server, Dialogue(server.url, {}, Settings(environ={}), text=True) as one:
+    with Speaking(drip) as server, Dialogue(server.url, {}, NetworkSettings(environ={}), text=True) as one:
         with pytest.raises(errors.DeadlineExceeded, match="no answer"):
             one.ask(b"x", timeout_s=0.5)
 
@@ -103,7 +104,7 @@ def test_a_watch_whose_frame_drips_ends_when_it_is_told_to() -> None:
             peer.send(b"a")
 
     with Server(drip) as server:
-        watcher = Watcher(server.url, Caller(), Watch(), Settings(environ={}))
+        watcher = Watcher(server.url, Caller(), Watch(), NetworkSettings(environ={}))
         with watcher:
             assert watcher.next(0.5) is None
         assert not watcher._thread.is_alive()
@@ -112,7 +113,7 @@ def test_a_watch_whose_frame_drips_ends_when_it_is_told_to() -> None:
 def test_the_addresses_of_a_host_share_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that leads nowhere leaves time for the next, and together they have no more than one."""
     found = [(0, 1, 6, "", ("::1", 80)), (0, 1, 6, "", ("10.0.0.1", 80)), (0, 2, 6, "", ("10.0.0.1", 80))]
-    monkeypatch.setattr("easq.net.addresses.socket.getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr("easq.net.connection.socket.getaddrinfo", lambda *_, **__: found)
     tried: list[tuple[str, float]] = []
 
     def connect(address: str, part_s: float) -> str:
@@ -121,7 +122,7 @@ def test_the_addresses_of_a_host_share_its_time(monkeypatch: pytest.MonkeyPatch)
             raise TimeoutError
         return "connected"
 
-    assert in_turn("h", 80, 10.0, connect) == "connected"
+    assert try_addresses("h", 80, 10.0, connect) == "connected"
     assert [address for address, _ in tried] == ["::1", "10.0.0.1"]
     assert 4.0 < tried[0][1] <= 5.0
     assert 8.0 < tried[1][1] <= 10.0
@@ -129,4 +130,4 @@ def test_the_addresses_of_a_host_share_its_time(monkeypatch: pytest.MonkeyPatch)
     found.pop()
     found.pop()
     with pytest.raises(TimeoutError):
-        in_turn("h", 80, 10.0, connect)
+        try_addresses("h", 80, 10.0, connect)

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from easq.errors import ConfigError
-from easq.net.http import Settings, Transport
+from easq.net.http import Transport
+from easq.net.settings import NetworkSettings
 from easq.net.tls import tls_context
 from easq.protocol.operations import Request
 from tests.client.servers import secured
@@ -22,7 +23,10 @@ def test_a_private_ca_that_says_no_more_than_that_it_is_one_is_trusted(private_c
     """Without key usage and key identifiers, as many a company has it; Python 3.13 refuses it by default."""
     ca, server_certificate = private_ca
     assert not tls_context().verify_flags & ssl.VERIFY_X509_STRICT
-    with secured(server_certificate) as server, Transport(Settings(cacert=str(ca), environ={})) as transport:
+    with (
+        secured(server_certificate) as server,
+        Transport(NetworkSettings(cacert=str(ca), environ={})) as transport,
+    ):
         url = server.url.replace("http", "https", 1)
         assert transport.exchange(url, Request("GET"), None).body == b"safe"
 

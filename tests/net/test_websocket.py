@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from easq import errors
-from easq.net.http import Settings
+from easq.net.settings import NetworkSettings
 from easq.net.websocket import Closed, Message, WebSocket
 from tests.client.servers import Peer, Server, encrypting, eventually, without_tls
 
-SETTINGS = Settings(connect_timeout_s=5.0, request_timeout_s=5.0, environ={})
+SETTINGS = NetworkSettings(connect_timeout_s=5.0, request_timeout_s=5.0, environ={})
 
 
 def upgraded(then: Callable[[Server, Peer], None]) -> Server:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from easq import errors
-from easq.net.http import Settings
+from easq.net.settings import NetworkSettings
 from easq.predict.dialogue import Dialogue, Dialogues
 from tests.client.servers import Peer, Server, Speaking, answering, echo, eventually, free_port, reply
 
-SETTINGS = Settings(connect_timeout_s=2.0, environ={})
+SETTINGS = NetworkSettings(connect_timeout_s=2.0, environ={})
 TOKEN = "canary-token-canary"
 
 
@@ -301,7 +301,7 @@ def test_what_cannot_stand_in_a_header_never_leaves(value: str) -> None:
 
 def test_the_trace_has_messages_and_no_secret() -> None:
     lines: list[str] = []
-    settings = Settings(trace=lambda _level, line: lines.append(line), environ={})
+    settings = NetworkSettings(trace=lambda _level, line: lines.append(line), environ={})
     with Speaking(echo) as server:
         url = f"{server.url}?token={TOKEN}"
         with Dialogue(url, {"X-Auth-Token": TOKEN}, settings, text=True) as service:

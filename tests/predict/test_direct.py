@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from easq import errors
-from easq.net.http import Settings, Transport
-from easq.net.pipeline import Bulk, Task
+from easq.net.http import Transport
+from easq.net.pipeline import Pipeline, Task
 from easq.net.retry import Steps
+from easq.net.settings import NetworkSettings
 from easq.predict.discovery import Discovery
 from easq.predict.exchanges import Served, predict_direct, signed
 from easq.predict.lookup import EasLookup
@@ -38,7 +39,7 @@ from tests.client.servers import (
     silent,
 )
 
-SETTINGS = Settings(connect_timeout_s=2.0, environ={})
+SETTINGS = NetworkSettings(connect_timeout_s=2.0, environ={})
 FINE = reply(200, b"yes")
 TOKEN = "canary-token-canary"
 
@@ -84,7 +85,7 @@ def _blocking(cluster: Cluster, steps: Steps[Served]) -> Served:
 
 
 def _on_a_loop(cluster: Cluster, steps: Steps[Served]) -> Served:
-    bulk, tasks = Bulk(cluster.transport.settings, workers=2, timed=True), [Task(None, None)]
+    bulk, tasks = Pipeline(cluster.transport.settings, workers=2, timed=True), [Task(None, None)]
     ((outcome,),) = bulk.run(iter(tasks), lambda _ask, _times: steps)
     if outcome.error is not None:
         raise outcome.error

@@ -14,7 +14,7 @@ import pytest
 from easq import errors
 from easq.model import Instance
 from easq.net.balance import Balance
-from easq.net.http import Settings
+from easq.net.settings import NetworkSettings
 from easq.predict.cache import list_file, read_list, write_list
 from easq.predict.discovery import Discovery
 from easq.predict.lookup import EAS_PATHS, EasLookup
@@ -30,7 +30,9 @@ from tests.client.servers import (
     reply,
 )
 
-SETTINGS = Settings(connect_timeout_s=2.0, headers={"Authorization": "canary-token-canary"}, environ={})
+SETTINGS = NetworkSettings(
+    connect_timeout_s=2.0, headers={"Authorization": "canary-token-canary"}, environ={}
+)
 FIRST, SECOND = Instance("127.0.0.1", 5001, 100), Instance("127.0.0.1", 5002, 100)
 
 

@@ -3,7 +3,8 @@ import pytest
 from easq import errors
 from easq.client.queue import QueueClient
 from easq.model import Frame
-from easq.net.http import Settings, Transport
+from easq.net.http import Transport
+from easq.net.settings import NetworkSettings
 from easq.predict.exchanges import predict_gateway, predict_queue
 from easq.protocol.frames import encode_frames
 from easq.protocol.operations import Caller, Codec
@@ -13,7 +14,7 @@ from tests.client.servers import Peer, answering, broken, free_port, reply
 CALLER = Caller(token="canary-token-canary")
 RESULT = Frame(9, {"requestId": "r-1", "lastCode": "500"}, b"result")
 STORED = reply(200, b"1", X_Eas_Queueservice_Request_Id="r-1")
-QUICK = Settings(connect_timeout_s=1.0, request_timeout_s=1.0, environ={})
+QUICK = NetworkSettings(connect_timeout_s=1.0, request_timeout_s=1.0, environ={})
 
 
 def test_a_result_is_waited_for_by_its_request_id_and_stays_in_the_sink() -> None:
@@ -142,7 +143,7 @@ def test_one_attempt_takes_a_third_of_the_time_at_most() -> None:
     def slow(peer: Peer) -> None:
         peer.stop.wait(20)
 
-    with answering(slow, reply(200, b"yes")) as server, Transport(Settings(environ={})) as transport:
+    with answering(slow, reply(200, b"yes")) as server, Transport(NetworkSettings(environ={})) as transport:
         assert (
             transport.run(predict_gateway(server.url, CALLER, transport.settings, b"x", timeout_s=3)).data
             == b"yes"
@@ -154,7 +155,7 @@ def test_a_gateway_that_never_answers_is_a_deadline() -> None:
     def silent(peer: Peer) -> None:
         peer.stop.wait()
 
-    with answering(silent) as server, Transport(Settings(environ={})) as transport:
+    with answering(silent) as server, Transport(NetworkSettings(environ={})) as transport:
         with pytest.raises(errors.DeadlineExceeded, match=r"^no answer within 0\.6 s: "):
             transport.run(predict_gateway(server.url, CALLER, transport.settings, b"x", timeout_s=0.6))
         server.stop.set()

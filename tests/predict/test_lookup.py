@@ -12,7 +12,8 @@ import pytest
 
 from easq import errors
 from easq.model import Instance
-from easq.net.http import Settings, Transport
+from easq.net.http import Transport
+from easq.net.settings import NetworkSettings
 from easq.predict.cache import list_file, turn_file, write_list
 from easq.predict.discovery import Discovery
 from easq.predict.exchanges import predict_direct
@@ -20,7 +21,7 @@ from easq.predict.lookup import EasLookup, ModelArtsLookup
 from tests.client.servers import Behaviour, Server, behaving, eventually, host_endpoints, listing, reply
 
 TOKEN = "canary-token-canary"
-SETTINGS = Settings(connect_timeout_s=2.0, headers={"X-Own": "canary-header"}, environ={})
+SETTINGS = NetworkSettings(connect_timeout_s=2.0, headers={"X-Own": "canary-header"}, environ={})
 BAD_TOKEN = reply(401, b'{"error_code":"APIG.0301","error_msg":"Incorrect IAM authentication information"}')
 
 
@@ -61,7 +62,7 @@ def managed(tmp_path: Path) -> Iterator[Managed]:
 
 
 def test_the_management_gets_the_token_and_the_instances_get_none(managed: Managed) -> None:
-    with managed.client() as discovery, Transport(Settings(environ={})) as transport:
+    with managed.client() as discovery, Transport(NetworkSettings(environ={})) as transport:
         discovery.fill()
         served = transport.run(
             predict_direct(discovery, transport.settings, b"x", path="/v1/a", timeout_s=30.0)

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from easq.errors import EasqError, Unreachable
-from easq.net.http import Settings, Transport
+from easq.net.http import Transport
+from easq.net.settings import NetworkSettings
 from easq.predict.discovery import Discovery
 from easq.predict.exchanges import Served, predict_direct, predict_gateway
 from easq.predict.lookup import EasLookup
@@ -26,7 +27,7 @@ from tests.conftest import OpenCloud
 from tests.support.platform import Cloud
 from tests.support.waiting import PATIENCE_S, eventually
 
-SETTINGS = Settings(connect_timeout_s=2.0, environ={})
+SETTINGS = NetworkSettings(connect_timeout_s=2.0, environ={})
 FAULTS = ("killed", "hung", "busy", "half")
 #: of a request; a third of it is what one attempt on a hung instance takes
 TIMEOUT_S = 6.0

@@ -21,7 +21,8 @@ from easq.models.base import SHUTDOWN, Answer, Call, Model, ModelFailed
 from easq.models.command import Exec
 from easq.models.http import Http
 from easq.models.inference import Fate, Outcome, inherited, result_key
-from easq.net.http import Settings, Transport
+from easq.net.http import Transport
+from easq.net.settings import NetworkSettings
 from easq.protocol.operations import Caller
 from easq.worker.worker import Worker, engine_user
 from tests.conftest import Serve
@@ -79,7 +80,7 @@ class Bench:
     """A service and the workers on it."""
 
     service: Service
-    transport: Transport = field(default_factory=lambda: Transport(Settings(environ={})))
+    transport: Transport = field(default_factory=lambda: Transport(NetworkSettings(environ={})))
     workers: list[tuple[Worker, Model]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -473,7 +474,7 @@ def test_what_is_done_together_is_committed_together(bench: Make) -> None:
     """While a commit is under way the next ones gather; none waits for a time, or for a number."""
     on = bench()
     requests: list[str] = []
-    on.transport = Transport(Settings(environ={}, trace=lambda _, line: requests.append(line)))
+    on.transport = Transport(NetworkSettings(environ={}, trace=lambda _, line: requests.append(line)))
     model = Local()
     model.gate.clear()
     on.put(*(b"%d" % number for number in range(40)))
