@@ -140,6 +140,7 @@ def main() -> None:
 def _service(folder: Path, storage: str) -> Service:
     folder.mkdir()
     service = Service(folder, storage, ("--max-length", "10000000"), "")
+    service.is_forked = False
     service.start()
     return service
 

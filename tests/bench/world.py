@@ -75,6 +75,7 @@ class World:
         folder.mkdir(exist_ok=True)
         all_options = [*(word for queue in queues for word in ("--queue", queue)), *options]
         service = Service(folder, f"sqlite:{folder / 'easq.db'}", all_options, "")
+        service.is_forked = False
         self.at_end.callback(service.kill)
         service.start()
         return service

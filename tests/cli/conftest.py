@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import termios
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import pexpect
 import pytest
+from pexpect import EOF
+from pexpect.fdpexpect import fdspawn
 
-from tests.support.forks import Forks
+from tests.support.forks import DEADLINE_S, Run, can_fork
 from tests.support.process import Service
 
 if TYPE_CHECKING:
@@ -22,12 +27,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 
-#: seconds until a test gives up on a process; none waits that long unless it fails
-DEADLINE_S = 90.0
-#: commands that import more than others have in common, or start processes of their own
-_STARTED = {("serve",), ("demo",)}
-#: what Python reads of the environment while it starts
-_READ_AT_START = ("PYTHON", "LANG", "LC_", "LANGUAGE")
+#: of the options of Popen, those that a fork understands
+_OF_FORKS = {"stdin", "stdout", "stderr", "env", "cwd"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Done:
 
 
 class Running(subprocess.Popen[bytes]):
-    """A process that does not outlive a test that fails, and is waited for with patience, not for ever."""
+    """What a fork cannot do. It does not outlive a test that fails, and is waited for with patience, not for ever."""
 
     def __exit__(
         self,
@@ -67,12 +68,36 @@ class Running(subprocess.Popen[bytes]):
         return super().communicate(*args, **{"timeout": DEADLINE_S, **options})
 
 
+class OnTerminal(fdspawn):
+    """A run on a terminal, spoken to by pexpect."""
+
+    def __init__(self, args: Sequence[str | bytes], *, environ: Mapping[str, str], folder: Path) -> None:
+        main, side = pty.openpty()
+        fcntl.ioctl(main, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+        super().__init__(main, timeout=DEADLINE_S)
+        with open(side, "r+b", buffering=0) as file:
+            self._run = Run(args, stdin=file, stdout=file, stderr=file, environ=environ, folder=folder)
+        self.pid = self._run.pid
+
+    def sendintr(self) -> None:
+        self.send(b"\x03")
+
+    def sendeof(self) -> None:
+        self.send(b"\x04")
+
+    def kill(self, number: int) -> None:
+        self._run.send_signal(number)
+
+    def close(self) -> None:
+        super().close()
+        self.exitstatus = self._run.wait()
+
+
 class Easq:
     """Runs `easq` with a home of its own and nothing of our environment that easq reads."""
 
-    def __init__(self, home: Path, forks: Callable[[Mapping[str, str]], Forks]) -> None:
+    def __init__(self, home: Path) -> None:
         self.home = home
-        self._forks = forks
         self.environ = {
             "HOME": str(home),
             "PATH": os.environ["PATH"],
@@ -92,76 +117,35 @@ class Easq:
         return [sys.executable, "-m", "easq", *args]
 
     def __call__(self, *args: str | bytes, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Done:
-        environ = {**self.environ, **(env or {})}
-        if args[:1] not in _STARTED and not any(name.startswith(_READ_AT_START) for name in env or ()):
-            forks = self._forks(self.environ)
-            return Done.of(
-                *forks.run(args, stdin=stdin, environ=environ, folder=self.home, timeout_s=DEADLINE_S)
-            )
-        done = subprocess.run(
-            self.argv(args),
-            input=stdin,
-            capture_output=True,
-            env=environ,
-            cwd=self.home,
-            timeout=DEADLINE_S,
-            check=False,
-        )
-        return Done.of(done.returncode, done.stdout, done.stderr)
+        with self.start(*args, stdin=subprocess.PIPE, env={**self.environ, **(env or {})}) as process:
+            out, err = process.communicate(stdin)
+        return Done.of(process.returncode, out, err)
 
-    def start(self, *args: str, argv: Sequence[str] | None = None, **options: Any) -> Running:
+    def start(self, *args: str | bytes, argv: Sequence[str] | None = None, **options: Any) -> Running | Run:
         """A run that goes on beside the test, of `argv` in place of easq; stdin is empty."""
-        return Running(
-            argv or self.argv(args),
-            **{
-                "stdin": subprocess.DEVNULL,
-                "stdout": subprocess.PIPE,
-                "stderr": subprocess.PIPE,
-                "env": self.environ,
-                "cwd": self.home,
-                **options,
-            },
-        )
+        environ = options.setdefault("env", self.environ)
+        options.setdefault("cwd", self.home)
+        if argv is None and options.keys() <= _OF_FORKS and can_fork(environ, self.environ):
+            return Run(args, environ=options.pop("env"), folder=options.pop("cwd"), **options)
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return Running(argv or self.argv(args), **{**pipes, **options})
 
     def screen(self, *args: str | bytes, columns: int, env: Mapping[str, str] | None = None) -> Terminal:
         """A run on a terminal of so many columns, whose screen is looked at; in colour, as for a user."""
         from tests.support.terminal import Terminal
 
         environ = {key: value for key, value in self.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
-        forks = self._forks(self.environ)
-        return Terminal(forks, args, columns=columns, environ={**environ, **(env or {})}, folder=self.home)
+        return Terminal(args, columns=columns, environ={**environ, **(env or {})}, folder=self.home)
 
-    def terminal(self, *args: str, env: Mapping[str, str] | None = None) -> pexpect.spawn[bytes]:
-        """A run on a terminal."""
-        return pexpect.spawn(
-            sys.executable,
-            ["-m", "easq", *args],
-            env={**self.environ, **(env or {})},
-            cwd=self.home,
-            timeout=DEADLINE_S,
-            dimensions=(24, 200),
-        )
-
-
-@pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Mapping[str, str]], Forks]]:
-    """Forks runs of easq; what it is asked with first is the environment in which Python was started."""
-    made: list[Forks] = []
-
-    def make(environ: Mapping[str, str]) -> Forks:
-        if not made:
-            made.append(Forks(environ, tmp_path_factory.mktemp("forks")))
-        return made[0]
-
-    yield make
-    for one in made:
-        one.close()
+    def terminal(self, *args: str, env: Mapping[str, str] | None = None) -> OnTerminal:
+        """A run on a terminal of 200 columns."""
+        return OnTerminal(args, environ={**self.environ, **(env or {})}, folder=self.home)
 
 
 @pytest.fixture
-def easq(tmp_path: Path, forks: Callable[[Mapping[str, str]], Forks]) -> Easq:
+def easq(tmp_path: Path) -> Easq:
     """easq without any configuration."""
-    return Easq(tmp_path, forks)
+    return Easq(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -190,9 +174,9 @@ def queue(easq: Easq, url: str) -> Easq:
     return easq
 
 
-def finish(terminal: pexpect.spawn[bytes]) -> tuple[int | None, str]:
+def finish(terminal: OnTerminal) -> tuple[int | None, str]:
     """The exit status of a run on a terminal, and what it wrote since the last expectation."""
-    terminal.expect(pexpect.EOF)
+    terminal.expect(EOF)
     rest = terminal.before.decode().replace("\r\n", "\n")
     terminal.close()
     return terminal.exitstatus, rest

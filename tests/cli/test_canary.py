@@ -329,14 +329,25 @@ def test_a_proxy_that_quotes_what_it_was_sent_does_not_show_the_password(easq: E
             ("get", "--url", "http://h.example.test/q"),
             ("get", "--url", "https://h.example.test/q"),
             ("put", "-d", "a", "-d", "b", "--url", "https://h.example.test/q"),
-            ("watch", "--url", "http://h.example.test/q"),
-            ("predict", "-d", "x", "--via", "websocket", "--url", "wss://h.example.test/q"),
+            ("watch", "--commit", "none", "--url", "http://h.example.test/q"),
+            (
+                "predict",
+                "-d",
+                "x",
+                "--via",
+                "websocket",
+                "--timeout",
+                "1s",
+                "--url",
+                "wss://h.example.test/q",
+            ),
         ):
+            asked = len(proxy.requests)
             done = easq(*args, "-vvv", "--connect-timeout", "1s", env=env)
-            assert done.status not in (0, 1), args
+            assert done.status not in (0, 1, 2), args
+            assert len(proxy.requests) > asked, args
             assert "dXNlcjpDQU5BUlk5cE" not in done.text + done.err, args
             assert "CANARY9p" not in done.text + done.err, args
-        assert len(proxy.requests) >= 5
 
 
 # what a command is given

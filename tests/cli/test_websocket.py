@@ -8,10 +8,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import pexpect
 import pytest
 
-from tests.cli.conftest import Easq, finish
+from tests.cli.conftest import Easq, OnTerminal, finish
 from tests.client.servers import (
     Peer,
     Server,
@@ -262,7 +261,7 @@ def test_no_talk_shows_the_token(easq: Easq, service: Speaking) -> None:
 # on a terminal
 
 
-def typing(easq: Easq, *args: str) -> pexpect.spawn[bytes]:
+def typing(easq: Easq, *args: str) -> OnTerminal:
     terminal = easq.terminal("predict", *args)
     terminal.expect_exact("connected; each line is a message, Ctrl-D ends")
     return terminal

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from easq.models.children import Children
-from tests.cli.conftest import Easq, easq, forks, names, queue, url
+from tests.cli.conftest import Easq, easq, names, queue, url
 from tests.conftest import Serve
 from tests.support.waiting import eventually
 
-__all__ = ["easq", "forks", "names", "queue", "url"]  # fixtures are used by name
+__all__ = ["easq", "names", "queue", "url"]  # fixtures are used by name
 
 #: a command that does not end, and has a child that does not either; it writes down both, a little after it began
 ENDLESS = "sleep 1000 & sleep 0.2; echo $$ $! >> pids; wait"

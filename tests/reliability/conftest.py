@@ -1,5 +1,5 @@
 """easq as a process, as the tests of the command line run it."""
 
-from tests.cli.conftest import easq, forks
+from tests.cli.conftest import easq
 
-__all__ = ["easq", "forks"]
+__all__ = ["easq"]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.support.forks import Run
 from tests.support.http import Stream
 from tests.support.waiting import PATIENCE_S, eventually
 
@@ -35,7 +36,8 @@ class Service:
         self.wanted_port = 0
         self.program: Sequence[str] = ("easq",)
         self.under: Sequence[str] = ()  # a command that runs the service, such as a tracer
-        self._process: subprocess.Popen[bytes] | None = None
+        self.is_forked = True  # from a process that has imported easq; its memory is not all its own
+        self._process: subprocess.Popen[bytes] | Run | None = None
         self._url = ""
         self.seconds_to_ready = 0.0
 
@@ -57,20 +59,26 @@ class Service:
         """The service answers requests: it has printed its address, on its first line."""
         assert self._process is None
         began = time.monotonic()
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self.arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=self.environ(),
-            )
+        self._process = self._started()
         line = self._first_line(self._process)
         self.seconds_to_ready = time.monotonic() - began
         if not line.startswith("EASQ_URL="):
             code = self.kill()
             raise AssertionError(f"not ready: {line!r}, exit {code}, {self.log.read_text()}")
         self._url = line.removeprefix("EASQ_URL=").strip()
+
+    def _started(self) -> subprocess.Popen[bytes] | Run:
+        with self.log.open("ab") as log:
+            if self.is_forked and not self.under and self.program == ("easq",):
+                args = self.arguments[self.arguments.index("serve") :]
+                return Run(args, stderr=log, environ=self.environ())
+            return subprocess.Popen(
+                self.arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self.environ(),
+            )
 
     def environ(self) -> dict[str, str]:
         """An environment in which no profile and no token of whoever runs the tests is seen."""
@@ -81,7 +89,7 @@ class Service:
         return environ | ({"EASQ_TOKEN": self.token} if self.token else {})
 
     @staticmethod
-    def _first_line(process: subprocess.Popen[bytes]) -> str:
+    def _first_line(process: subprocess.Popen[bytes] | Run) -> str:
         assert process.stdout is not None
         line = b""
         deadline = time.monotonic() + PATIENCE_S

@@ -6,7 +6,6 @@ import fcntl
 import os
 import re
 import select
-import signal
 import struct
 import termios
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pyte
 
-from tests.support.forks import Forks
+from tests.support.forks import Run
 from tests.support.waiting import PATIENCE_S
 
 #: rows of the screen: nothing that a test prints scrolls away
@@ -47,7 +46,6 @@ class Terminal:
 
     def __init__(
         self,
-        forks: Forks,
         args: Sequence[str | bytes],
         *,
         columns: int,
@@ -59,16 +57,16 @@ class Terminal:
         self._stream = pyte.ByteStream(self._screen)
         self._main, side = os.openpty()
         self._size(columns)
-        self._told, told = os.pipe()
-        forks.start([side, os.dup(side), os.dup(side), told], args, environ=environ, folder=folder)
-        self.pid = int(self._read_told(b" "))
+        with open(side, "r+b", buffering=0) as file:
+            self._run = Run(args, stdin=file, stdout=file, stderr=file, environ=environ, folder=folder)
+        self.pid = self._run.pid
 
     def __enter__(self) -> Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._main)  # a run that goes on is hung up
-        os.close(self._told)
+        self._run.wait()
 
     def resize(self, columns: int) -> None:
         """The window is as wide from now on, and the program told (SIGWINCH)."""
@@ -91,8 +89,8 @@ class Terminal:
         while self._read(deadline):
             pass
         if time.monotonic() > deadline:
-            os.kill(self.pid, signal.SIGKILL)
-        return int(self._read_told(b""))
+            self._run.kill()
+        return self._run.wait()
 
     @property
     def rows(self) -> list[str]:
@@ -124,15 +122,6 @@ class Terminal:
         self.raw += data
         self._stream.feed(data)
         return bool(data)
-
-    def _read_told(self, end: bytes) -> bytes:
-        """What the fork server tells, up to `end`, or all of it."""
-        told = b""
-        while piece := os.read(self._told, 1):
-            if piece == end:
-                break
-            told += piece
-        return told
 
 
 #: what stands for a control character where one was escaped

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from tests.support.forks import Run
 from tests.support.process import PYTHON, ROOT, Service
 from tests.support.waiting import eventually
 
@@ -37,15 +38,20 @@ class Working:
         self.user = user
         self.service = service
         self.queue = queue
-        command = [*PYTHON, *program, "work", "--user", user, "--url", service.url(queue), "-q", "-o", "json"]
+        args = ("work", "--user", user, "--url", service.url(queue), "-q", "-o", "json", *args)
+        environ = service.environ()
         self.log = service.folder / f"{user}.log"
+        self.process: subprocess.Popen[bytes] | Run
         with self.log.open("ab") as log:
+            if program == ("easq",):
+                self.process = Run(args, stdout=log, stderr=log, environ=environ, folder=service.folder)
+                return
             self.process = subprocess.Popen(
-                [*command, *args],
+                [*PYTHON, *program, *args],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=service.environ(),
+                env=environ,
                 cwd=service.folder,
             )
 
