@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from easq.errors import ChildFailed, UsageError
-from easq.models.base import SHUTDOWN, ModelFailed
+from easq.models.base import ModelFailed
 from easq.models.command import Exec
+from easq.protocol.operations import SHUTDOWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

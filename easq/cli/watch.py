@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 ASK, OUTPUT, NONE, COMMAND = "ask", "output", "none", "command"
 
-#: the negative code for an item whose command was busy (exit status 75)
-BUSY = "Busy"
-
 #: indexes in one commit at most; the service takes more, a URL grows with them
 _MAX_BATCH = 256
 
@@ -351,6 +348,7 @@ class Session:
     def _run_command(self, each: Each, frame: Frame) -> None:
         """The item is committed, negatived or left, as the command ended; what came meanwhile is raised after that."""
         from easq.cli.each import NEGATIVE
+        from easq.protocol.operations import BUSY
 
         try:
             result = each.run(frame)
@@ -452,7 +450,7 @@ class Session:
         This comes before the close: after it an index may be in other hands, where a negative would take it.
         """
         from easq.errors import EasqError
-        from easq.models.base import SHUTDOWN
+        from easq.protocol.operations import SHUTDOWN
 
         if self.auto_commit:
             return

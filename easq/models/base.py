@@ -20,8 +20,6 @@ DEFAULT_TIMEOUT_S = 60.0
 MAX_ANSWER = 64 * 1024**2
 #: the code of a failure that has no HTTP status
 ENGINE_ERROR = "EngineError"
-#: the code of a call that was cancelled because we stop: as a negative it is no failed delivery
-SHUTDOWN = "Shutdown"
 
 #: statuses with which a working model refuses one item
 ABOUT_THE_ITEM = frozenset((400, 413, 415, 422))

@@ -23,13 +23,13 @@ from easq.models.base import (
     MAX_ANSWER,
     MAX_SAID,
     NO_ROOM,
-    SHUTDOWN,
     Answer,
     Call,
     ModelFailed,
     last_line,
 )
 from easq.models.children import children
+from easq.protocol.operations import SHUTDOWN
 from easq.redact import child_environ
 
 #: read and written at a time, in bytes

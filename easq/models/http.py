@@ -24,13 +24,13 @@ from easq.models.base import (
     DEFAULT_TIMEOUT_S,
     MAX_ANSWER,
     NO_ROOM,
-    SHUTDOWN,
     Answer,
     Call,
     ModelFailed,
     last_line,
 )
 from easq.protocol.hop_by_hop import end_to_end
+from easq.protocol.operations import SHUTDOWN
 from easq.protocol.replies import Reply, retry_after_s
 
 #: read and written at a time, in bytes

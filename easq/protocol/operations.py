@@ -179,6 +179,10 @@ class Caller:
     rear: bool = False
 
 
+#: code of a negative: the consumer stops. Its items are returned, it gets no more, nothing counts as failed
+SHUTDOWN = "Shutdown"
+#: code of a negative: the consumer's model is busy. The items wait, and nothing counts as failed; an extension of easq
+BUSY = "Busy"
 #: most indexes in one commit, negative or delete
 MAX_INDEXES = 4000
 #: all tags of one request together, keys and values, in UTF-8 bytes

@@ -29,14 +29,14 @@ from easq.errors import (
     UsageError,
 )
 from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
-from easq.models.base import ABOUT_THE_ITEM, ENGINE_ERROR, SHUTDOWN, Answer, Model, ModelFailed
+from easq.models.base import ABOUT_THE_ITEM, ENGINE_ERROR, Answer, Model, ModelFailed
 from easq.models.inference import answer_tags, answer_type, call_of, inherited, reason_of, result_key
 from easq.net.breaker import Breaker
 from easq.protocol import operations as op
+from easq.protocol.operations import BUSY, SHUTDOWN
 from easq.protocol.replies import GroupLine
 from easq.server.queues import Pair, Queues
 from easq.server.subscriber import Subscriber
-from easq.storage.rules.stream import BUSY
 
 log = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ from easq.errors import (
     UsageError,
 )
 from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
-from easq.models.base import ABOUT_THE_ITEM, DEFAULT_TIMEOUT_S, SHUTDOWN, Answer, Model, ModelFailed
+from easq.models.base import ABOUT_THE_ITEM, DEFAULT_TIMEOUT_S, Answer, Model, ModelFailed
 from easq.models.inference import (
     Fate,
     Outcome,
@@ -52,7 +52,7 @@ from easq.models.inference import (
     result_key,
 )
 from easq.net.retry import pause_after
-from easq.protocol.operations import Watch
+from easq.protocol.operations import BUSY, SHUTDOWN, Watch
 from easq.protocol.replies import BUSY_FEATURE, GroupLine
 
 if TYPE_CHECKING:
@@ -66,8 +66,6 @@ DEFAULT_GRACE_S = 5.0
 
 #: an item that waits here because the model is busy has failed after so many seconds
 DEFAULT_BUSY_LIMIT_S = 600.0
-#: the code of a negative for an item that waits because the model is busy
-BUSY = "Busy"
 #: time limit of the request that asks whether there are other workers, in seconds
 _SHARE_S = 1.0
 

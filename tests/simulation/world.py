@@ -13,9 +13,9 @@ from random import Random
 
 from easq.errors import QueueFull, StreamEnded
 from easq.model import Consumer
+from easq.protocol.operations import BUSY, SHUTDOWN
 from easq.storage.base import Limits, Subscription, Timing
 from easq.storage.rules.effects import Effects
-from easq.storage.rules.stream import BUSY, SHUTDOWN
 from tests.simulation.books import Books, Broken, Item, Seat, counts_of, hold
 from tests.simulation.disk import Disk, Job
 

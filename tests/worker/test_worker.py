@@ -17,13 +17,13 @@ import pytest
 
 from easq.client.queue import QueueClient
 from easq.errors import AuthFailed, ChildFailed
-from easq.models.base import SHUTDOWN, Answer, Call, Model, ModelFailed
+from easq.models.base import Answer, Call, Model, ModelFailed
 from easq.models.command import Exec
 from easq.models.http import Http
 from easq.models.inference import Fate, Outcome, inherited, result_key
 from easq.net.http import Transport
 from easq.net.settings import NetworkSettings
-from easq.protocol.operations import Caller
+from easq.protocol.operations import SHUTDOWN, Caller
 from easq.worker.worker import Worker, engine_user
 from tests.conftest import Serve
 from tests.models.test_models import Handler, Reply, Seen, Upstream, upstream

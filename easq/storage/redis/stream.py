@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from easq.protocol.operations import BUSY, SHUTDOWN
 from easq.storage.base import Burial, Timing
 from easq.storage.rules.idempotency import REMEMBER_KEYS, REMEMBER_S
-from easq.storage.rules.stream import BUSY, BUSY_FIRST_MS, BUSY_MOST_MS, BUSY_STATUS, FREE_LOSSES, SHUTDOWN
+from easq.storage.rules.stream import BUSY_FIRST_MS, BUSY_MOST_MS, BUSY_STATUS, FREE_LOSSES
 
 log = logging.getLogger(__name__)
 

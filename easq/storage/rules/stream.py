@@ -31,6 +31,7 @@ from typing import TypeAlias
 
 from easq.errors import StreamEnded
 from easq.model import Consumer, Tags
+from easq.protocol.operations import BUSY, SHUTDOWN
 from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
 from easq.storage.base import Limits, Location, StreamStats, Subscription, Timing
 from easq.storage.rules.dispatch import Handout
@@ -40,12 +41,8 @@ from easq.storage.rules.filters import NOBODY, Filter, filter_of
 from easq.storage.rules.groups import Group, Hold, Member, Memory, Session
 from easq.storage.rules.retention import Holding
 
-#: the negative code of a consumer that will exit: its items go back, it gets nothing more, nothing counts as failed
-SHUTDOWN = "Shutdown"
 #: the value of `due` when `tick` has to be called at once: before any time of a monotonic clock
 AT_ONCE = 0.0
-#: the negative code of a consumer whose model is busy: the item waits, and no failure is counted
-BUSY = "Busy"
 #: the code with which an item fails that waited for busy consumers for too long
 BUSY_STATUS = "503"
 #: the wait of a busy item without `delay_s`: as long as it has waited before, within these bounds, in milliseconds

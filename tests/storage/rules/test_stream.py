@@ -8,8 +8,9 @@ import pytest
 
 from easq.errors import QueueFull
 from easq.model import Consumer, Tags
+from easq.protocol.operations import SHUTDOWN
 from easq.storage.base import Limits, Subscription, Timing
-from easq.storage.rules.stream import SHUTDOWN, Stream
+from easq.storage.rules.stream import Stream
 
 TIMING = Timing(leave_grace_s=2.0, group_retention_s=60.0, backoff_s=(0.0,))
 NOW = 100.0
