@@ -9,7 +9,7 @@ import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -142,6 +142,58 @@ def test_a_disk_that_others_filled_takes_what_fits_into_free_pages(
 
     with small_disk(tmp_path / "disk", 96) as disk:
         run(disk / "easq.db", body)
+
+
+# -- a pause -----------------------------------------------------------------------------------------------------------
+
+
+class ClockedLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock can be put ahead, and that counts the timers that are started."""
+
+    ahead_s = 0.0
+    timers = 0
+
+    def time(self) -> float:
+        return super().time() + self.ahead_s
+
+    def call_at(self, when: float, *args: Any, **options: Any) -> asyncio.TimerHandle:
+        self.timers += 1
+        return super().call_at(when, *args, **options)
+
+
+def test_puts_share_one_timer_for_the_pause_after_the_last_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer for each put costs much where thousands of long polls have timers too."""
+    monkeypatch.setattr(group_commit, "IDLE_S", 1000.0)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ClockedLoop)
+        engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
+        await engine.start()
+        assert isinstance(engine.storage, Sqlite)
+        file, writes = engine.storage._file, engine.storage._open_writer
+        before = loop.timers
+        for _ in range(20):
+            await engine.put()
+            await writes.drained()
+        assert loop.timers <= before + 1
+        loop.ahead_s = 600
+        await engine.put()
+        await writes.drained()
+        loop.ahead_s = 1200  # a pause of 600 s, and 1200 s after the first puts
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await writes.drained()
+        assert file.log_bytes() > 0
+        loop.ahead_s = 1700
+        await until(lambda: file.log_bytes() == 0)
+        await engine.storage.close()
+        assert engine.failures == []
+
+    with asyncio.Runner(loop_factory=ClockedLoop) as runner:
+        runner.run(main())
 
 
 # -- an emptied file ---------------------------------------------------------------------------------------------------
