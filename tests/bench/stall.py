@@ -94,13 +94,18 @@ def _quiet_ms(world: World) -> float:
     return _slowest_put_ms(world, world.service.stream(world.queue()))
 
 
+def connect_polls(stack: ExitStack, service: Service, stream: Stream, count: int) -> None:
+    """Connect `count` long polls for request ids that nobody puts; `stack` closes them."""
+    for number in range(count):
+        line = stack.enter_context(Connection(service.port))
+        line.send_request("GET", stream.target(_timeout_="10m", requestId=f"r{number}"))
+    _settle(service)
+
+
 @contextmanager
 def _polls(service: Service, stream: Stream) -> Iterator[None]:
     with ExitStack() as stack:
-        for number in range(_POLLS):
-            line = stack.enter_context(Connection(service.port))
-            line.send_request("GET", stream.target(_timeout_="10m", requestId=f"r{number}"))
-        _settle(service)
+        connect_polls(stack, service, stream, _POLLS)
         yield
         stack.close()
         _settle(service)

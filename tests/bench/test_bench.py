@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.bench import instructions
 from tests.bench.comparison import Comparison, Result, alone
 from tests.bench.deep import fill
 from tests.conftest import Serve
@@ -61,3 +64,56 @@ def test_a_quick_run_of_one_row(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[4].startswith("| `easq --version` | ")
     (one,) = json.loads(file.read_text())["comparisons"]
     assert (one["name"], len(one["ours"]), one["unit"]) == ("`easq --version`", 1, "s")
+
+
+# -- instructions ------------------------------------------------------------------------------------------------------
+
+
+def test_the_totals_of_a_file_of_callgrind_are_read() -> None:
+    assert (
+        instructions.total("events: Ir\nfn=(1) main\n12 totals\n\nsummary: 7\ntotals: 845176007\n")
+        == 845176007
+    )
+    with pytest.raises(ValueError, match="no totals"):
+        instructions.total("events: Ir\n")
+
+
+def test_a_row_is_selected_with_what_it_is_measured_against() -> None:
+    found = instructions.selected(instructions.programs(2_000), ["SQLite storage, 2,000"])
+    assert [one.name for one in found] == [
+        "put, SQLite storage",
+        "put, SQLite storage, 2,000 idle long polls",
+    ]
+    assert len(instructions.selected(instructions.programs(2_000), [])) == 7
+    assert instructions.selected(instructions.programs(2_000), ["nothing"]) == []
+
+
+def test_rows_are_judged_against_a_put_without_polls_and_against_the_base() -> None:
+    measured = instructions.selected(instructions.programs(2_000), ["memory", "worked"])
+    alone, polled, worked = (one.name for one in measured)
+    found = instructions.rows(measured, {alone: 1000, polled: 1101, worked: 5000}, {alone: 970, polled: 1090})
+    assert instructions.table(found).splitlines() == [
+        "| | instructions an operation | measured against | ratio | wanted | reached |",
+        "|---|---|---|---|---|---|",
+        f"| {alone} | 1,000 | base: 970 | 1.031 x | <= 1.03 x | no |",
+        f"| {polled} | 1,101 | without them: 1,000 | 1.101 x | <= 1.1 x | no |",
+        f"| {polled} | 1,101 | base: 1,090 | 1.010 x | <= 1.03 x | yes |",
+        f"| {worked} | 5,000 | - | - | - | - |",
+    ]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    shutil.which("valgrind") is None and not os.environ.get("CI"), reason="valgrind is not installed"
+)
+def test_a_quick_count_of_one_row(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    options = ("--only=put, memory", "--count=40", "--polls=20")
+    command = [sys.executable, "-m", "tests.bench.instructions", *options]
+    done = subprocess.run(
+        [*command, f"--json={file}"], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert (done.returncode in {0, 1}, done.stdout.count("\n")) == (True, 6), done.stderr
+    figures = json.loads(file.read_text())["instructions"]
+    assert list(figures) == ["put, memory storage", "put, memory storage, 20 idle long polls"]
+    assert all(20_000 < figure < 500_000 for figure in figures.values())

@@ -37,6 +37,7 @@ class Service:
         self.program: Sequence[str] = ("easq",)
         self.under: Sequence[str] = ()  # a command that runs the service, such as a tracer
         self.is_forked = True  # from a process that has imported easq; its memory is not all its own
+        self.patience_s = PATIENCE_S  # within which it is ready, and has ended
         self._process: subprocess.Popen[bytes] | Run | None = None
         self._url = ""
         self.seconds_to_ready = 0.0
@@ -60,7 +61,7 @@ class Service:
         assert self._process is None
         began = time.monotonic()
         self._process = self._started()
-        line = self._first_line(self._process)
+        line = self._first_line(self._process, self.patience_s)
         self.seconds_to_ready = time.monotonic() - began
         if not line.startswith("EASQ_URL="):
             code = self.kill()
@@ -89,10 +90,10 @@ class Service:
         return environ | ({"EASQ_TOKEN": self.token} if self.token else {})
 
     @staticmethod
-    def _first_line(process: subprocess.Popen[bytes] | Run) -> str:
+    def _first_line(process: subprocess.Popen[bytes] | Run, patience_s: float) -> str:
         assert process.stdout is not None
         line = b""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + patience_s
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while not line.endswith(b"\n") and selector.select(max(0.0, deadline - time.monotonic())):
@@ -129,7 +130,7 @@ class Service:
     def wait(self) -> int:
         """The exit code, once the process has ended by itself."""
         assert self._process is not None
-        code = self._process.wait(PATIENCE_S)
+        code = self._process.wait(self.patience_s)
         self._forget()
         return code
 
