@@ -92,7 +92,7 @@ async def _on_storage(asked: argparse.Namespace) -> None:
 
 
 def _serve(asked: argparse.Namespace) -> Coroutine[None, None, None]:
-    from easq.service.server import Server, Settings, serve
+    from easq.server.server import Server, Settings, serve
 
     def ready(server: Server) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, os._exit, 0)

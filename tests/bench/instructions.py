@@ -129,7 +129,7 @@ def total(text: str) -> int:
     return sum(map(int, found))
 
 
-def _run(one: Program, count: int, items: int, under: Sequence[str], folder: Path) -> None:
+def run_once(one: Program, count: int, items: int, under: Sequence[str], folder: Path) -> None:
     """Run the program with `count` operations to its end."""
     storage = "memory:" if one.storage == "memory" else f"sqlite:{folder / 'easq.db'}"
     if one.program == "serve":
@@ -140,7 +140,8 @@ def _run(one: Program, count: int, items: int, under: Sequence[str], folder: Pat
             service.start()
             stack.callback(service.kill)
             stream = service.stream()
-            connect_polls(stack, service, stream, one.polls)
+            if one.polls:
+                connect_polls(stack, service, stream, one.polls)
             line = stack.enter_context(Connection(service.port))
             line.socket.settimeout(_PATIENCE_S)
             for _ in range(count):
@@ -159,7 +160,7 @@ def _count(one: Program, count: int, items: int) -> int:
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "callgrind.out"
         callgrind = ("valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={out}")
-        _run(one, count, items, ("env", "PYTHONHASHSEED=0", *callgrind), Path(name))
+        run_once(one, count, items, ("env", "PYTHONHASHSEED=0", *callgrind), Path(name))
         found = total(out.read_text())
     print(f"{one.name}: {found:,} instructions with {count:,} operations", file=sys.stderr)
     return found
@@ -170,7 +171,7 @@ def measure(measured: Sequence[Program], count: int) -> dict[str, float]:
     few = min(_FEW, count // 2)
     for kind in dict.fromkeys((one.program, one.storage) for one in measured):
         with tempfile.TemporaryDirectory() as name:  # writes the byte code that all counted runs load
-            _run(Program("first run", *kind), 1, 1, (), Path(name))
+            run_once(Program("first run", *kind), 1, 1, (), Path(name))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         runs = [
             [pool.submit(_count, one, operations, count) for operations in (few, count)] for one in measured

@@ -102,6 +102,12 @@ def test_rows_are_judged_against_a_put_without_polls_and_against_the_base() -> N
     ]
 
 
+@pytest.mark.parametrize("name", ["put, memory storage", "put, service on SQLite", "worked item"])
+def test_a_program_that_is_counted_runs_to_its_end(name: str, tmp_path: Path) -> None:
+    one = instructions.selected(instructions.programs(2_000), [name])[0]
+    instructions.run_once(one, 3, 5, (), tmp_path)
+
+
 @pytest.mark.long
 @pytest.mark.skipif(
     shutil.which("valgrind") is None and not os.environ.get("CI"), reason="valgrind is not installed"
