@@ -166,7 +166,7 @@ def pytest_configure() -> None:
 
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto`: tests wait more than they compute, for timers, syncs and other processes."""
-    return max(2, (os.cpu_count() or 1) * 3 // 2)
+    return (os.cpu_count() or 1) * 2
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

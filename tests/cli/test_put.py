@@ -665,12 +665,12 @@ def test_only_what_is_needed_is_loaded(queue: Easq, args: list[str], absent: set
 
 @pytest.mark.usefixtures("lines")
 def test_a_long_run_shows_how_far_it_is_on_a_terminal_and_leaves_no_trace(queue: Easq) -> None:
-    terminal = queue.terminal("put", "-f", "lines", "--rate", "150", "-o", "none")
+    terminal = queue.terminal("put", "-f", "lines", "--rate", "200", "-o", "none")
     terminal.expect(rb"\[#+-+\] \d+% \d+ \d+/s ETA 0:0\d")
     status, rest = finish(terminal)
     assert status == 0
     assert rest.endswith("Total: 300, success: 300, failed: 0\n")
-    quiet = queue.terminal("put", "-f", "lines", "--rate", "200", "-o", "none", "-q")
+    quiet = queue.terminal("put", "-f", "lines", "--rate", "250", "-o", "none", "-q")
     assert finish(quiet) == (0, "")
 
 

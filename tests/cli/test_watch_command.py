@@ -173,7 +173,7 @@ def test_a_command_that_takes_long_keeps_the_watch(serve: Serve, easq: Easq) -> 
     service = serve("--silent-after", "4s", storage="memory:")
     easq("config", "--url", service.url())
     fill(easq, 1)
-    with easq.start("watch", "-q", "-n", "1", "--", "sh", "-c", "sleep 6; cat") as watching:
+    with easq.start("watch", "-q", "-n", "1", "--", "sh", "-c", "sleep 4.5; cat") as watching:
         eventually(lambda: pending(easq) == 1)
         out, err = watching.communicate()
     assert (watching.returncode, out, err) == (0, b"1", b"")

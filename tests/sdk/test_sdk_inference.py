@@ -15,7 +15,10 @@ from tests.support.working import classifier, working
 
 @pytest.mark.parametrize(
     ("name", "items"),
-    [("test_watch_with_inference_service_sync", 100), ("test_watch_with_inference_service_async", 2000)],
+    [
+        ("test_watch_with_inference_service_sync", 100),
+        pytest.param("test_watch_with_inference_service_async", 2000, marks=pytest.mark.long),
+    ],
 )
 def test_the_sdks_own_tests_of_an_engine_pass(
     serve: Serve, run_sdk: RunSdk, record_property: Callable[[str, object], None], name: str, items: int
