@@ -68,6 +68,18 @@ class Service:
             raise AssertionError(f"not ready: {line!r}, exit {code}, {self.log.read_text()}")
         self._url = line.removeprefix("EASQ_URL=").strip()
 
+    def run(self) -> subprocess.CompletedProcess[str]:
+        """Return what a service that refuses to start has said, and its exit code."""
+        return subprocess.run(
+            self.arguments,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=self.environ(),
+            timeout=self.patience_s,
+            check=False,
+        )
+
     def _started(self) -> subprocess.Popen[bytes] | Run:
         with self.log.open("ab") as log:
             if self.is_forked and not self.under and self.program == ("easq",):
@@ -199,12 +211,4 @@ def run_to_the_end(
     """A service that is expected to refuse to start: its exit code and what it said."""
     service = Service(folder, storage, options, "")
     service.under = under
-    return subprocess.run(
-        service.arguments,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=service.environ(),
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    return service.run()

@@ -85,7 +85,7 @@ class DataFile:
             self._copy(wanted=recover)
         self._had_log = self._has_log
         self._connection = self.connect("rw")
-        layout = self._layout(self._connection)
+        layout = self._read_layout(self._connection)
         self._close_to_others()
         if layout < SCHEMA_VERSION:
             self._migrate(self._connection)
@@ -253,6 +253,14 @@ class DataFile:
             self._remove_fresh()
             if is_full(error):
                 raise self._no_room(needed) from error
+            if (
+                isinstance(error, OSError)
+                or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
+            ):
+                raise StorageError(
+                    f"{self.path} cannot be copied into a new layout: {error}",
+                    hint="the disk failed, or a quota or a limit of the file size is reached; the file is unchanged",
+                ) from error
             raise
         # the log is empty, as the copy has emptied it; left here, SQLite would take it for the new file's log
         sync(self.path)
@@ -317,6 +325,27 @@ class DataFile:
             copy.close()
         sync(fresh)
         return fresh
+
+    def _read_layout(self, connection: sqlite3.Connection) -> int:
+        """Return the layout number of the file, which needs room for the index of its log (`-shm`).
+
+        The ballast is dropped for it. Raises as `_layout` does, and StorageError when the disk has no room at all.
+        """
+        try:
+            return self._layout(connection)
+        except sqlite3.Error as error:
+            if not _has_no_room(error):
+                raise
+        self.drop_ballast()
+        try:
+            return self._layout(connection)
+        except sqlite3.Error as error:
+            if not _has_no_room(error):
+                raise
+            raise StorageError(
+                f"{self.path} cannot be opened: its disk is full",
+                hint="make room, then start again; the file is unchanged",
+            ) from error
 
     def _layout(self, connection: sqlite3.Connection) -> int:
         """Return the layout number of the file. Raises sqlite3.DatabaseError if it is not easq's, or of a later one."""
@@ -432,6 +461,11 @@ def is_full(error: BaseException) -> bool:
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def _has_no_room(error: sqlite3.Error) -> bool:
+    """Return whether the error of the first read says that there is no room for the log or its index."""
+    return getattr(error, "sqlite_errorcode", 0) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
 def is_denied(error: BaseException | None) -> bool:

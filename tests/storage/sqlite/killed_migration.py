@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Any
 from easq.storage.sqlite.engine import Sqlite
 from tests.storage.sqlite.layout1 import contents, write_layout_1
 
-KILLED = 9
+KILLED = -signal.SIGKILL
 
 
 def start(path: Path, killed_at: int = 0, *, with_sql: bool = False) -> None:
@@ -44,7 +45,7 @@ def kill_at(step: int, *, with_sql: bool) -> None:
             nonlocal calls
             calls += 1
             if calls == step:
-                os._exit(KILLED)
+                os.kill(os.getpid(), signal.SIGKILL)
             return real(*given, **options)
 
         return call
@@ -63,8 +64,8 @@ def kill_at(step: int, *, with_sql: bool) -> None:
     sqlite3.connect = lambda *given, **options: connect(*given, factory=Connection, **options)  # type: ignore[assignment, misc]
 
 
-def run(work: Callable[[], None]) -> int:
-    """The exit code of a process that does the work; 1 when it raised."""
+def fork(work: Callable[[], None]) -> int:
+    """Return the process id of a fork that does the work; its exit code is 1 when that raised."""
     pid = os.fork()
     if not pid:
         try:
@@ -72,7 +73,12 @@ def run(work: Callable[[], None]) -> int:
             os._exit(0)
         finally:
             os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return pid
+
+
+def run(work: Callable[[], None]) -> int:
+    """Return the exit code of a fork that does the work."""
+    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
 
 
 def main(folder: Path, *, with_sql: bool) -> int:

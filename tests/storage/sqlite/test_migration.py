@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -25,6 +26,7 @@ from easq.storage.sqlite.migration import room_for_copy
 from tests.storage.conftest import start
 from tests.storage.sqlite.layout1 import contents, request_id, write_layout_1
 from tests.support.disk import resize, small_disk
+from tests.support.process import ROOT
 
 
 @pytest.fixture
@@ -206,6 +208,38 @@ def test_a_disk_that_fills_up_meanwhile_changes_nothing(
         resize(disk, 32)
         start(disk / "easq.db")
         assert contents(disk / "easq.db") == expected
+
+
+def test_a_limit_of_the_file_size_is_no_fault_of_the_file(path: Path, expected: Any) -> None:
+    """SQLite has the same error for a quota and a failed disk: nothing says that the file cannot be read."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (128 << 10, before[1]))
+    try:
+        with pytest.raises(StorageError) as refusal:
+            start(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(refusal.value) == f"{path} cannot be copied into a new layout: disk I/O error"
+    assert "quota" in (refusal.value.hint or "")
+    assert not path.with_name("easq.db.new").exists()
+    assert layout(path) == 1
+    assert contents(path) == expected
+
+
+@pytest.mark.long
+def test_a_large_file_comes_out_whole() -> None:
+    """The command that shows it for a million items, with fewer."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.storage.sqlite.migration_at_size", "--items", "20000", "--kills", "5"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all of it came out whole" in done.stdout
+    if os.environ.get("CI") and os.geteuid() == 0:
+        assert "NOT SHOWN" not in done.stdout
 
 
 @pytest.mark.parametrize(("items", "size"), [(10, 10), (4000, 0), (3000, 300), (200, 5000), (5, 900_000)])

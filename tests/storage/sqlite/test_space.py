@@ -18,7 +18,7 @@ from easq.storage.sqlite import engine as sqlite
 from easq.storage.sqlite import group_commit
 from easq.storage.sqlite.engine import Sqlite
 from tests.storage.conftest import Engine
-from tests.support.disk import small_disk
+from tests.support.disk import small_disk, use_up
 
 ITEM = b"x" * 500_000
 T = TypeVar("T")
@@ -142,6 +142,37 @@ def test_a_disk_that_others_filled_takes_what_fits_into_free_pages(
 
     with small_disk(tmp_path / "disk", 96) as disk:
         run(disk / "easq.db", body)
+
+
+@pytest.mark.parametrize("has_ballast", [True, False])
+def test_a_start_on_a_disk_without_any_room_takes_the_ballast(tmp_path: Path, has_ballast: bool) -> None:
+    """SQLite needs some for the index of its log. Without ballast the start says so, and changes nothing."""
+
+    async def put(engine: Engine, storage: Sqlite) -> None:
+        await engine.put(b"one")
+        await until(storage._file._ballast.exists)
+
+    async def delete(engine: Engine, _: Sqlite) -> None:
+        assert await engine.indexes() == [1]
+        with pytest.raises(QueueFull):
+            await engine.put(b"two")
+        await engine.storage.delete("q", [1])
+        assert await engine.indexes() == []
+
+    with small_disk(tmp_path / "disk", 80) as disk:
+        path = disk / "easq.db"
+        run(path, put)
+        before = path.read_bytes()
+        if not has_ballast:
+            Path(f"{path}.ballast").unlink()
+        use_up(disk / "others")
+        if has_ballast:
+            run(path, delete)
+            return
+        with pytest.raises(StorageError, match=r"easq\.db cannot be opened: its disk is full$") as refusal:
+            run(path, delete)
+        assert (refusal.value.hint or "").startswith("make room")
+        assert path.read_bytes() == before
 
 
 # -- a pause -----------------------------------------------------------------------------------------------------------
