@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -41,6 +42,7 @@ class App:
         self.options: dict[str, Any] = {}
         self.warnings: deque[str] = deque()  #: of other threads, until `tell_warnings`
         self.at_end = ExitStack()  #: what is closed with the App
+        self._has_told_retry = False
 
     # output
 
@@ -146,9 +148,19 @@ class App:
     @cached_property
     def transport(self) -> Transport:
         """The HTTP client of this run."""
+        from dataclasses import replace
+
         from easq.net.http import Transport
 
-        return Transport(self.exchange)
+        return Transport(replace(self.exchange, on_retry=self._tell_retry))
+
+    def _tell_retry(self, error: EasqError) -> None:
+        """Say once a run, on a terminal or with -v, why a request is sent again. Other threads say nothing."""
+        if self._has_told_retry or threading.current_thread() is not threading.main_thread():
+            return
+        if self.printer.err_is_terminal or self.options.get("verbose"):
+            self._has_told_retry = True
+            self.printer.notice(f"{error.message}; trying again")
 
     @cached_property
     def instances(self) -> Transport:

@@ -98,14 +98,20 @@ def predict(
     routes.check_options(via, [name for name, is_given in chosen.items() if is_given])
     items = _items(app, via, given, paths, form)
     single = items is not None and items.single
-    terms = routes.Terms(timeout, path, content_type, as_tags(tags), priority, binary, single)
     run = Run(app, single, single and idle_timeout is None, show_instance)
+    terms = routes.Terms(
+        timeout, path, content_type, as_tags(tags), priority, binary, single, asked=run.asked
+    )
     if items is None or idle_timeout is not None:
         if concurrency > 1:
             raise UsageError("-c goes with one answer a message, not with --idle-timeout or typed messages")
         run.all(([one] for one in _talk(run, terms, items, idle_timeout or 0.0)), _nothing)
-    else:
+        return
+    try:
         run.all(*_ask(run, via, terms, items, concurrency))
+    except KeyboardInterrupt:
+        run.tell_asked()
+        raise
 
 
 @dataclass
@@ -119,6 +125,8 @@ class Run:
     answered: int = 0
     failures: list[EasqError] = field(default_factory=list)
     fatal: bool = False
+    #: request ids whose answers are not printed yet, and whether the item is certainly in the queue
+    asked: dict[str, bool] = field(default_factory=dict)
 
     def is_over(self) -> bool:
         """Whether something failed that would fail for every further request."""
@@ -151,6 +159,7 @@ class Run:
         error = failure_of(result.frame)
         _show(self.app, number, result, alone=self.alone, instance=self.instance)
         printed.append(result.frame)
+        self.asked.pop(result.frame.request_id, None)
         self.answered += error is None
         if error is not None:
             self._failed(error, item)
@@ -162,6 +171,13 @@ class Run:
         self.fatal |= not isinstance(error, Refused | ServerError | DeadlineExceeded | UsageError)
         if not self.single:
             self.app.printer.error(error, prefix=f"{item.where}: " if item.where else "")
+
+    def tell_asked(self) -> None:
+        """Say how the answers to requests that were put into the queue can be fetched later."""
+        for request_id, is_stored in list(self.asked.items()):
+            where = "is in the queue" if is_stored else "may be in the queue"
+            fetch = f"easq get -k --request-id {request_id}"
+            self.app.printer.warn(f"request {request_id} {where}; fetch its result with: {fetch}")
 
     def _end(self) -> None:
         from easq.errors import Partial

@@ -137,7 +137,9 @@ class Run:
         try:
             ack = self.app.queue().send(operation)
         except EasqError as error:
-            raise error if certain(error) else in_doubt(error) from error
+            from easq.net.failures import had_no_effect
+
+            raise error if had_no_effect(error) else in_doubt(error) from error
         self.tally.row(self.tally.stored(item), item, ack)
         self.app.printer.flush()
         self.tally.end(unread=False)
@@ -248,15 +250,9 @@ class Run:
 
 def _refused(outcome: Outcome[Sent, Ack]) -> bool:
     """Whether it certainly was not stored, by any of its attempts in this run."""
-    return outcome.error is not None and not outcome.times.doubt and certain(outcome.error)
+    from easq.net.failures import had_no_effect
 
-
-def certain(error: EasqError) -> bool:
-    """Whether `error` says that nothing was stored."""
-    from easq.errors import ServerError, Unavailable, Unreachable
-    from easq.net.failures import Unconnected
-
-    return not isinstance(error, ServerError | Unreachable) or isinstance(error, Unavailable | Unconnected)
+    return outcome.error is not None and not outcome.times.doubt and had_no_effect(outcome.error)
 
 
 def in_doubt(error: EasqError) -> EasqError:

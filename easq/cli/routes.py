@@ -57,6 +57,8 @@ class Terms:
     single: bool = False  #: there is one request and no more
     #: the indexes of items that were put and whose results did not come yet, for whoever deletes them
     unanswered: set[int] | None = None
+    #: request ids without an answer yet, and whether the item is certainly in the queue
+    asked: dict[str, bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ def _queue(app: App, terms: Terms) -> Route:
             content_type=terms.content_type or item.content_type,
             times=times,
             unanswered=terms.unanswered,
+            asked=terms.asked,
         )
         return Answer(frame)
 

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from easq.errors import EasqError, Unreachable
+from easq.errors import EasqError, ServerError, Unavailable, Unreachable
 from easq.net.url import shown
 
 _PROXY_HINT = "see HTTP_PROXY and NO_PROXY"
@@ -34,6 +34,11 @@ class Unconnected(Unreachable):
 
 class Unanswered(Unreachable):
     """A request went out, and its answer did not come, or not whole, in time."""
+
+
+def had_no_effect(error: EasqError) -> bool:
+    """Whether the request that failed with `error` certainly had no effect."""
+    return not isinstance(error, ServerError | Unreachable) or isinstance(error, Unavailable | Unconnected)
 
 
 def last_known(error: EasqError, before: EasqError | None) -> EasqError:

@@ -143,6 +143,8 @@ def exchange(
         why = error
         times.doubt = times.doubt or unsure
         times.pausing = error
+        if settings.on_retry is not None:
+            settings.on_retry(error)
         yield pause_s
         times.pausing = None
         now = time.monotonic()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from easq.errors import EasqError
 from easq.net.trace import Trace
 
 #: limit of the headers of an answer, names and values together, in bytes
@@ -23,5 +24,7 @@ class NetworkSettings:
     insecure: bool = False  #: accept any certificate
     max_answer_bytes: int = 64 * 1024 * 1024
     trace: Trace | None = None  #: gets lines from which secrets are removed
+    #: called in the thread of the exchange with the error after which a request will be sent again
+    on_retry: Callable[[EasqError], None] | None = None
     #: where the proxies are looked up; empty for none
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)

@@ -15,13 +15,14 @@ from urllib.parse import parse_qsl, quote
 from easq.client.queue import QueueClient, put_operation, sub_path
 from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, QueueFull, ServerError, Unreachable
 from easq.model import REQUEST_ID, Frame, Tags
-from easq.net.failures import Unanswered, Unconnected
+from easq.net.failures import Unanswered, Unconnected, had_no_effect
 from easq.net.retry import OVERTIME_S, Attempt, Retry, Steps, Times, exchange, full_jitter
 from easq.net.settings import NetworkSettings
 from easq.net.url import PATH_SAFE, address_of
 from easq.predict.discovery import Discovery
 from easq.protocol.operations import Caller, Request
 from easq.protocol.replies import read_error, read_put
+from easq.protocol.request_ids import new_request_id
 from easq.protocol.signatures import sign
 
 #: of the time for a prediction, the part that one attempt may take at most
@@ -40,6 +41,7 @@ def predict_queue(
     content_type: str = "",
     times: Times | None = None,
     unanswered: set[int] | None = None,
+    asked: dict[str, bool] | None = None,
 ) -> Steps[Frame]:
     """The sink's item for `data` put into the input. It is still in the sink: who used it may delete it.
 
@@ -48,15 +50,36 @@ def predict_queue(
     Args:
         times: is told how the put went.
         unanswered: holds the index of the item from its put until its result came.
+        asked: holds the request id from before the put on, and whether the item is certainly in the queue. It is
+            removed when the put is refused, or another error that names it is raised.
     """
     end = time.monotonic() + timeout_s
     input, sink = input.bounded(end + OVERTIME_S), sink.bounded(end + OVERTIME_S)
+    # an id of ours is known also when the answer to the put is lost
+    own_id = (tags or {}).get(REQUEST_ID) or new_request_id(time.time_ns() // 1_000_000)
     put = put_operation(
-        data, tags=tags, priority=priority, path=path, content_type=content_type, key=uuid.uuid4().hex
+        data,
+        tags={**(tags or {}), REQUEST_ID: own_id},
+        priority=priority,
+        path=path,
+        content_type=content_type,
+        key=uuid.uuid4().hex,
     )
-    ack = yield from input.asking(put, read_put, times=times)
+    asked, times = {} if asked is None else asked, times or Times()
+    asked[own_id] = False
+    try:
+        ack = yield from input.asking(put, read_put, times=times)
+    except EasqError as error:
+        asked.pop(own_id, None)
+        if not times.doubt and had_no_effect(error):
+            raise
+        text = f"{error.message}; whether request {own_id} was stored is not known"
+        hint = f"fetch its result, if it was, with: easq get -k --request-id {own_id}"
+        raise type(error)(text, hint=hint, status=error.http_status) from error
+    asked.pop(own_id, None)
     if not ack.request_id:
         raise NotAQueueService("the put was answered without a request id, so its result cannot be found")
+    asked[ack.request_id] = True
     if unanswered is not None:
         unanswered.add(ack.index)
     later = f"the item stays queued; fetch its result with: easq get -k --request-id {ack.request_id}"
@@ -64,12 +87,14 @@ def predict_queue(
         left_s = max(end - time.monotonic(), 0.0)
         frames = yield from sink.getting(timeout_s=left_s, tags={REQUEST_ID: ack.request_id})
     except EasqError as error:
+        asked.pop(ack.request_id, None)
         if time.monotonic() >= end and isinstance(error, Unreachable | ServerError):
             text = f"no result of request {ack.request_id} within {timeout_s:g} s: {error.message}"
             raise DeadlineExceeded(text, hint=later) from error
         text = f"{error.message} (while waiting for the result of request {ack.request_id})"
         raise type(error)(text, hint=later, status=error.http_status) from error
     if not frames:
+        asked.pop(ack.request_id, None)
         raise DeadlineExceeded(f"no result of request {ack.request_id} within {timeout_s:g} s", hint=later)
     if unanswered is not None:
         unanswered.discard(ack.index)
@@ -168,6 +193,8 @@ def predict_direct(
             pause_s = max(full_jitter(rounds), min(asked_s, default=0.0))
             if time.monotonic() + pause_s >= end:
                 raise in_time(error, _tried(times.attempts, ever), settings, timeout_s)
+            if settings.on_retry is not None:
+                settings.on_retry(error)
             yield pause_s
             this_round.clear()
             asked_s.clear()

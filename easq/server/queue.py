@@ -9,9 +9,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from math import inf
-from random import Random
 
 from easq.errors import AnotherWatcher, BadRequest, NotFound, PayloadTooLarge
 from easq.model import (
@@ -31,6 +29,7 @@ from easq.model import (
 )
 from easq.protocol import operations as op
 from easq.protocol.media_type import sniff
+from easq.protocol.request_ids import new_request_id
 from easq.server.dead_letters import answer, rear_copy
 from easq.server.rate_limit import RateLimiter
 from easq.storage.base import Burial, Limits, Storage, Subscription, is_enough
@@ -57,10 +56,6 @@ ALIVE_S = 5.0
 #: what a stream's name has more when it is a rear store
 REAR_SUFFIX = "#rear"
 
-#: of request ids: seeded by the system, without asking it for each
-_RANDOM = Random()
-#: of the last 80 bits of a request id (UUID version 7, variant 1): those that are random, those that are set
-_RANDOM_BITS, _VERSION_BITS = 0xFFF_3FFF_FFFF_FFFF_FFFF, 0x7000_8000_0000_0000_0000
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _TYPE_TAG, _ENCODING_TAG = f"{HEADER_PREFIX}Content-Type", f"{HEADER_PREFIX}Content-Encoding"
 _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}", re.ASCII)
@@ -91,18 +86,6 @@ def _is_own(tag: str) -> bool:
 def _is_own_of_sink(tag: str) -> bool:
     """The same of an item of the sink."""
     return tag in {TS_SINK, DELIVERY_COUNT}
-
-
-def _request_id(moment_ms: int) -> str:
-    """A UUID of version 7 (RFC 9562): its first 48 bits are the time, so new ids lie together in an index."""
-    text = (_RANDOM.getrandbits(76) & _RANDOM_BITS | _VERSION_BITS).to_bytes(10, "big").hex()
-    return f"{_time_in_id(moment_ms)}-{text[:4]}-{text[4:8]}-{text[8:]}"
-
-
-@lru_cache(maxsize=1)
-def _time_in_id(moment_ms: int) -> str:
-    text = f"{moment_ms & 0xFFFFFFFFFFFF:012x}"
-    return f"{text[:8]}-{text[8:]}"
 
 
 def check_name(name: str) -> str:
@@ -204,7 +187,7 @@ class Queue:
         if put.path:
             tags[PATH] = put.path
         if not tags.get(REQUEST_ID):
-            tags[REQUEST_ID] = _request_id(moment)
+            tags[REQUEST_ID] = new_request_id(moment)
         return tags
 
     # -- get -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import re
 import signal
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 
@@ -170,6 +171,40 @@ def test_an_interrupt_waits_for_no_answer(easq: Easq, workers: str) -> None:
             out, err = process.communicate()
         server.stop.set()
     assert (process.returncode, out, err) == (130, b"", b"")
+
+
+@pytest.mark.parametrize("workers", ["1", "4"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_tells_how_the_results_are_fetched_later(
+    queue: Easq, workers: str, number: signal.Signals
+) -> None:
+    lines = [b"%d\n" % n for n in range(int(workers) + 1)]
+    (queue.home / "in").write_bytes(b"".join(lines))
+    with queue.start("predict", "-f", "in", "-c", workers, "-q") as process:
+        eventually(lambda: queue("info", "--field", "stream.length").text == f"{workers}\n")
+        time.sleep(0.2)  # until the answer to the last put was read
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert (process.returncode, out) == (128 + number, b"")
+    answer(queue, int(workers))
+    told = re.findall("request (.*) is in the queue; fetch its result with: (.*)", err.decode())
+    assert len(told) == int(workers), err
+    assert len(err.splitlines()) == int(workers)
+    for request_id, command in told:
+        assert command == f"easq get -k --request-id {request_id}"
+        assert queue(*command.split()[1:]).status == 0
+
+
+def test_an_interrupt_of_a_put_without_an_answer_tells_the_request_id(easq: Easq) -> None:
+    with answering(silent) as server, easq.start("predict", "-d", "x", "--url", server.url) as process:
+        eventually(lambda: server.requests)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+        server.stop.set()
+    (own_id,) = re.findall(r"requestId=([0-9a-f-]{36})", server.requests[0][0])
+    assert (process.returncode, out) == (130, b"")
+    fetch = f"fetch its result with: easq get -k --request-id {own_id}"
+    assert err.decode() == f"easq: warning: request {own_id} may be in the queue; {fetch}\n"
 
 
 def test_a_profile_says_which_way(easq: Easq, gateway: str) -> None:

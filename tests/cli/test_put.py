@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from tests.cli.conftest import DEADLINE_S, Easq, finish
-from tests.client.servers import Peer, answering, broken, eventually, reply, silent
+from tests.client.servers import Peer, answering, broken, eventually, free_port, reply, silent
 from tests.conftest import Serve
 from tests.support.nodes import ZERO, make_device
 from tests.support.process import AS_ANYONE
@@ -799,3 +799,29 @@ def test_a_service_that_knows_keys_has_nothing_twice(easq: Easq, told: list[Call
     assert done.status == 0
     summary = json.loads(done.err)["summary"]
     assert (summary["success"], summary["possible_duplicates"]) == (2, 0)
+
+
+@pytest.mark.parametrize("command", [("put", "-d", "x"), ("delete", "-y", "1"), ("info",)])
+def test_what_is_tried_again_is_said_once_on_a_terminal_and_with_v(
+    easq: Easq, command: tuple[str, ...]
+) -> None:
+    body = b'{"stream.length":"0"}' if command[0] == "info" else b"1"
+    said = "[INFO] the server answered 503: busy; trying again\n"
+    for is_told, options in ((True, ()), (True, ("-v",)), (False, ()), (False, ("-q",))):
+        busy = reply(503, b"busy", X_Easq_Stored="no")
+        with answering(busy, busy, reply(200, body)) as server:
+            args = (*command, *options, "--url", server.url)
+            if options or not is_told:
+                done = easq(*args)
+                status, text = done.status, done.err
+            else:
+                status, text = finish(easq.terminal(*args))
+        assert (status, text.count(said), text.count("trying again")) == (0, is_told, is_told), text
+
+
+def test_a_connection_that_is_refused_is_said_to_be_tried_again(easq: Easq) -> None:
+    url = f"http://127.0.0.1:{free_port()}/q"
+    status, text = finish(easq.terminal("put", "-d", "x", "--url", url, "--connect-timeout", "1s"))
+    assert status == 6
+    refused = rf"connection to {re.escape(url)} refused"
+    assert re.fullmatch(rf"\[INFO\] {refused}; trying again\neasq: {refused}\nhint: .*\n", text), text

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from easq import errors
@@ -31,7 +33,7 @@ def test_a_result_is_waited_for_by_its_request_id_and_stays_in_the_sink() -> Non
             )
         )
     assert frame == RESULT
-    assert first.requests[0][0].startswith("POST /api/predict/q/v1/x?k=v HTTP/1.1")
+    assert re.match(r"POST /api/predict/q/v1/x\?k=v&requestId=[0-9a-f-]{36} HTTP/1.1", first.requests[0][0])
     assert first.requests[0][1] == b"question"
     assert "Idempotency-Key: " in first.requests[0][0]
     for head in second.heads():
@@ -78,7 +80,7 @@ def test_a_lost_sink_while_waiting_is_unreachable_and_names_the_request() -> Non
     with answering(STORED) as first, Transport(QUICK) as transport:
         gone = QueueClient(f"http://127.0.0.1:{free_port()}/sink", CALLER, transport)
         with pytest.raises(errors.Unreachable, match="request r-1"):
-            transport.run(predict_queue(QueueClient(first.url, CALLER, transport), gone, b"x", timeout_s=1))
+            transport.run(predict_queue(QueueClient(first.url, CALLER, transport), gone, b"x", timeout_s=9))
 
 
 def test_a_put_without_a_request_id_cannot_be_followed() -> None:
@@ -159,3 +161,30 @@ def test_a_gateway_that_never_answers_is_a_deadline() -> None:
         with pytest.raises(errors.DeadlineExceeded, match=r"^no answer within 0\.6 s: "):
             transport.run(predict_gateway(server.url, CALLER, transport.settings, b"x", timeout_s=0.6))
         server.stop.set()
+
+
+def test_a_put_whose_answer_is_lost_names_the_request_that_may_be_stored() -> None:
+    """Its id is ours, and was sent with it; a refused one is not called in doubt."""
+    with answering(broken) as first, Transport(QUICK) as transport:
+        queue = QueueClient(first.url, CALLER, transport)
+        with pytest.raises(errors.Unreachable) as caught:
+            transport.run(predict_queue(queue, queue, b"x", timeout_s=0.5))
+    ids = {re.search(r"requestId=([0-9a-f-]{36})", head)[1] for head, _ in first.requests}  # type: ignore[index]
+    (own_id,) = ids
+    assert f"whether request {own_id} was stored is not known" in caught.value.message
+    assert caught.value.hint.endswith(f"easq get -k --request-id {own_id}")
+    with answering(reply(403, b"not you")) as first, Transport(QUICK) as transport:
+        queue = QueueClient(first.url, CALLER, transport)
+        with pytest.raises(errors.Forbidden, match=r"^not you$"):
+            transport.run(predict_queue(queue, queue, b"x", timeout_s=0.5))
+
+
+def test_a_request_id_that_was_given_is_the_one_that_is_sent() -> None:
+    found = reply(200, encode_frames([RESULT], Codec.PROTOBUF))
+    asked: dict[str, bool] = {}
+    with answering(STORED, found) as server, Transport(QUICK) as transport:
+        queue = QueueClient(server.url, CALLER, transport)
+        tags = {"requestId": "r-1"}
+        assert transport.run(predict_queue(queue, queue, b"x", timeout_s=9, tags=tags, asked=asked)) == RESULT
+    assert server.requests[0][0].count("requestId=r-1 ") == 1
+    assert asked == {"r-1": True}
