@@ -38,7 +38,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """What easq exits with; the same table stands in `easq --help` and in the README."""
+    """What easq exits with; the same table stands in `easq --help` and in docs/scripts.md."""
 
     DONE = 0
     BUG = 1

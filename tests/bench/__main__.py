@@ -1,7 +1,7 @@
 """`python -m tests.bench`: every comparison in one go, several rounds in turns; medians of ratios, their spread.
 
-The README's table goes to stdout, what is going on to stderr, and with `--json FILE` the figures of every round to a
-file. All of it takes about ten minutes; `--only` and `--rounds 1` with small counts take seconds.
+The table of docs/performance.md goes to stdout, progress to stderr, and with `--json FILE` the figures of every round
+to a file. All of it takes about ten minutes; `--only` and `--rounds 1` with small counts take seconds.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Result:
         }
 
     def row(self) -> str:
-        """A line of the README's table."""
+        """A line of the table of docs/performance.md."""
         wanted, values = self.comparison, self.values
         unit = " x" if wanted.judge is ratio else f" {wanted.unit}"
         limit = f">= {wanted.least:g}{unit}" if wanted.least is not None else f"<= {wanted.most:g}{unit}"

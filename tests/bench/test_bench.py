@@ -1,4 +1,4 @@
-"""The tool that measures: what it makes of figures, and that a quick run of one row prints the README's table."""
+"""The tool that measures: what it makes of figures, and that a quick run of one row prints the table of the docs."""
 
 from __future__ import annotations
 

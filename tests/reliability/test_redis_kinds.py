@@ -19,12 +19,12 @@ from tests.support.websocket import watch
 
 pytestmark = pytest.mark.long
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+REDIS_PAGE = (Path(__file__).resolve().parents[2] / "docs" / "redis.md").read_text(encoding="utf-8")
 
 
 def test_as_the_user_of_the_readme(serve: Serve, make_redis: MakeRedis) -> None:
-    """What the README tells an operator to allow is enough for every operation, and it is all that is asked for."""
-    (rules,) = re.findall(r"^user easq (.*)$", README, re.MULTILINE)
+    """What docs/redis.md tells an operator to allow is enough for every operation, and it is all that is asked for."""
+    (rules,) = re.findall(r"^user easq (.*)$", REDIS_PAGE, re.MULTILINE)
     redis = make_redis()
     redis.ask("ACL", "SETUSER", "easq", "reset", *rules.replace("PASSWORD", "secret").split())
     service = serve(storage=f"redis://easq:secret@127.0.0.1:{redis.port}")

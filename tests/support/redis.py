@@ -21,7 +21,7 @@ from tests.support.waiting import PATIENCE_S
 #: down for a moment; port + 10,000, a Cluster node's second one, is below them too
 PORTS = range(15_000, 22_000)
 
-#: what every server here is started with; appendonly and appendfsync are what the README tells people to use
+#: what every server here is started with; appendonly and appendfsync are what docs/redis.md tells people to use
 DEFAULTS: Mapping[str, str] = {
     "bind": "127.0.0.1",
     "appendonly": "yes",

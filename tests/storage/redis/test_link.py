@@ -67,7 +67,7 @@ class Linked:
 
 @pytest.fixture
 def server(make_redis: MakeRedis) -> RedisServer:
-    """A Redis as the README says it should be."""
+    """A Redis as docs/redis.md says it should be."""
     return make_redis()
 
 

@@ -1,4 +1,4 @@
-"""The README is true: every block of it is run, and what it shows is what comes out."""
+"""What the README and the pages state beside their blocks: exit codes, options, addresses, the installation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,23 +19,20 @@ from tests.support.documents import (
     PATIENCE_S,
     ROOT,
     blocks_of,
-    check_block,
-    commands_of,
     make_home,
     output_pattern,
 )
-from tests.support.redis import free_port
-from tests.support.tools import find_tool
-from tests.support.waiting import eventually
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-#: what a block has that starts a Redis
-NEEDS_REDIS = "redis-server --port"
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def marked(mark: str) -> str:
     """The one command between two `<!-- mark -->` lines."""
-    (found,) = re.findall(rf"<!-- {mark} -->\n```sh\n(.*?)\n```\n<!-- {mark} -->", README, re.DOTALL)
+    (found,) = re.findall(
+        rf"<!-- {mark} -->\n```sh\n(.*?)\n```\n<!-- {mark} -->", text_of("README.md"), re.DOTALL
+    )
     return str(found)
 
 
@@ -49,60 +47,6 @@ def environ(home: Path) -> Mapping[str, str]:
     return make_home(home)
 
 
-@pytest.fixture
-def model_port() -> int:
-    return free_port()
-
-
-@pytest.fixture
-def port() -> int:
-    return free_port()
-
-
-@pytest.fixture
-def service(home: Path, environ: Mapping[str, str], port: int) -> Iterator[Path]:
-    """`easq serve` as the README starts it but for the port; the file holds what it says."""
-    said = home / "serve.out"
-    with said.open("wb") as out:
-        process = subprocess.Popen(
-            ["easq", "serve", "--port", str(port)], env=environ, cwd=home, stdout=out, stderr=out
-        )
-    try:
-        eventually(lambda: said.read_bytes().count(b"\n") >= 3 or process.poll() is not None)
-        assert process.poll() is None, said.read_text()
-        yield said
-    finally:
-        process.terminate()
-        assert process.wait(PATIENCE_S) == 0
-
-
-def test_the_main_job_is_as_shown(
-    service: Path, home: Path, environ: Mapping[str, str], port: int, model_port: int
-) -> None:
-    """Every console block, in order, gives the output that it shows."""
-    first, *others = [
-        block.replace("3030", str(port)).replace("8501", str(model_port)).replace("/home/ann", str(home))
-        for block in blocks_of(README, "console")
-        if NEEDS_REDIS not in block
-    ]
-    ((command, shown),) = commands_of(first)
-    assert command == "easq serve"
-    # of an SQLite that is too old the service warns once more, which the README does not show
-    said = service.read_text().splitlines(keepends=True)
-    assert "".join(line for line in said if " SQLite " not in line) == shown
-    assert len(others) > 8
-    for block in others:
-        check_block(block, home, environ)
-
-
-def test_several_servers_on_one_redis_are_as_shown(home: Path, environ: Mapping[str, str]) -> None:
-    find_tool("redis-server")
-    (block,) = [block for block in blocks_of(README, "console") if NEEDS_REDIS in block]
-    for shown in ("6379", "3031", "3032"):
-        block = block.replace(shown, str(free_port()))
-    check_block(block, home, environ)
-
-
 def test_a_pattern_holds_on_to_what_does_not_vary() -> None:
     """The comparison of this file can fail."""
     shown = "[OK] 1 e47b76e2-2648-40fe-9197-a268015cbd1f ts@source=1685802680575 cost: 5.892141ms\n"
@@ -113,12 +57,12 @@ def test_a_pattern_holds_on_to_what_does_not_vary() -> None:
 
 
 def test_the_exit_codes_are_the_enums() -> None:
-    rows = re.findall(r"^\| ([0-9]+) \| (.*) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| ([0-9]+) \| (.*) \|$", text_of("docs/scripts.md"), re.MULTILINE)
     assert rows == [(str(int(code)), code.meaning) for code in Exit]
 
 
 def test_the_configuration_shown_is_a_good_one(tmp_path: Path) -> None:
-    (block,) = blocks_of(README, "toml")
+    (block,) = blocks_of(text_of("docs/configuration.md"), "toml")
     path = tmp_path / "config.toml"
     path.write_text(block, encoding="utf-8")
     path.chmod(0o600)
@@ -139,7 +83,7 @@ def test_the_configuration_shown_is_a_good_one(tmp_path: Path) -> None:
 
 def test_each_call_of_a_service_that_is_shown_reaches_it(home: Path, environ: Mapping[str, str]) -> None:
     """The commands that call a service run, with servers of ours in the place of the cloud's."""
-    (block,) = [block for block in blocks_of(README, "sh") if "--via" in block]
+    (block,) = [block for block in blocks_of(text_of("docs/predict.md"), "sh") if "--via" in block]
     (home / "image.jpg").write_bytes(b"\xff\xd8")
     (home / "lines.txt").write_bytes(b"first\nsecond\n")
     answers = [b"yes", b"yes", b"tsrif\ndnoces\n"]
@@ -169,7 +113,9 @@ def test_each_call_of_a_service_that_is_shown_reaches_it(home: Path, environ: Ma
 
 
 def test_the_options_of_serve_that_are_named_exist(environ: Mapping[str, str]) -> None:
-    (usage,) = re.findall(r"^```\n(easq serve .*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (usage,) = re.findall(
+        r"^```text\n(easq serve .*?)^```$", text_of("docs/serve.md"), re.MULTILINE | re.DOTALL
+    )
     done = subprocess.run(
         ["easq", "serve", "--help"], env=environ, capture_output=True, text=True, check=True
     )
@@ -180,8 +126,8 @@ def test_the_options_of_serve_that_are_named_exist(environ: Mapping[str, str]) -
 
 
 @pytest.mark.long
-def test_one_command_line_installs_and_shows_the_main_job(tmp_path: Path) -> None:
-    """In a copy of the checkout, with nothing of this environment's packages."""
+def test_the_first_command_leaves_an_easq_that_is_found(tmp_path: Path) -> None:
+    """In a copy of the checkout, with nothing of this environment's packages, and a pipx of its own."""
     checkout = tmp_path / "easq"
     checkout.mkdir()
     for name in ("easq", "completions"):
@@ -189,12 +135,19 @@ def test_one_command_line_installs_and_shows_the_main_job(tmp_path: Path) -> Non
     for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout)
     inherited = {
-        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL", "EASQ"))
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PYTHON", "VIRTUAL", "EASQ", "PIPX"))
     }
+    environ = {**inherited, "HOME": str(tmp_path), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    tools = tmp_path / "tools"
+    for step in ([sys.executable, "-m", "venv", tools], [tools / "bin" / "pip", "install", "-q", "pipx"]):
+        subprocess.run(step, env=environ, check=True, timeout=4 * PATIENCE_S)
+    environ["PATH"] = f"{tmp_path / '.local' / 'bin'}:{tools / 'bin'}:{environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", marked("demo-command")],
+        ["bash", "-c", marked("install-command")],
         cwd=checkout,
-        env={**inherited, "HOME": str(tmp_path), "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        env=environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -204,3 +157,7 @@ def test_one_command_line_installs_and_shows_the_main_job(tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stdout
     assert done.stdout.endswith("steps did what they say.\n"), done.stdout
+    found = subprocess.run(
+        ["bash", "-c", "command -v easq"], env=environ, capture_output=True, text=True, check=True
+    )
+    assert found.stdout == f"{tmp_path}/.local/bin/easq\n"
