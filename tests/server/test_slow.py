@@ -79,14 +79,16 @@ def test_a_body_that_does_not_come_is_given_up(hurried: Stream, monkeypatch: pyt
 def test_a_body_that_waits_while_the_service_stands_still_is_taken(
     start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("easq.server.http._BODY_DEADLINE_S", 0.4)
+    monkeypatch.setattr("easq.server.http._BODY_DEADLINE_S", 1.0)
     local = start()
 
     async def stand_still(_: Server) -> None:
-        time.sleep(0.8)  # the whole service, as if it was stopped
+        time.sleep(1.5)  # the whole service, as if it was stopped
 
     with Connection(local.port) as connection:
-        connection.send_request("POST", local.queue.path, [("Content-Length", "20")])
+        expecting = [("Content-Length", "20"), ("Expect", "100-continue")]
+        connection.send_request("POST", local.queue.path, expecting)
+        assert connection.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.send(b"x" * 10)
         rest = threading.Timer(0.3, connection.send, (b"x" * 10,))
         rest.start()
