@@ -15,6 +15,7 @@ import pytest
 from easq.config import profiles
 from easq.errors import Exit
 from tests.client.servers import Behaviour, Speaking, behaving, echo, host_endpoints, listing, reply
+from tests.docs.commands import page
 from tests.support.documents import (
     PATIENCE_S,
     ROOT,
@@ -161,3 +162,8 @@ def test_the_first_command_leaves_an_easq_that_is_found(tmp_path: Path) -> None:
         ["bash", "-c", "command -v easq"], env=environ, capture_output=True, text=True, check=True
     )
     assert found.stdout == f"{tmp_path}/.local/bin/easq\n"
+
+
+def test_the_page_of_all_commands_is_up_to_date() -> None:
+    """`python -m tests.docs.commands` writes it."""
+    assert text_of("docs/commands.md") == page()

@@ -191,9 +191,7 @@ def parse(command: click.Command, words: list[str], where: str, parent: click.Co
             names = command.list_commands(context)
             at = next((at for at, word in enumerate(words) if word in names), None)
             if at is None:
-                assert all(word.startswith("-") for word in words), (
-                    f"{where}: no command in {' '.join(words)}"
-                )
+                assert command.invoke_without_command or all(word.startswith("-") for word in words), where
                 return
             found = command.get_command(context, words[at])
             assert found is not None
