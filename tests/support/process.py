@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.support.forks import Run
+from tests.support.forks import File, Run
 from tests.support.http import Stream
 from tests.support.waiting import PATIENCE_S, eventually
 
@@ -60,7 +60,8 @@ class Service:
         """The service answers requests: it has printed its address, on its first line."""
         assert self._process is None
         began = time.monotonic()
-        self._process = self._started()
+        with self.log.open("ab") as log:
+            self._process = self.begin(log)
         line = self._first_line(self._process, self.patience_s)
         self.seconds_to_ready = time.monotonic() - began
         if not line.startswith("EASQ_URL="):
@@ -70,28 +71,26 @@ class Service:
 
     def run(self) -> subprocess.CompletedProcess[str]:
         """Return what a service that refuses to start has said, and its exit code."""
-        return subprocess.run(
+        with self.begin(subprocess.PIPE) as process:
+            try:
+                out, err = process.communicate(timeout=self.patience_s)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(self.arguments, process.returncode, out.decode(), err.decode())
+
+    def begin(self, stderr: File) -> subprocess.Popen[bytes] | Run:
+        """Return the process, which has only begun to start."""
+        if self.is_forked and not self.under and self.program == ("easq",):
+            args = self.arguments[self.arguments.index("serve") :]
+            return Run(args, stderr=stderr, environ=self.environ())
+        return subprocess.Popen(
             self.arguments,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
             env=self.environ(),
-            timeout=self.patience_s,
-            check=False,
         )
-
-    def _started(self) -> subprocess.Popen[bytes] | Run:
-        with self.log.open("ab") as log:
-            if self.is_forked and not self.under and self.program == ("easq",):
-                args = self.arguments[self.arguments.index("serve") :]
-                return Run(args, stderr=log, environ=self.environ())
-            return subprocess.Popen(
-                self.arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=self.environ(),
-            )
 
     def environ(self) -> dict[str, str]:
         """An environment in which no profile and no token of whoever runs the tests is seen."""
