@@ -25,7 +25,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "model": {"errors"},
     "redact": set(),
     "protocol": {"errors", "model"},
-    "models": {"errors", "model", "redact", "protocol"},
+    "models": {"errors", "model", "redact", "protocol", "net"},
     "net": {"errors", "model", "protocol", "redact"},
     "storage": {"errors", "model", "net", "protocol"},
     "server": _GROUND | {"storage", "emulator"},

@@ -36,9 +36,6 @@ _BACKLOG_EVERY_S, _BACKLOG_WAIT_S = 2.0, 1.0
 #: of so many last items the times, and of so many last seconds the rate, are told
 _TIMES, _RATE_S = 1000, 10.0
 
-#: outcomes that are not told yet: whoever reads stdout slowly slows the work down
-_MAX_EVENTS = 10_000
-
 COLUMNS = ("n", "index", "request_id", "outcome", "code", "attempt", "size", "seconds")
 
 
@@ -98,7 +95,7 @@ def work(
     if not item_timeout:
         raise UsageError("--item-timeout 0s leaves no time for a call")
     # no SimpleQueue: a signal at the end of its timeout makes it wait for ever (CPython 3.11)
-    events: Events = queue.Queue(_MAX_EVENTS)
+    events: Events = queue.Queue()
     input = app.queue(sink=False)
     model = _model(forward, cmd)
     try:
@@ -116,6 +113,7 @@ def work(
             busy_limit_s=busy_limit,
             on_outcome=events.put,
             on_notice=events.put,
+            unread=events.qsize,
         )
         Session(app, worker, input, events).run()
     finally:
@@ -198,8 +196,7 @@ class Session:
             # before the watch there is nothing to return, and connecting may take long
             if len(self.signals) > 1 or not self.watches:
                 raise interrupt_of(number)
-            # not here: the handler may have interrupted what it would wait for, and stdout may hold us up
-            threading.Thread(target=self.worker.stop, daemon=True).start()
+            self.worker.stop()
 
         with signals_call(note):
             try:

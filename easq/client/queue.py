@@ -33,6 +33,7 @@ from easq.protocol.replies import Reply
 if TYPE_CHECKING:
     from easq.client.watch import Watcher
     from easq.net.http import Transport
+    from easq.net.settings import NetworkSettings
 
 T = TypeVar("T")
 
@@ -71,6 +72,11 @@ class QueueClient:
         self._transport = transport
         self._until: float | None = None
         self._gateway = _Gateway()
+
+    @property
+    def settings(self) -> NetworkSettings:
+        """The settings of its connections."""
+        return self._transport.settings
 
     def bounded(self, until: float | None) -> QueueClient:
         """Return a client of the same stream whose exchanges, retries included, end at `until` (monotonic clock)."""
@@ -196,7 +202,7 @@ class QueueClient:
         until_full: bool = False,
     ) -> Steps[list[Frame]]:
         """The steps of `get`; with `until_full` it waits no longer once an answer may hold no more items."""
-        wanted, length = _checked(tags), min(length, MAX_FRAMES)
+        wanted, length = check_tags(tags), min(length, MAX_FRAMES)
         end = time.monotonic() + timeout_s
         if index == NEWEST and timeout_s > self._poll_s:
             # asked again, `-1` would mean "from now on" anew and miss what came in between
@@ -248,7 +254,7 @@ class QueueClient:
             deadline_s: bound on the whole exchange; a failed one is then not repeated.
         """
         wait_s = round(min(timeout_s, self._poll_s), 3)
-        tags = _checked({REQUEST_ID: request_id})
+        tags = check_tags({REQUEST_ID: request_id})
         get = operations.Get(NO_INDEX, 1, wait_s, False, tags, Codec.PROTOBUF)
         began = time.monotonic()
         try:
@@ -264,7 +270,7 @@ class QueueClient:
 
     def count(self, *, tags: Tags | None = None, priority: int | None = None) -> int:
         """How many items are present, of one priority class (None: all) and with all `tags`."""
-        return self._ask(operations.Count(_checked(tags), priority), replies.read_count)
+        return self._ask(operations.Count(check_tags(tags), priority), replies.read_count)
 
     def commit(self, indexes: Iterable[int]) -> int | None:
         """Commit the items for the caller's group. Return how many had an effect, None if the service does not say."""
@@ -278,13 +284,9 @@ class QueueClient:
         Args:
             delay_s: how long the items wait, with the code Busy at a service that supports it.
         """
-        if code and not operations.valid_code(code):
-            raise UsageError(
-                f"the code {code[:80]!a} is not one",
-                hint="a code is words like Engine.Error or a number, at most 20 characters",
-            )
-        cut = reason[: operations.MAX_REASON].encode(errors="replace").decode()
-        return self._each(indexes, lambda chunk: operations.Negative(chunk, code, cut, delay_s))
+        return self._each(
+            indexes, lambda chunk: negative_operation(chunk, code=code, reason=reason, delay_s=delay_s)
+        )
 
     def delete(self, indexes: Iterable[int]) -> int | None:
         """Remove the items for all groups; the result is that of `commit`."""
@@ -316,7 +318,7 @@ class QueueClient:
         """A watcher of this stream, to be entered."""
         from easq.client.watch import Watcher
 
-        _checked(operation.tags)
+        check_tags(operation.tags)
         settings = self._transport.settings
         return Watcher(
             self.url,
@@ -350,7 +352,7 @@ class QueueClient:
 
     def _each(self, indexes: Iterable[int], operation: Callable[[tuple[int, ...]], Operation]) -> int | None:
         total: int | None = 0
-        for chunk in _chunks(tuple(indexes)):
+        for chunk in chunks(tuple(indexes)):
             counted = self._ask(operation(chunk), replies.read_counted)
             total = None if counted is None or total is None else total + counted
         return total
@@ -419,7 +421,22 @@ def put_operation(
         raise UsageError(f"the idempotency key {key[:80]!a} is not 1 to 128 visible ASCII characters")
     if priority < 0:
         raise UsageError(f"the priority {priority} is negative")
-    return operations.Put(data, _checked(tags), priority, sub_path(path), content_type=content_type, key=key)
+    return operations.Put(
+        data, check_tags(tags), priority, sub_path(path), content_type=content_type, key=key
+    )
+
+
+def negative_operation(
+    indexes: Sequence[int], *, code: str, reason: str, delay_s: float | None
+) -> operations.Negative:
+    """Return a negative as `QueueClient.negative` sends it. Raises UsageError for a code that is none."""
+    if code and not operations.valid_code(code):
+        raise UsageError(
+            f"the code {code[:80]!a} is not one",
+            hint="a code is words like Engine.Error or a number, at most 20 characters",
+        )
+    cut = reason[: operations.MAX_REASON].encode(errors="replace").decode()
+    return operations.Negative(tuple(indexes), code, cut, delay_s)
 
 
 def _is_full(frames: Sequence[Frame], wanted: int) -> bool:
@@ -480,7 +497,7 @@ def sub_path(path: str) -> str:
     return "/" + found.lstrip("/")
 
 
-def _checked(tags: Tags | None) -> Tags:
+def check_tags(tags: Tags | None) -> Tags:
     """`tags` when they can be sent as tags: a leading underscore would make one a parameter of the wire."""
     found = tags or {}
     for key, value in found.items():
@@ -494,7 +511,7 @@ def _checked(tags: Tags | None) -> Tags:
     return found
 
 
-def _chunks(indexes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+def chunks(indexes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     for at in range(0, len(indexes), MAX_INDEXES_PER_REQUEST):
         yield indexes[at : at + MAX_INDEXES_PER_REQUEST]
 

@@ -36,7 +36,7 @@ from easq.protocol.replies import Reply, retry_after_s
 #: read and written at a time, in bytes
 _PIECE = 64 * 1024
 #: servers drop idle connections, uvicorn after 5 s: one idle for longer than this is not used again, in seconds
-_MAX_IDLE_S = 2.0
+MAX_IDLE_S = 2.0
 #: statuses of a busy service; 450 is EAS's full queue
 _BUSY = frozenset((429, 450, 502, 503, 504))
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
@@ -51,7 +51,7 @@ class Http:
     def __init__(self, url: str, *, max_answer: int = MAX_ANSWER) -> None:
         """Raises UsageError for what is no plain http or https address."""
         self._address = _address(url)
-        self._max_answer = max_answer
+        self.max_answer = max_answer
         self._lock = threading.Lock()
         self._free: list[tuple[float, _Deadlined]] = []  # since when idle
         self._busy: set[_Deadlined] = set()
@@ -66,14 +66,14 @@ class Http:
         It is sent once, or, where a connection from before ended without a word, again on a new one: the server
         was about to close it.
         """
-        target, headers = self._target(call.path, urlencode(call.query)), _sent_headers(call)
+        target, headers = self._target(call.path, urlencode(call.query)), sent_headers(call)
         deadline = time.monotonic() + timeout_s
         with _translated(timeout_s):
             try:
                 answer = self._exchange(call, target, headers, deadline, fresh=False)
             except _Stale:
                 answer = self._exchange(call, target, headers, deadline, fresh=True)
-        return _judged(answer)
+        return judged(answer)
 
     def _exchange(
         self, call: Call, target: str, headers: Mapping[str, bytes], deadline: float, *, fresh: bool
@@ -91,7 +91,7 @@ class Http:
                     raise _Stale from error
                 raise
             with response:
-                answer = _read(response, self._max_answer)
+                answer = _read(response, self.max_answer)
             keep = connection.sock is not None
         except (OSError, http.client.HTTPException, _Unconnected, ModelFailed) as error:
             if connection.aborted:
@@ -134,7 +134,7 @@ class Http:
 
     def _take(self, *, fresh: bool) -> _Deadlined:
         """A connection of ours alone: the one that was last used, while it seems alive, or a new one."""
-        oldest = time.monotonic() - _MAX_IDLE_S
+        oldest = time.monotonic() - MAX_IDLE_S
         stale = []
         with self._lock:
             if self._closed:
@@ -282,7 +282,7 @@ def _address(url: str) -> SplitResult:
     return parts
 
 
-def _sent_headers(call: Call) -> dict[str, bytes]:
+def sent_headers(call: Call) -> dict[str, bytes]:
     """The call's headers but for those of its connection. They are sent as UTF-8.
 
     Raises ModelFailed for one that would break the request.
@@ -310,7 +310,7 @@ def _read(response: http.client.HTTPResponse, limit: int) -> Answer:
     return Answer(bytes(data), response.status, end_to_end(response.getheaders()))
 
 
-def _judged(answer: Answer) -> Answer:
+def judged(answer: Answer) -> Answer:
     """The answer of a success. Raises ModelFailed for all others."""
     if 200 <= answer.status < 300:
         return answer

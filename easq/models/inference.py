@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import quote
 
+from easq.errors import PayloadTooLarge
 from easq.model import (
     DELIVERY_COUNT,
     HEADER_PREFIX,
@@ -22,8 +23,8 @@ from easq.model import (
     Frame,
     Tags,
 )
-from easq.models.base import Answer, Call, ModelFailed
-from easq.protocol.operations import MAX_REASON
+from easq.models.base import ABOUT_THE_ITEM, Answer, Call, ModelFailed
+from easq.protocol.operations import MAX_REASON, SHUTDOWN, Put
 
 #: tags that a model does not get in its query: they are the service's own
 _BUILT_IN = frozenset((REQUEST_ID, PATH, DELIVERY_COUNT, LAST_CODE, LAST_REASON))
@@ -125,6 +126,25 @@ def answer_tags(frame: Frame, answer: Answer) -> Tags:
 def answer_type(answer: Answer) -> str:
     """The Content-Type of the answer where a put may carry it, else none: the sink looks at the data then."""
     return answer.content_type if _CONTENT_TYPE.fullmatch(answer.content_type) else ""
+
+
+def result_put(queue: str, group: str, frame: Frame, answer: Answer) -> Put:
+    """Return the put of an item's result into the sink."""
+    key = result_key(queue, group, frame)
+    return Put(answer.data, answer_tags(frame, answer), content_type=answer_type(answer), key=key)
+
+
+def too_large_put(queue: str, group: str, frame: Frame, error: PayloadTooLarge) -> Put:
+    """Return the put of an error frame, in place of a result that the sink refused with `error`; its data says why."""
+    reason = f"the result is too large: {error.message}"
+    tags = {**inherited(frame.tags), LAST_CODE: str(error.status), LAST_REASON: reason}
+    key = result_key(queue, group, frame)
+    return Put(reason.encode(), tags, content_type="text/plain; charset=utf-8", key=key)
+
+
+def is_model_failing(error: ModelFailed) -> bool:
+    """Whether a failed call counts against the model: it was not cancelled, and the item was not refused."""
+    return error.code != SHUTDOWN and error.status not in ABOUT_THE_ITEM
 
 
 def reason_of(error: ModelFailed) -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import TypeVar
 
 import aiohttp
 from yarl import URL
@@ -21,13 +22,15 @@ from yarl import URL
 from easq.errors import AnswerTooLarge, ConfigError, EasqError, NotAQueueService, Unreachable, UsageError
 from easq.net.failures import Unanswered, refused_by_proxy, unconnected
 from easq.net.headers import check_value, request_headers
-from easq.net.retry import Attempt, Times
+from easq.net.retry import Attempt, Steps, Times
 from easq.net.settings import MAX_HEADER_BYTES, NetworkSettings
 from easq.net.tls import tls_context
 from easq.net.trace import Tracer, hidden, hide_in, secrets_of
 from easq.net.url import proxy_for, request_url, shown
 from easq.protocol.operations import Request
 from easq.protocol.replies import Reply
+
+R = TypeVar("R")
 
 #: a body above this is sent in pieces: aiohttp would hold up the loop with it, and warns
 _LARGE_BODY = 256 * 1024
@@ -37,6 +40,10 @@ _VARYING = frozenset(("Idempotency-Key", "Authorization", "Content-MD5", "Date")
 _CONNECT_PART = 0.98
 #: who notices a deadline so late, in seconds, stood still (Ctrl-Z), and has as long to take what came meanwhile
 _STOOD_STILL_S = 1.0
+#: headers that aiohttp would add
+_AUTO_HEADERS = ("Content-Type", "User-Agent", "Accept", "Accept-Encoding")
+#: what a failed request raises
+_FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 #: addresses and sets of headers that are remembered
 _MAX_KNOWN = 1000
 
@@ -58,8 +65,10 @@ class AsyncTransport:
     With `timed` every attempt is told when it was connected and answered, which takes a little longer.
     """
 
-    def __init__(self, settings: NetworkSettings, *, timed: bool = False) -> None:
+    def __init__(self, settings: NetworkSettings, *, timed: bool = False, keepalive_s: float = 30.0) -> None:
+        """Prepare; entering the context opens the session. An idle connection is closed after `keepalive_s`."""
         self.settings = settings
+        self._keepalive_s = keepalive_s
         self._timed = timed
         self._known: dict[tuple[object, ...], _Place] = {}
         self._own = frozenset(name.lower() for name in settings.headers)
@@ -69,12 +78,12 @@ class AsyncTransport:
         _keep_large_blocks()
         self.http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=30.0, resolver=aiohttp.ThreadedResolver()
+                limit=0, keepalive_timeout=self._keepalive_s, resolver=aiohttp.ThreadedResolver()
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
-            skip_auto_headers=("Content-Type",),  # the others are always given
+            skip_auto_headers=_AUTO_HEADERS,
             read_bufsize=256 * 1024,
             max_field_size=MAX_HEADER_BYTES,
             trace_configs=[_connecting()] if self._timed else None,
@@ -113,11 +122,7 @@ class AsyncTransport:
     def _place(self, attempt: Attempt, headers: Mapping[str, str]) -> _Place:
         url, request = attempt.url, attempt.request
         proxy = proxy_for(url, self.settings.environ)
-        tls: ssl.SSLContext | bool = True
-        if any(one.lower().startswith("https:") for one in (url, proxy or "")):
-            if self._tls is None:
-                self._tls = tls_context(cacert=self.settings.cacert, insecure=self.settings.insecure)
-            tls = self._tls
+        tls = self.tls_for(url, proxy)
         checked = request_headers(
             Request(request.method, headers=headers), attempt.caller, self.settings.headers
         )
@@ -131,6 +136,14 @@ class AsyncTransport:
             )
         except UnicodeError as error:
             raise UsageError(f"the request to {shown(url)} cannot be sent: {error}") from error
+
+    def tls_for(self, *urls: str | None) -> ssl.SSLContext | bool:
+        """Return the TLS context, which is made at the first https address; True for other addresses."""
+        if not any(url is not None and url.lower().startswith("https:") for url in urls):
+            return True
+        if self._tls is None:
+            self._tls = tls_context(cacert=self.settings.cacert, insecure=self.settings.insecure)
+        return self._tls
 
 
 class Sender:
@@ -157,27 +170,9 @@ class Sender:
             tracer.request(request.method, attempt.url + request.path, request.query)
             tracer.headers(">", headers)
             tracer.body(">", request.body)
-        body = request.body
-        times.connect_s = times.first_byte_s = None
-        self._deadline.begin(attempt.until)
         try:
-            try:
-                async with self._http.request(
-                    request.method,
-                    place.url,
-                    data=(io.BytesIO(body) if len(body) > _LARGE_BODY else body) if body else None,
-                    headers=headers,
-                    allow_redirects=False,
-                    # what is left bounds connecting too; the deadline bounds the rest
-                    timeout=self._timeout(limit_s, place),
-                    proxy=place.proxy,
-                    ssl=place.tls,
-                    trace_request_ctx=times,
-                ) as response:
-                    reply = Reply(response.status, response.headers, await self._body(response))
-            finally:
-                self._deadline.end()
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            reply = await self._exchange(request.method, place, headers, request.body, attempt.until, times)
+        except _FAILURES as error:
             failure = _translate(error, attempt.url, limit_s, place.way)
             failure = hidden(failure, secrets_of(headers, place.way))
             if tracer is not None:
@@ -193,6 +188,69 @@ class Sender:
             return reply
         return hide_in(reply, secrets_of(headers, place.way))
 
+    async def run(self, steps: Steps[R]) -> R:
+        """Return what an exchange ends in: `Transport.run` without blocking. Raises its EasqError."""
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, float):
+                    await asyncio.sleep(step)
+                    step = next(steps)
+                    continue
+                try:
+                    reply = await self.send(step)
+                except EasqError as failure:
+                    step = steps.throw(failure)
+                else:
+                    step = steps.send(reply)
+        except StopIteration as end:
+            answer: R = end.value
+            return answer
+
+    async def call(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, until: float, times: Times
+    ) -> Reply:
+        """Return the reply to one request with exactly these headers, whatever its status; no proxy is asked.
+
+        Args:
+            url: percent-encoded.
+            until: when the reply has to be complete, on the monotonic clock.
+            times: is told whether a connection was opened, and whether the reply began.
+        """
+        try:
+            place = _Place(URL(url, encoded=True), {}, None, None, self._session.tls_for(url))
+            return await self._exchange(method, place, headers, body, until, times)
+        except _FAILURES as error:
+            raise _translate(error, url, 0.0, None) from error
+
+    async def _exchange(
+        self,
+        method: str,
+        place: _Place,
+        headers: Mapping[str, str],
+        body: bytes,
+        until: float,
+        times: Times,
+    ) -> Reply:
+        times.connect_s = times.first_byte_s = None
+        self._deadline.begin(until)
+        try:
+            async with self._http.request(
+                method,
+                place.url,
+                data=(io.BytesIO(body) if len(body) > _LARGE_BODY else body) if body else None,
+                headers=headers,
+                allow_redirects=False,
+                # what is left bounds connecting too; the deadline bounds the rest
+                timeout=self._timeout(until - time.monotonic(), place),
+                proxy=place.proxy,
+                ssl=place.tls,
+                trace_request_ctx=times,
+            ) as response:
+                return Reply(response.status, response.headers, await self._body(response, place.url))
+        finally:
+            self._deadline.end()
+
     def _timeout(self, limit_s: float, place: _Place) -> aiohttp.ClientTimeout:
         """Return the bound on connecting; a proxy and TLS are included if there are any, as this costs a timer."""
         whole = place.proxy is not None or place.url.scheme == "https"
@@ -201,7 +259,7 @@ class Sender:
             return _timeout(min(limit_s * _CONNECT_PART, settings.connect_timeout_s), whole=whole)
         return self._usual
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _body(self, response: aiohttp.ClientResponse, url: URL) -> bytes:
         limit = self._session.settings.max_answer_bytes
         body = await response.content.readany()
         if response.content.at_eof():
@@ -211,7 +269,9 @@ class Sender:
             parts.append(part)
             size += len(part)
             if size > limit:
-                raise AnswerTooLarge(f"the answer of {shown(self.url)} is above the limit of {limit} bytes")
+                raise AnswerTooLarge(
+                    f"the answer of {shown(str(url.with_query(None)))} is above the limit of {limit} bytes"
+                )
         return b"".join(parts)
 
 

@@ -344,6 +344,15 @@ class GroupLine:
         return cls(found["Id"], *numbers)
 
 
+def consumers_of(attributes: Mapping[str, str], group: str) -> int:
+    """Return how many consumers a group has; 0 if the service does not describe its groups as easq does."""
+    try:
+        lines = [GroupLine.parse(text) for key, text in attributes.items() if key.startswith("groups.list.")]
+    except ValueError:
+        return 0
+    return next((line.consumers for line in lines if line.id == group), 0)
+
+
 @dataclass(frozen=True, slots=True)
 class HeldLine:
     """How many items one filter of a group retains: the value of `groups.held.[i]`, an extension of easq."""

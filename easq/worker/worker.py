@@ -1,31 +1,37 @@
 """The inference engine of a queue: watch the input, run the model, put its answer into the sink, commit.
 
     pushed ── model answers ── put to the sink ── commit       answered, or its answer was too large
-       │            └── without a word ────────── commit       empty: the sink is skipped
+       │            └── empty answer ──────────── commit       empty: the sink is skipped
        ├── model fails ── negative                             delivered again, until the service gives it up
        ├── model busy ─── negative Busy                        delivered again when it is due, and no failure
-       └── we stop ────── negative Shutdown                    another worker's, and no failure
+       └── we stop ────── negative Shutdown                    for another worker, and no failure
 
-The commit goes out after the sink has acknowledged the answer, never before. A crash between the two has the item
-delivered again; the key of the put is made from the item alone, so the answer is in the sink once. While the sink is
-full no item is begun, and answers are held until there is room. A model that is busy, or failed three times in a row,
-is called for one item at a time, 1 s to 30 s apart, until it answers; items that wait here are returned for other
-workers. EAS does not know the code Busy: there, the worker keeps the items and calls the model again later.
+The commit is sent after the sink has acknowledged the answer, never before. A crash between the two has the item
+delivered again; the idempotency key of the put is made from the item alone, so the answer is in the sink once. While
+the sink is full no item begins, and answers are held until there is room. A model that is busy, or failed three times
+in a row, is called for one item at a time, 1 s to 30 s apart, until it answers; items that wait here are returned for
+other workers. EAS does not know the code Busy: there, the worker keeps the items and calls the model again later.
+
+Everything runs on one event loop in a thread of its own. Each item in flight has a task, commits are sent in batches by
+another one. A model whose calls block is called in a fixed number of threads.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
-from easq.client.in_flight import Hands
-from easq.client.queue import check_pair
+from easq.client.consumer import Deliveries
+from easq.client.queue import check_pair, check_tags, chunks, negative_operation
 from easq.errors import (
     EasqError,
     KeyReused,
@@ -37,31 +43,34 @@ from easq.errors import (
     Unreachable,
     UsageError,
 )
-from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
-from easq.models.base import ABOUT_THE_ITEM, DEFAULT_TIMEOUT_S, Answer, Model, ModelFailed
+from easq.model import Consumer, Frame
+from easq.models.base import DEFAULT_TIMEOUT_S, Answer, Model, ModelFailed
+from easq.models.http import Http
 from easq.models.inference import (
     Fate,
     Outcome,
-    answer_tags,
-    answer_type,
     attempt_of,
     call_of,
-    inherited,
+    is_model_failing,
     outcome_of,
     reason_of,
-    result_key,
+    result_put,
+    too_large_put,
 )
+from easq.models.on_loop import AsyncHttp, Threads
+from easq.net.aio import AsyncTransport, Sender
 from easq.net.retry import pause_after
-from easq.protocol.operations import BUSY, SHUTDOWN, Watch
-from easq.protocol.replies import BUSY_FEATURE, GroupLine
+from easq.protocol.operations import BUSY, SHUTDOWN, Codec, Commit, Describe, Put, Watch
+from easq.protocol.replies import BUSY_FEATURE, consumers_of, read_attributes, read_counted, read_put
 
 if TYPE_CHECKING:
     from easq.client.queue import QueueClient
     from easq.client.watch import Watcher
+    from easq.models.on_loop import Ask
 
-#: items that may be out to one worker, as with EAS's `worker_threads`
+#: uncommitted items of one worker, at most: the default of EAS's `worker_threads`
 DEFAULT_WINDOW = 5
-#: what is under way when a worker stops may take so long, in seconds
+#: time for items in flight when a worker stops, in seconds
 DEFAULT_GRACE_S = 5.0
 
 #: an item that waits here because the model is busy has failed after so many seconds
@@ -69,28 +78,31 @@ DEFAULT_BUSY_LIMIT_S = 600.0
 #: time limit of the request that asks whether there are other workers, in seconds
 _SHARE_S = 1.0
 
-#: one look for items may take so long, and so the notice that there is to be an end, in seconds
+#: calls that still run at the end of the grace are cancelled again after so many seconds
 _TICK_S = 0.1
-#: what was cut off at the end of the grace has so long to be handed back, in seconds
+#: time to return the items whose calls were cancelled, in seconds
 _LAST_S = 2.0
-#: of back-off at most that of so many failures: a full sink has room soon after somebody reads it
+#: the back-off is at most that of so many failures: a full sink has room soon after somebody reads it
 _MAX_FAILURES = 4
-#: while these last, the same request may succeed later
+#: outcomes that the caller has not dealt with, at most
+_MAX_UNREAD = 10_000
+#: temporary errors: the same request may succeed later
 _PASSING = (QueueFull, Unreachable, ServerError)
 
 
 def engine_user() -> str:
-    """HOST-PID: the name under which a worker watches, other than that of any other."""
+    """Return HOST-PID: a name for the consumer that no other worker has."""
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:100] or "worker"
     return f"{host}-{os.getpid()}"
 
 
 class Worker:
-    """Works on a queue between `start` and the end, in threads of its own; `stop` and `abort` may come from any
-    thread, and both return at once. `wait` says when all is over; then `failed` is why, None after a stop or the
-    end of the stream.
+    """Works on a queue, from `start` until it is stopped, fails or the stream ends.
 
-    At most `jobs` calls of the model are under way, and at most `window` items in hand.
+    `stop` and `abort` may be called from any thread and from a signal handler, and return at once. After `wait`
+    returned True, `failed` is the error that ended the worker, or None.
+
+    At most `jobs` calls of the model run at a time, and at most `window` items are in flight.
     """
 
     def __init__(
@@ -110,18 +122,21 @@ class Worker:
         reconnect_for_s: float = 60.0,
         on_outcome: Callable[[Outcome], None] | None = None,
         on_notice: Callable[[str], None] | None = None,
+        unread: Callable[[], int] | None = None,
     ) -> None:
-        """The model stays the caller's to close. Raises ConfigError where input and sink are one stream.
+        """Prepare a worker. The caller closes the model. Raises ConfigError where input and sink are one stream.
 
         Args:
             group: the queue's name by default.
             user: HOST-PID by default.
             jobs: as many as the window by default.
             upgrade: watch over WebSocket; False: over the endless HTTP answer.
-            grace_s: for what is under way when the worker has to end by itself.
+            grace_s: time for items in flight when the worker ends by itself, in seconds.
             busy_limit_s: an item that waits here because the model is busy has failed after so many seconds; 0: never.
-            on_outcome: called in threads of the worker, for each delivery that is over.
-            on_notice: called in threads of the worker, with a line for people.
+            on_outcome: called in a thread of the worker, for each delivery that is over; must not block.
+            on_notice: called in a thread of the worker, with a line for people; must not block.
+            unread: returns how many outcomes the caller has not dealt with. Above 10,000 nothing is committed, so that
+                a slow reader slows the work down.
         """
         check_pair(input, sink)
         self._input, self._sink, self._model = input, sink, model
@@ -130,30 +145,33 @@ class Worker:
         self._item_timeout_s, self._grace_s = item_timeout_s, grace_s
         self._upgrade, self._reconnect_for_s = upgrade, reconnect_for_s
         self._busy_limit_s = busy_limit_s
-        #: index -> when the model was first busy for an item that waits here
-        self._busy_since: dict[int, float] = {}
         self._features: frozenset[str] = frozenset()
-        self._on_outcome = on_outcome or (lambda _: None)
-        self._notice = on_notice or (lambda _: None)
+        self._tell, self._notice = on_outcome or (lambda _: None), on_notice or (lambda _: None)
+        self._unread = unread or (lambda: 0)
         self._queue = ""
         self._watcher: Watcher | None = None
-        self._hands = Hands[Outcome]()
-        self._give_up = threading.Event()
+        self._items = Deliveries[Outcome](window=window, jobs=self.jobs)
         self._over = threading.Event()
         self.failed: BaseException | None = None
+        # of the event loop
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._main: asyncio.Task[None] | None = None
+        self._slots: set[asyncio.Task[None]] = set()
+        self._idle: list[asyncio.Future[Frame]] = []
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def in_flight(self) -> int:
-        """Items that the model, the sink or the commit is at."""
-        return self._hands.in_flight
+        """Items between the call of the model and the answer to their commit."""
+        return self._items.in_flight
 
     @property
     def is_held(self) -> bool:
-        """Whether items wait: the sink accepts no answers, or the model is called for one item at a time."""
-        return self._hands.is_held
+        """Whether items wait: the sink is full, or the model is called for one item at a time."""
+        return self._items.is_held
 
     def start(self) -> None:
-        """The input is watched. Raises why it cannot be."""
+        """Connect, and work from then on. Raises the error for which the input cannot be watched."""
         description = self._input.describe()
         self._queue, self._features = description.name, description.features
         self._input = self._input.called_by(Consumer(self._group or self._queue, self._user))
@@ -163,266 +181,354 @@ class Worker:
             reconnect_for_s=self._reconnect_for_s,
         )
         self._watcher = watcher.__enter__()
-        jobs = [self._thread(f"easq-job-{number}", self._run_jobs) for number in range(self.jobs)]
-        committer = self._thread("easq-commit", self._commit_all)
-        lead = self._thread("easq-work", lambda: self._lead(watcher, committer))
-        for thread in (*jobs, committer, lead):
-            thread.start()
+        started = threading.Event()
+        threading.Thread(target=self._run, args=(watcher, started), name="easq-work", daemon=True).start()
+        started.wait()
 
     def stop(self, grace_s: float | None = None) -> None:
-        """Nothing more is begun. What is under way has `grace_s` to end, then it is cut off; all that is not done
-        is handed back, without counting as a failure.
+        """Begin no further item. Items in flight have `grace_s` seconds; then their calls are cancelled.
+
+        Items that are not done are returned, without counting as failed.
         """
-        self._hands.stop(time.monotonic() + (self._grace_s if grace_s is None else grace_s))
+        deadline = time.monotonic() + (self._grace_s if grace_s is None else grace_s)
+        self._call(lambda: self._stop(deadline))
 
     def abort(self) -> None:
-        """All is dropped where it stands, as in a crash."""
-        self._hands.stop(0.0)
-        self._give_up.set()
+        """Drop everything at once, as a crash would."""
+        self._call(lambda: self._main and self._main.cancel())
         self._model.cancel()
         if self._watcher is not None:
             self._watcher.abort()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Whether all is over, within `timeout_s`."""
+        """Return whether the worker has ended, within `timeout_s` seconds."""
         return self._over.wait(timeout_s)
 
-    # threads
+    # outside the event loop
 
-    def _thread(self, name: str, body: Callable[[], None]) -> threading.Thread:
-        def run() -> None:
-            try:
-                body()
-            except BaseException as error:  # a bug surfaces to whoever waits
-                self._fail(error)
-
-        return threading.Thread(target=run, name=name, daemon=True)
-
-    def _fail(self, error: BaseException) -> None:
-        self.failed = self.failed or error
-        self.stop()
-
-    def _lead(self, watcher: Watcher, committer: threading.Thread) -> None:
+    def _run(self, watcher: Watcher, started: threading.Event) -> None:
         try:
-            self._feed(watcher)
-            self._drain(watcher)
-            self._hands.close()
-            committer.join(_LAST_S)
-        except BaseException as error:  # a bug
-            self._fail(error)
+            asyncio.run(self._work(watcher, started))
+        except asyncio.CancelledError:  # by `abort`
+            pass
+        except BaseException as error:  # a bug surfaces to whoever waits
+            self.failed = self.failed or error
         finally:
+            self._loop = None
+            started.set()
             watcher.close()
             self._over.set()
 
+    def _call(self, callback: Callable[[], object]) -> None:
+        """Call `callback` on the event loop; nothing happens without one."""
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(callback)
+
     def _feed(self, watcher: Watcher) -> None:
-        """Hands on what comes, while it is wanted."""
+        """Pass on the items that are pushed, and why no more are."""
         try:
-            while self._hands.wait_for_room():
-                frame = watcher.next(_TICK_S)
-                if frame is not None and self._hands.add(frame, watcher.epoch):
-                    self._busy_since.pop(frame.index, None)  # of an earlier delivery
+            while (frame := watcher.next()) is not None:
+                self._call(partial(self._received, frame, watcher.epoch))
         except StreamEnded as ended:
             self._notice(ended.message)
             self.stop()
-        except EasqError as error:
-            self._fail(error)
+        except Exception as error:
+            self._call(partial(self._fail, error))
 
-    def _drain(self, watcher: Watcher) -> None:
-        """What is under way has ended, or the grace has; what was not begun is handed back."""
-        self._hand_back(self._hands.drop_waiting())
-        while self._hands.is_busy_in_time():
-            self._refuse_next(watcher)
-        end = time.monotonic() + _LAST_S
+    # on the event loop
+
+    async def _work(self, watcher: Watcher, started: threading.Event) -> None:
+        self._main, self._loop = asyncio.current_task(), asyncio.get_running_loop()
+        self._changed, self._has_done, self._give_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        ask = AsyncHttp(self._model) if isinstance(self._model, Http) else Threads(self._model, self.jobs)
+        async with AsyncTransport(self._input.settings) as self._transport, ask as self._ask:
+            committer = asyncio.create_task(self._commit_all())
+            committer.add_done_callback(self._ended)
+            threading.Thread(target=self._feed, args=(watcher,), name="easq-feed", daemon=True).start()
+            started.set()
+            while not self._items.is_stopping:
+                await self._change(inf)
+            await self._drain()
+            committer.cancel()
+
+    async def _change(self, timeout_s: float) -> None:
+        """Wait until an item or the state of the worker has changed, or `timeout_s` seconds have passed."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), None if timeout_s == inf else timeout_s)
+        self._changed.clear()
+
+    async def _drain(self) -> None:
+        """Wait for the items in flight until the end of the grace, and return what did not begin or did not end."""
+        sender = self._transport.sender()
+        await self._hand_back(self._items.waiting, sender)
+        while (self._working or self._items.uncommitted) and (left_s := self._items.left_s(time.monotonic())):
+            await self._change(left_s)
         self._give_up.set()
-        while self._hands.begun and time.monotonic() < end:
-            self._model.cancel()  # again: a call may have begun after the one before
-            self._refuse_next(watcher)
-
-    def _refuse_next(self, watcher: Watcher) -> None:
-        """What still comes goes back at once; after the first of it the service sends no more."""
-        try:
-            frame = watcher.next(_TICK_S)
-        except EasqError:
-            self._hands.wait_until_idle(_TICK_S)
-            return
-        if frame is not None and self._hands.accepts(frame, watcher.epoch):
-            self._hand_back([frame])
-
-    def _run_jobs(self) -> None:
-        while (frame := self._hands.take(lambda: self._epoch)) is not None:
-            try:
-                self._work_on(frame)
-            finally:
-                self._hands.end_take()
+        end = time.monotonic() + _LAST_S
+        while (self._working or self._items.uncommitted) and time.monotonic() < end:
+            self._ask.cancel()  # again: a call may have begun after the one before
+            await self._change(_TICK_S)
 
     @property
-    def _epoch(self) -> int:
-        return self._watcher.epoch if self._watcher is not None else 0
+    def _working(self) -> int:
+        """How many tasks have an item, or are returning one."""
+        return len(self._slots) - len(self._idle)
+
+    def _fail(self, error: BaseException) -> None:
+        self.failed = self.failed or error
+        self._stop(time.monotonic() + self._grace_s)
+
+    def _stop(self, deadline: float) -> None:
+        self._items.stop(deadline)
+        self._changed.set()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Have a bug in a task end the worker."""
+        self._slots.discard(task)
+        self._changed.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _received(self, frame: Frame, epoch: int) -> None:
+        if self._items.push(frame, epoch) and self._items.is_stopping:
+            # after the first one that is returned the service sends no more
+            self._spawn(self._hand_back_late())
+        self._begin()
+
+    async def _hand_back_late(self) -> None:
+        await self._hand_back(self._items.waiting, self._transport.sender())
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._slots.add(task)
+        task.add_done_callback(self._ended)
+
+    def _begin(self) -> None:
+        """Begin each item that may begin, in a task that is idle or a new one; and look again when the next one may."""
+        self._sync()
+        now = time.monotonic()
+        while (frame := self._items.begin(now)) is not None:
+            if self._idle:
+                self._idle.pop().set_result(frame)
+            else:
+                self._spawn(self._slot(frame))
+        wait_s = self._items.wait_s(now)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if wait_s < inf and self._loop is not None:
+            self._timer = self._loop.call_later(wait_s, self._begin)
+        self._changed.set()
+
+    def _sync(self) -> None:
+        """Forget the items of a lost connection."""
+        if self._watcher is not None:
+            self._items.connected(self._watcher.epoch)
+
+    async def _slot(self, frame: Frame) -> None:
+        """Work on one item after the other: a sender belongs to one task."""
+        sender, ask = self._transport.sender(), self._ask.asker()
+        while True:
+            try:
+                await self._work_on(frame, sender, ask)
+            except BaseException:
+                self._items.release(frame.index)  # the connection that ends returns it
+                raise
+            waiter: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+            self._idle.append(waiter)
+            self._begin()
+            frame = await waiter
 
     # one item
 
-    def _work_on(self, frame: Frame) -> None:
+    async def _work_on(self, frame: Frame, sender: Sender, ask: Ask) -> None:
         began = time.monotonic()
         try:
-            answer = self._model.run(call_of(frame), timeout_s=self._item_timeout_s)
-            if self._hands.succeeded():
+            try:
+                answer = await ask(call_of(frame), self._item_timeout_s)
+            finally:
+                self._items.call_ended()
+            if self._items.succeeded():
                 self._notice("the model answers")
-            self._busy_since.pop(frame.index, None)
-            outcome = self._store_answer(frame, answer, began)
-            self._hands.done(frame.index, outcome)
+                self._begin()
+            outcome = await self._store_answer(frame, answer, began, sender)
+            self._items.done(frame.index, outcome)
+            self._has_done.set()
         except ModelFailed as error:
             if error.code == SHUTDOWN:
-                self._hand_back([frame])
+                await self._hand_back([frame], sender)
             elif error.busy:
-                self._put_off(frame, error, began)
+                await self._put_off(frame, error, began, sender)
             else:
-                if error.status not in ABOUT_THE_ITEM and self._hands.failed():
+                if is_model_failing(error) and self._items.failed(time.monotonic()):
                     self._notice(f"the model fails, calling it for one item at a time: {error.message}")
-                self._refuse(frame, error.code, reason_of(error), began)
-                self._share_waiting()
+                await self._refuse(frame, error.code, reason_of(error), began, sender)
+                await self._share_waiting(sender)
         except StreamEnded as ended:
             self._fail(Refused(f"the sink takes no answers: {ended.message}", status=ended.status))
-            self._hand_back([frame])
-        except (Refused, UsageError) as error:  # this answer cannot be in the sink, others may
-            self._refuse(frame, str(error.status), f"the result was refused: {error.message}", began)
+            await self._hand_back([frame], sender)
+        except (Refused, UsageError) as error:  # the sink refuses this answer, not all answers
+            reason = f"the result was refused: {error.message}"
+            await self._refuse(frame, str(error.status), reason, began, sender)
         except _Stopped:
-            self._hand_back([frame])
+            await self._hand_back([frame], sender)
         except EasqError as error:  # nothing works: no command, no access
             self._fail(error)
-            self._hand_back([frame])
+            await self._hand_back([frame], sender)
 
-    def _put_off(self, frame: Frame, error: ModelFailed, began: float) -> None:
+    async def _put_off(self, frame: Frame, error: ModelFailed, began: float, sender: Sender) -> None:
         """Put off an item because the model is busy: return it to a service that knows the code Busy, else keep it."""
-        if self._hands.busy(error.retry_after_s):
+        now = time.monotonic()
+        if self._items.busy(now, error.retry_after_s):
             self._notice(f"waiting for the model: {error.message}")
         if BUSY_FEATURE in self._features:
             outcome = outcome_of(frame, Fate.BUSY, began, code=error.code, reason=reason_of(error))
-            self._give_back(frame, outcome, BUSY, delay_s=error.retry_after_s)
-            self._share_waiting()
+            await self._give_back(outcome, BUSY, sender, delay_s=error.retry_after_s)
+            await self._share_waiting(sender)
             return
-        now = time.monotonic()
-        since = self._busy_since.setdefault(frame.index, now)
-        if self._busy_limit_s and now - since > self._busy_limit_s:
-            self._refuse(frame, error.code, reason_of(error), began)
+        if self._busy_limit_s and self._items.busy_for_s(frame.index, now) > self._busy_limit_s:
+            await self._refuse(frame, error.code, reason_of(error), began, sender)
         else:
-            self._hands.put_off(frame)
+            self._items.put_off(frame.index, now)
 
-    def _share_waiting(self) -> None:
+    async def _share_waiting(self, sender: Sender) -> None:
         """Return the items that wait here for the model to other workers of the group, if there are any."""
-        if BUSY_FEATURE not in self._features or not self._hands.is_one_at_a_time:
+        if BUSY_FEATURE not in self._features or not self._items.is_one_at_a_time:
             return
+        read = partial(read_attributes, codec=Codec.JSON)
         try:
-            attributes = self._input.attributes(deadline_s=_SHARE_S)
+            attributes = await sender.run(self._input.asking(Describe(), read, deadline_s=_SHARE_S))
         except EasqError:
             return
-        group = self._input.caller.consumer.group
-        try:
-            lines = [
-                GroupLine.parse(text) for key, text in attributes.items() if key.startswith("groups.list.")
-            ]
-        except ValueError:  # this service describes its groups otherwise
-            return
-        if any(line.id == group and line.consumers > 1 for line in lines):
-            self._tell_back(self._hands.drop_waiting(), BUSY, "another worker may have it", delay_s=0.0)
+        if consumers_of(attributes, self._input.caller.consumer.group) > 1:
+            self._sync()
+            indexes = [frame.index for frame in self._items.waiting if self._items.release(frame.index)]
+            await self._return(indexes, BUSY, "another worker may have it", sender, delay_s=0.0)
 
-    def _store_answer(self, frame: Frame, answer: Answer, began: float) -> Outcome:
-        """What became of the item once its answer is in the sink."""
+    async def _store_answer(self, frame: Frame, answer: Answer, began: float, sender: Sender) -> Outcome:
+        """Return the outcome of the item once its answer is in the sink."""
         fate, code, reason = Fate.ANSWERED, "", ""
+        key_of = (self._queue, self._input.caller.consumer.group, frame)
         if not answer.data:
             fate = Fate.EMPTY
         else:
             try:
-                self._put(frame, answer.data, answer_tags(frame, answer), answer_type(answer))
+                await self._put(result_put(*key_of, answer), sender)
             except PayloadTooLarge as error:
-                fate, code, reason = (
-                    Fate.TOO_LARGE,
-                    str(error.status),
-                    f"the result is too large: {error.message}",
-                )
-                tags = {**inherited(frame.tags), LAST_CODE: code, LAST_REASON: reason}
-                self._put(frame, reason.encode(), tags, "text/plain; charset=utf-8")
+                put = too_large_put(*key_of, error)
+                fate, code, reason = Fate.TOO_LARGE, str(error.status), put.data.decode()
+                await self._put(put, sender)
         return outcome_of(frame, fate, began, code=code, reason=reason, size=len(answer.data))
 
-    def _put(self, frame: Frame, data: bytes, tags: Tags, content_type: str) -> None:
-        """The result is in the sink, once. Held until there is room; raises _Stopped when we stop before."""
-        key = result_key(self._queue, self._input.caller.consumer.group, frame)
+    async def _put(self, put: Put, sender: Sender) -> None:
+        """Put a result into the sink, once. Wait until there is room; raises _Stopped when we stop before."""
+        check_tags(put.tags)
+        # KeyReused: an earlier delivery stored another answer, and was not committed
+        with contextlib.suppress(KeyReused):
+            await self._persist(
+                lambda: sender.run(self._sink.asking(put, read_put)),
+                "the result cannot be put into the sink",
+                holds=True,
+            )
 
-        def put() -> None:
-            try:
-                self._sink.put(data, tags=tags, content_type=content_type, key=key)
-            except KeyReused:
-                pass  # answered before, in other words: by a worker that came no further than that
-
-        self._persist(put, "the result cannot be put into the sink", holds=True)
-
-    def _refuse(self, frame: Frame, code: str, reason: str, began: float) -> None:
+    async def _refuse(self, frame: Frame, code: str, reason: str, began: float, sender: Sender) -> None:
         """Report a failure of the item to the service."""
-        self._give_back(frame, outcome_of(frame, Fate.FAILED, began, code=code, reason=reason), code)
+        outcome = outcome_of(frame, Fate.FAILED, began, code=code, reason=reason)
+        await self._give_back(outcome, code, sender)
 
-    def _give_back(self, frame: Frame, outcome: Outcome, code: str, *, delay_s: float | None = None) -> None:
-        """Send a negative and report the outcome. Nothing is sent after a new connection: the item is not ours then."""
-        epoch = self._hands.release(frame.index)
-        self._busy_since.pop(frame.index, None)
-
-        def negative() -> None:
-            if epoch == self._epoch:
-                self._input.negative([frame.index], code=code, reason=outcome.reason, delay_s=delay_s)
-
-        try:
-            self._persist(negative, "a failure cannot be told", holds=False)
-        except _Stopped:
-            pass  # the connection that ends gives it back
-        self._on_outcome(outcome)
-
-    def _hand_back(self, frames: Sequence[Frame]) -> None:
-        """The items are the group's again, as far as the service can be told; else the lost connection says so."""
-        self._tell_back(frames, SHUTDOWN, "the worker stops")
-        for frame in frames:
-            self._on_outcome(Outcome(frame.index, frame.request_id, attempt_of(frame), Fate.RETURNED))
-
-    def _tell_back(
-        self, frames: Sequence[Frame], code: str, reason: str, *, delay_s: float | None = None
+    async def _give_back(
+        self, outcome: Outcome, code: str, sender: Sender, *, delay_s: float | None = None
     ) -> None:
-        ours = [frame.index for frame in frames if self._hands.release(frame.index) == self._epoch]
-        if ours:
-            try:
-                self._input.negative(ours, code=code, reason=reason, delay_s=delay_s)
-            except EasqError as error:
-                self._notice(f"not handed back: {error.message}")
+        """Send a negative and report the outcome. Nothing is sent for an item of a lost connection."""
+        self._sync()
+        epoch = self._watcher.epoch if self._watcher is not None else 0
+        if self._items.release(outcome.index):
+            negative = negative_operation([outcome.index], code=code, reason=outcome.reason, delay_s=delay_s)
 
-    def _persist(self, action: Callable[[], object], what: str, *, holds: bool) -> None:
-        """`action` has succeeded, however often it had to be tried; with `holds` nothing is taken meanwhile.
+            async def tell() -> None:
+                if self._watcher is None or self._watcher.epoch == epoch:
+                    await sender.run(self._input.asking(negative, read_counted))
 
-        Raises _Stopped when the time of the worker is over, and what will not pass.
+            with contextlib.suppress(_Stopped):  # the connection that ends returns it
+                await self._persist(tell, "a failure cannot be told", holds=False)
+        self._tell(outcome)
+
+    async def _hand_back(self, frames: Sequence[Frame], sender: Sender) -> None:
+        """Return items because the worker stops, if the service can be reached; else the lost connection does it."""
+        self._sync()
+        indexes = [frame.index for frame in frames if self._items.release(frame.index)]
+        await self._return(indexes, SHUTDOWN, "the worker stops", sender)
+        for frame in frames:
+            self._tell(Outcome(frame.index, frame.request_id, attempt_of(frame), Fate.RETURNED))
+
+    async def _return(
+        self,
+        indexes: list[int],
+        code: str,
+        reason: str,
+        sender: Sender,
+        *,
+        delay_s: float | None = None,
+    ) -> None:
+        try:
+            for chunk in chunks(tuple(indexes)):
+                negative = negative_operation(chunk, code=code, reason=reason, delay_s=delay_s)
+                await sender.run(self._input.asking(negative, read_counted))
+        except EasqError as error:
+            self._notice(f"not handed back: {error.message}")
+
+    async def _persist(self, action: Callable[[], Awaitable[object]], what: str, *, holds: bool) -> None:
+        """Call `action` until it succeeds; with `holds` no item begins meanwhile.
+
+        Raises _Stopped at the end of the grace, and every error that is not temporary.
         """
         failures = 0
         try:
             while True:
                 try:
-                    action()
+                    await action()
                     return
                 except _PASSING as error:
                     if not failures:
                         self._notice(f"{what} yet: {error.message}")
-                        self._hands.hold(by=int(holds))
+                        if holds:
+                            self._items.hold()
                     failures += 1
-                    if self._give_up.wait(pause_after(error, min(failures, _MAX_FAILURES))):
+                    with contextlib.suppress(TimeoutError):
+                        pause_s = pause_after(error, min(failures, _MAX_FAILURES))
+                        await asyncio.wait_for(self._give_up.wait(), pause_s)
                         raise _Stopped from error
         finally:
-            if failures:
-                self._hands.hold(by=-int(holds))
+            if failures and holds:
+                self._items.resume()
+                self._begin()
 
     # commits
 
-    def _commit_all(self) -> None:
-        """Commits what is done, all that is there at once: the commit under way is what the next ones wait for."""
-        while batch := self._hands.next_batch():
+    async def _commit_all(self) -> None:
+        """Commit all items that are done, at once: while a commit is under way the next ones gather."""
+        sender = self._transport.sender()
+        while True:
+            if not (batch := self._items.batch()):
+                self._changed.set()
+                self._has_done.clear()
+                await self._has_done.wait()
+                continue
             try:
-                self._persist(partial(self._input.commit, batch), "done and not committed", holds=False)
+                await self._persist(
+                    partial(self._commit, batch, sender), "done and not committed", holds=False
+                )
             except _Stopped:
-                return  # it is delivered again, and its result is known by its key
-            for outcome in self._hands.committed(batch):
-                self._on_outcome(outcome)
+                return  # the items are delivered again, and their results are known by their keys
+            for outcome in self._items.committed(batch):
+                self._tell(outcome)
+            while self._unread() > _MAX_UNREAD:
+                await asyncio.sleep(_TICK_S)
+
+    async def _commit(self, batch: Sequence[int], sender: Sender) -> None:
+        await sender.run(self._input.asking(Commit(tuple(batch)), read_counted))
 
 
 class _Stopped(Exception):

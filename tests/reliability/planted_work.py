@@ -9,14 +9,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from easq.cli.main import main
-from easq.client.queue import QueueClient
 from easq.model import Frame
 from easq.models.base import Answer
 from easq.models.inference import Outcome
+from easq.net.aio import Sender
 from easq.worker import worker
 
 
@@ -24,21 +25,19 @@ def commits_before_it_puts() -> None:
     """The input is committed when the model has answered; the result follows."""
     original = worker.Worker._store_answer
 
-    def store(self: worker.Worker, frame: Frame, answer: Answer, began: float) -> Outcome:
-        self._input.commit([frame.index])
-        return original(self, frame, answer, began)
+    async def store(
+        self: worker.Worker, frame: Frame, answer: Answer, began: float, sender: Sender
+    ) -> Outcome:
+        await self._commit([frame.index], sender)
+        return await original(self, frame, answer, began, sender)
 
     worker.Worker._store_answer = store
 
 
 def forgets_the_key() -> None:
     """The result is put without an idempotency key; it dies before it commits."""
-    original = QueueClient.put
-
-    def put(self: QueueClient, data: bytes, **given: Any) -> Any:
-        return original(self, data, **{**given, "key": ""})
-
-    QueueClient.put = put
+    original = worker.result_put
+    worker.result_put = lambda *given: replace(original(*given), key="")
     dies_before_it_commits()
 
 
@@ -55,44 +54,44 @@ def dies_with_a_full_window() -> None:
     """After items came, before the model is called."""
     original = worker.Worker._work_on
 
-    def work_on(self: worker.Worker, frame: Frame) -> None:
+    async def work_on(self: worker.Worker, *given: Any) -> None:
         _die_once()
-        original(self, frame)
+        await original(self, *given)
 
     worker.Worker._work_on = work_on
 
 
 def dies_before_it_puts() -> None:
     """The model has answered."""
-    original = QueueClient.put
+    original = worker.Worker._put
 
-    def put(self: QueueClient, data: bytes, **given: Any) -> Any:
+    async def put(self: worker.Worker, *given: Any) -> None:
         _die_once()
-        return original(self, data, **given)
+        await original(self, *given)
 
-    QueueClient.put = put
+    worker.Worker._put = put
 
 
 def dies_before_it_commits() -> None:
     """The result is in the sink."""
-    original = QueueClient.commit
+    original = worker.Worker._commit
 
-    def commit(self: QueueClient, indexes: Any) -> None:
+    async def commit(self: worker.Worker, *given: Any) -> None:
         _die_once()
-        original(self, indexes)
+        await original(self, *given)
 
-    QueueClient.commit = commit
+    worker.Worker._commit = commit
 
 
 def dies_after_it_committed() -> None:
     """Before it knows that it did."""
-    original = QueueClient.commit
+    original = worker.Worker._commit
 
-    def commit(self: QueueClient, indexes: Any) -> None:
-        original(self, indexes)
+    async def commit(self: worker.Worker, *given: Any) -> None:
+        await original(self, *given)
         _die_once()
 
-    QueueClient.commit = commit
+    worker.Worker._commit = commit
 
 
 BUGS: dict[str, Callable[[], None]] = {

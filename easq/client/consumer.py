@@ -1,0 +1,245 @@
+"""The items of one consumer, from their delivery to the answer of their commit: without I/O, threads or clocks.
+
+    push ──▶ waiting ──begin──▶ begun ──done──▶ done ──committed──▶ remembered
+                ▲                │ │
+                ├── put_off ─────┤ └──leave──▶ left    pending until the watch ends
+                └── again        └──release──▶ gone    a negative follows; the service may push the item again
+
+An item belongs to the connection that delivered it last, its epoch. The service returns the items of a lost connection
+to the group, and may push them here once more:
+
+    waiting, left      forgotten with the connection; begun if they come again
+    begun, done        go on; if they come again they are not begun twice, and count as delivered by the new connection
+    committed          if they come again the commit was lost: they are committed again, and reported once
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from math import inf
+from typing import Generic, TypeVar
+
+from easq.model import Frame
+from easq.net.breaker import Breaker
+
+#: most indexes in one commit; the service takes more, a URL grows with them
+MAX_BATCH = 256
+#: committed indexes that are remembered, to recognize an item whose commit was lost
+_MAX_REMEMBERED = 100_000
+
+Note = TypeVar("Note")
+
+
+class Deliveries(Generic[Note]):
+    """The items of one consumer. `now` is the time in seconds on any monotonic clock.
+
+    An item carries a note of the caller's from `done` to `committed`.
+    """
+
+    def __init__(self, *, window: int, jobs: int | None = None) -> None:
+        """Begin without items.
+
+        Args:
+            window: how many uncommitted items the service pushes.
+            jobs: how many calls of the model run at a time, as many as the window by default.
+        """
+        self._window = window
+        self._jobs = window if jobs is None else jobs
+        self._epoch = 0
+        self._epochs: dict[int, int] = {}  # of every item that is not remembered or gone
+        self._waiting: dict[int, Frame] = {}
+        self._begun: dict[int, Frame] = {}
+        self._left: dict[int, None] = {}
+        self._done: dict[int, Note | None] = {}
+        self._remembered: dict[int, None] = {}
+        self._busy_since: dict[int, float] = {}
+        self._calls = 0
+        self._holds = 0
+        self._breaker = Breaker()
+        self._deadline = inf
+
+    @property
+    def in_flight(self) -> int:
+        """Items that are begun or done, and not committed yet."""
+        return len(self._begun) + len(self._done)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether items do not begin now, or only one at a time."""
+        return self._holds > 0 or self._breaker.is_open
+
+    @property
+    def is_one_at_a_time(self) -> bool:
+        """Whether items begin one at a time, because the model is busy or fails."""
+        return self._breaker.is_open
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no further item begins."""
+        return self._deadline < inf
+
+    @property
+    def is_window_full(self) -> bool:
+        """Whether the service pushes nothing more until an item that was left is returned."""
+        return len(self._left) >= self._window
+
+    @property
+    def waiting(self) -> list[Frame]:
+        """The items that did not begin, each pending here."""
+        return list(self._waiting.values())
+
+    # delivery
+
+    def connected(self, epoch: int) -> None:
+        """Note a new connection: forget the items of the last one that did not begin, or were left."""
+        if epoch == self._epoch:
+            return
+        self._epoch = epoch
+        for index in (*self._waiting, *self._left):
+            del self._epochs[index]
+            self._busy_since.pop(index, None)
+        self._waiting.clear()
+        self._left.clear()
+
+    def push(self, frame: Frame, epoch: int) -> bool:
+        """Note a delivered item. Return whether it is new, and waits from now on."""
+        self.connected(epoch)
+        index = frame.index
+        is_new = index not in self._epochs
+        self._epochs[index] = epoch
+        if not is_new:
+            return False
+        if index in self._remembered:
+            self._done[index] = None
+            return False
+        self._waiting[index] = frame
+        return True
+
+    # the call of the model
+
+    def begin(self, now: float) -> Frame | None:
+        """Return the next item that may begin now, which `call_ended` has to follow; None if there is none."""
+        if not self._waiting or self.wait_s(now) > 0:
+            return None
+        self._calls += 1
+        index = next(iter(self._waiting))
+        frame = self._begun[index] = self._waiting.pop(index)
+        return frame
+
+    def wait_s(self, now: float) -> float:
+        """Return in how many seconds the next waiting item may begin; inf if something else has to happen first."""
+        if not self._waiting or self._holds or self.is_stopping or self._calls >= self._jobs:
+            return inf
+        return self._breaker.wait_s(now, running=self._calls)
+
+    def call_ended(self) -> None:
+        """Note that one call of the model ended, however it did."""
+        self._calls -= 1
+
+    def succeeded(self) -> bool:
+        """Note that the model answered. Return whether items began one at a time until now."""
+        was_open = self._breaker.is_open
+        self._breaker.succeeded()
+        return was_open
+
+    def failed(self, now: float) -> bool:
+        """Note that the model failed. Return whether items begin one at a time because of it."""
+        was_open = self._breaker.is_open
+        self._breaker.failed(now)
+        return self._breaker.is_open and not was_open
+
+    def busy(self, now: float, asked_s: float | None) -> bool:
+        """Note that the model is busy, for `asked_s` if it said so. Return whether items begin one at a time by it."""
+        was_open = self._breaker.is_open
+        self._breaker.busy(now, asked_s)
+        return not was_open
+
+    def put_off(self, index: int, now: float) -> None:
+        """Have a begun item wait once more, behind all others, because the model is busy."""
+        frame = self._begun.pop(index)
+        if self._epochs[index] != self._epoch:
+            del self._epochs[index]  # of a lost connection: another consumer may have it
+            self._busy_since.pop(index, None)
+            return
+        self._busy_since.setdefault(index, now)
+        self._waiting[index] = frame
+
+    def busy_for_s(self, index: int, now: float) -> float:
+        """Return for how many seconds the item has waited for a busy model."""
+        return now - self._busy_since.get(index, now)
+
+    def hold(self) -> None:
+        """Begin nothing until `resume` was called as often."""
+        self._holds += 1
+
+    def resume(self) -> None:
+        """End one `hold`."""
+        self._holds -= 1
+
+    # the end of an item
+
+    def leave(self, index: int) -> None:
+        """Leave a begun item pending: it is neither committed nor returned before the end."""
+        del self._begun[index]
+        if self._epochs[index] == self._epoch:
+            self._left[index] = None
+        else:
+            del self._epochs[index]
+
+    def release(self, index: int) -> bool:
+        """Forget an item that is not done. Return whether it is pending here, so that a negative is to be sent.
+
+        This comes before the negative: the service may push the item again before its answer is here.
+        """
+        for items in (self._waiting, self._begun, self._left):
+            items.pop(index, None)
+        self._busy_since.pop(index, None)
+        return self._epochs.pop(index, 0) == self._epoch
+
+    def release_all(self) -> list[int]:
+        """Forget every item that is not done. Return the indexes of those that are pending here."""
+        return [index for index in list(self._epochs) if index not in self._done and self.release(index)]
+
+    def done(self, index: int, note: Note) -> None:
+        """Note that a begun item may be committed."""
+        del self._begun[index]
+        self._done[index] = note
+
+    @property
+    def uncommitted(self) -> int:
+        """How many items are done and not committed."""
+        return len(self._done)
+
+    @property
+    def is_batch_full(self) -> bool:
+        """Whether to commit at once: one commit takes no more, or the service pushes no more before it."""
+        return len(self._done) >= min(self._window, MAX_BATCH)
+
+    def batch(self) -> list[int]:
+        """Return the indexes of the next commit, in the order in which they were done; empty if there is none."""
+        return list(islice(self._done, MAX_BATCH))
+
+    def committed(self, indexes: Sequence[int]) -> list[Note]:
+        """Note that the service has committed a batch. Return the notes of its items."""
+        notes = []
+        for index in indexes:
+            note = self._done.pop(index)
+            del self._epochs[index]
+            self._busy_since.pop(index, None)
+            self._remembered[index] = None
+            if note is not None:
+                notes.append(note)
+        while len(self._remembered) > _MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        return notes
+
+    # the end of the watch
+
+    def stop(self, deadline: float) -> None:
+        """Begin nothing more; what is under way has until `deadline`, or an earlier one that was set before."""
+        self._deadline = min(self._deadline, deadline)
+
+    def left_s(self, now: float) -> float:
+        """Return in how many seconds that is, at least 0; inf without a `stop`."""
+        return max(self._deadline - now, 0.0)
