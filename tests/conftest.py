@@ -169,6 +169,17 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) * 2
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let a test process that has nothing left take tests from another one, unless `--dist` says otherwise.
+
+    Otherwise each has two tests or more waiting for it to the end, and some tests take as long as hundreds of others.
+    """
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What tests measured and counted (`record_property`) stands at the end of the log."""
     found = {

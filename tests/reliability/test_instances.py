@@ -138,8 +138,7 @@ def test_a_slow_instance_keeps_its_part(cloud: OpenCloud) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("first", FAULTS)
-@pytest.mark.parametrize("second", FAULTS)
+@pytest.mark.parametrize(("first", "second"), [*itertools.combinations_with_replacement(FAULTS, 2)])
 def test_no_request_fails_while_one_instance_is_left(cloud: OpenCloud, first: str, second: str) -> None:
     """Two of three fail, each in its own way: the third answers all, by the third attempt at the latest."""
     made = cloud(weights=(1, 1, 1))
