@@ -55,7 +55,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "tomli_w": ("easq.config.profiles",),
     "tomllib": ("easq.config.profiles",),
     "websocket": ("easq.net.websocket",),
-    "yarl": ("easq.net.aio", "easq.emulator.proxy"),
+    "yarl": ("easq.net.aio",),
 }
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from easq.cli.app import App
     from easq.client.queue import QueueClient
-    from easq.models.base import Model
+    from easq.models.base import BlockingModel, Model
     from easq.models.inference import Outcome
     from easq.worker.worker import Worker
 
@@ -97,30 +97,26 @@ def work(
     # no SimpleQueue: a signal at the end of its timeout makes it wait for ever (CPython 3.11)
     events: Events = queue.Queue()
     input = app.queue(sink=False)
-    model = _model(forward, cmd)
-    try:
-        worker = Worker(
-            input,
-            app.queue(sink=True),
-            model,
-            group=app.options.get("group") or "",
-            user=app.options.get("user") or "",
-            window=window,
-            jobs=jobs,
-            item_timeout_s=item_timeout,
-            upgrade=transport == "ws",
-            grace_s=grace,
-            busy_limit_s=busy_limit,
-            on_outcome=events.put,
-            on_notice=events.put,
-            unread=events.qsize,
-        )
-        Session(app, worker, input, events).run()
-    finally:
-        model.close()
+    worker = Worker(
+        input,
+        app.queue(sink=True),
+        _model(forward, cmd),
+        group=app.options.get("group") or "",
+        user=app.options.get("user") or "",
+        window=window,
+        jobs=jobs,
+        item_timeout_s=item_timeout,
+        upgrade=transport == "ws",
+        grace_s=grace,
+        busy_limit_s=busy_limit,
+        on_outcome=events.put,
+        on_notice=events.put,
+        unread=events.qsize,
+    )
+    Session(app, worker, input, events).run()
 
 
-def _model(forward: str | None, cmd: Sequence[str]) -> Model:
+def _model(forward: str | None, cmd: Sequence[str]) -> Model | BlockingModel:
     """The model that the command line names. Raises UsageError where it names none, or two."""
     from easq.errors import UsageError
     from easq.models.command import Exec

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, unquote
 
@@ -18,7 +14,8 @@ from easq.emulator.proxy import UNSAFE, BrokenOff, CallerGone, Proxy, body_of, c
 from easq.errors import BadRequest, ChildFailed, MethodNotAllowed, NotFound, PayloadTooLarge
 from easq.model import HEADER_PREFIX, Frame, Instance
 from easq.models.base import DEFAULT_TIMEOUT_S, Answer, Call, Model, ModelFailed
-from easq.models.http import Http
+from easq.models.http import Http, as_failure
+from easq.net.aio import translate
 from easq.protocol.hop_by_hop import end_to_end
 from easq.protocol.replies import Reply, error_reply, raw_reply
 from easq.server.auth import Guard
@@ -32,8 +29,6 @@ log = logging.getLogger(__name__)
 
 #: says which instance answered, also through the gateway: IP:PORT
 INSTANCE_HEADER = "X-Easq-Instance"
-#: calls of one instance that are with the model at a time; more wait for their turn
-_THREADS = 64
 #: who calls and from where is no business of the model's
 _OURS = frozenset({"authorization", "content-md5", "cookie", "date", "origin", "referer", "x-auth-token"})
 #: of a model's headers, those that say how its bytes are to be read; beside these its own, which begin with X-
@@ -67,7 +62,6 @@ class ModelInstance:
         self._model = model
         self._guard = guard
         self._base, self._name, self._limits = base, name, limits
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="model") if model.waits else None
         self._sockets: set[web.WebSocketResponse] = set()
         self._listener = Listener(self._answer, guard)
         self._host = ""
@@ -97,7 +91,6 @@ class ModelInstance:
     async def start(self, host: str) -> None:
         """It answers at a free port of `host`, or at its own if it was away. Raises ConfigError."""
         self._host = host
-        await self._proxy.start()
         await self._listener.start(host, self.port)
 
     async def kill(self) -> None:
@@ -118,13 +111,11 @@ class ModelInstance:
         cutting.cancel()
         await asyncio.wait({cutting})
         await self._cut_off_after(0.0)
-        if self._pool is not None:
-            self._pool.shutdown()
 
     async def _cut_off_after(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         self._is_stopped = True
-        self._model.close()
+        await self._model.close()
         await self._proxy.close()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -199,37 +190,18 @@ class ModelInstance:
             log.info("%s: %s", self.address, error)
             return error.response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._why(error) from error
-
-    def _why(self, error: Exception) -> ModelFailed:
-        """Return the error for a call to which a model behind HTTP gave no answer."""
-        if self._is_stopped:
-            return ModelFailed("the call was cancelled", status=503)
-        if isinstance(error, aiohttp.ClientConnectorError):
-            number = error.os_error.errno or 0
-            said = os.strerror(number).lower() if number in errno.errorcode else str(error.strerror)
-            return ModelFailed(f"the model cannot be reached: {said}", status=502)
-        if isinstance(error, TimeoutError):
-            return ModelFailed(f"no answer within {self._limits.timeout_s:g} s", status=504)
-        if isinstance(error, aiohttp.ClientPayloadError):
-            return ModelFailed("the answer broke off", status=502)
-        if isinstance(error, aiohttp.ClientResponseError):
-            return ModelFailed("the model's answer is no HTTP", status=502)
-        return ModelFailed("the connection to the model was lost", status=502)
+            if self._is_stopped:
+                raise ModelFailed("the call was cancelled", status=503) from error
+            raise as_failure(translate(error, url), timeout_s=self._limits.timeout_s) from error
 
     async def _run(self, call: Call) -> Answer:
-        """The model's answer. Raises ModelFailed."""
-        if self._pool is None:
-            return self._model.run(call)
-        deadline = time.monotonic() + self._limits.timeout_s
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._run_here, call, deadline)
-
-    def _run_here(self, call: Call, deadline: float) -> Answer:
-        timeout_s = deadline - time.monotonic()
-        if timeout_s <= 0:
-            raise ModelFailed(f"no turn within {self._limits.timeout_s:g} s", status=504)
+        """Return the model's answer. Raises ModelFailed."""
+        timeout_s = self._limits.timeout_s
         try:
-            return self._model.run(call, timeout_s=timeout_s)
+            async with asyncio.timeout(timeout_s):  # a command may have to wait for a thread
+                return await self._model.answer(call, timeout_s=timeout_s)
+        except TimeoutError as error:
+            raise ModelFailed(f"no answer within {timeout_s:g} s", status=504) from error
         except ChildFailed as error:
             log.error("%s", error)
             raise ModelFailed("the model cannot be started", status=500) from error

@@ -134,7 +134,6 @@ class Platform:
         self._host = host
         for seat in self._seats:
             await seat.instance.start(host)
-        await self._proxy.start()
         self._rebalance()
 
     async def stop(self) -> None:

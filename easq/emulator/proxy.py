@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import aiohttp
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
-from yarl import URL
 
 from easq.errors import MethodNotAllowed, PayloadTooLarge, Refused
+from easq.net.aio import RawClient
 from easq.protocol.hop_by_hop import end_to_end
 from easq.server.http import BodyReader, break_off, read_body
 from easq.server.watch import UNBUFFERED, check_not_stripped
@@ -26,8 +24,6 @@ from easq.server.watch import UNBUFFERED, check_not_stripped
 #: a body of a known length up to so many bytes is read whole before it is sent on: an answer that breaks off can then
 #: still be replaced by an error with a status
 _WHOLE = 64 * 1024
-#: longest line of a response head, in bytes
-_MAX_LINE = 64 * 1024
 #: seconds between two checks whether the caller is still connected: the first pause, and the longest
 _LOOK_S, _MAX_LOOK_S = 0.1, 1.0
 #: methods that are not passed on: TRACE echoes headers, CONNECT opens a tunnel
@@ -141,10 +137,10 @@ def check_can_pass(request: web.BaseRequest) -> None:
 
 
 class Proxy:
-    """HTTP client sessions to other servers. `start` and `close` are called on the event loop."""
+    """Passes requests on to other servers. Used on the event loop."""
 
     def __init__(self, *, connect_s: float, answer_s: float, again: bool = False) -> None:
-        """Prepare; `start` opens the sessions.
+        """Prepare; connections are opened when they are needed.
 
         Args:
             connect_s: time limit of a connection attempt, in seconds.
@@ -152,51 +148,25 @@ class Proxy:
             again: when a reused connection ends without an answer, send the request once more on a new one, if it has
                 no body or a small one: the server has closed the idle connection.
         """
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=answer_s)
+        # servers close idle connections: uvicorn after 5 s, easq after 60 s
+        self._client = RawClient(idle_s=2.0 if again else 15.0, connect_s=connect_s, read_s=answer_s)
         self._again = again
         self._running: set[asyncio.Task[web.StreamResponse]] = set()
-        self._kept: aiohttp.ClientSession | None = None
-        self._fresh: aiohttp.ClientSession | None = None
-
-    async def start(self) -> None:
-        """Open the sessions."""
-        # servers close idle connections: uvicorn after 5 s, easq after 60 s
-        self._kept = self._session(
-            aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0 if self._again else 15.0)
-        )
-        self._fresh = self._session(aiohttp.TCPConnector(limit=0, force_close=True))
-
-    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
-        tracing = aiohttp.TraceConfig()
-        tracing.on_connection_reuseconn.append(_note_reuse)
-        return aiohttp.ClientSession(
-            connector=connector,
-            timeout=self._timeout,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-            max_line_size=_MAX_LINE,
-            max_field_size=_MAX_LINE,
-            trace_configs=[tracing],
-        )
 
     async def close(self) -> None:
-        """Abort the requests in flight, as if their server had closed the connection, and close the sessions."""
+        """Abort the requests in flight, as if their server had closed the connection, and close the connections."""
         # closing a session does not wake a task that reads an answer (aiohttp 3.14)
         running = set(self._running)
         for task in running:
             task.cancel()
         if running:
             await asyncio.wait(running)
-        for session in (self._kept, self._fresh):
-            if session is not None:
-                await session.close()
+        await self._client.close()
 
     @property
     def session(self) -> aiohttp.ClientSession:
         """The session for WebSockets."""
-        assert self._kept is not None
-        return self._kept
+        return self._client.session()
 
     async def pass_on(
         self,
@@ -240,29 +210,17 @@ class Proxy:
         headers: Sequence[tuple[str, str]],
         body: bytes | StreamedBody | None,
     ) -> web.StreamResponse:
-        assert self._kept is not None
-        assert self._fresh is not None
-        options: dict[str, Any] = {
-            "headers": list(headers),
-            "data": body,
-            "allow_redirects": False,
-        }
-        method, place = exchange.request.method, URL(url, encoded=True)
-        noted = SimpleNamespace(reused=False)
-        first = self._fresh if self._again and isinstance(body, StreamedBody) else self._kept
-        try:
-            reply = await first.request(method, place, trace_request_ctx=noted, **options)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if not (self._again and noted.reused and not isinstance(body, StreamedBody)):
-                raise
-            reply = await self._fresh.request(method, place, **options)
+        streamed = isinstance(body, StreamedBody)
+        reply = await self._client.request(
+            exchange.request.method,
+            url,
+            headers,
+            body,
+            repeat=self._again and not streamed,
+            reuse=not (self._again and streamed),
+        )
         async with reply:
             return await exchange.answer(reply)
-
-
-async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
-    if context.trace_request_ctx is not None:
-        context.trace_request_ctx.reused = True
 
 
 class _Exchange:

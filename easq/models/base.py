@@ -1,8 +1,8 @@
 """What a model is asked, what it answers, and how it fails.
 
-    Model.run(Call) -> Answer, or ModelFailed with what is known of the failure
+    Model.answer(Call) -> Answer, or ModelFailed with what is known of the failure
 
-A model is used from many threads at once; each call has a time limit of its own, and `cancel` ends whatever runs.
+Each call has a time limit of its own, and `cancel` ends all calls in flight.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from easq.errors import ServerError
 
@@ -104,25 +104,39 @@ class ModelFailed(ServerError):
 
 
 class Model(Protocol):
-    """Something that answers calls, from many threads at once."""
-
-    #: whether a call waits for something, so that an event loop leaves it to a thread
-    waits: bool
+    """Something that answers calls. All but `check` is used on one event loop."""
 
     def check(self) -> None:
-        """Raises ChildFailed for a command that is not there, before there is a call."""
+        """Raise ChildFailed if a command does not exist, before there is a call."""
 
-    def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
-        """The answer, within `timeout_s` in total.
+    async def answer(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
+        """Return the answer, within `timeout_s` in total.
 
         Raises ModelFailed; ChildFailed when the command cannot be started at all.
         """
 
     def cancel(self) -> None:
-        """Calls under way fail with the code `Shutdown`; a command is killed with all of its process group."""
+        """Make the calls in flight fail with the code `Shutdown`; a command is killed with its process group."""
+
+    async def close(self) -> None:
+        """Cancel the calls in flight and close the connections. Calls made later fail."""
+
+
+@runtime_checkable
+class BlockingModel(Protocol):
+    """Something that answers calls, each in the thread that makes it."""
+
+    def check(self) -> None:
+        """As `Model.check`."""
+
+    def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
+        """As `Model.answer`, blocking."""
+
+    def cancel(self) -> None:
+        """As `Model.cancel`; may be called from any thread."""
 
     def close(self) -> None:
-        """Calls under way are cancelled, connections closed; there are no calls after it."""
+        """As `Model.close`, without waiting."""
 
 
 def last_line(said: bytes) -> str:

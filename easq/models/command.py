@@ -51,8 +51,6 @@ class Exec:
     command leaves running in the background lives on, and is not waited for.
     """
 
-    waits = True
-
     def __init__(self, argv: Sequence[str], *, max_answer: int = MAX_ANSWER) -> None:
         self._argv = tuple(argv)
         self._max_answer = max_answer

@@ -1,4 +1,4 @@
-"""Which models there are, and the one that a text names."""
+"""Opens the model that a text names."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from easq.errors import UsageError
 from easq.models.base import DEFAULT_TIMEOUT_S, Answer, Call, Model
 from easq.models.command import Exec
 from easq.models.http import Http
+from easq.models.threads import Threaded
 
 _HINT = "write it as echo, exec:COMMAND or http://HOST:PORT/PATH"
 
 
 def parse_model(text: str) -> Model:
-    """The model that `text` names: `echo`, `exec:CMD ARG...` (split as a shell would, run without one), or
-    `http:URL`, also as the plain URL.
+    """Return the model that `text` names.
 
-    Raises UsageError.
+    It is `echo`, `exec:CMD ARG...` (split as a shell would, run without one), or `http:URL`, also as the plain URL.
+    Raises UsageError for any other text.
     """
     kind, colon, rest = text.partition(":")
     if text == "echo":
@@ -28,26 +29,24 @@ def parse_model(text: str) -> Model:
             raise UsageError(f"model {text!r}: {str(error).lower()}", hint=_HINT) from error
         if not argv or not argv[0]:
             raise UsageError(f"model {text!r}: no command", hint="write it as exec:COMMAND ARG...")
-        return Exec(argv)
+        return Threaded(Exec(argv))
     if kind in ("http", "https") and colon:
         return Http(text if rest.startswith("//") else rest)
     raise UsageError(f"model {text!r}: not known", hint=_HINT)
 
 
 class Echo:
-    """Answers each call with its own data, as the type it came as."""
-
-    waits = False
+    """Answers each call with its own data and content type."""
 
     def check(self) -> None:
-        """There is nothing that could be missing."""
+        """Do nothing: nothing could be missing."""
 
-    def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:  # noqa: ARG002
-        """The data of the call."""
+    async def answer(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:  # noqa: ARG002
+        """Return the data of the call."""
         return Answer(call.data, headers=(("Content-Type", call.content_type),) if call.content_type else ())
 
     def cancel(self) -> None:
-        """Nothing is ever under way."""
+        """Do nothing: no call takes time."""
 
-    def close(self) -> None:
-        """Nothing is held."""
+    async def close(self) -> None:
+        """Do nothing: nothing is open."""

@@ -11,16 +11,16 @@ import asyncio
 import io
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 from yarl import URL
 
 from easq.errors import AnswerTooLarge, ConfigError, EasqError, NotAQueueService, Unreachable, UsageError
-from easq.net.failures import Unanswered, refused_by_proxy, unconnected
+from easq.net.failures import Incomplete, Unanswered, refused_by_proxy, unconnected
 from easq.net.headers import check_value, request_headers
 from easq.net.retry import Attempt, Steps, Times
 from easq.net.settings import MAX_HEADER_BYTES, NetworkSettings
@@ -65,10 +65,9 @@ class AsyncTransport:
     With `timed` every attempt is told when it was connected and answered, which takes a little longer.
     """
 
-    def __init__(self, settings: NetworkSettings, *, timed: bool = False, keepalive_s: float = 30.0) -> None:
-        """Prepare; entering the context opens the session. An idle connection is closed after `keepalive_s`."""
+    def __init__(self, settings: NetworkSettings, *, timed: bool = False) -> None:
+        """Prepare; entering the context opens the session."""
         self.settings = settings
-        self._keepalive_s = keepalive_s
         self._timed = timed
         self._known: dict[tuple[object, ...], _Place] = {}
         self._own = frozenset(name.lower() for name in settings.headers)
@@ -78,7 +77,7 @@ class AsyncTransport:
         _keep_large_blocks()
         self.http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=self._keepalive_s, resolver=aiohttp.ThreadedResolver()
+                limit=0, keepalive_timeout=30.0, resolver=aiohttp.ThreadedResolver()
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
@@ -122,7 +121,11 @@ class AsyncTransport:
     def _place(self, attempt: Attempt, headers: Mapping[str, str]) -> _Place:
         url, request = attempt.url, attempt.request
         proxy = proxy_for(url, self.settings.environ)
-        tls = self.tls_for(url, proxy)
+        tls: ssl.SSLContext | bool = True
+        if any(one.lower().startswith("https:") for one in (url, proxy or "")):
+            if self._tls is None:
+                self._tls = tls_context(cacert=self.settings.cacert, insecure=self.settings.insecure)
+            tls = self._tls
         checked = request_headers(
             Request(request.method, headers=headers), attempt.caller, self.settings.headers
         )
@@ -136,14 +139,6 @@ class AsyncTransport:
             )
         except UnicodeError as error:
             raise UsageError(f"the request to {shown(url)} cannot be sent: {error}") from error
-
-    def tls_for(self, *urls: str | None) -> ssl.SSLContext | bool:
-        """Return the TLS context, which is made at the first https address; True for other addresses."""
-        if not any(url is not None and url.lower().startswith("https:") for url in urls):
-            return True
-        if self._tls is None:
-            self._tls = tls_context(cacert=self.settings.cacert, insecure=self.settings.insecure)
-        return self._tls
 
 
 class Sender:
@@ -173,7 +168,7 @@ class Sender:
         try:
             reply = await self._exchange(request.method, place, headers, request.body, attempt.until, times)
         except _FAILURES as error:
-            failure = _translate(error, attempt.url, limit_s, place.way)
+            failure = translate(error, attempt.url, limit_s, place.way)
             failure = hidden(failure, secrets_of(headers, place.way))
             if tracer is not None:
                 tracer.answer(failure.message, time.monotonic() - began)
@@ -207,22 +202,6 @@ class Sender:
             answer: R = end.value
             return answer
 
-    async def call(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, until: float, times: Times
-    ) -> Reply:
-        """Return the reply to one request with exactly these headers, whatever its status; no proxy is asked.
-
-        Args:
-            url: percent-encoded.
-            until: when the reply has to be complete, on the monotonic clock.
-            times: is told whether a connection was opened, and whether the reply began.
-        """
-        try:
-            place = _Place(URL(url, encoded=True), {}, None, None, self._session.tls_for(url))
-            return await self._exchange(method, place, headers, body, until, times)
-        except _FAILURES as error:
-            raise _translate(error, url, 0.0, None) from error
-
     async def _exchange(
         self,
         method: str,
@@ -238,7 +217,7 @@ class Sender:
             async with self._http.request(
                 method,
                 place.url,
-                data=(io.BytesIO(body) if len(body) > _LARGE_BODY else body) if body else None,
+                data=_in_pieces(body),
                 headers=headers,
                 allow_redirects=False,
                 # what is left bounds connecting too; the deadline bounds the rest
@@ -247,7 +226,8 @@ class Sender:
                 ssl=place.tls,
                 trace_request_ctx=times,
             ) as response:
-                return Reply(response.status, response.headers, await self._body(response, place.url))
+                limit = self._session.settings.max_answer_bytes
+                return Reply(response.status, response.headers, await _read_body(response, self.url, limit))
         finally:
             self._deadline.end()
 
@@ -259,20 +239,144 @@ class Sender:
             return _timeout(min(limit_s * _CONNECT_PART, settings.connect_timeout_s), whole=whole)
         return self._usual
 
-    async def _body(self, response: aiohttp.ClientResponse, url: URL) -> bytes:
-        limit = self._session.settings.max_answer_bytes
+
+class RawClient:
+    """An HTTP client that sends requests as they are given: no proxy, no redirects, no headers of its own.
+
+    It keeps connections open and reuses them. A server may close an idle connection at the moment when it is reused:
+    a request that can be repeated is then sent once more, on a new connection. Used on one event loop.
+    """
+
+    def __init__(self, *, idle_s: float, connect_s: float | None = None, read_s: float | None = None) -> None:
+        """Prepare; the connections are opened when they are needed.
+
+        Args:
+            idle_s: a connection that was idle for so long is not reused, in seconds.
+            connect_s: time limit of a connection attempt, in seconds.
+            read_s: time limit until the answer begins, and between two pieces of it, in seconds.
+        """
+        self._idle_s = idle_s
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=connect_s, sock_read=read_s, ceil_threshold=3600.0
+        )
+        self._tls: ssl.SSLContext | None = None
+        self._sessions: dict[
+            bool, aiohttp.ClientSession
+        ] = {}  # whether connections are reused -> the session
+        self._is_closed = False
+
+    def session(self, *, reuse: bool = True) -> aiohttp.ClientSession:
+        """Return the session whose connections are reused, or the one that opens a connection for each request.
+
+        Raises aiohttp.ClientConnectionError after `close`.
+        """
+        if reuse in self._sessions:
+            return self._sessions[reuse]
+        if self._is_closed:
+            raise aiohttp.ClientConnectionError("the client is closed")
+        connector = (
+            aiohttp.TCPConnector(limit=0, keepalive_timeout=self._idle_s)
+            if reuse
+            else aiohttp.TCPConnector(limit=0, force_close=True)
+        )
+        session = self._sessions[reuse] = self._open(connector)
+        return session
+
+    def _open(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_reuseconn.append(_note_reuse)
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            trace_configs=[tracing],
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self._is_closed = True
+        sessions, self._sessions = list(self._sessions.values()), {}
+        for session in sessions:
+            await session.close()
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Iterable[tuple[str, str]],
+        body: bytes | aiohttp.Payload | None,
+        *,
+        repeat: bool,
+        reuse: bool = True,
+    ) -> aiohttp.ClientResponse:
+        """Send a request to `url`, which is percent-encoded, and return the head of the answer.
+
+        Raises aiohttp.ClientError, TimeoutError or OSError, which `translate` makes an EasqError of.
+
+        Args:
+            repeat: send it once more when a reused connection ended without an answer.
+            reuse: False opens a connection for this request.
+        """
+        noted = SimpleNamespace(reused=False)
+        session = self.session(reuse=reuse)
+        if url.startswith("https:") and self._tls is None:
+            self._tls = tls_context()
+        options: dict[str, Any] = {
+            "headers": list(headers),
+            "allow_redirects": False,
+            "ssl": self._tls or True,
+            "trace_request_ctx": noted,
+        }
+        place = URL(url, encoded=True)
+        try:
+            return await session.request(method, place, data=_in_pieces(body), **options)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if not (repeat and noted.reused):
+                raise
+        return await self.session(reuse=False).request(method, place, data=_in_pieces(body), **options)
+
+    async def fetch(
+        self, method: str, url: str, headers: Iterable[tuple[str, str]], body: bytes, *, max_answer: int
+    ) -> Reply:
+        """Send a request, and return the whole answer. The caller bounds the time.
+
+        Raises Unconnected, Incomplete, Unreachable, AnswerTooLarge above `max_answer` bytes, NotAQueueService for an
+        answer that is no HTTP, and UsageError for a request that cannot be sent.
+        """
+        try:
+            async with await self.request(method, url, headers, body, repeat=True) as response:
+                return Reply(response.status, response.headers, await _read_body(response, url, max_answer))
+        except _FAILURES as error:
+            raise translate(error, url) from error
+
+
+def _in_pieces(body: bytes | aiohttp.Payload | None) -> io.BytesIO | bytes | aiohttp.Payload | None:
+    """Return what aiohttp sends `body` from."""
+    return io.BytesIO(body) if isinstance(body, bytes) and len(body) > _LARGE_BODY else body or None
+
+
+async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
+    context.trace_request_ctx.reused = True
+
+
+async def _read_body(response: aiohttp.ClientResponse, url: str, limit: int) -> bytes:
+    """Return the body. Raises AnswerTooLarge above `limit` bytes."""
+    parts, size = [], response.content_length or 0
+    if size <= limit:
         body = await response.content.readany()
-        if response.content.at_eof():
+        if response.content.at_eof() and len(body) <= limit:
             return body
         parts, size = [body], len(body)
-        while part := await response.content.readany():
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                raise AnswerTooLarge(
-                    f"the answer of {shown(str(url.with_query(None)))} is above the limit of {limit} bytes"
-                )
-        return b"".join(parts)
+    while size <= limit and (part := await response.content.readany()):
+        parts.append(part)
+        size += len(part)
+    if size > limit:
+        raise AnswerTooLarge(f"the answer of {shown(url)} is above the limit of {limit} bytes")
+    return b"".join(parts)
 
 
 class _Deadline:
@@ -357,8 +461,8 @@ def _times(trace: SimpleNamespace) -> Times:
     return times
 
 
-def _translate(error: Exception, url: str, limit_s: float, proxy: str | None) -> EasqError:
-    """Our error for one of aiohttp, by what is certain about the request."""
+def translate(error: Exception, url: str, limit_s: float = 0.0, proxy: str | None = None) -> EasqError:
+    """Return the EasqError for an exception of aiohttp, by what is certain about the request."""
     address = shown(url)
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return refused_by_proxy(url, proxy or "", f"{error.status} {error.message}")
@@ -377,4 +481,5 @@ def _translate(error: Exception, url: str, limit_s: float, proxy: str | None) ->
         )
     if isinstance(error, ValueError) and not isinstance(error, aiohttp.ClientError):
         return UsageError(f"the request to {address} cannot be sent: {error}")
-    return Unreachable(f"connection to {address} lost before the answer was complete")
+    kind = Incomplete if isinstance(error, aiohttp.ClientPayloadError) else Unreachable
+    return kind(f"connection to {address} lost before the answer was complete")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import ssl
 from collections.abc import Iterator
@@ -51,6 +53,10 @@ def last_known(error: EasqError, before: EasqError | None) -> EasqError:
     return error
 
 
+class Incomplete(Unreachable):
+    """An answer began, and the connection ended before it was complete."""
+
+
 def refused_by_proxy(url: str, proxy: str, said: str) -> Unconnected:
     """That `proxy` did not connect to `url`; `said` is the status of its answer and what stands beside it."""
     asks = said.startswith("407")
@@ -95,6 +101,19 @@ def unconnected(error: BaseException, url: str, proxy: str | None = None) -> Unc
             return Unconnected(f"cannot connect to {first}: {cause.strerror.lower()}")
     hint = _PROXY_HINT if proxy else "check host, port and firewall, or raise --connect-timeout"
     return Unconnected(f"cannot connect to {first}: no answer in time", hint=hint, timed_out=True)
+
+
+def connect_reason(error: BaseException) -> tuple[str, bool]:
+    """Return why a connection did not come about, in a few words, and whether it was TLS that failed."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLError):
+            return cause.strerror or str(cause), True
+        if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
+            number = cause.errno or 0
+            if not isinstance(cause, socket.gaierror) and number in errno.errorcode:
+                return os.strerror(number).lower(), False
+            return cause.strerror or str(cause), False
+    return "no answer in time", False
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -12,9 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 from easq.errors import (
     ChildFailed,
@@ -42,8 +40,6 @@ log = logging.getLogger(__name__)
 
 #: uncommitted items of one engine, at most: the default of EAS's `worker_threads`
 WINDOW = 5
-#: concurrent calls of the model, of all engines together; further calls wait
-_THREADS = 64
 #: an engine whose connection ended connects again after so many seconds
 _AGAIN_S = 1.0
 #: calls that run when the service stops have so long to finish, in seconds
@@ -66,12 +62,8 @@ class Engines:
     def __init__(self, queues: Queues, model: Model, *, users: Sequence[str], item_timeout_s: float) -> None:
         """The model is closed by `stop`."""
         self._model = model
-        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="easq-engine") if model.waits else None
-        self._pool = pool
         self._engines = [
-            Engine(pair, user, partial(_call, model, pool), item_timeout_s)
-            for pair in queues.pairs.values()
-            for user in users
+            Engine(pair, user, self._ask, item_timeout_s) for pair in queues.pairs.values() for user in users
         ]
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -93,20 +85,16 @@ class Engines:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._model.close()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        await self._model.close()
+
+    async def _ask(self, frame: Frame, timeout_s: float) -> Answer:
+        return await self._model.answer(call_of(frame), timeout_s=timeout_s)
 
     async def _show_life(self) -> None:
         while True:
             await asyncio.sleep(_ALIVE_EVERY_S)
             for engine in self._engines:
                 await engine.show_life()
-
-
-async def _call(model: Model, pool: ThreadPoolExecutor | None, frame: Frame, timeout_s: float) -> Answer:
-    call = partial(model.run, call_of(frame), timeout_s=timeout_s)
-    return call() if pool is None else await asyncio.get_running_loop().run_in_executor(pool, call)
 
 
 @dataclass(slots=True, eq=False)

@@ -44,8 +44,7 @@ from easq.errors import (
     UsageError,
 )
 from easq.model import Consumer, Frame
-from easq.models.base import DEFAULT_TIMEOUT_S, Answer, Model, ModelFailed
-from easq.models.http import Http
+from easq.models.base import DEFAULT_TIMEOUT_S, Answer, BlockingModel, Model, ModelFailed
 from easq.models.inference import (
     Fate,
     Outcome,
@@ -57,7 +56,7 @@ from easq.models.inference import (
     result_put,
     too_large_put,
 )
-from easq.models.on_loop import AsyncHttp, Threads
+from easq.models.threads import Threaded
 from easq.net.aio import AsyncTransport, Sender
 from easq.net.retry import pause_after
 from easq.protocol.operations import BUSY, SHUTDOWN, Codec, Commit, Describe, Put, Watch
@@ -66,7 +65,6 @@ from easq.protocol.replies import BUSY_FEATURE, consumers_of, read_attributes, r
 if TYPE_CHECKING:
     from easq.client.queue import QueueClient
     from easq.client.watch import Watcher
-    from easq.models.on_loop import Ask
 
 #: uncommitted items of one worker, at most: the default of EAS's `worker_threads`
 DEFAULT_WINDOW = 5
@@ -109,7 +107,7 @@ class Worker:
         self,
         input: QueueClient,
         sink: QueueClient,
-        model: Model,
+        model: Model | BlockingModel,
         *,
         group: str = "",
         user: str = "",
@@ -124,7 +122,7 @@ class Worker:
         on_notice: Callable[[str], None] | None = None,
         unread: Callable[[], int] | None = None,
     ) -> None:
-        """Prepare a worker. The caller closes the model. Raises ConfigError where input and sink are one stream.
+        """Prepare a worker, which closes the model at its end. Raises ConfigError if input and sink are one stream.
 
         Args:
             group: the queue's name by default.
@@ -139,9 +137,10 @@ class Worker:
                 a slow reader slows the work down.
         """
         check_pair(input, sink)
-        self._input, self._sink, self._model = input, sink, model
+        self._input, self._sink = input, sink
         self._group, self._user = group, user or engine_user()
         self.window, self.jobs = window, window if jobs is None else min(jobs, window)
+        self._model: Model = Threaded(model, threads=self.jobs) if isinstance(model, BlockingModel) else model
         self._item_timeout_s, self._grace_s = item_timeout_s, grace_s
         self._upgrade, self._reconnect_for_s = upgrade, reconnect_for_s
         self._busy_limit_s = busy_limit_s
@@ -195,8 +194,7 @@ class Worker:
 
     def abort(self) -> None:
         """Drop everything at once, as a crash would."""
-        self._call(lambda: self._main and self._main.cancel())
-        self._model.cancel()
+        self._call(self._drop)
         if self._watcher is not None:
             self._watcher.abort()
 
@@ -242,8 +240,11 @@ class Worker:
     async def _work(self, watcher: Watcher, started: threading.Event) -> None:
         self._main, self._loop = asyncio.current_task(), asyncio.get_running_loop()
         self._changed, self._has_done, self._give_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        ask = AsyncHttp(self._model) if isinstance(self._model, Http) else Threads(self._model, self.jobs)
-        async with AsyncTransport(self._input.settings) as self._transport, ask as self._ask:
+        async with (
+            AsyncTransport(self._input.settings) as self._transport,
+            contextlib.AsyncExitStack() as at_end,
+        ):
+            at_end.push_async_callback(self._model.close)
             committer = asyncio.create_task(self._commit_all())
             committer.add_done_callback(self._ended)
             threading.Thread(target=self._feed, args=(watcher,), name="easq-feed", daemon=True).start()
@@ -268,13 +269,18 @@ class Worker:
         self._give_up.set()
         end = time.monotonic() + _LAST_S
         while (self._working or self._items.uncommitted) and time.monotonic() < end:
-            self._ask.cancel()  # again: a call may have begun after the one before
+            self._model.cancel()  # again: a call may have begun after the one before
             await self._change(_TICK_S)
 
     @property
     def _working(self) -> int:
         """How many tasks have an item, or are returning one."""
         return len(self._slots) - len(self._idle)
+
+    def _drop(self) -> None:
+        self._model.cancel()
+        if self._main is not None:
+            self._main.cancel()
 
     def _fail(self, error: BaseException) -> None:
         self.failed = self.failed or error
@@ -329,10 +335,10 @@ class Worker:
 
     async def _slot(self, frame: Frame) -> None:
         """Work on one item after the other: a sender belongs to one task."""
-        sender, ask = self._transport.sender(), self._ask.asker()
+        sender = self._transport.sender()
         while True:
             try:
-                await self._work_on(frame, sender, ask)
+                await self._work_on(frame, sender)
             except BaseException:
                 self._items.release(frame.index)  # the connection that ends returns it
                 raise
@@ -343,11 +349,11 @@ class Worker:
 
     # one item
 
-    async def _work_on(self, frame: Frame, sender: Sender, ask: Ask) -> None:
+    async def _work_on(self, frame: Frame, sender: Sender) -> None:
         began = time.monotonic()
         try:
             try:
-                answer = await ask(call_of(frame), self._item_timeout_s)
+                answer = await self._model.answer(call_of(frame), timeout_s=self._item_timeout_s)
             finally:
                 self._items.call_ended()
             if self._items.succeeded():

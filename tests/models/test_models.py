@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -9,24 +10,26 @@ import resource
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar, cast
 
 import pytest
 
 from easq.errors import ChildFailed, UsageError
-from easq.models.base import Answer, Call, Model, ModelFailed
+from easq.models.base import Answer, BlockingModel, Call, Model, ModelFailed
 from easq.models.command import Exec
 from easq.models.http import Http
 from easq.models.open import Echo, parse_model
+from easq.models.threads import Threaded
 from tests.client.servers import secured
 from tests.support.waiting import PATIENCE_S, eventually
 
+T = TypeVar("T")
 Reply: TypeAlias = Callable[["Handler"], None]
 
 
@@ -104,7 +107,7 @@ def model() -> Iterator[Callable[[str], Model]]:
 
     yield make
     for one in made:
-        one.close()
+        close(one)
 
 
 def script(folder: Path, source: str) -> Exec:
@@ -114,9 +117,44 @@ def script(folder: Path, source: str) -> Exec:
     return Exec([sys.executable, "-I", str(file)])
 
 
-def failure(model: Model, call: Call | None = None, *, timeout_s: float = PATIENCE_S) -> ModelFailed:
+class Loop:
+    """An event loop in a thread of its own, on which models are called."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+
+    def run(self, steps: Coroutine[object, object, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(steps, self._loop).result()
+
+    def call(self, function: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(function)
+
+
+@cache
+def loop() -> Loop:
+    """The loop of all tests of this process."""
+    return Loop()
+
+
+def ask(model: Model | BlockingModel, call: Call, *, timeout_s: float = PATIENCE_S) -> Answer:
+    if isinstance(model, Exec):
+        return model.run(call, timeout_s=timeout_s)
+    return loop().run(cast(Model, model).answer(call, timeout_s=timeout_s))
+
+
+def close(model: Model | BlockingModel) -> None:
+    if isinstance(model, Exec):
+        model.close()
+    else:
+        loop().run(cast(Model, model).close())
+
+
+def failure(
+    model: Model | BlockingModel, call: Call | None = None, *, timeout_s: float = PATIENCE_S
+) -> ModelFailed:
     with pytest.raises(ModelFailed) as caught:
-        model.run(call or Call(b"x"), timeout_s=timeout_s)
+        ask(model, call or Call(b"x"), timeout_s=timeout_s)
     return caught.value
 
 
@@ -135,8 +173,8 @@ def alive(pid: int) -> bool:
     ("text", "kind"),
     [
         ("echo", Echo),
-        ("exec:cat", Exec),
-        ("exec: sh -c 'tr a b'", Exec),
+        ("exec:cat", Threaded),
+        ("exec: sh -c 'tr a b'", Threaded),
         ("http:http://127.0.0.1:1/p", Http),
         ("http://127.0.0.1:1/p?a=b", Http),
         ("http:https://h/x", Http),
@@ -183,10 +221,10 @@ def test_what_is_no_model_is_refused(text: str, complaint: str) -> None:
 
 def test_echo_answers_the_data_as_it_came() -> None:
     """Bytes and type are the call's."""
-    answer = Echo().run(Call(b"\x00\xff", headers={"content-type": "image/png"}))
+    answer = ask(Echo(), Call(b"\x00\xff", headers={"content-type": "image/png"}))
     assert answer == Answer(b"\x00\xff", 200, (("Content-Type", "image/png"),))
     assert answer.content_type == "image/png"
-    assert Echo().run(Call()).content_type == ""
+    assert ask(Echo(), Call()).content_type == ""
 
 
 # a command
@@ -195,20 +233,20 @@ def test_echo_answers_the_data_as_it_came() -> None:
 def test_a_command_reads_stdin_and_answers_on_stdout(model: Callable[[str], Model]) -> None:
     """Every byte, also of more than pipes hold, and of nothing."""
     data = os.urandom(3_000_000)
-    assert model("exec:cat").run(Call(data)).data == data
-    assert model("exec:cat").run(Call()).data == b""
+    assert ask(model("exec:cat"), Call(data)).data == data
+    assert ask(model("exec:cat"), Call()).data == b""
 
 
 def test_a_command_that_does_not_read_is_no_failure(model: Callable[[str], Model]) -> None:
     """Data that nobody wants is dropped."""
-    assert model("exec:echo hi").run(Call(b"x" * 3_000_000)).data == b"hi\n"
+    assert ask(model("exec:echo hi"), Call(b"x" * 3_000_000)).data == b"hi\n"
 
 
 def test_a_command_gets_its_words_and_no_shell() -> None:
     """What stands in the arguments or the data is text."""
     show = "import sys; sys.stdout.write(repr(sys.argv[1:]) + sys.stdin.read())"
     model = Exec([sys.executable, "-I", "-c", show, "$(touch x)", "a b", ";"])
-    assert model.run(Call(b"$(touch y)")).data == b"['$(touch x)', 'a b', ';']$(touch y)"
+    assert ask(model, Call(b"$(touch y)")).data == b"['$(touch x)', 'a b', ';']$(touch y)"
 
 
 def test_a_command_knows_its_call_and_not_our_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +261,7 @@ def test_a_command_knows_its_call_and_not_our_token(tmp_path: Path, monkeypatch:
         headers={"Content-Type": "text/plain"},
         environ={"EASQ_INDEX": "7"},
     )
-    environ = json.loads(model.run(call).data)
+    environ = json.loads(ask(model, call).data)
     assert {name: environ[name] for name in environ if name.startswith(("EASQ_", "OURS"))} == {
         "OURS": "1",
         "EASQ_INDEX": "7",
@@ -295,7 +333,7 @@ time.sleep(1000)
         # cancelled only once both run: a limit in seconds would race with the start of an interpreter
         call = pool.submit(failure, model)
         eventually(pids.exists)
-        model.cancel()
+        loop().call(model.cancel)
         error = call.result(PATIENCE_S)
     assert (error.code, error.status) == ("Shutdown", 503)
     for pid in map(int, pids.read_text().split()):
@@ -339,7 +377,7 @@ def test_commands_run_side_by_side() -> None:
     """Each call gets its own answer."""
     model = Exec(["cat"])
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda n: model.run(Call(b"%d" % n)).data, range(40)))
+        answers = list(pool.map(lambda n: ask(model, Call(b"%d" % n)).data, range(40)))
     assert answers == [b"%d" % n for n in range(40)]
 
 
@@ -347,7 +385,7 @@ def test_commands_run_side_by_side() -> None:
 def test_a_closed_model_runs_nothing(text: str) -> None:
     """A call after the end is refused as one that was cancelled."""
     model = parse_model(text)
-    model.close()
+    close(model)
     assert failure(model).code == "Shutdown"
 
 
@@ -378,7 +416,7 @@ def test_a_service_gets_the_call_and_its_answer_is_untouched(
             "Content-Length": "7",
         },
     )
-    answer = model(f"http:{server.url}/base/?own=1").run(call)
+    answer = ask(model(f"http:{server.url}/base/?own=1"), call)
     assert (answer.data, answer.status) == (body, 200)
     assert answer.content_type == "image/png"
     assert {name for name, _ in answer.headers} == {
@@ -415,7 +453,7 @@ def test_a_path_is_appended(
 ) -> None:
     """With one slash between, and always at the model's own server (which reads two slashes as one)."""
     server = upstream(lambda handler: handler.answer(b"ok"))
-    assert model(server.url + url).run(Call(path=path)).data == b"ok"
+    assert ask(model(server.url + url), Call(path=path)).data == b"ok"
     assert server.seen.requests[0][0] == target
 
 
@@ -471,12 +509,12 @@ def test_connections_are_used_again(
     server = upstream(lambda handler: handler.answer(b"ok"))
     one = model(server.url)
     for _ in range(3):
-        one.run(Call())
+        ask(one, Call())
     assert len(set(server.seen.ports)) == 1
     closing = upstream(lambda handler: handler.answer(b"ok", ("Connection", "close")))
     two = model(closing.url)
     for _ in range(3):
-        assert two.run(Call()).data == b"ok"
+        assert ask(two, Call()).data == b"ok"
     assert len(set(closing.seen.ports)) == 3
 
 
@@ -492,7 +530,7 @@ def test_a_connection_that_the_server_closed_is_not_used_again(
     server = upstream(reply)
     one = model(server.url)
     for _ in range(5):
-        assert one.run(Call()).data == b"ok"
+        assert ask(one, Call()).data == b"ok"
 
 
 def test_services_are_called_side_by_side(
@@ -508,7 +546,7 @@ def test_services_are_called_side_by_side(
     server = upstream(reply)
     one = model(server.url)
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda n: one.run(Call(path=f"/{n}")).data, range(8)))
+        answers = list(pool.map(lambda n: ask(one, Call(path=f"/{n}")).data, range(8)))
     assert answers == [b"/%d" % n for n in range(8)]
     assert len(set(server.seen.ports)) == 4
 
@@ -546,14 +584,16 @@ def test_an_answer_that_is_none_is_502(
     model = Http(upstream(raw(data)).url, max_answer=1000)
     error = failure(model)
     assert (error.message, error.status, error.code) == (reason, 502, "502")
-    model.close()
+    close(model)
 
 
 def test_nobody_there_is_502() -> None:
     """Nothing was sent."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    error = failure(parse_model(f"http://127.0.0.1:{port}/"))
+    model = parse_model(f"http://127.0.0.1:{port}/")
+    error = failure(model)
+    close(model)
     assert (error.message, error.status) == ("the model cannot be reached: connection refused", 502)
     assert error.busy
 
@@ -582,14 +622,14 @@ def test_a_service_says_that_it_is_busy(
     model = Http(upstream(lambda handler: handler.answer(b"", *headers, status=status)).url)
     error = failure(model)
     assert (error.status, error.busy, error.retry_after_s) == (status, busy, asked_s)
-    model.close()
+    close(model)
 
 
 def test_a_call_that_may_have_been_seen_is_a_failure(upstream: Callable[[Reply], Upstream]) -> None:
     """A model that the call killed is not busy."""
     model = Http(upstream(raw(b"")).url)
     assert not failure(model).busy
-    model.close()
+    close(model)
 
 
 def test_a_command_says_that_it_is_busy() -> None:
@@ -604,7 +644,7 @@ def test_a_process_without_room_for_more_files_is_busy(kind: str, rooms: int) ->
     """Wherever on the way a file is one too many. Nothing stays open."""
     model: Model = Exec(["cat"]) if kind == "a command" else Http("http://127.0.0.1:9/")
     if kind == "a command":
-        model.run(Call(b"x"))
+        ask(model, Call(b"x"))
     taken: list[int] = []
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = len(os.listdir("/proc/self/fd"))
@@ -619,7 +659,7 @@ def test_a_process_without_room_for_more_files_is_busy(kind: str, rooms: int) ->
                 os.close(fd)
             del taken[:room]
             try:
-                model.run(Call(b"x"), timeout_s=5.0)
+                ask(model, Call(b"x"), timeout_s=5.0)
             except ModelFailed as error:
                 failures.append((error.busy, error.message))
         finally:
@@ -627,7 +667,7 @@ def test_a_process_without_room_for_more_files_is_busy(kind: str, rooms: int) ->
             for fd in taken:
                 os.close(fd)
             taken.clear()
-    model.close()
+    close(model)
     assert failures
     assert all(busy for busy, _ in failures), failures
     assert len(os.listdir("/proc/self/fd")) <= before
@@ -647,6 +687,7 @@ def test_the_time_limit_is_over_all(upstream: Callable[[Reply], Upstream]) -> No
         model = parse_model(upstream(drip).url)
         error = failure(model, timeout_s=0.2)
         over.set()
+        close(model)
         assert (error.message, error.status) == ("no answer within 0.2 s", 504)
 
 
@@ -660,12 +701,12 @@ def test_a_call_to_a_service_is_cancelled(upstream: Callable[[Reply], Upstream])
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(failure, model)
         eventually(lambda: len(server.seen.requests) == 1)
-        model.cancel()
+        loop().call(model.cancel)
         error = call.result(PATIENCE_S)
     assert (error.code, error.status) == ("Shutdown", 503)
-    assert model.run(Call(path="/again")).data == b"ok"
+    assert ask(model, Call(path="/again")).data == b"ok"
     hold.set()
-    model.close()
+    close(model)
 
 
 def test_no_proxy_is_asked(
@@ -676,7 +717,7 @@ def test_no_proxy_is_asked(
     server = upstream(lambda handler: handler.answer(b"direct"))
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, proxy.url)
-    assert model(server.url).run(Call()).data == b"direct"
+    assert ask(model(server.url), Call()).data == b"direct"
 
 
 def test_a_model_behind_a_private_ca_is_trusted(
@@ -685,5 +726,7 @@ def test_a_model_behind_a_private_ca_is_trusted(
     """One that says no more than that it is a CA, which Python 3.13 refuses by default."""
     ca, certificate = private_ca
     monkeypatch.setenv("SSL_CERT_FILE", str(ca))
-    with secured(certificate) as server, closing(Http(f"https://127.0.0.1:{server.port}/")) as model:
-        assert model.run(Call(b"x"), timeout_s=30).data == b"safe"
+    with secured(certificate) as server:
+        model = Http(f"https://127.0.0.1:{server.port}/")
+        assert ask(model, Call(b"x"), timeout_s=30).data == b"safe"
+        close(model)

@@ -126,11 +126,11 @@ def test_an_item_that_fails_is_given_up_and_answered(cloud: OpenCloud) -> None:
 
 
 def test_a_bug_fails_the_item_and_no_other(cloud: OpenCloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(self: Echo, call: object, *, timeout_s: float) -> None:  # noqa: ARG001
+    async def answer(self: Echo, call: object, *, timeout_s: float) -> None:  # noqa: ARG001
         raise RuntimeError("canary")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Echo, "run", run)
+        patch.setattr(Echo, "answer", answer)
         made = begun(cloud(timing=AT_ONCE))
         made.queue.put(b"x", requestId="r")
         assert answered(made) == [("r", b"internal error")]

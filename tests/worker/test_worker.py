@@ -17,7 +17,7 @@ import pytest
 
 from easq.client.queue import QueueClient
 from easq.errors import AuthFailed, ChildFailed
-from easq.models.base import Answer, Call, Model, ModelFailed
+from easq.models.base import Answer, BlockingModel, Call, Model, ModelFailed
 from easq.models.command import Exec
 from easq.models.http import Http
 from easq.models.inference import Fate, Outcome, inherited, result_key
@@ -52,6 +52,9 @@ class Local:
     def __post_init__(self) -> None:
         self.gate.set()
 
+    def check(self) -> None:
+        pass
+
     def run(self, call: Call, *, timeout_s: float = PATIENCE_S) -> Answer:
         with self.lock:
             self.running += 1
@@ -81,7 +84,7 @@ class Bench:
 
     service: Service
     transport: Transport = field(default_factory=lambda: Transport(NetworkSettings(environ={})))
-    workers: list[tuple[Worker, Model]] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
@@ -89,7 +92,7 @@ class Bench:
         given = self.service.token if token is None else token
         return QueueClient(self.service.url(sink=sink), Caller(token=given), self.transport)
 
-    def worker(self, model: Model, **options: object) -> Worker:
+    def worker(self, model: Model | BlockingModel, **options: object) -> Worker:
         return Worker(
             self.client(),
             self.client(sink=True),
@@ -102,10 +105,10 @@ class Bench:
             },
         )
 
-    def start(self, model: Model, **options: object) -> Worker:
+    def start(self, model: Model | BlockingModel, **options: object) -> Worker:
         worker = self.worker(model, **options)
         worker.start()
-        self.workers.append((worker, model))
+        self.workers.append(worker)
         return worker
 
     def put(self, *payloads: bytes, **query: object) -> None:
@@ -132,10 +135,9 @@ def bench(serve: Serve) -> Iterator[Callable[..., Bench]]:
 
     yield make
     for one in made:
-        for worker, model in one.workers:
+        for worker in one.workers:
             worker.abort()
             assert worker.wait(PATIENCE_S)
-            model.close()
         one.transport.close()
 
 
@@ -344,7 +346,7 @@ def test_a_service_that_knows_no_busy_items_has_them_held(
     worker = on.worker(Http(upstream(reply).url), window=2)
     worker._input.describe = lambda: SimpleNamespace(name="qservice", features=frozenset())  # type: ignore[assignment, return-value, method-assign]
     worker.start()
-    on.workers.append((worker, worker._model))
+    on.workers.append(worker)
     assert len(on.results(10)) == 10
     assert {outcome.attempt for outcome in on.outcomes} == {1}
     assert {fate for _, fate in on.fates()} == {"answered"}
@@ -357,7 +359,7 @@ def test_what_is_held_for_too_long_has_failed(bench: Make, upstream: Callable[[R
     worker = on.worker(Http(server.url), busy_limit_s=0.5)
     worker._input.describe = lambda: SimpleNamespace(name="qservice", features=frozenset())  # type: ignore[assignment, return-value, method-assign]
     worker.start()
-    on.workers.append((worker, worker._model))
+    on.workers.append(worker)
     (result,) = on.results(1)
     assert (result.tags["lastCode"], result.data) == ("429", b"too much")
 
