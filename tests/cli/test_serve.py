@@ -345,7 +345,7 @@ def test_sigint_of_a_script_reaches_the_command_and_a_second_one_kills_it(starte
 def test_ctrl_c_on_a_terminal_reaches_the_command_once(easq: Easq) -> None:
     terminal = easq.terminal("serve", "--", sys.executable, "-c", COUNT_INTERRUPTS)
     terminal.expect_exact("/qservice\r\n")
-    for _ in range(2):
+    for _ in range(3):
         terminal.sendintr()
         terminal.expect_exact("interrupted\r\n")
     terminal.kill(signal.SIGTERM)
