@@ -206,7 +206,16 @@ class Comparison:
     def _pytest(self, tree: Path, arguments: Sequence[str], timeout_s: float, **settings: str) -> str:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("AGAINST_")}
         environ |= {"PYTHONPATH": f"{tree}{os.pathsep}{self._folder / 'plugins'}", **settings}
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "against", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-o",
+            f"cache_dir={self._folder / 'cache'}",
+            "-p",
+            "against",
+            *arguments,
+        ]
         with subprocess.Popen(
             command,
             cwd=tree,
