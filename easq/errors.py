@@ -133,9 +133,13 @@ class BadRequest(Refused):
 
 
 class MethodNotAllowed(Refused):
-    """The wire has no operation under this HTTP method."""
+    """The wire has no operation under this HTTP method; `allow` names those that it has, as the header Allow does."""
 
     kind, status = "method_not_allowed", 405
+
+    def __init__(self, message: str, *, hint: str = "", status: int | None = None, allow: str = "") -> None:
+        super().__init__(message, hint=hint, status=status)
+        self.allow = allow
 
 
 class NotAcceptable(Refused):

@@ -28,7 +28,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "models": {"errors", "model", "redact", "protocol", "net"},
     "net": {"errors", "model", "protocol", "redact"},
     "storage": {"errors", "model", "net", "protocol"},
-    "server": _GROUND | {"storage", "emulator"},
+    "server": _GROUND | {"storage"},
     "emulator": _GROUND | {"server"},
     "config": {"errors", "model", "net", "redact", "protocol"},
     "client": {"errors", "model", "net", "redact", "protocol"},
@@ -39,6 +39,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "cli": _GROUND | _CLIENT,
     "__main__": {"cli"},
 }
+#: the rules of a queue, which know nothing of the network: they import of server/ only each other
+QUEUE_RULES = {"queue", "queues", "subscriber", "dead_letters", "rate_limit"}
 #: the one bridge between the wings
 BRIDGE = "easq.cli.serve"
 
@@ -72,7 +74,12 @@ def violations(root: Path) -> list[str]:
     """What in the package at `root` breaks a rule, one line each; empty when it is as drawn."""
     modules = {_module_name(root, path): path for path in sorted(root.rglob("*.py"))}
     imports = [found for name, path in modules.items() for found in _imports(name, path, set(modules))]
-    return [*_wrong_direction(imports), *_wrong_home(imports), *_circles(imports, set(modules))]
+    return [
+        *_wrong_direction(imports),
+        *_wrong_floor(imports),
+        *_wrong_home(imports),
+        *_circles(imports, set(modules)),
+    ]
 
 
 def _module_name(root: Path, path: Path) -> str:
@@ -124,6 +131,16 @@ def _wrong_direction(imports: list[Import]) -> Iterator[str]:
             yield f"{found.module}:{found.line}: {source} must not import {target} ({found.target})"
 
 
+def _wrong_floor(imports: list[Import]) -> Iterator[str]:
+    for found in imports:
+        source = found.module.removeprefix("easq.server.")
+        target = found.target.removeprefix("easq.server.")
+        if source in QUEUE_RULES and target != found.target and target not in QUEUE_RULES:
+            yield f"{found.module}:{found.line}: the rules of a queue must not import server.{target}"
+        elif source in QUEUE_RULES and found.target.partition(".")[0] == "aiohttp":
+            yield f"{found.module}:{found.line}: the rules of a queue must not import aiohttp"
+
+
 def _wrong_home(imports: list[Import]) -> Iterator[str]:
     for found in imports:
         library = found.target.partition(".")[0]
@@ -171,6 +188,17 @@ def test_the_package_is_as_drawn() -> None:
         ("client/queue.py", "from easq.storage.base import X", "client must not import storage"),
         ("server/http.py", "def f():\n    import easq.client.queue", "server must not import client"),
         ("storage/rules/stream.py", "from ...server import queue", "storage must not import server"),
+        ("server/routes.py", "from easq.emulator.gateway import X", "server must not import emulator"),
+        (
+            "server/rate_limit.py",
+            "def f():\n    from easq.server import routes",
+            "the rules of a queue must not import server.routes",
+        ),
+        (
+            "server/subscriber.py",
+            "from aiohttp import web",
+            "the rules of a queue must not import aiohttp",
+        ),
         ("protocol/frames.py", "from easq import storage", "protocol must not import storage"),
         ("protocol/frames.py", "import easq.server.queue", "protocol must not import server"),
         ("errors.py", "from easq.model import Frame", "errors must not import model"),

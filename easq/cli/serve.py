@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from asyncio.subprocess import Process
 
     from easq.cli.app import App
-    from easq.emulator.platform import ModelService
+    from easq.emulator.emulator import Emulator
+    from easq.emulator.settings import ModelService
     from easq.server.server import Server, ServerSettings
 
 
@@ -265,17 +266,17 @@ def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
     ready_file = options.pop("ready_file")
     _check_ready_file(ready_file)
     if not cmd:
-        settings = _settings(app, private=None, **options)
-        asyncio.run(_serve(app, settings, ready_file))
+        settings, service = _settings(app, private=None, **options)
+        asyncio.run(_serve(app, settings, service, ready_file))
         return
     with tempfile.TemporaryDirectory(prefix="easq-") as folder:
-        settings = _settings(app, private=folder, **options)
-        code = asyncio.run(_serve_around(app, settings, cmd, ready_file))
+        settings, service = _settings(app, private=folder, **options)
+        code = asyncio.run(_serve_around(app, settings, service, cmd, ready_file))
     click.get_current_context().exit(code)
 
 
-def _settings(app: App, *, private: str | None, **given: Any) -> ServerSettings:
-    """What the options ask for; `private` is the folder of a service around a command."""
+def _settings(app: App, *, private: str | None, **given: Any) -> tuple[ServerSettings, ModelService | None]:
+    """Return what the options ask for; `private` is the folder of a service around a command. Raises UsageError."""
     import secrets
 
     from easq.server.queue import QueuePolicy
@@ -315,10 +316,12 @@ def _settings(app: App, *, private: str | None, **given: Any) -> ServerSettings:
         liveness=Liveness(given["silent_after"]),
         max_watchers=given["max_watchers"],
         max_connections=given["max_connections"],
-        service=_service(given),
     )
+    service = _service(given)
     settings.check()
-    return settings
+    if service is not None:
+        service.check(settings.queues)
+    return settings, service
 
 
 def _hide_passwords(app: App, storage: str) -> None:
@@ -336,8 +339,7 @@ def _hide_passwords(app: App, storage: str) -> None:
 
 def _service(given: Mapping[str, Any]) -> ModelService | None:
     """The model that is to be served, if any. Raises UsageError."""
-    from easq.emulator.instance import CallLimits
-    from easq.emulator.platform import ModelService
+    from easq.emulator.settings import CallLimits, ModelService
     from easq.errors import UsageError
     from easq.models.base import DEFAULT_TIMEOUT_S
 
@@ -378,24 +380,39 @@ def _default_storage(app: App) -> str:
     return f"sqlite:{easq_folder(app.environ, 'XDG_STATE_HOME', '.local/state') / 'easq.db'}"
 
 
-async def _serve(app: App, settings: ServerSettings, ready_file: str | None) -> None:
+async def _serve(
+    app: App, settings: ServerSettings, service: ModelService | None, ready_file: str | None
+) -> None:
+    from easq.emulator.emulator import open_service
+    from easq.server.process import tune_process
     from easq.server.server import serve as run
-    from easq.storage.redis.url import shown_url
 
-    def ready(server: Server) -> None:
-        app.printer.line(f"EASQ_URL={server.url()}")
-        for name in settings.queues:
-            app.printer.info(f"queue {name}: {server.url(name)} and {server.url(name, sink=True)}")
-        if settings.service is not None:
-            app.printer.info(f"service {settings.service.name}: {server.url(settings.service.name)}")
-            for place in server.platform.places():
-                app.printer.info(f"instance {place.address}, weight {place.weight}")
-        app.printer.info(f"durability {server.durability}, storage {shown_url(settings.storage)}")
-        if server.caution:
-            app.printer.warn(server.caution)
+    tune_process()
+    server, emulator = open_service(settings, service)
+
+    def ready() -> None:
+        _tell(app, settings, service, server, emulator)
         _write_ready(ready_file, server)
 
-    await run(settings, ready)
+    await run(server, ready)
+
+
+def _tell(
+    app: App, settings: ServerSettings, service: ModelService | None, server: Server, emulator: Emulator
+) -> None:
+    """Print the address of each queue, and what else there is to know of a service that has started."""
+    from easq.storage.redis.url import shown_url
+
+    app.printer.line(f"EASQ_URL={server.url()}")
+    for name in settings.queues:
+        app.printer.info(f"queue {name}: {server.url(name)} and {server.url(name, sink=True)}")
+    if service is not None:
+        app.printer.info(f"service {service.name}: {server.url(service.name)}")
+        for place in emulator.instances.places():
+            app.printer.info(f"instance {place.address}, weight {place.weight}")
+    app.printer.info(f"durability {server.durability}, storage {shown_url(settings.storage)}")
+    if server.caution:
+        app.printer.warn(server.caution)
 
 
 def _check_ready_file(ready_file: str | None) -> None:
@@ -431,22 +448,32 @@ def _named_ready(ready_file: str) -> Iterator[None]:
 
 
 async def _serve_around(
-    app: App, settings: ServerSettings, cmd: Sequence[str], ready_file: str | None
+    app: App,
+    settings: ServerSettings,
+    service: ModelService | None,
+    cmd: Sequence[str],
+    ready_file: str | None,
 ) -> int:
     """The exit code of `cmd`; the service is gone however it ended. Raises ChildFailed when it cannot start."""
-    from easq.server.server import Server
+    from easq.emulator.emulator import open_service
 
-    server = Server(settings)
+    server, _ = open_service(settings, service)
     await server.start()
     try:
         server.start_engines()
         _write_ready(ready_file, server)
-        return await _run_child(app, server, settings, cmd)
+        return await _run_child(app, server, settings, service, cmd)
     finally:
         await server.stop()
 
 
-async def _run_child(app: App, server: Server, settings: ServerSettings, cmd: Sequence[str]) -> int:
+async def _run_child(
+    app: App,
+    server: Server,
+    settings: ServerSettings,
+    service: ModelService | None,
+    cmd: Sequence[str],
+) -> int:
     import asyncio
 
     from easq.errors import ChildFailed
@@ -459,8 +486,8 @@ async def _run_child(app: App, server: Server, settings: ServerSettings, cmd: Se
         "EASQ_SINK_URL": server.url(sink=True),
         "EASQ_TOKEN": settings.token,
     }
-    if settings.service is not None:
-        environ |= {"EASQ_ENDPOINT": server.origin, "EASQ_SERVICE": settings.service.name}
+    if service is not None:
+        environ |= {"EASQ_ENDPOINT": server.origin, "EASQ_SERVICE": service.name}
     loop, signals = asyncio.get_running_loop(), _Signals()
     loop.add_signal_handler(signal.SIGINT, signals.interrupt)
     loop.add_signal_handler(signal.SIGTERM, signals.terminate)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from urllib.parse import parse_qsl, unquote
 
 import aiohttp
 from aiohttp import ClientWebSocketResponse, WSCloseCode, WSMsgType, web
 
 from easq.emulator.proxy import UNSAFE, BrokenOff, CallerGone, Proxy, body_of, check_can_pass
+from easq.emulator.settings import CallLimits
 from easq.errors import BadRequest, ChildFailed, MethodNotAllowed, NotFound, PayloadTooLarge
 from easq.model import HEADER_PREFIX, Frame, Instance
-from easq.models.base import DEFAULT_TIMEOUT_S, Answer, Call, Model, ModelFailed
+from easq.models.base import Answer, Call, Model, ModelFailed
 from easq.models.http import Http, as_failure
 from easq.net.aio import translate
 from easq.protocol.hop_by_hop import end_to_end
 from easq.protocol.replies import Reply, error_reply, raw_reply
 from easq.server.auth import Guard
+from easq.server.connection import Handler, on_unmasked
 from easq.server.deadline import Deadline
 from easq.server.handshake import check_handshake
-from easq.server.http import read_body, respond, target
-from easq.server.listener import Handler, Listener, on_unmasked
+from easq.server.listener import Listener
+from easq.server.request import read_body, target
+from easq.server.response import respond
 from easq.server.watch import WRITE_DEADLINE_S
 
 log = logging.getLogger(__name__)
@@ -40,14 +43,6 @@ _GRACE_S = 4.5
 _CLOSE_S = 1.0
 #: a reason in a close frame has at most so many bytes
 _MAX_CLOSE_REASON = 123
-
-
-@dataclass(frozen=True, slots=True)
-class CallLimits:
-    """What one call may have: bytes of a request or message, and seconds in all."""
-
-    max_payload: int = 8 * 1024**2
-    timeout_s: float = DEFAULT_TIMEOUT_S
 
 
 class ModelInstance:
@@ -136,7 +131,7 @@ class ModelInstance:
             return await self._pass_on(request, self._model)
         call = self._call(request)
         if request.method != "POST":
-            raise MethodNotAllowed("a model is called with POST, or over a WebSocket")
+            raise MethodNotAllowed("a model is called with POST, or over a WebSocket", allow="POST")
         call = replace(call, data=await read_payload(request, self._limits.max_payload))
         try:
             answer = await self._run(call)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -18,14 +19,14 @@ from aiohttp.abc import AbstractStreamWriter
 from easq.errors import MethodNotAllowed, PayloadTooLarge, Refused
 from easq.net.aio import RawClient
 from easq.protocol.hop_by_hop import end_to_end
-from easq.server.http import BodyReader, break_off, read_body
+from easq.server.connection import until_lost
+from easq.server.request import BodyReader, read_body
+from easq.server.response import break_off
 from easq.server.watch import UNBUFFERED, check_not_stripped
 
 #: a body of a known length up to so many bytes is read whole before it is sent on: an answer that breaks off can then
 #: still be replaced by an error with a status
 _WHOLE = 64 * 1024
-#: seconds between two checks whether the caller is still connected: the first pause, and the longest
-_LOOK_S, _MAX_LOOK_S = 0.1, 1.0
 #: methods that are not passed on: TRACE echoes headers, CONNECT opens a tunnel
 _REFUSED_METHODS = frozenset({"TRACE", "CONNECT"})
 #: response headers that would have a browser guess content types, or a web server in front of us send one of its files
@@ -235,12 +236,11 @@ class _Exchange:
 
     async def while_there(self, task: asyncio.Task[web.StreamResponse]) -> web.StreamResponse:
         """Return the answer of `task`. When the caller disconnects, raise CallerGone and cancel the task."""
-        pause_s = _LOOK_S
+        either: set[asyncio.Future[Any]] = {task, until_lost(self.request)}
         try:
-            while not (await asyncio.wait({task}, timeout=pause_s))[0]:
-                if self.request.transport is None or self.request.transport.is_closing():
-                    raise CallerGone(answered=self._begun is not None)
-                pause_s = min(2 * pause_s, _MAX_LOOK_S)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise CallerGone(answered=self._begun is not None)
             if task.cancelled():  # by `Proxy.close`
                 if self._begun is None:
                     raise aiohttp.ClientConnectionError("the connection was closed")
@@ -248,6 +248,7 @@ class _Exchange:
             return task.result()
         finally:
             task.cancel()
+            either.clear()
             del task  # its exception refers to this frame, which refers to the task
 
     async def answer(self, reply: aiohttp.ClientResponse) -> web.StreamResponse:

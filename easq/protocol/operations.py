@@ -317,7 +317,10 @@ def parse(request: Request) -> Operation:
             if not given.has("_index_"):
                 return Delete(given.indexes())
             return Delete((given.index("_index_"),))
-    raise MethodNotAllowed(f"method {_shown(request.method)} is not supported: use POST, GET, PUT or DELETE")
+    raise MethodNotAllowed(
+        f"method {_shown(request.method)} is not supported: use POST, GET, PUT or DELETE",
+        allow="POST, GET, PUT, DELETE",
+    )
 
 
 def caller_headers(caller: Caller) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 from easq.errors import (
     AuthFailed,
     EasqError,
+    MethodNotAllowed,
     NotAQueueService,
     NotFound,
     Unavailable,
@@ -215,6 +216,8 @@ def error_reply(error: EasqError) -> Reply:
     if isinstance(error, UpgradeRequired):
         # RFC 9110, section 15.5.22, and RFC 6455, section 4.4
         headers |= {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    if isinstance(error, MethodNotAllowed) and error.allow:
+        headers["Allow"] = error.allow
     if error.status < 400:
         return Reply(error.status, headers)
     return _reply(text.encode(errors="replace"), _PLAIN, headers, status=error.status)

@@ -1,167 +1,217 @@
-"""Path to queue, request to operation; the answer to every request at the service's own address."""
+"""The routes of the service: a table of paths, methods and operations, with who may call each and what answers.
+
+A request is answered by the first of these:
+
+1. the address of a queue or its sink: `operation_routes`, by the operation that method and parameters ask for,
+2. a row of the table of paths: the service's own, then those that extensions add,
+3. any other path: the queue that it names, or the first one.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, unquote
 
 from aiohttp import web
 
-from easq.emulator.platform import DISCOVERY_PATHS, MODELARTS_PATH, Platform
 from easq.errors import AuthFailed, BadRequest, MethodNotAllowed, NotFound, Unavailable
 from easq.protocol import operations as op
 from easq.protocol.replies import Reply
+from easq.server import http
 from easq.server.auth import Guard
-from easq.server.http import answer, read_operation, respond, target
-from easq.server.listener import safe, until_lost
+from easq.server.connection import connection_of
+from easq.server.hooks import safe
+from easq.server.http import Call, ServiceState, read_operation
 from easq.server.queue import Queue
 from easq.server.queues import Queues
-from easq.server.watch import Liveness, serve_watch
+from easq.server.request import target
+from easq.server.response import respond
+from easq.server.watch import Watches
 
-#: a signature covers neither the query, which names the operation, nor the date: whoever recorded one could use it for
-#: any operation
-_PUTS_ALONE = "only a put can be signed: send the token instead"
+
+class Auth(Enum):
+    """Who may call a route."""
+
+    ANYBODY = "without a token"
+    CHECKED_BY_ROUTE = "the route asks for the token, to refuse in a form of its own"
+    TOKEN = "with the token"
+    TOKEN_OR_SIGNATURE = "with the token, or a signature made with it"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row of the table of paths.
+
+    Attributes:
+        name: what hooks are told.
+        path: has to match all of the path, as it was sent.
+        methods: methods of the route; empty for all.
+        auth: who may call it.
+        answer: returns the response; it gets the match of the path.
+        segment: what the first group of the path has to be, once it is decoded; empty for anything.
+        shares_path: with another method the path belongs to a later row; else that is answered with 405.
+    """
+
+    name: str
+    path: re.Pattern[str]
+    methods: tuple[str, ...]
+    auth: Auth
+    answer: Callable[[web.BaseRequest, re.Match[str]], Awaitable[web.StreamResponse]]
+    segment: str = ""
+    shares_path: bool = False
+
+    def match(self, method: str, raw_path: str) -> re.Match[str] | None:
+        """Return the match of the path; None when another row has to answer."""
+        if self.shares_path and method not in self.methods:
+            return None
+        found = self.path.fullmatch(raw_path)
+        return None if found is not None and self.segment and _decoded(found[1]) != self.segment else found
+
+
+#: returns the response to an operation
+Answer: TypeAlias = Callable[[Any, Call], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRoute:
+    """One row of the table of operations: what a request for a queue can ask for."""
+
+    name: str
+    method: str
+    auth: Auth
+    answer: Answer
+
+
+def operation_routes(watches: Watches) -> Mapping[type[op.Operation], OperationRoute]:
+    """Return the table of operations.
+
+    A signature covers neither the query, which names the operation, nor the date: whoever recorded one could use it for
+    any operation. So only a put can be signed.
+    """
+    return {
+        op.Put: OperationRoute("put", "POST", Auth.TOKEN_OR_SIGNATURE, http.put),
+        op.End: OperationRoute("end", "POST", Auth.TOKEN, http.end),
+        op.Get: OperationRoute("get", "GET", Auth.TOKEN, http.get),
+        op.Describe: OperationRoute("describe", "GET", Auth.TOKEN, http.describe),
+        op.Watch: OperationRoute("watch", "GET", Auth.TOKEN, watches.serve),
+        op.Search: OperationRoute("search", "GET", Auth.TOKEN, http.search),
+        op.Count: OperationRoute("count", "GET", Auth.TOKEN, http.count),
+        op.Commit: OperationRoute("commit", "PUT", Auth.TOKEN, http.commit),
+        op.Negative: OperationRoute("negative", "PUT", Auth.TOKEN, http.negative),
+        op.Delete: OperationRoute("delete", "DELETE", Auth.TOKEN, http.delete),
+        op.Truncate: OperationRoute("truncate", "DELETE", Auth.TOKEN, http.truncate),
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a path leads: a stream, and what follows its address."""
+    """The stream that a path leads to, and what follows the stream's address."""
 
     queue: Queue
     path: str
 
 
 class Router:
-    """Answers every request of the service."""
+    """Finds the route of each request, checks who calls, and returns the answer."""
 
     def __init__(
-        self,
-        queues: Queues,
-        guard: Guard,
-        platform: Platform,
-        *,
-        base: str,
-        liveness: Liveness,
-        max_watchers: int = 0,
+        self, queues: Queues, guard: Guard, watches: Watches, *, base: str, routes: Sequence[Route] = ()
     ) -> None:
-        """Serve `broker` and `platform`.
+        """Route requests to `queues` and `routes`.
 
         Args:
-            base: the path before the name of a queue or service: empty, or beginning with `/`.
-            max_watchers: most consumers that watch at a time, over all queues; 0: no limit.
+            base: the path before the name of a queue: empty, or beginning with `/`.
+            routes: rows that follow the service's own in the table of paths.
         """
         self._queues = queues
         self._guard = guard
-        self._platform = platform
+        self._watches = watches
         self._base = base
-        self._liveness = liveness
-        self._max_watchers = max_watchers
+        self._state = ServiceState()
+        self.operations = operation_routes(watches)
+        self.routes: Sequence[Route] = (
+            Route("health", re.compile("/healthz"), ("GET",), Auth.ANYBODY, self._health),
+            *routes,
+        )
         #: the addresses themselves, which nearly every request names: nothing else is served there
-        self._known = {path: self._place(path, "POST") for path in self._addresses()}
-        self._watching: set[asyncio.Task[object]] = set()
-        self.stopping = False
+        self._places = {path: self._place(path, "POST") for path in self._addresses()}
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The answer to one request. Raises the EasqError that is to be its reply."""
+        """Return the answer to one request. Raises the EasqError that is to be its reply."""
         raw_path, _, raw_query = target(request).partition("?")
-        place = self._known.get(raw_path)
+        place = self._places.get(raw_path)
         if place is None:
-            if raw_path == "/healthz":
-                return self._health(request)
-            if (response := self._listed(request, raw_path)) is not None:
-                return response
-            if self._platform.serves(self._name(raw_path)):
-                if self.stopping:
-                    raise Unavailable("the service stops")
-                return await self._platform.gateway(request)
+            for route in self.routes:
+                if (found := route.match(request.method, raw_path)) is not None:
+                    return await self._answer_route(route, found, request)
         lower = op.lower_case(request.headers)
         caller = op.parse_caller(lower)
-        signed = self._guard.is_signature(caller.token)
-        if signed:
+        is_signed = self._guard.is_signature(caller.token)
+        if is_signed:
             self._guard.check_call(request.headers, target(request))
         else:
             self._guard.check_token(caller.token)
-        if self.stopping:
-            raise Unavailable("the service stops")
+        self._check_running()
         if place is None:
             place = self._place(raw_path, request.method)
-        if signed and request.method != "POST":
+        if is_signed and request.method != "POST":
             raise AuthFailed(_PUTS_ALONE)
-        body = await read_operation(request, place.queue)
         queue = place.queue.rear if caller.rear else place.queue
+        connection = connection_of(request)
+        connection.queue = queue.stream
+        body = await read_operation(request, place.queue)
         operation = op.parse(op.Request(request.method, _query(raw_query), lower, body, place.path))
-        if signed and not isinstance(operation, op.Put):
+        row = self.operations[type(operation)]
+        connection.route = row.name
+        if is_signed and row.auth is not Auth.TOKEN_OR_SIGNATURE:
             raise AuthFailed(_PUTS_ALONE)
-        if isinstance(operation, op.Watch):
-            return await self._watch(request, operation, queue, caller)
-        return await answer(
-            operation,
-            queue,
-            caller,
-            request,
-            is_gone=lambda: self._is_gone(request),
-            gone=lambda: until_lost(request),
-        )
+        return await row.answer(operation, Call(queue, caller.consumer, request, self._state))
 
-    def _is_gone(self, request: web.BaseRequest) -> bool:
-        return self.stopping or request.transport is None or request.transport.is_closing()
-
-    async def _watch(
-        self, request: web.BaseRequest, watch: op.Watch, queue: Queue, caller: op.Caller
+    async def _answer_route(
+        self, route: Route, found: re.Match[str], request: web.BaseRequest
     ) -> web.StreamResponse:
-        task = asyncio.current_task()
-        assert task is not None
-        if self._max_watchers and len(self._watching) >= self._max_watchers:
-            raise Unavailable(
-                f"{self._max_watchers} consumers are watching, which is the limit (--max-watchers)"
-            )
-        self._watching.add(task)
-        try:
-            return await serve_watch(request, watch, queue, caller, self._liveness)
-        finally:
-            self._watching.discard(task)
+        connection_of(request).route = route.name
+        if route.methods and request.method not in route.methods:
+            raise MethodNotAllowed(f"use {' or '.join(route.methods)}", allow=", ".join(route.methods))
+        match route.auth:
+            case Auth.TOKEN:
+                self._check_running()
+                self._guard.check_token(op.parse_caller(request.headers).token)
+            case Auth.TOKEN_OR_SIGNATURE:
+                self._check_running()
+                self._guard.check_call(request.headers, target(request), request.method)
+        return await route.answer(request, found)
+
+    def _check_running(self) -> None:
+        if self._state.stopping:
+            raise Unavailable("the service stops")
 
     async def stop(self) -> None:
-        """Nothing new is taken, long polls are answered, every watcher was told that the service stops and has left."""
-        self.stopping = True
+        """Refuse new requests, answer long polls, and end every watch with the reason."""
+        self._state.stopping = True
         for pair in self._queues.pairs.values():
             await pair.input.wake_readers()
             await pair.sink.wake_readers()
-        for task in self._watching:
-            task.cancel()
-        if self._watching:
-            await asyncio.wait(set(self._watching), timeout=5.0)
+        await self._watches.stop()
 
-    def _health(self, request: web.BaseRequest) -> web.Response:
-        if request.method != "GET":
-            raise MethodNotAllowed("use GET")
-        return respond(Reply(503 if self.stopping else 200, {"Content-Type": "text/plain"}, b"ok\n"))
-
-    def _listed(self, request: web.BaseRequest, raw_path: str) -> web.StreamResponse | None:
-        """Where the instances of a service are; None for a path that does not ask for it."""
-        for door in DISCOVERY_PATHS:
-            if raw_path.startswith(door):
-                return self._platform.discover(request, raw_path.removeprefix(door))
-        found = MODELARTS_PATH.fullmatch(raw_path) if request.method == "GET" else None
-        return self._platform.modelarts(request, found[2], found[3] or "") if found else None
+    async def _health(self, _request: web.BaseRequest, _found: re.Match[str]) -> web.StreamResponse:
+        return respond(Reply(503 if self._state.stopping else 200, {"Content-Type": "text/plain"}, b"ok\n"))
 
     def _addresses(self) -> Iterator[str]:
-        """The paths of all queues and sinks, as they are told; a service is named like none of them."""
+        """Yield the paths of all queues and sinks in their usual form."""
         for name in self._queues.pairs:
             if self._base:
                 yield f"{self._base}/{name}"
                 yield f"{self._base}/{name}/sink"
 
-    def _name(self, raw_path: str) -> str:
-        """What the path names under the base path; empty for another path."""
-        if not raw_path.startswith(self._base + "/"):
-            return ""
-        return _decoded(raw_path[len(self._base) + 1 :].partition("/")[0])
-
     def _place(self, raw_path: str, method: str) -> Place:
-        """Under the base path the next segment names a queue; the root is the first queue, as inside a cluster."""
+        """Return where a path leads: under the base path to the queue of the next segment, else to the first queue, as
+        inside a cluster. Raises NotFound.
+        """
         if self._base and (raw_path == self._base or raw_path.startswith(self._base + "/")):
             segment, slash, rest = raw_path[len(self._base) + 1 :].partition("/")
             pair = self._queues.pairs.get(_decoded(segment))
@@ -175,6 +225,9 @@ class Router:
         if rest.rstrip("/") == "/sink":
             return Place(pair.sink, "")
         return Place(pair.input, "" if rest == "/" else rest)
+
+
+_PUTS_ALONE = "only a put can be signed: send the token instead"
 
 
 def _decoded(segment: str) -> str:

@@ -1,29 +1,26 @@
-"""The composition root: storage, broker and doors become one running service."""
+"""A running service: storage, queues, routes and a listening address, put together from settings."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
-import gc
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from easq.emulator.platform import ModelService, Platform
 from easq.errors import BadRequest, EasqError, StorageError, UsageError
 from easq.models.open import parse_model
-from easq.protocol.discovery import MAX_WEIGHT
 from easq.server.auth import Guard, is_loopback, is_unspecified
 from easq.server.engine import Engines
+from easq.server.hooks import Hook
 from easq.server.listener import Listener
 from easq.server.queue import Clock, QueuePolicy, check_name
 from easq.server.queues import Queues
-from easq.server.routes import Router
-from easq.server.watch import Liveness
+from easq.server.routes import Route, Router
+from easq.server.watch import Liveness, Watches
 from easq.storage.base import Storage, Timing
 from easq.storage.open import open_storage
 
@@ -31,24 +28,24 @@ log = logging.getLogger(__name__)
 
 #: most bytes an item may have: the Go SDK reads frames of at most 32 MiB
 MAX_PAYLOAD = 30 * 1024**2
-#: Thresholds of the garbage collector, in new objects. Python's default of 700 is below what 64 concurrent puts
-#: allocate, and costs 4 % of the time; 5,000 costs nothing measurable. After 60,000 connections that broke one after
-#: the other the process has grown by 1 MiB, as with 700; with (50,000, 20, 50) by 3 KB for each connection.
-COLLECT = (5_000, 10, 10)
-#: malloc: buffers from so many bytes on get a mapping of their own; and of other freed memory at most so many bytes are
-#: kept
-_MAPPED_BYTES, _KEPT_BYTES = 1024**2, 16 * 1024**2
-#: their names in malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: default limits: consumers that watch, and connections from one IP address (behind a proxy all clients share one)
 MAX_WATCHERS, MAX_CONNECTIONS = 20_000, 20_000
-#: the system, or the process, has no room for one more connection; that it is so is said again after so many seconds
-_TOO_MANY, _SAY_AGAIN_S = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}, 60.0
+#: the system, or the process, has no room for one more connection; seconds between two warnings of that
+_NO_ROOM, _WARN_AGAIN_S = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """The engines that process all queues with a model: one on each queue for each of `users`."""
+
+    model: str
+    users: Sequence[str]
+    item_timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What `easq serve` is told. `port` 0 takes a free one; `token` empty lets everyone in."""
+    """Settings of a service. `port` 0 takes a free one; an empty `token` lets everyone in."""
 
     host: str = "127.0.0.1"
     port: int = 3030
@@ -67,16 +64,21 @@ class ServerSettings:
     liveness: Liveness = field(default_factory=Liveness)
     max_watchers: int = MAX_WATCHERS
     max_connections: int = MAX_CONNECTIONS
-    service: ModelService | None = None
+    engines: EngineSettings | None = None
 
     @property
     def base(self) -> str:
-        """What stands before a name in a path: empty, or from its first `/`."""
+        """The path before the name of a queue: empty, or beginning with `/`."""
         inner = self.base_path.strip("/")
         return f"/{inner}" if inner else ""
 
+    @property
+    def guard(self) -> Guard:
+        """The rules of who may call, and from where."""
+        return Guard.make(bound=self.host, token=self.token, allowed_hosts=self.allowed_hosts)
+
     def check(self) -> None:
-        """Raises UsageError for what cannot be served, ChildFailed for a model's command that is not there."""
+        """Raise UsageError for settings that cannot be served."""
         if not is_loopback(self.host) and not self.token and not self.allow_open:
             raise UsageError(
                 f"{self.host} is reached from other machines, and there is no token",
@@ -97,32 +99,40 @@ class ServerSettings:
         for policy in (self.policy, self.sink_policy):
             if not 1 <= policy.max_payload <= MAX_PAYLOAD:
                 raise UsageError(f"--max-payload {policy.max_payload}: 1 to {MAX_PAYLOAD} bytes")
-        if self.service is not None:
-            _check_service(self.service, self.queues)
 
 
-def _check_service(service: ModelService, queues: Sequence[str]) -> None:
-    parse_model(service.model).check()
-    try:
-        check_name(service.name)
-    except BadRequest as error:
-        raise UsageError(f"--service: {error.message}") from error
-    if service.name in queues:
-        raise UsageError(
-            f"{service.name} is a queue and a service: a name is one of them",
-            hint="choose another with --service or --queue",
-        )
-    if not service.weights or not all(0 <= weight <= MAX_WEIGHT for weight in service.weights):
-        shown = ",".join(map(str, service.weights))
-        raise UsageError(f"--weights {shown}: one of 0 to {MAX_WEIGHT} for each instance")
+class Extension(Protocol):
+    """A part that adds routes to the service's address. It runs as long as the service."""
+
+    @property
+    def routes(self) -> Sequence[Route]:
+        """Rows of the table of paths."""
+
+    async def start(self, host: str) -> None:
+        """Start before the service listens on `host`. Raises ConfigError."""
+
+    async def stop(self) -> None:
+        """Stop after the watchers were told that the service stops."""
 
 
 class Server:
     """A running service. `failed` is set to the error that makes it stop by itself."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        extensions: Sequence[Extension] = (),
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        """Prepare; `start` listens. Raises UsageError.
+
+        Args:
+            hooks: called when a request at the service's address is over, besides the access log.
+        """
         settings.check()
         self._settings = settings
+        self._extensions, self._hooks = extensions, hooks
         self._storage: Storage = open_storage(
             settings.storage,
             durability=settings.durability,
@@ -131,11 +141,6 @@ class Server:
             wait_replicas=settings.wait_replicas,
             allow_open=settings.allow_open,
         )
-        self._guard = Guard.make(
-            bound=settings.host, token=settings.token, allowed_hosts=settings.allowed_hosts
-        )
-        #: what stands around a model
-        self.platform = Platform(settings.service, self._guard, base=settings.base, queues=settings.queues)
         self._listener: Listener | None = None
         self._router: Router | None = None
         self._queues: Queues | None = None
@@ -146,7 +151,7 @@ class Server:
 
     @property
     def durability(self) -> str:
-        """What an acknowledged put survives, in the word of `meta.durability`."""
+        """What an acknowledged put survives, as in `meta.durability`."""
         return self._storage.durability
 
     @property
@@ -155,7 +160,7 @@ class Server:
         return self._storage.caution
 
     def url(self, queue: str | None = None, *, sink: bool = False) -> str:
-        """The address of a queue (the first one by default) or service as clients of this machine write it.
+        """Return the address of a queue (the first one by default) or service, for clients on this machine.
 
         Without a base path the first queue is at the root.
         """
@@ -171,7 +176,7 @@ class Server:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     async def start(self) -> None:
-        """Requests are answered. Raises StorageError; ConfigError when the address cannot be bound."""
+        """Listen. Raises StorageError, and ConfigError when the address cannot be bound."""
         settings = self._settings
         await self._storage.start(self._fail)
         try:
@@ -184,34 +189,38 @@ class Server:
                 clock=clock,
             )
             await queues.open()
+            guard = settings.guard
             router = Router(
                 queues,
-                self._guard,
-                self.platform,
+                guard,
+                Watches(settings.liveness, max_watchers=settings.max_watchers),
                 base=settings.base,
-                liveness=settings.liveness,
-                max_watchers=settings.max_watchers,
+                routes=[route for extension in self._extensions for route in extension.routes],
             )
-            listener = Listener(router.answer, self._guard, max_connections=settings.max_connections)
-            await self.platform.start(settings.host)
+            listener = Listener(
+                router.answer, guard, max_connections=settings.max_connections, hooks=self._hooks
+            )
+            for extension in self._extensions:
+                await extension.start(settings.host)
             await listener.start(settings.host, settings.port)
         except BaseException:
-            await self.platform.stop()
+            for extension in self._extensions:
+                await extension.stop()
             await self._storage.close()
             raise
         self._router, self._listener, self.port = router, listener, listener.port
         self._queues = queues
 
     def start_engines(self) -> None:
-        """Start one engine for each instance on every queue; nothing without a model."""
-        service = self._settings.service
-        if service is None or self._queues is None:
+        """Start the engines of the settings, if there are any."""
+        engines = self._settings.engines
+        if engines is None or self._queues is None:
             return
         self._engines = Engines(
             self._queues,
-            parse_model(service.model),
-            users=[f"{service.name}-{number}" for number in range(len(service.weights))],
-            item_timeout_s=service.limits.timeout_s,
+            parse_model(engines.model),
+            users=engines.users,
+            item_timeout_s=engines.item_timeout_s,
         )
         self._engines.start()
 
@@ -220,11 +229,11 @@ class Server:
         self._ended.set()
 
     async def wait(self) -> None:
-        """Returns when the service has to stop: `request_stop` was called, or the storage failed."""
+        """Wait until the service has to stop: `request_stop` was called, or the storage failed."""
         await self._ended.wait()
 
     def request_stop(self) -> None:
-        """`wait` returns."""
+        """Have `wait` return."""
         self._ended.set()
 
     async def stop(self) -> None:
@@ -234,7 +243,8 @@ class Server:
         if self._router is not None and self._listener is not None:
             await self._listener.refuse_new()
             await self._router.stop()
-            await self.platform.stop()
+            for extension in self._extensions:
+                await extension.stop()
             await self._listener.close()
         try:
             await self._storage.close()
@@ -242,25 +252,22 @@ class Server:
             log.error("%s", error)
 
 
-async def serve(
-    settings: ServerSettings,
-    on_ready: Callable[[Server], None],
-) -> None:
-    """Run the service until SIGTERM or SIGINT.
+async def serve(server: Server, on_ready: Callable[[], None]) -> None:
+    """Run the service until SIGTERM or SIGINT. Raises StorageError when its storage failed.
 
-    Raises StorageError when its storage failed.
+    Args:
+        on_ready: called once requests are answered.
     """
-    gc.freeze()
-    gc.set_threshold(*COLLECT)
-    _return_freed_memory()
-    _open_many_files()
-    asyncio.get_running_loop().set_exception_handler(_Complaints())
-    server = Server(settings)
+    import signal
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_LoopErrors())
     await server.start()
-    _stop_on_signals(server)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.request_stop)
     try:
         server.start_engines()
-        on_ready(server)
+        on_ready()
         await server.wait()
     finally:
         await server.stop()
@@ -268,54 +275,18 @@ async def serve(
         raise server.failed
 
 
-def _return_freed_memory() -> None:
-    """Tell the C library of Linux (glibc) to give large buffers back to the system as soon as they are freed.
-
-    By default glibc raises the threshold up to 32 MiB, and keeps freed buffers that lie between smaller allocations.
-    After 100 watchers were reset at once in the middle of an item of 8 MiB, the process kept 950 MiB (with SQLite
-    2,400 MiB); with these settings 8 MiB. Puts and gets of 256 KiB to 8 MiB do not get slower.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return  # another C library
-    mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
-    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-
-
-def _open_many_files() -> None:
-    """The process may have as many connections as the system lets it, not just those that a shell does."""
-    try:
-        import resource
-    except ImportError:
-        return  # no such limit here
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError) as error:
-        log.debug("the limit of open files stays as it is: %s", error)
-
-
-class _Complaints:
-    """What asyncio's loop complains of. That it can take no more connections it says for each one, with a traceback;
-    here that is a line a minute.
+class _LoopErrors:
+    """Logs the errors of the event loop. A connection that cannot be accepted is one line a minute, where asyncio
+    would log a traceback for each.
     """
 
     def __init__(self) -> None:
-        self._said_at = -math.inf
+        self._warned_at = -math.inf
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if not (isinstance(error, OSError) and error.errno in _TOO_MANY):
+        if not (isinstance(error, OSError) and error.errno in _NO_ROOM):
             loop.default_exception_handler(context)
-        elif loop.time() - self._said_at >= _SAY_AGAIN_S:
-            self._said_at = loop.time()
+        elif loop.time() - self._warned_at >= _WARN_AGAIN_S:
+            self._warned_at = loop.time()
             log.warning("connections wait, none can be taken: %s", error.strerror)
-
-
-def _stop_on_signals(server: Server) -> None:
-    import signal
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.request_stop)

@@ -9,15 +9,14 @@ from typing import Any
 
 from aiohttp import HttpVersion11, WSCloseCode, WSMsgType, web
 
-from easq.errors import EasqError, StreamEnded, UpgradeRequired
+from easq.errors import EasqError, StreamEnded, Unavailable, UpgradeRequired
 from easq.model import Frame
 from easq.protocol import operations as op
 from easq.protocol.frames import delimit, encode_frame
+from easq.server.connection import check_connected, connection_of, on_unmasked, release_frames, until_lost
 from easq.server.deadline import Deadline
 from easq.server.handshake import check_handshake
-from easq.server.http import LARGE_BYTES, apart, check_connected, release_frames
-from easq.server.listener import on_unmasked
-from easq.server.queue import Queue
+from easq.server.http import LARGE_BYTES, Call, in_encoder_thread
 from easq.server.subscriber import Subscriber
 
 log = logging.getLogger(__name__)
@@ -26,6 +25,8 @@ log = logging.getLogger(__name__)
 WRITE_DEADLINE_S, _WRITE_RATE = 30.0, 16 * 1024
 #: headers of every streamed answer: without them nginx holds it back until a buffer is full
 UNBUFFERED = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform"}
+#: seconds between two heartbeats of an open connection; after 5 s without one its consumer name can be taken over
+_HEARTBEAT_S = 2.0
 #: the time of silence is counted in so many parts
 _SILENCE_PARTS = 4
 #: reason of the close frame when the stream has ended
@@ -45,16 +46,50 @@ class Liveness:
     silent_after_s: float = 10.0
 
 
-async def serve_watch(
-    request: web.BaseRequest, watch: op.Watch, queue: Queue, caller: op.Caller, liveness: Liveness
-) -> web.StreamResponse:
-    """The connection has had its frames, and has ended.
+class Watches:
+    """The connections of a service that watch: limited in number, and ended in order when the service stops."""
 
-    Raises BadRequest, AnotherWatcher and StreamEnded before the upgrade.
-    """
+    def __init__(self, liveness: Liveness, *, max_watchers: int = 0) -> None:
+        """Prepare.
+
+        Args:
+            liveness: when a silent WebSocket is lost.
+            max_watchers: most connections at a time, over all queues; 0: no limit.
+        """
+        self._liveness = liveness
+        self._max_watchers = max_watchers
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    async def serve(self, operation: op.Watch, call: Call) -> web.StreamResponse:
+        """Deliver frames until the connection ends.
+
+        Raises Unavailable at the limit, and BadRequest, AnotherWatcher and StreamEnded before the upgrade.
+        """
+        if self._max_watchers and len(self._tasks) >= self._max_watchers:
+            raise Unavailable(
+                f"{self._max_watchers} consumers are watching, which is the limit (--max-watchers)"
+            )
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            return await _serve(operation, call, self._liveness)
+        finally:
+            self._tasks.discard(task)
+
+    async def stop(self) -> None:
+        """Tell every watcher that the service stops, and wait until they have left, for at most 5 s."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=5.0)
+
+
+async def _serve(watch: op.Watch, call: Call, liveness: Liveness) -> web.StreamResponse:
     transport = _WebSocketTransport(watch, liveness) if watch.upgrade else _HttpStreamTransport(watch)
+    request = call.request
     transport.check(request)
-    subscriber = await Subscriber.open(queue, caller.consumer, watch)
+    subscriber = await Subscriber.open(call.queue, call.consumer, watch)
     lost = True
     try:
         response = await transport.open(request)
@@ -96,7 +131,9 @@ async def _deliver(
         try:
             for frame in frames:
                 if len(frame.data) > LARGE_BYTES:
-                    data = await apart(encode_frame, frame, watch.codec, with_data=not watch.index_only)
+                    data = await in_encoder_thread(
+                        encode_frame, frame, watch.codec, with_data=not watch.index_only
+                    )
                 else:
                     data = encode_frame(frame, watch.codec, with_data=not watch.index_only)
                 if not await subscriber.still_has(frame):
@@ -138,7 +175,7 @@ class _WebSocketTransport:
         check_handshake(request, self.response)
 
     async def open(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._protocol = request.protocol
+        self._connection = connection_of(request)
         self._unmasked = asyncio.get_running_loop().create_future()
         on_unmasked(request, lambda: self._unmasked.set_result(None))
         await self.response.prepare(request)
@@ -152,6 +189,7 @@ class _WebSocketTransport:
         else:
             await self.response.send_bytes(data)
         check_connected(self._request)
+        self._request.writer.output_size += len(data)
 
     async def run(self, subscriber: Subscriber) -> bool:
         """Serves until either side ends; whether the connection was lost rather than closed."""
@@ -234,18 +272,14 @@ class _WebSocketTransport:
         """
         loop, limit_s = asyncio.get_running_loop(), self._liveness.silent_after_s
         part_s = limit_s / _SILENCE_PARTS
-        left_s, heard_at = limit_s, self._heard_at()
+        left_s, heard_at = limit_s, self._connection.heard_at
         while left_s > 0:
             step_s = min(part_s, left_s)
             await asyncio.sleep(step_s)
             left_s -= step_s
-            if self._heard_at() > heard_at:
-                heard_at = self._heard_at()
+            if self._connection.heard_at > heard_at:
+                heard_at = self._connection.heard_at
                 left_s = limit_s - min(loop.time() - heard_at, part_s)
-
-    def _heard_at(self) -> float:
-        heard_at: float = getattr(self._protocol, "heard_at", 0.0)
-        return heard_at
 
     async def _ping(self) -> None:
         while True:
@@ -293,7 +327,7 @@ class _HttpStreamTransport:
     async def run(self, subscriber: Subscriber) -> bool:
         """Serves until either side ends; an HTTP stream has no goodbye, so its end is always a loss."""
         deliver = asyncio.create_task(_deliver(self, subscriber, self._watch))
-        gone = asyncio.create_task(self._until_gone(subscriber))
+        gone = asyncio.create_task(self._until_lost(subscriber))
         try:
             done, _ = await asyncio.wait({deliver, gone}, return_when=asyncio.FIRST_COMPLETED)
             failure = deliver.exception() if deliver in done else None
@@ -308,7 +342,9 @@ class _HttpStreamTransport:
                 task.cancel()
             await asyncio.gather(deliver, gone, return_exceptions=True)
 
-    async def _until_gone(self, subscriber: Subscriber) -> None:
-        while self._request.transport is not None and not self._request.transport.is_closing():
+    async def _until_lost(self, subscriber: Subscriber) -> None:
+        """Return once the connection is lost. Until then, send heartbeats: TCP says that the client is there."""
+        lost = until_lost(self._request)
+        while not lost.done():
             await subscriber.heard()
-            await asyncio.sleep(0.25)
+            await asyncio.wait({lost}, timeout=_HEARTBEAT_S)

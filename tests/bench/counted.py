@@ -92,13 +92,17 @@ async def _on_storage(asked: argparse.Namespace) -> None:
 
 
 def _serve(asked: argparse.Namespace) -> Coroutine[None, None, None]:
+    from easq.server.process import tune_process
     from easq.server.server import Server, ServerSettings, serve
 
-    def ready(server: Server) -> None:
+    tune_process()
+    server = Server(ServerSettings(port=asked.port, storage=asked.storage))
+
+    def ready() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, os._exit, 0)
         print(f"EASQ_URL={server.url()}", flush=True)
 
-    return serve(ServerSettings(port=asked.port, storage=asked.storage), ready)
+    return serve(server, ready)
 
 
 def main() -> None:

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from easq.emulator.platform import ModelService
+from easq.emulator.emulator import open_service
+from easq.emulator.settings import ModelService
 from easq.errors import UsageError
-from easq.server.server import Server, ServerSettings
+from easq.server.server import ServerSettings
 from tests.conftest import OpenCloud
 from tests.server.conftest import Open
 from tests.support.http import Connection, ask
@@ -380,7 +381,7 @@ def test_the_lists_are_json_of_one_line(cloud: OpenCloud) -> None:
 def test_what_cannot_be_served_is_refused(service: ModelService, message: str) -> None:
     """Before anything listens."""
     with pytest.raises(UsageError) as caught:
-        Server(ServerSettings(port=0, queues=("q",), service=service))
+        open_service(ServerSettings(port=0, queues=("q",)), service)
     assert caught.value.message.startswith(message)
 
 

@@ -16,11 +16,15 @@ Open: TypeAlias = Callable[..., Local]
 
 @pytest.fixture
 def start() -> Iterator[Open]:
-    """Return a factory of services with queue `q`: `start(token="t")` takes the fields of `ServerSettings`."""
+    """Return a factory of services with queue `q`: `start(token="t")`.
+
+    It takes the fields of `ServerSettings`, a model as `service`, and `hooks`.
+    """
     running: list[Local] = []
 
     def open_one(**settings: Any) -> Local:
-        local = Local(ServerSettings(**{"port": 0, "queues": ("q",), **settings}))
+        service, hooks = settings.pop("service", None), settings.pop("hooks", ())
+        local = Local(ServerSettings(**{"port": 0, "queues": ("q",), **settings}), service, hooks=hooks)
         local.start()
         running.append(local)
         return local

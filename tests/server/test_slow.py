@@ -33,7 +33,7 @@ TABLE = Path("/proc/net/tcp")
 @pytest.fixture
 def hurried(start: Open, monkeypatch: pytest.MonkeyPatch) -> Stream:
     """The queue of a service that wants the head of a request within a tenth of a second."""
-    monkeypatch.setattr("easq.server.listener._LOOK_S", 0.02)
+    monkeypatch.setattr("easq.server.listener.CHECK_EVERY_S", 0.02)
     return start().queue
 
 
@@ -66,7 +66,7 @@ def test_who_waits_is_not_slow(hurried: Stream) -> None:
 
 def test_a_body_that_does_not_come_is_given_up(hurried: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then buys no time; nothing is stored."""
-    monkeypatch.setattr("easq.server.http._BODY_DEADLINE_S", 0.3)
+    monkeypatch.setattr("easq.server.request._BODY_DEADLINE_S", 0.3)
     with Connection(hurried.port) as connection:
         connection.send_request("POST", hurried.path, [("Content-Length", "100000")])
         while not select.select([connection.socket], [], [], 0.01)[0]:
@@ -79,7 +79,7 @@ def test_a_body_that_does_not_come_is_given_up(hurried: Stream, monkeypatch: pyt
 def test_a_body_that_waits_while_the_service_stands_still_is_taken(
     start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("easq.server.http._BODY_DEADLINE_S", 1.0)
+    monkeypatch.setattr("easq.server.request._BODY_DEADLINE_S", 1.0)
     local = start()
 
     async def stand_still(_: Server) -> None:
@@ -102,8 +102,8 @@ def test_a_body_that_comes_slowly_and_steadily_is_taken(
     hurried: Stream, monkeypatch: pytest.MonkeyPatch, declared: bool
 ) -> None:
     """It takes longer than a head may, and than a body of which nothing comes."""
-    monkeypatch.setattr("easq.server.http._BODY_DEADLINE_S", 1.5)
-    monkeypatch.setattr("easq.server.http._BODY_RATE", 100)
+    monkeypatch.setattr("easq.server.request._BODY_DEADLINE_S", 1.5)
+    monkeypatch.setattr("easq.server.request._BODY_RATE", 100)
     piece, count = b"x" * 1000, 10
     length = ("Content-Length", str(len(piece) * count)) if declared else ("Transfer-Encoding", "chunked")
     with Connection(hurried.port) as connection:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from easq.emulator.emulator import Emulator, open_service
+from easq.emulator.settings import ModelService
+from easq.server.hooks import Hook
 from easq.server.server import Server, ServerSettings
 from tests.support.http import Headers, Stream
 from tests.support.waiting import PATIENCE_S
@@ -19,8 +22,13 @@ T = TypeVar("T")
 class Local:
     """A running service; `queue` is its only queue `q`, in the raw."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(
+        self, settings: ServerSettings, service: ModelService | None = None, *, hooks: Sequence[Hook] = ()
+    ) -> None:
         self._settings = settings
+        self._service = service
+        self._hooks = hooks
+        self._emulator: Emulator
         self._ready: Future[Server] = Future()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -29,9 +37,13 @@ class Local:
         self._server = self._ready.result(PATIENCE_S)
         self.port = self._server.port
 
+    def _prepare(self) -> None:
+        """Change the service before it starts."""
+
     def _run(self) -> None:
         async def serve() -> None:
-            server = Server(self._settings)
+            server, self._emulator = open_service(self._settings, self._service, hooks=self._hooks)
+            self._prepare()
             try:
                 await server.start()
             except BaseException as error:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
-from easq.emulator.instance import CallLimits, ModelInstance
-from easq.emulator.platform import ModelService
+from easq.emulator.instance import ModelInstance
+from easq.emulator.settings import CallLimits, ModelService
 from easq.errors import ConfigError
+from easq.server.routes import Route
 from easq.server.server import Server, ServerSettings
 from tests.support.local import Local
 from tests.support.waiting import PATIENCE_S, eventually
@@ -38,12 +42,28 @@ class Cloud(Local):
     ) -> None:
         limits = CallLimits(max_payload, timeout_s)
         service = ModelService(model, "model", weights, limits, open_instances)
-        super().__init__(ServerSettings(**{"port": 0, "queues": ("q",), "service": service, **settings}))
+        super().__init__(ServerSettings(**{"port": 0, "queues": ("q",), **settings}), service)
+        self._is_empty = False
+        #: requests that came in, by route: gateway, discovery, modelarts
+        self._requests: Counter[str] = Counter()
         self._faults = [""] * len(weights)
         #: what came in: the number of the instance, and the X-Id that the request had
         self.seen: list[tuple[int, str]] = []
         #: requests that a hung instance has now
         self.hanging = 0
+
+    def _prepare(self) -> None:
+        emulator = self._emulator
+        emulator.routes = [replace(route, answer=self._counted(route)) for route in emulator.routes]
+
+    def _counted(self, route: Route) -> Callable[..., Awaitable[web.StreamResponse]]:
+        async def answer(request: web.BaseRequest, found: re.Match[str]) -> web.StreamResponse:
+            self._requests[route.name] += 1
+            if self._is_empty and route.name == "discovery":
+                return web.Response(body=_EMPTY_LIST, content_type="application/json")
+            return await route.answer(request, found)
+
+        return answer
 
     def start(self) -> None:
         super().start()
@@ -73,7 +93,7 @@ class Cloud(Local):
 
     @property
     def instances(self) -> list[ModelInstance]:
-        return self._server.platform.instances
+        return self._emulator.instances.all
 
     @property
     def ports(self) -> list[int]:
@@ -89,7 +109,7 @@ class Cloud(Local):
 
     def asked(self, door: str) -> int:
         """The requests at `gateway`, `discovery` or `modelarts`."""
-        return self._server.platform.requests[door]
+        return self._requests[door]
 
     def kill(self, number: int) -> None:
         """The instance is away, its connections were reset."""
@@ -123,33 +143,26 @@ class Cloud(Local):
 
     def empty(self) -> None:
         """Discovery answers 200 with an empty list, which the service by itself never does."""
-
-        async def change(server: Server) -> None:
-            body = b'{"correlative": ["model"], "endpoints": {"items": []}}'
-
-            def discover(_request: web.BaseRequest, _name: str) -> web.StreamResponse:
-                server.platform.requests["discovery"] += 1
-                return web.Response(body=body, content_type="application/json")
-
-            server.platform.discover = discover
-
-        self.do(change)
+        self._is_empty = True
 
     def weigh(self, number: int, weight: int) -> None:
         """The lists give the instance this weight."""
 
-        async def change(server: Server) -> None:
-            server.platform.set_weight(number, weight)
+        async def change(_: Server) -> None:
+            self._emulator.instances.set_weight(number, weight)
 
         self.do(change)
 
     def list(self, number: int, listed: bool) -> None:
         """The lists name the instance, or not."""
 
-        async def change(server: Server) -> None:
-            server.platform.set_listed(number, listed)
+        async def change(_: Server) -> None:
+            self._emulator.instances.set_listed(number, listed)
 
         self.do(change)
+
+
+_EMPTY_LIST = b'{"correlative": ["model"], "endpoints": {"items": []}}'
 
 
 async def _hung(request: web.BaseRequest) -> web.StreamResponse:

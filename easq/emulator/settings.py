@@ -1,0 +1,47 @@
+"""What `easq serve --model` is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from easq.errors import BadRequest, UsageError
+from easq.models.base import DEFAULT_TIMEOUT_S
+from easq.models.open import parse_model
+from easq.protocol.discovery import MAX_WEIGHT
+from easq.server.queue import check_name
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """Limits of one call: bytes of a request or message, and seconds in all."""
+
+    max_payload: int = 8 * 1024**2
+    timeout_s: float = DEFAULT_TIMEOUT_S
+
+
+@dataclass(frozen=True, slots=True)
+class ModelService:
+    """A model that is served: one instance for each of `weights`, of which 0 is drained."""
+
+    model: str
+    name: str = "model"
+    weights: Sequence[int] = (100,)
+    limits: CallLimits = field(default_factory=CallLimits)
+    open_instances: bool = False  #: past the gateway no token is asked for, as with ModelArts
+
+    def check(self, queues: Sequence[str]) -> None:
+        """Raise UsageError for what cannot be served beside `queues`, ChildFailed for a command that does not exist."""
+        parse_model(self.model).check()
+        try:
+            check_name(self.name)
+        except BadRequest as error:
+            raise UsageError(f"--service: {error.message}") from error
+        if self.name in queues:
+            raise UsageError(
+                f"{self.name} is a queue and a service: a name is one of them",
+                hint="choose another with --service or --queue",
+            )
+        if not self.weights or not all(0 <= weight <= MAX_WEIGHT for weight in self.weights):
+            shown = ",".join(map(str, self.weights))
+            raise UsageError(f"--weights {shown}: one of 0 to {MAX_WEIGHT} for each instance")

@@ -1,0 +1,70 @@
+"""Hooks: what is called once for each request that is over, such as the access log and metrics."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+#: route of what could not be read as an HTTP request
+MALFORMED = "malformed"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request and its answer, as hooks are told of it.
+
+    Attributes:
+        route: name of the route; empty when the request was refused before one was found.
+        queue: name of the stream, such as `q` or `q/sink`; empty for another route.
+        status: status of the answer; 0 when the service stopped before there was one.
+        duration_s: time from the end of the request's head to the end of the answer, or of the connection.
+        bytes_in: bytes of the request's body that were read.
+        bytes_out: bytes that were written, the head of the answer included.
+    """
+
+    route: str
+    queue: str
+    method: str
+    path: str
+    status: int
+    duration_s: float
+    bytes_in: int
+    bytes_out: int
+
+
+class Hook(Protocol):
+    """An observer of requests. It is called on the event loop, and must not block."""
+
+    def is_enabled(self) -> bool:
+        """Return whether it wants to be called; while no hook does, requests cost nothing more."""
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Record a request that is over: also one that was refused, broken off or upgraded, or that failed."""
+
+
+class AccessLog:
+    """Logs a line for each request, without payload, query or token."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+
+    def is_enabled(self) -> bool:
+        """Return whether lines of this level are logged."""
+        return self._log.isEnabledFor(logging.INFO)
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Log the request. One that could not be read has a line of its own, with the reason."""
+        if exchange.route != MALFORMED:
+            self._log.info(
+                "%s %s %s %.1fms",
+                exchange.method,
+                safe(exchange.path),
+                exchange.status,
+                exchange.duration_s * 1000,
+            )
+
+
+def safe(text: str) -> str:
+    """Return at most 500 characters of `text`, control characters replaced, for a line of log."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:500])
