@@ -28,6 +28,8 @@ else:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: `watch --commit`: after the user's answer, once the item was written, or never
+ASK, OUTPUT, NONE = "ask", "output", "none"
 #: bytes of indexes on stdin: three million of the longest
 _MAX_INDEXES_BYTES = 64 * 1024 * 1024
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

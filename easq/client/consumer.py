@@ -80,9 +80,9 @@ class Deliveries(Generic[Note]):
         return self._deadline < inf
 
     @property
-    def is_window_full(self) -> bool:
-        """Whether the service pushes nothing more until an item that was left is returned."""
-        return len(self._left) >= self._window
+    def left(self) -> int:
+        """Items that were left pending; with as many as the window the service pushes nothing more."""
+        return len(self._left)
 
     @property
     def waiting(self) -> list[Frame]:
@@ -186,6 +186,10 @@ class Deliveries(Generic[Note]):
             self._left[index] = None
         else:
             del self._epochs[index]
+
+    def is_pending(self, index: int) -> bool:
+        """Return whether the item came on the present connection, and not on a lost one."""
+        return self._epochs.get(index, 0) == self._epoch
 
     def release(self, index: int) -> bool:
         """Forget an item that is not done. Return whether it is pending here, so that a negative is to be sent.

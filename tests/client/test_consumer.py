@@ -89,11 +89,11 @@ def test_waiting_items_are_forgotten_with_their_connection() -> None:
 def test_items_that_were_left_are_forgotten_with_their_connection() -> None:
     items = made(1, 2, begin=True, window=2)
     items.leave(1)
-    assert not items.is_window_full
+    assert items.left == 1
     items.leave(2)
-    assert items.is_window_full
+    assert items.left == 2
     items.connected(2)
-    assert not items.is_window_full
+    assert items.left == 0
     assert items.push(Frame(1), 2)
 
 
@@ -101,7 +101,7 @@ def test_an_item_that_is_left_after_its_connection_was_lost_is_forgotten() -> No
     items = made(1, begin=True, window=1)
     items.connected(2)
     items.leave(1)
-    assert not items.is_window_full
+    assert items.left == 0
     assert items.push(Frame(1), 2)
 
 
