@@ -61,30 +61,30 @@ def _load_options(*, timed: bool, what: str = "item") -> Callable[[F], F]:
 
     def add(function: F) -> F:
         options = [
-            click.option("-n", "--count", type=WholeNumber(1), help=f"How many {what}s.  [default: 10000]"),
+            click.option("-n", "--count", type=WholeNumber(1), help=f"Number of {what}s.  [default: 10000]"),
             click.option(
                 "-c", "--concurrency", type=WholeNumber(1, 256), default=16 if timed else 1,
-                help="Requests at a time.  [default: 16]" if timed else "Consumers.  [default: 1]",
+                help="Requests in flight, 1 to 256.  [default: 16]" if timed else "Consumers, 1 to 256.  [default: 1]",
             ),
-            click.option("--size", type=SIZE, help=f"Bytes of each {what}.  [default: 256]"),
-            click.option("-f", "--file", type=click.Path(readable=False), help=f"Its lines are the {what}s, in turn."),
+            click.option("--size", type=SIZE, help=f"Size of each {what}.  [default: 256 bytes]"),
+            click.option("-f", "--file", type=click.Path(readable=False), help=f"Take {what}s from its lines in turn."),
             click.option(
                 "--warmup", type=WholeNumber(0), default=100,
-                help=f"{what.capitalize()}s before those that are measured.  [default: 100]",
+                help=f"Number of {what}s before the measurement.  [default: 100]",
             ),
             click.option(
                 "--fail-if", "fail_if", type=FailIf(), multiple=True, metavar="CONDITION",
-                help="Exit with 11 if it holds: p99>50ms, throughput<1000/s, errors>0, errors>1%.",
+                help="Exit with 11 if this holds: p99>50ms, throughput<1000/s, errors>0, errors>1%; can be repeated.",
             ),
         ]  # fmt: skip
         if what == "item":
-            options.append(click.option("--force", is_flag=True, help="Also on a queue that is not empty."))
+            options.append(click.option("--force", is_flag=True, help="Allow a queue that is not empty."))
         if timed:
             options += [
-                click.option("--duration", type=DURATION, help="How long, in place of -n."),
+                click.option("--duration", type=DURATION, help="Run for this long, such as 30s, instead of -n."),
                 click.option(
                     "--rate", type=RATE,
-                    help="Begun a second, however late the answers are; latency counts from then.",
+                    help="Requests started per second, even if answers are late.  [default: unlimited]",
                 ),
             ]  # fmt: skip
         for option in reversed(options):
@@ -104,7 +104,7 @@ def _load_options(*, timed: bool, what: str = "item") -> Callable[[F], F]:
     ),
 )
 def bench() -> None:
-    """Put load on a queue or a model and tell throughput and latencies."""
+    """Measure the throughput and latency of a queue or a model."""
 
 
 @command(
@@ -117,7 +117,10 @@ def bench() -> None:
 )
 @_load_options(timed=True)
 def put(app: App, **options: Any) -> None:
-    """Time puts, each from the moment it was due to its answer. What was put is deleted again."""
+    """Measure puts.
+
+    The latency of a put runs from its scheduled start to its answer. The items are deleted at the end.
+    """
     _run(app, "put", **options)
 
 
@@ -127,9 +130,9 @@ def put(app: App, **options: Any) -> None:
 )
 @_load_options(timed=True)
 def roundtrip(app: App, **options: Any) -> None:
-    """Time items from their put to their push on a watch, which commits them.
+    """Measure the time of items from put to delivery.
 
-    The watch has a consumer group of its own and is pushed the run's items alone.
+    A watch in a consumer group of its own receives and commits the items of the run.
     """
     _run(app, "roundtrip", **options)
 
@@ -137,7 +140,10 @@ def roundtrip(app: App, **options: Any) -> None:
 @command("drain", examples=("easq bench drain -n 50000", "easq bench drain -c 4 --size 4k"))
 @_load_options(timed=False)
 def drain(app: App, **options: Any) -> None:
-    """Put items, then time how they are pushed and committed, each from its push to its commit's answer."""
+    """Measure how fast consumers receive and commit items.
+
+    The items are put first. The latency of an item runs from its delivery to the answer to its commit.
+    """
     _run(app, "drain", duration=None, rate=None, **options)
 
 
@@ -152,15 +158,13 @@ def drain(app: App, **options: Any) -> None:
 @_load_options(timed=True, what="request")
 @via_option(
     *(QUEUE, GATEWAY, DIRECT, MODELARTS),
-    text="The way of the requests, as predict has it.  [default: queue]",
+    text="Route of the requests, see easq help predict.  [default: queue]",
 )
 @service_options
 @sign_option
-@click.option(
-    "--timeout", type=DURATION, default="60s", help="How long to wait for an answer.  [default: 60s]"
-)
-@click.option("--path", type=PATH_TEXT, default="", metavar="SUFFIX", help="Path the model is called with.")
-@click.option("--content-type", type=HEADER_TEXT, default="", help="Type of every request.")
+@click.option("--timeout", type=DURATION, default="60s", help="Maximum wait for an answer.  [default: 60s]")
+@click.option("--path", type=PATH_TEXT, default="", metavar="SUFFIX", help="Path of the model below its URL.")
+@click.option("--content-type", type=HEADER_TEXT, default="", help="Content type of every request.")
 def predict(
     app: App,
     timeout: float,
@@ -175,9 +179,10 @@ def predict(
     warmup: int,
     fail_if: tuple[Condition, ...],
 ) -> None:
-    """Time requests to the model, each from the moment it was due to its answer.
+    """Measure requests to the model.
 
-    Results of the queue are deleted from the sink. An answer that the model calls a failure counts as an error.
+    The latency of a request runs from its scheduled start to its answer. Results in the sink are deleted. An answer
+    that reports a failure counts as an error.
     """
     from easq.bench.load import LoadRun
     from easq.cli import routes

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 @click.argument("indexes", nargs=-1, required=True, metavar="INDEX...|-")
 @sink_option
 def commit(app: App, indexes: tuple[str, ...]) -> None:
-    """Say that items are done.
+    """Commit items by index.
 
-    They are not delivered to the group again. `-` reads the indexes from stdin.
+    Committed items are not delivered to the group again. `-` reads the indexes from standard input.
     """
     numbers = read_indexes(app, indexes)
     counted = app.queue().commit(numbers)

@@ -27,9 +27,9 @@ SHELLS = ("bash", "zsh", "fish")
 )
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(app: App, shell: str) -> None:
-    """Print a shell's completion script.
+    """Print a completion script for a shell.
 
-    What it completes it asks of easq itself, never of the network.
+    The script asks easq itself for completions, and never uses the network.
     """
     app.printer.write(script(click.get_current_context().find_root().command, shell).encode())
     app.printer.flush()

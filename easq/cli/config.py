@@ -34,9 +34,10 @@ _UNSAVED = ("header", "cacert", "insecure", "connect_timeout", "request_timeout"
 )
 @click.pass_context
 def config(ctx: click.Context) -> None:
-    """Save, show and change profiles.
+    """Save, show and change connection profiles.
 
-    With --url, --token, --token-file, --group, --user: save them into the current profile, or that of -p.
+    With --url, --token, --token-file, --group or --user, these values are saved in the current profile, or in the
+    profile that -p names. Without them, the settings in effect are shown.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -67,16 +68,16 @@ def _sub(name: str, examples: Sequence[str]) -> Callable[[Callable[..., Any]], c
 
 
 @_sub("show", ("easq config show", "easq config show --origin", "easq -p prod config show --reveal"))
-@click.option("--origin", is_flag=True, help="With each value, where it came from.")
-@click.option("--reveal", is_flag=True, help="The token, and passwords in addresses, in full.")
+@click.option("--origin", is_flag=True, help="Show the source of each value.")
+@click.option("--reveal", is_flag=True, help="Show the token, and passwords in URLs, in full.")
 def show(app: App, origin: bool, reveal: bool) -> None:
-    """Show what holds for a command now."""
+    """Show the settings in effect."""
     _show(app, origin=origin, reveal=reveal)
 
 
 @_sub("list", ("easq config list", "easq config list -o json"))
 def list_profiles(app: App) -> None:
-    """List the profiles; the current one has a star."""
+    """List the profiles; a star marks the current one."""
     from easq.config.profiles import chosen_profile
     from easq.net.url import masked
 
@@ -98,7 +99,7 @@ def list_profiles(app: App) -> None:
 @_sub("use", ("easq config use prod", "easq config use local"))
 @click.argument("name")
 def use(app: App, name: str) -> None:
-    """Make NAME the current profile."""
+    """Make a profile the current one."""
     _save(app, lambda config: config.with_current(name), name, f"current profile: {name}")
 
 
@@ -109,9 +110,10 @@ def use(app: App, name: str) -> None:
 @click.argument("key")
 @click.argument("value")
 def set_value(app: App, key: str, value: str) -> None:
-    """Set KEY of the profile to VALUE.
+    """Set a key of the profile.
 
-    A token `-` is read from stdin; token_cmd is cut into words as a shell does, and run without one.
+    For the key token, the value `-` reads it from standard input. The value of token_cmd is split into words like
+    a shell command, and run without a shell.
     """
     import shlex
 
@@ -139,7 +141,7 @@ def set_value(app: App, key: str, value: str) -> None:
 @_sub("unset", ("easq config unset token", "easq config -p prod unset group"))
 @click.argument("key")
 def unset(app: App, key: str) -> None:
-    """Remove KEY from the profile."""
+    """Remove a key from the profile."""
     from easq.errors import ConfigError
 
     name = _profile(app)
@@ -151,7 +153,7 @@ def unset(app: App, key: str) -> None:
 @_sub("rm", ("easq config rm old", "easq config rm old -y"))
 @click.argument("name")
 def remove(app: App, name: str) -> None:
-    """Remove profile NAME."""
+    """Remove a profile."""
     app.config.without_profile(name)  # there is one, before a person is asked
     app.confirm(f"remove profile {name}")
     _save(app, lambda config: config.without_profile(name), name, f"profile {name} removed")
@@ -159,7 +161,7 @@ def remove(app: App, name: str) -> None:
 
 @_sub("path", ("easq config path", '"$EDITOR" "$(easq config path)"'))
 def path(app: App) -> None:
-    """Print where the file is, or would be."""
+    """Print the path of the configuration file."""
     from easq.config.profiles import config_path
 
     where = str(config_path(app.environ))
@@ -170,9 +172,9 @@ def path(app: App) -> None:
 
 
 @_sub("validate", ("easq config validate", "easq -p prod config validate --connect"))
-@click.option("--connect", is_flag=True, help="Ask the queue for its attributes, too.")
+@click.option("--connect", is_flag=True, help="Also connect to the queue and read its attributes.")
 def validate(app: App, connect: bool) -> None:
-    """Say what is wrong in the file."""
+    """Check the configuration file."""
     from easq.config.profiles import config_path, load, problems
     from easq.errors import ConfigError
 

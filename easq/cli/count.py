@@ -21,11 +21,14 @@ if TYPE_CHECKING:
         "easq count --rear -o json",
     ),
 )
-@tags_option("Only items with this tag, k=v; may be repeated.")
+@tags_option("Only items with this tag; can be repeated.")
 @click.option("--priority", type=WholeNumber(0, 2**31 - 1), help="Only items of this priority.")
 @stream_options
 def count(app: App, tags: tuple[tuple[str, str], ...], priority: int | None) -> None:
-    """Count the items that are present, the pending ones included."""
+    """Count the items of the queue.
+
+    Pending items are included.
+    """
     number = app.queue().count(tags=as_tags(tags), priority=priority)
     if app.output == "json":
         app.printer.record({"count": number})

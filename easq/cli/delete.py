@@ -28,7 +28,7 @@ _MAX_NAMED = 20
 def delete(app: App, indexes: tuple[str, ...]) -> None:
     """Delete items by index.
 
-    They are gone for all groups. `-` reads the indexes from stdin.
+    The items are deleted for all groups. `-` reads the indexes from standard input.
     """
     numbers = read_indexes(app, indexes)
     client = app.queue()

@@ -21,9 +21,9 @@ _PATIENCE_S = 60
 
 @command("demo", examples=("easq demo", "easq demo -q && echo easq works here"))
 def demo(app: App) -> None:
-    """Show the main job on a service that lives as long as the tour, in a temporary folder.
+    """Show the main commands on a temporary service.
 
-    Exits 0 only if every step did what it says.
+    The exit code is 0 only if every step gave the expected output.
     """
     import tempfile
     from pathlib import Path

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 @command("end", examples=("easq end", "easq end -k -y", "easq end --force", "easq end --undo"))
-@click.option("--force", is_flag=True, help="Drop what is there, also what is being worked on.")
-@click.option("--undo", is_flag=True, help="Reopen the stream; nobody is asked.")
+@click.option("--force", is_flag=True, help="Drop all items, pending ones included.")
+@click.option("--undo", is_flag=True, help="Reopen the stream, without a confirmation.")
 @sink_option
 def end(app: App, force: bool, undo: bool) -> None:
-    """End the stream: nothing more can be put.
+    """End the stream, so that nothing more can be put.
 
-    What is there is still delivered, unless --force is given. A watch whose group has committed all of it ends,
-    and with --until-end that is a good end.
+    Existing items are still delivered, unless --force is given. A watch ends when its group has committed all items;
+    with --until-end, its exit code is then 0.
     """
     from easq.errors import UsageError
 

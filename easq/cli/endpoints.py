@@ -26,17 +26,19 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("name", required=False, metavar="[SERVICE]")
-@click.option("--probe", "probing", is_flag=True, help="Also connect to each; nothing is sent.")
+@click.option("--probe", "probing", is_flag=True, help="Also connect to each instance; no request is sent.")
 @via_option(
-    "direct", "modelarts", text="How it is called; a profile's other ways are direct.  [default: direct]"
+    "direct",
+    "modelarts",
+    text="Kind of the service: EAS (direct) or modelarts.  [default: that of the profile, else direct]",
 )
 @service_options
 def endpoints(app: App, name: str | None, probing: bool) -> None:
-    """List the instances of a service that is called directly.
+    """List the service instances for direct calls.
 
-    Each with its weight and the share of requests that it gets. The list is that of predict: one on disk
-    that is younger than --refresh, or else what EAS discovery, or ModelArts' management, says now. With
-    --probe, exits 6 where none of them can be reached.
+    Each instance is listed with its weight and its share of the requests. The list is the one that predict uses: the
+    list on disk if it is younger than --refresh, otherwise the answer of EAS discovery or of the ModelArts
+    management API. With --probe, the exit code is 6 if no instance can be reached.
     """
     from easq.errors import Unreachable, UsageError
     from easq.net.balance import shares

@@ -37,20 +37,22 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
     ),
 )
 @click.argument("index", type=INDEX_OR_HEAD, default="0", required=False)
-@click.option("-l", "--length", type=WholeNumber(min=1), default=1, help="Items at most.  [default: 1]")
+@click.option("-l", "--length", type=WholeNumber(1), default=1, help="Maximum number of items.  [default: 1]")
 @click.option(
-    "--timeout", type=DURATION, help="How long to wait for them, and for the service.  [default: 0]"
+    "--timeout",
+    type=DURATION,
+    help="Maximum wait for items and for the service, such as 3s.  [default: no wait]",
 )
-@tags_option("Only items with this tag, k=v; may be repeated.")
+@tags_option("Only items with this tag; can be repeated.")
 @click.option("--request-id", metavar="ID", help="Only the item of this request.")
-@click.option("--delete", is_flag=True, help="Delete, for all groups, what was printed.")
+@click.option("--delete", is_flag=True, help="Delete the printed items, for all groups.")
 @click.option(
     "--output-dir",
     type=click.Path(readable=False),
     metavar="DIR",
-    help="Write each payload into a file of its own.",
+    help="Write each payload to its own file in DIR.",
 )
-@click.option("--allow-empty", is_flag=True, help="Finding nothing is no failure.")
+@click.option("--allow-empty", is_flag=True, help="Exit with 0 instead of 3 if there is no item.")
 @stream_options
 def get(
     app: App,
@@ -63,9 +65,9 @@ def get(
     output_dir: str | None,
     allow_empty: bool,
 ) -> None:
-    """Show items of the queue.
+    """Read items without removing them from the queue.
 
-    The search begins at INDEX, 0 being the head. Items stay where they are, unless --delete is given.
+    Reading starts at INDEX; 0 is the head of the queue. With --delete, the printed items are deleted.
     """
     from easq.errors import DeadlineExceeded, EasqError, NoData, Partial, UsageError
     from easq.model import REQUEST_ID

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 #: the word that stands for the options of every command
 OPTIONS = "options"
+_VALUES = (
+    ("DURATION", "500ms, 3s, 1m30s or 2h; a number alone is seconds."),
+    ("SIZE", "512, 10k, 8MiB or 1G: bytes, in steps of 1024."),
+    ("K=V", "Name and value of a tag."),
+    ("K: V", "Name and value of a header."),
+)
 
 
 @command("help", examples=("easq help", "easq help put", "easq help config set", "easq help options"))
@@ -20,7 +26,7 @@ OPTIONS = "options"
 def help(app: App, words: tuple[str, ...]) -> None:
     """Show the help of a command.
 
-    `options` shows the options that every command takes, before or after it.
+    `easq help options` shows the options that every command takes.
     """
     ctx = click.get_current_context()
     assert ctx.parent is not None, "it is a command of a group"
@@ -44,6 +50,8 @@ def _help(ctx: click.Context, words: tuple[str, ...]) -> str:
 def _options(ctx: click.Context) -> str:
     formatter = ctx.make_formatter()
     shared = [param for param in ctx.command.params if isinstance(param, SharedOption)]
-    with formatter.section("Everywhere, before or after the command"):
+    with formatter.section("Options of every command, before or after its name"):
         formatter.write_dl([record for param in shared if (record := param.get_help_record(ctx))])
+    with formatter.section("Values"):
+        formatter.write_dl(_VALUES)
     return formatter.getvalue().rstrip("\n")

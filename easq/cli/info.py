@@ -22,13 +22,17 @@ if TYPE_CHECKING:
     ),
 )
 @click.option(
-    "--field", "fields", multiple=True, metavar="KEY", help="Print this value alone; may be repeated."
+    "--field",
+    "fields",
+    multiple=True,
+    metavar="KEY",
+    help="Print only the value of this key; can be repeated.",
 )
 @stream_options
 def info(app: App, fields: tuple[str, ...]) -> None:
     """Show the attributes of the queue.
 
-    This also tests whether the queue can be reached.
+    It also tells whether the queue can be reached.
     """
     from easq.errors import NoData
     from easq.render.rows import ATTRIBUTE_COLUMNS, attribute_lines

@@ -21,16 +21,13 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("indexes", nargs=-1, required=True, metavar="INDEX...|-")
-@click.option(
-    "--code", metavar="CODE", default="", help="Why, in a word; Shutdown does not count as a failure."
-)
-@click.option("--reason", default="", help="Why, in a sentence.")
+@click.option("--code", metavar="CODE", default="", help="Reason code; Shutdown is not counted as a failure.")
+@click.option("--reason", default="", help="Reason as text.")
 @sink_option
 def negative(app: App, indexes: tuple[str, ...], code: str, reason: str) -> None:
-    """Say that items are not done.
+    """Mark items as failed, so that they are delivered again.
 
-    The group gets them again, and the failure counts, unless the code is Shutdown. `-` reads the indexes
-    from stdin.
+    The failure of each item is counted, unless the code is Shutdown. `-` reads the indexes from standard input.
     """
     numbers = read_indexes(app, indexes)
     counted = app.queue().negative(numbers, code=code, reason=reason)

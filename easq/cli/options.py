@@ -32,6 +32,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 ASK, OUTPUT, NONE = "ask", "output", "none"
 #: bytes of indexes on stdin: three million of the longest
 _MAX_INDEXES_BYTES = 64 * 1024 * 1024
+#: characters of a summary above which click cuts it; none is so long
+_SUMMARY_LENGTH = 1000
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FORBIDDEN_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 #: parameters whose empty value means something: an empty payload or reason, a word of a command that is run, and the
@@ -40,7 +42,7 @@ _MAY_BE_EMPTY = frozenset(("data", "reason", "cmd", "value"))
 
 
 class SharedOption(click.Option):
-    """An option of every command, shown in a section of its own."""
+    """An option of every command, shown by `easq help options` alone."""
 
 
 class SourceOption(click.Option):
@@ -103,12 +105,12 @@ class Command(click.Command):
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The command's own options, then the shared ones."""
+        """Write the command's own options."""
         _format_options(self, ctx, formatter)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The examples."""
-        _format_examples(self.examples, formatter)
+        """Write the examples, and where the shared options are shown."""
+        _format_end(self.examples, formatter)
         super().format_epilog(ctx, formatter)
 
 
@@ -145,13 +147,34 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands, then the options."""
+        """Write the commands, then the options."""
         self.format_commands(ctx, formatter)
         _format_options(self, ctx, formatter)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands of each section with the first sentence of their help, which is never cut."""
+        sections = self.sections(ctx)
+        width = max(len(name) for names in sections.values() for name in names)
+        for title, names in sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:{width}}", self._summary(ctx, name)) for name in names])
+
+    def sections(self, ctx: click.Context) -> Mapping[str, Sequence[str]]:
+        """Return the names of the commands that are not hidden, by the title of their section."""
+        shown = (name for name in self.list_commands(ctx) if not self._command(ctx, name).hidden)
+        return {"Commands": tuple(shown)}
+
+    def _summary(self, ctx: click.Context, name: str) -> str:
+        return self._command(ctx, name).get_short_help_str(limit=_SUMMARY_LENGTH)
+
+    def _command(self, ctx: click.Context, name: str) -> click.Command:
+        command = self.get_command(ctx, name)
+        assert command is not None, name
+        return command
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The examples."""
-        _format_examples(self.examples, formatter)
+        """Write the examples, and where the shared options are shown."""
+        _format_end(self.examples, formatter)
         super().format_epilog(ctx, formatter)
 
 
@@ -184,23 +207,23 @@ def _refuse_empty(values: Mapping[str, Any], order: Sequence[click.Parameter], c
 
 
 def _format_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-    own: list[tuple[str, str]] = []
-    shared: list[tuple[str, str]] = []
-    for param in command.get_params(ctx):
-        record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
-        if record is not None:
-            (shared if isinstance(param, SharedOption) else own).append(record)
-    for title, records in (("Options", own), ("Everywhere, before or after the command", shared)):
-        if records:
-            with formatter.section(title):
-                formatter.write_dl(records)
+    records = [
+        record
+        for param in command.get_params(ctx)
+        if isinstance(param, click.Option) and not isinstance(param, SharedOption)
+        if (record := param.get_help_record(ctx)) is not None
+    ]
+    with formatter.section("Options"):
+        formatter.write_dl(records)
 
 
-def _format_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
-    if examples:
-        with formatter.section("Examples"):
-            for example in examples:
-                formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+def _format_end(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
+    """Write the examples, and where the shared options are shown."""
+    with formatter.section("Examples"):
+        for example in examples:
+            formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+    formatter.write_paragraph()
+    formatter.write_text("Options of every command: easq help options.")
 
 
 # types
@@ -226,16 +249,25 @@ class Duration(ParamType):
         return seconds
 
 
-class WholeNumber(click.IntRange):
-    """A whole number within bounds."""
+class WholeNumber(ParamType):
+    """A whole number from `lowest` to `highest`."""
 
     name = "number"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """`value` as a number."""
-        if isinstance(value, str) and not re.fullmatch(r"[+-]?[0-9]{1,40}", value):
+    def __init__(self, lowest: int, highest: int | None = None) -> None:
+        self.lowest, self.highest = lowest, highest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return `value` as a number."""
+        if isinstance(value, int):
+            return value
+        if not re.fullmatch(r"[+-]?[0-9]{1,40}", value):
             self.fail(f"{value!r} is not a whole number", param, ctx)
-        return super().convert(value, param, ctx)
+        number = int(value)
+        if number < self.lowest or (self.highest is not None and number > self.highest):
+            bounds = f"x>={self.lowest}" if self.highest is None else f"{self.lowest}<=x<={self.highest}"
+            self.fail(f"{number} is not in the range {bounds}", param, ctx)
+        return number
 
 
 class Rate(ParamType):
@@ -420,30 +452,43 @@ def _complete_profiles(_ctx: click.Context, _param: click.Parameter, incomplete:
 def _shared_params() -> Sequence[click.Parameter]:
     """The options of every command, made once: anew for each of 25 commands they take 8 ms of a start."""
     return (
-        _shared("-p", "--profile", metavar="NAME", shell_complete=_complete_profiles, help="Profile to use."),
-        _shared("--url", metavar="URL", help="The queue's address; ending in /sink, it is the sink's."),
-        _shared("--token", metavar="TOKEN", help="Token; others can see it in ps, so rather:"),
-        _shared("--token-file", type=click.Path(readable=False), help="File that holds the token."),
+        _shared(
+            "-p",
+            "--profile",
+            metavar="NAME",
+            shell_complete=_complete_profiles,
+            help="Profile to use.  [default: the current profile]",
+        ),
+        _shared("--url", metavar="URL", help="URL of the queue; the URL of a sink ends in /sink."),
+        _shared("--token", metavar="TOKEN", help="Token. Other users can see it in ps; prefer --token-file."),
+        _shared("--token-file", type=click.Path(readable=False), help="File with the token."),
         _shared("--group", metavar="GROUP", help="Consumer group.  [default: default_group]"),
-        _shared("--user", metavar="USER", help="Name inside the group.  [default: default_user]"),
-        _shared("--header", type=HEADER, multiple=True, help="Header to send, 'K: V'; may be repeated."),
-        _shared("--cacert", type=click.Path(readable=False), help="Certificates to trust, PEM."),
-        _shared("--insecure", is_flag=True, help="Do not verify certificates."),
-        _shared("--connect-timeout", type=DURATION, help="To reach the server.  [default: 5s]"),
-        _shared("--request-timeout", type=DURATION, help="For one HTTP exchange.  [default: 30s]"),
-        _shared("-o", "--output", type=click.Choice(OUTPUTS), help="Form of the output.  [default: text]"),
-        _shared("-q", "--quiet", is_flag=True, help="No progress, no totals."),
-        _shared("-v", "--verbose", count=True, help="Requests; -vv headers, -vvv bodies."),
-        _shared("--color", type=click.Choice(("auto", "always", "never")), help="[default: auto]"),
-        _shared("--no-input", is_flag=True, help="Never ask."),
-        _shared("-y", "--yes", is_flag=True, help="Answer every question with yes."),
+        _shared("--user", metavar="USER", help="Name of the consumer in its group.  [default: default_user]"),
+        _shared("--header", type=HEADER, multiple=True, help="Additional request header; can be repeated."),
+        _shared("--cacert", type=click.Path(readable=False), help="PEM file of CA certificates to trust."),
+        _shared("--insecure", is_flag=True, help="Do not verify TLS certificates."),
+        _shared("--connect-timeout", type=DURATION, help="Maximum time to connect.  [default: 5s]"),
+        _shared("--request-timeout", type=DURATION, help="Maximum time of one HTTP request.  [default: 30s]"),
+        _shared("-o", "--output", type=click.Choice(OUTPUTS), help="Output format.  [default: text]"),
+        _shared("-q", "--quiet", is_flag=True, help="Hide progress and totals."),
+        _shared("-v", "--verbose", count=True, help="Log requests; -vv also headers, -vvv also bodies."),
+        _shared(
+            "--color", type=click.Choice(("auto", "always", "never")), help="Use colors.  [default: auto]"
+        ),
+        _shared("--no-input", is_flag=True, help="Never ask; fail where an answer is needed."),
+        _shared("-y", "--yes", is_flag=True, help="Answer yes to every question."),
     )
 
 
 def sink_option(function: F) -> F:
     """`function` takes -k, which ends in the App."""
     option: Callable[[F], F] = click.option(
-        "-k", "--sink", is_flag=True, expose_value=False, callback=keep, help="The sink, where results are."
+        "-k",
+        "--sink",
+        is_flag=True,
+        expose_value=False,
+        callback=keep,
+        help="Use the sink, which holds the results.",
     )
     return option(function)
 
@@ -455,7 +500,7 @@ def stream_options(function: F) -> F:
         is_flag=True,
         expose_value=False,
         callback=keep,
-        help="The rear store, where undeliverable items are.",
+        help="Use the rear store, which holds undeliverable items (dead letters).",
     )
     return sink_option(option(function))
 
@@ -471,35 +516,38 @@ def payload_options(what: str) -> Callable[[F], F]:
                     cls=SourceOption,
                     convert_source=os.fsencode,
                     metavar="STR",
-                    help=f"One {what}, this text itself; may be repeated.",
+                    help=f"One {what}, as text; can be repeated.",
                 ),
                 click.option(
                     *("-f", "--file"),
                     cls=SourceOption,
                     convert_source=str,
                     type=click.Path(readable=False),
-                    help=f"One {what} a line; - is stdin; may be repeated.",
+                    help=f"File with one {what} per line, - for standard input; can be repeated.",
                 ),
                 click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="[PATH]..."),
                 click.option(
                     "--input-format",
                     "form",
                     type=click.Choice(("lines", "whole", "json")),
-                    help="How files are cut: lines (with -f), whole (PATH, stdin), or records of get -o json.",
+                    help="How input is split: lines, whole, or json (the records of get -o json).  "
+                    "[default: lines with -f, whole with PATH and standard input]",
                 ),
                 click.option(
                     "--path",
                     type=PATH_TEXT,
                     default="",
                     metavar="SUFFIX",
-                    help="Path the model is called with.",
+                    help="Path of the model below its URL.",
                 ),
-                click.option("--content-type", type=HEADER_TEXT, default="", help=f"Type of every {what}."),
+                click.option(
+                    "--content-type", type=HEADER_TEXT, default="", help=f"Content type of every {what}."
+                ),
                 click.option(
                     *("-c", "--concurrency"),
                     type=WholeNumber(1, 256),
                     default=1,
-                    help=f"{what.capitalize()}s at a time.  [default: 1]",
+                    help=f"{what.capitalize()}s in flight, 1 to 256.  [default: 1]",
                 ),
             )
         ):
@@ -516,7 +564,7 @@ def transport_option(function: F) -> F:
         type=click.Choice(("ws", "http")),
         default="ws",
         show_default=True,
-        help="ws: WebSocket; http: an HTTP response without end, for proxies that block WebSocket.",
+        help="WebSocket (ws), or an endless HTTP response (http) for proxies that block WebSocket.",
     )
     return option(function)
 

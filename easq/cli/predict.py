@@ -39,22 +39,27 @@ if TYPE_CHECKING:
 @payload_options("request")
 @via_option(
     *VIAS,
-    text="queue: input and sink; gateway: one HTTP exchange; direct, modelarts: one with an instance of EAS or "
-    "ModelArts; websocket: messages.  [default: queue]",
+    text="Route: queue (input and sink), gateway (HTTP), direct or modelarts (HTTP to an instance of EAS or "
+    "ModelArts), or websocket.  [default: queue]",
 )
 @service_options
 @sign_option
-@click.option("--show-instance", is_flag=True, help="Say who answered, and how fast; not with queue.")
 @click.option(
-    "--timeout", type=DURATION, default="60s", help="How long to wait for a result.  [default: 60s]"
+    "--show-instance", is_flag=True, help="Print which instance answered, and the times; not with queue."
 )
-@tags_option("Tag of every request, k=v; queue only.")
-@click.option("--priority", type=WholeNumber(min=0), default=0, help="1 goes before 0; queue only.")
-@click.option("--binary", is_flag=True, help="Send binary messages; websocket only, where text is usual.")
+@click.option("--timeout", type=DURATION, default="60s", help="Maximum wait for a result.  [default: 60s]")
+@tags_option("Tag of every request; can be repeated; queue only.")
+@click.option(
+    "--priority",
+    type=WholeNumber(0),
+    default=0,
+    help="Priority; requests with 1 are delivered before requests with 0; queue only.  [default: 0]",
+)
+@click.option("--binary", is_flag=True, help="Send binary instead of text messages; websocket only.")
 @click.option(
     "--idle-timeout",
     type=DURATION,
-    help="Show all that comes behind an answer, until nothing did for so long; websocket only.",
+    help="Print every message until none came for this long, such as 2s; websocket only.  [default: one answer]",
 )
 def predict(
     app: App,
@@ -71,17 +76,17 @@ def predict(
     binary: bool,
     idle_timeout: float | None,
 ) -> None:
-    """Send requests to the model.
+    """Send requests to the model and print its answers.
 
-    Its answers are printed in the order of the requests. Through the queue, a result is deleted from the sink
-    once it was printed. A failure of the model shows what it answered, and exits 4 (its 4xx) or 5.
+    Answers are printed in the order of the requests. Through the queue, a result is deleted from the sink after it
+    was printed. If the model reports a failure, its answer is printed and the exit code is 4 (status 4xx) or 5.
 
-    Other ways, a request is sent again, where there are instances to another one, after a lost connection,
-    502, 503, 504 or no answer in a third of --timeout: the model may see it twice.
+    On the other routes, a request is sent again after a lost connection, 502, 503, 504, or no answer within a third
+    of --timeout; if there are several instances, to another one. The model can therefore receive a request twice.
 
-    A WebSocket service gets one message for each line (-f, stdin), -d or PATH, and the next message that comes
-    is the answer; with -c N over N connections. On a terminal, lines are sent as they are typed and all that
-    comes is shown. The token goes as X-Auth-Token, unless a --header says otherwise who asks.
+    With --via websocket, each line of -f or standard input, each -d and each PATH is one message, and the next
+    message from the service is its answer. -c N uses N connections. On a terminal, lines are sent as they are typed
+    and every message from the service is shown. The token is sent as X-Auth-Token, unless --header gives credentials.
     """
     from easq.cli import routes
 

@@ -42,21 +42,25 @@ _ASK_S = 2.0
     ),
 )
 @payload_options("item")
-@tags_option("Tag of every item, k=v; may be repeated.")
-@click.option("--priority", type=WholeNumber(min=0), help="0 is normal, 1 is pushed before it.")
-@click.option("--keep-tags", is_flag=True, help="With json: keep requestId and ts@*.")
-@click.option("--rate", type=RATE, help="Puts a second at most.")
+@tags_option("Tag of every item; can be repeated.")
+@click.option(
+    "--priority",
+    type=WholeNumber(0),
+    help="Priority; items with 1 are delivered before items with 0.  [default: 0]",
+)
+@click.option("--keep-tags", is_flag=True, help="With --input-format json: keep the tags requestId and ts@*.")
+@click.option("--rate", type=RATE, help="Maximum puts per second.  [default: unlimited]")
 @click.option(
     "--on-error",
     type=click.Choice(("stop", "continue")),
     default="stop",
-    help="At the first failure.  [default: stop]",
+    help="Stop at the first failure, or continue.  [default: stop]",
 )
 @click.option(
     "--resume",
     type=click.Path(readable=False),
     metavar="JOURNAL",
-    help="Keep a journal, or go on where the run that kept it ended.",
+    help="Journal file of this run; an existing journal is continued.",
 )
 @sink_option
 def put(
@@ -76,12 +80,12 @@ def put(
 ) -> None:
     """Append items to the queue.
 
-    -d is a literal, -f the lines of a file; both may be repeated, and are taken in the order given. PATH... and
-    what is piped in are one item each, whole. Of lines only the line feed is cut, and empty ones are skipped.
-    Above -c 1 the order in the queue is not the file's.
+    -d gives one item as text. -f reads a file with one item per line; empty lines are skipped. Each PATH, and piped
+    standard input, is one whole item. -d and -f can be repeated; their order is kept. With -c above 1, the order in
+    the queue can differ from the order of the input.
 
-    With --resume a run that was killed is repeated as it was, and each record is in the queue once: every put
-    has an idempotency key, which a service knows for ten minutes at least.
+    --resume makes a run repeatable: after an interruption, run the same command again, and each item is in the
+    queue once. Every put carries an idempotency key, which the service remembers for at least ten minutes.
     """
     from easq.cli.items import find_items, queue_limit
     from easq.cli.tally import Tally

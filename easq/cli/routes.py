@@ -90,7 +90,8 @@ def sign_option(function: F) -> F:
         type=click.Choice(SIGNS),
         expose_value=False,
         callback=keep,
-        help="Send the token itself or a signature; auto: direct signs; gateway and direct only.  [default: auto]",
+        help="Authenticate with the token, an HMAC signature (hmac) or nothing; auto is hmac with direct and token "
+        "with gateway; gateway and direct only.  [default: auto]",
     )
     return option(function)
 
@@ -100,16 +101,19 @@ def service_options(function: F) -> F:
     for names, attributes in (
         (
             "--refresh",
-            {"type": DURATION, "help": "How often it is asked for them.  [default: 5s, modelarts 60s]"},
+            {
+                "type": DURATION,
+                "help": "Time between look-ups of the instances.  [default: 5s, modelarts 60s]",
+            },
         ),
-        ("--project", {"metavar": "ID", "help": "Its project; modelarts only."}),
+        ("--project", {"metavar": "ID", "help": "Project ID; modelarts only."}),
         (
             "--service",
-            {"metavar": "NAME", "help": "The service whose instances are called; its id in modelarts."},
+            {"metavar": "NAME", "help": "Name of the service to call; with modelarts, its ID."},
         ),
         (
             "--endpoint",
-            {"metavar": "URL", "help": "Who knows the instances: EAS discovery, or ModelArts' management."},
+            {"metavar": "URL", "help": "URL of EAS discovery or of the ModelArts management API."},
         ),
     ):
         option: Callable[[F], F] = click.option(names, expose_value=False, callback=keep, **attributes)

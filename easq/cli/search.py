@@ -27,10 +27,11 @@ _HINT = "easq get -l 10 shows the first items, with -k those of the sink"
 @click.argument("item", metavar="INDEX|REQUEST_ID")
 @sink_option
 def search(app: App, item: str) -> None:
-    """Show whether an item is being worked on, by whom, and how many are before it.
+    """Show the state of one item.
 
-    The answer is for one consumer group: the engine's, which has the name of the queue, unless --group names
-    another. A group in the environment or a profile is not asked about.
+    The answer says whether the item is pending, which consumer has it, and how many items are before it. It is for
+    one consumer group: by default the group of the workers, which has the name of the queue. Only --group chooses
+    another; the group in the environment or in a profile is not used.
     """
     from easq.errors import NotFound
     from easq.protocol.replies import NO_DATA_IN_STREAM

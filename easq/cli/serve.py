@@ -94,10 +94,12 @@ WEIGHTS, DELAYS = _Weights(), _Delays()
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to bind; others than this machine's need a token.",
+    help="Address to listen on; an address that other machines reach needs a token.",
 )
 @click.option(
-    "--port", type=WholeNumber(0, 65535), help="Port; 0 takes a free one.  [default: 3030; with CMD: 0]"
+    "--port",
+    type=WholeNumber(0, 65535),
+    help="Port, 0 to 65535; 0 takes a free port.  [default: 3030; with CMD: 0]",
 )
 @click.option(
     "--base-path",
@@ -105,26 +107,26 @@ WEIGHTS, DELAYS = _Weights(), _Delays()
     metavar="PATH",
     default="/api/predict",
     show_default=True,
-    help="What stands before a queue's name; / for nothing.",
+    help="URL path before the name of a queue; / for none.",
 )
 @click.option(
     "--queue",
     "queues",
     multiple=True,
     metavar="NAME",
-    help="A queue and its sink; may be repeated.  [default: qservice]",
+    help="Name of a queue, which gets a sink too; can be repeated.  [default: qservice]",
 )
 @click.option(
     "--allowed-host",
     "allowed_hosts",
     multiple=True,
     metavar="HOST",
-    help="A Host header to serve beside loopback; * for any.",
+    help="Accepted Host header, besides those of loopback; * for any; can be repeated.",
 )
 @click.option(
     "--storage",
     metavar="URL",
-    help="sqlite:PATH, memory: or redis://HOST:PORT.  "
+    help="Where items are stored: sqlite:PATH, memory: or redis://HOST:PORT.  "
     "[default: EASQ_STORAGE, or sqlite: in the XDG state folder; with CMD: a temporary folder]",
 )
 @click.option(
@@ -132,34 +134,40 @@ WEIGHTS, DELAYS = _Weights(), _Delays()
     type=click.Choice(("fsync", "os")),
     default="fsync",
     show_default=True,
-    help="What a put survives once acknowledged: fsync power loss, os a killed process.",
+    help="What an acknowledged put survives: a power loss (fsync), or only a killed process (os).",
 )
 @click.option(
     "--wait-replicas",
     type=WholeNumber(0),
     default=0,
-    help="Acknowledge what so many replicas of Redis have too.  [default: 0]",
+    help="Number of Redis replicas that must have a put before it is acknowledged.  [default: 0]",
 )
-@click.option("--recover", is_flag=True, help="Copy the data into a new file first, after the disk failed.")
+@click.option("--recover", is_flag=True, help="After a disk failure: copy the data into a new file first.")
 @click.option(
     "--max-length",
     type=WholeNumber(1),
     default=1_000_000,
     show_default=True,
-    help="Items that a queue holds.",
+    help="Maximum number of items in a queue.",
 )
 @click.option(
-    "--sink-max-length", type=WholeNumber(1), help="Items that a sink holds.  [default: as --max-length]"
+    "--sink-max-length",
+    type=WholeNumber(1),
+    help="Maximum number of items in a sink.  [default: as --max-length]",
 )
 @click.option(
     "--max-bytes",
     type=SIZE,
     default="10GiB",
     show_default=True,
-    help="Bytes of payload that a queue, or a sink, holds.",
+    help="Maximum payload bytes in a queue, and in a sink.",
 )
 @click.option(
-    "--max-payload", type=SIZE, default="8MiB", show_default=True, help="Bytes of one payload, at most 30MiB."
+    "--max-payload",
+    type=SIZE,
+    default="8MiB",
+    show_default=True,
+    help="Maximum size of one payload, up to 30MiB.",
 )
 @click.option(
     "--auto-evict", is_flag=True, help="Drop the oldest items of a full queue instead of refusing puts."
@@ -169,90 +177,106 @@ WEIGHTS, DELAYS = _Weights(), _Delays()
     type=WholeNumber(0),
     default=5,
     show_default=True,
-    help="Failures after which an item goes to the rear store; 0 never.",
+    help="Failures of an item before it moves to the rear store (dead letters); 0 is no limit.",
 )
 @click.option(
     "--retry-delay",
     type=DELAYS,
     default="0s,1s,5s,15s,60s",
     show_default=True,
-    help="Delay of an item after its first, second, ... failure; the last one is repeated.",
+    help="Delay before redelivery after each failure in turn; the last value is repeated.",
 )
 @click.option(
     "--busy-limit",
     type=DURATION,
     default="10m",
     show_default=True,
-    help="How long an item may wait for a busy model, in all, before it fails; 0 never.",
+    help="Maximum total time an item waits for a busy model before it fails; 0 is no limit.",
 )
 @click.option(
     "--leave-grace",
     type=DURATION,
     default="2s",
     show_default=True,
-    help="A lost consumer's items go to others after this, unless it is back.",
+    help="Time for a lost consumer to reconnect before its items go to others.",
 )
 @click.option(
     "--group-retention",
     type=DURATION,
     default="60s",
     show_default=True,
-    help="A group without consumers holds items back for this.",
+    help="Time for which a group without consumers keeps its items.",
 )
 @click.option(
     "--silent-after",
     type=DURATION,
     default="10s",
     show_default=True,
-    help="A WebSocket without a byte for this is lost.",
+    help="Time without data after which a WebSocket counts as lost.",
 )
 @click.option(
     "--max-watchers",
     type=WholeNumber(0),
     default=20_000,
     show_default=True,
-    help="Consumers that may watch at once, of all queues; 0 is without limit.",
+    help="Maximum number of watching consumers, in all queues; 0 is no limit.",
 )
 @click.option(
     "--max-connections",
     type=WholeNumber(0),
     default=20_000,
     show_default=True,
-    help="Connections that one address may have; 0 is without limit.",
+    help="Maximum number of connections from one address; 0 is no limit.",
 )
 @click.option(
     "--model",
     metavar="MODEL",
-    help="Serve a model too: echo, exec:CMD (data on stdin, answer on stdout) or http:URL.",
+    help="Also serve a model: echo, exec:CMD (input on stdin, answer on stdout) or http:URL.",
 )
-@click.option("--service", metavar="NAME", help="Name of the model's service.  [default: model]")
+@click.option("--service", metavar="NAME", help="Name of the model service.  [default: model]")
 @click.option(
-    "--instances", type=WholeNumber(1, 64), help="Instances of the model, each at a port of its own."
+    "--instances",
+    type=WholeNumber(1, 64),
+    help="Number of instances, 1 to 64, each on its own port.  [default: 1]",
 )
-@click.option("--weights", type=WEIGHTS, help="Their parts of the requests, as 100,50; 0 is drained.")
-@click.option("--model-timeout", type=DURATION, help="What one call of the model may take.  [default: 60s]")
 @click.option(
-    "--open-instances", is_flag=True, help="Instances ask for no token, as with ModelArts; the gateway does."
+    "--weights",
+    type=WEIGHTS,
+    help="Weights of the instances, such as 100,50; 0 gets no requests.  [default: 100 each]",
+)
+@click.option("--model-timeout", type=DURATION, help="Maximum time of one model call.  [default: 60s]")
+@click.option(
+    "--open-instances",
+    is_flag=True,
+    help="Let instances accept requests without a token, as in ModelArts; the gateway still needs it.",
 )
 @click.option(
     "--ready-file",
     type=click.Path(dir_okay=False),
-    help="File that gets the EASQ_URL line once requests are answered.",
+    help="File to which the EASQ_URL line is written when the service is ready.",
 )
-@click.option("--log-format", type=click.Choice(("text", "json")), default="text", show_default=True)
+@click.option(
+    "--log-format",
+    type=click.Choice(("text", "json")),
+    default="text",
+    show_default=True,
+    help="Format of the log on standard error.",
+)
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
-    """Run the queue service: an input and a sink for each queue, over HTTP and WebSocket, kept on disk.
+    """Run the queue service on this machine.
 
-    The first line on stdout is EASQ_URL=..., the queue's address. -v logs a line for each request. SIGTERM and
-    Ctrl-C end it once nothing is under way.
+    Each queue has an input and a sink, served over HTTP and WebSocket and stored on disk. The first line on standard
+    output is EASQ_URL=..., the address of the queue. -v logs one line per request. SIGTERM and Ctrl-C stop the
+    service after the running requests.
 
-    With --model, a service stands beside the queues, with what the cloud puts around one: a gateway at
-    /api/predict/NAME, and instances that discovery (EAS) and look-up (ModelArts) name, all over HTTP and WebSocket.
-    Its engines work on every queue: what is put there is answered in the sink.
+    --model adds a model service like one in the cloud: a gateway at /api/predict/NAME, and instances that EAS
+    discovery and the ModelArts look-up list, all over HTTP and WebSocket. Its workers process every queue and put
+    the results into the sinks.
 
-    With CMD, a private service with a token of its own runs around it: EASQ_URL, EASQ_SINK_URL and EASQ_TOKEN are in
-    CMD's environment, and with --model EASQ_ENDPOINT and EASQ_SERVICE; stdout is CMD's, and its exit code is returned.
+    With -- CMD, a private service with a token of its own runs as long as CMD. EASQ_URL, EASQ_SINK_URL and EASQ_TOKEN
+    are in the environment of CMD, with --model also EASQ_ENDPOINT and EASQ_SERVICE. Standard output belongs to CMD, and
+    its exit code is returned.
     """
     import asyncio
     import tempfile

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @command("trunc", examples=("easq trunc 4", "easq trunc --all", "easq trunc -k --all -y"))
 @click.argument("index", type=INDEX, required=False)
-@click.option("--all", "everything", is_flag=True, help="Up to and with the item that is the last one now.")
+@click.option("--all", "everything", is_flag=True, help="Delete up to and including the current last item.")
 @stream_options
 def trunc(app: App, index: int | None, everything: bool) -> None:
-    """Delete every item below an index.
+    """Delete all items below an index.
 
-    They are gone for all groups; the item INDEX itself stays.
+    The items are deleted for all groups. The item at INDEX itself stays.
     """
     from easq.errors import UsageError
 

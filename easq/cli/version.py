@@ -15,6 +15,8 @@ _LIBRARIES = (
     "aiohttp",
     "click",
     "httpcore",
+    "httpx",
+    "prometheus-client",
     "protobuf",
     "redis",
     "rich",
@@ -22,11 +24,16 @@ _LIBRARIES = (
     "websocket-client",
     "yarl",
 )
+#: seconds that git may take to name the commit
+_GIT_S = 5
 
 
 @command("version", examples=("easq version", "easq version -v", "easq version -o json"))
 def version(app: App) -> None:
-    """Show the version; with -v also those of Python, SQLite, OpenSSL and the libraries."""
+    """Show the version.
+
+    With -v, also show the commit, and the versions of Python, SQLite, OpenSSL and the libraries.
+    """
     versions = {"easq": __version__}
     if app.options.get("verbose"):
         versions |= _others()
@@ -45,6 +52,7 @@ def _others() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, distribution
 
     found = {
+        **_commit(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "sqlite": sqlite3.sqlite_version,
@@ -53,6 +61,28 @@ def _others() -> dict[str, str]:
     for name in _LIBRARIES:
         try:
             found[name] = distribution(name).version
-        except PackageNotFoundError:  # redis is an extra
+        except PackageNotFoundError:  # an extra, or not needed by this version
             continue
     return found
+
+
+def _commit() -> dict[str, str]:
+    """Return the commit of easq as `commit`: that of a checkout, or the one that was installed; empty if unknown."""
+    import json
+    import subprocess
+    from importlib.metadata import PackageNotFoundError, distribution
+    from pathlib import Path
+
+    folder = Path(__file__).parents[2]
+    if (folder / ".git").exists():
+        command = ("git", "-C", str(folder), "rev-parse", "HEAD")
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_S, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return {}
+        return {"commit": done.stdout.strip()}
+    try:
+        origin = json.loads(distribution("easq").read_text("direct_url.json") or "{}")
+        return {"commit": str(origin["vcs_info"]["commit_id"])}
+    except (PackageNotFoundError, ValueError, KeyError):
+        return {}

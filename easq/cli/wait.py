@@ -98,14 +98,26 @@ class Condition:
         "easq wait --result ef6940e3-159c-45f3-a96d-bc0acd71275f --timeout 5m",
     ),
 )
-@click.option("--empty", is_flag=True, help="Nothing is in the stream, nor pending.")
+@click.option("--empty", is_flag=True, help="No item is left, ready or pending.")
 @click.option(
-    "--length", type=ComparisonType(), metavar="'OP N'", help="So many items are, pending ones too."
+    "--length",
+    type=ComparisonType(),
+    metavar="'OP N'",
+    help="The number of items, pending ones included, matches.",
 )
-@click.option("--result", metavar="REQUEST_ID", help="The sink holds the result; it stays there.")
-@click.option("--consumers", type=ComparisonType(), metavar="'OP N'", help="So many watch, in all groups.")
-@click.option("--ready", is_flag=True, help="The queue answers; until then it may be out of reach.")
-@click.option("--timeout", type=DURATION, help="How long to wait; 0 looks once.  [default: for ever]")
+@click.option(
+    "--result", metavar="REQUEST_ID", help="The sink holds the result of this request; it stays there."
+)
+@click.option(
+    "--consumers",
+    type=ComparisonType(),
+    metavar="'OP N'",
+    help="The number of connected consumers, in all groups, matches.",
+)
+@click.option("--ready", is_flag=True, help="The service answers; it may be unreachable before.")
+@click.option(
+    "--timeout", type=DURATION, help="Maximum wait, such as 30s; 0 checks once.  [default: unlimited]"
+)
 @sink_option
 def wait(
     app: App,
@@ -116,9 +128,10 @@ def wait(
     ready: bool,
     timeout: float | None,
 ) -> None:
-    """Wait until a condition holds, one of the first five options. Nothing is printed.
+    """Wait until the queue meets a condition.
 
-    OP is one of < <= = == != >= >. Exits 9 when the condition did not hold within --timeout, 6 when nothing answered.
+    Exactly one of --empty, --length, --result, --consumers and --ready is needed. OP is one of < <= = == != >= >. The
+    exit code is 9 if the condition was not met within --timeout, and 6 if the service never answered.
     """
     condition = _condition(empty, length, result, consumers, ready)
     client = app.queue(sink=True if condition.of_sink else None)

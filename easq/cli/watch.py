@@ -36,41 +36,55 @@ if TYPE_CHECKING:
         "easq watch --on-fail stop -- sh -c 'cat > $EASQ_INDEX.png'",
     ),
 )
-@click.option("--index", type=INDEX_OR_NEWEST, default="0", help="Start: an index, 0 the head, or newest.")
+@click.option(
+    "--index",
+    type=INDEX_OR_NEWEST,
+    default="0",
+    help="Start at this index, at 0 (the head) or at newest.  [default: 0]",
+)
 @click.option(
     "--window",
     type=WholeNumber(1, 10_000),
     default=10,
-    help="Uncommitted items that may be out.  [default: 10]",
+    help="Maximum number of uncommitted items, 1 to 10000.  [default: 10]",
 )
-@click.option("--index-only", is_flag=True, help="Indexes and tags without the payloads.")
+@click.option("--index-only", is_flag=True, help="Receive indexes and tags without payloads.")
 @click.option(
     "--auto-commit",
     is_flag=True,
-    help="The server commits what it sends: at most once, and what is not shown any more is lost.",
+    help="Let the server commit each item when it sends it. An item that is not printed is then lost.",
 )
 @click.option(
     "--commit",
     "policy",
     type=click.Choice((ASK, OUTPUT, NONE)),
-    help="ask: after each item; output: once it was written; none: never.",
+    help="Commit after a question (ask), after the item is written (output), or never (none).  "
+    "[default: ask, on a terminal]",
 )
-@tags_option("Only items with this tag, k=v; may be repeated, and is the same in the whole group.")
+@tags_option("Only items with this tag; can be repeated. Use the same tags in the whole group.")
 @transport_option
-@click.option("-n", "count", type=WholeNumber(min=1), help="Stop after so many items.")
-@click.option("--until-end", is_flag=True, help="The end of the stream is a good end.")
-@click.option("--idle-timeout", type=DURATION, help="Stop when nothing came for so long.")
-@click.option("--timeout", type=DURATION, help="Stop after so long.")
-@click.option("--allow-empty", is_flag=True, help="Fewer than -n is no failure.")
+@click.option(
+    "-n", "count", type=WholeNumber(1), help="Stop after this number of items.  [default: unlimited]"
+)
+@click.option("--until-end", is_flag=True, help="Exit with 0 when the stream ends.")
+@click.option(
+    "--idle-timeout",
+    type=DURATION,
+    help="Stop when no item came for this long, such as 30s.  [default: never]",
+)
+@click.option("--timeout", type=DURATION, help="Stop after this long, such as 10m.  [default: never]")
+@click.option("--allow-empty", is_flag=True, help="Exit with 0 instead of 3 if fewer than -n items came.")
 @click.option(
     "--on-fail",
     type=click.Choice(("negative", "leave", "stop")),
-    help="When CMD fails: deliver the item again, leave it pending, or stop.  [default: negative]",
+    help="If CMD fails, deliver the item again (negative), leave it pending, or stop.  [default: negative]",
 )
 @click.option(
-    "--max-attempts", type=WholeNumber(1), help="Runs of CMD on an item until it has failed.  [default: 1]"
+    "--max-attempts",
+    type=WholeNumber(1),
+    help="Maximum runs of CMD for an item until it counts as failed.  [default: 1]",
 )
-@click.option("--grace", type=DURATION, help="For CMD to end, after a signal.  [default: 5s]")
+@click.option("--grace", type=DURATION, help="Time for CMD to finish after a signal.  [default: 5s]")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 @stream_options
 def watch(
@@ -94,11 +108,15 @@ def watch(
 ) -> None:
     """Subscribe to the queue and commit items.
 
-    On a terminal each item is asked about; elsewhere a policy is needed. With CMD the command runs for each item, one
-    after the other and without a shell: payload on stdin, EASQ_INDEX, EASQ_REQUEST_ID, EASQ_ATTEMPT and EASQ_TAGS_JSON
-    in its environment. With exit status 0 its output is shown and the item committed. Items that are not committed
-    when the watch ends are returned to the group. Give -n if the reader of the output may stop early: it may get
-    more items than it shows.
+    On a terminal, watch asks after each item whether to commit it. Elsewhere, choose --auto-commit, --commit output,
+    --commit none or -- CMD.
+
+    CMD runs once per item, one at a time and without a shell. It reads the payload from standard input, and
+    EASQ_INDEX, EASQ_REQUEST_ID, EASQ_ATTEMPT and EASQ_TAGS_JSON from its environment. Its output is printed. Exit
+    code 0 commits the item; --on-fail says what happens otherwise.
+
+    When the watch ends, items that are not committed return to the queue. A program that stops reading the output
+    early can miss items that are already committed; limit the number of items with -n.
     """
     from easq.cli.each import each_of
     from easq.cli.watch_run import WatchRun

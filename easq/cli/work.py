@@ -48,24 +48,36 @@ COLUMNS = ("n", "index", "request_id", "outcome", "code", "attempt", "size", "se
     ),
 )
 @click.option(
-    "--window", type=WholeNumber(1, 10_000), default=5, show_default=True, help="Items in hand at most."
+    "--window",
+    type=WholeNumber(1, 10_000),
+    default=5,
+    show_default=True,
+    help="Maximum number of uncommitted items, 1 to 10000.",
 )
-@click.option("--jobs", type=WholeNumber(1, 10_000), help="Calls at a time.  [default: as --window]")
 @click.option(
-    "--item-timeout", type=DURATION, default="60s", show_default=True, help="For one call of the model."
+    "--jobs",
+    type=WholeNumber(1, 10_000),
+    help="Maximum number of concurrent model calls, 1 to 10000.  [default: as --window]",
 )
 @click.option(
-    "--grace", type=DURATION, default="5s", show_default=True, help="For what is under way, at the end."
+    "--item-timeout", type=DURATION, default="60s", show_default=True, help="Maximum time of one model call."
+)
+@click.option(
+    "--grace",
+    type=DURATION,
+    default="5s",
+    show_default=True,
+    help="Time for running calls to finish after a signal.",
 )
 @click.option(
     "--busy-limit",
     type=DURATION,
     default="10m",
     show_default=True,
-    help="How long an item may wait here for a busy model before it fails; 0 never.",
+    help="Maximum time an item waits in the worker for a busy model before it fails; 0 is no limit.",
 )
 @transport_option
-@click.option("--forward", metavar="URL", help="The model is a service: each item is posted to it.")
+@click.option("--forward", metavar="URL", help="Send each item to this URL with POST.")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 def work(
     app: App,
@@ -78,14 +90,17 @@ def work(
     forward: str | None,
     cmd: tuple[str, ...],
 ) -> None:
-    """Be the inference engine: take items, run the model, put each answer into the sink, commit.
+    """Run a worker: process items and write results to the sink.
 
-    The model is a service (--forward) or a command (-- CMD): item on stdin, answer on stdout, and EASQ_INDEX,
-    EASQ_REQUEST_ID, EASQ_ATTEMPT and EASQ_TAGS_JSON in its environment. An item that it fails on is delivered
-    again, until the service gives it up and answers it with lastCode.
+    For each item, the worker calls the model, puts the answer into the sink and commits the item. The model is a
+    service (--forward URL) or a command (-- CMD). CMD reads the item from standard input and writes the answer to
+    standard output. EASQ_INDEX, EASQ_REQUEST_ID, EASQ_ATTEMPT and EASQ_TAGS_JSON are in its environment.
 
-    The group is the queue's name and the user HOST-PID, unless --group and --user say otherwise. SIGTERM ends it
-    with 0 once what is under way is done, Ctrl-C with 130; a second one at once.
+    An item on which the model fails is delivered again. When the service gives an item up, it puts a result with
+    the tag lastCode into the sink.
+
+    The consumer group is the queue's name and the user is HOST-PID, unless --group and --user are given. After SIGTERM
+    or Ctrl-C, running calls finish, and the exit code is 0 or 130; a second signal stops the worker at once.
     """
     from easq.errors import UsageError
     from easq.worker.worker import Worker
