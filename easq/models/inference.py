@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import quote
 
-from easq.errors import PayloadTooLarge
+from easq.errors import PayloadTooLarge, Refused, UsageError
 from easq.model import (
     DELIVERY_COUNT,
     HEADER_PREFIX,
@@ -24,7 +24,7 @@ from easq.model import (
     Tags,
 )
 from easq.models.base import ABOUT_THE_ITEM, Answer, Call, ModelFailed
-from easq.protocol.operations import MAX_REASON, SHUTDOWN, Put
+from easq.protocol.operations import BUSY, MAX_REASON, SHUTDOWN, Negative, Put
 
 #: tags that a model does not get in its query: they are the service's own
 _BUILT_IN = frozenset((REQUEST_ID, PATH, DELIVERY_COUNT, LAST_CODE, LAST_REASON))
@@ -145,6 +145,21 @@ def too_large_put(queue: str, group: str, frame: Frame, error: PayloadTooLarge) 
 def is_model_failing(error: ModelFailed) -> bool:
     """Whether a failed call counts against the model: it was not cancelled, and the item was not refused."""
     return error.code != SHUTDOWN and error.status not in ABOUT_THE_ITEM
+
+
+def negative_of(
+    frame: Frame, error: ModelFailed | Refused | UsageError, *, knows_busy: bool = True
+) -> Negative:
+    """Return the negative for an item whose call failed, or whose result the sink refused, with `error`.
+
+    Args:
+        knows_busy: whether the service knows the code Busy, with which an item waits without a failure.
+    """
+    if not isinstance(error, ModelFailed):
+        return Negative((frame.index,), str(error.status), f"the result was refused: {error.message}")
+    if error.busy and knows_busy:
+        return Negative((frame.index,), BUSY, reason_of(error), error.retry_after_s)
+    return Negative((frame.index,), error.code, reason_of(error))
 
 
 def reason_of(error: ModelFailed) -> str:

@@ -26,13 +26,13 @@ from easq.errors import (
     Unavailable,
     UsageError,
 )
-from easq.model import LAST_CODE, LAST_REASON, Consumer, Frame, Tags
-from easq.models.base import ABOUT_THE_ITEM, ENGINE_ERROR, Answer, Model, ModelFailed
-from easq.models.inference import answer_tags, answer_type, call_of, inherited, reason_of, result_key
+from easq.model import Consumer, Frame
+from easq.models.base import ENGINE_ERROR, Answer, Model, ModelFailed
+from easq.models.inference import call_of, is_model_failing, negative_of, result_put, too_large_put
 from easq.net.breaker import Breaker
 from easq.protocol import operations as op
-from easq.protocol.operations import BUSY, SHUTDOWN
-from easq.protocol.replies import GroupLine
+from easq.protocol.operations import SHUTDOWN
+from easq.protocol.replies import consumers_of
 from easq.server.queues import Pair, Queues
 from easq.server.subscriber import Subscriber
 
@@ -218,22 +218,19 @@ class Engine:
 
     async def _outcome(self, frame: Frame) -> op.Negative | None:
         """Return the negative for an item that failed; None once its answer is stored. Raises _Stopped."""
-        indexes = (frame.index,)
         try:
             await self._store_answer(frame, await self._ask_model(frame))
         except ModelFailed as error:
             if error.code == SHUTDOWN:
                 raise _Stopped from error
-            if error.busy:
-                return op.Negative(indexes, BUSY, reason_of(error), error.retry_after_s)
-            return op.Negative(indexes, error.code, reason_of(error))
+            return negative_of(frame, error)
         except (Refused, UsageError) as error:  # the sink refuses this answer, not all answers
-            return op.Negative(indexes, str(error.status), f"the result was refused: {error.message}")
+            return negative_of(frame, error)
         except (StorageError, _Stopped):
             raise
         except Exception:
             log.exception("item %d of %s failed", frame.index, self._input.name)
-            return op.Negative(indexes, ENGINE_ERROR, "internal error")
+            return op.Negative((frame.index,), ENGINE_ERROR, "internal error")
         return None
 
     async def _ask_model(self, frame: Frame) -> Answer:
@@ -268,7 +265,7 @@ class Engine:
         was_open = self._breaker.is_open
         if error.busy:
             self._breaker.busy(time.monotonic(), error.retry_after_s)
-        elif error.code != SHUTDOWN and error.status not in ABOUT_THE_ITEM:
+        elif is_model_failing(error):
             self._breaker.failed(time.monotonic())
         if self._breaker.is_open and not was_open:
             log.warning(
@@ -279,25 +276,20 @@ class Engine:
         """Return the items that wait for the model to other workers of the group, if there are any."""
         if not self._breaker.is_open:
             return
-        attributes = await self._input.attributes()
-        groups = [GroupLine.parse(text) for key, text in attributes.items() if key.startswith("groups.list.")]
-        if any(group.id == self._consumer.group and group.consumers > 1 for group in groups):
+        if consumers_of(await self._input.attributes(), self._consumer.group) > 1:
             self._shared += 1
 
     async def _store_answer(self, frame: Frame, answer: Answer) -> None:
+        key_of = (self._input.name, self._consumer.group, frame)
         if not answer.data:
             return
         try:
-            await self._put(frame, answer.data, answer_tags(frame, answer), answer_type(answer))
+            await self._put(result_put(*key_of, answer))
         except PayloadTooLarge as error:
-            reason = f"the result is too large: {error.message}"
-            tags = {**inherited(frame.tags), LAST_CODE: str(error.status), LAST_REASON: reason}
-            await self._put(frame, reason.encode(), tags, "text/plain; charset=utf-8")
+            await self._put(too_large_put(*key_of, error))
 
-    async def _put(self, frame: Frame, data: bytes, tags: Tags, content_type: str) -> None:
+    async def _put(self, put: op.Put) -> None:
         """Put the result into the sink, once however often the item is delivered."""
-        key = result_key(self._input.name, self._consumer.group, frame)
-        put = op.Put(data, tags, content_type=content_type, key=key)
         # KeyReused: an earlier delivery stored another answer, and was not committed
         with contextlib.suppress(KeyReused):
             await self._persist(lambda: self._sink.put(put), "the result cannot be put into the sink")

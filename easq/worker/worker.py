@@ -51,8 +51,8 @@ from easq.models.inference import (
     attempt_of,
     call_of,
     is_model_failing,
+    negative_of,
     outcome_of,
-    reason_of,
     result_put,
     too_large_put,
 )
@@ -370,14 +370,13 @@ class Worker:
             else:
                 if is_model_failing(error) and self._items.failed(time.monotonic()):
                     self._notice(f"the model fails, calling it for one item at a time: {error.message}")
-                await self._refuse(frame, error.code, reason_of(error), began, sender)
+                await self._give_back(frame, error, began, sender)
                 await self._share_waiting(sender)
         except StreamEnded as ended:
             self._fail(Refused(f"the sink takes no answers: {ended.message}", status=ended.status))
             await self._hand_back([frame], sender)
         except (Refused, UsageError) as error:  # the sink refuses this answer, not all answers
-            reason = f"the result was refused: {error.message}"
-            await self._refuse(frame, str(error.status), reason, began, sender)
+            await self._give_back(frame, error, began, sender)
         except _Stopped:
             await self._hand_back([frame], sender)
         except EasqError as error:  # nothing works: no command, no access
@@ -390,12 +389,10 @@ class Worker:
         if self._items.busy(now, error.retry_after_s):
             self._notice(f"waiting for the model: {error.message}")
         if BUSY_FEATURE in self._features:
-            outcome = outcome_of(frame, Fate.BUSY, began, code=error.code, reason=reason_of(error))
-            await self._give_back(outcome, BUSY, sender, delay_s=error.retry_after_s)
+            await self._give_back(frame, error, began, sender)
             await self._share_waiting(sender)
-            return
-        if self._busy_limit_s and self._items.busy_for_s(frame.index, now) > self._busy_limit_s:
-            await self._refuse(frame, error.code, reason_of(error), began, sender)
+        elif self._busy_limit_s and self._items.busy_for_s(frame.index, now) > self._busy_limit_s:
+            await self._give_back(frame, error, began, sender)
         else:
             self._items.put_off(frame.index, now)
 
@@ -439,19 +436,17 @@ class Worker:
                 holds=True,
             )
 
-    async def _refuse(self, frame: Frame, code: str, reason: str, began: float, sender: Sender) -> None:
-        """Report a failure of the item to the service."""
-        outcome = outcome_of(frame, Fate.FAILED, began, code=code, reason=reason)
-        await self._give_back(outcome, code, sender)
-
     async def _give_back(
-        self, outcome: Outcome, code: str, sender: Sender, *, delay_s: float | None = None
+        self, frame: Frame, error: ModelFailed | Refused | UsageError, began: float, sender: Sender
     ) -> None:
         """Send a negative and report the outcome. Nothing is sent for an item of a lost connection."""
+        found = negative_of(frame, error, knows_busy=BUSY_FEATURE in self._features)
         self._sync()
         epoch = self._watcher.epoch if self._watcher is not None else 0
-        if self._items.release(outcome.index):
-            negative = negative_operation([outcome.index], code=code, reason=outcome.reason, delay_s=delay_s)
+        if self._items.release(frame.index):
+            negative = negative_operation(
+                found.indexes, code=found.code, reason=found.reason, delay_s=found.delay_s
+            )
 
             async def tell() -> None:
                 if self._watcher is None or self._watcher.epoch == epoch:
@@ -459,7 +454,8 @@ class Worker:
 
             with contextlib.suppress(_Stopped):  # the connection that ends returns it
                 await self._persist(tell, "a failure cannot be told", holds=False)
-        self._tell(outcome)
+        fate, code = (Fate.BUSY, str(error.status)) if found.code == BUSY else (Fate.FAILED, found.code)
+        self._tell(outcome_of(frame, fate, began, code=code, reason=found.reason))
 
     async def _hand_back(self, frames: Sequence[Frame], sender: Sender) -> None:
         """Return items because the worker stops, if the service can be reached; else the lost connection does it."""
