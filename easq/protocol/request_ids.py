@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from random import Random
 
-#: seeded by the system, which is not asked for each id
+#: seeded by the system, which is not asked for each id (1 us); a generator of its own, since the program that imports
+#: easq may seed the one of `random`
 _RANDOM = Random()
+if hasattr(os, "register_at_fork"):  # else the processes of a program that forks would give the same ids
+    os.register_at_fork(after_in_child=_RANDOM.seed)
 #: of the last 80 bits of an id (UUID version 7, variant 1): those that are random, those that are set
 _RANDOM_BITS, _VERSION_BITS = 0xFFF_3FFF_FFFF_FFFF_FFFF, 0x7000_8000_0000_0000_0000
 
