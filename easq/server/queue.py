@@ -49,9 +49,9 @@ ANSWER_EARLY_S = 0.2
 LEAST_SCAN_S = 0.5
 #: a second watch of one name waits so long for the first to end, in seconds
 TAKEOVER_WAIT_S = 1.0
-#: looking this often, in seconds,
-_LOOK_AGAIN_S = 0.25
-#: and is refused when the first was heard from so recently, in seconds
+#: how often it is looked for meanwhile, in seconds
+_POLL_S = 0.25
+#: the second watch is refused when the first one sent a heartbeat in the last so many seconds
 ALIVE_S = 5.0
 #: what a stream's name has more when it is a rear store
 REAR_SUFFIX = "#rear"
@@ -122,7 +122,8 @@ class Queue:
         else:
             self.rear = Queue(storage, name, is_sink=is_sink, policy=policy, clock=clock, is_rear=True)
         self._rate_limiter = RateLimiter()
-        self._changed = asyncio.Event()  # a watcher left
+        #: set when a consumer leaves, and replaced: several may wait for it
+        self._departure = asyncio.Event()
 
     async def open(self) -> None:
         """The stream and its rear store exist, with what they held before."""
@@ -369,16 +370,16 @@ class Queue:
         """
         deadline = self.clock.now() + TAKEOVER_WAIT_S
         while True:
+            departure = self._departure  # from before the look: a departure in between is not missed
             now = self.clock.now()
             idle = await self.storage.idle(self.stream, consumer, now=now, process=process)
             if idle is None:
                 return
             if now >= deadline:
                 break
-            self._changed.clear()
             try:
-                # what ends at another server is not told here
-                await asyncio.wait_for(self._changed.wait(), min(deadline - now, _LOOK_AGAIN_S))
+                # another server of the same storage does not tell of departures: hence the polling
+                await asyncio.wait_for(departure.wait(), min(deadline - now, _POLL_S))
             except TimeoutError:
                 pass
         if idle < ALIVE_S:
@@ -396,7 +397,8 @@ class Queue:
         try:
             await self.storage.detach(self.stream, session, lost=lost, now=self.clock.now())
         finally:
-            self._changed.set()
+            self._departure.set()
+            self._departure = asyncio.Event()
 
 
 def answer_within(timeout_s: float) -> float:
