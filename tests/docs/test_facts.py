@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from easq.config import profiles
-from easq.errors import Exit
+from easq.errors import Exit, error_class
+from easq.protocol import operations
 from tests.client.servers import Behaviour, Speaking, behaving, echo, host_endpoints, listing, reply
 from tests.docs.commands import page
 from tests.support.documents import (
@@ -167,3 +168,22 @@ def test_the_first_command_leaves_an_easq_that_is_found(tmp_path: Path) -> None:
 def test_the_page_of_all_commands_is_up_to_date() -> None:
     """`python -m tests.docs.commands` writes it."""
     assert text_of("docs/commands.md") == page()
+
+
+def test_the_protocol_page_names_every_word_of_the_wire() -> None:
+    """Each parameter, and each header of the queue service and of easq, that stands in the source."""
+    text = text_of("docs/protocol.md")
+    source = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "easq").rglob("*.py")))
+    words = set(operations._METHODS_OF) | {
+        name.lower()
+        for name in re.findall(r"\"(X-E(?:AS-QueueService|as-Queueservice|asq)-[A-Za-z-]+)\"", source)
+    }
+    assert len(words) > 30
+    missing = [word for word in sorted(words - {"_delete_"}) if word not in text.lower()]
+    assert missing == []
+
+
+def test_the_statuses_of_the_protocol_page_end_a_command_as_it_says() -> None:
+    rows = re.findall(r"^\| ([45][0-9]{2}) \| .* \| ([0-9]+) \|$", text_of("docs/protocol.md"), re.MULTILINE)
+    assert len(rows) == len(dict(rows)) >= 20
+    assert rows == [(status, str(int(error_class(int(status)).exit))) for status, _ in rows]

@@ -62,8 +62,9 @@ def test_each_block_of_a_page_runs(path: Path, tmp_path: Path) -> None:
         place(block, tmp_path) for block in with_free_ports(read_blocks(path.read_text(encoding="utf-8")))
     ]
     environ = make_home(tmp_path)
-    if any("redis-server" in block.text for block in blocks if block.language == "console"):
-        find_tool("redis-server")
+    for tool in ("redis-server", "curl"):
+        if any(f"{tool} " in block.text for block in blocks if block.language == "console"):
+            find_tool(tool)
     with services() as start:
         for block in blocks:
             where = f"{page_id(path)}:{block.line}"
