@@ -96,3 +96,18 @@ class Instance:
     def address(self) -> str:
         """`IP:PORT`, as it stands in a URL."""
         return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+
+
+def tag_problem(name: str, value: str | None) -> str:
+    """Return what is wrong with a tag that a user gives, or an empty string. `value` None: there is no `=`."""
+    if value is None:
+        return "is no tag: it has no '='"
+    if not name:
+        return "is no tag: nothing stands before '='"
+    if name.startswith("_"):
+        return "is no tag: names that begin with '_' are the wire's own"
+    if any(c in "\r\n\0" for c in name + value):
+        return "is no tag: it holds a line break or NUL"
+    if any("\ud800" <= c <= "\udfff" for c in name + value):
+        return "is no tag: it is not UTF-8"
+    return ""

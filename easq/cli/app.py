@@ -9,8 +9,8 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 #: the forms of output
 OUTPUTS = ("text", "json", "table", "raw", "none")
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, or SIGHUP of a terminal that goes: ends a command as Ctrl-C does, with another status."""
 
 
 class App:
@@ -332,6 +328,7 @@ class App:
 
 def exit_status(error: BaseException) -> int:
     """The one place where an error becomes a number."""
+    from easq.cli.signals import Terminated
     from easq.errors import Exit
     from easq.render.printer import OutputClosed
 
@@ -344,73 +341,6 @@ def exit_status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return int(Exit.SIGINT)
     return int(Exit.BUG)
-
-
-@contextmanager
-def signals_raise() -> Iterator[None]:
-    """Inside, a signal to end raises KeyboardInterrupt or Terminated where the program stands."""
-
-    def end(number: int, _frame: object) -> None:
-        raise interrupt_of(number)
-
-    with signals_call(end):
-        yield
-
-
-@contextmanager
-def signals_call(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Inside, SIGINT, SIGTERM and SIGHUP call `handler`, but for those that nohup or a shell's background ignores."""
-    import signal
-
-    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    taken = [number for number in ends if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in taken}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def hang_up_as_terminate() -> None:
-    """From here on SIGHUP is a SIGTERM, for whoever takes that by himself; an ignored one stays so."""
-    import signal
-
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-
-
-def interrupt_of(number: int) -> KeyboardInterrupt:
-    """Return the exception that stands for the signal `number`, which ends a command."""
-    import signal
-
-    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
-
-
-class Interrupt:
-    """Inside, the first signal to end calls `stop` and is kept in `raised`; a second one is raised at once.
-
-    For commands that have something in hand: what they did is told to the last item.
-    """
-
-    def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
-        self.raised: KeyboardInterrupt | None = None
-        self._signals = signals_call(self._caught)
-
-    def __enter__(self) -> Interrupt:
-        self._signals.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._signals.__exit__(*error)
-
-    def _caught(self, number: int, _frame: object) -> None:
-        interrupt = interrupt_of(number)
-        if self.raised is not None:
-            raise interrupt
-        self.raised = interrupt
-        self._stop()
 
 
 def environment() -> Mapping[str, str]:

@@ -8,19 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from easq.cli.options import (
-    DURATION,
-    HEADER_TEXT,
-    PATH_TEXT,
-    RATE,
-    Group,
-    ParamType,
-    WholeNumber,
-    command,
-    sink_option,
-)
+from easq.cli.command import Group, command
+from easq.cli.options import sink_option
+from easq.cli.param_types import DURATION, HEADER_TEXT, PATH_TEXT, RATE, SIZE, ParamType, WholeNumber
 from easq.cli.routes import DIRECT, GATEWAY, MODELARTS, QUEUE, service_options, sign_option, via_option
-from easq.cli.size import SIZE
 
 if TYPE_CHECKING:
     from easq.bench.conditions import Condition
@@ -317,7 +308,7 @@ def _guarded(
     clean: Callable[[], None] = lambda: None,
 ) -> KeyboardInterrupt | None:
     """`act` was done, or stopped by the interrupt that is given back; `clean` was done in any case."""
-    from easq.cli.app import Interrupt
+    from easq.cli.signals import Interrupt
 
     with Interrupt(run.stop) as interrupt:
         try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import command
+from easq.cli.command import command
 
 if TYPE_CHECKING:
     from easq.cli.app import App

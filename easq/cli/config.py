@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import Group, command
+from easq.cli.command import Group, command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

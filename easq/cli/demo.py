@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from easq.cli.options import command
+from easq.cli.command import command
 from easq.net.files import replace
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import command
+from easq.cli.command import command
 from easq.cli.routes import service_options, via_option
 
 if TYPE_CHECKING:

@@ -9,15 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import (
-    DURATION,
-    INDEX_OR_HEAD,
-    WholeNumber,
-    as_tags,
-    command,
-    stream_options,
-    tags_option,
-)
+from easq.cli.command import command
+from easq.cli.options import as_tags, stream_options, tags_option
+from easq.cli.param_types import DURATION, INDEX_OR_HEAD, WholeNumber
 
 if TYPE_CHECKING:
     from easq.cli.app import App

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import command, stream_options
+from easq.cli.command import command
+from easq.cli.options import stream_options
 
 if TYPE_CHECKING:
     from easq.cli.app import App

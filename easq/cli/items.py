@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
-from easq.cli.options import tag_problem
 from easq.errors import EasqError, PayloadTooLarge, UsageError
-from easq.model import DELIVERY_COUNT, HEADER_PREFIX, REQUEST_ID, Tags
+from easq.model import DELIVERY_COUNT, HEADER_PREFIX, REQUEST_ID, Tags, tag_problem
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -11,9 +11,10 @@ from typing import NoReturn
 import click
 
 from easq import __version__
-from easq.cli.app import App, environment, exit_status, signals_raise
+from easq.cli.app import App, environment, exit_status
+from easq.cli.command import Group, NoCommand
 from easq.cli.completion import COMPLETE_VARIABLE
-from easq.cli.options import Group, NoCommand
+from easq.cli.signals import signals_raise
 from easq.errors import EasqError, Exit
 
 #: the commands by the sections of the help: each is a file of that name, read when it is wanted. A command file imports

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import command, read_indexes, sink_option
+from easq.cli.command import command
+from easq.cli.options import read_indexes, sink_option
 
 if TYPE_CHECKING:
     from easq.cli.app import App

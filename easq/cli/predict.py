@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import DURATION, WholeNumber, as_tags, command, payload_options, tags_option
+from easq.cli.command import command
+from easq.cli.options import as_tags, payload_options, tags_option
+from easq.cli.param_types import DURATION, WholeNumber
 from easq.cli.routes import service_options, sign_option, via_option
 from easq.config.keys import VIAS
 from easq.errors import EasqError, Refused, ServerError, UsageError

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
-from easq.cli.options import RATE, WholeNumber, as_tags, command, payload_options, sink_option, tags_option
+from easq.cli.command import command
+from easq.cli.options import as_tags, payload_options, sink_option, tags_option
+from easq.cli.param_types import RATE, WholeNumber
 from easq.errors import EasqError, UsageError
 
 if TYPE_CHECKING:
@@ -152,7 +154,7 @@ class Run:
         """Every item is stored and said so; or it is said which were, and the run's own error is raised."""
         from contextlib import ExitStack
 
-        from easq.cli.app import Interrupt
+        from easq.cli.signals import Interrupt
         from easq.client.journal import Journal
         from easq.net.pipeline import Pipeline, asking
         from easq.protocol.replies import read_put

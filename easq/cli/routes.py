@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from easq.cli.options import DURATION, keep
+from easq.cli.command import keep
+from easq.cli.param_types import DURATION
 from easq.config.keys import SIGNS
 from easq.model import Frame
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import command, parse_index, sink_option
+from easq.cli.command import command
+from easq.cli.options import sink_option
+from easq.cli.param_types import parse_index
 
 if TYPE_CHECKING:
     from easq.cli.app import App

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from easq.cli.options import DURATION, ParamType, PathText, WholeNumber, command
-from easq.cli.size import SIZE
+from easq.cli.command import command
+from easq.cli.param_types import DURATION, SIZE, ParamType, PathText, WholeNumber
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -281,7 +281,7 @@ def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
     import asyncio
     import tempfile
 
-    from easq.cli.app import hang_up_as_terminate
+    from easq.cli.signals import hang_up_as_terminate
     from easq.models.children import children
 
     hang_up_as_terminate()

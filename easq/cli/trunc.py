@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import INDEX, command, stream_options
+from easq.cli.command import command
+from easq.cli.options import stream_options
+from easq.cli.param_types import INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from easq import __version__
-from easq.cli.options import command
+from easq.cli.command import command
 
 if TYPE_CHECKING:
     from easq.cli.app import App

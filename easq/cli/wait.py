@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from easq.cli.options import DURATION, ParamType, command, sink_option
+from easq.cli.command import command
+from easq.cli.options import sink_option
+from easq.cli.param_types import DURATION, ParamType
 
 if TYPE_CHECKING:
     from easq.cli.app import App

@@ -7,19 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import (
-    ASK,
-    DURATION,
-    INDEX_OR_NEWEST,
-    NONE,
-    OUTPUT,
-    WholeNumber,
-    as_tags,
-    command,
-    stream_options,
-    tags_option,
-    transport_option,
-)
+from easq.cli.command import command
+from easq.cli.options import ASK, NONE, OUTPUT, as_tags, stream_options, tags_option, transport_option
+from easq.cli.param_types import DURATION, INDEX_OR_NEWEST, WholeNumber
 
 if TYPE_CHECKING:
     from easq.cli.app import App

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from easq.cli.options import DURATION, WholeNumber, command, transport_option
+from easq.cli.command import command
+from easq.cli.options import transport_option
+from easq.cli.param_types import DURATION, WholeNumber
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -168,7 +170,7 @@ class Session:
 
     def run(self) -> None:
         """The worker has ended and all it did was told; what it ended of is raised."""
-        from easq.cli.app import Terminated
+        from easq.cli.signals import Terminated
         from easq.errors import EasqError
         from easq.render.printer import OutputClosed
 
@@ -200,7 +202,7 @@ class Session:
     @contextmanager
     def _signals_end_it(self) -> Iterator[None]:
         """Inside, the first signal to end makes the worker stop, and the second one leaves at once."""
-        from easq.cli.app import interrupt_of, signals_call
+        from easq.cli.signals import interrupt_of, signals_call
 
         def note(number: int, _frame: object) -> None:
             self.signals.append(number)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import click
 import pytest
 
+from easq.cli.command import SharedOption
 from easq.cli.main import root
-from easq.cli.options import Duration, SharedOption
+from easq.cli.param_types import Duration
 
 #: third persons, articles and prepositions: a summary is an order, such as "Append items to the queue."
 _NO_VERBS = frozenset(("a", "an", "the", "its", "what", "where", "this", "be", "say", "so", "of"))

@@ -18,8 +18,8 @@ import pytest
 from easq import __version__
 from easq.cli import main
 from easq.cli.app import App
+from easq.cli.command import Command, Group, SharedOption
 from easq.cli.main import COMMANDS, SECTIONS, root
-from easq.cli.options import Command, Group, SharedOption
 from easq.errors import Exit
 from tests.cli.conftest import DEADLINE_S, Easq, Running, finish
 from tests.conftest import Serve

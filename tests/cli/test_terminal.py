@@ -126,7 +126,9 @@ RUNS: dict[str, Run] = {
     "bench": Run(("bench", "put", "-n", "50", "--warmup", "0"), r"(?s).*(?:throughput|p99).*"),
     "completion": Run(("completion", "bash"), r"(?s)_easq_completion\(\).*", is_escaped=True),
     "help": Run(("help", "put"), r"(?s)Usage: easq put .*Examples:\n.*"),
-    "version": Run(("version", "-v"), rf"easq {re.escape(__version__)}\npython (?s:.*)\n"),
+    "version": Run(
+        ("version", "-v"), rf"easq {re.escape(__version__)}\n(?:commit [0-9a-f]{{40}}\n)?python (?s:.*)\n"
+    ),
     "an error": Run(
         ("get", "--lenght", "3"),
         r"easq: no such option '--lenght' \(did you mean '--length'\?\)\nhint: easq get --help\n",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
+from easq.cli.command import SharedOption
 from easq.cli.main import root
-from easq.cli.options import SharedOption
 from tests.support.documents import ROOT
 
 PAGE = ROOT / "docs" / "commands.md"
