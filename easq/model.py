@@ -18,6 +18,9 @@ DELIVERY_COUNT = "deliveryCount"  #: on a redelivered frame only: how often it w
 LAST_CODE = "lastCode"  #: on a sink frame: the item failed, with this status
 LAST_REASON = "lastReason"  #: on a sink frame: why
 
+#: who calls, unless a name is given
+DEFAULT_GROUP, DEFAULT_USER = "default_group", "default_user"
+
 #: no index: the head of the stream in a read, "none" in attributes
 NO_INDEX = 0
 #: what `_index_` may carry on the wire
@@ -45,8 +48,8 @@ class Frame:
 class Consumer:
     """Who calls: a user name inside a consumer group."""
 
-    group: str = "default_group"
-    user: str = "default_user"
+    group: str = DEFAULT_GROUP
+    user: str = DEFAULT_USER
 
     @property
     def id(self) -> str:

@@ -137,7 +137,7 @@ class _Consumers:
             for number in range(self._count):
                 me = Consumer(f"easq-bench-{self._run}", f"c{number}")
                 client = self._client.called_by(me)
-                self._watchers.append(client.watch(operation).__enter__())
+                self._watchers.append(client.watcher(operation).__enter__())
                 pushed: _Pushed = queue.SimpleQueue()
                 self._start(self._take, self._watchers[-1], pushed)
                 self._start(self._commit, client, pushed)

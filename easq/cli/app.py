@@ -243,7 +243,7 @@ class App:
         """A client of the input or the sink (None: as -k says)."""
         from easq.client.queue import QueueClient
 
-        return QueueClient(*self.stream(sink=sink), self.transport)
+        return QueueClient.over(self.transport, *self.stream(sink=sink))
 
     def stream(self, *, sink: bool | None = None) -> tuple[str, Caller]:
         """The address of the input or the sink (None: as -k says), and who asks there."""

@@ -222,7 +222,7 @@ def queue_limit(app: App, *, sink: bool | None = None) -> int:
     from easq.client.queue import QueueClient
 
     # not by App.queue: it may warn, which the thread that reads must not
-    client = QueueClient(app.stream_url(sink=sink), app.caller(), app.transport)
+    client = QueueClient.over(app.transport, app.stream_url(sink=sink), app.caller())
     try:
         said = client.attributes(deadline_s=_ASK_S).get("meta.maxPayloadBytes", "")
     except EasqError:

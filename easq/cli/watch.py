@@ -133,7 +133,7 @@ def watch(
     _announce(app, operation, each)
     shown = 0
     try:
-        with connecting.watch(operation, on_notice=app.printer.notice) as watcher:
+        with connecting.watcher(operation, on_notice=app.printer.notice) as watcher:
             run = WatchRun(app, client, watcher, policy, window, auto_commit, until_end, end_at, each)
             shown = run.run(count=count, idle_s=idle_timeout)
     except StreamEnded as error:  # during the watch, or before it began

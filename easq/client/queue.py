@@ -1,4 +1,4 @@
-"""A stream of a queue service as an object: one method for each operation of the wire."""
+"""A client of one stream, input or sink, of a queue service: one method for each operation of the wire."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from urllib.parse import unquote
+from weakref import WeakSet
 
 from easq.errors import (
     AnswerTooLarge,
@@ -21,10 +23,23 @@ from easq.errors import (
     Unreachable,
     UsageError,
 )
-from easq.model import MAX_WIRE_INDEX, NEWEST, NO_INDEX, REQUEST_ID, Ack, Consumer, Frame, SearchResult, Tags
+from easq.model import (
+    DEFAULT_GROUP,
+    DEFAULT_USER,
+    MAX_WIRE_INDEX,
+    NEWEST,
+    NO_INDEX,
+    REQUEST_ID,
+    Ack,
+    Consumer,
+    Frame,
+    SearchResult,
+    Tags,
+)
 from easq.net.failures import Unanswered
 from easq.net.retry import OVERTIME_S, Retry, Steps, Times, exchange, full_jitter
 from easq.net.trace import hidden, secrets_of
+from easq.net.url import stream_url
 from easq.protocol import operations, replies
 from easq.protocol.bounds import MAX_FRAMES
 from easq.protocol.operations import Caller, Codec, Operation
@@ -36,6 +51,9 @@ if TYPE_CHECKING:
     from easq.net.settings import NetworkSettings
 
 T = TypeVar("T")
+
+#: what `commit`, `negative` and `delete` take: an item or its index, or several of them
+Items: TypeAlias = int | Frame | Iterable[int | Frame]
 
 #: indexes in one commit, negative or delete; more are sent in several
 MAX_INDEXES_PER_REQUEST = 256
@@ -64,19 +82,103 @@ class _Gateway:
 
 
 class QueueClient:
-    """One stream (input or sink) of a queue, called as `caller`. `url` is what `stream_url` gives."""
+    """A client of one stream of a queue service: its input, or its sink.
 
-    def __init__(self, url: str, caller: Caller, transport: Transport) -> None:
+    A context manager; usable from several threads at once. Every method raises an error of `easq.errors`: Unreachable
+    when there is no connection or no answer in time, AuthFailed for a wrong token, NotFound for an unknown queue,
+    QueueFull, PayloadTooLarge and others as the service answers. A request is sent again while that is safe and the
+    time limit lasts.
+
+        with QueueClient("http://127.0.0.1:3030/api/predict/qservice") as queue:
+            queue.put(b"data", tags={"type": "a"})
+            for frame in queue.watch(window=10):
+                queue.commit(frame)
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        *,
+        group: str = DEFAULT_GROUP,
+        user: str = DEFAULT_USER,
+        connect_timeout_s: float = 5.0,
+        request_timeout_s: float = 30.0,
+        headers: Mapping[str, str] | None = None,
+        cacert: str = "",
+        insecure: bool = False,
+    ) -> None:
+        """Prepare a client; nothing is sent yet. Raises ConfigError for an address that is not one.
+
+        Args:
+            url: `http://HOST[:PORT]/api/predict/NAME`, or https; with `/sink` at its end it is the sink.
+            token: sent with every request; empty for none.
+            group: the consumer group that `commit`, `negative`, `search` and `watch` are done for.
+            user: the name in the group; two watches of one name exclude each other.
+            connect_timeout_s: limit of a connection's beginning, in seconds, above 0.
+            request_timeout_s: limit of one request with all its repetitions, in seconds, above 0.
+            headers: sent with every request.
+            cacert: path of a file of CA certificates; empty for the system's.
+            insecure: accept any certificate.
+        """
+        from easq.net.http import Transport
+        from easq.net.settings import NetworkSettings
+
+        settings = NetworkSettings(
+            connect_timeout_s, request_timeout_s, dict(headers or {}), cacert=cacert, insecure=insecure
+        )
+        caller = Caller(Consumer(group, user), token)
+        self._prepare(stream_url(url, sink=False), caller, Transport(settings), owns_transport=True)
+
+    @classmethod
+    def over(cls, transport: Transport, url: str, caller: Caller) -> QueueClient:
+        """Return a client of the stream at `url`, as `stream_url` gives it, over connections of `transport`.
+
+        `close` leaves the transport open.
+        """
+        client = cls.__new__(cls)
+        client._prepare(url, caller, transport, owns_transport=False)
+        return client
+
+    def _prepare(self, url: str, caller: Caller, transport: Transport, *, owns_transport: bool) -> None:
         self.url = url
         self.caller = caller
         self._transport = transport
+        self._owns_transport = owns_transport
         self._until: float | None = None
         self._gateway = _Gateway()
+        self._watchers: WeakSet[Watcher] = WeakSet()
+
+    def __enter__(self) -> QueueClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the watches and close the connections, also those of clients derived from this one.
+
+        Items that were pushed and not committed are delivered again.
+        """
+        for watcher in list(self._watchers):
+            watcher.close()
+        if self._owns_transport:
+            self._transport.close()
 
     @property
     def settings(self) -> NetworkSettings:
         """The settings of its connections."""
         return self._transport.settings
+
+    @property
+    def sink(self) -> QueueClient:
+        """A client of the queue's sink, over the same connections."""
+        client = copy(self)
+        client.url = stream_url(self.url, sink=True)
+        client._gateway = _Gateway()
+        return client
 
     def bounded(self, until: float | None) -> QueueClient:
         """Return a client of the same stream whose exchanges, retries included, end at `until` (monotonic clock)."""
@@ -85,17 +187,17 @@ class QueueClient:
         return client
 
     def in_group(self, group: str) -> QueueClient:
-        """A client of the same stream, called by a member of `group`."""
+        """Return a client of the same stream, called by a member of `group`."""
         return self.called_by(replace(self.caller.consumer, group=group))
 
     def called_by(self, consumer: Consumer) -> QueueClient:
-        """A client of the same stream, called by `consumer`."""
+        """Return a client of the same stream, called by `consumer`."""
         client = copy(self)
         client.caller = replace(self.caller, consumer=consumer)
         return client
 
     def name(self) -> str:
-        """The queue's own name, which is the group of its engines. Raises NotAQueueService."""
+        """Return the queue's own name, which is the group of its engines. Raises NotAQueueService."""
         return self.describe().name
 
     def describe(self) -> Description:
@@ -104,7 +206,7 @@ class QueueClient:
 
     def put(
         self,
-        data: bytes,
+        data: bytes | str,
         *,
         tags: Tags | None = None,
         priority: int = 0,
@@ -112,17 +214,27 @@ class QueueClient:
         content_type: str = "",
         key: str = "",
     ) -> Ack:
-        """Appends one item. With an idempotency `key` it is sent again after any failure, without only when
-        certain that it was not stored.
+        """Append one item, and return its index and request id once it is stored.
+
+        Raises UsageError for what cannot be sent, QueueFull when the stream is at its limit, PayloadTooLarge,
+        StreamEnded after `end`, KeyReused when `key` came with other data.
 
         Args:
+            data: the payload; text is sent as UTF-8.
+            tags: names and values that `get`, `count` and `watch` may ask for; a name does not begin with `_`.
+            priority: 0 or more; items of a higher class are delivered first.
             path: what follows the stream's address, as in a URL; the engine calls the model under it.
+            content_type: what the data is, for the model.
+            key: an idempotency key, 1 to 128 visible ASCII characters. With one the put is sent again after any
+                failure, and stored once; without one only when it is certain that it was not stored.
         """
+        if isinstance(data, str):
+            data = _utf8(data)
         put = put_operation(data, tags=tags, priority=priority, path=path, content_type=content_type, key=key)
         return self.send(put)
 
     def send(self, put: operations.Put) -> Ack:
-        """Appends one item, as `put` does; `put_operation` makes the operation."""
+        """Append one item, as `put` does; `put_operation` makes the operation."""
         return self._ask(put, replies.read_put, retry=Retry.READ if put.key else Retry.WRITE)
 
     def get(
@@ -134,11 +246,17 @@ class QueueClient:
         tags: Tags | None = None,
         auto_delete: bool = False,
     ) -> list[Frame]:
-        """Up to `length` items from `index` on that carry all `tags`: as soon as so many are there, else what
-        is there after `timeout_s`. With `auto_delete` they are removed for everybody.
+        """Return up to `length` items from `index` on that carry all `tags`, without claiming them.
 
-        If the service answered at least once, but no longer does when the client's time is over, the items that came
-        are returned without an error.
+        It returns as soon as there are so many, else with those that are there after `timeout_s`, perhaps none. If the
+        service answered at least once, but no longer does when the client's time is over, the items that came are
+        returned without an error.
+
+        Args:
+            index: 0 for the first item; `easq.NEWEST` for what is put from now on.
+            length: 1 to 10,000.
+            timeout_s: seconds to wait; 0 for none.
+            auto_delete: remove the items, for all groups.
         """
         return self._transport.run(
             self.getting(index, length=length, timeout_s=timeout_s, tags=tags, auto_delete=auto_delete)
@@ -201,7 +319,7 @@ class QueueClient:
         auto_delete: bool = False,
         until_full: bool = False,
     ) -> Steps[list[Frame]]:
-        """The steps of `get`; with `until_full` it waits no longer once an answer may hold no more items."""
+        """Take the steps of `get`; with `until_full` wait no longer once an answer may hold no more items."""
         wanted, length = check_tags(tags), min(length, MAX_FRAMES)
         end = time.monotonic() + timeout_s
         if index == NEWEST and timeout_s > self._poll_s:
@@ -246,12 +364,12 @@ class QueueClient:
     def find(
         self, request_id: str, *, timeout_s: float = 0.0, deadline_s: float | None = None
     ) -> Frame | None:
-        """The first item of a request, which stays where it is, or None when none came within `timeout_s`.
+        """Return the first item of a request, or None when none came within `timeout_s`. The item stays there.
 
-        One question, whose `timeout_s` may be cut.
+        It is one request, and may return earlier than `timeout_s`.
 
         Args:
-            deadline_s: bound on the whole exchange; a failed one is then not repeated.
+            deadline_s: bound on the whole exchange, in seconds; a failed one is then not repeated.
         """
         wait_s = round(min(timeout_s, self._poll_s), 3)
         tags = check_tags({REQUEST_ID: request_id})
@@ -265,62 +383,108 @@ class QueueClient:
         return frames[0] if frames else None
 
     def search(self, index: int) -> SearchResult:
-        """Where the item `index` stands for the caller's group. Raises NotFound when it is gone."""
+        """Return where the item `index` stands for the caller's group. Raises NotFound when it is gone."""
         return self._ask(operations.Search(index), replies.read_search)
 
     def count(self, *, tags: Tags | None = None, priority: int | None = None) -> int:
-        """How many items are present, of one priority class (None: all) and with all `tags`."""
+        """Return how many items are present, of one priority class (None: of all) and with all `tags`."""
         return self._ask(operations.Count(check_tags(tags), priority), replies.read_count)
 
-    def commit(self, indexes: Iterable[int]) -> int | None:
-        """Commit the items for the caller's group. Return how many had an effect, None if the service does not say."""
-        return self._each(indexes, operations.Commit)
+    def commit(self, items: Items) -> int | None:
+        """Commit items for the caller's group: they are done, and not delivered to it again.
 
-    def negative(
-        self, indexes: Iterable[int], *, code: str = "", reason: str = "", delay_s: float | None = None
-    ) -> int | None:
-        """Return the items to the caller's group as failed; the result is that of `commit`. A long `reason` is cut.
+        Return how many were committed by this call, None if the service does not say. An item that is gone already
+        is no error, and not counted.
 
         Args:
-            delay_s: how long the items wait, with the code Busy at a service that supports it.
+            items: frames or indexes, one or several.
+        """
+        return self._each(items, operations.Commit)
+
+    def negative(
+        self, items: Items, *, code: str = "", reason: str = "", delay_s: float | None = None
+    ) -> int | None:
+        """Return items to the caller's group as failed, to be delivered again; the result is that of `commit`.
+
+        Raises UsageError for a code that is not one.
+
+        Args:
+            items: frames or indexes, one or several.
+            code: words like `Engine.Error`, or a number, at most 20 characters.
+            reason: text for people; a long one is cut.
+            delay_s: how long the items wait, in seconds, with the code Busy at a service that supports it.
         """
         return self._each(
-            indexes, lambda chunk: negative_operation(chunk, code=code, reason=reason, delay_s=delay_s)
+            items, lambda chunk: negative_operation(chunk, code=code, reason=reason, delay_s=delay_s)
         )
 
-    def delete(self, indexes: Iterable[int]) -> int | None:
-        """Remove the items for all groups; the result is that of `commit`."""
-        return self._each(indexes, operations.Delete)
+    def delete(self, items: Items) -> int | None:
+        """Remove items for all groups; `items` and the result are those of `commit`."""
+        return self._each(items, operations.Delete)
 
     def truncate(self, index: int) -> int | None:
         """Remove every item with an index strictly lower than `index`, for all groups; return as `commit`."""
         return self._ask(operations.Truncate(index), replies.read_counted)
 
     def attributes(self, *, deadline_s: float | None = None) -> dict[str, str]:
-        """The attributes of the stream.
+        """Return the attributes of the stream: names and values as text, `stream.length` among them.
 
         Args:
-            deadline_s: bound on the whole exchange; a failed one is then not repeated.
+            deadline_s: bound on the whole exchange, in seconds; a failed one is then not repeated.
         """
         return self._ask(operations.Describe(), _read_attributes, deadline_s=deadline_s)
 
     def end(self, *, force: bool = False, undo: bool = False) -> None:
-        """Ends the stream once all is delivered, or at once with `force`; `undo` reopens it."""
+        """End the stream, which then takes no puts: once all is delivered, or at once with `force`.
+
+        `undo` reopens it, at a service of easq.
+        """
         self._ask(operations.End(force, undo), replies.read_ok)
 
     def watch(
+        self,
+        *,
+        window: int = 0,
+        index: int = NO_INDEX,
+        tags: Tags | None = None,
+        auto_commit: bool = False,
+        upgrade: bool = True,
+        reconnect_for_s: float = 60.0,
+        on_notice: Callable[[str], None] | None = None,
+    ) -> Watcher:
+        """Return a watch of this stream for the caller's group: iterate over it to be pushed items.
+
+        Commit each item within the loop, or return it with `negative`; else it is delivered again, also to others,
+        when the watch ends. After a lost connection the watch connects again and items may come twice. The iteration
+        ends when the stream has ended, or the watch or client is closed. It connects when the iteration begins, or when
+        it is entered as a context manager. Raises UsageError for wrong tags; the iteration raises AnotherWatcher when
+        the caller's user name is taken, and Unreachable when a connection does not come back.
+
+        Args:
+            window: items that are pushed and not committed, at most; 0 for the service's default.
+            index: 0 for the first item; `easq.NEWEST` for what is put from now on.
+            tags: only items that carry all of these.
+            auto_commit: the service commits each item when it pushes it.
+            upgrade: over WebSocket; False: over an endless HTTP answer.
+            reconnect_for_s: a connection that is lost for longer ends the watch, in seconds.
+            on_notice: called in a thread of the watch with a line for people, such as that it connects again.
+        """
+        operation = operations.Watch(index, window, auto_commit=auto_commit, tags=tags or {}, upgrade=upgrade)
+        return self.watcher(operation, on_notice=on_notice, reconnect_for_s=reconnect_for_s)
+
+    def watcher(
         self,
         operation: operations.Watch,
         *,
         on_notice: Callable[[str], None] | None = None,
         reconnect_for_s: float = 60.0,
     ) -> Watcher:
-        """A watcher of this stream, to be entered."""
+        """Return a watch as `operation` says; see `watch`."""
         from easq.client.watch import Watcher
 
         check_tags(operation.tags)
         settings = self._transport.settings
-        return Watcher(
+        watcher = Watcher(
             self.url,
             self.caller,
             operation,
@@ -329,6 +493,8 @@ class QueueClient:
             reconnect_for_s=reconnect_for_s,
             until=self._until,
         )
+        self._watchers.add(watcher)
+        return watcher
 
     @property
     def _poll_s(self) -> float:
@@ -350,9 +516,11 @@ class QueueClient:
         self._gateway.longest_wait_s = max(waited_s / 2, _LEAST_POLL_S)
         return True
 
-    def _each(self, indexes: Iterable[int], operation: Callable[[tuple[int, ...]], Operation]) -> int | None:
+    def _each(self, items: Items, operation: Callable[[tuple[int, ...]], Operation]) -> int | None:
+        given = (items,) if isinstance(items, int | Frame) else items
+        indexes = tuple(item.index if isinstance(item, Frame) else item for item in given)
         total: int | None = 0
-        for chunk in chunks(tuple(indexes)):
+        for chunk in chunks(indexes):
             counted = self._ask(operation(chunk), replies.read_counted)
             total = None if counted is None or total is None else total + counted
         return total
@@ -366,9 +534,7 @@ class QueueClient:
         deadline_s: float | None = None,
         times: Times | None = None,
     ) -> Steps[T]:
-        """The steps to what `read` makes of the answer. With a deadline there are no retries: the caller has a pace
-        of its own.
-        """
+        """Take the steps to what `read` makes of the answer. With a deadline nothing is sent again."""
         try:
             reply = yield from exchange(
                 self.url,
@@ -416,7 +582,7 @@ def put_operation(
     content_type: str = "",
     key: str = "",
 ) -> operations.Put:
-    """The put of one item, as `QueueClient.put` takes it. Raises UsageError for what cannot be sent as one."""
+    """Return the put of one item, as `QueueClient.put` takes it. Raises UsageError for what cannot be sent as one."""
     if key and not operations.valid_key(key):
         raise UsageError(f"the idempotency key {key[:80]!a} is not 1 to 128 visible ASCII characters")
     if priority < 0:
@@ -424,6 +590,13 @@ def put_operation(
     return operations.Put(
         data, check_tags(tags), priority, sub_path(path), content_type=content_type, key=key
     )
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("the payload is broken text: it cannot be written as UTF-8") from error
 
 
 def negative_operation(
@@ -478,7 +651,7 @@ def _read_attributes(reply: Reply) -> dict[str, str]:
 
 @lru_cache(64)
 def sub_path(path: str) -> str:
-    """`path`, as written behind a URL, decoded. Raises UsageError for one that would lead elsewhere."""
+    """Return `path`, as written behind a URL, decoded. Raises UsageError for one that would lead elsewhere."""
     try:
         found = unquote(path, errors="strict")
     except UnicodeDecodeError as error:
@@ -498,7 +671,7 @@ def sub_path(path: str) -> str:
 
 
 def check_tags(tags: Tags | None) -> Tags:
-    """`tags` when they can be sent as tags: a leading underscore would make one a parameter of the wire."""
+    """Return `tags`. Raises UsageError unless they can be sent: a leading underscore is for the wire's parameters."""
     found = tags or {}
     for key, value in found.items():
         shown = ascii(key[:80])
@@ -512,12 +685,13 @@ def check_tags(tags: Tags | None) -> Tags:
 
 
 def chunks(indexes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield `indexes` in parts that go into one request."""
     for at in range(0, len(indexes), MAX_INDEXES_PER_REQUEST):
         yield indexes[at : at + MAX_INDEXES_PER_REQUEST]
 
 
 def check_pair(input: QueueClient, sink: QueueClient) -> None:
-    """Raises ConfigError where input and sink are one stream."""
+    """Raise ConfigError if input and sink are one stream."""
     if input.url == sink.url:
         raise ConfigError(
             f"the url {input.url} is a sink's: what is put there would be taken again",

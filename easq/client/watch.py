@@ -12,7 +12,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol
@@ -60,10 +61,13 @@ _FAREWELL_S = 0.2
 
 
 class Watcher:
-    """A context manager; entering connects, or raises why it cannot be watched. `next` gives the frames.
+    """The items that a service pushes: an iterator of frames, and a context manager.
+
+    Entering connects, or raises why it cannot be watched. Iteration enters by itself, and then closes at its end.
+    `next` returns one frame.
 
     After a lost connection, also one that was closed in good order, it connects again: what was read ahead
-    and not taken is dropped, since it is pushed again (with auto-commit it is not, and is kept). `epoch`
+    and not taken is dropped, since it is pushed again (with auto-commit it is not, and stays). `epoch`
     counts connections.
 
     `on_notice` is called in the watcher's thread with one line for people.
@@ -151,8 +155,22 @@ class Watcher:
     ) -> None:
         self.close()
 
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the frames until the stream has ended or the watch is closed; raises as `next` does."""
+        with ExitStack() as at_end:
+            if self._thread.ident is None and not self._stop.is_set():
+                at_end.enter_context(self)
+            while True:
+                try:
+                    frame = self.next()
+                except StreamEnded:
+                    return
+                if frame is None:
+                    return
+                yield frame
+
     def next(self, timeout_s: float | None = None) -> Frame | None:
-        """The next frame; None when there was none within `timeout_s`, or the watcher was closed.
+        """Return the next frame; None when there was none within `timeout_s`, or the watcher was closed.
 
         Raises StreamEnded when the service said that the stream ended, Unreachable when a lost connection did
         not come back in time, and what a service refused a new connection with.
@@ -170,11 +188,11 @@ class Watcher:
         return None
 
     def close(self) -> None:
-        """Ends the watch in good order: the service has back at once what was not committed."""
+        """End the watch in good order: items that were not committed are delivered again at once."""
         self._finish(abort=False)
 
     def abort(self) -> None:
-        """Drops the connection, as a crash would."""
+        """Drop the connection, as a crash would."""
         self._finish(abort=True)
 
     def _finish(self, *, abort: bool) -> None:

@@ -174,7 +174,7 @@ class Worker:
         description = self._input.describe()
         self._queue, self._features = description.name, description.features
         self._input = self._input.called_by(Consumer(self._group or self._queue, self._user))
-        watcher = self._input.watch(
+        watcher = self._input.watcher(
             Watch(window=self.window, upgrade=self._upgrade),
             on_notice=self._notice,
             reconnect_for_s=self._reconnect_for_s,

@@ -24,7 +24,7 @@ HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 @contextmanager
 def calling(server: Server, *, token: str = "", **settings: float) -> Iterator[QueueClient]:
     with server, Transport(NetworkSettings(environ={}, **settings)) as transport:
-        yield QueueClient(server.url, Caller(Consumer("g", "u"), token), transport)
+        yield QueueClient.over(transport, server.url, Caller(Consumer("g", "u"), token))
 
 
 def frames(*found: Frame):

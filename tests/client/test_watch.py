@@ -698,10 +698,10 @@ def test_an_http_stream_outlives_the_request_timeout() -> None:
 
 def test_a_queue_client_gives_its_watcher() -> None:
     with Watched(pushing(1)) as server, Transport(SETTINGS) as transport:
-        queue = QueueClient(server.url, CALLER, transport)
+        queue = QueueClient.over(transport, server.url, CALLER)
         with pytest.raises(errors.UsageError):
-            queue.watch(Watch(tags={"_x": "1"}))
-        with queue.watch(Watch()) as watcher:
+            queue.watcher(Watch(tags={"_x": "1"}))
+        with queue.watcher(Watch()) as watcher:
             assert watcher.next(10) == frame(1)
 
 

@@ -94,7 +94,7 @@ def test_a_request_is_the_one_that_a_single_put_sends() -> None:
     operation = put_operation(b"payload", tags={"a": "b c/ü"}, path="/v1/x y", content_type="a/b", key="k-1")
     with answering(reply(200, b"7")) as server, Transport(QUICK) as transport:
         put_all(server.url, [Task(b"", operation)])
-        QueueClient(server.url, CALLER, transport).send(operation)
+        QueueClient.over(transport, server.url, CALLER).send(operation)
     (many, body), (one, same) = server.requests
     assert body == same == b"payload"
     first, *headers = many.split("\r\n")

@@ -73,7 +73,7 @@ def transport() -> Iterator[Transport]:
 
 
 def put(server: Server, transport: Transport) -> object:
-    return QueueClient(server.url, Caller(), transport).put(b"x").index
+    return QueueClient.over(transport, server.url, Caller()).put(b"x").index
 
 
 def bulk(server: Server, transport: Transport) -> object:
@@ -89,12 +89,12 @@ def gateway(server: Server, transport: Transport) -> object:
 
 
 def queue(server: Server, transport: Transport) -> object:
-    client = QueueClient(server.url, Caller(), transport)
+    client = QueueClient.over(transport, server.url, Caller())
     return transport.run(predict_queue(client, client, b"x", timeout_s=60)).index
 
 
 def watch(server: Server, transport: Transport) -> object:
-    with QueueClient(server.url, Caller(), transport).watch(Watch()) as watcher:
+    with QueueClient.over(transport, server.url, Caller()).watcher(Watch()) as watcher:
         frame = watcher.next(30)
         return frame and frame.index
 

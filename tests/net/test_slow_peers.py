@@ -40,7 +40,7 @@ def dripping(first: bytes, then: bytes) -> Server:
 
 def single(url: str, settings: NetworkSettings) -> None:
     with Transport(settings) as transport:
-        QueueClient(url, Caller(), transport).attributes()
+        QueueClient.over(transport, url, Caller()).attributes()
 
 
 def bulk(url: str, settings: NetworkSettings) -> None:

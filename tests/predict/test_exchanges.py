@@ -24,8 +24,8 @@ def test_a_result_is_waited_for_by_its_request_id_and_stays_in_the_sink() -> Non
     with answering(STORED) as first, answering(reply(204), found) as second, Transport(QUICK) as transport:
         frame = transport.run(
             predict_queue(
-                QueueClient(first.url, CALLER, transport),
-                QueueClient(f"{second.url}/sink", CALLER, transport),
+                QueueClient.over(transport, first.url, CALLER),
+                QueueClient.over(transport, f"{second.url}/sink", CALLER),
                 b"question",
                 timeout_s=30,
                 tags={"k": "v"},
@@ -47,8 +47,8 @@ def test_a_result_that_does_not_come_names_the_request_and_how_to_fetch_it() -> 
         with pytest.raises(errors.DeadlineExceeded) as caught:
             transport.run(
                 predict_queue(
-                    QueueClient(first.url, CALLER, transport),
-                    QueueClient(second.url, CALLER, transport),
+                    QueueClient.over(transport, first.url, CALLER),
+                    QueueClient.over(transport, second.url, CALLER),
                     b"x",
                     timeout_s=0.5,
                 )
@@ -66,8 +66,8 @@ def test_a_failure_while_waiting_names_the_request_too() -> None:
         with pytest.raises(errors.Forbidden) as caught:
             transport.run(
                 predict_queue(
-                    QueueClient(first.url, CALLER, transport),
-                    QueueClient(second.url, CALLER, transport),
+                    QueueClient.over(transport, first.url, CALLER),
+                    QueueClient.over(transport, second.url, CALLER),
                     b"x",
                     timeout_s=5,
                 )
@@ -78,14 +78,16 @@ def test_a_failure_while_waiting_names_the_request_too() -> None:
 
 def test_a_lost_sink_while_waiting_is_unreachable_and_names_the_request() -> None:
     with answering(STORED) as first, Transport(QUICK) as transport:
-        gone = QueueClient(f"http://127.0.0.1:{free_port()}/sink", CALLER, transport)
+        gone = QueueClient.over(transport, f"http://127.0.0.1:{free_port()}/sink", CALLER)
         with pytest.raises(errors.Unreachable, match="request r-1"):
-            transport.run(predict_queue(QueueClient(first.url, CALLER, transport), gone, b"x", timeout_s=9))
+            transport.run(
+                predict_queue(QueueClient.over(transport, first.url, CALLER), gone, b"x", timeout_s=9)
+            )
 
 
 def test_a_put_without_a_request_id_cannot_be_followed() -> None:
     with answering(reply(200, b"1")) as first, Transport(QUICK) as transport:
-        queue = QueueClient(first.url, CALLER, transport)
+        queue = QueueClient.over(transport, first.url, CALLER)
         with pytest.raises(errors.NotAQueueService, match="request id"):
             transport.run(predict_queue(queue, queue, b"x", timeout_s=1))
 
@@ -166,7 +168,7 @@ def test_a_gateway_that_never_answers_is_a_deadline() -> None:
 def test_a_put_whose_answer_is_lost_names_the_request_that_may_be_stored() -> None:
     """Its id is ours, and was sent with it; a refused one is not called in doubt."""
     with answering(broken) as first, Transport(QUICK) as transport:
-        queue = QueueClient(first.url, CALLER, transport)
+        queue = QueueClient.over(transport, first.url, CALLER)
         with pytest.raises(errors.Unreachable) as caught:
             transport.run(predict_queue(queue, queue, b"x", timeout_s=0.5))
     ids = {re.search(r"requestId=([0-9a-f-]{36})", head)[1] for head, _ in first.requests}  # type: ignore[index]
@@ -174,7 +176,7 @@ def test_a_put_whose_answer_is_lost_names_the_request_that_may_be_stored() -> No
     assert f"whether request {own_id} was stored is not known" in caught.value.message
     assert caught.value.hint.endswith(f"easq get -k --request-id {own_id}")
     with answering(reply(403, b"not you")) as first, Transport(QUICK) as transport:
-        queue = QueueClient(first.url, CALLER, transport)
+        queue = QueueClient.over(transport, first.url, CALLER)
         with pytest.raises(errors.Forbidden, match=r"^not you$"):
             transport.run(predict_queue(queue, queue, b"x", timeout_s=0.5))
 
@@ -183,7 +185,7 @@ def test_a_request_id_that_was_given_is_the_one_that_is_sent() -> None:
     found = reply(200, encode_frames([RESULT], Codec.PROTOBUF))
     asked: dict[str, bool] = {}
     with answering(STORED, found) as server, Transport(QUICK) as transport:
-        queue = QueueClient(server.url, CALLER, transport)
+        queue = QueueClient.over(transport, server.url, CALLER)
         tags = {"requestId": "r-1"}
         assert transport.run(predict_queue(queue, queue, b"x", timeout_s=9, tags=tags, asked=asked)) == RESULT
     assert server.requests[0][0].count("requestId=r-1 ") == 1

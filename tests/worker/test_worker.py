@@ -90,7 +90,7 @@ class Bench:
 
     def client(self, *, sink: bool = False, token: str | None = None) -> QueueClient:
         given = self.service.token if token is None else token
-        return QueueClient(self.service.url(sink=sink), Caller(token=given), self.transport)
+        return QueueClient.over(self.transport, self.service.url(sink=sink), Caller(token=given))
 
     def worker(self, model: Model | BlockingModel, **options: object) -> Worker:
         return Worker(
