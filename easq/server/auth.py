@@ -20,7 +20,7 @@ _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """The rules of one service. An empty token lets everyone in; `*` among the hosts allows any Host."""
+    """Access rules of one service. An empty token lets everyone in; `*` among the hosts allows any Host."""
 
     token: str
     hosts: frozenset[str]
@@ -28,15 +28,15 @@ class Guard:
 
     @classmethod
     def make(cls, *, bound: str, token: str, allowed_hosts: Sequence[str]) -> Guard:
-        """Loopback names, the bound address and `allowed_hosts` are served; when bound to all addresses, any
-        literal IP.
+        """Return rules that serve loopback names, the bound address and `allowed_hosts`; and, when bound to all
+        addresses, any literal IP address.
         """
         named = {_canonical_host(host) for host in allowed_hosts}
         own = set() if is_unspecified(bound) else {_canonical_host(bound)}
         return cls(token, frozenset(_LOOPBACK_NAMES | own | named), is_unspecified(bound))
 
     def check_token(self, given: str) -> None:
-        """Raises AuthFailed unless `given` is the token; takes the same time wherever they differ."""
+        """Raise AuthFailed unless `given` is the token, in a time that does not depend on where they differ."""
         if self.token and not hmac.compare_digest(given.encode(errors="replace"), self.token.encode()):
             raise AuthFailed("the token is wrong" if given else "a token is needed")
 
@@ -45,8 +45,10 @@ class Guard:
         return bool(self.token) and given.startswith("EAS ")
 
     def check_call(self, headers: Mapping[str, str], target: str, method: str = "POST") -> None:
-        """Raises AuthFailed unless a call of a model has the token, as it is or behind `Bearer`, or is signed by it;
-        or has it in X-Auth-Token, as ModelArts' services want it. Only a POST and a WebSocket handshake can be signed.
+        """Raise AuthFailed unless a call of a model has the token or a signature made with it.
+
+        The token stands in Authorization, alone or after `Bearer`, or in X-Auth-Token, as with ModelArts. Only a POST
+        and a WebSocket handshake can be signed.
         """
         given = (headers.get("Authorization") or headers.get("X-Auth-Token") or "").strip()
         scheme, _, rest = given.partition(" ")
@@ -63,10 +65,10 @@ class Guard:
 
         `authority` is that of a request target in absolute form, and is checked as Host is.
 
-        A page whose name was rebound to this address sends its own Host. A page elsewhere sends its Origin, or, with
-        a picture or a link, says `Sec-Fetch-Site: cross-site`, and `same-site` from another port of this machine: a
-        get removes items, so it is no more harmless than a put. The Python SDK's Origin is scheme and host, the Go
-        SDK's the whole address in lower case.
+        A page whose name was rebound to this address (DNS rebinding) sends its own Host. A page of another site sends
+        its Origin, or, for a picture or a link, `Sec-Fetch-Site: cross-site`; one at another port of this machine
+        sends `same-site`. A get removes items, so it is refused like a put. The Python SDK's Origin is scheme and host,
+        the Go SDK's the whole address in lower case.
         """
         host = _parse_host(headers.get("Host", ""))
         if not self._serves(host) or not (authority is None or self._serves(_parse_host(authority))):
@@ -98,20 +100,20 @@ class Guard:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether binding to `host` is reached from this machine alone."""
+    """Return whether only this machine reaches a service that is bound to `host`."""
     name = _canonical_host(host)
     return name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
 
 
 def is_unspecified(host: str) -> bool:
-    """Whether `host` stands for all addresses of the machine."""
+    """Return whether `host` stands for all addresses of the machine."""
     name = _canonical_host(host)
     return not name or (_is_address(name) and ipaddress.ip_address(name).is_unspecified)
 
 
 @dataclass(frozen=True, slots=True)
 class _Host:
-    """A name or address as `_canonical_host` returns it, and the port; None if none was given."""
+    """A name or address as `_canonical_host` returns it, and the port; None if there was none."""
 
     name: str
     port: int | None

@@ -1,4 +1,4 @@
-"""What is left of an item that a group gave up: its copy in the rear store, and the answer to whoever waits."""
+"""Dead letters: the copy of an item in the rear store, and the answer in the sink."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import replace
 from easq.model import DELIVERY_COUNT, LAST_CODE, LAST_REASON, NO_INDEX, TS_SINK, Frame
 from easq.storage.base import Failed
 
-#: tags of a copy in the rear store, beside those of the item
+#: tags that the copy has besides those of the item
 REAR_INDEX, REAR_GROUP = "rear@index", "rear@group"
 REAR_DELIVERIES, REAR_FAILURES = "rear@deliveries", "rear@failures"
 
-#: the code that an answer has when the last failure had none that is a number
+#: code of an answer when the last failure had none that is a number
 _NO_CODE = "500"
-#: an answer's tag repeats at most so much of the reason; its data is the whole of it
+#: most characters of the reason in a tag; the data of an answer is the whole of it
 _MAX_REASON = 200
 
 
 def rear_copy(frame: Frame, failed: Failed) -> Frame:
-    """The item as the rear store keeps it: data and tags, and why it is there."""
+    """Return the copy for the rear store: data and tags of the item, and why it failed."""
     tags = {
         **frame.tags,
         REAR_INDEX: str(frame.index),
@@ -32,7 +32,7 @@ def rear_copy(frame: Frame, failed: Failed) -> Frame:
 
 
 def answer(frame: Frame, failed: Failed, wall_ms: int) -> Frame:
-    """The sink frame of a dead input item: its request id and tags, a numeric lastCode, the last reason as data."""
+    """Return the answer for the sink: request id and tags of the item, a numeric lastCode, the last reason as data."""
     numeric = failed.code.isascii() and failed.code.isdigit()
     reason = failed.reason if numeric or not failed.code else failed.code
     inherited = {key: value for key, value in frame.tags.items() if key != DELIVERY_COUNT}

@@ -1,7 +1,7 @@
 """A time limit that counts only the time in which the process ran.
 
-Without it, a process that was stopped, or on a suspended machine, would find all its connections too slow when it goes
-on.
+With a limit in plain time, a process that was stopped, or whose machine was suspended, would find all its connections
+too slow when it runs again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-#: the time is counted in parts: at least four, each of at most 1 s; a standstill, however long, uses up one part
+#: the time is counted in parts: at least four, each of at most 1 s. A standstill of any length uses up one part
 _PARTS, _PART_S = 4, 1.0
 
 
@@ -50,5 +50,5 @@ class Deadline:
         if self._left_s > 0:
             self._count()
         else:
-            # takes effect in the next turn of the loop: the task may have been woken in this one
+            # takes effect in the next iteration of the loop: the task may have been woken in this one
             self._limit.reschedule(self._loop.time())

@@ -1,4 +1,4 @@
-"""What a WebSocket handshake has to be."""
+"""The check of a WebSocket handshake."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from easq.errors import BadRequest, UpgradeRequired
 
 
 def check_handshake(request: web.BaseRequest, socket: web.WebSocketResponse) -> None:
-    """Raise BadRequest for a handshake that is none, UpgradeRequired for another version of WebSocket.
+    """Raise BadRequest for an invalid handshake, UpgradeRequired for another version of WebSocket.
 
-    aiohttp accepts drafts before RFC 6455 as well. Section 4.4 of it asks for the answer that names our version.
+    aiohttp accepts drafts of RFC 6455 as well; its section 4.4 asks for an answer with the supported version.
     """
     version = request.headers.get("Sec-WebSocket-Version", "").strip()
     if version not in ("", "13"):

@@ -1,4 +1,4 @@
-"""Whether the frames of a WebSocket client are masked."""
+"""The check that the frames of a WebSocket client are masked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MAX_HEAD = 10
 
 
 class Masks:
-    """Detects frames that a client sent unmasked.
+    """Finds frames that a client has not masked.
 
     RFC 6455 forbids them, since they can poison the cache of a proxy that reads them as requests; aiohttp accepts them.
     """
@@ -19,7 +19,7 @@ class Masks:
         self._head = b""  # an incomplete frame header
         self._skip = 0  # bytes left of the current frame
 
-    def are_there(self, data: bytes) -> bool:
+    def are_valid(self, data: bytes) -> bool:
         """Read the next `data`, and return whether all frames that begin in it are masked."""
         while data:
             if self._skip:
@@ -53,7 +53,7 @@ def _frame_size(head: bytes) -> int | None:
 
 
 class MaskedFrames:
-    """aiohttp's parser of a WebSocket, which gets no more bytes from the first unmasked frame on."""
+    """Wraps aiohttp's parser of a WebSocket, which gets nothing from the first unmasked frame on."""
 
     def __init__(self, parser: Any, on_unmasked: Callable[[], None]) -> None:
         """`on_unmasked` is called once."""
@@ -63,10 +63,10 @@ class MaskedFrames:
         self._has_ended = False
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Pass `data` on to the parser, and return whether it has ended, and what is left."""
+        """Pass `data` to the parser, and return whether it has ended, and the bytes that it has not used."""
         if self._has_ended:
             return False, b""
-        if self._masks.are_there(data):
+        if self._masks.are_valid(data):
             ended, left = self._parser.feed_data(data)
             return ended, left
         self._has_ended = True

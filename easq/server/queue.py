@@ -1,6 +1,6 @@
-"""One stream and its rules: limits, reserved tags, long poll, who may watch. Storage decides nothing of this.
+"""The operations of one stream and their rules: limits, reserved tags, long polls, and who may watch.
 
-An input and its sink are two of these. Where an entry is in its life is drawn at the head of `storage/rules/stream.py`.
+An input and its sink are two of these. The states of an entry are drawn at the head of `storage/rules/stream.py`.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from easq.server.rate_limit import RateLimiter
 from easq.storage.base import Burial, Limits, Storage, Subscription, is_enough
 from easq.storage.rules.scans import ScanLimit
 
-#: `_window_` 0 or missing, and the highest that is granted
+#: the window of a watch that asks for none, and the highest that is granted, in items
 DEFAULT_WINDOW, MAX_WINDOW = 10, 10_000
-#: an auto-committing watch has at most so many items between hand-out and write
+#: most items that an auto-committing watch has fetched and not yet written
 AUTO_COMMIT_WINDOW = 64
-#: one get answers at most so many items
+#: most items in the answer to one get
 MAX_LENGTH = 10_000
 #: longest wait of a long poll, in seconds
 MAX_WAIT_S = 3600.0
-#: a long poll is answered so long before the asked time is over, in seconds: the Python SDK's socket gives up with it
+#: a long poll is answered so many seconds before its timeout, since the Python SDK's socket gives up at the timeout
 ANSWER_EARLY_S = 0.2
-#: each scan of a long poll may take so long, in seconds, even if less is left of the asked time
+#: time limit of one scan of a long poll, in seconds, even when less is left of its timeout
 LEAST_SCAN_S = 0.5
-#: a second watch of one name waits so long for the first to end, in seconds
+#: a second watch under a consumer name waits so long for the first to end, in seconds
 TAKEOVER_WAIT_S = 1.0
-#: how often it is looked for meanwhile, in seconds
+#: and checks so often whether it has ended, in seconds
 _POLL_S = 0.25
-#: the second watch is refused when the first one sent a heartbeat in the last so many seconds
+#: it is refused when the first one had a heartbeat in the last so many seconds
 ALIVE_S = 5.0
-#: what a stream's name has more when it is a rear store
+#: end of the name of a stream that is a rear store
 REAR_SUFFIX = "#rear"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
@@ -63,40 +63,30 @@ _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """What a queue takes: `max_payload` bytes an item, at most 30 MiB since the Go SDK reads frames of 32 MiB."""
+    """Limits of a queue, and how often an item may fail."""
 
-    max_payload: int = 8 * 1024**2
+    max_payload: int = 8 * 1024**2  # bytes of one item
     limits: Limits = field(default_factory=Limits)
-    max_failures: int = 5  # an item is given up with so many in a group; 0: never
+    max_failures: int = 5  # an item that failed so often in a group becomes a dead letter; 0: never
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The two times: `now`, monotonic seconds for every rule, and `wall_ms`, Unix milliseconds for tags alone."""
+    """Two clocks: `now`, monotonic seconds, for all rules; `wall_ms`, Unix milliseconds, for tags alone."""
 
     now: Callable[[], float]
     wall_ms: Callable[[], int]
 
 
-def _is_own(tag: str) -> bool:
-    """Whether the service alone says what this tag of an input item holds."""
-    return tag.startswith((HEADER_PREFIX, "ts@")) or tag == DELIVERY_COUNT
-
-
-def _is_own_of_sink(tag: str) -> bool:
-    """The same of an item of the sink."""
-    return tag in {TS_SINK, DELIVERY_COUNT}
-
-
 def check_name(name: str) -> str:
-    """`name`, when it may be a queue's: 1-128 of `A-Z a-z 0-9 . _ -`. Raises BadRequest."""
+    """Return `name`. Raises BadRequest unless it is 1-128 of `A-Z a-z 0-9 . _ -`."""
     if not _NAME.fullmatch(name) or name in {".", ".."}:
         raise BadRequest(f"{name[:80]!r} is not a queue name: 1-128 of A-Z a-z 0-9 . _ -")
     return name
 
 
 class Queue:
-    """The operations of one stream, for any caller. Its rear store is another one, with all of them too."""
+    """The operations of one stream. Its rear store, for dead letters, is another `Queue`."""
 
     def __init__(
         self,
@@ -109,13 +99,18 @@ class Queue:
         answers: Queue | None = None,
         is_rear: bool = False,
     ) -> None:
+        """Prepare; `open` creates the stream.
+
+        Args:
+            answers: the sink, for an input: dead letters are answered there.
+        """
         self.name = name
         self.is_sink = is_sink
         self.policy = policy
         self.clock = clock
         self.storage = storage
         self.stream = f"{name}/sink" if is_sink else name
-        self._answers = answers  # the sink, where an input item that nobody could do is answered
+        self._answers = answers
         self.rear: Queue = self
         if is_rear:
             self.stream += REAR_SUFFIX
@@ -126,7 +121,7 @@ class Queue:
         self._departure = asyncio.Event()
 
     async def open(self) -> None:
-        """The stream and its rear store exist, with what they held before."""
+        """Create the stream and its rear store unless they exist."""
         if self.rear is self:
             await self.storage.open(self.stream)
             return
@@ -146,9 +141,9 @@ class Queue:
     # -- put -------------------------------------------------------------------------------------------------------
 
     async def put(self, put: op.Put) -> Ack:
-        """The item is stored, once for an idempotency key.
+        """Store the item, once for an idempotency key, and return its index and request id.
 
-        Raises PayloadTooLarge, QueueFull, BadRequest, StreamEnded and KeyReused; then nothing is.
+        Raises PayloadTooLarge, QueueFull, BadRequest, StreamEnded and KeyReused; nothing is stored then.
         """
         if len(put.data) > self.policy.max_payload:
             raise self.too_large(len(put.data))
@@ -162,26 +157,25 @@ class Queue:
         )
 
     def too_large(self, size: int) -> PayloadTooLarge:
-        """The error for a payload of `size` bytes."""
+        """Return the error for a payload of `size` bytes."""
         return PayloadTooLarge(
             f"the payload has {size} bytes, an item may have {self.policy.max_payload}",
             hint="the limit is meta.maxPayloadBytes",
         )
 
     def _tags(self, put: op.Put) -> dict[str, str]:
-        """The client's tags and the service's own.
+        """Return the client's tags and the service's own.
 
-        On the input `ts@*` and `Header:*` are the service's. On the sink an engine hands down what the input item
-        had, so those that are given are kept and win over this request's headers.
+        On the input, the service alone sets `ts@*` and `Header:*`. On the sink, engines send these tags of the input
+        item, which win over the headers of the request.
         """
         if put.content_type and not _CONTENT_TYPE.fullmatch(put.content_type):
             raise BadRequest("the Content-Type is not 1-256 visible ASCII characters")
         tags = {_TYPE_TAG: put.content_type or sniff(put.data)}
         if put.content_encoding and _CONTENT_TYPE.fullmatch(put.content_encoding):
             tags[_ENCODING_TAG] = put.content_encoding
-        is_own = _is_own_of_sink if self.is_sink else _is_own
         for key, value in put.tags.items():
-            if not is_own(key):
+            if not self._is_reserved(key):
                 tags[key] = value
         moment = self.clock.wall_ms()
         tags[TS_SINK if self.is_sink else TS_SOURCE] = str(moment)
@@ -190,6 +184,12 @@ class Queue:
         if not tags.get(REQUEST_ID):
             tags[REQUEST_ID] = new_request_id(moment)
         return tags
+
+    def _is_reserved(self, tag: str) -> bool:
+        """Return whether the service alone sets this tag."""
+        if self.is_sink:
+            return tag in {TS_SINK, DELIVERY_COUNT}
+        return tag.startswith((HEADER_PREFIX, "ts@")) or tag == DELIVERY_COUNT
 
     # -- get -------------------------------------------------------------------------------------------------------
 
@@ -200,12 +200,12 @@ class Queue:
         is_gone: Callable[[], bool] = lambda: False,
         gone: Callable[[], asyncio.Future[None] | None] = lambda: None,
     ) -> list[Frame]:
-        """What matches, waiting up to the timeout until `length` items do.
+        """Return the items that match, after waiting up to the timeout until there are `length` of them.
 
-        With auto-delete the items are claimed: `settle` or `give_back` has to follow.
+        With auto-delete the items are claimed: the caller has to `settle` them or to `give_back` them.
 
         Args:
-            is_gone: tells whether the caller has disconnected, or the service stops; the list is then empty.
+            is_gone: returns whether the caller has disconnected, or the service stops; the list is then empty.
             gone: returns a future that is done when the caller disconnects, or None.
         """
         if get.length < 1:
@@ -215,10 +215,10 @@ class Queue:
         if start == NEWEST and get.timeout_s > 0:
             start = (await self.storage.attributes(self.stream, now=self.clock.now())).next
         deadline = self.clock.now() + answer_within(min(get.timeout_s, MAX_WAIT_S))
-        waited = False
+        has_waited = False
         while True:
             left = deadline - self.clock.now()
-            if waited and is_gone():
+            if has_waited and is_gone():
                 return []
             scan_s = max(left, LEAST_SCAN_S) if get.timeout_s > 0 else inf
             limit = ScanLimit(is_gone, asyncio.get_running_loop().time() + scan_s)
@@ -230,7 +230,7 @@ class Queue:
                 return []
             if left <= 0 and (not get.auto_delete or length == 1):
                 return frames
-            waited = True
+            has_waited = True
             await self.storage.wait(
                 self.stream,
                 start=start,
@@ -241,7 +241,7 @@ class Queue:
             )
 
     async def wake_readers(self) -> None:
-        """Every long poll looks again: whether there is something, and whether its caller is still there."""
+        """Have every long poll check again for items, and for whether its caller is there."""
         await self.storage.wake(self.stream)
         if self.rear is not self:
             await self.storage.wake(self.rear.stream)
@@ -256,21 +256,21 @@ class Queue:
         return await self.storage.read(self.stream, start=start, length=length, tags=get.tags, limit=limit)
 
     async def settle(self, frames: Sequence[Frame]) -> None:
-        """The claimed items were written to the caller: they are gone."""
+        """Remove claimed items, once they were written to the caller."""
         await self.storage.settle(self.stream, [frame.index for frame in frames])
 
     async def give_back(self, frames: Sequence[Frame]) -> None:
-        """The claimed items could not be written to the caller: they are back."""
+        """Put claimed items back, which could not be written to the caller."""
         await self.storage.release(self.stream, [frame.index for frame in frames])
 
-    # -- the rest of the operations --------------------------------------------------------------------------------
+    # -- other operations -------------------------------------------------------------------------------------------
 
     async def commit(self, consumer: Consumer, indexes: Sequence[int]) -> int:
-        """The items are done for the consumer's group; returns how many counted."""
+        """Commit the items for the consumer's group, and return how many changed."""
         return await self.storage.commit(self.stream, consumer.group, indexes)
 
     async def negative(self, consumer: Consumer, negative: op.Negative) -> int:
-        """The items return to the consumer's group; returns how many counted."""
+        """Return the items to the consumer's group, and return how many changed."""
         return await self.storage.negative(
             self.stream,
             consumer.group,
@@ -282,15 +282,15 @@ class Queue:
         )
 
     async def delete(self, indexes: Sequence[int]) -> int:
-        """The items are gone for all groups; returns how many there were."""
+        """Delete the items for all groups, and return how many there were."""
         return await self.storage.delete(self.stream, indexes)
 
     async def truncate(self, below: int) -> int:
-        """All items under `below` are gone for all groups; returns how many there were."""
+        """Delete all items with an index below `below` for all groups, and return how many there were."""
         return await self.storage.truncate(self.stream, below)
 
     async def search(self, consumer: Consumer, index: int) -> SearchResult:
-        """Where the item stands in the caller's group. Raises NotFound when it is not present."""
+        """Return where the item stands in the caller's group. Raises NotFound."""
         location = await self.storage.locate(self.stream, consumer.group, index)
         if location is None:
             raise NotFound("no data in stream")
@@ -298,13 +298,13 @@ class Queue:
         return SearchResult(f"{consumer.group}.{owner}", location.owner is not None, location.ahead)
 
     async def count(self, count: op.Count, *, is_gone: Callable[[], bool] = lambda: False) -> int:
-        """How many items match. Raises Unavailable when the caller `is_gone` before they are counted."""
+        """Return how many items match. Raises Unavailable when the caller `is_gone` before they are counted."""
         return await self.storage.count(
             self.stream, tags=count.tags, priority=count.priority, limit=ScanLimit(is_gone)
         )
 
     async def attributes(self) -> Attributes:
-        """The stream as the wire tells it, with the keys of both generations of the service."""
+        """Return the attributes of the stream, with the keys of both generations of EAS."""
         stats = await self.storage.attributes(self.stream, now=self.clock.now())
         limits = self.policy.limits
         attributes = {
@@ -334,7 +334,7 @@ class Queue:
         return attributes
 
     async def end(self, end: op.End) -> None:
-        """The stream takes no more items, or takes them again; `force` drops what is there."""
+        """End the stream, or reopen it; `force` deletes its items."""
         await self.storage.end(self.stream, ended=not end.undo)
         if end.force:
             stats = await self.storage.attributes(self.stream, now=self.clock.now())
@@ -343,10 +343,10 @@ class Queue:
     # -- watchers --------------------------------------------------------------------------------------------------
 
     async def attach(self, consumer: Consumer, watch: op.Watch) -> int:
-        """The consumer has a connection. A live older one of the same name refuses it, a silent one is replaced.
+        """Connect the consumer, and return the number of its session. A silent older session of its name is replaced.
 
-        One that connects again and again is answered ever later. Raises AnotherWatcher; StreamEnded when the stream
-        ended and nothing is left for the group.
+        A consumer that connects often is delayed. Raises AnotherWatcher when an older session of its name is alive, and
+        StreamEnded when the stream has ended and nothing is left for the group.
         """
         delay = self._rate_limiter.delay(consumer, self.clock.now())
         if delay > 0:
@@ -364,13 +364,15 @@ class Queue:
         return await self.storage.attach(self.stream, consumer, subscription, now=self.clock.now())
 
     async def _wait_for_name(self, consumer: Consumer, process: str) -> None:
-        """Wait up to TAKEOVER_WAIT_S until no live connection has the name. Raises AnotherWatcher.
+        """Wait up to TAKEOVER_WAIT_S until no live session has the name. Raises AnotherWatcher.
 
-        A connection of the same process is dead: a process has one connection under a name.
+        A session of the same process is dead: a process has one connection under a name.
         """
         deadline = self.clock.now() + TAKEOVER_WAIT_S
         while True:
-            departure = self._departure  # from before the look: a departure in between is not missed
+            departure = (
+                self._departure
+            )  # taken before the check, so that a departure in between is not missed
             now = self.clock.now()
             idle = await self.storage.idle(self.stream, consumer, now=now, process=process)
             if idle is None:
@@ -389,11 +391,11 @@ class Queue:
             )
 
     async def heard(self, session: int) -> None:
-        """The connection showed life."""
+        """Record a heartbeat of the session."""
         await self.storage.active(self.stream, session, now=self.clock.now())
 
     async def detach(self, session: int, *, lost: bool) -> None:
-        """The connection is gone."""
+        """End the session: its connection is `lost`, or was closed in order."""
         try:
             await self.storage.detach(self.stream, session, lost=lost, now=self.clock.now())
         finally:
@@ -402,7 +404,7 @@ class Queue:
 
 
 def answer_within(timeout_s: float) -> float:
-    """How long a long poll may take when the caller asked for `timeout_s`."""
+    """Return the seconds after which a long poll with this timeout is answered."""
     return max(timeout_s - ANSWER_EARLY_S, timeout_s / 2)
 
 

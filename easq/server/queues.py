@@ -1,4 +1,4 @@
-"""Names to queues and their sinks."""
+"""All queues of a service by name, each an input and a sink."""
 
 from __future__ import annotations
 
@@ -20,19 +20,14 @@ class Pair:
     input: Queue
     sink: Queue
 
-
-async def _open(pair: Pair) -> None:
-    await pair.sink.open()
-    await pair.input.open()
-
-
-def _pair(storage: Storage, name: str, policy: QueuePolicy, sink_policy: QueuePolicy, clock: Clock) -> Pair:
-    sink = Queue(storage, name, is_sink=True, policy=sink_policy, clock=clock)
-    return Pair(Queue(storage, name, is_sink=False, policy=policy, clock=clock, answers=sink), sink)
+    async def open(self) -> None:
+        """Create both unless they exist, the sink first, since the input's dead letters are answered there."""
+        await self.sink.open()
+        await self.input.open()
 
 
 class Queues:
-    """All queues of one service; the first one is also reached at the root."""
+    """All queues of one service. The first one is also reached at the root."""
 
     def __init__(
         self,
@@ -44,16 +39,18 @@ class Queues:
         clock: Clock,
     ) -> None:
         self.storage = storage
-        self.pairs: Mapping[str, Pair] = {
-            check_name(name): _pair(storage, name, policy, sink_policy, clock) for name in names
-        }
-        self.first = self.pairs[names[0]]
+        pairs: dict[str, Pair] = {}
+        for name in map(check_name, names):
+            sink = Queue(storage, name, is_sink=True, policy=sink_policy, clock=clock)
+            pairs[name] = Pair(
+                Queue(storage, name, is_sink=False, policy=policy, clock=clock, answers=sink), sink
+            )
+        self.pairs: Mapping[str, Pair] = pairs
+        self.first = pairs[names[0]]
 
     async def open(self) -> None:
-        """Every queue exists, with what it held before. Stored queues that are not named are kept, and named in a
-        warning.
-        """
-        await asyncio.gather(*map(_open, self.pairs.values()))
+        """Create the queues unless they exist, and log a warning for stored queues that are not served."""
+        await asyncio.gather(*(pair.open() for pair in self.pairs.values()))
         stored = {stream.removesuffix(REAR_SUFFIX).split("/")[0] for stream in await self.storage.streams()}
         left = sorted(stored - set(self.pairs))
         if left:

@@ -1,4 +1,4 @@
-"""One consumer's connection over one stream: lease, deliver, auto-commit, leave."""
+"""The session of a consumer that watches a stream: leases, auto-commits, heartbeats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from easq.server.queue import Queue
 
 
 class Subscriber:
-    """Frames for one connection, never more of them uncommitted than the window."""
+    """Gets the frames for one connection, never more of them uncommitted than the window."""
 
     def __init__(self, queue: Queue, consumer: Consumer, watch: op.Watch, session: int) -> None:
         self._queue = queue
@@ -20,29 +20,32 @@ class Subscriber:
 
     @classmethod
     async def open(cls, queue: Queue, consumer: Consumer, watch: op.Watch) -> Subscriber:
-        """The consumer is connected. Raises AnotherWatcher, StreamEnded."""
+        """Begin a session. Raises AnotherWatcher and StreamEnded."""
         return cls(queue, consumer, watch, await queue.attach(consumer, watch))
 
     async def next(self) -> list[Frame]:
-        """Waits for the next frames; none when another connection has taken the name."""
+        """Wait for frames and return them; none when another session has taken the name over.
+
+        Raises StreamEnded once nothing is left for the group.
+        """
         leases = await self._queue.storage.lease(
             self._queue.stream, self._session, index_only=self._watch.index_only
         )
         return [lease.frame for lease in leases]
 
     async def still_has(self, frame: Frame) -> bool:
-        """Whether the frame may still be sent: nobody else may have got it meanwhile."""
+        """Return whether the frame may still be sent: another consumer may have got it meanwhile."""
         return await self._queue.storage.still_leased(self._queue.stream, self._session, frame.index)
 
     async def sent(self, frames: Sequence[Frame]) -> None:
-        """The frames were written to the connection: with auto-commit they are committed, at most once."""
+        """Commit the frames with auto-commit, once they were written to the connection."""
         if self._watch.auto_commit and frames:
             await self._queue.commit(self._consumer, [frame.index for frame in frames])
 
     async def heard(self) -> None:
-        """The connection showed life."""
+        """Record a heartbeat."""
         await self._queue.heard(self._session)
 
     async def close(self, *, lost: bool) -> None:
-        """The connection is gone: `lost`, or closed by its own word."""
+        """End the session: its connection is `lost`, or was closed in order."""
         await self._queue.detach(self._session, lost=lost)

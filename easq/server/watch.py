@@ -1,4 +1,4 @@
-"""A watcher's frames to a WebSocket or to an endless HTTP answer; liveness and close codes."""
+"""The operation watch: delivery over a WebSocket or an endless HTTP answer, liveness, close codes."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from easq.server.subscriber import Subscriber
 
 log = logging.getLogger(__name__)
 
-#: a connection that does not take a frame for so long is lost, in seconds, and one more for each so many bytes of it
+#: time limit of writing a frame in seconds, and bytes of it that extend the limit by one second
 WRITE_DEADLINE_S, _WRITE_RATE = 30.0, 16 * 1024
-#: headers of every streamed answer: without them nginx holds it back until a buffer is full
+#: headers of every streamed answer: without them nginx buffers it
 UNBUFFERED = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform"}
 #: seconds between two heartbeats of an open connection; after 5 s without one its consumer name can be taken over
 _HEARTBEAT_S = 2.0
-#: the time of silence is counted in so many parts
+#: the time without a byte is counted in so many parts
 _SILENCE_PARTS = 4
 #: reason of the close frame when the stream has ended
 END_REASON = b"eos"
-#: clients send pings and close frames only: a message has at most so many bytes (aiohttp refuses what it is given)
+#: most bytes of a message: clients only send pings and close frames. aiohttp refuses messages of the size it is given
 _MAX_INBOUND = 1024
-#: and so many messages a second; so many at once, since a service that stood still finds them all together
+#: most messages a second, and at once: a service that stood still reads all of them at once
 _INBOUND_RATE, _INBOUND_BURST = 50, 1000
-#: the first push of an auto-committing watch waits so long: a connection that is dropped at once must drain nothing
+#: delay of the first delivery with auto-commit, in seconds: a connection that is closed at once must commit nothing
 _SETTLE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """A WebSocket without an inbound byte for `silent_after_s` is lost; pings go out three times as often."""
+    """A WebSocket from which no byte arrives for `silent_after_s` is lost. Pings are sent three times as often."""
 
     silent_after_s: float = 10.0
 
@@ -111,7 +111,7 @@ async def _serve(watch: op.Watch, call: Call, liveness: Liveness) -> web.StreamR
 
 
 async def _leave(subscriber: Subscriber, *, lost: bool) -> None:
-    """The consumer has left, also when the task that served it is being cancelled."""
+    """End the session, also when this task is being cancelled."""
     try:
         await asyncio.shield(subscriber.close(lost=lost))
     except EasqError as error:
@@ -121,8 +121,10 @@ async def _leave(subscriber: Subscriber, *, lost: bool) -> None:
 async def _deliver(
     transport: _WebSocketTransport | _HttpStreamTransport, subscriber: Subscriber, watch: op.Watch
 ) -> None:
-    """Frames go out until the name is taken by another connection. Of several, what was written before the connection
-    broke is committed with auto-commit: it may have been read, and comes at most once.
+    """Send frames until another session takes the consumer's name over.
+
+    With auto-commit, the frames that were written before the connection broke are committed: they may have been read,
+    and are delivered at most once.
     """
     if watch.auto_commit:
         await asyncio.sleep(_SETTLE_S)
@@ -145,7 +147,7 @@ async def _deliver(
             del written[-1:]
             raise
         except TimeoutError as error:
-            # the traceback refers to the deadline, that to this task, and the task would refer to the error: a cycle
+            # a reference cycle: the traceback refers to the deadline, that to this task, and the task to the error
             release_frames(error)
             raise ConnectionResetError("the client does not read in time") from None
         finally:
@@ -161,7 +163,7 @@ def check_not_stripped(request: web.BaseRequest) -> None:
 
 
 class _WebSocketTransport:
-    """RFC 6455 without extensions: one message a frame, never fragmented (the Go SDK reads one frame a message)."""
+    """A WebSocket without extensions. Each item is one message, unfragmented, since the Go SDK reads no fragments."""
 
     def __init__(self, watch: op.Watch, liveness: Liveness) -> None:
         self._watch = watch
@@ -171,7 +173,7 @@ class _WebSocketTransport:
         )
 
     def check(self, request: web.BaseRequest) -> None:
-        """Raise BadRequest for a handshake that is none, UpgradeRequired for another version of WebSocket."""
+        """Raise BadRequest for an invalid handshake, UpgradeRequired for another version of WebSocket."""
         check_handshake(request, self.response)
 
     async def open(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -183,7 +185,7 @@ class _WebSocketTransport:
         return self.response
 
     async def send(self, data: bytes) -> None:
-        """A frame is written. Raises ConnectionError: then it was not."""
+        """Write a frame. Raises ConnectionError when it was not written."""
         if self._watch.codec is op.Codec.JSON:
             await self.response.send_str(data.decode())
         else:
@@ -192,7 +194,7 @@ class _WebSocketTransport:
         self._request.writer.output_size += len(data)
 
     async def run(self, subscriber: Subscriber) -> bool:
-        """Serves until either side ends; whether the connection was lost rather than closed."""
+        """Deliver until either side ends, and return whether the connection was lost, not closed."""
         deliver = asyncio.create_task(_deliver(self, subscriber, self._watch))
         listen = asyncio.create_task(self._listen(subscriber))
         silence = asyncio.create_task(self._until_silent())
@@ -244,7 +246,7 @@ class _WebSocketTransport:
             pass
 
     async def _listen(self, subscriber: Subscriber) -> bool:
-        """Reads until the end; True when the connection was lost, False when either side said goodbye."""
+        """Read until the end, and return whether the connection was lost, not closed."""
         loop = asyncio.get_running_loop()
         allowed, since = float(_INBOUND_BURST), loop.time()
         while True:
@@ -291,7 +293,7 @@ class _WebSocketTransport:
 
 
 class _HttpStreamTransport:
-    """The endless HTTP answer: four bytes of length, big endian, before each frame. TCP tells when it is lost."""
+    """The endless HTTP answer: each frame follows its length, in four bytes, big endian. TCP tells when it is lost."""
 
     def __init__(self, watch: op.Watch) -> None:
         self._watch = watch
@@ -320,12 +322,12 @@ class _HttpStreamTransport:
         """Do nothing: an HTTP stream keeps no error."""
 
     async def send(self, data: bytes) -> None:
-        """A frame is written. Raises ConnectionError: then it was not."""
+        """Write a frame. Raises ConnectionError when it was not written."""
         await self.response.write(delimit(data))
         check_connected(self._request)
 
     async def run(self, subscriber: Subscriber) -> bool:
-        """Serves until either side ends; an HTTP stream has no goodbye, so its end is always a loss."""
+        """Deliver until either side ends, and return whether the connection was lost, and the stream has not ended."""
         deliver = asyncio.create_task(_deliver(self, subscriber, self._watch))
         gone = asyncio.create_task(self._until_lost(subscriber))
         try:

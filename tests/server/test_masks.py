@@ -13,6 +13,6 @@ from tests.support.websocket import PING, encode
 def test_masks_are_found_however_the_bytes_come(size: int, pieces: int) -> None:
     good = encode(PING, b"\0" * size) * 3
     masks = Masks()
-    assert all(masks.are_there(good[at : at + pieces]) for at in range(0, len(good), pieces))
+    assert all(masks.are_valid(good[at : at + pieces]) for at in range(0, len(good), pieces))
     bad = encode(PING, b"x", masked=False)
-    assert not all(masks.are_there(bad[at : at + 1]) for at in range(2))
+    assert not all(masks.are_valid(bad[at : at + 1]) for at in range(2))
