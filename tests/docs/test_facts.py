@@ -187,3 +187,24 @@ def test_the_statuses_of_the_protocol_page_end_a_command_as_it_says() -> None:
     rows = re.findall(r"^\| ([45][0-9]{2}) \| .* \| ([0-9]+) \|$", text_of("docs/protocol.md"), re.MULTILINE)
     assert len(rows) == len(dict(rows)) >= 20
     assert rows == [(status, str(int(error_class(int(status)).exit))) for status, _ in rows]
+
+
+def test_each_promise_names_tests_that_exist() -> None:
+    """P1-P20 and C1-C8, each with its limits and tests. A test that has moved is found by its name."""
+    sections = re.split(
+        r"^### ", text_of("docs/guarantees.md").partition("## What is not")[0], flags=re.MULTILINE
+    )
+    assert [section.split()[0] for section in sections[1:]] == [
+        *(f"P{number}" for number in range(1, 21)),
+        *(f"C{number}" for number in range(1, 9)),
+    ]
+    tests = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    for section in sections[1:]:
+        named = re.findall(r"`tests/[\w/]+\.py::(\w+)`", section)
+        assert len(named) >= 2, section
+        assert set(named) <= tests, f"{section.splitlines()[0]}: {sorted(set(named) - tests)}"
+        assert "\nLimits: " in section or section.startswith("C7 "), section
