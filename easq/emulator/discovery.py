@@ -14,14 +14,13 @@ from urllib.parse import parse_qs, unquote
 
 from aiohttp import web
 
-from easq.emulator.instance import local_ip, local_port
 from easq.emulator.instances import Instances
 from easq.errors import NotFound, Unavailable
 from easq.model import Instance
 from easq.protocol.discovery import DEFAULT_WEIGHT, write_upstreams
 from easq.protocol.modelarts import write_host_endpoints
 from easq.protocol.replies import Reply
-from easq.server.request import target
+from easq.server.request import local_address, target
 from easq.server.response import respond
 
 #: where discovery of EAS is asked: the documented path, and the Python SDK's since 2026. Its group is the service
@@ -59,9 +58,9 @@ class Discovery:
         """
         name = unquote(found[1], errors="replace")
         if name in self._queues:
-            instances = [Instance(local_ip(request), local_port(request), DEFAULT_WEIGHT)]
+            instances = [Instance(*local_address(request), DEFAULT_WEIGHT)]
         elif self._name and name == self._name:
-            instances = self._instances.addresses(local_ip(request))
+            instances = self._instances.addresses(local_address(request)[0])
         else:
             raise NotFound("no such service here")
         if not instances:
@@ -80,7 +79,7 @@ class Discovery:
             return _modelarts_error(404, "ModelArts.0404", "no such service here")
         if parse_qs(target(request).partition("?")[2]).get("type", []) != ["host_endpoints"]:
             return _modelarts_error(400, "ModelArts.0400", "type has to be host_endpoints")
-        instances = self._instances.addresses(local_ip(request))
+        instances = self._instances.addresses(local_address(request)[0])
         if not instances:
             return _modelarts_error(503, "ModelArts.0503", "the service has no instance now")
         return _modelarts(200, write_host_endpoints(name, instances))

@@ -9,10 +9,11 @@ import re
 import aiohttp
 from aiohttp import WSMsgType, web
 
-from easq.emulator.instance import INSTANCE_HEADER, accept_socket, is_upgrade, send_message
+from easq.emulator.instance import INSTANCE_HEADER
 from easq.emulator.instances import Instances
-from easq.emulator.proxy import BrokenOff, CallerGone, Proxy, StreamedBody, body_of, check_can_pass
+from easq.emulator.proxy import BrokenOff, CallerGone, Proxy, body_of, check_can_pass
 from easq.emulator.settings import CallLimits
+from easq.emulator.websocket import accept_socket, is_upgrade, send_message
 from easq.errors import DeadlineExceeded, EasqError, Unavailable, Unreachable
 from easq.model import Instance
 from easq.models.base import MAX_ANSWER
@@ -80,7 +81,9 @@ class Gateway:
             try:
                 if is_socket:
                     return await self._relay(request, address)
-                return await self._forward(request, address, body)
+                url = f"http://{address.address}{target(request)}"
+                headers = self._headers(request)
+                return await self._proxy.pass_on(request, url, headers, body, drop=_ORIGIN_WIDE, add=_SANDBOX)
             except aiohttp.ClientConnectorError:
                 failure = Unreachable("no instance can be reached")
             except CallerGone as error:
@@ -98,13 +101,6 @@ class Gateway:
                 self._instances.suspect(address)
                 raise Unreachable("the connection to the instance was lost") from error
         raise failure
-
-    async def _forward(
-        self, request: web.BaseRequest, address: Instance, body: bytes | StreamedBody | None
-    ) -> web.StreamResponse:
-        url = f"http://{address.address}{target(request)}"
-        headers = self._headers(request)
-        return await self._proxy.pass_on(request, url, headers, body, drop=_ORIGIN_WIDE, add=_SANDBOX)
 
     async def _relay(self, request: web.BaseRequest, address: Instance) -> web.StreamResponse:
         """Relay messages both ways until either side closes, and close the other side with the same code."""

@@ -1,4 +1,4 @@
-"""One inference instance: HTTP and WebSocket in front of a model, at an address of its own."""
+"""One inference instance: a model behind HTTP and WebSocket, at an address of its own."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import replace
 from urllib.parse import parse_qsl, unquote
 
 import aiohttp
-from aiohttp import ClientWebSocketResponse, WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from easq.emulator.proxy import UNSAFE, BrokenOff, CallerGone, Proxy, body_of, check_can_pass
 from easq.emulator.settings import CallLimits
+from easq.emulator.websocket import accept_socket, is_upgrade, send_message
 from easq.errors import BadRequest, ChildFailed, MethodNotAllowed, NotFound, PayloadTooLarge
 from easq.model import HEADER_PREFIX, Frame, Instance
 from easq.models.base import Answer, Call, Model, ModelFailed
@@ -20,37 +21,33 @@ from easq.net.aio import translate
 from easq.protocol.hop_by_hop import end_to_end
 from easq.protocol.replies import Reply, error_reply, raw_reply
 from easq.server.auth import Guard
-from easq.server.connection import Handler, on_unmasked
-from easq.server.deadline import Deadline
-from easq.server.handshake import check_handshake
+from easq.server.connection import Handler
 from easq.server.listener import Listener
-from easq.server.request import read_body, target
+from easq.server.request import local_address, read_body, target
 from easq.server.response import respond
-from easq.server.watch import WRITE_DEADLINE_S
 
 log = logging.getLogger(__name__)
 
-#: says which instance answered, also through the gateway: IP:PORT
+#: header with the address of the instance that answered, IP:PORT; also through the gateway
 INSTANCE_HEADER = "X-Easq-Instance"
-#: who calls and from where is no business of the model's
-_OURS = frozenset({"authorization", "content-md5", "cookie", "date", "origin", "referer", "x-auth-token"})
-#: of a model's headers, those that say how its bytes are to be read; beside these its own, which begin with X-
+#: headers that a model does not get: credentials, and where the call comes from
+_WITHHELD = frozenset({"authorization", "content-md5", "cookie", "date", "origin", "referer", "x-auth-token"})
+#: headers of a model that its caller gets, besides its content type and those that begin with X-
 _CONTENT = frozenset({"content-encoding", "content-language"})
-#: calls under way may go on for so long once the service stops, in seconds; less than connections have, so that
-#: their callers are told
+#: calls in flight may go on for so long once the service stops, in seconds; shorter than the same time of connections,
+#: so that callers get an answer
 _GRACE_S = 4.5
-#: whoever does not answer a close frame within so many seconds is not waited for
-_CLOSE_S = 1.0
-#: a reason in a close frame has at most so many bytes
+#: most bytes of the reason in a close frame
 _MAX_CLOSE_REASON = 123
 
 
 class ModelInstance:
-    """A model, called with POST, or with the messages of a WebSocket, under `{root}[/SUB/PATH]`. A model behind HTTP is
-    called with any method, and bodies are streamed both ways.
+    """A model that is called with POST, or with the messages of a WebSocket. A model behind HTTP is called with any
+    method, and bodies are streamed both ways.
 
-    `root` is the gateway's path of the service, `/api/predict/NAME`: a client that goes past the gateway keeps it.
-    One that knows of no gateway (ModelArts) calls any other path, and all of it is the model's.
+    The path begins with the gateway's path of the service, `/api/predict/NAME`, which clients use past the gateway as
+    well; the model gets the rest. Clients that know of no gateway (ModelArts) call any other path, all of which the
+    model gets.
     """
 
     def __init__(self, model: Model, guard: Guard, *, base: str, name: str, limits: CallLimits) -> None:
@@ -63,52 +60,52 @@ class ModelInstance:
         #: used by a model behind HTTP
         self._proxy = Proxy(connect_s=limits.timeout_s, answer_s=limits.timeout_s, again=True)
         self._is_stopped = False
-        #: calls and handshakes that came in, also those that were refused
+        #: number of calls and handshakes, also of those that were refused
         self.requests = 0
-        #: answers in place of the instance, where it is to fail
+        #: answers in place of the instance, when a test has it fail
         self.instead: Handler | None = None
 
     @property
     def ip(self) -> str:
-        """Where it listens, as a literal address."""
+        """The IP address where it listens."""
         return self._listener.ip
 
     @property
     def port(self) -> int:
-        """Where it listens; the same after it was away."""
+        """The port where it listens, which stays the same when it is started again."""
         return self._listener.port
 
     @property
     def address(self) -> str:
-        """`IP:PORT`."""
+        """The address where it listens, `IP:PORT`."""
         return Instance(self.ip, self.port, 0).address
 
     async def start(self, host: str) -> None:
-        """It answers at a free port of `host`, or at its own if it was away. Raises ConfigError."""
+        """Listen at a free port of `host`. Raises ConfigError."""
         self._host = host
         await self._listener.start(host, self.port)
 
     async def kill(self) -> None:
-        """It is away, every connection was reset. `back` brings it back."""
+        """Stop listening and reset every connection, as when a process is killed. `back` listens again."""
         self._model.cancel()
         await self._listener.abort()
 
     async def back(self) -> None:
-        """It answers again where it did."""
+        """Listen again, at the same port. Raises ConfigError."""
         await self._listener.start(self._host, self.port)
 
     async def stop(self) -> None:
-        """It is gone: sockets were closed in order, and calls under way had some seconds before they were cancelled."""
+        """Stop: close WebSockets in order, and cancel calls in flight after some seconds."""
         await self._listener.refuse_new()
         await asyncio.gather(*(socket.close(code=WSCloseCode.GOING_AWAY) for socket in self._sockets))
-        cutting = asyncio.create_task(self._cut_off_after(_GRACE_S))
+        cancelling = asyncio.create_task(self._cancel_calls(after_s=_GRACE_S))
         await self._listener.close()
-        cutting.cancel()
-        await asyncio.wait({cutting})
-        await self._cut_off_after(0.0)
+        cancelling.cancel()
+        await asyncio.wait({cancelling})
+        await self._cancel_calls(after_s=0.0)
 
-    async def _cut_off_after(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+    async def _cancel_calls(self, *, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         self._is_stopped = True
         await self._model.close()
         await self._proxy.close()
@@ -122,7 +119,7 @@ class ModelInstance:
         return await self.answer(request)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What the model answers. Raises the EasqError that is to be the reply."""
+        """Return the model's answer. Raises the EasqError that is to be the reply."""
         self._guard.check_call(request.headers, target(request), request.method)
         if is_upgrade(request):
             return await self._converse(request, self._call(request))
@@ -132,30 +129,37 @@ class ModelInstance:
         call = self._call(request)
         if request.method != "POST":
             raise MethodNotAllowed("a model is called with POST, or over a WebSocket", allow="POST")
-        call = replace(call, data=await read_payload(request, self._limits.max_payload))
+        call = replace(call, data=await self._read_payload(request))
         try:
             answer = await self._run(call)
         except ModelFailed as error:
-            response = respond(_failure(error))
+            # the model's own answer if it gave one
+            is_own = error.answer.status == error.status and error.data
+            response = respond(_reply(error.answer) if is_own else error_reply(error))
         else:
             response = respond(_reply(answer))
-        response.headers[INSTANCE_HEADER] = Instance(local_ip(request), self.port, 0).address
+        response.headers[INSTANCE_HEADER] = Instance(local_address(request)[0], self.port, 0).address
         return response
 
     def _call(self, request: web.BaseRequest) -> Call:
-        """The call without its data. Raises NotFound for another service's path."""
+        """Return the call without its data. Raises NotFound for the path of another service."""
         path, query = self._place(request)
         try:
             pairs = tuple(parse_qsl(query, keep_blank_values=True, errors="strict"))
         except ValueError as error:
             raise BadRequest("the query is not UTF-8 in percent encoding") from error
-        headers = {
-            name: value for name, value in end_to_end(request.headers.items()) if _is_the_models(name.lower())
-        }
-        return Call(path=path, query=pairs, headers=headers)
+        return Call(path=path, query=pairs, headers=dict(_model_headers(request)))
+
+    async def _read_payload(self, request: web.BaseRequest) -> bytes:
+        limit = self._limits.max_payload
+        return await read_body(
+            request,
+            limit,
+            lambda size: PayloadTooLarge(f"the request has {size} bytes, {limit} are allowed"),
+        )
 
     def _place(self, request: web.BaseRequest) -> tuple[str, str]:
-        """Return the path and query that the model is called with. Raises NotFound for another service's path."""
+        """Return the path and query for the model. Raises NotFound for the path of another service."""
         path, _, query = target(request).partition("?")
         if self._base and path.startswith(self._base + "/"):
             segment, slash, rest = path[len(self._base) + 1 :].partition("/")
@@ -168,16 +172,16 @@ class ModelInstance:
         """Stream the request to a model behind HTTP, whatever its method, and return the answer."""
         path, query = self._place(request)
         url = model.url(path, query)
-        headers = [
-            (name, value)
-            for name, value in end_to_end(request.headers.items())
-            if _is_the_models(name.lower())
-        ]
         body = await body_of(request, self._limits.max_payload, patience_s=self._limits.timeout_s)
-        where = (INSTANCE_HEADER, Instance(local_ip(request), self.port, 0).address)
+        address = (INSTANCE_HEADER, Instance(local_address(request)[0], self.port, 0).address)
         try:
             return await self._proxy.pass_on(
-                request, url, headers, body, drop=frozenset({INSTANCE_HEADER.lower()}), add=(where,)
+                request,
+                url,
+                _model_headers(request),
+                body,
+                drop=frozenset({INSTANCE_HEADER.lower()}),
+                add=(address,),
             )
         except CallerGone:
             raise
@@ -202,7 +206,7 @@ class ModelInstance:
             raise ModelFailed("the model cannot be started", status=500) from error
 
     async def _converse(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
-        """Each message was answered by one, of its own kind, until either side closed the socket."""
+        """Answer each message with one of its kind, text or bytes, until either side closes the socket."""
         socket = accept_socket(request, self._limits.max_payload)
         await socket.prepare(request)
         self._sockets.add(socket)
@@ -225,85 +229,23 @@ class ModelInstance:
         return socket
 
 
-def is_upgrade(request: web.BaseRequest) -> bool:
-    """Whether it asks for a WebSocket."""
-    return request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket"
+def _model_headers(request: web.BaseRequest) -> list[tuple[str, str]]:
+    """Return the headers of the request that the model gets."""
+    return [
+        (name, value)
+        for name, value in end_to_end(request.headers.items())
+        if name.lower() not in _WITHHELD and not name.lower().startswith(("sec-", "x-eas-queueservice-"))
+    ]
 
 
-def accept_socket(request: web.BaseRequest, max_payload: int) -> web.WebSocketResponse:
-    """Return a socket to prepare, without extensions, which an unmasked frame closes with 1002.
-
-    Raises BadRequest for a handshake that is none, and UpgradeRequired for another version of WebSocket.
-    """
-    socket = web.WebSocketResponse(compress=False, max_msg_size=max_payload + 1, timeout=_CLOSE_S)
-    check_handshake(request, socket)
-    closing: set[asyncio.Task[bool]] = set()  # the event loop itself keeps no task
-
-    def close() -> None:
-        end = socket.close(code=WSCloseCode.PROTOCOL_ERROR, message=b"a frame was not masked")
-        closing.add(asyncio.create_task(end))
-
-    on_unmasked(request, close)
-    return socket
-
-
-async def send_message(
-    socket: web.WebSocketResponse | ClientWebSocketResponse, data: bytes, *, text: bool
-) -> None:
-    """The message is with the kernel: as text where that was asked for, and `data` is text. Raises TimeoutError."""
-    async with Deadline(WRITE_DEADLINE_S):
-        try:
-            words = data.decode() if text else None
-        except UnicodeDecodeError:
-            words = None
-        if words is None:
-            await socket.send_bytes(data)
-        else:
-            await socket.send_str(words)
-
-
-async def read_payload(request: web.BaseRequest, max_payload: int) -> bytes:
-    """The body of a call. Raises PayloadTooLarge."""
-
-    def too_large(size: int) -> PayloadTooLarge:
-        return PayloadTooLarge(f"the request has {size} bytes, {max_payload} are allowed")
-
-    return await read_body(request, max_payload, too_large)
-
-
-def local_ip(request: web.BaseRequest) -> str:
-    """The address of ours that the caller knows."""
-    name = request.transport.get_extra_info("sockname") if request.transport is not None else None
-    return str(name[0]).partition("%")[0] if name else ""
-
-
-def local_port(request: web.BaseRequest) -> int:
-    """Return our port of the connection; 0 once it is closed."""
-    name = request.transport.get_extra_info("sockname") if request.transport is not None else None
-    return int(name[1]) if name else 0
-
-
-def content_headers(headers: list[tuple[str, str]]) -> dict[str, str]:
-    """Of a model's headers those that its caller gets beside the type: how to read the bytes, and its own."""
-    return {
+def _reply(answer: Answer) -> Reply:
+    """Return the reply for a model's answer: under its own type, unless a browser would run that."""
+    typed = raw_reply(Frame(0, {HEADER_PREFIX + "Content-Type": answer.content_type}, answer.data))
+    headers = {
         name: value
-        for name, value in headers
+        for name, value in answer.headers
         if (name.lower() in _CONTENT or name.lower().startswith("x-"))
         and not UNSAFE.fullmatch(name.lower())
         and value.isprintable()
     }
-
-
-def _is_the_models(name: str) -> bool:
-    return name not in _OURS and not name.startswith(("sec-", "x-eas-queueservice-"))
-
-
-def _reply(answer: Answer) -> Reply:
-    """The model's answer under its own type, but for types that a browser would run."""
-    typed = raw_reply(Frame(0, {HEADER_PREFIX + "Content-Type": answer.content_type}, answer.data))
-    return Reply(answer.status, content_headers(list(answer.headers)) | dict(typed.headers), answer.data)
-
-
-def _failure(error: ModelFailed) -> Reply:
-    """What the model itself said, else what is known."""
-    return _reply(error.answer) if error.answer.status == error.status and error.data else error_reply(error)
+    return Reply(answer.status, headers | dict(typed.headers), answer.data)

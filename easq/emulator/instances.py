@@ -88,10 +88,13 @@ class Instances:
             reached_at: the address that the caller has connected to, which is given for instances that listen on all
                 addresses of the machine; empty for loopback.
         """
-        return [
-            Instance(self._ip(member, reached_at), member.instance.port, member.weight)
-            for member in self._members
-        ]
+        places = []
+        for member in self._members:
+            ip = member.instance.ip
+            if is_unspecified(ip):
+                ip = reached_at or ("::1" if ":" in ip else "127.0.0.1")
+            places.append(Instance(ip, member.instance.port, member.weight))
+        return places
 
     def addresses(self, reached_at: str = "") -> list[Instance]:
         """Return those of `places` that are given requests.
@@ -100,12 +103,6 @@ class Instances:
         """
         places = zip(self.places(reached_at), self._members, strict=True)
         return [place for place, member in places if member.is_listed and member.weight]
-
-    def _ip(self, member: _Member, reached_at: str) -> str:
-        ip = member.instance.ip
-        if not is_unspecified(ip):
-            return ip
-        return reached_at or ("::1" if ":" in ip else "127.0.0.1")
 
     def _rebalance(self) -> None:
         self._balance.replace(self.addresses())

@@ -1,8 +1,7 @@
 """A reverse proxy: streams a request to another HTTP server, and the answer back.
 
-The gateway uses it for its instances, and an instance for a model behind HTTP. A request is sent once. When no
-connection can be opened, another server can be tried: no byte of the body was read. Later than that, the request may
-have taken effect.
+The gateway uses it for its instances, and an instance for a model behind HTTP. A request is sent once, since it may
+have taken effect. When no connection could be opened, no byte of the body was read, and another server can be tried.
 """
 
 from __future__ import annotations
@@ -24,12 +23,14 @@ from easq.server.request import BodyReader, read_body
 from easq.server.response import break_off
 from easq.server.watch import UNBUFFERED, check_not_stripped
 
-#: a body of a known length up to so many bytes is read whole before it is sent on: an answer that breaks off can then
-#: still be replaced by an error with a status
+#: a body or answer of a known length up to so many bytes is read whole before it is passed on: an answer that breaks
+#: off can then be replaced by an error with a status
 _WHOLE = 64 * 1024
 #: methods that are not passed on: TRACE echoes headers, CONNECT opens a tunnel
 _REFUSED_METHODS = frozenset({"TRACE", "CONNECT"})
-#: response headers that would have a browser guess content types, or a web server in front of us send one of its files
+#: the usual ones among those that are
+_PASSED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+#: response headers that would have a browser guess content types, or a web server before us send one of its own files
 UNSAFE = re.compile(
     r"x-content-type-options|x-accel-(?!buffering$).*|x-sendfile.*|x-lighttpd-.*|x-litespeed-.*|x-reproxy-.*"
 )
@@ -44,7 +45,7 @@ class BrokenOff(Exception):
 
 
 class CallerGone(ConnectionError):
-    """The caller has disconnected; `answered` says whether the answer had begun by then."""
+    """The caller has disconnected. `answered` tells whether the answer had begun."""
 
     def __init__(self, *, answered: bool) -> None:
         super().__init__("the caller is gone")
@@ -133,7 +134,7 @@ async def body_of(request: web.BaseRequest, limit: int, *, patience_s: float) ->
 def check_can_pass(request: web.BaseRequest) -> None:
     """Raise MethodNotAllowed or UpgradeRequired for a request that is not passed on."""
     if request.method in _REFUSED_METHODS:
-        raise MethodNotAllowed(f"{request.method} is not passed on")
+        raise MethodNotAllowed(f"{request.method} is not passed on", allow=_PASSED_METHODS)
     check_not_stripped(request)
 
 
@@ -265,7 +266,10 @@ class _Exchange:
         if length is not None:
             response.content_length = length
         elif has_body:
-            _keep_out_of_buffers(response, reply)
+            # ask proxies in front of the service not to buffer an answer of unknown length
+            response.headers.setdefault("X-Accel-Buffering", UNBUFFERED["X-Accel-Buffering"])
+            if reply.content_type == "text/event-stream":
+                response.headers.setdefault("Cache-Control", UNBUFFERED["Cache-Control"])
         self._begun = response
         try:
             await response.prepare(self.request)
@@ -296,10 +300,3 @@ class _Exchange:
                 response.headers.add(name, value)
         for name, value in (("X-Content-Type-Options", "nosniff"), *self._add):
             response.headers.add(name, value)
-
-
-def _keep_out_of_buffers(response: web.StreamResponse, reply: aiohttp.ClientResponse) -> None:
-    """Ask proxies in front of the service not to buffer an answer of unknown length."""
-    response.headers.setdefault("X-Accel-Buffering", UNBUFFERED["X-Accel-Buffering"])
-    if reply.content_type == "text/event-stream":
-        response.headers.setdefault("Cache-Control", UNBUFFERED["Cache-Control"])

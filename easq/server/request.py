@@ -33,6 +33,12 @@ def authority(request: web.BaseRequest) -> str | None:
     return before[1]
 
 
+def local_address(request: web.BaseRequest) -> tuple[str, int]:
+    """Return our IP address and port of the connection; empty and 0 once it is closed."""
+    name = request.transport.get_extra_info("sockname") if request.transport is not None else None
+    return (str(name[0]).partition("%")[0], int(name[1])) if name else ("", 0)
+
+
 async def _begin_body(
     request: web.BaseRequest, limit: int, too_large: Callable[[int], PayloadTooLarge]
 ) -> None:
