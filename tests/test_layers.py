@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "easq"
 
 _GROUND = {"errors", "model", "redact", "protocol", "net", "models"}
-_CLIENT = {"config", "client", "predict", "bench", "render", "worker"}
+_CLIENT = {"config", "client", "prediction", "bench", "render", "worker"}
 _SERVICE = {"storage", "server", "emulator"}
 
 #: part of easq -> the other parts it may import; what a part does not name it does not know
@@ -32,8 +32,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "emulator": _GROUND | {"server"},
     "config": {"errors", "model", "net", "redact", "protocol"},
     "client": {"errors", "model", "net", "redact", "protocol"},
-    "predict": {"errors", "model", "net", "redact", "protocol", "client"},
-    "bench": {"errors", "model", "net", "protocol", "client", "predict"},
+    "prediction": {"errors", "model", "net", "redact", "protocol", "client"},
+    "bench": {"errors", "model", "net", "protocol", "client", "prediction"},
     "render": {"errors", "model", "redact", "protocol"},
     "worker": _GROUND | {"client"},
     "cli": _GROUND | _CLIENT,

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from easq.config.profiles import Config, Resolved
     from easq.net.http import Transport
     from easq.net.settings import NetworkSettings
-    from easq.predict.discovery import Discovery
-    from easq.predict.lookup import Lookup
+    from easq.prediction.discovery import Discovery
+    from easq.prediction.lookup import Lookup
     from easq.protocol.operations import Caller
     from easq.render.printer import Printer
 
@@ -171,7 +171,7 @@ class App:
     def discovery(self) -> Discovery:
         """Where the instances of the service are known. Raises ConfigError where nothing says which service."""
         from easq.config.profiles import easq_folder
-        from easq.predict.discovery import Discovery
+        from easq.prediction.discovery import Discovery
         from easq.protocol.durations import parse_duration
 
         refresh_s: float | None = self.options.get("refresh")
@@ -187,7 +187,7 @@ class App:
 
     def _lookup(self) -> Lookup:
         from easq.errors import AuthFailed
-        from easq.predict.lookup import EasLookup, ModelArtsLookup
+        from easq.prediction.lookup import EasLookup, ModelArtsLookup
 
         endpoint, service = self._needed("endpoint"), self._needed("service")
         if self.settings.get("via") != "modelarts":

@@ -42,7 +42,7 @@ def endpoints(app: App, name: str | None, probing: bool) -> None:
     """
     from easq.errors import Unreachable, UsageError
     from easq.net.balance import shares
-    from easq.predict.probe import probe
+    from easq.prediction.probe import probe
 
     if name:
         if app.options.get("service", name) != name:

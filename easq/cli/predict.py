@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from easq.cli.items import Item, Items
     from easq.cli.routes import Answer, Route, Terms
     from easq.model import Frame
-    from easq.predict.exchanges import Served
+    from easq.prediction.exchanges import Served
 
     #: items that came to their turn together, each with its answer or why there is none
     Results: TypeAlias = Sequence[tuple[Item, Answer | EasqError]]

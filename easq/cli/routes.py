@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from easq.cli.items import Item
     from easq.net.http import Transport
     from easq.net.retry import Steps, Times
-    from easq.predict.dialogue import Dialogue
-    from easq.predict.exchanges import Served
+    from easq.prediction.dialogue import Dialogue
+    from easq.prediction.exchanges import Served
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -143,7 +143,7 @@ def _queue(app: App, terms: Terms) -> Route:
 
     from easq.client.queue import check_pair
     from easq.net.retry import OVERTIME_S
-    from easq.predict.exchanges import predict_queue
+    from easq.prediction.exchanges import predict_queue
 
     began = time.monotonic()
     queue, sink = app.queue(sink=False), app.queue(sink=True)
@@ -184,7 +184,7 @@ def _gateway(app: App, terms: Terms) -> Route:
     from urllib.parse import unquote, urlsplit
 
     from easq.client.queue import sub_path
-    from easq.predict.exchanges import predict_gateway
+    from easq.prediction.exchanges import predict_gateway
 
     url, caller, transport = app.stream_url(sink=False), replace(app.caller(), token=""), app.transport
     sign = _sign(app)
@@ -216,7 +216,7 @@ def _instances(app: App, terms: Terms) -> Route:
     """EAS direct connect, or ModelArts' channel, which knows no authentication."""
     import time
 
-    from easq.predict.exchanges import predict_direct
+    from easq.prediction.exchanges import predict_direct
 
     modelarts = app.settings.get("via") == MODELARTS
     if modelarts:
@@ -254,7 +254,7 @@ def messages(app: App, terms: Terms) -> Callable[[Item], Answer]:
     """Asks a WebSocket service, in the thread of the caller, one of several.
 
     As many connections as there are messages at a time: an answer belongs to the message before it."""
-    from easq.predict.dialogue import Dialogues
+    from easq.prediction.dialogue import Dialogues
 
     dialogues = app.at_end.enter_context(Dialogues(dialogue_maker(app, terms)))
 
@@ -268,7 +268,7 @@ def dialogue_maker(app: App, terms: Terms) -> Callable[[], Dialogue]:
     """What makes connections to the WebSocket service of this run. Raises ConfigError where none is known."""
     from easq.errors import ConfigError
     from easq.net.url import websocket_url
-    from easq.predict.dialogue import Dialogue
+    from easq.prediction.dialogue import Dialogue
 
     if not app.settings.get("url"):
         raise ConfigError("no url of a WebSocket service is known", hint="--url wss://HOST/PATH, or EASQ_URL")
@@ -300,7 +300,7 @@ def _sign(app: App) -> str:
 def _headers(app: App, sign: str) -> Callable[[bytes, str, str], Mapping[str, str]]:
     """The headers of a request by its body, content type and path: who asks, and the type where there is one."""
     from easq.errors import AuthFailed
-    from easq.predict.exchanges import signed
+    from easq.prediction.exchanges import signed
 
     if sign in ("token", "hmac") and not app.token:
         raise AuthFailed(f"--sign {sign} needs a token", hint="--token-file, or EASQ_TOKEN")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from easq.cli.items import Item, Items
     from easq.cli.routes import Answer
     from easq.errors import EasqError
-    from easq.predict.dialogue import Dialogue
+    from easq.prediction.dialogue import Dialogue
 
 #: bytes that one look at the terminal takes
 _LOOK_BYTES = 65536

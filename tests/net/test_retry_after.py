@@ -13,8 +13,8 @@ from easq.model import Frame
 from easq.net.http import Transport
 from easq.net.pipeline import Pipeline, Task, asking
 from easq.net.settings import NetworkSettings
-from easq.predict.dialogue import Dialogue
-from easq.predict.exchanges import predict_gateway, predict_queue
+from easq.prediction.dialogue import Dialogue
+from easq.prediction.exchanges import predict_gateway, predict_queue
 from easq.protocol.frames import encode_frame, encode_frames
 from easq.protocol.operations import Caller, Codec, Put, Watch
 from easq.protocol.replies import read_put

@@ -19,7 +19,7 @@ from easq.net.failures import Unconnected
 from easq.net.http import Transport
 from easq.net.pipeline import Pipeline, Task, asking
 from easq.net.settings import NetworkSettings
-from easq.predict.dialogue import Dialogue
+from easq.prediction.dialogue import Dialogue
 from easq.protocol.operations import Caller, Put, Watch
 from easq.protocol.replies import read_put
 from tests.client.servers import Peer, Server, Speaking

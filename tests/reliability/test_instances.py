@@ -19,9 +19,9 @@ import pytest
 from easq.errors import EasqError, Unreachable
 from easq.net.http import Transport
 from easq.net.settings import NetworkSettings
-from easq.predict.discovery import Discovery
-from easq.predict.exchanges import Served, predict_direct, predict_gateway
-from easq.predict.lookup import EasLookup
+from easq.prediction.discovery import Discovery
+from easq.prediction.exchanges import Served, predict_direct, predict_gateway
+from easq.prediction.lookup import EasLookup
 from easq.protocol.operations import Caller
 from tests.conftest import OpenCloud
 from tests.support.platform import Cloud

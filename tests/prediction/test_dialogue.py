@@ -12,7 +12,7 @@ import pytest
 
 from easq import errors
 from easq.net.settings import NetworkSettings
-from easq.predict.dialogue import Dialogue, Dialogues
+from easq.prediction.dialogue import Dialogue, Dialogues
 from tests.client.servers import Peer, Server, Speaking, answering, echo, eventually, free_port, reply
 
 SETTINGS = NetworkSettings(connect_timeout_s=2.0, environ={})

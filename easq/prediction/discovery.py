@@ -29,9 +29,9 @@ from easq.net.balance import Balance
 from easq.net.http import Transport
 from easq.net.retry import Retry
 from easq.net.settings import NetworkSettings
-from easq.predict.cache import Kept, list_file, read_list, turn_file, write_list
-from easq.predict.lookup import Lookup
-from easq.predict.rate_limit import Turn
+from easq.prediction.cache import Kept, list_file, read_list, turn_file, write_list
+from easq.prediction.lookup import Lookup
+from easq.prediction.rate_limit import Turn
 from easq.protocol.discovery import Malformed
 
 #: seconds between two questions of one run in any case

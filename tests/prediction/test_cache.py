@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from easq.model import Instance
-from easq.predict.cache import Kept, list_file, read_list, write_list
+from easq.prediction.cache import Kept, list_file, read_list, write_list
 from easq.protocol.discovery import Upstreams, read_upstreams, write_upstreams
 
 INSTANCES = (Instance("10.0.0.1", 50000, 100), Instance("2001:db8::1", 50001, 0))

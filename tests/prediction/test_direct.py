@@ -20,9 +20,9 @@ from easq.net.http import Transport
 from easq.net.pipeline import Pipeline, Task
 from easq.net.retry import Steps
 from easq.net.settings import NetworkSettings
-from easq.predict.discovery import Discovery
-from easq.predict.exchanges import Served, predict_direct, signed
-from easq.predict.lookup import EasLookup
+from easq.prediction.discovery import Discovery
+from easq.prediction.exchanges import Served, predict_direct, signed
+from easq.prediction.lookup import EasLookup
 from easq.protocol.signatures import authorization
 from tests.client.servers import (
     Behaviour,
@@ -259,7 +259,7 @@ def test_once_all_were_tried_there_is_a_pause_before_each_is_tried_again(
         rounds.append(number)
         return 0.0 if number < 4 else 1e9
 
-    monkeypatch.setattr("easq.predict.exchanges.full_jitter", pause_s)
+    monkeypatch.setattr("easq.prediction.exchanges.full_jitter", pause_s)
     with cluster(reply(503), reply(502), reply(504)) as service, service.client() as discovery:
         with pytest.raises(errors.ServerError, match=r"\(the last of 12 attempts on 3 instances\)"):
             service.ask(discovery, timeout_s=60.0)

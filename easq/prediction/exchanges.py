@@ -19,7 +19,7 @@ from easq.net.failures import Unanswered, Unconnected, had_no_effect
 from easq.net.retry import OVERTIME_S, Attempt, Retry, Steps, Times, exchange, full_jitter
 from easq.net.settings import NetworkSettings
 from easq.net.url import PATH_SAFE, address_of
-from easq.predict.discovery import Discovery
+from easq.prediction.discovery import Discovery
 from easq.protocol.operations import Caller, Request
 from easq.protocol.replies import read_error, read_put
 from easq.protocol.request_ids import new_request_id

@@ -15,9 +15,9 @@ from easq import errors
 from easq.model import Instance
 from easq.net.balance import Balance
 from easq.net.settings import NetworkSettings
-from easq.predict.cache import list_file, read_list, write_list
-from easq.predict.discovery import Discovery
-from easq.predict.lookup import EAS_PATHS, EasLookup
+from easq.prediction.cache import list_file, read_list, write_list
+from easq.prediction.discovery import Discovery
+from easq.prediction.lookup import EAS_PATHS, EasLookup
 from tests.client.servers import (
     Behaviour,
     Peer,

@@ -1,6 +1,6 @@
 """Where and how the instances of a service are looked up: EAS discovery, or ModelArts' management.
 
-`easq.predict.discovery` says when; what is asked and how an answer is read stands here.
+`easq.prediction.discovery` says when; what is asked and how an answer is read stands here.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from easq.predict.cache import turn_file
-from easq.predict.rate_limit import Turn
+from easq.prediction.cache import turn_file
+from easq.prediction.rate_limit import Turn
 
 
 @pytest.fixture
@@ -30,7 +30,9 @@ def test_one_has_the_turn_and_the_others_are_told_when(file: Path) -> None:
 
 
 def test_of_many_threads_and_processes_one_has_it(file: Path) -> None:
-    program = f"from easq.predict.rate_limit import *; print(Turn(Path({str(file)!r}), 3600.0).take() == 0.0)"
+    program = (
+        f"from easq.prediction.rate_limit import *; print(Turn(Path({str(file)!r}), 3600.0).take() == 0.0)"
+    )
     others = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for _ in range(3)]
     turn = Turn(file, 3600.0)
     with ThreadPoolExecutor(8) as pool:

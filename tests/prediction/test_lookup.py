@@ -14,10 +14,10 @@ from easq import errors
 from easq.model import Instance
 from easq.net.http import Transport
 from easq.net.settings import NetworkSettings
-from easq.predict.cache import list_file, turn_file, write_list
-from easq.predict.discovery import Discovery
-from easq.predict.exchanges import predict_direct
-from easq.predict.lookup import EasLookup, ModelArtsLookup
+from easq.prediction.cache import list_file, turn_file, write_list
+from easq.prediction.discovery import Discovery
+from easq.prediction.exchanges import predict_direct
+from easq.prediction.lookup import EasLookup, ModelArtsLookup
 from tests.client.servers import Behaviour, Server, behaving, eventually, host_endpoints, listing, reply
 
 TOKEN = "canary-token-canary"

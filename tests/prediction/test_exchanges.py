@@ -7,7 +7,7 @@ from easq.client.queue import QueueClient
 from easq.model import Frame
 from easq.net.http import Transport
 from easq.net.settings import NetworkSettings
-from easq.predict.exchanges import predict_gateway, predict_queue
+from easq.prediction.exchanges import predict_gateway, predict_queue
 from easq.protocol.frames import encode_frames
 from easq.protocol.operations import Caller, Codec
 from easq.protocol.signatures import sign

@@ -23,7 +23,7 @@ from easq.net.retry import Times, pause_after
 from easq.net.settings import NetworkSettings
 from easq.net.url import address_of, shown
 from easq.net.websocket import TICK_S, Closed, Message, WebSocket
-from easq.predict.exchanges import ATTEMPT_PART, Served, another_may_do_better, in_time
+from easq.prediction.exchanges import ATTEMPT_PART, Served, another_may_do_better, in_time
 from easq.protocol.operations import Request
 
 #: what goes through gateways that drop a connection on which nothing goes for a minute

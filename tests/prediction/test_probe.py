@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from easq.model import Instance
-from easq.predict.probe import probe
+from easq.prediction.probe import probe
 from tests.client.servers import Behaviour, behaving, eventually, free_port, reply
 
 
