@@ -46,7 +46,10 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """`seconds`, to the nanosecond, as Go's `Duration.String` writes it: `0s`, `401.892142ms`, `1m2.5s`."""
-    return _format_ns(round(seconds * _NS_PER_S))
+    whole = int(
+        seconds
+    )  # apart, since a product of them all is rounded to more than a nanosecond after 26 days
+    return _format_ns(whole * _NS_PER_S + round((seconds - whole) * _NS_PER_S))
 
 
 def format_duration_ms(seconds: float) -> str:

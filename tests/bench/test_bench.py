@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +14,7 @@ from tests.bench.comparison import Comparison, Result, alone
 from tests.bench.deep import fill
 from tests.conftest import Serve
 from tests.support.process import ROOT
+from tests.support.tools import find_tool
 
 
 def figures(wanted: Comparison, *pairs: tuple[float, float]) -> Result:
@@ -109,10 +108,8 @@ def test_a_program_that_is_counted_runs_to_its_end(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.long
-@pytest.mark.skipif(
-    shutil.which("valgrind") is None and not os.environ.get("CI"), reason="valgrind is not installed"
-)
 def test_a_quick_count_of_one_row(tmp_path: Path) -> None:
+    find_tool("valgrind")
     file = tmp_path / "figures.json"
     options = ("--only=put, memory", "--count=40", "--polls=20")
     command = [sys.executable, "-m", "tests.bench.instructions", *options]

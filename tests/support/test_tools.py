@@ -22,4 +22,4 @@ def test_tests_find_programs_in_no_other_way() -> None:
     used = {
         str(path.relative_to(TESTS)) for path in TESTS.rglob("*.py") if "shutil.which" in path.read_text()
     }
-    assert used == {"support/tools.py", "support/test_tools.py", "bench/serving.py"}
+    assert used == {"support/tools.py", "support/test_tools.py", "bench/serving.py", "bench/instructions.py"}
