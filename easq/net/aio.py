@@ -360,7 +360,8 @@ def _in_pieces(body: bytes | aiohttp.Payload | None) -> io.BytesIO | bytes | aio
 
 
 async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
-    context.trace_request_ctx.reused = True
+    if context.trace_request_ctx is not None:  # of a WebSocket it is None
+        context.trace_request_ctx.reused = True
 
 
 async def _read_body(response: aiohttp.ClientResponse, url: str, limit: int) -> bytes:

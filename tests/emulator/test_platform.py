@@ -262,6 +262,15 @@ def test_the_gateway_says_what_went_wrong_behind_it(cloud: OpenCloud, fault: str
     assert sum(made.counts()) == 1
 
 
+def test_a_socket_follows_a_call_on_the_same_connection(cloud: OpenCloud) -> None:
+    """The gateway reuses its connection to the instance for the handshake."""
+    made = cloud()
+    assert ask(made.port, "POST", GATEWAY, body=b"x").text == "x"
+    with Watch(made.port, GATEWAY) as socket:
+        socket.send(TEXT, b"y")
+        assert socket.read().payload == b"y"
+
+
 def test_an_instance_that_dies_ends_the_relayed_socket(cloud: OpenCloud) -> None:
     """With 1001: the caller may connect again."""
     made = cloud()

@@ -144,7 +144,7 @@ def test_a_bug_is_500_and_tells_nothing_of_our_insides(
         "end",
     ):
         monkeypatch.setattr(Queue, name, _fails)
-    monkeypatch.setattr(Echo, "run", _fails)
+    monkeypatch.setattr(Echo, "answer", _fails)
     path = "/api/predict/q"
     caller = [("Authorization", TOKEN)]
     requests = [
