@@ -47,7 +47,7 @@ from easq.protocol.replies import Reply
 
 if TYPE_CHECKING:
     from easq.client.watch import Watcher
-    from easq.net.http import Transport
+    from easq.net.http import HttpxTransport, Transport
     from easq.net.settings import NetworkSettings
 
 T = TypeVar("T")
@@ -107,6 +107,7 @@ class QueueClient:
         headers: Mapping[str, str] | None = None,
         cacert: str = "",
         insecure: bool = False,
+        transport: HttpxTransport | None = None,
     ) -> None:
         """Prepare a client; nothing is sent yet. Raises ConfigError for an address that is not one.
 
@@ -120,6 +121,7 @@ class QueueClient:
             headers: sent with every request.
             cacert: path of a file of CA certificates; empty for the system's.
             insecure: accept any certificate.
+            transport: sends the requests in place of connections of our own, as `httpx.MockTransport` in tests.
         """
         from easq.net.http import Transport
         from easq.net.settings import NetworkSettings
@@ -128,7 +130,9 @@ class QueueClient:
             connect_timeout_s, request_timeout_s, dict(headers or {}), cacert=cacert, insecure=insecure
         )
         caller = Caller(Consumer(group, user), token)
-        self._prepare(stream_url(url, sink=False), caller, Transport(settings), owns_transport=True)
+        self._prepare(
+            stream_url(url, sink=False), caller, Transport(settings, http=transport), owns_transport=True
+        )
 
     @classmethod
     def over(cls, transport: Transport, url: str, caller: Caller) -> QueueClient:

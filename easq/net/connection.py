@@ -1,7 +1,7 @@
-"""One connection to a server: direct or through a proxy, with TLS where the address asks for it.
+"""One connection to a server: direct or through a proxy, plain or with TLS, for HTTP and WebSocket alike.
 
-For the WebSocket, whose library bounds neither the time nor the size of what a server sends: here every read
-and write can be given a deadline and a budget of bytes, and when something was last heard is known.
+The libraries above bound neither the time nor the size of what a server sends: here every read and write can be given
+a deadline and a budget of bytes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from functools import cached_property, partial
+from math import inf
+from typing import TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from easq.errors import ConfigError, NotAQueueService
-from easq.net.failures import Unconnected, unconnected
+from easq.net.failures import refused_by_proxy, unconnected
 from easq.net.settings import NetworkSettings
 from easq.net.tls import tls_context
 from easq.net.url import is_encrypted, proxy_for, shown
@@ -26,18 +28,21 @@ T = TypeVar("T")
 _PIECE = 256 * 1024
 #: longest answer of a proxy to CONNECT
 _MAX_PROXY_ANSWER = 16 * 1024
+#: a connection on which nothing arrives is probed by TCP: after 10 s of silence, every 5 s, three times
+_KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
 class Connection:
-    """A connected socket, as websocket-client wants one."""
+    """A connected socket, with the methods of one that websocket-client uses."""
 
-    def __init__(self, connected: socket.socket, url: str) -> None:
+    def __init__(self, connected: _Socket, url: str) -> None:
+        """Wrap `connected`; `url` is told in errors."""
         self._socket = connected
         self._url = url
         #: on the monotonic clock, when reading and writing end; None: each call's own timeout counts
         self.until: float | None = None
         #: bytes that may still come
-        self.budget = 0
+        self.budget = inf
         #: when a byte last came
         self.heard_at = time.monotonic()
         #: when one first came since this was set to None
@@ -45,7 +50,7 @@ class Connection:
         self._timeout: float | None = None
 
     def recv(self, size: int) -> bytes:
-        """What came, empty at the end. Raises TimeoutError, and NotAQueueService above the budget."""
+        """Return the bytes that came, empty at the end. Raises TimeoutError, and NotAQueueService above the budget."""
         self._bound()
         # websocket-client before 1.9 asks for all of a body at once, however long the peer says that it is
         data = self._socket.recv(min(size, _PIECE))
@@ -56,24 +61,40 @@ class Connection:
             raise NotAQueueService(f"{shown(self._url)} sends more than is taken in one message")
         return data
 
-    def send(self, data: bytes) -> int:
-        """How many bytes of `data` went out."""
+    def send(self, data: bytes | memoryview) -> int:
+        """Send some of `data`, and return how many bytes. Raises TimeoutError."""
         self._bound()
         return self._socket.send(data)
 
+    def secure(self, context: ssl.SSLContext, host: str, until: float) -> None:
+        """Begin TLS with the server, whose certificate is for `host`, by `until` on the monotonic clock."""
+        self._socket = _secured(self._socket, context, host, until)
+
+    @property
+    def ssl_object(self) -> ssl.SSLSocket | ssl.SSLObject | None:
+        """The TLS layer nearest to the server; None without TLS."""
+        if isinstance(self._socket, _NestedTls):
+            return self._socket.tls
+        return self._socket if isinstance(self._socket, ssl.SSLSocket) else None
+
     def settimeout(self, timeout: float | None) -> None:
+        """Bound each read and write, in seconds."""
         self._timeout = timeout
 
     def gettimeout(self) -> float | None:
+        """Return what `settimeout` set."""
         return self._timeout
 
     def fileno(self) -> int:
+        """Return the descriptor of the socket."""
         return self._socket.fileno()
 
     def shutdown(self, how: int) -> None:
-        self._socket.shutdown(how)
+        """Shut down the socket, below TLS; ends a read that waits in another thread."""
+        socket.socket.shutdown(_lowest(self._socket), how)
 
     def close(self) -> None:
+        """Close the socket."""
         self._socket.close()
 
     def _bound(self) -> None:
@@ -84,38 +105,63 @@ class Connection:
         self._socket.settimeout(timeout)
 
 
+class Connector:
+    """Opens connections. The TLS context (94 ms) is made when it is first needed."""
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext:
+        """The TLS settings of all connections."""
+        return tls_context(cacert=self._settings.cacert, insecure=self._settings.insecure)
+
+    def connect(self, url: str, proxy: str | None, *, tunnel: bool, secure: bool, until: float) -> Connection:
+        """Return a connection to the host of `url`, or to `proxy`, by `until` on the monotonic clock.
+
+        Raises Unconnected, and ConfigError for a host that is no name.
+
+        Args:
+            tunnel: have the proxy connect to the host of `url`.
+            secure: begin TLS with the host of `url`.
+        """
+        target = urlsplit(url)
+        first = urlsplit(proxy) if proxy else target
+        connected: _Socket | None = None
+        try:
+            connected = try_addresses(
+                first.hostname or "",
+                _port(first),
+                _left_s(until),
+                lambda address, part_s: socket.create_connection((address, _port(first)), part_s),
+            )
+            _set_options(connected)
+            if proxy:
+                if first.scheme == "https":
+                    connected = _secured(connected, self.tls, first.hostname or "", until)
+                if tunnel:
+                    _open_tunnel(connected, proxy, url, until)
+            if secure:
+                connected = _secured(connected, self.tls, target.hostname or "", until)
+        except BaseException as error:
+            if connected is not None:
+                connected.close()
+            if isinstance(error, UnicodeError):
+                raise ConfigError(f"the url {shown(url)} cannot be used: {error}") from error
+            if isinstance(error, OSError):
+                raise unconnected(error, url, proxy) from error
+            raise
+        return Connection(connected, url)
+
+
 def open_connection(url: str, settings: NetworkSettings) -> Connection:
-    """A connection to the host of `url`, proxy and TLS included, within the connect timeout. Raises Unconnected."""
+    """Return a connection to the host of `url`, proxy and TLS included, within the connect timeout.
+
+    Raises Unconnected.
+    """
     until = time.monotonic() + settings.connect_timeout_s
-    target = urlsplit(url)
-    proxy = proxy_for(url, settings.environ)
-    first = urlsplit(proxy) if proxy else target
-    connected: socket.socket | None = None
-    try:
-        connected = try_addresses(
-            first.hostname or "",
-            _port(first),
-            settings.connect_timeout_s,
-            lambda address, part_s: socket.create_connection((address, _port(first)), part_s),
-        )
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if proxy:
-            if first.scheme == "https":
-                connected = _secured(connected, first, settings, until)
-            _tunnel(connected, first, target, url, until)
-        if is_encrypted(target.scheme):
-            if isinstance(connected, ssl.SSLSocket):
-                raise ConfigError(
-                    "a WebSocket over TLS does not go through an https proxy", hint="use an http proxy"
-                )
-            connected = _secured(connected, target, settings, until)
-    except BaseException as error:
-        if connected is not None:
-            connected.close()
-        if isinstance(error, OSError | UnicodeError):
-            raise unconnected(error, url, proxy) from error
-        raise
-    return Connection(connected, url)
+    proxy, secure = proxy_for(url, settings.environ), is_encrypted(urlsplit(url).scheme)
+    return Connector(settings).connect(url, proxy, tunnel=True, secure=secure, until=until)
 
 
 def try_addresses(host: str, port: int, timeout_s: float, connect: Callable[[str, float], T]) -> T:
@@ -137,39 +183,116 @@ def try_addresses(host: str, port: int, timeout_s: float, connect: Callable[[str
     raise OSError(f"{host} has no address")
 
 
+class _NestedTls:
+    """TLS inside a TLS connection, which `ssl` has no socket for: with a host behind an https proxy.
+
+    It has the methods of a socket that are used here. A timeout bounds a whole call, not each of its reads.
+    """
+
+    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:
+        self.outer = outer
+        self._received, self._unsent = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._received, self._unsent, server_hostname=host)
+        self._timeout: float | None = outer.gettimeout()
+        self._run(self.tls.do_handshake)
+
+    def recv(self, size: int) -> bytes:
+        try:
+            return self._run(partial(self.tls.read, size))
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return b""
+
+    def send(self, data: bytes | memoryview) -> int:
+        return self._run(partial(self.tls.write, data))
+
+    def settimeout(self, timeout: float | None) -> None:
+        self._timeout = timeout
+
+    def fileno(self) -> int:
+        return self.outer.fileno()
+
+    def close(self) -> None:
+        self.outer.close()
+
+    def _run(self, step: Callable[[], T]) -> T:
+        """Return the result of `step`, for which bytes are exchanged with the server as long as it needs some."""
+        until = None if self._timeout is None else time.monotonic() + self._timeout
+        while True:
+            done, result = True, None
+            try:
+                result = step()
+            except ssl.SSLWantReadError:
+                done = False
+            if data := self._unsent.read():
+                self.outer.settimeout(None if until is None else _left_s(until))
+                self.outer.sendall(data)
+            if done:
+                return result  # type: ignore[return-value]  # what `step` returned
+            self.outer.settimeout(None if until is None else _left_s(until))
+            if data := self.outer.recv(_PIECE):
+                self._received.write(data)
+            else:
+                self._received.write_eof()
+
+
+_Socket: TypeAlias = socket.socket | _NestedTls
+
+
 def _secured(
-    connected: socket.socket, address: SplitResult, settings: NetworkSettings, until: float
-) -> ssl.SSLSocket:
+    connected: _Socket, context: ssl.SSLContext, host: str, until: float
+) -> ssl.SSLSocket | _NestedTls:
     connected.settimeout(_left_s(until))  # for the whole handshake, not for each read
-    context = tls_context(cacert=settings.cacert, insecure=settings.insecure)
-    return context.wrap_socket(connected, server_hostname=address.hostname)
+    if isinstance(connected, ssl.SSLSocket):
+        return _NestedTls(connected, context, host)
+    assert isinstance(connected, socket.socket), "at most two layers of TLS"
+    return context.wrap_socket(connected, server_hostname=host)
 
 
-def _tunnel(
-    connected: socket.socket, proxy: SplitResult, target: SplitResult, url: str, until: float
-) -> None:
-    """Has the proxy connect on to `target`."""
+def _lowest(connected: _Socket) -> socket.socket:
+    return connected.outer if isinstance(connected, _NestedTls) else connected
+
+
+def _set_options(connected: socket.socket) -> None:
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE:
+        if hasattr(socket, name):
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def proxy_authorization(proxy: SplitResult) -> str:
+    """Return the Proxy-Authorization header for the user in the address `proxy`; empty without one."""
+    if not (proxy.username or proxy.password):
+        return ""
+    pair = f"{unquote(proxy.username or '')}:{unquote(proxy.password or '')}"
+    return f"Basic {base64.b64encode(pair.encode()).decode()}"
+
+
+def _open_tunnel(connected: _Socket, proxy: str, url: str, until: float) -> None:
+    """Have the proxy connect to the host of `url`. Raises Unconnected if it refuses."""
+    target = urlsplit(url)
     name = target.hostname or ""
     host = f"[{name}]" if ":" in name else name.encode("idna").decode("ascii")
     request = f"CONNECT {host}:{_port(target)} HTTP/1.1\r\nHost: {host}:{_port(target)}\r\n"
-    if proxy.username is not None:
-        pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-        request += f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
+    if credentials := proxy_authorization(urlsplit(proxy)):
+        request += f"Proxy-Authorization: {credentials}\r\n"
     connected.settimeout(_left_s(until))
-    connected.sendall(f"{request}\r\n".encode("ascii"))
+    unsent = memoryview(f"{request}\r\n".encode("ascii"))
+    while unsent:
+        unsent = unsent[connected.send(unsent) :]
     answer = b""
     while b"\r\n\r\n" not in answer and len(answer) < _MAX_PROXY_ANSWER:
-        # byte by byte at the end: what follows the empty line belongs to the target
+        # byte by byte: what follows the empty line belongs to the target
         connected.settimeout(_left_s(until))
         piece = connected.recv(1)
         if not piece:
             break
         answer += piece
-    words = answer.split(b"\r\n", 1)[0].split(b" ", 2)
-    if len(words) < 2 or words[1] != b"200":
-        said = ascii(b" ".join(words[1:])[:80].decode("ascii", "replace"))
-        text = f"the proxy {shown(proxy.geturl())} does not connect to {shown(url)}: {said}"
-        raise Unconnected(text, hint="see HTTP_PROXY and NO_PROXY")
+    version, _, said = answer.split(b"\r\n", 1)[0].partition(b" ")
+    if not version.startswith(b"HTTP/"):
+        raise refused_by_proxy(url, proxy, "it does not answer in HTTP" if answer else "it does not answer")
+    if said[:1] != b"2":
+        raise refused_by_proxy(url, proxy, said[:80].decode("ascii", "replace"))
 
 
 def _left_s(until: float) -> float:

@@ -42,7 +42,7 @@ COMPARISONS = (
     ),
     Comparison(
         "`easq put -d x`", "`python -c 'import click, httpx'`", "s", _put_one, _imports("import click, httpx"),
-        most=1.3, repeats=5,
+        most=1.0, repeats=9,
     ),
     Comparison(
         "`easq put -d x`", "a script doing one put with eas-prediction", "s", _put_one, _script_put_one,

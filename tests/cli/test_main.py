@@ -24,7 +24,7 @@ from easq.errors import Exit
 from tests.cli.conftest import DEADLINE_S, Easq, Running, finish
 from tests.conftest import Serve
 
-HEAVY = ("aiohttp", "google", "httpcore", "rich", "sqlite3", "websocket")
+HEAVY = ("aiohttp", "google", "httpcore", "httpx", "rich", "sqlite3", "websocket")
 
 
 def test_the_version(easq: Easq) -> None:

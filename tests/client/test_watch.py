@@ -635,7 +635,8 @@ def test_a_proxy_that_refuses_is_named() -> None:
     with Watched(refusing(403)) as server:
         settings = NetworkSettings(connect_timeout_s=0.1, environ={"ALL_PROXY": f"127.0.0.1:{server.port}"})
         with pytest.raises(
-            errors.Unreachable, match=r"^the proxy http://127\.0\.0\.1:\d+ does not connect to .*403"
+            errors.Unreachable,
+            match=r"^the proxy http://127\.0\.0\.1:\d+ on the way to .* refused: 403 Text$",
         ):
             Watcher("http://queue.example.test/q", CALLER, Watch(), settings).__enter__()
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpcore
+import httpx
 import pytest
 
 from easq import errors
@@ -450,27 +450,25 @@ def test_half_an_answer_is_a_lost_connection(transport: Transport) -> None:
 @pytest.mark.parametrize(
     ("raised", "kind"),
     [
-        (httpcore.ConnectTimeout("x"), Unconnected),
-        (httpcore.ConnectError("x"), Unconnected),
-        (httpcore.PoolTimeout("x"), Unconnected),
-        (httpcore.ProxyError("x"), Unconnected),
-        (httpcore.ReadTimeout("x"), Unanswered),
-        (httpcore.WriteTimeout("x"), Unanswered),
-        (httpcore.ReadError("x"), errors.Unreachable),
-        (httpcore.WriteError("x"), errors.Unreachable),
-        (httpcore.RemoteProtocolError("Server disconnected"), errors.Unreachable),
-        (httpcore.RemoteProtocolError("illegal status line"), errors.NotAQueueService),
-        (httpcore.LocalProtocolError("x"), errors.UsageError),
-        (httpcore.UnsupportedProtocol("x"), errors.ConfigError),
+        (httpx.ConnectTimeout("x"), Unconnected),
+        (httpx.ConnectError("x"), Unconnected),
+        (httpx.PoolTimeout("x"), Unconnected),
+        (httpx.ProxyError("x"), Unconnected),
+        (httpx.ReadTimeout("x"), Unanswered),
+        (httpx.WriteTimeout("x"), Unanswered),
+        (httpx.ReadError("x"), errors.Unreachable),
+        (httpx.WriteError("x"), errors.Unreachable),
+        (httpx.RemoteProtocolError("illegal status line"), errors.NotAQueueService),
+        (httpx.LocalProtocolError("x"), errors.UsageError),
+        (httpx.UnsupportedProtocol("x"), errors.ConfigError),
         (UnicodeError("label too long"), errors.ConfigError),
     ],
 )
-def test_every_failure_of_httpcore_is_one_of_ours(raised: Exception, kind: type[errors.EasqError]) -> None:
-    class Network(httpcore.NetworkBackend):
-        def connect_tcp(self, *_: object, **__: object) -> httpcore.NetworkStream:
-            raise raised
+def test_every_failure_of_httpx_is_one_of_ours(raised: Exception, kind: type[errors.EasqError]) -> None:
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise raised
 
-    with Transport(QUICK, network=Network()) as transport:
+    with Transport(QUICK, http=httpx.MockTransport(fail)) as transport:
         with pytest.raises(kind) as caught:
             transport.exchange("http://h/q", PUT, CALLER, retry=Retry.NEVER)
     assert type(caught.value) is kind
