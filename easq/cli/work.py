@@ -116,8 +116,8 @@ def work(
     input = app.queue(sink=False)
     worker = Worker(
         input,
-        app.queue(sink=True),
         _model(forward, cmd),
+        sink=app.queue(sink=True),
         group=app.options.get("group") or "",
         user=app.options.get("user") or "",
         window=window,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from easq.emulator.instance import ModelInstance
 from easq.emulator.settings import ModelService
 from easq.model import Instance
-from easq.models.open import parse_model
+from easq.models.open import open_model
 from easq.net.balance import Balance
 from easq.server.auth import Guard, is_unspecified
 
@@ -44,7 +44,7 @@ class Instances:
             [
                 _Member(
                     ModelInstance(
-                        parse_model(service.model),
+                        open_model(service.model),
                         own_guard,
                         base=base,
                         name=service.name,

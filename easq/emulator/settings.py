@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from easq.errors import BadRequest, UsageError
 from easq.models.base import DEFAULT_TIMEOUT_S
-from easq.models.open import parse_model
+from easq.models.open import ModelSource, open_model
 from easq.protocol.discovery import MAX_WEIGHT
 from easq.server.queue import check_name
 
@@ -24,7 +24,7 @@ class CallLimits:
 class ModelService:
     """A model that is served: one instance for each of `weights`, of which 0 is drained."""
 
-    model: str
+    model: ModelSource
     name: str = "model"
     weights: Sequence[int] = (100,)
     limits: CallLimits = field(default_factory=CallLimits)
@@ -32,7 +32,7 @@ class ModelService:
 
     def check(self, queues: Sequence[str]) -> None:
         """Raise UsageError for what cannot be served beside `queues`, ChildFailed for a command that does not exist."""
-        parse_model(self.model).check()
+        open_model(self.model).check()
         try:
             check_name(self.name)
         except BadRequest as error:

@@ -1,16 +1,40 @@
-"""Opens the model that a text names."""
+"""Opens a model: a text that names one, a command, or a function."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from easq.errors import UsageError
-from easq.models.base import DEFAULT_TIMEOUT_S, Answer, Call, Model
+from easq.models.base import DEFAULT_TIMEOUT_S, Answer, BlockingModel, Call, Model
 from easq.models.command import Exec
+from easq.models.function import Function, ModelFunction
 from easq.models.http import Http
-from easq.models.threads import Threaded
+from easq.models.threads import THREADS, Threaded
+
+#: a text as `parse_model` takes it, a command and its arguments, or a function
+ModelSource: TypeAlias = str | Sequence[str] | ModelFunction
 
 _HINT = "write it as echo, exec:COMMAND or http://HOST:PORT/PATH"
+
+
+def open_model(source: ModelSource | Model | BlockingModel, *, threads: int = THREADS) -> Model:
+    """Return the model that `source` names or is; one whose calls block runs them in up to `threads` threads.
+
+    Raises UsageError for what is no model.
+    """
+    if isinstance(source, str):
+        return parse_model(source)
+    if isinstance(source, BlockingModel):
+        return Threaded(source, threads=threads)
+    if callable(source):
+        return Function(source, threads=threads)
+    if isinstance(source, Sequence):
+        if not source or not all(isinstance(word, str) for word in source) or not source[0]:
+            raise UsageError("the model's command is not a list of words", hint="give [COMMAND, ARG, ...]")
+        return Threaded(Exec(source), threads=threads)
+    return source
 
 
 def parse_model(text: str) -> Model:

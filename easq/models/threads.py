@@ -38,15 +38,12 @@ class Threaded:
         if self._is_closed:
             raise ModelFailed("the model is closed", status=503, code=SHUTDOWN)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._running += 1
-        try:
-            if self._running > self._started < self._count:
-                self._started += 1
-                threading.Thread(target=self._run, name=f"easq-job-{self._started}", daemon=True).start()
-            self._tasks.put((future, call, timeout_s))
-            return await future
-        finally:
-            self._running -= 1
+        self._running += 1  # until its thread is free: a caller may go before that
+        if self._running > self._started < self._count:
+            self._started += 1
+            threading.Thread(target=self._run, name=f"easq-job-{self._started}", daemon=True).start()
+        self._tasks.put((future, call, timeout_s))
+        return await future
 
     def cancel(self) -> None:
         """Make the calls in flight fail with the code `Shutdown`."""
@@ -62,14 +59,17 @@ class Threaded:
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
             future, call, timeout_s = task
+            ended: Callable[[], object]
             try:
+                if future.cancelled():
+                    raise asyncio.CancelledError
                 ended = partial(future.set_result, self._blocking.run(call, timeout_s=timeout_s))
             except BaseException as error:  # a bug surfaces where the answer is awaited
                 ended = partial(future.set_exception, error)
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                future.get_loop().call_soon_threadsafe(_unless_done, future, ended)
+                future.get_loop().call_soon_threadsafe(self._ended, future, ended)
 
-
-def _unless_done(future: asyncio.Future[Answer], ended: Callable[[], None]) -> None:
-    if not future.done():
-        ended()
+    def _ended(self, future: asyncio.Future[Answer], ended: Callable[[], object]) -> None:
+        self._running -= 1
+        if not future.done():
+            ended()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from easq.errors import BadRequest, EasqError, StorageError, UsageError
-from easq.models.open import parse_model
+from easq.models.open import ModelSource, open_model
 from easq.server.auth import Guard, is_loopback, is_unspecified
 from easq.server.engine import Engines
 from easq.server.hooks import Hook
@@ -38,7 +38,7 @@ _NO_ROOM, _WARN_AGAIN_S = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOM
 class EngineSettings:
     """The engines that process all queues with a model: one on each queue for each of `users`."""
 
-    model: str
+    model: ModelSource
     users: Sequence[str]
     item_timeout_s: float
 
@@ -218,7 +218,7 @@ class Server:
             return
         self._engines = Engines(
             self._queues,
-            parse_model(engines.model),
+            open_model(engines.model),
             users=engines.users,
             item_timeout_s=engines.item_timeout_s,
         )

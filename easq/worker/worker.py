@@ -28,6 +28,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from math import inf
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from easq.client.consumer import Deliveries
@@ -56,7 +57,7 @@ from easq.models.inference import (
     result_put,
     too_large_put,
 )
-from easq.models.threads import Threaded
+from easq.models.open import ModelSource, open_model
 from easq.net.aio import AsyncTransport, Sender
 from easq.net.retry import pause_after
 from easq.protocol.operations import BUSY, SHUTDOWN, Codec, Commit, Describe, Put, Watch
@@ -97,18 +98,25 @@ def engine_user() -> str:
 class Worker:
     """Works on a queue, from `start` until it is stopped, fails or the stream ends.
 
-    `stop` and `abort` may be called from any thread and from a signal handler, and return at once. After `wait`
-    returned True, `failed` is the error that ended the worker, or None.
+    It calls the model with each item of the input, puts its answer into the sink under the item's request id, and
+    commits the item. An item that the model fails with is delivered again, until the service gives it up.
+
+    `run` works until the end. As a context manager it works in the background. `stop` and `abort` may be called from
+    any thread and from a signal handler, and return at once. After `wait` returned True, `failed` is the error that
+    ended the worker, or None.
 
     At most `jobs` calls of the model run at a time, and at most `window` items are in flight.
+
+        with QueueClient(url) as queue:
+            Worker(queue, lambda data: data.upper()).run()
     """
 
     def __init__(
         self,
-        input: QueueClient,
-        sink: QueueClient,
-        model: Model | BlockingModel,
+        queue: QueueClient,
+        model: ModelSource | Model | BlockingModel,
         *,
+        sink: QueueClient | None = None,
         group: str = "",
         user: str = "",
         window: int = DEFAULT_WINDOW,
@@ -122,25 +130,35 @@ class Worker:
         on_notice: Callable[[str], None] | None = None,
         unread: Callable[[], int] | None = None,
     ) -> None:
-        """Prepare a worker, which closes the model at its end. Raises ConfigError if input and sink are one stream.
+        """Prepare a worker, which closes the model at its end.
+
+        Raises UsageError for what is no model, and ConfigError if input and sink are one stream.
 
         Args:
-            group: the queue's name by default.
-            user: HOST-PID by default.
-            jobs: as many as the window by default.
+            queue: a client of the input. The worker's connections have its address, token and settings.
+            model: a function that gets the data of an item as bytes and returns the answer as bytes or text, or None
+                for no answer; a list of a command and its arguments, which reads the data on stdin and writes the
+                answer on stdout; or a text: `echo`, `exec:COMMAND ARG...`, `http://HOST:PORT/PATH`.
+            sink: a client of the stream that gets the answers; that of the queue by default.
+            group: the consumer group; the queue's name by default.
+            user: the name in the group; HOST-PID by default.
+            window: items in flight, at most; 1 or more.
+            jobs: calls of the model that run at a time, at most; as many as the window by default.
+            item_timeout_s: time limit of one call of the model, in seconds.
             upgrade: watch over WebSocket; False: over the endless HTTP answer.
             grace_s: time for items in flight when the worker ends by itself, in seconds.
             busy_limit_s: an item that waits here because the model is busy has failed after so many seconds; 0: never.
+            reconnect_for_s: a connection that is lost for longer ends the worker, in seconds.
             on_outcome: called in a thread of the worker, for each delivery that is over; must not block.
             on_notice: called in a thread of the worker, with a line for people; must not block.
             unread: returns how many outcomes the caller has not dealt with. Above 10,000 nothing is committed, so that
                 a slow reader slows the work down.
         """
-        check_pair(input, sink)
-        self._input, self._sink = input, sink
+        self._input, self._sink = queue, queue.sink if sink is None else sink
+        check_pair(self._input, self._sink)
         self._group, self._user = group, user or engine_user()
         self.window, self.jobs = window, window if jobs is None else min(jobs, window)
-        self._model: Model = Threaded(model, threads=self.jobs) if isinstance(model, BlockingModel) else model
+        self._model = open_model(model, threads=self.jobs)
         self._item_timeout_s, self._grace_s = item_timeout_s, grace_s
         self._upgrade, self._reconnect_for_s = upgrade, reconnect_for_s
         self._busy_limit_s = busy_limit_s
@@ -151,6 +169,8 @@ class Worker:
         self._watcher: Watcher | None = None
         self._items = Deliveries[Outcome](window=window, jobs=self.jobs)
         self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._feeder: threading.Thread | None = None
         self.failed: BaseException | None = None
         # of the event loop
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -169,6 +189,32 @@ class Worker:
         """Whether items wait: the sink is full, or the model is called for one item at a time."""
         return self._items.is_held
 
+    def __enter__(self) -> Worker:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop, wait for the end, and raise the error that ended the worker, if another one is not under way."""
+        self.stop()
+        self._join()
+        if error is None and self.failed is not None:
+            raise self.failed
+
+    def run(self) -> None:
+        """Work until the stream ends or `stop` is called, and raise the error that ended the worker, if any.
+
+        A KeyboardInterrupt stops the worker: items in flight have the grace.
+        """
+        with self:
+            self._over.wait()
+
+    def _join(self) -> None:
+        self._over.wait()
+        if self._thread is not None:
+            self._thread.join()
+
     def start(self) -> None:
         """Connect, and work from then on. Raises the error for which the input cannot be watched."""
         description = self._input.describe()
@@ -181,7 +227,10 @@ class Worker:
         )
         self._watcher = watcher.__enter__()
         started = threading.Event()
-        threading.Thread(target=self._run, args=(watcher, started), name="easq-work", daemon=True).start()
+        self._thread = threading.Thread(
+            target=self._run, args=(watcher, started), name="easq-work", daemon=True
+        )
+        self._thread.start()
         started.wait()
 
     def stop(self, grace_s: float | None = None) -> None:
@@ -215,6 +264,8 @@ class Worker:
             self._loop = None
             started.set()
             watcher.close()
+            if self._feeder is not None:
+                self._feeder.join(_TICK_S)
             self._over.set()
 
     def _call(self, callback: Callable[[], object]) -> None:
@@ -247,7 +298,8 @@ class Worker:
             at_end.push_async_callback(self._model.close)
             committer = asyncio.create_task(self._commit_all())
             committer.add_done_callback(self._ended)
-            threading.Thread(target=self._feed, args=(watcher,), name="easq-feed", daemon=True).start()
+            self._feeder = threading.Thread(target=self._feed, args=(watcher,), name="easq-feed", daemon=True)
+            self._feeder.start()
             started.set()
             while not self._items.is_stopping:
                 await self._change(inf)

@@ -95,8 +95,8 @@ class Bench:
     def worker(self, model: Model | BlockingModel, **options: object) -> Worker:
         return Worker(
             self.client(),
-            self.client(sink=True),
             model,
+            sink=self.client(sink=True),
             **{
                 "user": f"w{len(self.workers)}",
                 "on_outcome": self.outcomes.append,
@@ -561,7 +561,7 @@ def test_a_bug_in_a_model_ends_the_worker_and_surfaces(bench: Make) -> None:
 def test_a_wrong_token_is_refused_at_the_start(bench: Make) -> None:
     on = bench(token="right")
     with pytest.raises(AuthFailed):
-        Worker(on.client(token="wrong"), on.client(sink=True), Local()).start()
+        Worker(on.client(token="wrong"), Local()).start()
 
 
 def test_the_end_of_the_stream_is_a_good_end(bench: Make) -> None:
