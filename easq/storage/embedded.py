@@ -44,7 +44,7 @@ from easq.storage.rules.changes import (
     Touched,
     Truncated,
 )
-from easq.storage.rules.effects import NOTHING, Effects
+from easq.storage.rules.effects import Effects
 from easq.storage.rules.filters import filters_text
 from easq.storage.rules.idempotency import KeyWindow
 from easq.storage.rules.scans import NO_SCAN_LIMIT, ScanGate, ScanLimit
@@ -404,7 +404,7 @@ class Embedded(Storage):
         core = self._core(stream)
         self._check_space()
         index, effects = core.allot(len(frame.data), limits)
-        if effects is not NOTHING:
+        if effects is not None:
             self._apply_later(
                 stream, effects
             )  # what made room has left, whether the disk then has space or not

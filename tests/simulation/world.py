@@ -238,6 +238,7 @@ class World:
         fails = self.may_fail and self.random.random() < 0.08
         self.tell("put", index, item, "which fails" if fails else "")
         self.books.allot(index, item)
+        effects = effects or Effects()
         gone = tuple(effects.removed)
         self.done(effects, lambda: self.books.gone.update(gone))
 
@@ -277,6 +278,7 @@ class World:
         self.tell("delete", indexes)
         self.books.delete(indexes)
         effects = self.stream.delete(indexes)
+        effects = effects or Effects()
         gone = tuple(effects.removed)
         self.done(effects, lambda: self.books.gone.update(gone))
 

@@ -42,7 +42,3 @@ class Effects:
     touched: list[tuple[str, int]] = field(default_factory=list)
     woken: set[int] = field(default_factory=set)
     replaced: set[int] = field(default_factory=set)
-
-
-#: what most puts ask for beside their own entry; nobody adds to it
-NOTHING = Effects()

@@ -35,7 +35,7 @@ from easq.protocol.operations import BUSY, SHUTDOWN
 from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
 from easq.storage.base import Limits, Location, StreamStats, Subscription, Timing
 from easq.storage.rules.dispatch import Handout
-from easq.storage.rules.effects import NOTHING, Effects, Touch
+from easq.storage.rules.effects import Effects, Touch
 from easq.storage.rules.entries import Entries
 from easq.storage.rules.filters import NOBODY, Filter, filter_of
 from easq.storage.rules.groups import Group, Hold, Member, Memory, Session
@@ -114,9 +114,10 @@ class Stream:
             if group.goes_alone(index):
                 self._handout.put_back(group, index)
 
-    def allot(self, size: int, limits: Limits) -> tuple[int, Effects]:
-        """A new index is reserved for an item of `size` bytes; `show` or `drop` follows, in the order of allotting.
+    def allot(self, size: int, limits: Limits) -> tuple[int, Effects | None]:
+        """Reserve an index for an item of `size` bytes; `show` or `drop` has to follow, in the order of the indexes.
 
+        Returns the index, and what making room for the item asks for; None, as for most items, if there was room.
         Raises StreamEnded; QueueFull when there is no room even without the claims of absent groups. Then nothing has
         changed.
         """
@@ -124,7 +125,7 @@ class Stream:
             raise StreamEnded("the stream has ended and takes no more items")
         entries = self.entries
         if entries.has_room(size, limits):
-            return entries.allot(size, limits), NOTHING
+            return entries.allot(size, limits), None
         effects = Effects()
         loose: list[int] = []
         if any(group.filters.first_left_at is not None for group in self._groups.values()):

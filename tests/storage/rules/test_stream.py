@@ -10,6 +10,7 @@ from easq.errors import QueueFull
 from easq.model import Consumer, Tags
 from easq.protocol.operations import SHUTDOWN
 from easq.storage.base import Limits, Subscription, Timing
+from easq.storage.rules.effects import Effects
 from easq.storage.rules.stream import Stream
 
 TIMING = Timing(leave_grace_s=2.0, group_retention_s=60.0, backoff_s=(0.0,))
@@ -28,6 +29,13 @@ def stream_of(*sizes: int, max_failures: int = 0) -> Stream:
 def attach(stream: Stream, user: str = "u", group: str = "g", *, window: int = 10, now: float = NOW) -> int:
     session, _ = stream.attach(Consumer(group, user), Subscription(window), now)
     return session
+
+
+def _removed(allotted: tuple[int, Effects | None]) -> list[int]:
+    """Return what made room for the item."""
+    _, effects = allotted
+    assert effects is not None
+    return effects.removed
 
 
 def fetched(stream: Stream, session: int) -> list[tuple[int, int]]:
@@ -104,7 +112,7 @@ def test_a_put_that_is_refused_evicts_nothing() -> None:
     with pytest.raises(QueueFull):
         stream.allot(5, Limits(max_bytes=10, evict=True))
     assert list(stream.entries.indexes_from(0)) == [2]
-    assert stream.allot(4, Limits(max_bytes=10, evict=True))[1].removed == [2]
+    assert _removed(stream.allot(4, Limits(max_bytes=10, evict=True))) == [2]
 
 
 def test_a_put_that_is_refused_takes_no_absent_group_its_claim() -> None:
@@ -116,7 +124,7 @@ def test_a_put_that_is_refused_takes_no_absent_group_its_claim() -> None:
     with pytest.raises(QueueFull):
         stream.allot(8, Limits(max_bytes=10))
     assert list(stream.entries.indexes_from(0)) == [1, 2]
-    assert stream.allot(7, Limits(max_bytes=10))[1].removed == [1]
+    assert _removed(stream.allot(7, Limits(max_bytes=10))) == [1]
 
 
 # -- alone -------------------------------------------------------------------------------------------------------------
