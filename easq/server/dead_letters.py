@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from easq.model import DELIVERY_COUNT, LAST_CODE, LAST_REASON, NO_INDEX, TS_SINK, Frame
-from easq.storage.base import Failed
+from easq.storage.base import Failure
 
 #: tags that the copy has besides those of the item
 REAR_INDEX, REAR_GROUP = "rear@index", "rear@group"
@@ -17,7 +17,7 @@ _NO_CODE = "500"
 _MAX_REASON = 200
 
 
-def rear_copy(frame: Frame, failed: Failed) -> Frame:
+def rear_copy(frame: Frame, failed: Failure) -> Frame:
     """Return the copy for the rear store: data and tags of the item, and why it failed."""
     tags = {
         **frame.tags,
@@ -31,7 +31,7 @@ def rear_copy(frame: Frame, failed: Failed) -> Frame:
     return replace(frame, index=NO_INDEX, tags=tags)
 
 
-def answer(frame: Frame, failed: Failed, wall_ms: int) -> Frame:
+def answer(frame: Frame, failed: Failure, wall_ms: int) -> Frame:
     """Return the answer for the sink: request id and tags of the item, a numeric lastCode, the last reason as data."""
     numeric = failed.code.isascii() and failed.code.isdigit()
     reason = failed.reason if numeric or not failed.code else failed.code

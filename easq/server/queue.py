@@ -32,7 +32,7 @@ from easq.protocol.media_type import sniff
 from easq.protocol.request_ids import new_request_id
 from easq.server.dead_letters import answer, rear_copy
 from easq.server.rate_limit import RateLimiter
-from easq.storage.base import Burial, Limits, Storage, Subscription, is_enough
+from easq.storage.base import DeadLetterPolicy, Limits, Storage, Subscription, is_enough
 from easq.storage.rules.scans import ScanLimit
 
 #: the window of a watch that asks for none, and the highest that is granted, in items
@@ -128,7 +128,7 @@ class Queue:
         await self.rear.open()
         await self.storage.open(
             self.stream,
-            Burial(
+            DeadLetterPolicy(
                 self.policy.max_failures,
                 self.rear.stream,
                 self.policy.limits,

@@ -62,7 +62,7 @@ class Subscription:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class Failure:
     """Why a group gave an item up: how often it was delivered and failed there, and the last code and reason."""
 
     group: str
@@ -73,7 +73,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Burial:
+class DeadLetterPolicy:
     """What becomes of an item that failed `max_failures` times in a group (0: it is never given up).
 
     `rear_copy` is appended to the stream `rear`, in the same step in which the item counts as committed for the group;
@@ -84,9 +84,9 @@ class Burial:
     max_failures: int
     rear: str
     rear_limits: Limits
-    rear_copy: Callable[[Frame, Failed], Frame]
+    rear_copy: Callable[[Frame, Failure], Frame]
     sink: str = ""
-    answer: Callable[[Frame, Failed], Frame] = lambda frame, _: frame
+    answer: Callable[[Frame, Failure], Frame] = lambda frame, _: frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +153,10 @@ class Storage(ABC):
         """All that was acknowledged is stored, files are closed and the lock is free."""
 
     @abstractmethod
-    async def open(self, stream: str, burial: Burial | None = None) -> None:
+    async def open(self, stream: str, dead_letters: DeadLetterPolicy | None = None) -> None:
         """The stream exists; what it held before is there, and what was pending is ready.
 
-        The streams that `burial` names are opened first.
+        The streams that `dead_letters` names are opened first.
         """
 
     @abstractmethod

@@ -20,8 +20,8 @@ from easq.errors import KeyReused, QueueFull, StorageError, StreamEnded
 from easq.model import DELIVERY_COUNT, NEWEST, REQUEST_ID, Ack, Consumer, Frame, Tags
 from easq.storage.base import (
     MOST_BYTES,
-    Burial,
-    Failed,
+    DeadLetterPolicy,
+    Failure,
     Lease,
     Limits,
     Location,
@@ -31,17 +31,17 @@ from easq.storage.base import (
     Timing,
     is_enough,
 )
-from easq.storage.long_poll import Waiting, carries
+from easq.storage.long_poll import LongPolls, matches
 from easq.storage.rules.changes import (
     Change,
     Committed,
+    DeliveryRecorded,
     Ended,
-    GroupKept,
+    GroupChanged,
     Keyed,
     KeysForgotten,
     Removed,
     Stored,
-    Touched,
     Truncated,
 )
 from easq.storage.rules.effects import Effects
@@ -71,7 +71,7 @@ _REMOVED_AT_ONCE, _COUNTED_AT_ONCE, _COUNTED_FIRST = 2_500, 12_500, 1_000
 Settle: TypeAlias = Callable[[Exception | None], None]
 
 
-class Embedded(Storage):
+class EmbeddedStorage(Storage):
     """All verbs over `Stream`; a subclass keeps the entries (`_submit`, `_load`, `_load_tags`, `_find`)."""
 
     #: a timer that is late by more than so many seconds shows that the process stood still (stopped, suspended)
@@ -81,9 +81,9 @@ class Embedded(Storage):
         """`wall_ms` returns the wall time in Unix milliseconds, for times that are stored across restarts."""
         self._timing = timing
         self._wall_ms = wall_ms or (lambda: time.time_ns() // 1_000_000)
-        self._cores: dict[str, Stream] = {}
+        self._rules: dict[str, Stream] = {}
         self._events: dict[tuple[str, int], asyncio.Event] = {}
-        self._waiting = Waiting()
+        self._long_polls = LongPolls()
         self._large = asyncio.Lock()
         #: one slice in one turn of the event loop, however many scans there are
         self._gate = ScanGate(at_once=1)
@@ -91,7 +91,7 @@ class Embedded(Storage):
         self._fresh: dict[str, list[Frame]] = {}
         self._lazy: dict[tuple[str, int], set[str]] = {}
         self._lazy_timer: asyncio.TimerHandle | None = None
-        self._burials: dict[str, Burial] = {}
+        self._dead_letters: dict[str, DeadLetterPolicy] = {}
         self._key_windows: dict[str, KeyWindow] = {}
         self._keys_under_way: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._ticks: dict[str, tuple[float, asyncio.Handle]] = {}
@@ -140,20 +140,22 @@ class Embedded(Storage):
         if self._failure is None:
             leaving = [
                 self._kept(stream, group, stopping=True)
-                for stream, core in self._cores.items()
-                for group in core.absent()
+                for stream, rules in self._rules.items()
+                for group in rules.absent()
             ]
             await self._submit([*self._lazy_changes(), *leaving])
 
-    def _adopt(self, stream: str, core: Stream, keys: KeyWindow, burial: Burial | None) -> None:
-        self._cores[stream] = core
+    def _adopt(
+        self, stream: str, rules: Stream, keys: KeyWindow, dead_letters: DeadLetterPolicy | None
+    ) -> None:
+        self._rules[stream] = rules
         self._key_windows[stream] = keys
-        if burial is not None:
-            self._burials[stream] = burial
-            core.max_failures = burial.max_failures
-            rear = self._cores[burial.rear]
-            core.has_rear_room = lambda items, size: (
-                rear.entries.has_room(size, burial.rear_limits, items=items) and self._has_space()
+        if dead_letters is not None:
+            self._dead_letters[stream] = dead_letters
+            rules.max_failures = dead_letters.max_failures
+            rear = self._rules[dead_letters.rear]
+            rules.has_rear_room = lambda items, size: (
+                rear.entries.has_room(size, dead_letters.rear_limits, items=items) and self._has_space()
             )
         self._schedule(stream)
 
@@ -169,46 +171,48 @@ class Embedded(Storage):
             self._failure = error
             self._on_failure(error)
 
-    def _core(self, stream: str) -> Stream:
+    def _rules_of(self, stream: str) -> Stream:
         if self._failure is not None:
             raise StorageError(f"the storage failed: {self._failure}")
-        return self._cores[stream]
+        return self._rules[stream]
 
     # -- effects ---------------------------------------------------------------------------------------------------
 
-    def _changes(self, stream: str, effects: Effects, buried: Container[int]) -> list[Change]:
-        """What `effects` asks to be made durable, but for what is `buried`; connections are woken on the way."""
+    def _changes(self, stream: str, effects: Effects, copies_stored: Container[int]) -> list[Change]:
+        """What `effects` asks to be made durable, but for what is `copies_stored`; connections are woken on the way."""
         changes: list[Change] = [self._kept(stream, group) for group in dict.fromkeys(effects.groups)]
         changes += [Committed(stream, *committed) for committed in effects.committed if not committed[2]]
         if effects.truncated_below:
             changes.append(Truncated(stream, effects.truncated_below))
         if effects.removed:
             removed = (
-                [index for index in effects.removed if index not in buried] if buried else effects.removed
+                [index for index in effects.removed if index not in copies_stored]
+                if copies_stored
+                else effects.removed
             )
             if removed:
                 changes.append(Removed(stream, removed))
             for index in effects.removed:
                 self._lazy.pop((stream, index), None)
-        changes += [GroupKept(stream, group, False) for group in effects.forgotten_groups]
-        for group, index in effects.touched:
+        changes += [GroupChanged(stream, group, False) for group in effects.forgotten_groups]
+        for group, index in effects.recorded:
             self._remember(stream, group, index)
         for session in effects.woken | effects.replaced:
             event = self._events.get((stream, session))
             if event is not None:
                 event.set()
-        if self._cores[stream].ended:
+        if self._rules[stream].ended:
             self._wake_watchers(stream)
         self._schedule(stream)
         return changes
 
-    def _kept(self, stream: str, group: str, *, stopping: bool = False) -> GroupKept:
+    def _kept(self, stream: str, group: str, *, stopping: bool = False) -> GroupChanged:
         """Return the change that stores the group and its filters."""
-        filters = self._cores[stream].filters(group) or []
+        filters = self._rules[stream].filters(group) or []
         now, wall_ms = asyncio.get_running_loop().time(), self._wall_ms()
         left = [left_at for _, left_at in filters if left_at is not None]
         is_absent = 0 < len(left) == len(filters)
-        return GroupKept(
+        return GroupChanged(
             stream,
             group,
             True,
@@ -218,8 +222,8 @@ class Embedded(Storage):
 
     async def _apply(self, stream: str, effects: Effects) -> None:
         """Raises QueueFull when the step gave an item up, and there was no space for its copy: it is not given up."""
-        buried, stored = self._bury(stream, effects)
-        changes = self._changes(stream, effects, buried)
+        copies_stored, stored = self._bury(stream, effects)
+        changes = self._changes(stream, effects, copies_stored)
         if changes:
             await self._submit(changes)
         if effects.given_up and stored is not None:
@@ -227,8 +231,8 @@ class Embedded(Storage):
 
     def _apply_later(self, stream: str, effects: Effects) -> asyncio.Future[None] | None:
         """Submit the changes of `effects`. Return a future that is done once they are stored; None without any."""
-        buried, _ = self._bury(stream, effects)
-        changes = self._changes(stream, effects, buried)
+        copies_stored, _ = self._bury(stream, effects)
+        changes = self._changes(stream, effects, copies_stored)
         if not changes:
             return None
         stored = asyncio.ensure_future(self._submit(changes))
@@ -239,24 +243,28 @@ class Embedded(Storage):
         """Copies and answers are on their way, in one step with the leaving of what they are of: which entries that
         are, and when it is done. A disk without space for them refuses that step alone: they come again.
         """
-        burial = self._burials.get(stream)
-        if burial is None or not (effects.given_up or effects.unanswered):
+        dead_letters = self._dead_letters.get(stream)
+        if dead_letters is None or not (effects.given_up or effects.unanswered):
             return (), None
-        core = self._cores[stream]
+        rules = self._rules[stream]
         settles: list[Settle] = []
         changes: list[Change] = [
             Committed(stream, *committed) for committed in effects.committed if committed[2]
         ]
-        failed: dict[int, Failed] = {}
-        for group, index, touch in effects.given_up:
-            failed[index] = Failed(group, touch.deliveries, touch.failures, touch.code, touch.reason)
-            self._copy(stream, index, burial.rear, burial.rear_copy, failed[index], changes, settles)
-        answered = dict(effects.unanswered) if burial.sink else {}
-        for index, touch in answered.items():
-            why = failed.get(index) or Failed("", touch.deliveries, touch.failures, touch.code, touch.reason)
-            self._copy(stream, index, burial.sink, burial.answer, why, changes, settles)
-        buried = failed.keys() | answered.keys()
-        gone = [index for index in effects.removed if index in buried]
+        failed: dict[int, Failure] = {}
+        for group, index, record in effects.given_up:
+            failed[index] = Failure(group, record.deliveries, record.failures, record.code, record.reason)
+            self._copy(
+                stream, index, dead_letters.rear, dead_letters.rear_copy, failed[index], changes, settles
+            )
+        answered = dict(effects.unanswered) if dead_letters.sink else {}
+        for index, record in answered.items():
+            why = failed.get(index) or Failure(
+                "", record.deliveries, record.failures, record.code, record.reason
+            )
+            self._copy(stream, index, dead_letters.sink, dead_letters.answer, why, changes, settles)
+        copies_stored = failed.keys() | answered.keys()
+        gone = [index for index in effects.removed if index in copies_stored]
         if gone:
             changes.append(Removed(stream, gone))
 
@@ -264,22 +272,22 @@ class Embedded(Storage):
             for told in settles:
                 told(error)
             if error is None:
-                core.buried(effects)
+                rules.copies_stored(effects)
             elif isinstance(error, QueueFull):
-                self._apply_later(stream, core.take_up(effects, asyncio.get_running_loop().time()))
-                self._waiting.wake(stream)
+                self._apply_later(stream, rules.copies_refused(effects, asyncio.get_running_loop().time()))
+                self._long_polls.wake(stream)
 
         stored = asyncio.ensure_future(self._submit(changes, settle))
         stored.add_done_callback(_ignore)
-        return buried, stored
+        return copies_stored, stored
 
     def _copy(
         self,
         stream: str,
         index: int,
         target: str,
-        make: Callable[[Frame, Failed], Frame],
-        why: Failed,
+        make: Callable[[Frame, Failure], Frame],
+        why: Failure,
         changes: list[Change],
         settles: list[Settle],
     ) -> None:
@@ -287,14 +295,14 @@ class Embedded(Storage):
         frame = self._load(stream, index)
         if frame is not None:
             copy = make(frame, why)
-            number = self._cores[target].entries.allot(len(copy.data), NO_LIMITS)
+            number = self._rules[target].entries.allocate(len(copy.data), NO_LIMITS)
             stored, settle = self._placed(target, number, copy, 0)
             changes.append(stored)
             settles.append(settle)
 
     def _placed(self, stream: str, index: int, frame: Frame, priority: int) -> tuple[Stored, Settle]:
         """The frame under its allotted index, and who makes it visible."""
-        entries = self._cores[stream].entries
+        entries = self._rules[stream].entries
         stored = Frame(index, frame.tags, frame.data)
 
         def settle(error: Exception | None) -> None:
@@ -321,9 +329,9 @@ class Embedded(Storage):
         changes: list[Change] = []
         for (stream, index), groups in self._lazy.items():
             for group in groups:
-                touch = self._cores[stream].touch(group, index)
-                if touch is not None:
-                    changes.append(Touched(stream, group, index, replace(touch)))
+                record = self._rules[stream].record(group, index)
+                if record is not None:
+                    changes.append(DeliveryRecorded(stream, group, index, replace(record)))
         self._lazy.clear()
         return changes
 
@@ -335,7 +343,7 @@ class Embedded(Storage):
 
     def _schedule(self, stream: str) -> None:
         """The stream's rules run again when something waits for the time."""
-        due = self._cores[stream].due
+        due = self._rules[stream].due
         known = self._ticks.get(stream)
         if due == inf or (known is not None and known[0] <= due) or stream in self._paused:
             return
@@ -355,14 +363,14 @@ class Embedded(Storage):
                 return
             self._has_ticked = True
             loop.call_soon(self._allow_tick)
-        core, now = self._cores[stream], loop.time()
+        rules, now = self._rules[stream], loop.time()
         if due > AT_ONCE and now - due > self.stood_still_s:
-            core.stood_still(now)
-        effects = core.tick(now)
+            rules.stood_still(now)
+        effects = rules.tick(now)
         # slices made faster than they are stored would pile up to one long transaction
         self._paused.add(stream)
         stored = self._apply_later(stream, effects)
-        if stored is None or core.due > AT_ONCE:
+        if stored is None or rules.due > AT_ONCE:
             self._go_on(stream)
             return
         # on a full disk nothing is stored for a while, and other timers must not wait for that
@@ -384,9 +392,9 @@ class Embedded(Storage):
         """A batch is durable: new items are handed out, waiting readers wake."""
         fresh, self._fresh = self._fresh, {}
         for stream, frames in fresh.items():
-            self._apply_later(stream, self._cores[stream].dispatch())
-            for frame in frames if stream in self._waiting else ():
-                self._waiting.came(stream, frame)
+            self._apply_later(stream, self._rules[stream].dispatch())
+            for frame in frames if stream in self._long_polls else ():
+                self._long_polls.item_arrived(stream, frame)
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
@@ -401,9 +409,9 @@ class Embedded(Storage):
         self, stream: str, frame: Frame, priority: int, limits: Limits, key: str = "", digest: bytes = b""
     ) -> tuple[Ack, Awaitable[None]]:
         """What the put is answered with, once it is stored."""
-        core = self._core(stream)
+        rules = self._rules_of(stream)
         self._check_space()
-        index, effects = core.allot(len(frame.data), limits)
+        index, effects = rules.allocate(len(frame.data), limits)
         if effects is not None:
             self._apply_later(
                 stream, effects
@@ -428,7 +436,7 @@ class Embedded(Storage):
         digest = sha256(frame.data).digest()
         while (under_way := self._keys_under_way.get((stream, key))) is not None:
             await asyncio.wait({under_way})
-        self._core(stream)
+        self._rules_of(stream)
         known = self._recall(stream, key)
         if known is not None:
             if known.digest != digest:
@@ -447,7 +455,7 @@ class Embedded(Storage):
         self, stream: str, *, start: int, length: int, tags: Tags, limit: ScanLimit = NO_SCAN_LIMIT
     ) -> list[Frame]:
         if start == NEWEST:
-            start = self._core(stream).entries.last_visible() or 1
+            start = self._rules_of(stream).entries.last_visible() or 1
         frames: list[Frame] = []
         size = 0
 
@@ -473,19 +481,19 @@ class Embedded(Storage):
         `found` returns how many bytes it has loaded, or None to end the scan. The scan also ends when its time is
         over. Raises Unavailable when the caller is gone.
         """
-        core = self._core(stream)
-        rest = self._scan_slice(stream, core, start, tags, _FIRST_CHUNK, found)
+        rules = self._rules_of(stream)
+        rest = self._scan_slice(stream, rules, start, tags, _FIRST_CHUNK, found)
         while rest is not None:
             async with self._gate.slot(limit) as has_time:
                 if not has_time:
                     return
-                rest = self._scan_slice(stream, core, rest, tags, _SCAN_CHUNK, found)
+                rest = self._scan_slice(stream, rules, rest, tags, _SCAN_CHUNK, found)
                 await asyncio.sleep(0)  # the next scan's slice is in another turn of the event loop
 
     def _scan_slice(
         self,
         stream: str,
-        core: Stream,
+        rules: Stream,
         start: int,
         tags: Tags,
         most: int,
@@ -497,10 +505,10 @@ class Embedded(Storage):
         if request_id is not None:
             chunk = self._find(stream, request_id, start, most)
         else:
-            chunk = list(islice(core.entries.indexes_from(start), most))
+            chunk = list(islice(rules.entries.indexes_from(start), most))
         loaded = 0
         for index in chunk:
-            if core.entries.visible(index) and (is_known or carries(self._load_tags(stream, index), tags)):
+            if rules.entries.visible(index) and (is_known or matches(self._load_tags(stream, index), tags)):
                 size = found(index)
                 if size is None:
                     return None
@@ -520,20 +528,20 @@ class Embedded(Storage):
         limit: ScanLimit = NO_SCAN_LIMIT,
     ) -> list[Frame]:
         frames = await self.read(stream, start=start, length=length, tags=tags, limit=limit)
-        core = self._core(stream)
+        rules = self._rules_of(stream)
         # a long scan lets others run: what they took or removed meanwhile is not ours
-        frames = [frame for frame in frames if core.entries.visible(frame.index)]
+        frames = [frame for frame in frames if rules.entries.visible(frame.index)]
         if not is_enough(frames, minimum):
             return []
-        await self._apply(stream, core.claim([frame.index for frame in frames]))
+        await self._apply(stream, rules.claim([frame.index for frame in frames]))
         return frames
 
     async def release(self, stream: str, indexes: Sequence[int]) -> None:
-        core = self._core(stream)
-        effects = core.release(indexes)
+        rules = self._rules_of(stream)
+        effects = rules.release(indexes)
         for index in indexes:
-            if core.entries.visible(index):
-                self._waiting.came(stream, Frame(index, self._load_tags(stream, index)))
+            if rules.entries.visible(index):
+                self._long_polls.item_arrived(stream, Frame(index, self._load_tags(stream, index)))
         await self._apply(stream, effects)
 
     async def settle(self, stream: str, indexes: Sequence[int]) -> None:
@@ -549,28 +557,28 @@ class Embedded(Storage):
         timeout_s: float,
         gone: asyncio.Future[None] | None = None,
     ) -> None:
-        core = self._core(stream)
+        rules = self._rules_of(stream)
         if start == NEWEST:
-            start = core.entries.last + 1
-        await self._waiting.wait(
+            start = rules.entries.last + 1
+        await self._long_polls.wait(
             stream, start=start, tags=tags, taking=taking, timeout_s=timeout_s, gone=gone
         )
 
     async def wake(self, stream: str) -> None:
-        self._waiting.wake(stream)
+        self._long_polls.wake(stream)
 
     async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
-        core = self._core(stream)
+        rules = self._rules_of(stream)
         if subscription.after == NEWEST:
-            subscription = replace(subscription, after=core.entries.last)
-        session, effects = core.attach(consumer, subscription, now)
+            subscription = replace(subscription, after=rules.entries.last)
+        session, effects = rules.attach(consumer, subscription, now)
         self._events[stream, session] = asyncio.Event()
         self._events[stream, session].set()
         await self._apply(stream, effects)
         return session
 
     async def detach(self, stream: str, session: int, *, lost: bool, now: float) -> None:
-        effects = self._core(stream).detach(session, lost=lost, now=now)
+        effects = self._rules_of(stream).detach(session, lost=lost, now=now)
         event = self._events.pop((stream, session), None)
         if event is not None:
             event.set()
@@ -579,47 +587,47 @@ class Embedded(Storage):
     async def lease(self, stream: str, session: int, *, index_only: bool) -> list[Lease]:
         event = self._events.get((stream, session))
         while event is not None:
-            core = self._core(stream)
-            if not core.connected(session):
+            rules = self._rules_of(stream)
+            if not rules.connected(session):
                 break
-            if core.next_size(session) > _LARGE_BYTES:
+            if rules.next_size(session) > _LARGE_BYTES:
                 # one connection at a time loads a large item, and other tasks get a turn in between
                 async with self._large:
                     await asyncio.sleep(0)
-                    leases = self._lease(stream, core, session, event, index_only)
+                    leases = self._lease(stream, rules, session, event, index_only)
             else:
-                leases = self._lease(stream, core, session, event, index_only)
+                leases = self._lease(stream, rules, session, event, index_only)
             if leases:
                 return leases
-            if not core.connected(session):
+            if not rules.connected(session):
                 break
-            if core.is_through(session):
+            if rules.is_through(session):
                 raise StreamEnded("the stream has ended")
             await event.wait()
         return []
 
     def _lease(
-        self, stream: str, core: Stream, session: int, event: asyncio.Event, index_only: bool
+        self, stream: str, rules: Stream, session: int, event: asyncio.Event, index_only: bool
     ) -> list[Lease]:
         event.clear()
         leases = []
         now = asyncio.get_running_loop().time()
-        fetched = core.fetch(session, most=_FETCH_ITEMS, most_bytes=_FETCH_BYTES, now=now)
+        fetched = rules.fetch(session, most=_FETCH_ITEMS, most_bytes=_FETCH_BYTES, now=now)
         for index, deliveries in fetched:
             frame = self._frame(stream, index, index_only)
             if frame is not None:
-                self._remember(stream, core.group_of(session), index)
+                self._remember(stream, rules.group_of(session), index)
                 leases.append(Lease(_counted(frame, deliveries), deliveries))
         return leases
 
     async def still_leased(self, stream: str, session: int, index: int) -> bool:
-        return self._core(stream).has_out(session, index)
+        return self._rules_of(stream).has_out(session, index)
 
     def _frame(self, stream: str, index: int, index_only: bool) -> Frame | None:
         return Frame(index, self._load_tags(stream, index)) if index_only else self._load(stream, index)
 
     async def commit(self, stream: str, group: str, indexes: Sequence[int]) -> int:
-        counted, effects = self._core(stream).commit(group, indexes)
+        counted, effects = self._rules_of(stream).commit(group, indexes)
         await self._apply(stream, effects)
         return counted
 
@@ -634,84 +642,84 @@ class Embedded(Storage):
         now: float,
         delay_s: float | None = None,
     ) -> int:
-        core = self._core(stream)
-        counted, effects = core.negative(group, indexes, code=code, reason=reason, now=now, delay_s=delay_s)
+        rules = self._rules_of(stream)
+        counted, effects = rules.negative(group, indexes, code=code, reason=reason, now=now, delay_s=delay_s)
         await self._apply(stream, effects)
         return counted
 
     async def delete(self, stream: str, indexes: Sequence[int]) -> int:
-        effects = self._core(stream).delete(indexes)
+        effects = self._rules_of(stream).delete(indexes)
         await self._apply(stream, effects)
         return len(effects.removed)
 
     async def truncate(self, stream: str, below: int) -> int:
-        core = self._core(stream)
-        below = min(below, core.entries.shown + 1)  # entries that are put meanwhile stay
+        rules = self._rules_of(stream)
+        below = min(below, rules.entries.shown + 1)  # entries that are put meanwhile stay
         total, step = 0, 0
         while step < below:
             if step:
                 async with self._gate.slot():
                     await asyncio.sleep(0)
-                    step, count, effects = self._truncate_slice(stream, core, below)
+                    step, count, effects = self._truncate_slice(stream, rules, below)
             else:
-                step, count, effects = self._truncate_slice(stream, core, below)
+                step, count, effects = self._truncate_slice(stream, rules, below)
             total += count
             await self._apply(stream, effects)
         return total
 
-    def _truncate_slice(self, stream: str, core: Stream, below: int) -> tuple[int, int, Effects]:
+    def _truncate_slice(self, stream: str, rules: Stream, below: int) -> tuple[int, int, Effects]:
         """Remove the oldest entries under `below`; return the index under which all are gone, and how many were."""
-        step = core.entries.bound(below, _REMOVED_AT_ONCE)
-        count, effects = core.truncate(step)
+        step = rules.entries.bound(below, _REMOVED_AT_ONCE)
+        count, effects = rules.truncate(step)
         for key in [key for key in self._lazy if key[0] == stream and key[1] < step]:
             del self._lazy[key]
         return step, count, effects
 
     async def locate(self, stream: str, group: str, index: int) -> Location | None:
-        core = self._core(stream)
-        location = core.place(group, index)
+        rules = self._rules_of(stream)
+        location = rules.place(group, index)
         if location is None or location.owner is not None:
             return location
-        handled = core.handled(group)
-        ahead = location.ahead - core.entries.count_ahead(handled[:_COUNTED_FIRST], index)
+        handled = rules.handled(group)
+        ahead = location.ahead - rules.entries.count_ahead(handled[:_COUNTED_FIRST], index)
         for at in range(_COUNTED_FIRST, len(handled), _COUNTED_AT_ONCE):
             async with self._gate.slot():
                 await asyncio.sleep(0)
-                if not core.entries.visible(index):
+                if not rules.entries.visible(index):
                     return None
-                ahead -= core.entries.count_ahead(handled[at : at + _COUNTED_AT_ONCE], index)
+                ahead -= rules.entries.count_ahead(handled[at : at + _COUNTED_AT_ONCE], index)
         return replace(location, ahead=max(0, ahead))
 
     async def count(
         self, stream: str, *, tags: Tags, priority: int | None, limit: ScanLimit = NO_SCAN_LIMIT
     ) -> int:
-        core = self._core(stream)
+        rules = self._rules_of(stream)
         if not tags:
-            return core.entries.count(priority)
+            return rules.entries.count(priority)
         total = 0
 
         def found(index: int) -> int:
             nonlocal total
-            total += priority is None or core.entries.rank(index)[0] == -priority
+            total += priority is None or rules.entries.rank(index)[0] == -priority
             return 0
 
         await self._scan(stream, 0, tags, limit, found)
         return total
 
     async def attributes(self, stream: str, *, now: float) -> StreamStats:
-        return self._core(stream).stats(now)
+        return self._rules_of(stream).stats(now)
 
     async def sessions(self, stream: str) -> Mapping[Consumer, int]:
-        return self._core(stream).sessions()
+        return self._rules_of(stream).sessions()
 
     async def active(self, stream: str, session: int, *, now: float) -> None:
-        self._core(stream).active(session, now)
+        self._rules_of(stream).active(session, now)
 
     async def idle(self, stream: str, consumer: Consumer, *, now: float, process: str = "") -> float | None:
-        return self._core(stream).idle(consumer, now, process)
+        return self._rules_of(stream).idle(consumer, now, process)
 
     async def end(self, stream: str, *, ended: bool) -> None:
-        self._core(stream).ended = ended
+        self._rules_of(stream).ended = ended
         await self._submit([Ended(stream, ended)])
         self._wake_watchers(stream)
 

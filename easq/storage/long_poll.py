@@ -18,7 +18,7 @@ _Key: TypeAlias = tuple[str, str] | None
 
 
 @dataclass(slots=True, eq=False)
-class _Reader:
+class _LongPoll:
     """One waiting long poll. Numbers ascend in order of arrival."""
 
     number: int
@@ -36,7 +36,7 @@ class _Reader:
         return next(iter(self.tags.items()), None)
 
     def wants(self, frame: Frame) -> bool:
-        return frame.index >= self.start and carries(frame.tags, self.tags)
+        return frame.index >= self.start and matches(frame.tags, self.tags)
 
     def wake(self, *_: object) -> None:
         """Wake the reader, so that it reads again."""
@@ -44,7 +44,7 @@ class _Reader:
             self.future.set_result(None)
 
 
-def carries(tags: Tags, wanted: Tags) -> bool:
+def matches(tags: Tags, wanted: Tags) -> bool:
     """Whether `wanted` are among `tags`."""
     return all(tags.get(key) == value for key, value in wanted.items())
 
@@ -54,18 +54,18 @@ class _Stream:
     """The readers of one stream. Those with a `start` above the next index are in `later` until it is reached."""
 
     reached: int = 0  # the highest index that has arrived
-    readers: dict[int, _Reader] = field(default_factory=dict)
-    by_key: dict[_Key, dict[int, _Reader]] = field(default_factory=dict)
+    readers: dict[int, _LongPoll] = field(default_factory=dict)
+    by_key: dict[_Key, dict[int, _LongPoll]] = field(default_factory=dict)
     later: list[tuple[int, int]] = field(default_factory=list)  # heap of (start, number); some have left
 
-    def add(self, reader: _Reader) -> None:
+    def add(self, reader: _LongPoll) -> None:
         self.readers[reader.number] = reader
         if reader.start > self.reached + 1:
             heapq.heappush(self.later, (reader.start, reader.number))
         else:
             self.by_key.setdefault(reader.key, {})[reader.number] = reader
 
-    def remove(self, reader: _Reader) -> None:
+    def remove(self, reader: _LongPoll) -> None:
         """Remove the reader, if it is here."""
         if self.readers.pop(reader.number, None) is None:
             return
@@ -90,7 +90,7 @@ class _Stream:
             if not is_first_come:
                 self.by_key[reader.key] = dict(sorted(listed.items()))
 
-    def found(self, frame: Frame) -> Iterable[_Reader]:
+    def found(self, frame: Frame) -> Iterable[_LongPoll]:
         """Return the readers that may want the item, in order of arrival."""
         by_key = self.by_key
         listed = [by_key[key].values() for key in frame.tags.items() if key in by_key]
@@ -101,7 +101,7 @@ class _Stream:
         return listed[0] if listed else ()
 
 
-class Waiting:
+class LongPolls:
     """The readers of one engine that wait, by stream, first come first."""
 
     def __init__(self) -> None:
@@ -125,7 +125,9 @@ class Waiting:
         `gone` is done. An item that woke a reader that is gone wakes the next one.
         """
         self._number += 1
-        reader = _Reader(self._number, start, dict(tags), taking, asyncio.get_running_loop().create_future())
+        reader = _LongPoll(
+            self._number, start, dict(tags), taking, asyncio.get_running_loop().create_future()
+        )
         readers = self._streams.setdefault(stream, _Stream())
         readers.add(reader)
         if gone is not None:
@@ -141,9 +143,9 @@ class Waiting:
             if gone is not None:
                 gone.remove_done_callback(reader.wake)
                 if gone.done() and reader.item is not None:
-                    self.came(stream, reader.item)
+                    self.item_arrived(stream, reader.item)
 
-    def came(self, stream: str, frame: Frame) -> None:
+    def item_arrived(self, stream: str, frame: Frame) -> None:
         """An item may be read: those that want it look, up to the first that takes it away."""
         readers = self._streams.get(stream)
         if readers is None:

@@ -7,14 +7,14 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Sequence
 
 from easq.model import Frame, Tags
-from easq.storage.base import Burial, Timing
-from easq.storage.embedded import Embedded, Settle
+from easq.storage.base import DeadLetterPolicy, Timing
+from easq.storage.embedded import EmbeddedStorage, Settle
 from easq.storage.rules.changes import Change, Keyed, KeysForgotten, Removed, Stored, Truncated
 from easq.storage.rules.idempotency import KeyWindow
 from easq.storage.rules.stream import Stream
 
 
-class Memory(Embedded):
+class MemoryStorage(EmbeddedStorage):
     """Nothing survives the process; `meta.durability` says `memory`."""
 
     durability = "memory"
@@ -25,16 +25,16 @@ class Memory(Embedded):
         self._by_request: dict[str, dict[str, list[int]]] = {}
         self._keys: dict[str, dict[str, Keyed]] = {}
 
-    async def open(self, stream: str, burial: Burial | None = None) -> None:
-        if stream not in self._cores:
+    async def open(self, stream: str, dead_letters: DeadLetterPolicy | None = None) -> None:
+        if stream not in self._rules:
             self._entries[stream] = {}
             self._by_request[stream] = {}
             self._keys[stream] = {}
-            core = Stream(timing=self._timing, tags_of=lambda index: self._load_tags(stream, index))
-            self._adopt(stream, core, KeyWindow(), burial)
+            rules = Stream(timing=self._timing, tags_of=lambda index: self._load_tags(stream, index))
+            self._adopt(stream, rules, KeyWindow(), dead_letters)
 
     async def streams(self) -> Sequence[str]:
-        return list(self._cores)
+        return list(self._rules)
 
     def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
         for change in changes:

@@ -10,7 +10,7 @@ from easq.storage.base import Storage, Timing
 from easq.storage.redis.url import is_redis_url, parse_redis_url, shown_url
 
 if TYPE_CHECKING:
-    from easq.storage.redis.link import Link
+    from easq.storage.redis.client import RedisClient
 
 
 def open_storage(
@@ -34,28 +34,28 @@ def open_storage(
             raise UsageError(
                 f"{option} goes with sqlite:PATH", hint="Redis's own settings say what a put survives"
             )
-        link = open_link(url, wait_replicas=wait_replicas, allow_open=allow_open)
-        from easq.storage.redis.engine import Distributed
+        client = open_client(url, wait_replicas=wait_replicas, allow_open=allow_open)
+        from easq.storage.redis.engine import RedisStorage
 
-        return Distributed(link, timing)
+        return RedisStorage(client, timing)
     if wait_replicas:
         raise UsageError(
             "--wait-replicas goes with the storage of a Redis", hint="--storage redis://HOST:PORT"
         )
     if colon and scheme == "memory" and not rest:
-        from easq.storage.memory import Memory
+        from easq.storage.memory import MemoryStorage
 
-        return Memory(timing)
+        return MemoryStorage(timing)
     if colon and scheme == "sqlite" and rest:
-        from easq.storage.sqlite.engine import Sqlite
+        from easq.storage.sqlite.engine import SqliteStorage
 
-        return Sqlite(Path(rest).expanduser(), durability=durability, timing=timing, recover=recover)
+        return SqliteStorage(Path(rest).expanduser(), durability=durability, timing=timing, recover=recover)
     raise UsageError(
         f"unknown storage {shown_url(url)!r}", hint="use memory:, sqlite:PATH or redis://HOST:PORT"
     )
 
 
-def open_link(url: str, *, wait_replicas: int = 0, allow_open: bool = False) -> Link:
+def open_client(url: str, *, wait_replicas: int = 0, allow_open: bool = False) -> RedisClient:
     """The link to the Redis that `url` names, not connected yet. Raises UsageError, ConfigError without redis-py."""
     where = parse_redis_url(url)
     if where.is_open and not allow_open:
@@ -64,9 +64,9 @@ def open_link(url: str, *, wait_replicas: int = 0, allow_open: bool = False) -> 
             hint="give Redis one (requirepass), and write it as redis://:PASSWORD@HOST:PORT",
         )
     try:
-        from easq.storage.redis.link import Link
+        from easq.storage.redis.client import RedisClient
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "redis":
             raise
         raise ConfigError("redis-py is not installed", hint="pip install 'easq[redis]'") from error
-    return Link(where, wait_replicas=wait_replicas)
+    return RedisClient(where, wait_replicas=wait_replicas)

@@ -16,11 +16,11 @@ from easq.model import Consumer, Frame
 from easq.server.queue import Clock, Queue, QueuePolicy
 from easq.server.queues import Queues
 from easq.storage.base import Lease, Limits, Storage, Subscription, Timing
-from easq.storage.memory import Memory
-from easq.storage.redis.engine import Distributed
-from easq.storage.redis.link import Link
+from easq.storage.memory import MemoryStorage
+from easq.storage.redis.client import RedisClient
+from easq.storage.redis.engine import RedisStorage
 from easq.storage.redis.url import parse_redis_url
-from easq.storage.sqlite.engine import Sqlite
+from easq.storage.sqlite.engine import SqliteStorage
 from tests.model.reference import (
     BUSY_LIMIT_MS,
     FORGET_S,
@@ -85,11 +85,11 @@ class Engine:
     def storage_of(self) -> Storage:
         """The engine on what its folder holds."""
         if self.folder is None:
-            return Memory(self.timing)
+            return MemoryStorage(self.timing)
         self.path.parent.mkdir(exist_ok=True)
         self.path.with_name("q.db.ballast").touch()  # there is no disk to be filled here
         wall_ms = lambda: round(self.loop.time() * 1000)  # noqa: E731
-        return Sqlite(self.path, durability="os", timing=self.timing, wall_ms=wall_ms)
+        return SqliteStorage(self.path, durability="os", timing=self.timing, wall_ms=wall_ms)
 
     def start(self) -> None:
         """The engine runs on what was stored."""
@@ -193,15 +193,15 @@ class OnRedis(Engine):
         super().__init__(loop, backoff_s, None)
 
     def storage_of(self) -> Storage:
-        link = Link(parse_redis_url(self.url))
-        self.distributed = Distributed(link, self.timing, clock=self.loop.time, lease_s=LEASE_S)
-        return self.distributed
+        redis_client = RedisClient(parse_redis_url(self.url))
+        self.redis_storage = RedisStorage(redis_client, self.timing, clock=self.loop.time, lease_s=LEASE_S)
+        return self.redis_storage
 
     def settle(self) -> None:
         """What is due is done: its timers wait for a loop that runs."""
         for stream in ("q", "q/sink", "q#rear"):
-            self.loop.run(self.distributed.look(stream))
+            self.loop.run(self.redis_storage.check(stream))
 
     def read(self, number: int) -> list[Lease] | str:
-        answer = self.answer(self.distributed.fetch("q", number, index_only=False))
+        answer = self.answer(self.redis_storage.fetch("q", number, index_only=False))
         return [] if answer is None else answer

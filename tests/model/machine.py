@@ -93,7 +93,7 @@ class Machine(RuleBasedStateMachine):
 
     def indexes(self, wanted: Sequence[int], group: str = "") -> list[int]:
         """Of a group that has something pending, mostly that."""
-        out = [index for one in self.reference.of(group) for index in one.out]
+        out = [index for one in self.reference.of(group) for index in one.pending]
         return [out[pick % len(out)] if out and pick % 4 else self.index(pick) for pick in wanted]
 
     # -- put and get -----------------------------------------------------------------------------------------------
@@ -260,12 +260,12 @@ class Machine(RuleBasedStateMachine):
     def negative(self, group: str, wanted: list[int], code: str, reason: str, delay_ms: int | None) -> None:
         self.turn_away(group, self.indexes(wanted, group), code, reason, delay_ms)
 
-    @precondition(lambda self: any(one.out for one in self.reference.connections.values()))
+    @precondition(lambda self: any(one.pending for one in self.reference.connections.values()))
     @rule(code=st.sampled_from(["Busy", "Busy", "500"]), delay_ms=st.sampled_from([None, 0, 500]))
     def negative_all(self, code: str, delay_ms: int | None) -> None:
         """Everything that is out comes back, as from a model that takes nothing now."""
         for group in list(self.reference.groups):
-            out = [index for one in self.reference.of(group) for index in one.out]
+            out = [index for one in self.reference.of(group) for index in one.pending]
             self.turn_away(group, out, code, "why", delay_ms)
 
     def turn_away(self, group: str, indexes: list[int], code: str, reason: str, delay_ms: int | None) -> None:
@@ -341,7 +341,7 @@ class Machine(RuleBasedStateMachine):
         assert told == (len(present), size, first, last, reference.last + 1, reference.ended)
         pending: dict[str, list[int]] = {}
         for one in reference.connections.values():
-            pending.setdefault(one.group, []).extend(one.out)
+            pending.setdefault(one.group, []).extend(one.pending)
         lines = {line.id: (line.pending, line.index) for line in stats.groups if line.consumers}
         assert lines == {name: (len(out), min(out, default=0)) for name, out in pending.items()}
         running = {
@@ -350,7 +350,7 @@ class Machine(RuleBasedStateMachine):
             if line.status == "Running"
         }
         assert running == {
-            f"{one.group}.{one.user}": (len(one.out), one.window, one.window - len(one.out), one.tags)
+            f"{one.group}.{one.user}": (len(one.pending), one.window, one.window - len(one.pending), one.tags)
             for one in reference.connections.values()
         }
 
@@ -361,7 +361,7 @@ class InMemory(Machine):
     kinds = ("memory",)
 
 
-class Distributed(Machine):
+class SharedRedis(Machine):
     """The same with the engine on Redis."""
 
     kinds = ("memory", "redis")

@@ -8,33 +8,33 @@ from typing import Any
 import pytest
 
 from easq.model import Frame, Tags
-from easq.storage.embedded import Embedded, Settle
-from easq.storage.memory import Memory
+from easq.storage.embedded import EmbeddedStorage, Settle
+from easq.storage.memory import MemoryStorage
 from easq.storage.rules.changes import Change, Keyed, Removed
-from easq.storage.sqlite.engine import Sqlite
-from easq.storage.sqlite.group_commit import Writer
+from easq.storage.sqlite.engine import SqliteStorage
+from easq.storage.sqlite.group_commit import GroupCommit
 from tests.simulation import planted as rules
 
 
 def deleted_before_the_response(patch: pytest.MonkeyPatch) -> None:
     """An auto-deleting get removes what it found before it is known whether the answer can be written."""
-    original = Embedded.take
+    original = EmbeddedStorage.take
 
     async def take(
-        self: Embedded, stream: str, *, start: int, length: int, tags: Tags, minimum: int, **limit: Any
+        self: EmbeddedStorage, stream: str, *, start: int, length: int, tags: Tags, minimum: int, **limit: Any
     ) -> list[Frame]:
         frames = await original(self, stream, start=start, length=length, tags=tags, minimum=minimum, **limit)
         await self.delete(stream, [frame.index for frame in frames])
         return frames
 
-    patch.setattr(Embedded, "take", take)
+    patch.setattr(EmbeddedStorage, "take", take)
 
 
 def key_dropped_at_consumption(patch: pytest.MonkeyPatch) -> None:
     """An idempotency key is remembered as long as its item is there."""
-    in_memory, in_file = Memory._submit, Writer._record
+    in_memory, in_file = MemoryStorage._submit, GroupCommit._record
 
-    def submit(self: Memory, changes: Sequence[Change], settle: Settle | None = None) -> object:
+    def submit(self: MemoryStorage, changes: Sequence[Change], settle: Settle | None = None) -> object:
         for change in changes:
             if isinstance(change, Removed):
                 keys = self._keys[change.stream]
@@ -42,32 +42,32 @@ def key_dropped_at_consumption(patch: pytest.MonkeyPatch) -> None:
                     del keys[key]
         return in_memory(self, changes, settle)
 
-    def record(self: Writer, change: Change) -> None:
+    def record(self: GroupCommit, change: Change) -> None:
         in_file(self, change)
         for index in change.indexes if isinstance(change, Removed) else ():
             statement = "DELETE FROM idempotency WHERE stream = ? AND item = ?"
             self._connection.execute(statement, (self._ids[change.stream], index))
 
-    patch.setattr(Memory, "_submit", submit)
-    patch.setattr(Writer, "_record", record)
+    patch.setattr(MemoryStorage, "_submit", submit)
+    patch.setattr(GroupCommit, "_record", record)
 
 
 def keys_are_not_stored(patch: pytest.MonkeyPatch) -> None:
     """What a key has stored is known until the next start."""
-    original = Sqlite._recall
+    original = SqliteStorage._recall
 
-    def recall(self: Sqlite, stream: str, key: str) -> Keyed | None:
+    def recall(self: SqliteStorage, stream: str, key: str) -> Keyed | None:
         known = original(self, stream, key)
         return known if known is not None and known.index > self.first_index[stream] else None
 
-    restore = Sqlite._restore
+    restore = SqliteStorage._restore
 
-    def remember(self: Sqlite, stream: str, burial: object) -> None:
-        restore(self, stream, burial)
-        self.__dict__.setdefault("first_index", {})[stream] = self._cores[stream].entries.last
+    def remember(self: SqliteStorage, stream: str, dead_letters: object) -> None:
+        restore(self, stream, dead_letters)
+        self.__dict__.setdefault("first_index", {})[stream] = self._rules[stream].entries.last
 
-    patch.setattr(Sqlite, "_recall", recall)
-    patch.setattr(Sqlite, "_restore", remember)
+    patch.setattr(SqliteStorage, "_recall", recall)
+    patch.setattr(SqliteStorage, "_restore", remember)
 
 
 BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {

@@ -25,7 +25,7 @@ class Reference:
     def __init__(self, now: float, backoff_s: float) -> None:
         self.now = now
         self.backoff_s = backoff_s
-        self.last = self.handouts = self.numbers = 0
+        self.last = self.deliveries_made = self.numbers = 0
         self.ended = False
         self.items: dict[int, Item] = {}
         self.claimed: set[int] = set()
@@ -119,7 +119,7 @@ class Reference:
         for old in [old for old in self.of(name) if old.user == user]:
             self.leave(old, lost=process != "" and old.process == process)
         self.numbers += 1
-        new = Connection(self.numbers, name, user, window, after, tags, self.handouts, process=process)
+        new = Connection(self.numbers, name, user, window, after, tags, self.deliveries_made, process=process)
         self.connections[new.number] = new
         wanted, before = tuple(sorted(tags.items())), group.users.get(user)
         group.users[user] = wanted
@@ -132,7 +132,7 @@ class Reference:
         ):
             del group.filters[before]
             self.sweep()
-        mine = {index: kept for index, kept in sorted(group.held.items()) if kept[1] == user}
+        mine = {index: held for index, held in sorted(group.held.items()) if held[1] == user}
         for index, (until, _, its_process) in mine.items():
             if its_process not in ("", process) and not self.lost(name, index):
                 group.held[index] = (until, user, "")
@@ -140,13 +140,13 @@ class Reference:
             until, _, its_process = group.held[index]
             if index in self.claimed or not new.wants(self.items[index]):
                 del group.held[index]
-            elif its_process and len(new.out) < new.window:
+            elif its_process and len(new.pending) < new.window:
                 del group.held[index]
                 self.hand_out(new, index)
-                new.alone = index if group.touch(index).goes_alone else 0
+                new.alone = index if group.record(index).goes_alone else 0
             else:
                 group.held[index] = (until, user, "")
-                new.kept.append(index)
+                new.redeliveries.append(index)
         self.push()
         return new.number
 
@@ -161,12 +161,12 @@ class Reference:
         group.left[connection.user] = self.now
         if all(one.tags != connection.tags for one in self.of(connection.group)):
             group.filters[tuple(sorted(connection.tags.items()))] = self.now
-        for index in sorted(set(connection.out) - set(connection.unsent)) if lost else ():
+        for index in sorted(set(connection.pending) - set(connection.unsent)) if lost else ():
             held = (self.now + GRACE_S, connection.user, connection.process)
             if connection.process:
                 group.held[index] = held
-            elif group.touch(index).losses < FREE_LOSSES:
-                group.touch(index).losses += 1
+            elif group.record(index).losses < FREE_LOSSES:
+                group.record(index).losses += 1
                 group.held[index] = held
             elif not self.lost(connection.group, index):
                 group.held[index] = held
@@ -174,11 +174,11 @@ class Reference:
     def lost(self, name: str, index: int) -> bool:
         """A lost connection is a failure. Whether it was the last."""
         self.groups[name].held.pop(index, None)
-        self.groups[name].touch(index).losses += 1
+        self.groups[name].record(index).losses += 1
         return self.failed(name, index, "", LOST)
 
     def take_back(self, connection: Connection, index: int) -> None:
-        for indexes in (connection.out, connection.unsent):
+        for indexes in (connection.pending, connection.unsent):
             if index in indexes:
                 indexes.remove(index)
         if connection.alone == index:
@@ -186,7 +186,7 @@ class Reference:
 
     def ready(self, name: str) -> list[Item]:
         group = self.groups[name]
-        pending = {index for connection in self.of(name) for index in connection.out}
+        pending = {index for connection in self.of(name) for index in connection.pending}
         return [
             item for item in self.present() if item.index not in {*pending, *group.committed, *group.held}
         ]
@@ -200,7 +200,7 @@ class Reference:
                     (item for item in self.ready(name) if item.index not in reserved),
                     key=lambda item: item.rank,
                 )
-                alone = [item for item in ready if group.touch(item.index).goes_alone]
+                alone = [item for item in ready if group.record(item.index).goes_alone]
                 others = [item for item in ready if item not in alone]
                 failed = [item for item in others if item.index in group.failed_by]
                 free = [one for one in self.of(name) if one.free > 0]
@@ -230,16 +230,16 @@ class Reference:
             is_ready = any(item.index == one.alone for item in self.ready(name))
             if one.is_reserved and (one.stopped or not is_ready):
                 one.alone = 0
-            elif one.is_reserved and not one.out:
+            elif one.is_reserved and not one.pending:
                 self.hand_out(one, one.alone)
         for one in self.of(name):
-            while one.kept and (
-                one.kept[0] in self.claimed
-                or group.held.get(one.kept[0], (0.0, "", ""))[1:] != (one.user, "")
+            while one.redeliveries and (
+                one.redeliveries[0] in self.claimed
+                or group.held.get(one.redeliveries[0], (0.0, "", ""))[1:] != (one.user, "")
             ):
-                one.kept.pop(0)
-            if one.kept and not one.stopped and not one.out:
-                one.alone = one.kept.pop(0)
+                one.redeliveries.pop(0)
+            if one.redeliveries and not one.stopped and not one.pending:
+                one.alone = one.redeliveries.pop(0)
                 del group.held[one.alone]
                 self.hand_out(one, one.alone)
 
@@ -250,19 +250,21 @@ class Reference:
         """Who may have the item alone."""
         wanting, failed_by = self.wanting(name, item), self.groups[name].failed_by.get(item.index)
         others = [one for one in wanting if one.user != failed_by] or wanting
-        return [one for one in others if not one.alone and not one.kept]
+        return [one for one in others if not one.alone and not one.redeliveries]
 
     def reserve(self, name: str, items: list[Item]) -> bool:
         for item in items:
             if takers := self.takers(name, item):
-                chosen = min(takers, key=lambda one: (len(one.out), one.served, one.number))
+                chosen = min(takers, key=lambda one: (len(one.pending), one.served, one.number))
                 chosen.alone = item.index
                 return True
         return False
 
     def release_reserved(self, name: str) -> bool:
         for one in self.of(name):
-            if one.is_reserved and not all(taker.out for taker in self.takers(name, self.items[one.alone])):
+            if one.is_reserved and not all(
+                taker.pending for taker in self.takers(name, self.items[one.alone])
+            ):
                 one.alone = 0
                 return True
         return False
@@ -280,9 +282,9 @@ class Reference:
         return False
 
     def hand_out(self, connection: Connection, index: int) -> None:
-        self.handouts += 1
-        connection.served = self.handouts
-        connection.out.append(index)
+        self.deliveries_made += 1
+        connection.served = self.deliveries_made
+        connection.pending.append(index)
         connection.unsent.append(index)
 
     def read(self, number: int) -> list[tuple[Item, int]]:
@@ -292,11 +294,11 @@ class Reference:
         sent, connection.unsent = connection.unsent, []
         if not sent and self.is_through(connection.group):
             raise Refused("StreamEnded")
-        touches = [self.groups[connection.group].touch(index) for index in sent]
-        for touch in touches:
-            touch.deliveries += 1
-            touch.fetched_ms = round(self.now * 1000) if touch.busy_ms else 0
-        return [(self.items[index], touch.deliveries) for index, touch in zip(sent, touches, strict=True)]
+        records = [self.groups[connection.group].record(index) for index in sent]
+        for record in records:
+            record.deliveries += 1
+            record.fetched_ms = round(self.now * 1000) if record.busy_ms else 0
+        return [(self.items[index], record.deliveries) for index, record in zip(sent, records, strict=True)]
 
     def commit(self, name: str, indexes: list[int]) -> int:
         present = set(indexes) & self.items.keys()
@@ -318,7 +320,7 @@ class Reference:
 
     def negative(self, name: str, indexes: list[int], code: str, reason: str, delay_ms: int | None) -> int:
         pending = [
-            (one, index) for index in dict.fromkeys(indexes) for one in self.of(name) if index in one.out
+            (one, index) for index in dict.fromkeys(indexes) for one in self.of(name) if index in one.pending
         ]
         for connection, index in pending:
             self.take_back(connection, index)
@@ -336,14 +338,14 @@ class Reference:
 
     def back_off(self, name: str, index: int, code: str, reason: str, delay_ms: int | None) -> int | None:
         """How long the item waits now, in ms; None when that was its last failure."""
-        touch = self.groups[name].touch(index)
-        if code == "Busy" and touch.fetched_ms:
-            touch.busy_ms += round(self.now * 1000) - touch.fetched_ms
-            touch.fetched_ms = 0
-        if code == "Busy" and touch.busy_ms < BUSY_LIMIT_MS:
-            wait_ms = min(max(touch.busy_ms, 1000), 30_000) if delay_ms is None else delay_ms
-            wait_ms = min(wait_ms, BUSY_LIMIT_MS - touch.busy_ms)
-            touch.busy_ms += max(1, wait_ms)
+        record = self.groups[name].record(index)
+        if code == "Busy" and record.fetched_ms:
+            record.busy_ms += round(self.now * 1000) - record.fetched_ms
+            record.fetched_ms = 0
+        if code == "Busy" and record.busy_ms < BUSY_LIMIT_MS:
+            wait_ms = min(max(record.busy_ms, 1000), 30_000) if delay_ms is None else delay_ms
+            wait_ms = min(wait_ms, BUSY_LIMIT_MS - record.busy_ms)
+            record.busy_ms += max(1, wait_ms)
             return wait_ms
         if self.failed(name, index, "503" if code == "Busy" else code, reason):
             return None
@@ -352,13 +354,13 @@ class Reference:
     def failed(self, name: str, index: int, code: str, reason: str) -> bool:
         """One failure more. Whether it was the last: then the group has given the item up."""
         group, item = self.groups[name], self.items[index]
-        touch = group.touch(index)
-        touch.failures, touch.code, touch.reason = touch.failures + 1, code, reason
-        touch.busy_ms = touch.fetched_ms = 0
+        record = group.record(index)
+        record.failures, record.code, record.reason = record.failures + 1, code, reason
+        record.busy_ms = record.fetched_ms = 0
         size = sum(len(data) for _, data in self.rear) + len(item.data)
-        if touch.failures < MAX_FAILURES or len(self.rear) >= MAX_ITEMS or size > MAX_BYTES:
+        if record.failures < MAX_FAILURES or len(self.rear) >= MAX_ITEMS or size > MAX_BYTES:
             return False
-        counts = {"rear@deliveries": str(touch.deliveries), "rear@failures": str(touch.failures)}
+        counts = {"rear@deliveries": str(record.deliveries), "rear@failures": str(record.failures)}
         why = {"rear@index": str(index), "rear@group": name, **counts}
         last = {key: text for key, text in (("lastCode", code), ("lastReason", reason)) if text}
         self.rear.append(({**item.tags, **why, **last}, item.data))
@@ -372,8 +374,8 @@ class Reference:
         """The item leaves; when every group gave it up, whoever waits is told."""
         groups = [group for group in self.groups.values() if index in group.committed]
         if all(index in group.given_up for group in groups):
-            touch = (last_group or groups[-1]).touch(index)
-            code, reason = touch.code, touch.reason
+            record = (last_group or groups[-1]).record(index)
+            code, reason = record.code, record.reason
             said = reason if code.isdigit() or not code else code
             last = {"lastCode": code if code.isdigit() else "500", **({"lastReason": said} if said else {})}
             kind = {"Header:Content-Type": "text/plain; charset=utf-8"}
@@ -397,7 +399,7 @@ class Reference:
     def wait(self, seconds: float) -> None:
         self.now += seconds
         for name, group in self.groups.items():
-            over = sorted((kept[0], index) for index, kept in group.held.items() if kept[0] <= self.now)
+            over = sorted((held[0], index) for index, held in group.held.items() if held[0] <= self.now)
             for _, index in over:
                 _, user, process = group.held.pop(index)
                 if process:
@@ -415,7 +417,7 @@ class Reference:
     def flush(self) -> None:
         """The counts are stored as they are."""
         self.counts = {
-            name: {index: replace(touch) for index, touch in group.touches.items()}
+            name: {index: replace(record) for index, record in group.records.items()}
             for name, group in self.groups.items()
         }
 
@@ -431,12 +433,12 @@ class Reference:
         for name in stored:
             group = self.groups.setdefault(name, Group())
             known = self.counts.get(name, {})
-            group.touches = {
-                index: replace(touch, fetched_ms=0) for index, touch in known.items() if index in self.items
+            group.records = {
+                index: replace(record, fetched_ms=0) for index, record in known.items() if index in self.items
             }
             group.held, group.users, group.left = {}, {}, {}
             for tags, left_at in group.filters.items():
                 group.filters[tags] = self.now if left_at is None else left_at + seconds * (not killed)
             group.lapse(self.now, RETENTION_S)
         self.sweep()
-        self.numbers = self.handouts = 0
+        self.numbers = self.deliveries_made = 0

@@ -13,7 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from easq.storage.redis import stream as remote
 from easq.storage.rules import stream
-from tests.model.machine import Distributed, Machine, Restarts
+from tests.model.machine import Machine, Restarts, SharedRedis
 from tests.model.reference import FREE_LOSSES
 
 EXAMPLES = int(os.environ.get("EASQ_EXAMPLES", "0"))
@@ -42,7 +42,7 @@ def test_every_answer_is_the_references(machine: type[Machine]) -> None:
 
 
 def redis_gives_the_same_answers(url: str, examples: int) -> None:
-    machine = type("OnRedis", (Distributed,), {"redis_url": url})
+    machine = type("OnRedis", (SharedRedis,), {"redis_url": url})
     run_state_machine_as_test(machine, settings=settings(SETTINGS, max_examples=EXAMPLES or examples))
 
 

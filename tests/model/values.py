@@ -29,27 +29,27 @@ class Connection:
     after: int
     tags: dict[str, str]
     served: int
-    out: list[int] = field(default_factory=list)  # handed out and not done
+    pending: list[int] = field(default_factory=list)  # handed out and not done
     unsent: list[int] = field(default_factory=list)  # of these, not read yet
     stopped: bool = False
     process: str = ""
     alone: int = 0  # what it has, or waits for, with nothing beside it
-    kept: list[int] = field(default_factory=list)  # held for its user: it gets one after the other
+    redeliveries: list[int] = field(default_factory=list)  # held for its user: it gets one after the other
 
     @property
     def free(self) -> int:
-        return 0 if self.stopped or self.alone or self.kept else self.window - len(self.out)
+        return 0 if self.stopped or self.alone or self.redeliveries else self.window - len(self.pending)
 
     @property
     def is_reserved(self) -> bool:
-        return self.alone > 0 and self.alone not in self.out
+        return self.alone > 0 and self.alone not in self.pending
 
     def wants(self, item: Item) -> bool:
         return item.index > self.after and item.has(self.tags)
 
 
 @dataclass
-class Touch:
+class DeliveryRecord:
     deliveries: int = 0
     failures: int = 0
     code: str = ""  # of the last failure, as the reason
@@ -67,7 +67,7 @@ class Touch:
 class Group:
     committed: set[int] = field(default_factory=set)
     given_up: set[int] = field(default_factory=set)
-    touches: dict[int, Touch] = field(default_factory=dict)
+    records: dict[int, DeliveryRecord] = field(default_factory=dict)
     # until when, for which user, and which process has to come back
     held: dict[int, tuple[float, str, str]] = field(default_factory=dict)
     failed_by: dict[int, str] = field(default_factory=dict)  # goes to another than this user
@@ -92,12 +92,12 @@ class Group:
         }
         return self.filters != before
 
-    def touch(self, index: int) -> Touch:
-        return self.touches.setdefault(index, Touch())
+    def record(self, index: int) -> DeliveryRecord:
+        return self.records.setdefault(index, DeliveryRecord())
 
     def forget(self, index: int) -> None:
         self.committed.discard(index)
         self.given_up.discard(index)
-        self.touches.pop(index, None)
+        self.records.pop(index, None)
         self.held.pop(index, None)
         self.failed_by.pop(index, None)

@@ -19,21 +19,21 @@ from easq.storage.sqlite import engine, group_commit
 
 def acknowledged_before_stored() -> None:
     """The index is answered as soon as it is allotted; all that changes is stored 50 ms later, in its order."""
-    original = engine.Sqlite._submit
+    original = engine.SqliteStorage._submit
 
     async def later(
-        self: engine.Sqlite, changes: Sequence[Change], settle: embedded.Settle | None = None
+        self: engine.SqliteStorage, changes: Sequence[Change], settle: embedded.Settle | None = None
     ) -> None:
         await asyncio.sleep(0.05)
         await original(self, changes, settle)
 
     def submit(
-        self: engine.Sqlite, changes: Sequence[Change], settle: embedded.Settle | None = None
+        self: engine.SqliteStorage, changes: Sequence[Change], settle: embedded.Settle | None = None
     ) -> Awaitable[None]:
         stored = asyncio.ensure_future(later(self, changes, settle))
         return asyncio.sleep(0) if any(isinstance(change, Stored) for change in changes) else stored
 
-    engine.Sqlite._submit = submit
+    engine.SqliteStorage._submit = submit
 
 
 def last_index_forgotten() -> None:
@@ -55,9 +55,9 @@ def last_index_forgotten() -> None:
             if not statement.startswith("UPDATE stream SET last"):
                 self._connection.executemany(statement, rows)
 
-    original = group_commit.Writer._store
+    original = group_commit.GroupCommit._store
 
-    def store(self: group_commit.Writer, stored: list[Stored]) -> None:
+    def store(self: group_commit.GroupCommit, stored: list[Stored]) -> None:
         connection = self._connection
         self._connection = WithoutLast(connection)
         try:
@@ -65,23 +65,25 @@ def last_index_forgotten() -> None:
         finally:
             self._connection = connection
 
-    group_commit.Writer._store = store
+    group_commit.GroupCommit._store = store
 
 
 def commits_forgotten() -> None:
     """What was removed is gone from memory alone, until the next start."""
-    original = group_commit.Writer._record
+    original = group_commit.GroupCommit._record
 
-    def record(self: group_commit.Writer, change: Change) -> None:
+    def record(self: group_commit.GroupCommit, change: Change) -> None:
         if not isinstance(change, Removed):
             original(self, change)
 
-    group_commit.Writer._record = record
+    group_commit.GroupCommit._record = record
 
 
 def window_one_too_large() -> None:
     """One item more than the window is handed out."""
-    groups.Session.free = property(lambda self: 0 if self.stopped else self.window + 1 - len(self.out))
+    groups.ConsumerSession.free = property(
+        lambda self: 0 if self.stopped else self.window + 1 - len(self.pending)
+    )
 
 
 def files_end_at_4_mib() -> None:

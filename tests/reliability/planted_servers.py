@@ -15,9 +15,9 @@ from easq.cli.main import main
 from easq.errors import StorageError, Unavailable
 from easq.model import Ack, Frame
 from easq.storage.base import Lease
-from easq.storage.redis import link, scripts
-from easq.storage.redis.connection import Wire
-from easq.storage.redis.engine import Distributed
+from easq.storage.redis import client, scripts
+from easq.storage.redis.connection import PipelinedConnection
+from easq.storage.redis.engine import RedisStorage
 
 _background: set[asyncio.Task[Any]] = set()
 
@@ -25,66 +25,66 @@ _background: set[asyncio.Task[Any]] = set()
 def acknowledged_without_wait() -> None:
     """It says that it waits for replicas, and does not."""
 
-    def wire(connection: Any, name: str, texts: Any, _: int) -> Wire:
-        return Wire(connection, name, texts, 0)
+    def connect(connection: Any, name: str, texts: Any, _: int) -> PipelinedConnection:
+        return PipelinedConnection(connection, name, texts, 0)
 
-    link.Wire = wire
+    client.PipelinedConnection = connect
 
 
 def acknowledged_though_redis_did_not_answer() -> None:
     """A put that nobody knows of, or that was refused while Redis was away, is answered with the next index."""
-    original = Distributed.append
+    original = RedisStorage.append
 
-    async def append(self: Distributed, stream: str, frame: Frame, **given: Any) -> Ack:
+    async def append(self: RedisStorage, stream: str, frame: Frame, **given: Any) -> Ack:
         try:
             return await original(self, stream, frame, **given)
         except (StorageError, Unavailable):
-            remote = self._at[stream]
+            remote = self._heartbeat[stream]
             remote.last += 1
             return Ack(remote.last, frame.request_id)
 
-    Distributed.append = append
+    RedisStorage.append = append
 
 
 def index_from_a_local_counter() -> None:
     """Each server counts its own puts."""
-    original, numbers = Distributed.append, itertools.count(1)
+    original, numbers = RedisStorage.append, itertools.count(1)
 
-    async def append(self: Distributed, stream: str, frame: Frame, **given: Any) -> Ack:
+    async def append(self: RedisStorage, stream: str, frame: Frame, **given: Any) -> Ack:
         await original(self, stream, frame, **given)
         return Ack(next(numbers), frame.request_id)
 
-    Distributed.append = append
+    RedisStorage.append = append
 
 
 def commits_in_local_memory() -> None:
     """A commit is answered at once, and told to Redis half a second later."""
-    original = Distributed.commit
+    original = RedisStorage.commit
 
-    async def later(self: Distributed, *args: Any) -> None:
+    async def later(self: RedisStorage, *args: Any) -> None:
         await asyncio.sleep(0.5)
         await original(self, *args)
 
-    async def commit(self: Distributed, stream: str, group: str, indexes: Sequence[int]) -> int:
+    async def commit(self: RedisStorage, stream: str, group: str, indexes: Sequence[int]) -> int:
         task = asyncio.create_task(later(self, stream, group, indexes))
         _background.add(task)
         task.add_done_callback(_background.discard)
         return len(indexes)
 
-    Distributed.commit = commit
+    RedisStorage.commit = commit
 
 
 def pushes_without_checking_its_lease() -> None:
     """What was fetched goes out, however long ago that was; and it takes its time."""
-    original = Distributed.fetch
+    original = RedisStorage.fetch
 
-    async def fetch(self: Distributed, stream: str, session: int, **given: Any) -> list[Lease] | None:
+    async def fetch(self: RedisStorage, stream: str, session: int, **given: Any) -> list[Lease] | None:
         leases = await original(self, stream, session, **given)
         if leases:
             await asyncio.sleep(1.5)
         return leases
 
-    Distributed.fetch = fetch
+    RedisStorage.fetch = fetch
 
 
 def _in_lua(old: str, new: str) -> None:
@@ -93,7 +93,7 @@ def _in_lua(old: str, new: str) -> None:
     def text(name: str) -> str:
         return original(name).replace(old, new)
 
-    assert any(old in original(name) for name in ("members", "rules", "tick")), old
+    assert any(old in original(name) for name in ("consumers", "stream", "tick")), old
     scripts._text = text
 
 

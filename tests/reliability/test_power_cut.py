@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from easq.storage.sqlite.engine import Sqlite
+from easq.storage.sqlite.engine import SqliteStorage
 from tests.conftest import Serve
 from tests.reliability.powercut import STRACE, Event, Image, Send, Sync, Truncate, Write, images, read_trace
 from tests.support.http import Connection
@@ -108,7 +108,7 @@ def restored(image: Image, folder: Path) -> tuple[dict[int, bytes], int]:
         (folder / Path(name).name).write_bytes(content)
 
     async def look() -> tuple[dict[int, bytes], int]:
-        storage = Sqlite(folder / "easq.db", durability="os")  # an image needs no syncs
+        storage = SqliteStorage(folder / "easq.db", durability="os")  # an image needs no syncs
         await storage.start(lambda _: None)
         await storage.open("qservice")
         frames = await storage.read("qservice", start=0, length=10_000, tags={})

@@ -47,7 +47,7 @@ async def _delivered(
 
 def stand_still(server: Server, duration_s: float) -> None:
     """So much of the server's time goes by at once; nothing that waits in its event loop becomes due."""
-    server.distributed._at["q"].renewed_at -= duration_s
+    server.redis_storage._heartbeat["q"].renewed_at -= duration_s
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
@@ -106,7 +106,7 @@ def test_a_server_that_stood_still_in_a_batch_sends_nothing_that_others_got(
                 assert await awake.commit(1, 2, 3) == 3
                 stand_still(asleep, LEASE_S)
                 if looks_first:
-                    await asleep.distributed.look("q")
+                    await asleep.redis_storage.check("q")
 
             assert await _delivered(asleep.storage, session, stop, user="old") == [1]
 

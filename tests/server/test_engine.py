@@ -19,7 +19,7 @@ from easq.server.queue import Clock, QueuePolicy
 from easq.server.queues import Pair, Queues
 from easq.server.server import Server
 from easq.storage.base import Limits, Subscription, Timing
-from easq.storage.memory import Memory
+from easq.storage.memory import MemoryStorage
 from tests.conftest import OpenCloud
 from tests.emulator.test_instance import MakeUpstream
 from tests.models.test_models import Handler, upstream
@@ -237,7 +237,7 @@ def test_the_name_of_an_engine_is_not_taken_while_it_lives(
 
 
 async def _engine_on(
-    storage: Memory, call: Callable[[Frame, float], Awaitable[Answer]]
+    storage: MemoryStorage, call: Callable[[Frame, float], Awaitable[Answer]]
 ) -> tuple[Engine, Pair]:
     """One engine on the queue `q` of a broker in this event loop."""
     await storage.start(lambda _: None)
@@ -271,7 +271,7 @@ def test_an_item_that_fails_after_its_connection_was_replaced_is_returned(
                 raise ModelFailed("no", status=400)
             return Answer(b"done")
 
-        storage = Memory(AT_ONCE)
+        storage = MemoryStorage(AT_ONCE)
         engine, pair = await _engine_on(storage, call)
         running = asyncio.create_task(engine.run())
         await pair.input.put(op.Put(b"x", {}))
@@ -307,7 +307,7 @@ def test_an_item_that_comes_again_while_its_failure_is_reported_is_in_flight() -
             await may_answer.wait()
             return Answer(b"done")
 
-        storage = Memory(AT_ONCE)
+        storage = MemoryStorage(AT_ONCE)
         engine, pair = await _engine_on(storage, call)
         attributes = pair.input.attributes
 

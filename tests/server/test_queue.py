@@ -11,10 +11,10 @@ import pytest
 from easq.model import Consumer
 from easq.protocol.operations import Watch
 from easq.server.queue import Clock, Queue, QueuePolicy
-from easq.storage.memory import Memory
+from easq.storage.memory import MemoryStorage
 
 
-class _Overtaken(Memory):
+class _Overtaken(MemoryStorage):
     """A storage in which something happens after a look, and before the answer to it is used."""
 
     meanwhile: Callable[[], Awaitable[None]] | None = None
@@ -27,7 +27,7 @@ class _Overtaken(Memory):
         return found
 
 
-async def _queue(storage: Memory) -> Queue:
+async def _queue(storage: MemoryStorage) -> Queue:
     await storage.start(lambda _: None)
     clock = Clock(asyncio.get_running_loop().time, lambda: 0)
     queue = Queue(storage, "q", is_sink=False, policy=QueuePolicy(), clock=clock)

@@ -19,7 +19,7 @@ import pytest
 
 from easq.server.server import Server
 from easq.server.watch import Liveness
-from easq.storage.memory import Memory
+from easq.storage.memory import MemoryStorage
 from tests.conftest import OpenCloud, Serve
 from tests.server.conftest import Open
 from tests.support.http import PROTOBUF, Connection, Stream
@@ -246,8 +246,8 @@ def test_a_long_poll_whose_caller_left_is_forgotten(start: Open, leave: Callable
 
     async def waits(server: Server) -> bool:
         storage = server._storage
-        assert isinstance(storage, Memory)
-        return "q" in storage._waiting
+        assert isinstance(storage, MemoryStorage)
+        return "q" in storage._long_polls
 
     with ExitStack() as stack:
         left = [stack.enter_context(Connection(service.port)) for _ in range(5)]

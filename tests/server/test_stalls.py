@@ -15,7 +15,7 @@ from easq.model import NO_INDEX, REQUEST_ID, Frame, Tags
 from easq.server.queue import QueuePolicy
 from easq.server.server import Server
 from easq.storage.base import Limits, Timing
-from easq.storage.sqlite.engine import Sqlite
+from easq.storage.sqlite.engine import SqliteStorage
 from tests.server.conftest import Open
 from tests.support.callbacks import MOST_S, Longest, longest_callback
 from tests.support.http import PROTOBUF, Connection, Stream
@@ -30,7 +30,7 @@ _LIMITS = Limits(max_items=10_000_000)
 
 async def fill(path: Path, count: int) -> None:
     """A data file whose queue `q` has so many items, every other one with the request id `same`."""
-    storage = Sqlite(path, durability="os")
+    storage = SqliteStorage(path, durability="os")
     await storage.start(lambda _: None)
     for stream in ("q/sink", "q/sink#rear", "q#rear", "q"):
         await storage.open(stream)
@@ -66,8 +66,8 @@ def scanned(service: Local, stream: Stream) -> None:
 
     async def is_looking(server: Server) -> bool:
         storage = server._storage
-        assert isinstance(storage, Sqlite)
-        return storage._cores["q"]._handout.is_behind
+        assert isinstance(storage, SqliteStorage)
+        return storage._rules["q"]._dispatcher.is_behind
 
     def done() -> bool:
         with watch(stream.as_consumer("u"), user="nobody") as watching:
@@ -168,13 +168,13 @@ def test_watchers_that_read_nothing_do_not_hold_the_event_loop(start: Open, code
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often the tags of an entry were read."""
     count = [0]
-    original = Sqlite._load_tags
+    original = SqliteStorage._load_tags
 
-    def load_tags(self: Sqlite, stream: str, index: int) -> Tags:
+    def load_tags(self: SqliteStorage, stream: str, index: int) -> Tags:
         count[0] += 1
         return original(self, stream, index)
 
-    monkeypatch.setattr(Sqlite, "_load_tags", load_tags)
+    monkeypatch.setattr(SqliteStorage, "_load_tags", load_tags)
     return count
 
 

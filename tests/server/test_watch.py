@@ -14,7 +14,7 @@ import pytest
 from easq.server import queue as queue_module
 from easq.server.watch import Liveness
 from easq.storage.base import Timing
-from easq.storage.embedded import Embedded
+from easq.storage.embedded import EmbeddedStorage
 from tests.server.conftest import Open
 from tests.support.http import PROTOBUF, Connection, Stream
 from tests.support.protobuf import read_item
@@ -584,7 +584,7 @@ def test_who_comes_back_while_the_service_stands_still_is_in_time(
     start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its handshake waits in the socket when the grace is over, and is read before others get its items."""
-    monkeypatch.setattr(Embedded, "stood_still_s", 0.3)
+    monkeypatch.setattr(EmbeddedStorage, "stood_still_s", 0.3)
     local = start(timing=Timing(leave_grace_s=0.6))
     queue = local.queue
     fill(queue, 1)

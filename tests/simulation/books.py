@@ -14,7 +14,7 @@ from typing import TypeAlias
 from easq.model import Tags
 from easq.storage.base import Limits, Timing
 from easq.storage.rules import stream
-from easq.storage.rules.effects import Effects, Touch
+from easq.storage.rules.effects import DeliveryRecord, Effects
 from easq.storage.rules.filters import Filter
 
 #: an item that failed so often in a group is handed out alone, as is one whose connection was lost
@@ -27,9 +27,9 @@ class Broken(AssertionError):
     """A promise was broken."""
 
 
-def hold(promise: str, kept: bool, *facts: object) -> None:
-    """Raises Broken unless `kept`."""
-    if not kept:
+def hold(promise: str, is_kept: bool, *facts: object) -> None:
+    """Raises Broken unless `is_kept`."""
+    if not is_kept:
         raise Broken(f"{promise}: {', '.join(map(str, facts))}")
 
 
@@ -52,12 +52,14 @@ class Seat:
     window: int
     after: int
     tags: Tags
-    out: set[int] = field(default_factory=set)
+    pending: set[int] = field(default_factory=set)
     highest: dict[int, int] = field(default_factory=dict)  # class -> last first delivery
     stopped: bool = False
     process: str = ""
     back: set[int] = field(default_factory=set)  # its process had these, and was away for a moment
-    kept: set[int] = field(default_factory=set)  # held for this user, which gets them one after the other
+    redeliveries: set[int] = field(
+        default_factory=set
+    )  # held for this user, which gets them one after the other
 
     def wants(self, index: int, item: Item) -> bool:
         return index > self.after and all(item.tags.get(key) == value for key, value in self.tags.items())
@@ -142,7 +144,7 @@ class Team:
         ):
             rows.pop(index, None)
         for seat in self.seats.values():
-            seat.out.discard(index)
+            seat.pending.discard(index)
 
 
 class Books:
@@ -191,7 +193,7 @@ class Books:
             self._remove(min(self.items.keys() - self.claimed))
         return True
 
-    def allot(self, index: int, item: Item) -> None:
+    def allocate(self, index: int, item: Item) -> None:
         hold("an index is above all before", index > self.highest, index, self.highest)
         self.highest = index
         self.put[index] = self.allotted[index] = item
@@ -287,7 +289,7 @@ class Books:
             del team.filters[before]
             self.effects.groups.append(team.name)
             self.sweep()
-        mine = {index: kept for index, kept in sorted(team.held.items()) if kept[1] == seat.user}
+        mine = {index: held for index, held in sorted(team.held.items()) if held[1] == seat.user}
         for index, (until, _, process) in mine.items():
             if process not in ("", seat.process) and not self._lost(team, index):
                 team.held[index] = (until, seat.user, "")
@@ -299,7 +301,7 @@ class Books:
                 seat.back.add(index)
                 del team.held[index]
             else:
-                seat.kept.add(index)
+                seat.redeliveries.add(index)
                 team.held[index] = (until, seat.user, "")
 
     def leave(self, seat: Seat, now: float, *, lost: bool, unsent: set[int]) -> None:
@@ -311,12 +313,12 @@ class Books:
             self.effects.groups.append(team.name)
         self._unsent(team, unsent)
         until = now + self.timing.leave_grace_s
-        for index in sorted(seat.out) if lost else ():
+        for index in sorted(seat.pending) if lost else ():
             if seat.process:
                 team.held[index] = (until, seat.user, seat.process)
             elif team.losses.get(index, 0) < stream.FREE_LOSSES:
                 team.losses[index] = team.losses.get(index, 0) + 1
-                self.effects.touched.append((team.name, index))
+                self.effects.recorded.append((team.name, index))
                 team.held[index] = (until, seat.user, "")
             elif not self._lost(team, index):
                 team.held[index] = (until, seat.user, "")
@@ -340,7 +342,7 @@ class Books:
         team.deliveries.setdefault(index, 0)
         team.busy_ms.pop(index, None)
         team.fetched_ms.pop(index, None)
-        self.effects.touched.append((team.name, index))
+        self.effects.recorded.append((team.name, index))
         if not self.max_failures or failures < self.max_failures or not self.has_rear_room:
             return False
         self.effects.given_up.append((team.name, index, None))
@@ -362,7 +364,7 @@ class Books:
         self.asked.setdefault(name, set()).update(counted)
         for index in counted:
             for seat in team.seats.values():
-                seat.out.discard(index)
+                seat.pending.discard(index)
             team.held.pop(index, None)
             team.failed_by.pop(index, None)
             team.committed.add(index)
@@ -388,7 +390,7 @@ class Books:
         if pending:
             self._unsent(self.teams[name], unsent)
         for index, seat in pending.items():
-            seat.out.discard(index)
+            seat.pending.discard(index)
             seat.back.discard(index)
             team = seat.team
             if code == stream.SHUTDOWN:
@@ -401,7 +403,7 @@ class Books:
                 wait_ms = min(max(waited_ms, 1000), 30_000) if delay_s is None else round(delay_s * 1000)
                 wait_ms = min(wait_ms, limit_ms - waited_ms) if limit_ms else wait_ms
                 team.busy_ms[index] = waited_ms + max(1, wait_ms)
-                self.effects.touched.append((team.name, index))
+                self.effects.recorded.append((team.name, index))
                 delay = wait_ms / 1000
             elif self._failed(team, index):
                 continue
@@ -446,20 +448,23 @@ class Books:
         hold("P13 given up at the limit", _pairs(effects.given_up) == _pairs(due.given_up), effects, due)
         hold("I1 entries leave for a reason", sorted(effects.removed) == sorted(due.removed), effects, due)
         hold("P9 commits are stored", sorted(effects.committed) == sorted(due.committed), effects, due)
-        for name, index, touch in effects.given_up:
+        for name, index, record in effects.given_up:
             if name in self.teams and index in self.items:
                 team = self.teams[name]
                 counts = team.counts(index)
-                hold("P13 with its counts", counts_of(touch) == counts, index, touch, counts)
+                hold("P13 with its counts", counts_of(record) == counts, index, record, counts)
         unanswered = [index for index, _ in effects.unanswered]
         hold(
             "P13 unanswered", sorted(unanswered) == sorted(index for index, _ in due.unanswered), effects, due
         )
         hold("P16 groups are stored", set(effects.groups) == set(due.groups), effects, due)
-        gone = {index for _, index in {*effects.touched, *due.touched}} - self.items.keys()
-        now_due = {pair for pair in due.touched if pair[1] not in gone}
+        gone = {index for _, index in {*effects.recorded, *due.recorded}} - self.items.keys()
+        now_due = {pair for pair in due.recorded if pair[1] not in gone}
         hold(
-            "P12 counts are stored", {p for p in effects.touched if p[1] not in gone} == now_due, effects, due
+            "P12 counts are stored",
+            {p for p in effects.recorded if p[1] not in gone} == now_due,
+            effects,
+            due,
         )
         for name in effects.forgotten_groups:
             team = self.teams.pop(name)
@@ -475,14 +480,14 @@ class Books:
         hold("I8 what is committed is not delivered", index not in team.committed, team.name, index)
         hold("a filter is kept", seat.wants(index, item), seat, index, item)
         hold("a consumer that said Shutdown gets nothing", not seat.stopped, seat, index)
-        others = [other.user for other in team.seats.values() if index in other.out]
+        others = [other.user for other in team.seats.values() if index in other.pending]
         hold("I5 one owner", not others, index, seat.user, others)
         if exact and index not in team.free_again:
             hold("P10 what failed goes to another", team.may_have(seat, index, item), seat, index)
         keepers = [other.user for other in team.seats.values() if other is not seat and index in other.back]
         hold("P11 a process that is back keeps what it holds", not keepers, index, seat.user, keepers)
         if index not in team.held:
-            seat.kept.discard(index)  # it was not done in time, and is like any other
+            seat.redeliveries.discard(index)  # it was not done in time, and is like any other
         until, user, _ = team.held.pop(index, (0.0, seat.user, ""))
         hold("P11 held back", user == seat.user, index, seat.user, user, until)
         known = team.deliveries.get(index, 0) + 1
@@ -495,16 +500,16 @@ class Books:
             hold("I7 first deliveries ascend", index > last, seat, index, last)
             seat.highest[item.priority] = index
         if index not in seat.back:
-            busy = any(team.alone(other) or other in seat.kept for other in seat.out)
+            busy = any(team.alone(other) or other in seat.redeliveries for other in seat.pending)
             hold("P13 nothing beside an item that goes alone", not busy, seat, index)
-            alone = team.alone(index) or index in seat.kept
-            hold("P13 it goes alone", not (alone and seat.out), seat, index)
-        seat.out.add(index)
-        hold("I6 the window", len(seat.out) <= seat.window, seat)
+            alone = team.alone(index) or index in seat.redeliveries
+            hold("P13 it goes alone", not (alone and seat.pending), seat, index)
+        seat.pending.add(index)
+        hold("I6 the window", len(seat.pending) <= seat.window, seat)
 
     def ready(self, team: Team) -> dict[int, Item]:
         """What could be handed out, when everything handed out was sent."""
-        out = {index for seat in team.seats.values() for index in seat.out}
+        out = {index for seat in team.seats.values() for index in seat.pending}
         return {
             index: item
             for index, item in self.items.items()
@@ -533,11 +538,20 @@ class Books:
                 ]
                 among = [index for index in wanted if index not in alone]
                 self._in_order(seat, sent.get(seat.number, []), among)
-                taken = seat.stopped or any(team.alone(index) or index in seat.kept for index in seat.out)
-                keeps = any(index in ready or index in team.held for index in seat.kept - seat.out)
-                if taken or (keeps and seat.out) or len(seat.out) >= seat.window:
+                taken = seat.stopped or any(
+                    team.alone(index) or index in seat.redeliveries for index in seat.pending
+                )
+                keeps = any(
+                    index in ready or index in team.held for index in seat.redeliveries - seat.pending
+                )
+                if taken or (keeps and seat.pending) or len(seat.pending) >= seat.window:
                     continue
-                hold("I15 an empty connection has what is ready", bool(seat.out) or not wanted, seat, wanted)
+                hold(
+                    "I15 an empty connection has what is ready",
+                    bool(seat.pending) or not wanted,
+                    seat,
+                    wanted,
+                )
                 if among:
                     waiting.append(seat)
             hold("I15 a free slot has what is ready", len(waiting) <= len(alone), waiting, ready)
@@ -551,7 +565,7 @@ class Books:
 
     def _in_order(self, seat: Seat, sent: list[int], left: list[int]) -> None:
         """Class, then index: within what was sent, and before what was left."""
-        sent = [index for index in sent if index not in seat.back | seat.kept]
+        sent = [index for index in sent if index not in seat.back | seat.redeliveries]
         ranks = [self._rank(index) for index in sent if index in self.items]
         hold("P8 the highest class and lowest index first", ranks == sorted(ranks), seat, sent)
         among = [self._rank(index) for index in sent if index in self.items and not seat.team.alone(index)]
@@ -568,7 +582,7 @@ class Books:
         items: dict[int, tuple[int, int, Tags]],
         last: int,
         committed: dict[str, dict[int, bool]],
-        touched: dict[str, dict[int, Counts]],
+        records: dict[str, dict[int, Counts]],
         groups: dict[str, list[tuple[Filter, float | None]]],
         now: float,
     ) -> None:
@@ -577,8 +591,8 @@ class Books:
         for index, (priority, size, _) in items.items():
             hold("I10 what is gone stays gone", index not in self.gone, index)
             item = self.put.get(index)
-            kept = item is not None and (item.priority, item.size) == (priority, size)
-            hold("P1 what is there was put", kept, index, item, priority, size)
+            is_same = item is not None and (item.priority, item.size) == (priority, size)
+            hold("P1 what is there was put", is_same, index, item, priority, size)
         lost = self.items.keys() - items.keys()
         hold("P1 what was acknowledged is there", not lost, sorted(lost))
         teams = {}
@@ -598,11 +612,11 @@ class Books:
                 team.given_up = {index for index in rows if committed[name][index]}
         for (name, index), counts in self.counted.items():
             if index in items and name in teams:
-                known = touched.get(name, {}).get(index, (0, 0, 0, 0))
+                known = records.get(name, {}).get(index, (0, 0, 0, 0))
                 # but for the time that it was busy, which begins anew with each failure
                 is_less = any(k < c for k, c in zip(known[:3], counts[:3], strict=True))
                 hold("P12 counts never shrink", not is_less, known)
-        for name, rows_of in touched.items():
+        for name, rows_of in records.items():
             for index, counts in rows_of.items():
                 if name in teams and index in items:
                     team = teams[name]
@@ -619,9 +633,9 @@ class Books:
         self.effects = Effects()
 
 
-def counts_of(touch: Touch) -> Counts:
+def counts_of(record: DeliveryRecord) -> Counts:
     """What is counted of an item."""
-    return touch.deliveries, touch.failures, touch.losses, touch.busy_ms
+    return record.deliveries, record.failures, record.losses, record.busy_ms
 
 
 def _pairs(given_up: Iterable[tuple[str, int, object]]) -> list[tuple[str, int]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from easq.model import Tags
 from easq.storage.base import Timing
-from easq.storage.rules.effects import Effects, Touch
+from easq.storage.rules.effects import DeliveryRecord, Effects
 from easq.storage.rules.filters import Filter
 from easq.storage.rules.stream import Stream
 
@@ -22,7 +22,7 @@ class Job:
 
     effects: Effects = field(default_factory=Effects)
     stored: tuple[int, int, int, Tags] | None = None  # index, priority, size, tags
-    touches: list[tuple[str, int, Touch]] = field(default_factory=list)
+    records: list[tuple[str, int, DeliveryRecord]] = field(default_factory=list)
     # of the groups that changed: each filter, and when its last consumer left
     filters: dict[str, list[tuple[Filter, float | None]]] = field(default_factory=dict)
     ended: bool | None = None
@@ -39,7 +39,7 @@ class Disk:
         self.ended = False
         self.groups: dict[str, list[tuple[Filter, float | None]]] = {}
         self.committed: dict[str, dict[int, bool]] = {}  # group -> index -> given up
-        self.touched: dict[str, dict[int, Touch]] = {}
+        self.records: dict[str, dict[int, DeliveryRecord]] = {}
         self.jobs: deque[Job] = deque()
         self.lazy: dict[tuple[str, int], None] = {}
         self.lazy_due = 0.0
@@ -50,7 +50,7 @@ class Disk:
             self._forget_lazy(lambda known, gone=index: known == gone)
         if job.effects.truncated_below:
             self._forget_lazy(lambda known: known < job.effects.truncated_below)
-        for group, index in job.effects.touched:
+        for group, index in job.effects.recorded:
             self.remember(group, index, now)
         self.jobs.append(job)
 
@@ -64,16 +64,18 @@ class Disk:
             self.lazy_due = now + LAZY_S
         self.lazy[group, index] = None
 
-    def flush(self, touch: Callable[[str, int], Touch | None]) -> Iterator[tuple[str, int, Touch]]:
+    def flush(
+        self, record: Callable[[str, int], DeliveryRecord | None]
+    ) -> Iterator[tuple[str, int, DeliveryRecord]]:
         """The counts that changed are under way."""
         job = Job()
         for group, index in self.lazy:
-            known = touch(group, index)
+            known = record(group, index)
             if known is not None:
-                job.touches.append((group, index, replace(known)))
+                job.records.append((group, index, replace(known)))
         self.lazy.clear()
         self.jobs.append(job)
-        yield from job.touches
+        yield from job.records
 
     def sync(self, count: int) -> list[Job]:
         """The next `count` writes are stored, or have failed; in order."""
@@ -101,13 +103,13 @@ class Disk:
         gone = set(effects.removed) | {index for index in self.items if index < effects.truncated_below}
         for index in gone:
             self.items.pop(index, None)
-            for rows in (*self.committed.values(), *self.touched.values()):
+            for rows in (*self.committed.values(), *self.records.values()):
                 rows.pop(index, None)
         for name in effects.forgotten_groups:
             self.groups.pop(name, None)
-        for group, index, touch in job.touches:
+        for group, index, record in job.records:
             if index in self.items:
-                self.touched.setdefault(group, {})[index] = touch
+                self.records.setdefault(group, {})[index] = record
         if job.ended is not None:
             self.ended = job.ended
 
@@ -129,9 +131,10 @@ class Disk:
             committed = self.committed.get(group, {})
             given_up = [index for index, is_given_up in committed.items() if is_given_up]
             # when an item was fetched is not stored
-            touched = [
-                (index, replace(touch, fetched_ms=0)) for index, touch in self.touched.get(group, {}).items()
+            records = [
+                (index, replace(record, fetched_ms=0))
+                for index, record in self.records.get(group, {}).items()
             ]
             filters = [(dict(one), now if left is None else left) for one, left in self.groups[group]]
-            stream.restore_group(group, committed, given_up, touched, now, filters)
+            stream.restore_group(group, committed, given_up, records, now, filters)
         return stream

@@ -1,6 +1,6 @@
 """The engine itself on a disk and a clock that are the test's: writes take virtual time, and power cuts lose them.
 
-All of it but SQL is the product's: the verbs, keys, burials, group commit's order, the rules.
+All of it but SQL is the product's: the verbs, keys, dead letters, group commit's order, the rules.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import dataclass, field, replace
 
 from easq.errors import QueueFull
 from easq.model import Frame, Tags
-from easq.storage.base import Burial, Timing
-from easq.storage.embedded import Embedded, Settle
+from easq.storage.base import DeadLetterPolicy, Timing
+from easq.storage.embedded import EmbeddedStorage, Settle
 from easq.storage.rules.changes import (
     Change,
     Committed,
+    DeliveryRecorded,
     Ended,
-    GroupKept,
+    GroupChanged,
     Keyed,
     KeysForgotten,
     Removed,
     Stored,
-    Touched,
     Truncated,
 )
-from easq.storage.rules.effects import Touch
+from easq.storage.rules.effects import DeliveryRecord
 from easq.storage.rules.filters import stored_filters
 from easq.storage.rules.idempotency import KeyWindow
 from easq.storage.rules.stream import Stream
@@ -55,15 +55,15 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 @dataclass
-class Kept:
+class StoredStream:
     """What is durable of one stream."""
 
     entries: dict[int, tuple[Frame, int]] = field(default_factory=dict)  # -> frame, priority
     last: int = 0
     ended: bool = False
-    groups: dict[str, GroupKept] = field(default_factory=dict)
+    groups: dict[str, GroupChanged] = field(default_factory=dict)
     committed: dict[tuple[str, int], bool] = field(default_factory=dict)  # -> given up
-    touched: dict[tuple[str, int], Touch] = field(default_factory=dict)
+    records: dict[tuple[str, int], DeliveryRecord] = field(default_factory=dict)
     keys: dict[str, Keyed] = field(default_factory=dict)
     number: int = 0  # of the last key
 
@@ -83,12 +83,12 @@ class Kept:
                 self.forget({index for index in self.entries if index < change.below})
             case Committed():
                 self.committed[change.group, change.index] = change.given_up
-            case Touched():
+            case DeliveryRecorded():
                 if change.index in self.entries:
-                    self.touched[change.group, change.index] = change.touch
-            case GroupKept(kept=True):
+                    self.records[change.group, change.index] = change.record
+            case GroupChanged(is_stored=True):
                 self.groups[change.group] = change
-            case GroupKept():
+            case GroupChanged():
                 self.groups.pop(change.group, None)
             case Ended():
                 self.ended = change.ended
@@ -97,7 +97,7 @@ class Kept:
         for index in gone:
             self.entries.pop(index, None)
         self.committed = {pair: up for pair, up in self.committed.items() if pair[1] not in gone}
-        self.touched = {pair: touch for pair, touch in self.touched.items() if pair[1] not in gone}
+        self.records = {pair: record for pair, record in self.records.items() if pair[1] not in gone}
 
 
 @dataclass
@@ -107,7 +107,7 @@ class _Job:
     future: asyncio.Future[None]
 
 
-class OnDisk(Embedded):
+class OnDisk(EmbeddedStorage):
     """The embedded engine over `disk`, stream by stream. `takes_s` says how long a write takes, `fails` whether there
     is no space for what stores: puts, copies and answers.
     """
@@ -115,7 +115,11 @@ class OnDisk(Embedded):
     durability = "virtual"
 
     def __init__(
-        self, disk: dict[str, Kept], timing: Timing, takes_s: Callable[[], float], fails: Callable[[], bool]
+        self,
+        disk: dict[str, StoredStream],
+        timing: Timing,
+        takes_s: Callable[[], float],
+        fails: Callable[[], bool],
     ) -> None:
         super().__init__(timing, lambda: round(asyncio.get_running_loop().time() * 1000))
         self._disk = disk
@@ -125,28 +129,28 @@ class OnDisk(Embedded):
         self._batch: list[_Job] = []
         self._writing: asyncio.TimerHandle | None = None
 
-    async def open(self, stream: str, burial: Burial | None = None) -> None:
-        kept = self._disk.setdefault(stream, Kept())
-        core = Stream(
+    async def open(self, stream: str, dead_letters: DeadLetterPolicy | None = None) -> None:
+        stored = self._disk.setdefault(stream, StoredStream())
+        rules = Stream(
             timing=self._timing,
             tags_of=lambda index: self._load_tags(stream, index),
-            last=kept.last,
-            ended=kept.ended,
+            last=stored.last,
+            ended=stored.ended,
         )
-        for index, (frame, priority) in sorted(kept.entries.items()):
-            core.entries.insert(index, priority, len(frame.data))
+        for index, (frame, priority) in sorted(stored.entries.items()):
+            rules.entries.insert(index, priority, len(frame.data))
         now = asyncio.get_running_loop().time()
-        for group, known in sorted(kept.groups.items()):
-            committed = {index: up for (name, index), up in kept.committed.items() if name == group}
+        for group, known in sorted(stored.groups.items()):
+            committed = {index: up for (name, index), up in stored.committed.items() if name == group}
             given_up = [index for index, up in committed.items() if up]
-            touched = [
-                (index, replace(touch, fetched_ms=0))
-                for (name, index), touch in kept.touched.items()
+            records = [
+                (index, replace(record, fetched_ms=0))
+                for (name, index), record in stored.records.items()
                 if name == group
             ]
             filters = stored_filters(known.filter, now, self._wall_ms())
-            core.restore_group(group, committed, given_up, touched, now, filters)
-        self._adopt(stream, core, KeyWindow(kept.number), burial)
+            rules.restore_group(group, committed, given_up, records, now, filters)
+        self._adopt(stream, rules, KeyWindow(stored.number), dead_letters)
 
     async def streams(self) -> Sequence[str]:
         return list(self._disk)

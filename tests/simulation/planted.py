@@ -10,23 +10,23 @@ import pytest
 
 from easq.model import Consumer
 from easq.storage.base import Subscription
-from easq.storage.rules.dispatch import Handout
-from easq.storage.rules.effects import Effects, Touch
+from easq.storage.rules.dispatch import Dispatcher
+from easq.storage.rules.effects import DeliveryRecord, Effects
 from easq.storage.rules.entries import Entries
 from easq.storage.rules.filters import CONNECTED, NOBODY, Filters
-from easq.storage.rules.groups import Group, Hold, Session
-from easq.storage.rules.retention import Holding
+from easq.storage.rules.groups import ConsumerGroup, ConsumerSession, Hold
+from easq.storage.rules.retention import Retention
 from easq.storage.rules.stream import Stream
 
 
-def _nobody_has(stream: Stream, session: Session) -> None:
+def _nobody_has(stream: Stream, session: ConsumerSession) -> None:
     """What is out at the connection is neither pending nor ready."""
     group = stream._groups[session.consumer.group]
-    for index in session.out:
+    for index in session.pending:
         del group.pending[index]
         group.held[index] = Hold(inf)
-    session.out.clear()
-    session.box.clear()
+    session.pending.clear()
+    session.unsent.clear()
 
 
 def takeover_forgets_what_is_out(patch: pytest.MonkeyPatch) -> None:
@@ -46,16 +46,16 @@ def takeover_forgets_what_is_out(patch: pytest.MonkeyPatch) -> None:
 
 def redelivery_loses_priority(patch: pytest.MonkeyPatch) -> None:
     """What comes back is an item of the lowest class."""
-    original = Handout.put_back
+    original = Dispatcher.make_ready
 
-    def put_back(self: Handout, group: Group, index: int) -> None:
+    def make_ready(self: Dispatcher, group: ConsumerGroup, index: int) -> None:
         if self._ready_among_others(group, index):
             for view in group.views + group.left_views:
                 view.inbox.append((0, index))
         else:
             original(self, group, index)
 
-    patch.setattr(Handout, "put_back", put_back)
+    patch.setattr(Dispatcher, "make_ready", make_ready)
 
 
 def truncate_takes_one_more(patch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def counts_start_anew_after_a_restart(patch: pytest.MonkeyPatch) -> None:
         name: str,
         committed: Iterable[int],
         given_up: Iterable[int],
-        _: Iterable[tuple[int, Touch]],
+        _: Iterable[tuple[int, DeliveryRecord]],
         now: float,
         filters: Any = None,
     ) -> None:
@@ -86,7 +86,7 @@ def lost_connection_keeps_what_is_out(patch: pytest.MonkeyPatch) -> None:
     """Items of a connection that broke wait for it for ever."""
     original = Stream._leave
 
-    def leave(self: Stream, session: Session, *, lost: bool, now: float, effects: Effects) -> None:
+    def leave(self: Stream, session: ConsumerSession, *, lost: bool, now: float, effects: Effects) -> None:
         if lost:
             _nobody_has(self, session)
         original(self, session, lost=lost, now=now, effects=effects)
@@ -110,10 +110,12 @@ def one_failure_too_many(patch: pytest.MonkeyPatch) -> None:
     """An item is given up one failure late."""
     original = Stream._give_up
 
-    def give_up(self: Stream, group: Group, index: int, touch: Touch, effects: Effects) -> bool:
+    def give_up(
+        self: Stream, group: ConsumerGroup, index: int, record: DeliveryRecord, effects: Effects
+    ) -> bool:
         self.max_failures += bool(self.max_failures)
         try:
-            return original(self, group, index, touch, effects)
+            return original(self, group, index, record, effects)
         finally:
             self.max_failures -= bool(self.max_failures)
 
@@ -122,15 +124,15 @@ def one_failure_too_many(patch: pytest.MonkeyPatch) -> None:
 
 def poison_comes_with_company(patch: pytest.MonkeyPatch) -> None:
     """An item that failed often is handed out like any other."""
-    patch.setattr(Group, "goes_alone", lambda *_: False)
+    patch.setattr(ConsumerGroup, "goes_alone", lambda *_: False)
 
 
 def window_is_one_larger(patch: pytest.MonkeyPatch) -> None:
     """One item more than the window is handed out."""
     patch.setattr(
-        Session,
+        ConsumerSession,
         "free",
-        property(lambda self: 0 if self.stopped or self.alone else self.window + 1 - len(self.out)),
+        property(lambda self: 0 if self.stopped or self.alone else self.window + 1 - len(self.pending)),
     )
 
 
@@ -143,7 +145,7 @@ def time_is_not_due(patch: pytest.MonkeyPatch) -> None:
     """Nothing is done at its time, unless something else is due."""
     original = Stream._hold
 
-    def hold(self: Stream, group: Group, index: int, hold: Hold) -> None:
+    def hold(self: Stream, group: ConsumerGroup, index: int, hold: Hold) -> None:
         due = self.due
         original(self, group, index, hold)
         self.due = due
@@ -165,7 +167,7 @@ def a_break_ends_a_filter(patch: pytest.MonkeyPatch) -> None:
     """Of a group that still has a consumer only what that one wants is held back."""
     original = Stream._leave
 
-    def leave(self: Stream, session: Session, *, lost: bool, now: float, effects: Effects) -> None:
+    def leave(self: Stream, session: ConsumerSession, *, lost: bool, now: float, effects: Effects) -> None:
         original(self, session, lost=lost, now=now, effects=effects)
         group = self._groups[session.consumer.group]
         if group.connected:
@@ -176,7 +178,7 @@ def a_break_ends_a_filter(patch: pytest.MonkeyPatch) -> None:
 
 def what_a_filter_held_stays(patch: pytest.MonkeyPatch) -> None:
     """Nobody looks what may leave when a filter ends."""
-    patch.setattr(Holding, "filter_ended", lambda _: None)
+    patch.setattr(Retention, "filter_ended", lambda _: None)
 
 
 def forgotten_groups_come_back(patch: pytest.MonkeyPatch) -> None:
@@ -193,9 +195,9 @@ def a_process_that_is_back_has_failed(patch: pytest.MonkeyPatch) -> None:
     """A lost connection is a failure at once, whether its process comes back or not."""
     original = Stream._hold
 
-    def hold(self: Stream, group: Group, index: int, hold: Hold) -> None:
+    def hold(self: Stream, group: ConsumerGroup, index: int, hold: Hold) -> None:
         if hold.process:
-            group.touched[index].failures += 1
+            group.records[index].failures += 1
         original(self, group, index, hold)
 
     patch.setattr(Stream, "_hold", hold)
@@ -203,15 +205,17 @@ def a_process_that_is_back_has_failed(patch: pytest.MonkeyPatch) -> None:
 
 def a_process_that_is_back_has_nothing(patch: pytest.MonkeyPatch) -> None:
     """What a process held when its connection was lost is everybody's as soon as it is back."""
-    original = Handout.give_back
+    original = Dispatcher.redeliver_held
 
-    def give_back(self: Handout, group: Group, session: Session, effects: Effects) -> None:
+    def redeliver_held(
+        self: Dispatcher, group: ConsumerGroup, session: ConsumerSession, effects: Effects
+    ) -> None:
         for index in [index for index, hold in group.held.items() if hold.process]:
             del group.held[index]
-            self.put_back(group, index)
+            self.make_ready(group, index)
         original(self, group, session, effects)
 
-    patch.setattr(Handout, "give_back", give_back)
+    patch.setattr(Dispatcher, "redeliver_held", redeliver_held)
 
 
 def busy_is_a_failure(patch: pytest.MonkeyPatch) -> None:
@@ -226,7 +230,7 @@ def busy_never_ends(patch: pytest.MonkeyPatch) -> None:
     def fetch(self: Stream, number: int, *, most: int, most_bytes: int, now: float) -> list[tuple[int, int]]:
         fetched = original(self, number, most=most, most_bytes=most_bytes, now=now)
         for index, _ in fetched:
-            self._groups[self.group_of(number)].touched[index].fetched_ms = 0
+            self._groups[self.group_of(number)].records[index].fetched_ms = 0
         return fetched
 
     patch.setattr(Stream, "fetch", fetch)
@@ -234,13 +238,13 @@ def busy_never_ends(patch: pytest.MonkeyPatch) -> None:
 
 def what_failed_comes_to_the_same(patch: pytest.MonkeyPatch) -> None:
     """An item goes to the consumer that failed it, as any item does."""
-    original = Handout.put_back
+    original = Dispatcher.make_ready
 
-    def put_back(self: Handout, group: Group, index: int) -> None:
+    def make_ready(self: Dispatcher, group: ConsumerGroup, index: int) -> None:
         group.failed_by.pop(index, None)
         original(self, group, index)
 
-    patch.setattr(Handout, "put_back", put_back)
+    patch.setattr(Dispatcher, "make_ready", make_ready)
 
 
 BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {

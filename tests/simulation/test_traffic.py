@@ -16,11 +16,11 @@ import pytest
 from easq.model import REQUEST_ID
 from easq.storage.embedded import Settle
 from easq.storage.rules.changes import Change, Keyed, Removed
-from easq.storage.rules.effects import Effects, Touch
-from easq.storage.rules.groups import Hold, Session
+from easq.storage.rules.effects import DeliveryRecord, Effects
+from easq.storage.rules.groups import ConsumerSession, Hold
 from easq.storage.rules.stream import Stream
 from tests.reliability.check import violations
-from tests.simulation.engine import Kept, OnDisk
+from tests.simulation.engine import OnDisk, StoredStream
 from tests.simulation.traffic import Course, play, text_of
 
 SEEDS = int(os.environ.get("EASQ_TRAFFIC", "64"))
@@ -91,18 +91,18 @@ def told_too_early(patch: pytest.MonkeyPatch) -> None:
 
 def keys_are_not_kept(patch: pytest.MonkeyPatch) -> None:
     """An idempotency key is known until the next start."""
-    patch.setattr(Kept, "write", _without(Keyed))
+    patch.setattr(StoredStream, "write", _without(Keyed))
 
 
 def removals_are_not_kept(patch: pytest.MonkeyPatch) -> None:
     """What was committed or deleted is back after the next start."""
-    patch.setattr(Kept, "write", _without(Removed))
+    patch.setattr(StoredStream, "write", _without(Removed))
 
 
-def _without(kind: type[Change]) -> Callable[[Kept, Change], None]:
-    original = Kept.write
+def _without(kind: type[Change]) -> Callable[[StoredStream, Change], None]:
+    original = StoredStream.write
 
-    def write(self: Kept, change: Change) -> None:
+    def write(self: StoredStream, change: Change) -> None:
         if not isinstance(change, kind):
             original(self, change)
 
@@ -123,8 +123,8 @@ def a_goodbye_waits_too(patch: pytest.MonkeyPatch) -> None:
     """Whoever leaves, however, has its items kept for it half a second."""
     original = Stream._leave
 
-    def leave(self: Stream, session: Session, *, lost: bool, now: float, effects: Effects) -> None:
-        out, group = set(session.out) - set(session.box), self._groups[session.consumer.group]
+    def leave(self: Stream, session: ConsumerSession, *, lost: bool, now: float, effects: Effects) -> None:
+        out, group = set(session.pending) - set(session.unsent), self._groups[session.consumer.group]
         original(self, session, lost=lost, now=now, effects=effects)
         for index in () if lost else out:
             self._hold(group, index, Hold(now + 0.5, session.consumer.user))
@@ -139,7 +139,7 @@ def answers_too_much(patch: pytest.MonkeyPatch) -> None:
     def retire(self: Stream, indexes: Sequence[int], effects: Effects) -> None:
         for index in indexes:
             if any(index in group.given_up for group in self._groups.values()):
-                effects.unanswered.append((index, Touch()))
+                effects.unanswered.append((index, DeliveryRecord()))
         original(self, indexes, Effects())
         effects.removed += indexes
 

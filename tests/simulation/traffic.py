@@ -22,7 +22,7 @@ from easq.server.queue import Clock, QueuePolicy
 from easq.server.queues import Queues
 from easq.storage.base import Lease, Limits, Subscription, Timing
 from tests.reliability.oplog import Event
-from tests.simulation.engine import Kept, Loop, OnDisk
+from tests.simulation.engine import Loop, OnDisk, StoredStream
 
 QUEUES = ("q", "p")
 GRACE_S, MAX_FAILURES, PUTS = 2.0, 3, 12
@@ -77,7 +77,7 @@ class Traffic:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.course = Course()
-        self.disk: dict[str, Kept] = {}
+        self.disk: dict[str, StoredStream] = {}
         self.groups = {"q": ("g", "h")[: self.random.choice((1, 2))], "p": ("g",)}
         self.ops = count(1)
         self.orders = {

@@ -170,7 +170,9 @@ class World:
         for seat in self.seats.values():
             line = running[f"{seat.team.name}.{seat.user}"]
             pending = (
-                line.pending == len(seat.out) if self.eager else len(seat.out) <= line.pending <= seat.window
+                line.pending == len(seat.pending)
+                if self.eager
+                else len(seat.pending) <= line.pending <= seat.window
             )
             fits = line.window == seat.window and line.slots == seat.window - line.pending
             hold("I13 a consumer's line", pending and fits, line, seat)
@@ -179,7 +181,7 @@ class World:
             for name in books.teams if seen else ():
                 self._check_place(name, seen[len(self.story) % len(seen)])
             for name, line in lines.items():
-                out = {index for seat in books.teams[name].seats.values() for index in seat.out}
+                out = {index for seat in books.teams[name].seats.values() for index in seat.pending}
                 hold(
                     "I13 a group's line",
                     (line.pending, line.index) == (len(out), min(out, default=0)),
@@ -190,7 +192,7 @@ class World:
     def _check_place(self, name: str, index: int) -> None:
         """How many items come before it in the group (search's WaitCount)."""
         team, items = self.books.teams[name], self.books.items
-        out = {other for seat in team.seats.values() for other in seat.out}
+        out = {other for seat in team.seats.values() for other in seat.pending}
         place = self.stream.locate(name, index)
         due = [
             other
@@ -203,7 +205,7 @@ class World:
         """The connection that has the item, sent or not."""
         team = self.books.teams.get(name)
         for seat in team.seats.values() if team is not None else ():
-            if index in seat.out:
+            if index in seat.pending:
                 return seat
         if self.eager or team is None:
             return None
@@ -214,7 +216,7 @@ class World:
         """What the connection was handed, and has not fetched."""
         if self.eager:
             return set()
-        waiting = self.books.items.keys() - seat.out - seat.team.committed
+        waiting = self.books.items.keys() - seat.pending - seat.team.committed
         return {index for index in waiting if self.pending(seat.team.name, index) is seat}
 
     # -- events: entries -------------------------------------------------------------------------------------------
@@ -225,7 +227,7 @@ class World:
         item = Item(priority, self.random.randint(0, 12), tags)
         had_room = not self.books.ended and self.books.make_room(item.size, self.limits)
         try:
-            index, effects = self.stream.allot(item.size, self.limits)
+            index, effects = self.stream.allocate(item.size, self.limits)
         except (QueueFull, StreamEnded) as refused:
             self.tell("put refused", type(refused).__name__)
             hold(
@@ -237,7 +239,7 @@ class World:
         hold("P14 taken when there is room", had_room, item)
         fails = self.may_fail and self.random.random() < 0.08
         self.tell("put", index, item, "which fails" if fails else "")
-        self.books.allot(index, item)
+        self.books.allocate(index, item)
         effects = effects or Effects()
         gone = tuple(effects.removed)
         self.done(effects, lambda: self.books.gone.update(gone))
@@ -355,7 +357,7 @@ class World:
         if not self.seats:
             return
         seat = self.random.choice(list(self.seats.values()))
-        self.tell("leave", seat.team.name, seat.user, "lost" if lost else "closed", sorted(seat.out))
+        self.tell("leave", seat.team.name, seat.user, "lost" if lost else "closed", sorted(seat.pending))
         self.books.leave(seat, self.now, lost=lost, unsent=self.unsent(seat))
         self._forget(seat.number)
         self.group_done(seat.team.name, self.stream.detach(seat.number, lost=lost, now=self.now))
@@ -404,7 +406,11 @@ class World:
     def chosen(self, name: str) -> list[int]:
         """Mostly what is out in the group, else anything."""
         team = self.books.teams.get(name)
-        out = sorted(index for seat in team.seats.values() for index in seat.out) if team is not None else []
+        out = (
+            sorted(index for seat in team.seats.values() for index in seat.pending)
+            if team is not None
+            else []
+        )
         if out and self.random.random() < 0.85:
             return self.random.sample(out, min(len(out), self.random.randint(1, 3)))
         return self.some()
@@ -432,7 +438,7 @@ class World:
             seat = self.pending(name, index)
             if seat is not None:
                 pending[index] = seat
-                unsent |= {index} - seat.out
+                unsent |= {index} - seat.pending
         for seat in pending.values() if shutdown else ():
             unsent |= self.unsent(seat)
         self.books.negative(name, pending, unsent, code=code, now=self.now, delay_s=delay_s)
@@ -470,10 +476,10 @@ class World:
     def flush(self) -> None:
         """The counts that changed are under way to the disk, as they are."""
         counts = {}
-        for name, index, touch in self.disk.flush(self.stream.touch):
+        for name, index, record in self.disk.flush(self.stream.record):
             team = self.books.teams[name]
             counts[name, index] = team.counts(index)
-            told = counts_of(touch)
+            told = counts_of(record)
             hold("I9 counts", told == counts[name, index], name, index, told, counts[name, index])
         self.disk.jobs[-1].told = lambda: self.books.counted.update(counts)
         self.tell("flush", counts)
@@ -490,15 +496,15 @@ class World:
 
     def crash(self) -> None:
         """The process is gone; some of what was under way was stored all the same."""
-        kept = self.random.choice((0, 0, 1, 3, 100))
-        self.tell("crash, with", kept, "of", len(self.disk.jobs), "stored")
+        stored = self.random.choice((0, 0, 1, 3, 100))
+        self.tell("crash, with", stored, "of", len(self.disk.jobs), "stored")
         disk = self.disk
-        disk.cut_power(kept)
-        touched = {
-            name: {index: counts_of(touch) for index, touch in rows.items()}
-            for name, rows in disk.touched.items()
+        disk.cut_power(stored)
+        records = {
+            name: {index: counts_of(record) for index, record in rows.items()}
+            for name, rows in disk.records.items()
         }
-        self.books.recover(disk.items, disk.last, disk.committed, touched, disk.groups, self.now)
+        self.books.recover(disk.items, disk.last, disk.committed, records, disk.groups, self.now)
         self.books.ended = disk.ended
         self.stream = disk.start(self.timing, self.books.max_failures, self._has_rear_room, self.now)
         self.seats, self.left = {}, []
@@ -536,7 +542,7 @@ class World:
             self.fetch_all()
             self.books.idle({})
             self.check()
-            out = {(seat.team.name, index) for seat in self.seats.values() for index in seat.out}
+            out = {(seat.team.name, index) for seat in self.seats.values() for index in seat.pending}
             for name, index in sorted(out):
                 self.commit(name, [index])
             if not out:

@@ -12,7 +12,7 @@ import pytest
 from easq.model import Consumer, Frame, Tags
 from easq.storage.base import Limits, Storage, Subscription, Timing
 from easq.storage.open import open_storage
-from easq.storage.sqlite.engine import Sqlite
+from easq.storage.sqlite.engine import SqliteStorage
 
 #: the timing of the suite: long enough that nothing lapses by itself during a test
 TIMING = Timing(leave_grace_s=2.0, group_retention_s=60.0)
@@ -118,7 +118,7 @@ def start(path: Path, *, recover: bool = False) -> None:
     """A service starts on the data file, and ends."""
 
     async def main() -> None:
-        storage = Sqlite(path, recover=recover)
+        storage = SqliteStorage(path, recover=recover)
         await storage.start(lambda _: None)
         await storage.close()
 

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from easq.storage.base import Timing
-from easq.storage.redis.engine import Distributed
-from easq.storage.redis.link import Link
+from easq.storage.redis.client import RedisClient
+from easq.storage.redis.engine import RedisStorage
 from easq.storage.redis.url import parse_redis_url
 from tests.storage.conftest import TIMING, Engine
 
@@ -31,14 +31,14 @@ class Server(Engine):
     """One server's engine, with the stream `q`."""
 
     def __init__(self, url: str, clock: Callable[[], float] | None, timing: Timing = TIMING) -> None:
-        self.link = Link(parse_redis_url(url))
-        self.distributed = Distributed(self.link, timing, clock=clock, lease_s=LEASE_S)
-        self.storage = self.distributed
+        self.redis = RedisClient(parse_redis_url(url))
+        self.redis_storage = RedisStorage(self.redis, timing, clock=clock, lease_s=LEASE_S)
+        self.storage = self.redis_storage
         self.failures: list[Exception] = []
 
     async def die(self) -> None:
         """Nothing is heard of it any more."""
-        await self.link.close()
+        await self.redis.close()
 
 
 @asynccontextmanager
@@ -60,7 +60,7 @@ async def lapse(clock: Moment, looking: Server) -> None:
     """Time goes by until a server that was not heard from is gone; `looking` looks all the while."""
     for part in (0.0, 0.4, 0.4, 0.201):
         clock.now += part * LEASE_S
-        await looking.distributed.look("q")
+        await looking.redis_storage.check("q")
 
 
 def run(body: Awaitable[Any]) -> Any:

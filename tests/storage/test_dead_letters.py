@@ -12,15 +12,15 @@ import pytest
 from easq.errors import QueueFull
 from easq.model import Frame
 from easq.server.dead_letters import answer, rear_copy
-from easq.storage.base import Burial, Failed, Limits, Location, Timing
-from easq.storage.sqlite.engine import Sqlite
+from easq.storage.base import DeadLetterPolicy, Failure, Limits, Location, Timing
+from easq.storage.sqlite.engine import SqliteStorage
 from tests.storage.conftest import TIMING, Engine
 
 AT_ONCE = Timing(leave_grace_s=0.02, backoff_s=(0.0,))
 REAR_LIMITS = Limits(max_items=3)
 
 
-class Graves(Engine):
+class DeadLetterEngine(Engine):
     """An engine whose stream `q` has a rear store and a sink."""
 
     max_failures = 2
@@ -29,7 +29,7 @@ class Graves(Engine):
         await self.storage.start(self.failures.append)
         await self.storage.open("q#rear")
         await self.storage.open("q/sink")
-        burial = Burial(
+        dead_letters = DeadLetterPolicy(
             self.max_failures,
             "q#rear",
             REAR_LIMITS,
@@ -37,7 +37,7 @@ class Graves(Engine):
             "q/sink",
             lambda frame, why: answer(frame, why, 7),
         )
-        await self.storage.open("q", burial)
+        await self.storage.open("q", dead_letters)
 
     async def all_of(self, stream: str) -> list[tuple[dict[str, str], bytes]]:
         frames = await self.storage.read(stream, start=0, length=100, tags={})
@@ -59,15 +59,18 @@ class Graves(Engine):
 
 
 @pytest.fixture
-def bury(engine_url: str) -> Callable[[Callable[[Graves], Awaitable[Any]]], Any]:
-    return lambda body: run_graves(engine_url, body, AT_ONCE)
+def run_with_rear(engine_url: str) -> Callable[[Callable[[DeadLetterEngine], Awaitable[Any]]], Any]:
+    return lambda body: run_dead_letters(engine_url, body, AT_ONCE)
 
 
-def run_graves(
-    url: str, body: Callable[[Graves], Awaitable[Any]], timing: Timing = TIMING, max_failures: int = 2
+def run_dead_letters(
+    url: str,
+    body: Callable[[DeadLetterEngine], Awaitable[Any]],
+    timing: Timing = TIMING,
+    max_failures: int = 2,
 ) -> Any:
     async def main() -> Any:
-        engine = Graves(url, timing)
+        engine = DeadLetterEngine(url, timing)
         engine.max_failures = max_failures
         await engine.start()
         try:
@@ -79,8 +82,8 @@ def run_graves(
     return asyncio.run(main())
 
 
-def test_an_item_out_of_failures_is_in_the_rear_store_and_answered(bury: Any) -> None:
-    async def body(engine: Graves) -> None:
+def test_an_item_out_of_failures_is_in_the_rear_store_and_answered(run_with_rear: Any) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put(b"poison", requestId="r", task="t")
         session = await engine.attach()
         await engine.fail(session, 1, 2, code="EngineError", reason="out of memory")
@@ -100,22 +103,22 @@ def test_an_item_out_of_failures_is_in_the_rear_store_and_answered(bury: Any) ->
         assert await engine.length() == 0
         assert len(await engine.all_of("q#rear")) == (0 if engine.url == "memory:" else 1)
 
-    bury(body)
+    run_with_rear(body)
 
 
-def test_a_numeric_code_is_the_answers_code(bury: Any) -> None:
-    async def body(engine: Graves) -> None:
+def test_a_numeric_code_is_the_answers_code(run_with_rear: Any) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         session = await engine.attach()
         await engine.fail(session, 1, 2, code="422", reason="no such image")
         ((tags, data),) = await engine.all_of("q/sink")
         assert (tags["lastCode"], tags["lastReason"], data) == ("422", "no such image", b"no such image")
 
-    bury(body)
+    run_with_rear(body)
 
 
-def test_lost_connections_count_and_closed_ones_do_not(bury: Any) -> None:
-    async def body(engine: Graves) -> None:
+def test_lost_connections_count_and_closed_ones_do_not(run_with_rear: Any) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         for _ in range(5):
             session = await engine.attach()
@@ -131,24 +134,24 @@ def test_lost_connections_count_and_closed_ones_do_not(bury: Any) -> None:
         ((rear, _),) = await engine.all_of("q#rear")
         assert (rear["rear@deliveries"], rear["rear@failures"]) == ("7", "2")
 
-    bury(body)
+    run_with_rear(body)
 
 
 def test_a_loss_counts_when_the_process_is_not_back_in_time(engine_url: str) -> None:
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         session = await engine.attach(process="p")
         await engine.leased(session)
         await engine.detach(session, lost=True)
         await engine.dead(1)
 
-    run_graves(engine_url, body, AT_ONCE, max_failures=1)
+    run_dead_letters(engine_url, body, AT_ONCE, max_failures=1)
 
 
 def test_a_loss_counts_when_another_process_is_there_in_its_place(engine_url: str) -> None:
     """A worker that the item killed, and that was started again."""
 
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         session = await engine.attach(process="p")
         await engine.leased(session)
@@ -157,13 +160,13 @@ def test_a_loss_counts_when_another_process_is_there_in_its_place(engine_url: st
         await engine.attach(process="q")
         await engine.dead(1)
 
-    run_graves(engine_url, body, TIMING, max_failures=1)
+    run_dead_letters(engine_url, body, TIMING, max_failures=1)
 
 
 def test_the_eleventh_loss_of_an_unknown_process_counts(engine_url: str) -> None:
     """Also where the service was started again in between."""
 
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         for turn in range(11):
             if turn == 5 and engine.url != "memory:":
@@ -174,11 +177,11 @@ def test_the_eleventh_loss_of_an_unknown_process_counts(engine_url: str) -> None
             await engine.detach(session, lost=True)
         await engine.dead(1)
 
-    run_graves(engine_url, body, AT_ONCE, max_failures=1)
+    run_dead_letters(engine_url, body, AT_ONCE, max_failures=1)
 
 
 def test_an_item_that_was_busy_for_too_long_has_failed(engine_url: str) -> None:
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         session = await engine.attach()
         for _ in range(3):
@@ -193,11 +196,11 @@ def test_an_item_that_was_busy_for_too_long_has_failed(engine_url: str) -> None:
         ((tags, _),) = await engine.all_of("q/sink")
         assert tags["lastCode"] == "503"
 
-    run_graves(engine_url, body, Timing(busy_limit_s=0.05), max_failures=1)
+    run_dead_letters(engine_url, body, Timing(busy_limit_s=0.05), max_failures=1)
 
 
-def test_shutdown_never_counts(bury: Any) -> None:
-    async def body(engine: Graves) -> None:
+def test_shutdown_never_counts(run_with_rear: Any) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         for n in range(5):
             session = await engine.attach(f"u{n}")
@@ -206,21 +209,21 @@ def test_shutdown_never_counts(bury: Any) -> None:
         assert await engine.length() == 1
         assert await engine.all_of("q#rear") == []
 
-    bury(body)
+    run_with_rear(body)
 
 
 def test_zero_means_never(engine_url: str) -> None:
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         session = await engine.attach()
         await engine.fail(session, 1, 20)
         assert await engine.length() == 1
 
-    run_graves(engine_url, body, AT_ONCE, max_failures=0)
+    run_dead_letters(engine_url, body, AT_ONCE, max_failures=0)
 
 
-def test_each_group_gives_up_for_itself_and_one_commit_is_an_answer_enough(bury: Any) -> None:
-    async def body(engine: Graves) -> None:
+def test_each_group_gives_up_for_itself_and_one_commit_is_an_answer_enough(run_with_rear: Any) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         bad, good = await engine.attach(group="bad"), await engine.attach(group="good")
         await engine.fail(bad, 1, 2, group="bad")
@@ -231,11 +234,11 @@ def test_each_group_gives_up_for_itself_and_one_commit_is_an_answer_enough(bury:
         assert await engine.length() == 0
         assert await engine.all_of("q/sink") == []
 
-    bury(body)
+    run_with_rear(body)
 
 
-def test_the_last_group_to_give_up_answers(bury: Any) -> None:
-    async def body(engine: Graves) -> None:
+def test_the_last_group_to_give_up_answers(run_with_rear: Any) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         one, two = await engine.attach(group="one"), await engine.attach(group="two")
         await engine.fail(one, 1, 2, group="one", reason="first")
@@ -249,13 +252,13 @@ def test_the_last_group_to_give_up_answers(bury: Any) -> None:
         assert [data for _, data in await engine.all_of("q/sink")] == [b"second"]
         assert len(await engine.all_of("q#rear")) == 2
 
-    bury(body)
+    run_with_rear(body)
 
 
-def test_a_full_stream_that_lets_go_of_what_was_given_up_answers_it(bury: Any) -> None:
+def test_a_full_stream_that_lets_go_of_what_was_given_up_answers_it(run_with_rear: Any) -> None:
     """An absent group held the item; a put needs its place."""
 
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put(b"poison", requestId="r")
         await engine.put()
         session = await engine.attach()
@@ -269,11 +272,11 @@ def test_a_full_stream_that_lets_go_of_what_was_given_up_answers_it(bury: Any) -
         await engine.restart()
         assert len(await engine.all_of("q/sink")) == (0 if engine.url == "memory:" else 1)
 
-    bury(body)
+    run_with_rear(body)
 
 
-def test_a_late_commit_of_what_was_given_up_counts(bury: Any) -> None:
-    async def body(engine: Graves) -> None:
+def test_a_late_commit_of_what_was_given_up_counts(run_with_rear: Any) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         one, two = await engine.attach(group="one"), await engine.attach(group="two")
         await engine.fail(one, 1, 2, group="one")
@@ -282,11 +285,11 @@ def test_a_late_commit_of_what_was_given_up_counts(bury: Any) -> None:
         assert await engine.length() == 0
         assert await engine.all_of("q/sink") == []
 
-    bury(body)
+    run_with_rear(body)
 
 
-def test_a_full_rear_store_leaves_the_item_where_it_is(bury: Any) -> None:
-    async def body(engine: Graves) -> None:
+def test_a_full_rear_store_leaves_the_item_where_it_is(run_with_rear: Any) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         for n in range(4):
             await engine.put(str(n).encode())
         session = await engine.attach(window=1)
@@ -300,13 +303,13 @@ def test_a_full_rear_store_leaves_the_item_where_it_is(bury: Any) -> None:
         assert await engine.length() == 0
         assert [data for _, data in await engine.all_of("q#rear")] == [b"3"]
 
-    bury(body)
+    run_with_rear(body)
 
 
 def test_items_that_are_given_up_together_fill_the_rear_store_and_no_more(engine_url: str) -> None:
     """A connection is lost with six, and there is room for three."""
 
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         for _ in range(6):
             await engine.put()
         session = await engine.attach(process="p")
@@ -316,15 +319,15 @@ def test_items_that_are_given_up_together_fill_the_rear_store_and_no_more(engine
         await engine.settle()
         assert await engine.indexes() == [4, 5, 6]
 
-    run_graves(engine_url, body, AT_ONCE, max_failures=1)
+    run_dead_letters(engine_url, body, AT_ONCE, max_failures=1)
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_an_item_whose_burial_found_no_disk_is_where_it_was(tmp_path: Path, held: bool) -> None:
+def test_an_item_whose_dead_letter_found_no_disk_is_where_it_was(tmp_path: Path, held: bool) -> None:
     """The disk is full at the very moment when an item is given up, `held` by another group or not."""
 
-    async def body(engine: Graves) -> None:
-        assert isinstance(engine.storage, Sqlite)
+    async def body(engine: DeadLetterEngine) -> None:
+        assert isinstance(engine.storage, SqliteStorage)
         await engine.put(b"before")
         await engine.put(b"x" * 50_000, requestId="r")
         await engine.put(b"after")
@@ -356,14 +359,14 @@ def test_an_item_whose_burial_found_no_disk_is_where_it_was(tmp_path: Path, held
         await engine.restart()
         assert await engine.indexes() == ([2, 3, 4] if held else [4])
 
-    run_graves(f"sqlite:{tmp_path / 'q.db'}", body, AT_ONCE)
+    run_dead_letters(f"sqlite:{tmp_path / 'q.db'}", body, AT_ONCE)
 
 
 class FullDisk:
     """The disk of a durable engine has no room for an item of 50 kB, until the block ends; some for what is small."""
 
-    def __init__(self, engine: Graves) -> None:
-        assert isinstance(engine.storage, Sqlite)
+    def __init__(self, engine: DeadLetterEngine) -> None:
+        assert isinstance(engine.storage, SqliteStorage)
         self._disk = engine.storage._open_writer._connection
 
     def __enter__(self) -> None:
@@ -374,7 +377,7 @@ class FullDisk:
         self._disk.execute(f"PRAGMA max_page_count = {self._pages * 10}")
 
 
-async def given_up_and_held(engine: Graves) -> tuple[int, int]:
+async def given_up_and_held(engine: DeadLetterEngine) -> tuple[int, int]:
     """Sessions of a group that gave item 1 up, and of another that holds that back. Its answer is large."""
     await engine.put(note="x" * 50_000)
     session, other = await engine.attach(), await engine.attach(group="other")
@@ -388,7 +391,7 @@ def test_an_answer_that_found_no_disk_when_an_absent_group_let_go_is_told_once_t
 ) -> None:
     """The item is where it was until then, and all that needs no room goes on."""
 
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         _, other = await given_up_and_held(engine)
         with FullDisk(engine):
             await engine.detach(other)
@@ -404,13 +407,13 @@ def test_an_answer_that_found_no_disk_when_an_absent_group_let_go_is_told_once_t
         assert len(await engine.all_of("q/sink")) == len(await engine.all_of("q#rear")) == 1
 
     timing = Timing(backoff_s=(0.0, 0.2), group_retention_s=0.5)
-    run_graves(f"sqlite:{tmp_path / 'q.db'}", body, timing)
+    run_dead_letters(f"sqlite:{tmp_path / 'q.db'}", body, timing)
 
 
-def test_once_the_disk_has_room_again_items_are_buried_though_nobody_puts(tmp_path: Path) -> None:
+def test_once_the_disk_has_room_again_dead_letters_are_written_though_nobody_puts(tmp_path: Path) -> None:
     """That it was full is known of a put that was refused; none comes any more."""
 
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         session = await engine.attach()
         with FullDisk(engine), pytest.raises(QueueFull):
@@ -421,13 +424,13 @@ def test_once_the_disk_has_room_again_items_are_buried_though_nobody_puts(tmp_pa
                 await engine.negative(1)
         assert len(await engine.all_of("q#rear")) == 1
 
-    run_graves(f"sqlite:{tmp_path / 'q.db'}", body, Timing(backoff_s=(0.0, 0.2)))
+    run_dead_letters(f"sqlite:{tmp_path / 'q.db'}", body, Timing(backoff_s=(0.0, 0.2)))
 
 
 def test_a_watch_begins_whether_the_disk_has_room_for_an_answer_or_not(tmp_path: Path) -> None:
     """Nobody holds an item that its group had given up, and it cannot leave; meanwhile the group comes back."""
 
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         session, other = await given_up_and_held(engine)
         with FullDisk(engine):
             await engine.detach(session, after_s=-9.0)
@@ -441,13 +444,13 @@ def test_a_watch_begins_whether_the_disk_has_room_for_an_answer_or_not(tmp_path:
                 await asyncio.sleep(0.05)
 
     timing = Timing(backoff_s=(0.0, 0.2), group_retention_s=0.5)
-    run_graves(f"sqlite:{tmp_path / 'q.db'}", body, timing)
+    run_dead_letters(f"sqlite:{tmp_path / 'q.db'}", body, timing)
 
 
 def test_what_was_evicted_for_a_put_that_found_no_disk_is_gone_for_good(tmp_path: Path) -> None:
     """It does not come back with the next start, and its space is there for the next put."""
 
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         few = Limits(max_items=2, evict=True)
         for _ in range(2):
             await engine.put(b"x" * 50_000, limits=few)
@@ -459,13 +462,13 @@ def test_what_was_evicted_for_a_put_that_found_no_disk_is_gone_for_good(tmp_path
         await engine.restart()
         assert await engine.indexes() == [2, later]
 
-    run_graves(f"sqlite:{tmp_path / 'q.db'}", body)
+    run_dead_letters(f"sqlite:{tmp_path / 'q.db'}", body)
 
 
-def test_streams_that_were_ended_take_copies_and_answers(bury: Any) -> None:
+def test_streams_that_were_ended_take_copies_and_answers(run_with_rear: Any) -> None:
     """The sink and the rear store take no puts any more; whoever waits for this item is told all the same."""
 
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
         session = await engine.attach()
         for stream in ("q/sink", "q#rear"):
@@ -474,13 +477,13 @@ def test_streams_that_were_ended_take_copies_and_answers(bury: Any) -> None:
         assert await engine.length() == 0
         assert len(await engine.all_of("q/sink")) == len(await engine.all_of("q#rear")) == 1
 
-    bury(body)
+    run_with_rear(body)
 
 
-def test_an_answer_is_exempt_from_the_sinks_limits(bury: Any) -> None:
+def test_an_answer_is_exempt_from_the_sinks_limits(run_with_rear: Any) -> None:
     """Whatever the sink holds, whoever waits for this item is told."""
 
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         for n in range(3):
             await engine.storage.append(
                 "q/sink", Frame(0, {"requestId": str(n)}, b""), priority=0, limits=Limits(3)
@@ -490,7 +493,7 @@ def test_an_answer_is_exempt_from_the_sinks_limits(bury: Any) -> None:
         await engine.fail(session, 1, 2)
         assert len(await engine.all_of("q/sink")) == 4
 
-    bury(body)
+    run_with_rear(body)
 
 
 # -- alone -------------------------------------------------------------------------------------------------------------
@@ -499,7 +502,7 @@ def test_an_answer_is_exempt_from_the_sinks_limits(bury: Any) -> None:
 def test_after_two_failures_an_item_is_handed_out_alone(engine_url: str) -> None:
     """It waits for the connection to be empty, nothing comes beside it, and what is later goes on after it."""
 
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         for _ in range(4):
             await engine.put()
         session = await engine.attach(window=3)
@@ -517,11 +520,11 @@ def test_after_two_failures_an_item_is_handed_out_alone(engine_url: str) -> None
         await engine.commit(1)
         assert await engine.leased(session, 2) == [4, 5]
 
-    run_graves(engine_url, body, AT_ONCE, max_failures=9)
+    run_dead_letters(engine_url, body, AT_ONCE, max_failures=9)
 
 
 def test_others_go_on_while_one_empties_itself(engine_url: str) -> None:
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         for _ in range(6):
             await engine.put()
         few, many = await engine.attach("few", window=2), await engine.attach("many", window=4)
@@ -539,13 +542,13 @@ def test_others_go_on_while_one_empties_itself(engine_url: str) -> None:
         await engine.commit(*others)
         assert await engine.leased(many) == [poison]
 
-    run_graves(engine_url, body, AT_ONCE, max_failures=9)
+    run_dead_letters(engine_url, body, AT_ONCE, max_failures=9)
 
 
 def test_one_poison_item_drags_nobody_to_the_rear(engine_url: str) -> None:
     """A consumer that dies of item 3 with all it holds: only item 3 ends in the rear store."""
 
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         for _ in range(8):
             await engine.put()
         done: list[int] = []
@@ -563,11 +566,11 @@ def test_one_poison_item_drags_nobody_to_the_rear(engine_url: str) -> None:
         assert [tags["rear@index"] for tags, _ in await engine.all_of("q#rear")] == ["3"]
         assert sorted(done) == [1, 2, 4, 5, 6, 7, 8]
 
-    run_graves(engine_url, body, AT_ONCE, max_failures=4)
+    run_dead_letters(engine_url, body, AT_ONCE, max_failures=4)
 
 
 def test_a_reserved_consumer_that_leaves_frees_the_item(engine_url: str) -> None:
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         for _ in range(4):
             await engine.put()
         first = await engine.attach("first", window=2)
@@ -586,11 +589,11 @@ def test_a_reserved_consumer_that_leaves_frees_the_item(engine_url: str) -> None
         await engine.commit(3)
         assert await engine.leased(first) == [4]
 
-    run_graves(engine_url, body, AT_ONCE, max_failures=9)
+    run_dead_letters(engine_url, body, AT_ONCE, max_failures=9)
 
 
 def test_deleting_what_a_consumer_waits_for_lets_it_go_on(engine_url: str) -> None:
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         for _ in range(3):
             await engine.put()
         session = await engine.attach(window=2)
@@ -602,11 +605,11 @@ def test_deleting_what_a_consumer_waits_for_lets_it_go_on(engine_url: str) -> No
         await engine.storage.delete("q", [1])
         assert await engine.leased(session) == [3]
 
-    run_graves(engine_url, body, AT_ONCE, max_failures=9)
+    run_dead_letters(engine_url, body, AT_ONCE, max_failures=9)
 
 
 def test_failures_make_an_item_go_alone_after_a_restart_too(tmp_path: Any) -> None:
-    async def body(engine: Graves) -> None:
+    async def body(engine: DeadLetterEngine) -> None:
         for _ in range(3):
             await engine.put()
         session = await engine.attach(window=1)
@@ -618,11 +621,11 @@ def test_failures_make_an_item_go_alone_after_a_restart_too(tmp_path: Any) -> No
         await engine.commit(1)
         assert await engine.leased(again, 2) == [2, 3]
 
-    run_graves(f"sqlite:{tmp_path / 'q.db'}", body, AT_ONCE, max_failures=9)
+    run_dead_letters(f"sqlite:{tmp_path / 'q.db'}", body, AT_ONCE, max_failures=9)
 
 
 def test_an_answer_without_a_reason_has_the_code_alone() -> None:
-    told = answer(Frame(4, {"requestId": "r", "deliveryCount": "3"}, b"x"), Failed("g", 2, 2, "", ""), 9)
+    told = answer(Frame(4, {"requestId": "r", "deliveryCount": "3"}, b"x"), Failure("g", 2, 2, "", ""), 9)
     assert told.data == b""
     assert dict(told.tags) == {
         "requestId": "r",

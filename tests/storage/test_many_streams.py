@@ -17,9 +17,9 @@ from easq.server.queue import Clock, QueuePolicy
 from easq.server.queues import Queues
 from easq.storage.base import Limits, Subscription
 from easq.storage.redis import heartbeat
-from easq.storage.redis.connection import Call, Wire
-from easq.storage.redis.engine import Distributed
-from easq.storage.redis.link import Link
+from easq.storage.redis.client import RedisClient
+from easq.storage.redis.connection import PipelinedConnection, ScriptCall
+from easq.storage.redis.engine import RedisStorage
 from easq.storage.redis.url import parse_redis_url
 from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer
@@ -35,19 +35,19 @@ class Counted:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls: Counter[str] = Counter()
         self.rounds = 0
-        exchange = Wire._exchange
+        exchange = PipelinedConnection._exchange
 
-        async def counted(wire: Wire, batch: Sequence[Call]) -> None:
+        async def counted(connection: PipelinedConnection, batch: Sequence[ScriptCall]) -> None:
             self.rounds += 1
             self.calls.update(call.script for call in batch)
-            await exchange(wire, batch)
+            await exchange(connection, batch)
 
-        patch.setattr(Wire, "_exchange", counted)
+        patch.setattr(PipelinedConnection, "_exchange", counted)
 
 
-async def opened(url: str, queues: int, *, lease_s: float = 5.0) -> Distributed:
+async def opened(url: str, queues: int, *, lease_s: float = 5.0) -> RedisStorage:
     """An engine with so many queues: each has a sink, and both have a rear store."""
-    storage = Distributed(Link(parse_redis_url(url)), lease_s=lease_s)
+    storage = RedisStorage(RedisClient(parse_redis_url(url)), lease_s=lease_s)
     await storage.start(lambda _: None)
     names = [f"q{number}" for number in range(queues)]
     clock = Clock(asyncio.get_running_loop().time, lambda: 0)
@@ -96,12 +96,12 @@ def test_the_end_of_a_server_is_noticed_where_nobody_else_looked(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What its consumers had is ready again, and what it had claimed is back."""
-    monkeypatch.setattr(heartbeat, "_IDLE_LOOKS", 0)
+    monkeypatch.setattr(heartbeat, "_IDLE_CHECKS", 0)
 
     async def run() -> None:
         other = await opened(redis_url, 20, lease_s=1.0)
-        link = Link(parse_redis_url(redis_url))
-        ending = Distributed(link, lease_s=1.0)
+        redis_client = RedisClient(parse_redis_url(redis_url))
+        ending = RedisStorage(redis_client, lease_s=1.0)
         await ending.start(lambda _: None)
         for stream in ("q7", "q11"):
             await ending.open(stream)
@@ -114,7 +114,7 @@ def test_the_end_of_a_server_is_noticed_where_nobody_else_looked(
         assert len(await ending.take("q11", start=0, length=1, tags={}, minimum=1)) == 1
         with redis.Redis.from_url(redis_url) as client:
             assert (client.hlen("easq:{q7}:who"), client.hlen("easq:{q11}:claims")) == (1, 1)
-            await link.close()
+            await redis_client.close()
             async with asyncio.timeout(20):
                 while client.hlen("easq:{q7}:who") or client.hlen("easq:{q11}:claims"):
                     await asyncio.sleep(0.05)

@@ -24,7 +24,7 @@ from redis import exceptions
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
 from easq.errors import EasqError, QueueFull, StorageError, Unavailable
-from easq.storage.redis.server_info import Facts, parse_facts
+from easq.storage.redis.server_info import ServerInfo, parse_facts
 from easq.storage.redis.url import RedisUrl
 
 log = logging.getLogger(__name__)
@@ -38,14 +38,14 @@ PROBE_MS = 100
 #: one batch takes at most so many calls, and stops taking after so many bytes
 BATCH_CALLS, BATCH_BYTES = 512, 4 * 1024**2
 #: the server is looked at this often, in seconds: whether it is there, what it is, and what its settings are
-LOOK_S = 1.0
+INFO_S = 1.0
 
 #: bytes, int, None or a list of them; from `ask` also an error that Redis answered with
 Reply: TypeAlias = Any
 Command: TypeAlias = Sequence[str | bytes | int]
 
 #: what INFO and CONFIG are asked for
-_LOOK: Sequence[Command] = (
+_INFO: Sequence[Command] = (
     ("INFO", "server", "memory", "persistence", "replication", "cluster", "stats"),
     ("CONFIG", "GET", "append*", "no-appendfsync-on-rewrite"),
 )
@@ -85,11 +85,11 @@ _REFUSALS: Mapping[str, str] = {
 _ELSEWHERE = {"READONLY", "MOVED", "MASTERDOWN"}
 
 
-class Lost(Exception):
+class ConnectionLost(Exception):
     """The connection is of no use any more; the message says why."""
 
 
-class NotYet(StorageError):
+class NotReady(StorageError):
     """Redis is there and cannot be used now; it may be better soon."""
 
 
@@ -100,7 +100,7 @@ def code_of(error: Exception) -> str:
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class ScriptCall:
     """One run of a script, until its `future` has the reply."""
 
     script: str
@@ -172,7 +172,7 @@ def connection_to(url: RedisUrl, host: str, port: int, *, sentinel: bool = False
     return Connection(host=host, port=port, **common)
 
 
-class Wire:
+class PipelinedConnection:
     """One connection, and what waits to be sent over it."""
 
     def __init__(
@@ -184,14 +184,14 @@ class Wire:
     ) -> None:
         """`name` is the server's address for people; `texts` has the text of each script, by its SHA-1."""
         self.name = name
-        #: what the server last said of itself; known after `look`
-        self.facts: Facts | None = None
+        #: what the server last said of itself; known after `update_info`
+        self.facts: ServerInfo | None = None
         #: fewer replicas follow than are waited for, as far as is known: what they have to have is refused
         self.has_too_few = False
         self._connection = connection
         self._texts = {} if texts is None else texts
         self._wait_replicas = wait_replicas
-        self._waiting: deque[Call] = deque()
+        self._waiting: deque[ScriptCall] = deque()
         self._work = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         #: the round trip that is under way: its replies, how many they will be, and whether it was sent at all
@@ -212,11 +212,11 @@ class Wire:
             async with asyncio.timeout(DEADLINE_S):
                 await self._connection.connect()
         except TimeoutError as error:
-            raise Lost(f"no answer within {DEADLINE_S:g} s") from error
+            raise ConnectionLost(f"no answer within {DEADLINE_S:g} s") from error
         except _REPLIED as error:
             raise self.refused(error) from error
         except (exceptions.RedisError, OSError) as error:
-            raise Lost(_reason(error)) from error
+            raise ConnectionLost(_reason(error)) from error
         self._reader = asyncio.create_task(self._read())
 
     async def close(self) -> None:
@@ -230,9 +230,9 @@ class Wire:
         except (exceptions.RedisError, OSError):
             pass
 
-    async def look(self) -> Facts:
+    async def update_info(self) -> ServerInfo:
         """`facts` are what the server says of itself now. Raises Lost and StorageError."""
-        asked = [*_LOOK]
+        asked = [*_INFO]
         if self.has_too_few:
             asked.append(("WAIT", self._wait_replicas, PROBE_MS))
         info, config, *reached = await self.ask(asked)
@@ -247,7 +247,7 @@ class Wire:
         """What a start says of an error that Redis answered with."""
         code = code_of(error)
         if code in _REFUSALS:
-            return NotYet(f"{self.name}: {_REFUSALS[code]}")
+            return NotReady(f"{self.name}: {_REFUSALS[code]}")
         if code in {"WRONGPASS", "NOAUTH"}:
             return StorageError(
                 f"{self.name}: wrong or missing password",
@@ -257,7 +257,7 @@ class Wire:
             f"{self.name}: {error}", hint="see what its ACL allows" if code == "NOPERM" else ""
         )
 
-    def submit(self, call: Call) -> None:
+    def submit(self, call: ScriptCall) -> None:
         """The call goes out with the next batch."""
         if self._is_over and call.inside:
             call.fail(Unavailable("the connection to Redis is lost"))
@@ -270,29 +270,29 @@ class Wire:
         self._is_retired = True
         self._work.set()
 
-    def take_back(self) -> Sequence[Call]:
+    def take_back(self) -> Sequence[ScriptCall]:
         """What was submitted and certainly not run."""
         calls = list(self._waiting)
         self._waiting.clear()
         return calls
 
-    async def run(self, looked: Callable[[], None]) -> str:
+    async def run(self, updated: Callable[[], None]) -> str:
         """Batches go out until the connection is lost, or retired; why it ended (nothing: it was retired).
 
-        `looked` is called each time `facts` are new.
+        `updated` is called each time `facts` are new.
         """
         loop = asyncio.get_running_loop()
-        look_at = loop.time() + LOOK_S
+        look_at = loop.time() + INFO_S
         try:
             while not self._is_retired and not self._lost:
                 if loop.time() >= look_at:
-                    await self._look_again()
-                    looked()
-                    look_at = loop.time() + LOOK_S
+                    await self._refresh()
+                    updated()
+                    look_at = loop.time() + INFO_S
                 elif batch := self._take():
                     try:
                         await self._exchange(batch)
-                    except Lost:
+                    except ConnectionLost:
                         raise
                     except Exception as error:
                         for call in batch:
@@ -302,7 +302,7 @@ class Wire:
                         raise
                 else:
                     await self._idle(look_at)
-        except (Lost, StorageError) as error:
+        except (ConnectionLost, StorageError) as error:
             return str(error)
         except Exception as error:
             log.exception("the connection to %s failed", self.name)
@@ -314,10 +314,10 @@ class Wire:
                     call.fail(Unavailable("the connection to Redis is lost"))
         return self._lost
 
-    async def _look_again(self) -> None:
+    async def _refresh(self) -> None:
         try:
-            facts = await self.look()
-        except NotYet as error:
+            facts = await self.update_info()
+        except NotReady as error:
             log.debug("%s", error)
         else:
             if not facts.is_primary:
@@ -331,9 +331,9 @@ class Wire:
         except TimeoutError:
             pass
 
-    def _take(self) -> list[Call]:
+    def _take(self) -> list[ScriptCall]:
         now = asyncio.get_running_loop().time()
-        batch: list[Call] = []
+        batch: list[ScriptCall] = []
         size = 0
         while self._waiting and len(batch) < BATCH_CALLS and size < BATCH_BYTES:
             call = self._waiting.popleft()
@@ -346,7 +346,7 @@ class Wire:
                 size += call.size
         return batch
 
-    async def _exchange(self, batch: Sequence[Call]) -> None:
+    async def _exchange(self, batch: Sequence[ScriptCall]) -> None:
         """Every call of the batch has ended, or waits again because it certainly was not run."""
         loads: list[Command] = []
         for _ in range(3):
@@ -356,7 +356,7 @@ class Wire:
                 commands.append(("WAIT", self._wait_replicas, WAIT_MS))
             try:
                 replies = await self.ask(commands)
-            except Lost as error:
+            except ConnectionLost as error:
                 self._settle_lost(batch, self._replies[len(loads) :], waits=waits, why=error)
                 raise
             reached = replies.pop() if waits else 0
@@ -367,9 +367,11 @@ class Wire:
         for call in batch:
             call.fail(Unavailable(_REFUSALS["NOSCRIPT"]))
 
-    def _settle(self, batch: Sequence[Call], replies: Sequence[Reply], reached: Reply) -> Sequence[Call]:
+    def _settle(
+        self, batch: Sequence[ScriptCall], replies: Sequence[Reply], reached: Reply
+    ) -> Sequence[ScriptCall]:
         """Calls have ended with their replies; those whose script is not there are returned."""
-        unknown: list[Call] = []
+        unknown: list[ScriptCall] = []
         for call, reply in zip(batch, replies, strict=True):
             if isinstance(reply, Exception):
                 if code_of(reply) == "NOSCRIPT":
@@ -393,7 +395,7 @@ class Wire:
         return unknown
 
     def _settle_lost(
-        self, batch: Sequence[Call], replies: Sequence[Reply], *, waits: bool, why: Exception
+        self, batch: Sequence[ScriptCall], replies: Sequence[Reply], *, waits: bool, why: Exception
     ) -> None:
         """The connection broke while the calls were under way: those without a reply may have been run."""
         for number, call in enumerate(batch):
@@ -407,7 +409,7 @@ class Wire:
             else:
                 call.fail(StorageError(f"{call.script}: not known whether it was done: {why}"))
 
-    def _refuse(self, call: Call, reply: Exception) -> None:
+    def _refuse(self, call: ScriptCall, reply: Exception) -> None:
         """The call has ended with what an error reply means, or waits for another server."""
         code = code_of(reply)
         if code in _ELSEWHERE:
@@ -420,7 +422,7 @@ class Wire:
         else:
             call.fail(StorageError(f"{call.script}: Redis says: {reply}"))
 
-    def _keep(self, call: Call) -> None:
+    def _keep(self, call: ScriptCall) -> None:
         """The call was certainly not run, and waits again."""
         if call.inside:
             call.fail(Unavailable("the connection to Redis is lost"))
@@ -432,7 +434,7 @@ class Wire:
         self._replies = []
         self._is_sent = False
         if self._lost:
-            raise Lost(self._lost)
+            raise ConnectionLost(self._lost)
         packed = self._connection.pack_commands(commands)
         self._expected = len(commands)
         loop = asyncio.get_running_loop()
@@ -450,10 +452,10 @@ class Wire:
             self._round.result()
         except TimeoutError as error:
             self._lost = f"{self.name} did not answer within {DEADLINE_S:g} s"
-            raise Lost(self._lost) from error
+            raise ConnectionLost(self._lost) from error
         except (exceptions.RedisError, OSError) as error:
             self._lost = self._lost or f"the connection to {self.name} broke: {error}"
-            raise Lost(self._lost) from error
+            raise ConnectionLost(self._lost) from error
         finally:
             self._round = None
         return self._replies
@@ -477,5 +479,5 @@ class Wire:
         except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
             self._lost = self._lost or f"the connection to {self.name} broke: {error}"
             if self._round is not None and not self._round.done():
-                self._round.set_exception(Lost(self._lost))
+                self._round.set_exception(ConnectionLost(self._lost))
         self._work.set()

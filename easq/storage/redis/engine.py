@@ -17,7 +17,7 @@ from easq.model import DELIVERY_COUNT, NEWEST, Ack, Consumer, Frame, Tags
 from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
 from easq.storage.base import (
     MOST_BYTES,
-    Burial,
+    DeadLetterPolicy,
     Lease,
     Limits,
     Location,
@@ -27,8 +27,8 @@ from easq.storage.base import (
     Timing,
 )
 from easq.storage.redis.codec import TOP, index_texts, pack_tags, read_frame, unpack_tags
-from easq.storage.redis.heartbeat import Attendance
-from easq.storage.redis.stream import LEASE_S, Argument, Caller, Remote, Reply, Session
+from easq.storage.redis.heartbeat import Heartbeat
+from easq.storage.redis.stream import LEASE_S, Argument, LocalSession, RemoteStream, Reply, ScriptClient
 from easq.storage.rules.scans import NO_SCAN_LIMIT, ScanGate, ScanLimit
 
 log = logging.getLogger(__name__)
@@ -47,12 +47,12 @@ _NOTHING: Any = None
 _ACTIVE_S = 1.0
 
 
-class Distributed(Storage):
+class RedisStorage(Storage):
     """All verbs, each one script. `meta.durability` is what the link says of its Redis."""
 
     def __init__(
         self,
-        link: Caller,
+        client: ScriptClient,
         timing: Timing | None = None,
         *,
         clock: Callable[[], float] | None = None,
@@ -61,9 +61,9 @@ class Distributed(Storage):
         """`clock`, in seconds, takes the place of Redis's own in every rule. A server that was not heard from for
         `lease_s` is gone: what its consumers had goes to others.
         """
-        self._link = link
+        self._client = client
         self._lease_s = lease_s
-        self._at = Attendance(link, timing or Timing(), clock, lease_s)
+        self._heartbeat = Heartbeat(client, timing or Timing(), clock, lease_s)
         self._claims = 0
         self._gate = ScanGate(_SCANS_AT_ONCE)
         self._active: dict[tuple[str, int], float] = {}
@@ -71,33 +71,35 @@ class Distributed(Storage):
     # -- running ---------------------------------------------------------------------------------------------------
 
     async def start(self, on_failure: Callable[[Exception], None]) -> None:
-        await self._at.start()
-        self.durability = self._link.durability
+        await self._heartbeat.start()
+        self.durability = self._client.durability
 
     async def close(self) -> None:
-        await self._at.close()
+        await self._heartbeat.close()
 
-    async def open(self, stream: str, burial: Burial | None = None) -> None:
-        await self._at.open(stream, burial)
+    async def open(self, stream: str, dead_letters: DeadLetterPolicy | None = None) -> None:
+        await self._heartbeat.open(stream, dead_letters)
 
     async def streams(self) -> Sequence[str]:
-        return await self._at.names()
+        return await self._heartbeat.names()
 
-    async def look(self, stream: str) -> None:
+    async def check(self, stream: str) -> None:
         """What is due in the stream is done, and the connections of servers that are gone are lost."""
-        await self._at.look(self._at[stream])
+        await self._heartbeat.check(self._heartbeat[stream])
 
     # -- put and get -----------------------------------------------------------------------------------------------
 
     async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
-        remote = self._at[stream]
+        remote = self._heartbeat[stream]
         digest = sha256(frame.data).digest() if key else b""
         rid = frame.request_id.encode(errors="surrogatepass")
         item = (priority, pack_tags(frame.tags), frame.data)
         room = (limits.max_items, limits.max_bytes, int(limits.evict))
         status, answer = "again", _NOTHING
         while status == "again":
-            status, answer = await self._at.ask(remote, "append", remote.last, *item, *room, key, digest, rid)
+            status, answer = await self._heartbeat.ask(
+                remote, "append", remote.last, *item, *room, key, digest, rid
+            )
         match status:
             case "full":
                 items, size = answer
@@ -112,13 +114,13 @@ class Distributed(Storage):
                 raise KeyReused(f"the idempotency key {key[:80]!a} was used before, with another payload")
         index, request_id, duplicate = answer
         if not duplicate:
-            self._at.came(remote, Frame(index, frame.tags))
+            self._heartbeat.item_arrived(remote, Frame(index, frame.tags))
         return Ack(index, request_id.decode(errors="surrogatepass"), bool(duplicate))
 
     async def read(
         self, stream: str, *, start: int, length: int, tags: Tags, limit: ScanLimit = NO_SCAN_LIMIT
     ) -> list[Frame]:
-        remote, wanted = self._at[stream], pack_tags(tags)
+        remote, wanted = self._heartbeat[stream], pack_tags(tags)
         frames: list[Frame] = []
         size = 0
         at = _start(start)
@@ -128,8 +130,8 @@ class Distributed(Storage):
             answer = await self._scan(remote, "read", *args, limit=None if seen is None else limit)
             if answer is None:
                 break
-            rest, items, came = answer
-            seen = came if seen is None else seen
+            rest, items, arrivals = answer
+            seen = arrivals if seen is None else seen
             for frame in map(read_frame, items):
                 size += len(frame.data)
                 if frames and size > MOST_BYTES:
@@ -139,20 +141,29 @@ class Distributed(Storage):
             at = rest.decode() if len(frames) < length else ""
         if frames:
             remote.saw(frames[-1].index)
-        self._at.has_read(remote, seen)
+        self._heartbeat.has_read(remote, seen)
         return frames
 
     async def _scan(
-        self, remote: Remote, script: str, *args: Argument, limit: ScanLimit | None, replicated: bool = False
+        self,
+        remote: RemoteStream,
+        script: str,
+        *args: Argument,
+        limit: ScanLimit | None,
+        replicated: bool = False,
     ) -> Reply:
         """Call the script of a scan: at once without a `limit`, else when it is its turn. None: its time is over.
 
         Raises Unavailable when the caller is gone.
         """
         if limit is None:
-            return (await self._at.ask(remote, script, *args, replicated=replicated))[1]
+            return (await self._heartbeat.ask(remote, script, *args, replicated=replicated))[1]
         async with self._gate.slot(limit) as has_time:
-            return (await self._at.ask(remote, script, *args, replicated=replicated))[1] if has_time else None
+            return (
+                (await self._heartbeat.ask(remote, script, *args, replicated=replicated))[1]
+                if has_time
+                else None
+            )
 
     async def take(
         self,
@@ -164,10 +175,10 @@ class Distributed(Storage):
         minimum: int,
         limit: ScanLimit = NO_SCAN_LIMIT,
     ) -> list[Frame]:
-        remote, wanted = self._at[stream], pack_tags(tags)
+        remote, wanted = self._heartbeat[stream], pack_tags(tags)
         self._claims += 1
         remote.is_used = True
-        owner = f"{self._at.server}:{self._claims};"
+        owner = f"{self._heartbeat.server}:{self._claims};"
         remote.taking.add(owner)
         found: Sequence[bytes] = []
         at, is_first = _start(start), True
@@ -186,11 +197,11 @@ class Distributed(Storage):
             frames = [read_frame(item) for item in items]
             remote.claims.update((frame.index, owner) for frame in frames)
         except (StorageError, asyncio.CancelledError):
-            remote.owed["release", (owner,)] = None  # nobody knows whether it was claimed
+            remote.unfinished["release", (owner,)] = None  # nobody knows whether it was claimed
             raise
         finally:
             remote.taking.remove(owner)
-        self._at.has_read(remote, remote.came)
+        self._heartbeat.has_read(remote, remote.arrivals)
         return frames
 
     async def release(self, stream: str, indexes: Sequence[int]) -> None:
@@ -201,7 +212,7 @@ class Distributed(Storage):
 
     async def _end_claims(self, stream: str, script: str, indexes: Sequence[int]) -> None:
         """The script is called with the claims of this server, again after each look until it was."""
-        remote = self._at[stream]
+        remote = self._heartbeat[stream]
         owned: dict[str, list[int]] = {}
         for index in indexes:
             owner = remote.claims.pop(index, None)
@@ -209,7 +220,7 @@ class Distributed(Storage):
                 owned.setdefault(owner, []).append(index)
         for owner, of_it in owned.items():
             try:
-                await self._at.end_claim(remote, script, owner, *index_texts(of_it))
+                await self._heartbeat.end_claim(remote, script, owner, *index_texts(of_it))
             except EasqError as error:
                 log.debug("%s: %s waits for Redis: %s", stream, script, error)
 
@@ -223,22 +234,22 @@ class Distributed(Storage):
         timeout_s: float,
         gone: asyncio.Future[None] | None = None,
     ) -> None:
-        await self._at.wait(
-            self._at[stream], start=start, tags=tags, taking=taking, timeout_s=timeout_s, gone=gone
+        await self._heartbeat.wait(
+            self._heartbeat[stream], start=start, tags=tags, taking=taking, timeout_s=timeout_s, gone=gone
         )
 
     async def wake(self, stream: str) -> None:
-        self._at.waiting.wake(stream)
+        self._heartbeat.long_polls.wake(stream)
 
     # -- watchers --------------------------------------------------------------------------------------------------
 
     async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
-        remote = self._at[stream]
+        remote = self._heartbeat[stream]
         begun = asyncio.get_running_loop().time()
         remote.attaching += 1
         remote.is_used = True
         try:
-            status, number = await self._at.ask(
+            status, number = await self._heartbeat.ask(
                 remote,
                 "attach",
                 consumer.group,
@@ -255,22 +266,22 @@ class Distributed(Storage):
             raise StreamEnded("the stream has ended, and nothing in it is left for this group")
         if not remote.sessions:
             remote.renewed_at = max(remote.renewed_at, begun)
-        remote.sessions[number] = Session(number)
+        remote.sessions[number] = LocalSession(number)
         remote.number = max(remote.number, number)
         return int(number)
 
     async def detach(self, stream: str, session: int, *, lost: bool, now: float) -> None:
-        remote = self._at[stream]
+        remote = self._heartbeat[stream]
         self._active.pop((stream, session), None)
         known = remote.sessions.pop(session, None)
         if known is not None:
-            known.something.set()
-        await self._at.detach(remote, session, lost=lost)
+            known.wakeup.set()
+        await self._heartbeat.detach(remote, session, lost=lost)
 
     async def lease(self, stream: str, session: int, *, index_only: bool) -> list[Lease]:
-        known = self._at[stream].sessions.get(session)
+        known = self._heartbeat[stream].sessions.get(session)
         while known is not None:
-            known.something.clear()
+            known.wakeup.clear()
             try:
                 leases = await self.fetch(stream, session, index_only=index_only)
             except (Unavailable, StorageError):
@@ -280,7 +291,7 @@ class Distributed(Storage):
                 break
             if leases:
                 return leases
-            await known.something.wait()
+            await known.wakeup.wait()
         return []
 
     async def fetch(self, stream: str, session: int, *, index_only: bool) -> list[Lease] | None:
@@ -288,17 +299,17 @@ class Distributed(Storage):
 
         A server that may have been taken for gone asks again before anything reaches a socket.
         """
-        remote = self._at[stream]
+        remote = self._heartbeat[stream]
         known = remote.sessions.get(session)
         if known is None:
             return None
         most = (int(index_only), _FETCH_ITEMS, _FETCH_BYTES)
         while True:
-            known.lapses, known.still = remote.lapses, None
-            status, items = await self._at.ask(remote, "fetch", session, known.token, *most)
+            known.lapses, known.still_pending = remote.lapses, None
+            status, items = await self._heartbeat.ask(remote, "fetch", session, known.token, *most)
             if self._is_certain(remote, known):
                 break
-            await self._at.look(remote)
+            await self._heartbeat.check(remote)
         if status == "replaced":
             remote.sessions.pop(session, None)
             return None
@@ -307,50 +318,54 @@ class Distributed(Storage):
         known.token += bool(items)
         return [_lease(*item) for item in items]
 
-    def _is_certain(self, remote: Remote, known: Session) -> bool:
+    def _is_certain(self, remote: RemoteStream, known: LocalSession) -> bool:
         """Whether the lease has not expired since the connection's last answer."""
         age_s = asyncio.get_running_loop().time() - remote.renewed_at
         return age_s <= self._lease_s / 2 and known.lapses == remote.lapses
 
     async def still_leased(self, stream: str, session: int, index: int) -> bool:
-        remote = self._at[stream]
+        remote = self._heartbeat[stream]
         known = remote.sessions.get(session)
         if known is None:
             return False
         while not self._is_certain(remote, known):
             try:
-                await self._at.look(remote)
+                await self._heartbeat.check(remote)
                 lapses = remote.lapses
                 # the token of the last fetch, and no further items: what of it is left
-                status, items = await self._at.ask(remote, "fetch", session, known.token - 1, 1, 0, 0)
-                known.still = {int(item[0]) for item in items} if status == "ok" else set()
+                status, items = await self._heartbeat.ask(remote, "fetch", session, known.token - 1, 1, 0, 0)
+                known.still_pending = {int(item[0]) for item in items} if status == "ok" else set()
                 known.lapses = lapses
             except (Unavailable, StorageError):
                 await asyncio.sleep(random.uniform(*_AGAIN_S))
-        return known.still is None or index in known.still
+        return known.still_pending is None or index in known.still_pending
 
     async def sessions(self, stream: str) -> Mapping[Consumer, int]:
-        _, found = await self._at.ask(self._at[stream], "sessions", replicated=False)
+        _, found = await self._heartbeat.ask(self._heartbeat[stream], "sessions", replicated=False)
         return {Consumer(group.decode(), user.decode()): number for group, user, number in found}
 
     async def active(self, stream: str, session: int, *, now: float) -> None:
-        told = self._active.get((stream, session))
-        if session in self._at[stream].sessions and (told is None or now - told >= _ACTIVE_S):
+        announced = self._active.get((stream, session))
+        if session in self._heartbeat[stream].sessions and (
+            announced is None or now - announced >= _ACTIVE_S
+        ):
             self._active[stream, session] = now
             try:
-                await self._at.ask(self._at[stream], "active", session, replicated=False)
+                await self._heartbeat.ask(self._heartbeat[stream], "active", session, replicated=False)
             except (Unavailable, StorageError) as error:
                 log.debug("%s: a sign of life is not told: %s", stream, error)
 
     async def idle(self, stream: str, consumer: Consumer, *, now: float, process: str = "") -> float | None:
         who = (consumer.group, consumer.user, process)
-        _, idle_ms = await self._at.ask(self._at[stream], "idle", *who, replicated=False)
+        _, idle_ms = await self._heartbeat.ask(self._heartbeat[stream], "idle", *who, replicated=False)
         return None if idle_ms is None else idle_ms / 1000
 
     # -- what becomes of items -------------------------------------------------------------------------------------
 
     async def commit(self, stream: str, group: str, indexes: Sequence[int]) -> int:
-        _, counted = await self._at.ask(self._at[stream], "commit", group, *index_texts(indexes))
+        _, counted = await self._heartbeat.ask(
+            self._heartbeat[stream], "commit", group, *index_texts(indexes)
+        )
         return int(counted)
 
     async def negative(
@@ -366,31 +381,33 @@ class Distributed(Storage):
     ) -> int:
         delay: Argument = "" if delay_s is None else round(delay_s * 1000)
         said = (code, reason.encode(errors="surrogatepass"), delay)
-        _, counted = await self._at.ask(
-            self._at[stream], "negative", group, *said, *index_texts(dict.fromkeys(indexes))
+        _, counted = await self._heartbeat.ask(
+            self._heartbeat[stream], "negative", group, *said, *index_texts(dict.fromkeys(indexes))
         )
         return int(counted)
 
     async def delete(self, stream: str, indexes: Sequence[int]) -> int:
-        _, counted = await self._at.ask(self._at[stream], "delete", *index_texts(indexes))
+        _, counted = await self._heartbeat.ask(self._heartbeat[stream], "delete", *index_texts(indexes))
         return int(counted)
 
     async def truncate(self, stream: str, below: int) -> int:
-        remote = self._at[stream]
+        remote = self._heartbeat[stream]
         bound, total, more = b"", 0, 1
         while more:
-            _, (counted, more, bound) = await self._at.ask(remote, "truncate", bound, min(below, TOP))
+            _, (counted, more, bound) = await self._heartbeat.ask(remote, "truncate", bound, min(below, TOP))
             total += counted
         return total
 
     async def end(self, stream: str, *, ended: bool) -> None:
-        await self._at.ask(self._at[stream], "end", int(ended))
+        await self._heartbeat.ask(self._heartbeat[stream], "end", int(ended))
 
     # -- what is asked ---------------------------------------------------------------------------------------------
 
     async def locate(self, stream: str, group: str, index: int) -> Location | None:
         for text in index_texts([index]):
-            _, found = await self._at.ask(self._at[stream], "locate", group, text, replicated=False)
+            _, found = await self._heartbeat.ask(
+                self._heartbeat[stream], "locate", group, text, replicated=False
+            )
             if found is not None:
                 owner, ahead = found
                 return Location(None if owner is None else owner.decode(), ahead)
@@ -402,7 +419,9 @@ class Distributed(Storage):
         wanted, at, total = pack_tags(tags), "0", 0
         while at:
             args = (at, wanted, "" if priority is None else priority)
-            answer = await self._scan(self._at[stream], "count", *args, limit=None if at == "0" else limit)
+            answer = await self._scan(
+                self._heartbeat[stream], "count", *args, limit=None if at == "0" else limit
+            )
             if answer is None:
                 break
             counted, rest = answer
@@ -411,11 +430,13 @@ class Distributed(Storage):
         return total
 
     async def attributes(self, stream: str, *, now: float) -> StreamStats:
-        remote = self._at[stream]
-        _, (counts, consumers, groups, held) = await self._at.ask(remote, "attributes", replicated=False)
+        remote = self._heartbeat[stream]
+        _, (counts, consumers, groups, held) = await self._heartbeat.ask(
+            remote, "attributes", replicated=False
+        )
         length, size, first, last, highest, ended, epoch = counts
         remote.saw(highest)
-        self.durability = self._link.durability
+        self.durability = self._client.durability
         return StreamStats(
             length=length,
             size=size,

@@ -14,7 +14,7 @@ from redis.asyncio.connection import AbstractConnection
 log = logging.getLogger(__name__)
 
 #: what gets the bytes that were published
-Heard: TypeAlias = Callable[[bytes], None]
+MessageHandler: TypeAlias = Callable[[bytes], None]
 
 #: a connection on which nothing came for this, though it was asked each second, is lost
 _SILENCE_S, _PING_S = 3.0, 1.0
@@ -24,15 +24,15 @@ _PAUSE_S = (0.1, 0.5)
 _CONFIRM_S = 1.0
 
 
-class Ear:
+class ChannelSubscriber:
     """Hears channels until it is closed, over as many connections, one after the other, as that takes."""
 
     def __init__(
-        self, connection: Callable[[], AbstractConnection], heard: Callable[[str, bytes], None]
+        self, connection: Callable[[], AbstractConnection], handler: Callable[[str, bytes], None]
     ) -> None:
-        """`connection` makes one that is not open yet; `heard` gets the channel and what was published."""
+        """`connection` makes one that is not open yet; `handler` gets the channel and what was published."""
         self._make = connection
-        self._heard = heard
+        self._handler = handler
         #: channel -> done once it is heard
         self._channels: dict[str, asyncio.Event] = {}
         self._connection: AbstractConnection | None = None
@@ -97,7 +97,7 @@ class Ear:
                 self._last = asyncio.get_running_loop().time()
                 match reply:
                     case [b"message" | b"smessage", channel, data]:
-                        self._heard(channel.decode(), data)
+                        self._handler(channel.decode(), data)
                     case [b"ssubscribe", channel, _] if channel.decode() in self._channels:
                         self._channels[channel.decode()].set()
         finally:

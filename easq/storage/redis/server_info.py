@@ -27,7 +27,7 @@ def evicts(policy: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ServerInfo:
     """What a server says of itself. Two with the same `identity` are one server that has not been started anew."""
 
     version: tuple[int, ...]
@@ -53,13 +53,13 @@ class Facts:
             raise StorageError(f"{name}: {evicts(self.policy)}", hint=MEND_POLICY)
 
 
-def parse_facts(info: bytes, config: Sequence[bytes] | None) -> Facts:
+def parse_facts(info: bytes, config: Sequence[bytes] | None) -> ServerInfo:
     """`info` is the answer to INFO, `config` the one to CONFIG GET, None where it is forbidden."""
     lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
     said = {name: value for name, colon, value in lines if colon}
     words = [word.decode("utf-8", "replace") for word in config or ()]
     settings = dict(zip(words[::2], words[1::2], strict=True))
-    return Facts(
+    return ServerInfo(
         tuple(int(part) for part in said.get("redis_version", "0").split(".")[:2] if part.isdigit()),
         f"{said.get('run_id', '')} {said.get('master_replid', '')}",
         said.get("role") == "master",
@@ -91,6 +91,6 @@ def _durability(said: Mapping[str, str], settings: Mapping[str, str]) -> str:
     )
 
 
-def weakest(facts: Iterable[Facts]) -> str:
+def weakest(facts: Iterable[ServerInfo]) -> str:
     """The word for what survives on all of them."""
     return min((one.durability for one in facts), key=_WORDS.index)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from easq.protocol.operations import BUSY, SHUTDOWN
-from easq.storage.base import Burial, Timing
+from easq.storage.base import DeadLetterPolicy, Timing
 from easq.storage.rules.idempotency import REMEMBER_KEYS, REMEMBER_S
 from easq.storage.rules.stream import BUSY_FIRST_MS, BUSY_MOST_MS, BUSY_STATUS, FREE_LOSSES
 
@@ -33,8 +33,8 @@ Argument: TypeAlias = str | bytes | int
 Reply: TypeAlias = Any
 
 
-class Caller(Protocol):
-    """What calls scripts: see `redis.Link`."""
+class ScriptClient(Protocol):
+    """What calls scripts: see `redis.RedisClient`."""
 
     durability: str
 
@@ -58,34 +58,34 @@ def key_prefix(stream: str) -> str:
 
 
 @dataclass(slots=True, eq=False)
-class Session:
+class LocalSession:
     """A connection of this server. A fetch whose answer did not come is repeated under the same token."""
 
     number: int
-    something: asyncio.Event = field(default_factory=asyncio.Event)
+    wakeup: asyncio.Event = field(default_factory=asyncio.Event)
     token: int = 1
     #: how often the lease may have expired until the last fetch, or until it was asked what of that is still there
     lapses: int = 0
     #: what of the last fetch is still pending at the connection; None: the lease has not expired since
-    still: set[int] | None = None
+    still_pending: set[int] | None = None
 
 
 @dataclass(slots=True, eq=False)
-class Remote:
+class RemoteStream:
     """A stream, with what this server has seen of it and has going on in it."""
 
     name: str
     settings: str
-    burial: Burial | None
-    sessions: dict[int, Session] = field(default_factory=dict)
+    dead_letters: DeadLetterPolicy | None
+    sessions: dict[int, LocalSession] = field(default_factory=dict)
     #: the highest index, and connection number, that this server ever saw
     last: int = 0
     number: int = 0
     epoch: int = 0
     #: so many items had come at the last answer
-    came: int = 0
+    arrivals: int = 0
     #: so many items have come, by put or release, of which the readers here were told
-    told: int = 0
+    announced: int = 0
     #: and so many had come when the last read was made, until a wait follows it
     read_at: int | None = None
     #: until when other servers tell this one of items
@@ -101,7 +101,7 @@ class Remote:
     taking: set[str] = field(default_factory=set)
     claims: dict[int, str] = field(default_factory=dict)
     #: what is still to become of claims: scripts and their arguments, a claim's name first; in order, without values
-    owed: dict[tuple[str, tuple[str, ...]], None] = field(default_factory=dict)
+    unfinished: dict[tuple[str, tuple[str, ...]], None] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
     #: whether this server ever had a connection or a claim on this stream
     is_used: bool = False
@@ -110,7 +110,7 @@ class Remote:
     def is_busy(self) -> bool:
         """Whether this server has connections, claims or calls here, so that its lease has to be renewed."""
         return bool(
-            self.sessions or self.attaching or self.leaving or self.taking or self.claims or self.owed
+            self.sessions or self.attaching or self.leaving or self.taking or self.claims or self.unfinished
         )
 
     @property
@@ -131,10 +131,10 @@ class Remote:
     def wake_all(self) -> None:
         """Every connection looks."""
         for session in self.sessions.values():
-            session.something.set()
+            session.wakeup.set()
 
 
-def settings_of(timing: Timing, burial: Burial | None, lease_s: float) -> str:
+def settings_of(timing: Timing, dead_letters: DeadLetterPolicy | None, lease_s: float) -> str:
     """What the scripts are told in each call, in milliseconds where it is time."""
     return json.dumps(
         {
@@ -147,7 +147,7 @@ def settings_of(timing: Timing, burial: Burial | None, lease_s: float) -> str:
             "retention": round(timing.group_retention_s * 1000),
             "forget": round(timing.forget_s * 1000),
             "backoff": [round(delay * 1000) for delay in timing.backoff_s],
-            "failures": burial.max_failures if burial is not None else 0,
+            "failures": dead_letters.max_failures if dead_letters is not None else 0,
             "shutdown": SHUTDOWN,
             "busy": BUSY,
             "busy_status": BUSY_STATUS,

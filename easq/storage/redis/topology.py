@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from easq.storage.redis.connection import Command, Lost, NotYet, Reply, Wire, connection_to, show
+from easq.storage.redis.connection import (
+    Command,
+    ConnectionLost,
+    NotReady,
+    PipelinedConnection,
+    Reply,
+    connection_to,
+    show,
+)
 from easq.storage.redis.url import RedisUrl
 
 
@@ -18,7 +26,7 @@ class Primary:
     slots: tuple[tuple[int, int], ...] = ()
 
 
-class Primaries:
+class Topology:
     """Finds the primaries, each time anew."""
 
     def __init__(self, url: RedisUrl) -> None:
@@ -27,7 +35,7 @@ class Primaries:
         self._asked = list(url.nodes)
 
     async def find(self) -> tuple[Primary, ...]:
-        """The primaries now. Raises StorageError, NotYet where it may be better soon."""
+        """The primaries now. Raises StorageError, NotReady where it may be better soon."""
         if self._url.kind == "sentinel":
             return await self._from_sentinels()
         if self._url.kind == "cluster":
@@ -44,7 +52,7 @@ class Primaries:
                 self._asked.insert(0, node)
                 return (Primary(reply[0].decode(), int(reply[1])),)
         why = "; ".join(problems) or f"they know no service {service!r}"
-        raise NotYet(f"no Sentinel names the primary: {why}")
+        raise NotReady(f"no Sentinel names the primary: {why}")
 
     async def _from_cluster(self) -> tuple[Primary, ...]:
         problems: list[str] = []
@@ -53,27 +61,27 @@ class Primaries:
             if reply and (primaries := _parse_slots(reply, node[0])):
                 self._asked = [(one.host, one.port) for one in primaries]
                 return primaries
-        raise NotYet(f"no node knows the Cluster's slots: {'; '.join(problems)}")
+        raise NotReady(f"no node knows the Cluster's slots: {'; '.join(problems)}")
 
     async def _ask(self, node: tuple[str, int], command: Command, problems: list[str]) -> Reply:
         """The reply of one node, over a connection for this alone; None with a new line in `problems` where there is
         none. Raises StorageError when asking again would not help.
         """
         is_sentinel = self._url.kind == "sentinel"
-        wire = Wire(connection_to(self._url, *node, sentinel=is_sentinel), show(*node))
+        connection = PipelinedConnection(connection_to(self._url, *node, sentinel=is_sentinel), show(*node))
         try:
-            await wire.open()
-            (reply,) = await wire.ask([command])
+            await connection.open()
+            (reply,) = await connection.ask([command])
             if isinstance(reply, Exception):
-                raise wire.refused(reply)
-        except Lost as error:
-            problems.append(f"{wire.name}: {error}")
+                raise connection.refused(reply)
+        except ConnectionLost as error:
+            problems.append(f"{connection.name}: {error}")
             return None
-        except NotYet as error:
+        except NotReady as error:
             problems.append(error.message)
             return None
         finally:
-            await wire.close()
+            await connection.close()
         return reply
 
 

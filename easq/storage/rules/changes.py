@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from easq.model import Frame
-from easq.storage.rules.effects import Touch
+from easq.storage.rules.effects import DeliveryRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +72,17 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
-class Touched:
+class DeliveryRecorded:
     """What the group remembers of an entry."""
 
     stream: str
     group: str
     index: int
-    touch: Touch
+    record: DeliveryRecord
 
 
 @dataclass(frozen=True, slots=True)
-class GroupKept:
+class GroupChanged:
     """The group is stored, replacing what was stored of it, or deleted.
 
     `filter` is the text of its filters; `left_ms` when its last consumer left, in Unix milliseconds.
@@ -90,7 +90,7 @@ class GroupKept:
 
     stream: str
     group: str
-    kept: bool
+    is_stored: bool
     filter: str = ""
     left_ms: int | None = None
 
@@ -104,5 +104,5 @@ class Ended:
 
 
 Change: TypeAlias = (
-    Stored | Keyed | KeysForgotten | Removed | Truncated | Committed | Touched | GroupKept | Ended
+    Stored | Keyed | KeysForgotten | Removed | Truncated | Committed | DeliveryRecorded | GroupChanged | Ended
 )

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from easq.model import Tags
 from easq.storage.rules.effects import Effects
 from easq.storage.rules.entries import Entries
-from easq.storage.rules.groups import Group, Session, View
+from easq.storage.rules.groups import ConsumerGroup, ConsumerSession, FilterView
 
 #: what is kept for handing out is looked through for what is gone when there is more than so much, and twice too much
-_MIN_KEPT = 1024
-#: if the consumers of a group have different filters: most items of one heap that `_pass_on` examines
+_MIN_LENGTH = 1024
+#: if the consumers of a group have different filters: most items of one heap that `_dispatch_elsewhere` examines
 _MOST_BEHIND = 32
 #: Budget of one call; the next call goes on. An entry costs 1 (0.4 us), or 40 if its tags are read, which may be in the
 #: file (10-20 us). The whole budget takes less than 4 ms.
@@ -27,11 +27,11 @@ _FEW = 64
 _UNKNOWN = 0
 
 
-class Handout:
+class Dispatcher:
     """Hands the entries of one stream to its connections."""
 
     def __init__(
-        self, entries: Entries, sessions: Mapping[int, Session], tags_of: Callable[[int], Tags]
+        self, entries: Entries, sessions: Mapping[int, ConsumerSession], tags_of: Callable[[int], Tags]
     ) -> None:
         self._entries = entries
         self._sessions = sessions
@@ -40,7 +40,7 @@ class Handout:
         #: whether a view has spent its budget before it examined everything: further slices are needed
         self.is_behind = False
 
-    def _allow(self, group: Group, groups: int, is_slice: bool) -> None:
+    def _allow(self, group: ConsumerGroup, groups: int, is_slice: bool) -> None:
         """Set the budget of each view. While one is behind, only slices work on it, so that other calls stay cheap."""
         share = max(_TAGS_COST, _BUDGET // (groups * max(1, len(group.views))))
         for view in group.views:
@@ -49,7 +49,7 @@ class Handout:
             else:
                 view.left = 0 if view.tags else _FEW
 
-    def _spend(self, view: View, cost: int) -> bool:
+    def _spend(self, view: FilterView, cost: int) -> bool:
         """Take `cost` from the view's budget; return False, and set `is_behind`, if it is spent."""
         if view.left <= 0:
             self.is_behind = True
@@ -57,7 +57,9 @@ class Handout:
         view.left -= cost
         return True
 
-    def dispatch(self, group: Group, effects: Effects, *, groups: int = 1, is_slice: bool = False) -> None:
+    def dispatch(
+        self, group: ConsumerGroup, effects: Effects, *, groups: int = 1, is_slice: bool = False
+    ) -> None:
         """The ready item of the highest class and lowest index goes to the consumer with most free slots, until
         none fits.
 
@@ -66,8 +68,8 @@ class Handout:
         """
         self._allow(group, groups, is_slice)
         self._serve_reserved(group, effects)
-        if group.keeping:
-            self._serve_kept(group, effects)
+        if group.redelivering:
+            self._redeliver(group, effects)
         while True:
             best: tuple[int, int] | None = None
             takers: set[int] = set()  # connections that want it
@@ -80,16 +82,16 @@ class Handout:
                         best, takers = candidate, set(view.sessions)
             if self._reserve(group, best, effects):
                 continue
-            if group.elsewhere and self._pass_on(group, best, effects):
+            if group.elsewhere and self._dispatch_elsewhere(group, best, effects):
                 continue
             if best is None:
                 if not self.is_behind and self._release_reserved(group):
                     continue
                 return
-            session = max((self._sessions[number] for number in takers), key=_by_room)
-            self._hand_out(group, session, best[1], effects)
+            session = max((self._sessions[number] for number in takers), key=_by_free_slots)
+            self._assign(group, session, best[1], effects)
 
-    def give_back(self, group: Group, session: Session, effects: Effects) -> None:
+    def redeliver_held(self, group: ConsumerGroup, session: ConsumerSession, effects: Effects) -> None:
         """Give the items that are held for this user to its new connection; those that its filter excludes are ready
         for all.
 
@@ -100,25 +102,25 @@ class Handout:
         for index in mine:
             if not (self._entries.visible(index) and self._wanted(session.view, index)):
                 del group.held[index]
-                self.put_back(group, index)
+                self.make_ready(group, index)
             elif group.held[index].process:
                 had.append(self._entries.rank(index))
             else:
-                session.kept.append(self._entries.rank(index))
+                session.redeliveries.append(self._entries.rank(index))
         for _, index in sorted(had):
             hold = group.held.pop(index)
-            if len(session.out) < session.window:
-                self._hand_out(group, session, index, effects)
+            if len(session.pending) < session.window:
+                self._assign(group, session, index, effects)
                 if group.goes_alone(index):
                     session.alone = index
             else:  # the window is smaller than before: this does not count as a loss
                 group.held[index] = hold._replace(process="")
-                session.kept.append(self._entries.rank(index))
-        if session.kept:
-            heapq.heapify(session.kept)
-            group.keeping.add(session.number)
+                session.redeliveries.append(self._entries.rank(index))
+        if session.redeliveries:
+            heapq.heapify(session.redeliveries)
+            group.redelivering.add(session.number)
 
-    def put_back(self, group: Group, index: int) -> None:
+    def make_ready(self, group: ConsumerGroup, index: int) -> None:
         """The item is ready for the group again, in its class and place, if nothing is in the way."""
         if not self._ready(group, index):
             return
@@ -139,58 +141,60 @@ class Handout:
         for view in group.left_views:
             if index > view.after:
                 view.inbox.append(rank)
-        if group.left_views and len(group.left_views[0].inbox) > _MIN_KEPT:
+        if group.left_views and len(group.left_views[0].inbox) > _MIN_LENGTH:
             del group.left_views[0]  # a new view would not cost more than to examine this inbox
 
-    def _tidy(self, group: Group, heap: list[tuple[int, int]]) -> None:
+    def _tidy(self, group: ConsumerGroup, heap: list[tuple[int, int]]) -> None:
         """Remove stale entries and duplicates from `heap` when it is more than twice as long as the stream."""
-        if len(heap) > _MIN_KEPT and len(heap) > 2 * len(self._entries):
+        if len(heap) > _MIN_LENGTH and len(heap) > 2 * len(self._entries):
             heap[:] = sorted({pair for pair in heap if self._ready(group, pair[1])})
 
-    def take_away(self, group: Group, index: int) -> None:
+    def end_delivery(self, group: ConsumerGroup, index: int) -> None:
         """The item is pending in the group no longer."""
         number = group.pending.pop(index, None)
         if number is not None:
             session = self._sessions[number]
-            session.out.discard(index)
-            session.box.pop(index, None)
+            session.pending.discard(index)
+            session.unsent.pop(index, None)
             if session.alone == index:
                 session.alone = 0
 
-    def unreserve(self, group: Group, session: Session) -> None:
+    def unreserve(self, group: ConsumerGroup, session: ConsumerSession) -> None:
         """The connection waits for no item; what it waited for, if it is still ready, is for whoever comes."""
         group.reserved.discard(session.number)
         index, session.alone = session.alone, 0
-        self.put_back(group, index)
+        self.make_ready(group, index)
 
-    def stop(self, group: Group, session: Session) -> None:
+    def stop(self, group: ConsumerGroup, session: ConsumerSession) -> None:
         """The connection gets nothing more: what it has not fetched yet is ready for others."""
         session.stopped = True
-        for index in list(session.box):
-            self.take_away(group, index)
-            self.put_back(group, index)
+        for index in list(session.unsent):
+            self.end_delivery(group, index)
+            self.make_ready(group, index)
 
     # -- items for, or not for, a certain consumer -----------------------------------------------------------------
 
-    def _serve_kept(self, group: Group, effects: Effects) -> None:
+    def _redeliver(self, group: ConsumerGroup, effects: Effects) -> None:
         """Give consumers the items kept for them, one at a time: each once the consumer has nothing else pending."""
-        for number in sorted(group.keeping):
+        for number in sorted(group.redelivering):
             session = self._sessions[number]
-            while session.kept:
-                index = session.kept[0][1]
+            while session.redeliveries:
+                index = session.redeliveries[0][1]
                 hold = group.held.get(index)
                 if hold is not None and hold.user == session.consumer.user and self._entries.visible(index):
                     break
-                heapq.heappop(session.kept)  # it was committed or claimed, or is ready for all
-            if session.kept and not session.stopped and not session.out:
-                heapq.heappop(session.kept)
+                heapq.heappop(session.redeliveries)  # it was committed or claimed, or is ready for all
+            if session.redeliveries and not session.stopped and not session.pending:
+                heapq.heappop(session.redeliveries)
                 del group.held[index]
                 session.alone = index
-                self._hand_out(group, session, index, effects)
-            if not session.kept:
-                group.keeping.discard(number)
+                self._assign(group, session, index, effects)
+            if not session.redeliveries:
+                group.redelivering.discard(number)
 
-    def _pass_on(self, group: Group, other: tuple[int, int] | None, effects: Effects) -> bool:
+    def _dispatch_elsewhere(
+        self, group: ConsumerGroup, other: tuple[int, int] | None, effects: Effects
+    ) -> bool:
         """Hand out a failed item that comes before `other` to a consumer other than the one that failed it; return
         whether there was one.
 
@@ -217,20 +221,20 @@ class Handout:
             others = [taker for taker in self._wanting(group, index) if taker.consumer.user != failed_by]
             free = [taker for taker in others if taker.free > 0]
             if free:
-                self._hand_out(group, max(free, key=_by_room), index, effects)
+                self._assign(group, max(free, key=_by_free_slots), index, effects)
                 return True
             if not others:
                 del group.failed_by[index]
-                self.put_back(group, index)
+                self.make_ready(group, index)
                 return True
         return False
 
-    def _waits_elsewhere(self, group: Group, user: str, index: int) -> bool:
+    def _waits_elsewhere(self, group: ConsumerGroup, user: str, index: int) -> bool:
         return (
             self._ready(group, index) and not group.goes_alone(index) and group.failed_by.get(index) == user
         )
 
-    def _wanting(self, group: Group, index: int) -> Iterator[Session]:
+    def _wanting(self, group: ConsumerGroup, index: int) -> Iterator[ConsumerSession]:
         """Yield the connections whose filter matches the item, except stopped ones."""
         for view in group.views:
             if self._wanted(view, index):
@@ -240,28 +244,28 @@ class Handout:
 
     # -- items that go alone ---------------------------------------------------------------------------------------
 
-    def _serve_reserved(self, group: Group, effects: Effects) -> None:
+    def _serve_reserved(self, group: ConsumerGroup, effects: Effects) -> None:
         """A connection that was waiting to be empty, and is, has its item; if that is gone, it waits no longer."""
         for number in sorted(group.reserved):
             session = self._sessions[number]
             if session.stopped or not self._ready(group, session.alone):
                 self.unreserve(group, session)
-            elif not session.out:
+            elif not session.pending:
                 group.reserved.discard(number)
-                self._hand_out(group, session, session.alone, effects)
+                self._assign(group, session, session.alone, effects)
 
-    def _release_reserved(self, group: Group) -> bool:
+    def _release_reserved(self, group: ConsumerGroup) -> bool:
         """Nothing else is to be handed out: an item that waits for one connection to be empty, while another that
         could take it is, waits no longer. Whether there was one.
         """
         for number in sorted(group.reserved):
             session = self._sessions[number]
-            if not all(taker.out for taker in self._takers(group, session.alone)):
+            if not all(taker.pending for taker in self._takers(group, session.alone)):
                 self.unreserve(group, session)
                 return True
         return False
 
-    def _takers(self, group: Group, index: int) -> list[Session]:
+    def _takers(self, group: ConsumerGroup, index: int) -> list[ConsumerSession]:
         """Return the connections that can get the item alone: their filter matches, and they neither have nor wait for
         such an item. The user that failed it last is left out unless it is the only one.
         """
@@ -269,9 +273,9 @@ class Handout:
         failed_by = group.failed_by.get(index)
         if failed_by is not None:
             wanting = [session for session in wanting if session.consumer.user != failed_by] or wanting
-        return [session for session in wanting if not session.alone and not session.kept]
+        return [session for session in wanting if not session.alone and not session.redeliveries]
 
-    def _reserve(self, group: Group, other: tuple[int, int] | None, effects: Effects) -> bool:
+    def _reserve(self, group: ConsumerGroup, other: tuple[int, int] | None, effects: Effects) -> bool:
         """An item that goes alone, if it is before `other`, has a consumer: whichever has least pending gets nothing
         more until it is empty, then it gets the item. The others go on with later items.
         """
@@ -285,7 +289,7 @@ class Handout:
             if not takers:
                 passed.append(pair)
                 continue
-            chosen = min(takers, key=lambda session: (len(session.out), session.served, session.number))
+            chosen = min(takers, key=lambda session: (len(session.pending), session.served, session.number))
             chosen.alone = pair[1]
             group.reserved.add(chosen.number)
             found = True
@@ -295,29 +299,29 @@ class Handout:
             self._serve_reserved(group, effects)
         return found
 
-    def _is_reserved(self, group: Group, index: int) -> bool:
+    def _is_reserved(self, group: ConsumerGroup, index: int) -> bool:
         """Return whether a connection waits for the item: it may be in the heap more than once."""
         return any(self._sessions[number].alone == index for number in group.reserved)
 
     # -- what is next ----------------------------------------------------------------------------------------------
 
-    def _hand_out(self, group: Group, session: Session, index: int, effects: Effects) -> None:
+    def _assign(self, group: ConsumerGroup, session: ConsumerSession, index: int, effects: Effects) -> None:
         self.count += 1
         session.served = self.count
-        session.out.add(index)
-        session.box[index] = None
+        session.pending.add(index)
+        session.unsent[index] = None
         group.pending[index] = session.number
         group.highest = max(group.highest, index)
         group.members[session.consumer.user].index = index
         effects.woken.add(session.number)
 
-    def _ready(self, group: Group, index: int) -> bool:
+    def _ready(self, group: ConsumerGroup, index: int) -> bool:
         return self._entries.visible(index) and not group.unavailable(index)
 
-    def _ready_among_others(self, group: Group, index: int) -> bool:
+    def _ready_among_others(self, group: ConsumerGroup, index: int) -> bool:
         return self._ready(group, index) and index not in group.failed_by and not group.goes_alone(index)
 
-    def _wanted(self, view: View, index: int) -> bool:
+    def _wanted(self, view: FilterView, index: int) -> bool:
         if index <= view.after:
             return False
         if not view.tags:
@@ -325,18 +329,18 @@ class Handout:
         tags = self._tags_of(index)
         return all(tags.get(key) == value for key, value in view.tags.items())
 
-    def _peek(self, group: Group, view: View) -> tuple[int, int] | None:
+    def _peek(self, group: ConsumerGroup, view: FilterView) -> tuple[int, int] | None:
         """Return the (-priority, index) of the view's next item; None if there is none, or it is not known yet."""
         if not self._sort_inbox(group, view):
             return None
         returned = self._peek_returned(group, view)
         classes = self._entries.classes()
-        if len(view.cursors) > _MIN_KEPT and len(view.cursors) > 2 * len(classes):
+        if len(view.cursors) > _MIN_LENGTH and len(view.cursors) > 2 * len(classes):
             view.cursors = {priority: view.cursors.get(priority, 0) for priority in classes}
         for priority in classes:
             if returned is not None and -returned[0] > priority:
                 return returned
-            index = self._peek_lane(group, view, priority)
+            index = self._peek_level(group, view, priority)
             if index == _UNKNOWN:
                 known = returned is not None and returned <= (-priority, view.cursors.get(priority, 0))
                 return returned if known else None
@@ -345,7 +349,7 @@ class Handout:
                 return fresh if returned is None else min(fresh, returned)
         return returned
 
-    def _sort_inbox(self, group: Group, view: View) -> bool:
+    def _sort_inbox(self, group: ConsumerGroup, view: FilterView) -> bool:
         """Move the items of the inbox that match the filter to `returned`, drop the others, and return whether the
         budget was enough.
         """
@@ -359,15 +363,15 @@ class Handout:
                 self._tidy(group, view.returned)
         return True
 
-    def _peek_returned(self, group: Group, view: View) -> tuple[int, int] | None:
+    def _peek_returned(self, group: ConsumerGroup, view: FilterView) -> tuple[int, int] | None:
         heap = view.returned
         while heap and not self._ready_among_others(group, heap[0][1]):
             heapq.heappop(heap)
         return heap[0] if heap else None
 
-    def _peek_lane(self, group: Group, view: View, priority: int) -> int | None:
+    def _peek_level(self, group: ConsumerGroup, view: FilterView, priority: int) -> int | None:
         start = max(view.cursors.get(priority, 0), view.after)
-        for index in self._entries.lane(priority, start):
+        for index in self._entries.level(priority, start):
             ready = self._ready_among_others(group, index)
             if not self._spend(view, _TAGS_COST if ready and view.tags else 1):
                 return _UNKNOWN
@@ -377,6 +381,6 @@ class Handout:
         return None
 
 
-def _by_room(session: Session) -> tuple[int, int, int]:
+def _by_free_slots(session: ConsumerSession) -> tuple[int, int, int]:
     """Return the sort key of `max`: most free slots, then least recently served."""
     return session.free, -session.served, -session.number

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Touch:
+class DeliveryRecord:
     """What a group remembers of an item that was delivered to it at least once.
 
     `losses` counts the connections that were lost with it, except those whose process reconnected in time; `busy_ms` is
@@ -25,20 +25,21 @@ class Touch:
 
 @dataclass(slots=True)
 class Effects:
-    """What a step asks of the engine. `removed` and `truncated_below` (0: none) name entries to forget.
+    """What a step asks of the engine. `removed` and `truncated_below` (0: none) name entries to delete.
 
-    `given_up` are copied to the rear store; `unanswered` left because every group gave them up, and none committed. The
-    stream is told once copies and answers are stored, or there was no space for them (`buried`, `take_up`).
+    `given_up` entries are copied to the rear store. `unanswered` ones were removed because every group gave them up and
+    none committed them. Once copies and answers are stored or refused, the engine calls `copies_stored` or
+    `copies_refused` of the stream.
     """
 
     removed: list[int] = field(default_factory=list)
     truncated_below: int = 0
     committed: list[tuple[str, int, bool]] = field(default_factory=list)  # group, index, given up
-    given_up: list[tuple[str, int, Touch]] = field(default_factory=list)
+    given_up: list[tuple[str, int, DeliveryRecord]] = field(default_factory=list)
     given_up_size: int = 0  # their bytes together
-    unanswered: list[tuple[int, Touch]] = field(default_factory=list)
+    unanswered: list[tuple[int, DeliveryRecord]] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     forgotten_groups: list[str] = field(default_factory=list)
-    touched: list[tuple[str, int]] = field(default_factory=list)
+    recorded: list[tuple[str, int]] = field(default_factory=list)
     woken: set[int] = field(default_factory=set)
     replaced: set[int] = field(default_factory=set)

@@ -21,7 +21,7 @@ _MIN_HOLES = 1024
 _MAX_SHAPES = 4096
 
 
-class _Lane:
+class _PriorityLevel:
     """The indexes of one priority class, ascending; removed ones stay as holes until the next rebuild.
 
     `holes` of them lie behind `head`; before it there are only such.
@@ -61,11 +61,11 @@ class Entries:
         self.shown = last  # highest index ever made visible, or known not to have been stored
         self._present: dict[int, tuple[int, int]] = {}  # index -> (priority, size)
         self._shapes: dict[tuple[int, int], tuple[int, int]] = {}  # equal tuples kept once: memory
-        self._lanes: dict[int, _Lane] = {}
+        self._levels: dict[int, _PriorityLevel] = {}
         self._claimed: dict[int, int] = {}  # index -> size
         self._size = 0
-        self._allotted: dict[int, int] = {}  # index -> size, not stored yet
-        self._allotted_size = 0
+        self._allocated: dict[int, int] = {}  # index -> size, not stored yet
+        self._allocated_size = 0
 
     # -- coming ----------------------------------------------------------------------------------------------------
 
@@ -75,35 +75,35 @@ class Entries:
         self._present[index] = self._shapes.setdefault(shape, shape)
         if len(self._shapes) > _MAX_SHAPES:
             self._shapes.clear()
-        self._lanes.setdefault(priority, _Lane()).indexes.append(index)
+        self._levels.setdefault(priority, _PriorityLevel()).indexes.append(index)
         self._size += size
 
-    def allot(self, size: int, limits: Limits) -> int:
+    def allocate(self, size: int, limits: Limits) -> int:
         """A new index is reserved; `show` or `drop` follows, in the order of allotting. Raises QueueFull."""
         if not self.has_room(size, limits):
-            held = len(self._present) + len(self._allotted)
+            held = len(self._present) + len(self._allocated)
             raise QueueFull(
                 f"the queue is full: {held} of {limits.max_items} items,"
-                f" {self._size + self._allotted_size} of {limits.max_bytes} bytes",
+                f" {self._size + self._allocated_size} of {limits.max_bytes} bytes",
                 hint="wait until items were committed or deleted",
             )
         if self.last + 1 >> INDEX_BITS:
             raise QueueFull("the queue has no index left", hint="use a new queue")
         self.last += 1
-        self._allotted[self.last] = size
-        self._allotted_size += size
+        self._allocated[self.last] = size
+        self._allocated_size += size
         return self.last
 
     def show(self, index: int, priority: int) -> None:
         """The allotted entry is stored: it is present."""
-        size = self._allotted.pop(index)
-        self._allotted_size -= size
+        size = self._allocated.pop(index)
+        self._allocated_size -= size
         self.shown = index
         self.insert(index, priority, size)
 
     def drop(self, index: int) -> None:
         """The allotted entry was not stored; its index is never used again."""
-        self._allotted_size -= self._allotted.pop(index)
+        self._allocated_size -= self._allocated.pop(index)
         self.shown = max(self.shown, index)
 
     def has_room(self, size: int, limits: Limits, *, items: int = 1) -> bool:
@@ -112,8 +112,8 @@ class Entries:
 
     def lacks(self, size: int, limits: Limits) -> tuple[int, int]:
         """Return how many entries, and how many bytes, have to be removed before an entry of `size` bytes fits."""
-        items = len(self._present) + len(self._allotted) + 1 - limits.max_items
-        return items, self._size + self._allotted_size + size - limits.max_bytes
+        items = len(self._present) + len(self._allocated) + 1 - limits.max_items
+        return items, self._size + self._allocated_size + size - limits.max_bytes
 
     def would_have_room(self, size: int, limits: Limits, *, without: Iterable[int]) -> bool:
         """Whether it fits when `without` are gone and, if the limits say so, all that may be evicted is."""
@@ -126,8 +126,8 @@ class Entries:
 
     def _fits(self, count: int, total: int, size: int, limits: Limits) -> bool:
         return (
-            count + len(self._allotted) < limits.max_items
-            and total + self._allotted_size + size <= limits.max_bytes
+            count + len(self._allocated) < limits.max_items
+            and total + self._allocated_size + size <= limits.max_bytes
         )
 
     # -- going -----------------------------------------------------------------------------------------------------
@@ -142,10 +142,10 @@ class Entries:
 
     def restore(self, index: int, priority: int, size: int) -> None:
         """A removed entry is present again, in its place: its removal could not be stored."""
-        lane = self._lanes.setdefault(priority, _Lane())
-        present = [other for other in lane.indexes if other in self._present]
+        level = self._levels.setdefault(priority, _PriorityLevel())
+        present = [other for other in level.indexes if other in self._present]
         insort(present, index)
-        lane.indexes, lane.head, lane.holes = present, 0, 0
+        level.indexes, level.head, level.holes = present, 0, 0
         self._present[index] = (priority, size)
         self._size += size
 
@@ -158,10 +158,10 @@ class Entries:
             self._size -= size
             counts[priority] = counts.get(priority, 0) + 1
         for priority, count in counts.items():
-            lane = self._lanes[priority]
-            lane.dropped(self._present, count)
-            if lane.head == len(lane.indexes):
-                del self._lanes[priority]
+            level = self._levels[priority]
+            level.dropped(self._present, count)
+            if level.head == len(level.indexes):
+                del self._levels[priority]
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -179,11 +179,11 @@ class Entries:
         """How many entries are present and not claimed, of one class or of all."""
         if priority is None:
             return len(self._present) - len(self._claimed)
-        lane = self._lanes.get(priority)
-        if lane is None:
+        level = self._levels.get(priority)
+        if level is None:
             return 0
         claimed = sum(1 for index in self._claimed if self._present[index][0] == priority)
-        return len(lane.indexes) - lane.head - lane.holes - claimed
+        return len(level.indexes) - level.head - level.holes - claimed
 
     @property
     def visible_size(self) -> int:
@@ -191,9 +191,9 @@ class Entries:
         return self._size - sum(self._claimed.values())
 
     @property
-    def has_allotted(self) -> bool:
+    def has_allocated(self) -> bool:
         """Whether an entry is being stored."""
-        return bool(self._allotted)
+        return bool(self._allocated)
 
     def rank(self, index: int) -> tuple[int, int]:
         """The place of a present entry: (-priority, index), lowest first."""
@@ -205,33 +205,33 @@ class Entries:
 
     def classes(self) -> list[int]:
         """The priorities of present entries, highest first."""
-        return sorted(self._lanes, reverse=True)
+        return sorted(self._levels, reverse=True)
 
-    def lane(self, priority: int, after: int) -> Iterator[int]:
+    def level(self, priority: int, after: int) -> Iterator[int]:
         """The indexes of a class above `after`, ascending, with some that are gone; nothing may change meanwhile."""
-        lane = self._lanes[priority]
-        indexes = lane.indexes
-        for position in range(lane.after(after), len(indexes)):
+        level = self._levels[priority]
+        indexes = level.indexes
+        for position in range(level.after(after), len(indexes)):
             yield indexes[position]
 
     def indexes_from(self, start: int, priority: int | None = None) -> Iterator[int]:
         """What is visible, of one class or of all, from `start` on, ascending; nothing may change meanwhile."""
-        classes = self._lanes if priority is None else self._lanes.keys() & {priority}
-        runs = [filter(self.visible, self.lane(one, start - 1)) for one in classes]
+        classes = self._levels if priority is None else self._levels.keys() & {priority}
+        runs = [filter(self.visible, self.level(one, start - 1)) for one in classes]
         return runs[0] if len(runs) == 1 else heapq.merge(*runs)
 
     def ahead(self, index: int) -> int:
         """How many visible entries have a lower rank than the present entry `index`."""
         rank = self.rank(index)
         count = 0
-        for priority, lane in self._lanes.items():
-            end = len(lane.indexes) if -priority < rank[0] else 0
+        for priority, level in self._levels.items():
+            end = len(level.indexes) if -priority < rank[0] else 0
             if -priority == rank[0]:
-                end = bisect_left(lane.indexes, index, lo=lane.head)
-            if lane.holes:
-                count += sum(map(self._present.__contains__, islice(lane.indexes, lane.head, end)))
+                end = bisect_left(level.indexes, index, lo=level.head)
+            if level.holes:
+                count += sum(map(self._present.__contains__, islice(level.indexes, level.head, end)))
             else:
-                count += max(0, end - lane.head)
+                count += max(0, end - level.head)
         return count - sum(1 for claimed in self._claimed if self.rank(claimed) < rank)
 
     def count_ahead(self, others: Iterable[int], index: int) -> int:
@@ -241,26 +241,26 @@ class Entries:
 
     def bound(self, below: int, most: int) -> int:
         """Return an index, at most `below`, below which at most `most` entries, or one per class, are present."""
-        share = max(1, most // max(1, len(self._lanes)))
-        for lane in self._lanes.values():
-            if len(lane.indexes) - lane.head > share:
-                below = min(below, lane.indexes[lane.head + share])
+        share = max(1, most // max(1, len(self._levels)))
+        for level in self._levels.values():
+            if len(level.indexes) - level.head > share:
+                below = min(below, level.indexes[level.head + share])
         return below
 
     def below(self, index: int) -> list[int]:
         """The present entries under `index`, claimed ones too."""
         found: list[int] = []
-        for lane in self._lanes.values():
-            end = bisect_left(lane.indexes, index)
-            found += [index for index in lane.indexes[lane.head : end] if index in self._present]
+        for level in self._levels.values():
+            end = bisect_left(level.indexes, index)
+            found += [index for index in level.indexes[level.head : end] if index in self._present]
         return found
 
     def last_visible(self) -> int:
         """The highest visible index, 0 when there is none."""
         best = 0
-        for lane in self._lanes.values():
-            positions = range(len(lane.indexes) - 1, lane.head - 1, -1)
+        for level in self._levels.values():
+            positions = range(len(level.indexes) - 1, level.head - 1, -1)
             best = max(
-                best, next((lane.indexes[at] for at in positions if self.visible(lane.indexes[at])), 0)
+                best, next((level.indexes[at] for at in positions if self.visible(level.indexes[at])), 0)
             )
         return best

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from easq.model import Consumer, Tags
 from easq.storage.base import Timing
-from easq.storage.rules.effects import Touch
+from easq.storage.rules.effects import DeliveryRecord
 from easq.storage.rules.filters import Filters
 
 #: at most so many consumers that left are listed per group
@@ -19,10 +19,10 @@ _MAX_LEFT_VIEWS = 16
 #: it causes does not affect a window of other items
 _ALONE_AFTER, _ALONE_AFTER_LOSSES = 2, 1
 #: of one entry: whether the group has committed it, whether given up, and how often it was delivered and failed
-Memory: TypeAlias = tuple[bool, bool, Touch | None]
+EntryState: TypeAlias = tuple[bool, bool, DeliveryRecord | None]
 
 
-class View:
+class FilterView:
     """How far the consumers with one start and one tag filter have looked, per priority class.
 
     Items that are ready again behind the cursors are in `inbox` until they are examined, then in `returned` if they
@@ -54,30 +54,30 @@ class Hold(NamedTuple):
 
 
 @dataclass(slots=True)
-class Session:
+class ConsumerSession:
     """One watch connection."""
 
     number: int
     consumer: Consumer
     window: int
     auto_commit: bool
-    view: View
-    out: set[int] = field(default_factory=set)  # pending at this connection
-    box: dict[int, None] = field(default_factory=dict)  # of these, not yet fetched, in order
+    view: FilterView
+    pending: set[int] = field(default_factory=set)  # pending at this connection
+    unsent: dict[int, None] = field(default_factory=dict)  # of these, not yet fetched, in order
     served: int = 0  # when it was last given an item, in hand-outs of the stream
     stopped: bool = False
     alone: int = 0  # the item that this connection has, or waits for, to have nothing beside it
     process: str = ""
     # heap of (-priority, index): items held for this user, which it gets one at a time
-    kept: list[tuple[int, int]] = field(default_factory=list)
+    redeliveries: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def free(self) -> int:
-        return 0 if self.stopped or self.alone or self.kept else self.window - len(self.out)
+        return 0 if self.stopped or self.alone or self.redeliveries else self.window - len(self.pending)
 
 
 @dataclass(slots=True)
-class Member:
+class GroupMember:
     """A consumer as attributes list it, connected or not."""
 
     consumer: Consumer
@@ -90,7 +90,7 @@ class Member:
     left_pending: bool = False
 
 
-class Group:
+class ConsumerGroup:
     """One consumer group over the stream."""
 
     def __init__(self, name: str) -> None:
@@ -102,39 +102,43 @@ class Group:
         self.alone: list[tuple[int, int]] = []
         # connections that get nothing more until they are empty, then such an item
         self.reserved: set[int] = set()
-        self.touched: dict[int, Touch] = {}
+        self.records: dict[int, DeliveryRecord] = {}
         # index -> the user that failed the item last: another user gets it, if there is one; and the heaps of such
         # items that are ready, by that user
         self.failed_by: dict[int, str] = {}
         self.elsewhere: dict[str, list[tuple[int, int]]] = {}
-        self.keeping: set[int] = set()  # connections with items in `Session.kept`
+        self.redelivering: set[int] = set()  # connections with items in `ConsumerSession.redeliveries`
         self.held: dict[int, Hold] = {}
         self.timers: list[tuple[float, int]] = []  # heap of (until, index)
-        self.views: list[View] = []
-        self.left_views: list[View] = []  # views without a connection, the one left most recently at the end
-        self.members: dict[str, Member] = {}
+        self.views: list[FilterView] = []
+        self.left_views: list[
+            FilterView
+        ] = []  # views without a connection, the one left most recently at the end
+        self.members: dict[str, GroupMember] = {}
         self.connected = 0
         self.filters = Filters()  # which items the group retains; without a filter none
         self.highest = 0  # highest index handed out
 
     @property
-    def is_kept(self) -> bool:
+    def must_be_stored(self) -> bool:
         """Whether the group has to be stored."""
-        return bool(self.filters or self.committed or self.touched or self.held)
+        return bool(self.filters or self.committed or self.records or self.held)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to remember of it."""
-        return not (self.is_kept or self.members)
+        return not (self.must_be_stored or self.members)
 
     def unavailable(self, index: int) -> bool:
         return index in self.pending or index in self.committed or index in self.held
 
     def goes_alone(self, index: int) -> bool:
-        touch = self.touched.get(index)
-        return touch is not None and (touch.failures >= _ALONE_AFTER or touch.losses >= _ALONE_AFTER_LOSSES)
+        record = self.records.get(index)
+        return record is not None and (
+            record.failures >= _ALONE_AFTER or record.losses >= _ALONE_AFTER_LOSSES
+        )
 
-    def view(self, after: int, tags: Tags) -> View:
+    def view(self, after: int, tags: Tags) -> FilterView:
         """Return the view with this start and filter: a connected one, one without a connection, or a new one."""
         for view in self.views:
             if view.after == after and view.tags == tags:
@@ -144,11 +148,11 @@ class Group:
                 self.left_views.remove(view)
                 break
         else:
-            view = View(after, tags)
+            view = FilterView(after, tags)
         self.views.append(view)
         return view
 
-    def leave_view(self, view: View) -> None:
+    def leave_view(self, view: FilterView) -> None:
         """Keep a view without connections for later: it may have taken long to examine the items before its cursors."""
         self.views.remove(view)
         self.left_views.append(view)
@@ -158,23 +162,23 @@ class Group:
         """The entry is gone; nothing of it is pending."""
         self.committed.discard(index)
         self.given_up.discard(index)
-        self.touched.pop(index, None)
+        self.records.pop(index, None)
         self.held.pop(index, None)
         self.failed_by.pop(index, None)
 
-    def memory(self, index: int) -> Memory:
-        """What the group remembers of the entry, for `recall`."""
-        return index in self.committed, index in self.given_up, self.touched.get(index)
+    def state_of(self, index: int) -> EntryState:
+        """What the group remembers of the entry, for `restore_state`."""
+        return index in self.committed, index in self.given_up, self.records.get(index)
 
-    def recall(self, index: int, memory: Memory) -> None:
+    def restore_state(self, index: int, state_of: EntryState) -> None:
         """The group remembers of the entry what it did."""
-        committed, given_up, touch = memory
+        committed, given_up, record = state_of
         if committed:
             self.committed.add(index)
         if given_up:
             self.given_up.add(index)
-        if touch is not None:
-            self.touched[index] = touch
+        if record is not None:
+            self.records[index] = record
 
     def forget_left(self) -> None:
         """Of the consumers that left only the latest are listed."""
@@ -182,7 +186,7 @@ class Group:
         for member in sorted(left, key=lambda member: member.active_at)[: max(0, len(left) - _MAX_LEFT)]:
             del self.members[member.consumer.user]
 
-    def moments(self, timing: Timing) -> Iterator[float]:
+    def due_times(self, timing: Timing) -> Iterator[float]:
         """When something is to be done by itself."""
         if self.timers:
             yield self.timers[0][0]

@@ -13,7 +13,7 @@ from easq.model import Tags
 from easq.storage.base import Limits
 from easq.storage.rules.entries import Entries
 from easq.storage.rules.filters import CONNECTED, NOBODY
-from easq.storage.rules.groups import Group
+from easq.storage.rules.groups import ConsumerGroup
 
 #: items examined in one slice: to read their tags and delete their rows takes 2 ms (measured)
 SLICE = 250
@@ -21,10 +21,10 @@ SLICE = 250
 _PUT_SLICE = 200
 
 
-class _Scan:
+class _CommittedScan:
     """Iterates over the items that any group has committed, in slices, with some removed items and duplicates."""
 
-    def __init__(self, groups: Mapping[str, Group]) -> None:
+    def __init__(self, groups: Mapping[str, ConsumerGroup]) -> None:
         self._groups = groups
         self._items: list[int] = []
         self._rest: list[set[int]] = []  # the committed items of the next groups
@@ -54,18 +54,20 @@ class _Scan:
         return sorted(taken)
 
 
-class Holding:
+class Retention:
     """Finds out who retains the items of one stream."""
 
-    def __init__(self, entries: Entries, groups: Mapping[str, Group], tags_of: Callable[[int], Tags]) -> None:
+    def __init__(
+        self, entries: Entries, groups: Mapping[str, ConsumerGroup], tags_of: Callable[[int], Tags]
+    ) -> None:
         self._entries = entries
         self._groups = groups
         self._tags_of = tags_of
-        self._sweep = _Scan(groups)
-        self._search = _Scan(groups)
+        self._sweep = _CommittedScan(groups)
+        self._search = _CommittedScan(groups)
         # committed items that perhaps only filters of absent consumers retain: index -> bytes
-        self._loose: dict[int, int] = {}
-        self._loose_size = 0
+        self._releasable: dict[int, int] = {}
+        self._releasable_size = 0
 
     def holder(self, index: int) -> int:
         """Return who retains the item: NOBODY, ABSENT (only filters of absent consumers) or CONNECTED."""
@@ -101,44 +103,44 @@ class Holding:
         return [index for index in self._sweep.take(SLICE) if self._is_free(index)]
 
     def _is_free(self, index: int) -> bool:
-        return self._is_kept(index) and self.holder(index) == NOBODY
+        return self._is_committed(index) and self.holder(index) == NOBODY
 
-    def _is_kept(self, index: int) -> bool:
+    def _is_committed(self, index: int) -> bool:
         """Whether the item is present, and some group has committed it."""
         committed = any(index in group.committed for group in self._groups.values())
         return committed and index in self._entries
 
     # -- a stream is full ------------------------------------------------------------------------------------------
 
-    def kept(self, index: int, holder: int) -> None:
+    def record_holder(self, index: int, holder: int) -> None:
         """Record that `holder` retains a committed item."""
-        if holder != CONNECTED and index not in self._loose:
-            self._loose[index] = self._entries.size_of(index)
-            self._loose_size += self._loose[index]
+        if holder != CONNECTED and index not in self._releasable:
+            self._releasable[index] = self._entries.size_of(index)
+            self._releasable_size += self._releasable[index]
 
     def forget(self, index: int) -> None:
         """Forget a removed item."""
-        self._loose_size -= self._loose.pop(index, 0)
+        self._releasable_size -= self._releasable.pop(index, 0)
 
     def consumer_left(self) -> None:
         """Record that some items may now be retained by filters of absent consumers only."""
         self._search.request()
 
-    def loose(self, size: int, limits: Limits) -> list[int]:
+    def releasable(self, size: int, limits: Limits) -> list[int]:
         """Return items that only filters of absent consumers retain: enough to make room for an item of `size` bytes.
 
         If they are not enough: none, or with `limits.evict` all that are known. One call examines at most `_PUT_SLICE`
         items; the next puts go on.
         """
         for index in self._search.take(_PUT_SLICE):
-            if self._is_kept(index):
-                self.kept(index, self.holder(index))
+            if self._is_committed(index):
+                self.record_holder(index, self.holder(index))
         items, size = self._entries.lacks(size, limits)
-        if not limits.evict and (len(self._loose) < items or self._loose_size < size):
+        if not limits.evict and (len(self._releasable) < items or self._releasable_size < size):
             return []
         found: list[int] = []
         held: list[int] = []
-        for index, its_size in self._loose.items():
+        for index, its_size in self._releasable.items():
             if items <= 0 and size <= 0:
                 break
             if self.holder(index) == CONNECTED:

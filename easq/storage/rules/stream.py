@@ -34,12 +34,12 @@ from easq.model import Consumer, Tags
 from easq.protocol.operations import BUSY, SHUTDOWN
 from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
 from easq.storage.base import Limits, Location, StreamStats, Subscription, Timing
-from easq.storage.rules.dispatch import Handout
-from easq.storage.rules.effects import Effects, Touch
+from easq.storage.rules.dispatch import Dispatcher
+from easq.storage.rules.effects import DeliveryRecord, Effects
 from easq.storage.rules.entries import Entries
 from easq.storage.rules.filters import NOBODY, Filter, filter_of
-from easq.storage.rules.groups import Group, Hold, Member, Memory, Session
-from easq.storage.rules.retention import Holding
+from easq.storage.rules.groups import ConsumerGroup, ConsumerSession, EntryState, GroupMember, Hold
+from easq.storage.rules.retention import Retention
 
 #: the value of `due` when `tick` has to be called at once: before any time of a monotonic clock
 AT_ONCE = 0.0
@@ -54,7 +54,7 @@ _LOST = "the connection was lost"
 
 
 #: of an entry that left: priority, size, and what each group remembered of it
-_Leaving: TypeAlias = tuple[int, int, dict[str, Memory]]
+_RemovedEntry: TypeAlias = tuple[int, int, dict[str, EntryState]]
 
 
 class Stream:
@@ -75,13 +75,13 @@ class Stream:
         self.has_rear_room = has_rear_room
         self.ended = ended
         self.entries = Entries(last)
-        self._groups: dict[str, Group] = {}
-        self._sessions: dict[int, Session] = {}
-        self._handout = Handout(self.entries, self._sessions, tags_of)
-        self._holding = Holding(self.entries, self._groups, tags_of)
+        self._groups: dict[str, ConsumerGroup] = {}
+        self._sessions: dict[int, ConsumerSession] = {}
+        self._dispatcher = Dispatcher(self.entries, self._sessions, tags_of)
+        self._retention = Retention(self.entries, self._groups, tags_of)
         self._number = 0
         # entries that left with a copy or answer that is not stored yet: how to bring them back; None: not wanted back
-        self._leaving: dict[int, _Leaving | None] = {}
+        self._removed: dict[int, _RemovedEntry | None] = {}
         self._unanswered_at = inf  # when those are looked for that left in vain, as nobody could be told
         self.due = inf  # when `tick` has something to do, at the earliest
 
@@ -92,7 +92,7 @@ class Stream:
         name: str,
         committed: Iterable[int],
         given_up: Iterable[int],
-        touched: Iterable[tuple[int, Touch]],
+        records: Iterable[tuple[int, DeliveryRecord]],
         now: float,
         filters: Iterable[tuple[Tags, float]] | None = None,
     ) -> None:
@@ -101,20 +101,20 @@ class Stream:
         `filters` are its filters, and when the last consumer of each left; None if they are not known: then the group
         retains every item, as if a consumer without a filter had left now.
         """
-        group = self._groups.setdefault(name, Group(name))
+        group = self._groups.setdefault(name, ConsumerGroup(name))
         for tags, left_at in [({}, now)] if filters is None else filters:
             group.filters.set(filter_of(tags), left_at)
-        self._holding.consumer_left()
-        self._holding.filter_ended()
+        self._retention.consumer_left()
+        self._retention.filter_ended()
         self.due = AT_ONCE
         group.committed = {index for index in committed if index in self.entries}
         group.given_up = {index for index in given_up if index in group.committed}
-        group.touched = {index: touch for index, touch in touched if index in self.entries}
-        for index in group.touched:
+        group.records = {index: record for index, record in records if index in self.entries}
+        for index in group.records:
             if group.goes_alone(index):
-                self._handout.put_back(group, index)
+                self._dispatcher.make_ready(group, index)
 
-    def allot(self, size: int, limits: Limits) -> tuple[int, Effects | None]:
+    def allocate(self, size: int, limits: Limits) -> tuple[int, Effects | None]:
         """Reserve an index for an item of `size` bytes; `show` or `drop` has to follow, in the order of the indexes.
 
         Returns the index, and what making room for the item asks for; None, as for most items, if there was room.
@@ -125,25 +125,25 @@ class Stream:
             raise StreamEnded("the stream has ended and takes no more items")
         entries = self.entries
         if entries.has_room(size, limits):
-            return entries.allot(size, limits), None
+            return entries.allocate(size, limits), None
         effects = Effects()
-        loose: list[int] = []
+        releasable: list[int] = []
         if any(group.filters.first_left_at is not None for group in self._groups.values()):
-            loose = self._holding.loose(size, limits)
-        if (loose or limits.evict) and entries.would_have_room(size, limits, without=loose):
-            self._make_room(size, limits, loose, effects)
-        index = entries.allot(size, limits)
+            releasable = self._retention.releasable(size, limits)
+        if (releasable or limits.evict) and entries.would_have_room(size, limits, without=releasable):
+            self._make_room(size, limits, releasable, effects)
+        index = entries.allocate(size, limits)
         if effects.removed:
             self._dispatch_all(effects)
         return index, effects
 
-    def _make_room(self, size: int, limits: Limits, loose: Sequence[int], effects: Effects) -> None:
-        """Drop the filters of absent consumers, remove `loose`, then evict the oldest entries if `limits` allow it."""
+    def _make_room(self, size: int, limits: Limits, releasable: Sequence[int], effects: Effects) -> None:
+        """Drop the filters of absent consumers, remove `releasable`, then evict the oldest if `limits` allow it."""
         for group in self._groups.values():
             if group.filters.drop_absent():
                 effects.groups.append(group.name)
-        self._retire(loose, effects)
-        self._holding.filter_ended()
+        self._retire(releasable, effects)
+        self._retention.filter_ended()
         self._remove_free(effects)
         while not self.entries.has_room(size, limits):
             self._remove([next(self.entries.indexes_from(0))], effects)
@@ -155,8 +155,8 @@ class Stream:
             self.entries.claim(index)
             for group in self._groups.values():
                 number = group.pending.get(index)
-                if number is not None and index in self._sessions[number].box:
-                    self._handout.take_away(group, index)
+                if number is not None and index in self._sessions[number].unsent:
+                    self._dispatcher.end_delivery(group, index)
         self._dispatch_all(effects)
         return effects
 
@@ -166,7 +166,7 @@ class Stream:
         for index in indexes:
             if self.entries.release(index):
                 for group in self._groups.values():
-                    self._handout.put_back(group, index)
+                    self._dispatcher.make_ready(group, index)
         self._dispatch_all(effects)
         return effects
 
@@ -180,14 +180,14 @@ class Stream:
     def _present(self, indexes: Iterable[int]) -> list[int]:
         """Those that are there, each once; those that are just leaving will not come back."""
         named = dict.fromkeys(indexes)
-        if self._leaving:
-            self._leaving |= dict.fromkeys(self._leaving.keys() & named.keys())
+        if self._removed:
+            self._removed |= dict.fromkeys(self._removed.keys() & named.keys())
         return [index for index in named if index in self.entries]
 
     def truncate(self, below: int) -> tuple[int, Effects]:
         """All present items under `below` are gone; `truncated_below` excludes what is not stored yet."""
         effects = Effects()
-        self._leaving |= dict.fromkeys(index for index in self._leaving if index < below)
+        self._removed |= dict.fromkeys(index for index in self._removed if index < below)
         gone = self.entries.below(below)
         self._remove(gone, effects)
         effects.removed.clear()
@@ -199,9 +199,9 @@ class Stream:
         self.entries.remove(indexes)
         for index in indexes:
             for group in self._groups.values():
-                self._handout.take_away(group, index)
+                self._dispatcher.end_delivery(group, index)
                 group.forget(index)
-            self._holding.forget(index)
+            self._retention.forget(index)
         effects.removed += indexes
         if indexes:
             self._forget_idle(effects)
@@ -224,19 +224,19 @@ class Stream:
             self._leave(older, lost=is_back, now=now, effects=effects)
         view = group.view(subscription.after, subscription.tags)
         self._number += 1
-        session = Session(
+        session = ConsumerSession(
             self._number,
             consumer,
             subscription.window,
             subscription.auto_commit,
             view,
-            served=self._handout.count,
+            served=self._dispatcher.count,
             process=subscription.process,
         )
         view.sessions.add(session.number)
         self._sessions[session.number] = session
         last_index = member.index if member is not None else 0
-        group.members[consumer.user] = Member(
+        group.members[consumer.user] = GroupMember(
             consumer,
             session.number,
             subscription.window,
@@ -247,12 +247,12 @@ class Stream:
         )
         group.connected += 1
         self._take_filter(group, subscription.tags, None if member is None else member.tags, effects)
-        self._lose_to(group, session, effects)
-        self._handout.give_back(group, session, effects)
+        self._count_replaced(group, session, effects)
+        self._dispatcher.redeliver_held(group, session, effects)
         self._dispatch_to(group, effects)
         return session.number, effects
 
-    def _take_filter(self, group: Group, tags: Tags, before: Tags | None, effects: Effects) -> None:
+    def _take_filter(self, group: ConsumerGroup, tags: Tags, before: Tags | None, effects: Effects) -> None:
         """Record that a consumer with `tags` is connected: the group retains the items that match them.
 
         If the consumer had other tags `before` that no other consumer has, their filter ends: it will not return for
@@ -267,13 +267,13 @@ class Stream:
         if not any(member.tags == before for member in group.members.values()):
             group.filters.drop(filter_of(before))
             effects.groups.append(group.name)
-            self._holding.filter_ended()
+            self._retention.filter_ended()
             self._remove_free(effects)
 
-    def _group(self, name: str, effects: Effects) -> Group:
+    def _group(self, name: str, effects: Effects) -> ConsumerGroup:
         group = self._groups.get(name)
         if group is None:
-            group = self._groups[name] = Group(name)
+            group = self._groups[name] = ConsumerGroup(name)
             effects.groups.append(name)
         return group
 
@@ -287,56 +287,56 @@ class Stream:
             self._dispatch_to(group, effects)
         return effects
 
-    def _leave(self, session: Session, *, lost: bool, now: float, effects: Effects) -> None:
+    def _leave(self, session: ConsumerSession, *, lost: bool, now: float, effects: Effects) -> None:
         group = self._groups[session.consumer.group]
         member = group.members[session.consumer.user]
         del self._sessions[session.number]
         if session.number in group.reserved:
-            self._handout.unreserve(group, session)
-        group.keeping.discard(session.number)
+            self._dispatcher.unreserve(group, session)
+        group.redelivering.discard(session.number)
         session.view.sessions.discard(session.number)
         if not session.view.sessions:
             group.leave_view(session.view)
             if not any(view.tags == session.view.tags for view in group.views):
                 group.filters.leave(filter_of(session.view.tags), now)
                 effects.groups.append(group.name)
-                self._holding.consumer_left()
+                self._retention.consumer_left()
         group.connected -= 1
         member.session = None
         member.active_at = now
-        member.left_pending = bool(session.out)
-        for index in sorted(session.out):
+        member.left_pending = bool(session.pending)
+        for index in sorted(session.pending):
             del group.pending[index]
-            if index in session.box or not lost:
-                self._handout.put_back(group, index)
+            if index in session.unsent or not lost:
+                self._dispatcher.make_ready(group, index)
                 continue
             hold = Hold(now + self.timing.leave_grace_s, session.consumer.user, session.process)
             if session.process:
                 self._hold(group, index, hold)
-            elif group.touched[index].losses < FREE_LOSSES:
-                group.touched[index].losses += 1
-                effects.touched.append((group.name, index))
+            elif group.records[index].losses < FREE_LOSSES:
+                group.records[index].losses += 1
+                effects.recorded.append((group.name, index))
                 self._hold(group, index, hold)
             else:
                 self._count_loss(group, index, effects, hold)
-        session.out.clear()
-        session.box.clear()
+        session.pending.clear()
+        session.unsent.clear()
         group.forget_left()
-        self.due = min(self.due, *group.moments(self.timing))
+        self.due = min(self.due, *group.due_times(self.timing))
 
-    def _hold(self, group: Group, index: int, hold: Hold) -> None:
+    def _hold(self, group: ConsumerGroup, index: int, hold: Hold) -> None:
         group.held[index] = hold
         heapq.heappush(group.timers, (hold.until, index))
         self.due = min(self.due, hold.until)
 
-    def _count_loss(self, group: Group, index: int, effects: Effects, hold: Hold) -> None:
+    def _count_loss(self, group: ConsumerGroup, index: int, effects: Effects, hold: Hold) -> None:
         """Count the lost connection as a failure of the item; hold the item as `hold` says unless it is given up."""
         group.held.pop(index, None)
-        group.touched[index].losses += 1
+        group.records[index].losses += 1
         if not self._fail(group, index, "", _LOST, effects):
             self._hold(group, index, hold)
 
-    def _lose_to(self, group: Group, session: Session, effects: Effects) -> None:
+    def _count_replaced(self, group: ConsumerGroup, session: ConsumerSession, effects: Effects) -> None:
         """Count the losses of an earlier process of the same name: it will not reconnect, as `session` replaces it."""
         lost = [
             index
@@ -346,14 +346,14 @@ class Stream:
         for index in sorted(lost):
             self._count_loss(group, index, effects, group.held[index]._replace(process=""))
 
-    def _fail(self, group: Group, index: int, code: str, reason: str, effects: Effects) -> bool:
+    def _fail(self, group: ConsumerGroup, index: int, code: str, reason: str, effects: Effects) -> bool:
         """Count a failure of the item. Return whether it was the last one allowed, and the group has given it up."""
-        touch = group.touched.setdefault(index, Touch())
-        touch.failures += 1
-        touch.code, touch.reason = code, reason
-        touch.busy_ms = touch.fetched_ms = 0
-        effects.touched.append((group.name, index))
-        return self._give_up(group, index, touch, effects)
+        record = group.records.setdefault(index, DeliveryRecord())
+        record.failures += 1
+        record.code, record.reason = code, reason
+        record.busy_ms = record.fetched_ms = 0
+        effects.recorded.append((group.name, index))
+        return self._give_up(group, index, record, effects)
 
     def active(self, number: int, now: float) -> None:
         """The connection showed life."""
@@ -369,23 +369,23 @@ class Stream:
         group = self._groups[session.consumer.group]
         fetched: list[tuple[int, int]] = []
         size = 0
-        for index in islice(session.box, most):
+        for index in islice(session.unsent, most):
             size += self.entries.size_of(index)
             if fetched and size > most_bytes:
                 break
-            touch = group.touched.setdefault(index, Touch())
-            touch.deliveries += 1
-            if touch.busy_ms:
-                touch.fetched_ms = round(now * 1000)
-            fetched.append((index, touch.deliveries))
+            record = group.records.setdefault(index, DeliveryRecord())
+            record.deliveries += 1
+            if record.busy_ms:
+                record.fetched_ms = round(now * 1000)
+            fetched.append((index, record.deliveries))
         for index, _ in fetched:
-            del session.box[index]
+            del session.unsent[index]
         return fetched
 
     def next_size(self, number: int) -> int:
         """Return the size in bytes of the next item for the connection; 0 if there is none."""
         session = self._sessions.get(number)
-        index = next(iter(session.box), None) if session is not None else None
+        index = next(iter(session.unsent), None) if session is not None else None
         return 0 if index is None else self.entries.size_of(index)
 
     def group_of(self, number: int) -> str:
@@ -396,9 +396,9 @@ class Stream:
         """Whether the stream has ended, and the connection's group has committed all that was in it."""
         return self._is_through(self._groups[self._sessions[number].consumer.group])
 
-    def _is_through(self, group: Group | None) -> bool:
+    def _is_through(self, group: ConsumerGroup | None) -> bool:
         committed = len(group.committed) if group is not None else 0
-        return self.ended and not self.entries.has_allotted and committed == len(self.entries)
+        return self.ended and not self.entries.has_allocated and committed == len(self.entries)
 
     def connected(self, number: int) -> bool:
         """Whether the connection is still the consumer's."""
@@ -407,7 +407,7 @@ class Stream:
     def has_out(self, number: int, index: int) -> bool:
         """Whether the connection has fetched the item, which is pending at it."""
         session = self._sessions.get(number)
-        return session is not None and index in session.out and index not in session.box
+        return session is not None and index in session.pending and index not in session.unsent
 
     def sessions(self) -> dict[Consumer, int]:
         """The connected consumers."""
@@ -439,7 +439,7 @@ class Stream:
             if index in group.committed and index not in group.given_up:
                 continue
             counted += 1
-            self._handout.take_away(group, index)
+            self._dispatcher.end_delivery(group, index)
             group.held.pop(index, None)
             group.failed_by.pop(index, None)
             group.committed.add(index)
@@ -454,28 +454,28 @@ class Stream:
 
     def _is_free(self, index: int) -> bool:
         """Return whether no group retains an item that one has just committed; record who does."""
-        holder = self._holding.holder(index)
+        holder = self._retention.holder(index)
         if holder != NOBODY:
-            self._holding.kept(index, holder)
+            self._retention.record_holder(index, holder)
         return holder == NOBODY
 
-    def _give_up(self, group: Group, index: int, touch: Touch, effects: Effects) -> bool:
+    def _give_up(self, group: ConsumerGroup, index: int, record: DeliveryRecord, effects: Effects) -> bool:
         """Whether the item has no failure left in the group; then it counts as committed, and a copy goes to the rear.
 
         Without room in the rear store it stays where it is, and comes again after the longest back-off.
         """
-        if not self.max_failures or touch.failures < self.max_failures:
+        if not self.max_failures or record.failures < self.max_failures:
             return False
         size = effects.given_up_size + self.entries.size_of(index)
         if not self.has_rear_room(len(effects.given_up) + 1, size):
             return False
         effects.given_up_size = size
-        effects.given_up.append((group.name, index, replace(touch)))
-        left = self._leave_behind(index)
+        effects.given_up.append((group.name, index, replace(record)))
+        left = self._snapshot(index)
         group.committed.add(index)
         group.given_up.add(index)
         if self._is_free(index):
-            self._leaving[index] = left
+            self._removed[index] = left
             self._retire([index], effects)
         else:
             effects.committed.append((group.name, index, True))
@@ -486,21 +486,21 @@ class Stream:
         for index in indexes:
             groups = [group for group in self._groups.values() if index in group.committed]
             if groups and all(index in group.given_up for group in groups):
-                effects.unanswered.append((index, groups[-1].touched.get(index) or Touch()))
-                self._leaving.setdefault(index, self._leave_behind(index))
+                effects.unanswered.append((index, groups[-1].records.get(index) or DeliveryRecord()))
+                self._removed.setdefault(index, self._snapshot(index))
         self._remove(indexes, effects)
 
-    def _leave_behind(self, index: int) -> _Leaving:
+    def _snapshot(self, index: int) -> _RemovedEntry:
         """What has to be known of a present entry to bring it back."""
-        memories = {group.name: group.memory(index) for group in self._groups.values()}
-        return -self.entries.rank(index)[0], self.entries.size_of(index), memories
+        states = {group.name: group.state_of(index) for group in self._groups.values()}
+        return -self.entries.rank(index)[0], self.entries.size_of(index), states
 
-    def buried(self, effects: Effects) -> None:
+    def copies_stored(self, effects: Effects) -> None:
         """Copies and answers of what left are stored: it does not come back."""
-        for index in _buried_in(effects):
-            self._leaving.pop(index, None)
+        for index in _copied_in(effects):
+            self._removed.pop(index, None)
 
-    def take_up(self, effects: Effects, now: float) -> Effects:
+    def copies_refused(self, effects: Effects, now: float) -> Effects:
         """Copies and answers could not be stored: what left is where it was.
 
         Not so what was deleted or committed since. What a group gave up comes to it again after the longest back-off.
@@ -509,12 +509,12 @@ class Stream:
         again = now + self.timing.backoff_s[-1]
         taken = Effects()
         for index in dict.fromkeys(effects.removed):
-            if index in self._leaving:
-                left = self._leaving.pop(index)
+            if index in self._removed:
+                left = self._removed.pop(index)
                 if left is None:
                     taken.removed.append(index)
                 else:
-                    self._bring_back(index, left, taken)
+                    self._restore_entry(index, left, taken)
         for name, index, _ in effects.given_up:
             group = self._groups.get(name)
             is_done = group is None or (index in group.committed and index not in group.given_up)
@@ -524,18 +524,18 @@ class Stream:
                 self._hold(group, index, Hold(again))
         self._unanswered_at = min(self._unanswered_at, again)
         self.due = min(self.due, again)
-        for index in _buried_in(effects):
+        for index in _copied_in(effects):
             for group in self._groups.values():
-                self._handout.put_back(group, index)
+                self._dispatcher.make_ready(group, index)
         self._dispatch_all(taken)
         return taken
 
-    def _bring_back(self, index: int, left: _Leaving, effects: Effects) -> None:
-        priority, size, memories = left
+    def _restore_entry(self, index: int, left: _RemovedEntry, effects: Effects) -> None:
+        priority, size, states = left
         self.entries.restore(index, priority, size)
-        for name, memory in memories.items():
-            if any(memory):
-                self._group(name, effects).recall(index, memory)
+        for name, state in states.items():
+            if any(state):
+                self._group(name, effects).restore_state(index, state)
 
     def negative(
         self,
@@ -562,48 +562,48 @@ class Stream:
             if number is None:
                 continue
             counted += 1
-            self._handout.take_away(group, index)
+            self._dispatcher.end_delivery(group, index)
             if code == SHUTDOWN:
                 stopped.add(number)
-                self._handout.put_back(group, index)
+                self._dispatcher.make_ready(group, index)
                 continue
-            touch = group.touched.setdefault(index, Touch())
-            if code == BUSY and (waiting_ms := self._busy_for(touch, delay_s, now)) is not None:
-                touch.busy_ms += max(1, waiting_ms)  # 0 would not tell that it was busy before
-                effects.touched.append((name, index))
+            record = group.records.setdefault(index, DeliveryRecord())
+            if code == BUSY and (waiting_ms := self._busy_for(record, delay_s, now)) is not None:
+                record.busy_ms += max(1, waiting_ms)  # 0 would not tell that it was busy before
+                effects.recorded.append((name, index))
                 delay = waiting_ms / 1000
             else:
                 if self._fail(group, index, BUSY_STATUS if code == BUSY else code, reason, effects):
                     continue
                 delays = self.timing.backoff_s
-                delay = delays[min(touch.failures, len(delays)) - 1]
+                delay = delays[min(record.failures, len(delays)) - 1]
             group.failed_by[index] = self._sessions[number].consumer.user
             if delay > 0:
                 self._hold(group, index, Hold(now + delay))
             else:
-                self._handout.put_back(group, index)
+                self._dispatcher.make_ready(group, index)
         for number in stopped:
-            self._handout.stop(group, self._sessions[number])
+            self._dispatcher.stop(group, self._sessions[number])
         self._dispatch_to(group, effects)
         return counted, effects
 
-    def _busy_for(self, touch: Touch, delay_s: float | None, now: float) -> int | None:
+    def _busy_for(self, record: DeliveryRecord, delay_s: float | None, now: float) -> int | None:
         """Return how many milliseconds a busy item has to wait; None when it has reached the limit.
 
         If it was busy before, the time that it was at the consumer counts: a worker keeps it until it may ask the model
         again.
         """
-        if touch.fetched_ms:
-            touch.busy_ms += max(0, round(now * 1000) - touch.fetched_ms)
-            touch.fetched_ms = 0
+        if record.fetched_ms:
+            record.busy_ms += max(0, round(now * 1000) - record.fetched_ms)
+            record.fetched_ms = 0
         limit_ms = round(self.timing.busy_limit_s * 1000)
-        if limit_ms and touch.busy_ms >= limit_ms:
+        if limit_ms and record.busy_ms >= limit_ms:
             return None
         if delay_s is None:
-            delay_ms = min(max(touch.busy_ms, BUSY_FIRST_MS), BUSY_MOST_MS)
+            delay_ms = min(max(record.busy_ms, BUSY_FIRST_MS), BUSY_MOST_MS)
         else:
             delay_ms = round(delay_s * 1000)
-        return min(delay_ms, limit_ms - touch.busy_ms) if limit_ms else delay_ms
+        return min(delay_ms, limit_ms - record.busy_ms) if limit_ms else delay_ms
 
     # -- handing out -----------------------------------------------------------------------------------------------
 
@@ -616,13 +616,13 @@ class Stream:
     def _dispatch_all(self, effects: Effects, *, is_slice: bool = False) -> None:
         for group in self._groups.values():
             if group.connected:
-                self._handout.dispatch(group, effects, groups=len(self._groups), is_slice=is_slice)
-        if self._handout.is_behind:
+                self._dispatcher.dispatch(group, effects, groups=len(self._groups), is_slice=is_slice)
+        if self._dispatcher.is_behind:
             self.due = AT_ONCE
 
-    def _dispatch_to(self, group: Group, effects: Effects) -> None:
-        self._handout.dispatch(group, effects)
-        if self._handout.is_behind:
+    def _dispatch_to(self, group: ConsumerGroup, effects: Effects) -> None:
+        self._dispatcher.dispatch(group, effects)
+        if self._dispatcher.is_behind:
             self.due = AT_ONCE
 
     # -- time ------------------------------------------------------------------------------------------------------
@@ -646,14 +646,14 @@ class Stream:
                 effects.groups.append(group.name)
                 lapsed = True
         if lapsed:
-            self._holding.filter_ended()
+            self._retention.filter_ended()
         self._remove_free(effects)
         self._forget_idle(effects)
-        self._handout.is_behind = False
+        self._dispatcher.is_behind = False
         self._dispatch_all(effects, is_slice=True)
-        if not self._handout.is_behind and not self._holding.is_sweeping:
+        if not self._dispatcher.is_behind and not self._retention.is_sweeping:
             self.due = min(
-                (moment for group in self._groups.values() for moment in group.moments(self.timing)),
+                (due_time for group in self._groups.values() for due_time in group.due_times(self.timing)),
                 default=inf,
             )
             self.due = min(self.due, self._unanswered_at)
@@ -666,16 +666,16 @@ class Stream:
                 if hold.user is not None:
                     self._hold(group, index, hold._replace(until=now + self.timing.leave_grace_s))
 
-    def _release_hold(self, group: Group, index: int, hold: Hold, effects: Effects) -> None:
+    def _release_hold(self, group: ConsumerGroup, index: int, hold: Hold, effects: Effects) -> None:
         """Make the held item ready for all consumers. If it was held for a process, count a failure."""
         del group.held[index]
         if hold.process:
-            group.touched[index].losses += 1
+            group.records[index].losses += 1
             if self._fail(group, index, "", _LOST, effects):
                 return
             if hold.user is not None:
                 group.failed_by[index] = hold.user
-        self._handout.put_back(group, index)
+        self._dispatcher.make_ready(group, index)
 
     def _forget_idle(self, effects: Effects) -> None:
         """Groups of which nothing is to be remembered are not known any more."""
@@ -685,10 +685,10 @@ class Stream:
 
     def _remove_free(self, effects: Effects) -> None:
         """Examine one slice of the committed items, and remove those that no group retains."""
-        free = self._holding.next_free()
+        free = self._retention.next_free()
         if free:
             self._retire(free, effects)
-        if self._holding.is_sweeping:
+        if self._retention.is_sweeping:
             self.due = AT_ONCE
 
     # -- what is asked ---------------------------------------------------------------------------------------------
@@ -704,10 +704,10 @@ class Stream:
         """Return the groups with filters of consumers that left."""
         return [group.name for group in self._groups.values() if group.filters.first_left_at is not None]
 
-    def touch(self, name: str, index: int) -> Touch | None:
+    def record(self, name: str, index: int) -> DeliveryRecord | None:
         """What the group remembers of an item that was delivered to it."""
         group = self._groups.get(name)
-        return None if group is None else group.touched.get(index)
+        return None if group is None else group.records.get(index)
 
     def locate(self, name: str, index: int) -> Location | None:
         """Where a present item stands for the group."""
@@ -758,7 +758,7 @@ class Stream:
             held=[line for group in self._groups.values() for line in self._held_lines(group, now)],
         )
 
-    def _held_lines(self, group: Group, now: float) -> Iterator[HeldLine]:
+    def _held_lines(self, group: ConsumerGroup, now: float) -> Iterator[HeldLine]:
         """Yield a line for each filter of the group, unless the group has committed everything."""
         uncommitted = len(self.entries) - len(group.committed)
         for one, left_at in group.filters:
@@ -766,7 +766,7 @@ class Stream:
                 left_s = None if left_at is None else max(0.0, left_at + self.timing.group_retention_s - now)
                 yield HeldLine(group.name, None if one else uncommitted, left_s, dict(one))
 
-    def _consumer_line(self, group: Group, member: Member, now: float) -> ConsumerLine:
+    def _consumer_line(self, group: ConsumerGroup, member: GroupMember, now: float) -> ConsumerLine:
         session = None if member.session is None else self._sessions[member.session]
         held = sum(1 for hold in group.held.values() if hold.user == member.consumer.user)
         if session is not None:
@@ -778,17 +778,17 @@ class Stream:
         return ConsumerLine(
             id=member.consumer.id,
             index=member.index,
-            pending=held if session is None else len(session.out),
+            pending=held if session is None else len(session.pending),
             status=status,
             idle_s=max(0.0, now - member.active_at),
             window=0 if session is None else member.window,
-            slots=0 if session is None else max(0, member.window - len(session.out)),
+            slots=0 if session is None else max(0, member.window - len(session.pending)),
             auto_commit=member.auto_commit,
             tags=member.tags,
         )
 
 
-def _buried_in(effects: Effects) -> list[int]:
+def _copied_in(effects: Effects) -> list[int]:
     """The entries that have a copy or an answer, each once."""
     given_up = [index for _, index, _ in effects.given_up]
     return list(dict.fromkeys([*given_up, *(index for index, _ in effects.unanswered)]))

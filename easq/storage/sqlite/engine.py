@@ -1,4 +1,4 @@
-"""The embedded, durable engine: one SQLite file, written by group commit (`Writer`).
+"""The embedded, durable engine: one SQLite file, written by group commit (`GroupCommit`).
 
 What is read comes over a second, read-only connection; the rules say what is visible, and that is durable.
 """
@@ -15,16 +15,16 @@ from pathlib import Path
 
 from easq.errors import EasqError, QueueFull, StorageError
 from easq.model import Frame, Tags
-from easq.storage.base import Burial, Timing
-from easq.storage.embedded import Embedded, Settle
+from easq.storage.base import DeadLetterPolicy, Timing
+from easq.storage.embedded import EmbeddedStorage, Settle
 from easq.storage.rules.changes import Change, Keyed
-from easq.storage.rules.effects import Touch
+from easq.storage.rules.effects import DeliveryRecord
 from easq.storage.rules.entries import INDEX_BITS
 from easq.storage.rules.filters import stored_filters
 from easq.storage.rules.idempotency import KeyWindow
 from easq.storage.rules.stream import Stream
 from easq.storage.sqlite.data_file import RESERVE_BYTES, DataFile, is_denied
-from easq.storage.sqlite.group_commit import MOST_LOG_BYTES, Job, Writer
+from easq.storage.sqlite.group_commit import MOST_LOG_BYTES, CommitJob, GroupCommit
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ SPACE_S, SPACE_BYTES = 0.5, 4 * 1024**2
 SAFE_SQLITE = (3, 51, 3)
 
 
-class Sqlite(Embedded):
+class SqliteStorage(EmbeddedStorage):
     """Entries in the file `path`. Durability `fsync`: what is acknowledged survives power loss; `os`: a killed
     process.
     """
@@ -59,7 +59,7 @@ class Sqlite(Embedded):
             )
         self._file = DataFile(path)
         self._ids: dict[str, int] = {}
-        self._writer: Writer | None = None
+        self._writer: GroupCommit | None = None
         self._space_checked = 0.0
         self._unchecked_bytes = 0  # bytes that may still be put before the next check
         self._space_low = False
@@ -72,7 +72,7 @@ class Sqlite(Embedded):
         self._loop = asyncio.get_running_loop()
         try:
             connection = self._file.open(recover=self._recover)
-            self._writer = Writer(
+            self._writer = GroupCommit(
                 self._file,
                 connection,
                 self._ids,
@@ -102,20 +102,20 @@ class Sqlite(Embedded):
             self._file.mark_failed()
         super()._fail(error)
 
-    async def open(self, stream: str, burial: Burial | None = None) -> None:
-        if stream in self._cores:
+    async def open(self, stream: str, dead_letters: DeadLetterPolicy | None = None) -> None:
+        if stream in self._rules:
             return
         writer = self._open_writer
         try:
             if self._reader.execute("SELECT 1 FROM stream WHERE name = ?", (stream,)).fetchone() is None:
-                job = Job([], None, self._loop.create_future(), stream=stream)
+                job = CommitJob([], None, self._loop.create_future(), stream=stream)
                 writer.submit(job)
                 await job.future
-            self._restore(stream, burial)
+            self._restore(stream, dead_letters)
         except sqlite3.Error as error:
             raise StorageError(f"{self._path} is damaged: {error}") from error
 
-    def _restore(self, stream: str, burial: Burial | None) -> None:
+    def _restore(self, stream: str, dead_letters: DeadLetterPolicy | None) -> None:
         number, last, ended = self._reader.execute(
             "SELECT id, last, ended FROM stream WHERE name = ?", (stream,)
         ).fetchone()
@@ -126,7 +126,7 @@ class Sqlite(Embedded):
             )
         self._ids[stream] = number
         base, end = number << INDEX_BITS, (number + 1) << INDEX_BITS
-        core = Stream(
+        rules = Stream(
             timing=self._timing,
             tags_of=lambda index: self._load_tags(stream, index),
             last=last,
@@ -135,10 +135,10 @@ class Sqlite(Embedded):
         for entry, priority, size in self._reader.execute(
             "SELECT id, priority, size FROM item WHERE id >= ? AND id < ? ORDER BY id", (base, end)
         ):
-            core.entries.insert(entry - base, priority, size)
+            rules.entries.insert(entry - base, priority, size)
         committed: dict[str, list[int]] = {}
         given_up: dict[str, list[int]] = {}
-        touched: dict[str, list[tuple[int, Touch]]] = {}
+        records: dict[str, list[tuple[int, DeliveryRecord]]] = {}
         for entry, group, is_given_up in self._reader.execute(
             "SELECT item, name, given_up FROM committed WHERE item >= ? AND item < ?", (base, end)
         ):
@@ -150,23 +150,23 @@ class Sqlite(Embedded):
             " WHERE item >= ? AND item < ?",
             (base, end),
         ):
-            touched.setdefault(group, []).append((entry - base, Touch(*counts)))
+            records.setdefault(group, []).append((entry - base, DeliveryRecord(*counts)))
         now = self._loop.time()
         for group, filter in self._reader.execute(
             "SELECT name, filter FROM consumer_group WHERE stream = ?", (number,)
         ):
-            core.restore_group(
+            rules.restore_group(
                 group,
                 committed.get(group, ()),
                 given_up.get(group, ()),
-                touched.get(group, ()),
+                records.get(group, ()),
                 now,
                 stored_filters(filter, now, self._wall_ms()),
             )
         (last_key,) = self._reader.execute(
             "SELECT coalesce(max(number), 0) FROM idempotency WHERE stream = ?", (number,)
         ).fetchone()
-        self._adopt(stream, core, KeyWindow(last_key), burial)
+        self._adopt(stream, rules, KeyWindow(last_key), dead_letters)
 
     async def streams(self) -> Sequence[str]:
         return [name for (name,) in self._reader.execute("SELECT name FROM stream ORDER BY id")]
@@ -270,13 +270,13 @@ class Sqlite(Embedded):
         return self._space_low
 
     @property
-    def _open_writer(self) -> Writer:
+    def _open_writer(self) -> GroupCommit:
         if self._writer is None:
             raise StorageError(f"{self._path} is not open")
         return self._writer
 
     def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
-        job = Job(changes, settle, self._loop.create_future())
+        job = CommitJob(changes, settle, self._loop.create_future())
         self._unchecked_bytes -= job.size
         if self._space_low:
             self._space_checked = -inf  # puts are refused, so this job frees space: check again
@@ -286,7 +286,7 @@ class Sqlite(Embedded):
             self._open_writer.submit(job)
         return job.future
 
-    def _settle_batch(self, batch: Sequence[Job]) -> None:
+    def _settle_batch(self, batch: Sequence[CommitJob]) -> None:
         for job in batch:
             if isinstance(job.error, StorageError):
                 self._fail(job.error)

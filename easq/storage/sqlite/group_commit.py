@@ -29,13 +29,13 @@ from easq.storage.embedded import Settle
 from easq.storage.rules.changes import (
     Change,
     Committed,
+    DeliveryRecorded,
     Ended,
-    GroupKept,
+    GroupChanged,
     Keyed,
     KeysForgotten,
     Removed,
     Stored,
-    Touched,
     Truncated,
 )
 from easq.storage.rules.entries import INDEX_BITS
@@ -79,7 +79,7 @@ _INSERT_TIMED = (
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class CommitJob:
     """Changes that are one atomic step, and who is told. `stream` names a stream to be made."""
 
     changes: Sequence[Change]
@@ -112,7 +112,7 @@ def _weight(change: Change) -> int:
     return _ROW_BYTES
 
 
-class Writer:
+class GroupCommit:
     """Owns the one connection that writes. Jobs are durable, and settled, in the order of `submit`.
 
     `settled` is called on the event loop with each batch that is through: every job is durable or has its error.
@@ -126,7 +126,7 @@ class Writer:
         ids: Mapping[str, int],
         *,
         syncs: bool,
-        settled: Callable[[Sequence[Job]], None],
+        settled: Callable[[Sequence[CommitJob]], None],
         failed: Callable[[StorageError], None],
     ) -> None:
         self.full = False  # the disk: the last puts found no space
@@ -141,7 +141,7 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name="easq-writer", daemon=True)
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[CommitJob] = deque()
         self._idle = asyncio.Event()
         self._idle.set()
         self._opening: asyncio.Handle | None = None  # of the first batch, after there was nothing to do
@@ -167,7 +167,7 @@ class Writer:
         file.make_ballast()
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: CommitJob) -> None:
         """The job waits for its batch. The first one takes what comes in the same turn of the loop, but does not wait
         for many: clients that were all answered at once would all come again at once, and wait for one sync together.
         """
@@ -221,9 +221,9 @@ class Writer:
             else:
                 self._loop.call_soon(self._end, batch, None)
 
-    def _take(self) -> tuple[list[Job], int]:
+    def _take(self) -> tuple[list[CommitJob], int]:
         """All that waits, up to the limits of a batch, and its payload in bytes."""
-        batch: list[Job] = []
+        batch: list[CommitJob] = []
         size = 0
         while self._waiting and len(batch) < BATCH_JOBS and size < BATCH_BYTES:
             batch.append(self._waiting.popleft())
@@ -250,7 +250,7 @@ class Writer:
         while (task := self._tasks.get()) is not None:
             task()
 
-    def _end(self, batch: list[Job], error: BaseException | None) -> None:
+    def _end(self, batch: list[CommitJob], error: BaseException | None) -> None:
         """The batch is through: durable, but for jobs with an error; nothing of it is known after `error`."""
         if error is not None:
             self._fail_batch(batch, error)
@@ -339,7 +339,7 @@ class Writer:
         if not self._is_sparse():
             self._shrinks, self._written = False, CHECKPOINT_BYTES
 
-    def _write_and_sync(self, batch: list[Job]) -> None:
+    def _write_and_sync(self, batch: list[CommitJob]) -> None:
         self._write(batch)
         if self._syncs:
             self._sync()
@@ -356,7 +356,7 @@ class Writer:
 
     # -- one transaction -------------------------------------------------------------------------------------------
 
-    def _write(self, batch: list[Job]) -> None:
+    def _write(self, batch: list[CommitJob]) -> None:
         """Each job is durable or has its error. A full disk refuses what stores and goes on with what removes.
 
         When there is no room at all, that comes again, as long as the service runs.
@@ -389,7 +389,7 @@ class Writer:
                     job.error = QueueFull("the disk of the queue service is full")
                 job.again = job.error is None
 
-    def _fits(self, batch: list[Job]) -> bool:
+    def _fits(self, batch: list[CommitJob]) -> bool:
         """Write the batch, and return whether there was room for it. Raises sqlite3.Error for a failed disk."""
         try:
             self._transact(batch, storing=True)
@@ -405,7 +405,7 @@ class Writer:
         self._checkpoint("TRUNCATE")
         return self._file.log_bytes() < before
 
-    def _fail_batch(self, batch: list[Job], error: BaseException) -> None:
+    def _fail_batch(self, batch: list[CommitJob], error: BaseException) -> None:
         """Whatever became of the batch, it is not acknowledged, and nothing is written after it."""
         self._broken = error
         for job in batch:
@@ -418,7 +418,7 @@ class Writer:
         failure.__cause__ = error
         return failure
 
-    def _transact(self, batch: list[Job], *, storing: bool) -> None:
+    def _transact(self, batch: list[CommitJob], *, storing: bool) -> None:
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         try:
@@ -484,19 +484,19 @@ class Writer:
             case Committed():
                 row = (base | change.index, change.group, change.given_up)
                 execute("INSERT OR REPLACE INTO committed VALUES (?, ?, ?)", row)
-            case Touched():
+            case DeliveryRecorded():
                 execute(
                     "INSERT OR REPLACE INTO touched SELECT ?, ?, ?, ?, ?, ?, ?, ?"
                     " WHERE EXISTS (SELECT 1 FROM item WHERE id = ?)",
                     (
                         base | change.index,
                         change.group,
-                        change.touch.deliveries,
-                        change.touch.failures,
-                        change.touch.code,
-                        change.touch.reason,
-                        change.touch.losses,
-                        change.touch.busy_ms,
+                        change.record.deliveries,
+                        change.record.failures,
+                        change.record.code,
+                        change.record.reason,
+                        change.record.losses,
+                        change.record.busy_ms,
                         base | change.index,
                     ),
                 )
@@ -505,10 +505,10 @@ class Writer:
                 execute("INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?, ?)", kept)
             case KeysForgotten():
                 execute("DELETE FROM idempotency WHERE stream = ? AND number < ?", (number, change.below))
-            case GroupKept(kept=True):
+            case GroupChanged(is_stored=True):
                 known = (number, change.group, change.filter, change.left_ms)
                 execute("INSERT OR REPLACE INTO consumer_group VALUES (?, ?, ?, ?)", known)
-            case GroupKept():
+            case GroupChanged():
                 execute("DELETE FROM consumer_group WHERE stream = ? AND name = ?", (number, change.group))
             case Ended():
                 execute("UPDATE stream SET ended = ? WHERE id = ?", (change.ended, number))

@@ -11,7 +11,7 @@ import redis
 
 from easq.errors import StorageError, StreamEnded, Unavailable
 from easq.model import Ack, Consumer, Frame
-from easq.storage.base import Burial, Limits
+from easq.storage.base import DeadLetterPolicy, Limits
 from easq.storage.redis import stream as remote
 from tests.conftest import MakeRedis
 from tests.storage.conftest import NO_LIMITS, TIMING
@@ -52,7 +52,7 @@ def test_windows_hold_over_all_servers_and_free_slots_are_filled_from_any(redis_
             small, large = await one.attach("small", window=1), await other.attach("large", window=3)
             assert await one.leased(small) == [1]
             assert await other.leased(large, 3) == [2, 3, 4]
-            assert await one.distributed.fetch("q", small, index_only=True) == []
+            assert await one.redis_storage.fetch("q", small, index_only=True) == []
             assert await one.commit(2) == 1
             assert await other.leased(large) == [5]
 
@@ -102,7 +102,7 @@ def test_a_long_poll_ends_when_another_server_puts_what_it_waits_for(redis_url: 
                 other.storage.wait("q", start=0, tags=red, taking=False, timeout_s=30)
             )
             await asyncio.sleep(0)
-            await other.distributed.look("q")
+            await other.redis_storage.check("q")
             await one.put(color="red")
             await waiting
             assert await other.indexes(tags=red) == [1]
@@ -147,9 +147,9 @@ def test_what_became_of_claims_while_redis_was_away_is_done_when_it_is_back(make
             await one.storage.settle("q", [1])
             await one.storage.release("q", [2])
             await asyncio.to_thread(server.start)
-            while not (one.link.is_up() and other.link.is_up()):
+            while not (one.redis.is_up() and other.redis.is_up()):
                 await asyncio.sleep(0.01)
-            await one.distributed.look("q")
+            await one.redis_storage.check("q")
             assert await other.indexes() == [2, 3]
             assert await other.length() == 2
 
@@ -262,8 +262,8 @@ def test_what_a_dead_server_had_goes_to_others_as_from_a_lost_connection(redis_u
             assert [frame.index for frame in taken] == [3]
             await dead.die()
             heir = await alive.attach("heir")
-            await alive.distributed.look("q")
-            assert await alive.distributed.fetch("q", heir, index_only=True) == []
+            await alive.redis_storage.check("q")
+            assert await alive.redis_storage.fetch("q", heir, index_only=True) == []
             await lapse(clock, alive)
             assert await alive.leased(heir) == [3]
             assert await alive.storage.sessions("q") == {Consumer("g", "heir"): heir}
@@ -306,19 +306,19 @@ def test_items_that_were_fetched_before_a_long_sleep_reach_nobody_after_it(
         async with servers(redis_url, 2, clock) as (asleep, awake):
             await awake.put()
             session = await asleep.attach("old")
-            heard = asleep.link.call
+            heard = asleep.redis.call
 
             async def late(script: str, *args: Any, **kwargs: Any) -> Any:
                 reply = await heard(script, *args, **kwargs)
                 if script == "fetch":
-                    monkeypatch.setattr(asleep.link, "call", heard)
+                    monkeypatch.setattr(asleep.redis, "call", heard)
                     await lapse(clock, awake)
                     loop = asyncio.get_running_loop()
                     woken_at = loop.time() + LEASE_S
                     monkeypatch.setattr(loop, "time", lambda: woken_at)
                 return reply
 
-            monkeypatch.setattr(asleep.link, "call", late)
+            monkeypatch.setattr(asleep.redis, "call", late)
             assert await asleep.storage.lease("q", session, index_only=False) == []
             monkeypatch.undo()
 
@@ -334,7 +334,7 @@ def test_after_an_absence_of_redis_nobody_is_taken_for_gone(redis_url: str) -> N
             session = await one.attach()
             assert await one.leased(session) == [1]
             clock.now += 10 * LEASE_S
-            await other.distributed.look("q")
+            await other.redis_storage.check("q")
             assert await other.storage.sessions("q") == {Consumer("g", "u"): session}
 
     run(body())
@@ -358,9 +358,9 @@ def test_a_clock_of_redis_that_is_put_back_keeps_nothing_waiting(redis_url: str)
             assert await dead.put(**{"for": "dead"}) == 3
             assert await dead.leased(other) == [3]
             await dead.die()
-            await alive.distributed.look("q")
+            await alive.redis_storage.check("q")
             clock.now -= 900.0
-            await alive.distributed.look("q")
+            await alive.redis_storage.check("q")
             clock.now += TIMING.backoff_s[1]
             assert await alive.leased(session) == [1]
             assert await alive.commit(1) == 1
@@ -384,7 +384,7 @@ def test_a_server_that_is_gone_costs_its_items_no_failure(redis_url: str) -> Non
             heir = await alive.attach("ours")
             await lapse(clock, alive)
             clock.now += TIMING.leave_grace_s
-            await alive.distributed.look("q")
+            await alive.redis_storage.check("q")
             assert await alive.leased(heir) == [1]
             await alive.put()
             assert await alive.leased(heir) == [2]  # beside it: what was lost would be alone
@@ -401,16 +401,16 @@ def test_servers_that_stood_still_give_who_comes_back_its_time(redis_url: str) -
     async def body() -> None:
         async with servers(redis_url, 1, clock) as (only,):
             await only.put()
-            await only.distributed.look("q")
+            await only.redis_storage.check("q")
             mine = await only.attach("mine", process="p")
             other = await only.attach("other")
             assert await only.leased(mine) == [1]
             await only.detach(mine, lost=True)
             clock.now += 0.6 * LEASE_S
-            await only.distributed.look("q")
-            assert await only.distributed.fetch("q", other, index_only=False) == []
+            await only.redis_storage.check("q")
+            assert await only.redis_storage.fetch("q", other, index_only=False) == []
             assert await only.leased(await only.attach("mine", process="p")) == [1]
-            assert (await only.distributed.attributes("q", now=0.0)).length == 1
+            assert (await only.redis_storage.attributes("q", now=0.0)).length == 1
 
     run(body())
 
@@ -439,15 +439,15 @@ def test_a_fetch_whose_answer_was_lost_is_answered_again(
             for _ in range(2):
                 await server.put()
             session = await server.attach()
-            heard = server.link.call
+            heard = server.redis.call
 
             async def deaf(script: str, *args: Any, **kwargs: Any) -> Any:
                 await heard(script, *args, **kwargs)
                 if script == "fetch":
-                    monkeypatch.setattr(server.link, "call", heard)
+                    monkeypatch.setattr(server.redis, "call", heard)
                     raise StorageError("the connection broke")
 
-            monkeypatch.setattr(server.link, "call", deaf)
+            monkeypatch.setattr(server.redis, "call", deaf)
             leases = await server.storage.lease("q", session, index_only=False)
             assert [(lease.frame.index, lease.deliveries) for lease in leases] == [(1, 1), (2, 1)]
 
@@ -462,19 +462,19 @@ def test_a_fetch_that_is_answered_again_leaves_out_what_was_handed_out_once_more
             await one.put()
             await one.put()
             session = await one.attach()
-            heard = one.link.call
+            heard = one.redis.call
 
             async def deaf(*args: Any, **kwargs: Any) -> Any:
                 await heard(*args, **kwargs)
                 raise StorageError("the connection broke")
 
-            monkeypatch.setattr(one.link, "call", deaf)
+            monkeypatch.setattr(one.redis, "call", deaf)
             with pytest.raises(StorageError):
-                await one.distributed.fetch("q", session, index_only=True)
+                await one.redis_storage.fetch("q", session, index_only=True)
             monkeypatch.undo()
             assert await other.negative(1) == 1
             assert await one.leased(session, 2) == [2, 1]
-            assert await one.distributed.fetch("q", session, index_only=True) == []
+            assert await one.redis_storage.fetch("q", session, index_only=True) == []
 
     run(body())
 
@@ -486,13 +486,13 @@ def test_an_attach_and_a_claim_whose_answers_were_lost_hold_nothing(
         async with servers(redis_url) as (one, other):
             await one.put()
             await one.put()
-            heard = one.link.call
+            heard = one.redis.call
 
             async def deaf(*args: Any, **kwargs: Any) -> Any:
                 await heard(*args, **kwargs)
                 raise StorageError("the connection broke")
 
-            monkeypatch.setattr(one.link, "call", deaf)
+            monkeypatch.setattr(one.redis, "call", deaf)
             with pytest.raises(StorageError):
                 await one.storage.take("q", start=2, length=1, tags={}, minimum=1)
             with pytest.raises(StorageError):
@@ -500,19 +500,19 @@ def test_an_attach_and_a_claim_whose_answers_were_lost_hold_nothing(
             monkeypatch.undo()
             assert await other.indexes() == [1]
             heir = await other.attach("heir")
-            assert await other.distributed.fetch("q", heir, index_only=True) == []
-            await one.distributed.look("q")
+            assert await other.redis_storage.fetch("q", heir, index_only=True) == []
+            await one.redis_storage.check("q")
             assert sorted(await other.leased(heir, 2)) == [1, 2]
 
     run(body())
 
 
-def test_an_item_whose_burial_was_cut_off_is_buried_by_whoever_looks_next(
+def test_an_item_whose_dead_letter_was_cut_off_gets_one_from_the_next_server(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes to nobody meanwhile, and is in the rear store and answered once."""
     clock = Moment()
-    burial = Burial(
+    dead_letters = DeadLetterPolicy(
         1,
         "q#rear",
         Limits(),
@@ -526,25 +526,25 @@ def test_an_item_whose_burial_was_cut_off_is_buried_by_whoever_looks_next(
             both = [Server(redis_url, clock) for _ in range(2)]
             for server in both:
                 await server.storage.start(server.failures.append)
-                for name, one in (("q#rear", None), ("q/sink", None), ("q", burial)):
+                for name, one in (("q#rear", None), ("q/sink", None), ("q", dead_letters)):
                     await server.storage.open(name, one)
             dead, alive = both
             await dead.put(b"poison")
             session = await dead.attach()
             assert await dead.leased(session) == [1]
-            heard = dead.link.call
+            heard = dead.redis.call
 
             async def dies(script: str, *args: Any, **kwargs: Any) -> Any:
-                if script == "bury":
+                if script == "dead_letter":
                     raise Unavailable("the server was killed")
                 return await heard(script, *args, **kwargs)
 
-            monkeypatch.setattr(dead.link, "call", dies)
+            monkeypatch.setattr(dead.redis, "call", dies)
             assert await dead.negative(1) == 1
             heir = await alive.attach("heir")
-            assert await alive.distributed.fetch("q", heir, index_only=True) == []
+            assert await alive.redis_storage.fetch("q", heir, index_only=True) == []
             clock.now += 5.0
-            await alive.distributed.look("q")
+            await alive.redis_storage.check("q")
             while await alive.length() > 0:
                 await asyncio.sleep(0.01)
             for name in ("q#rear", "q/sink"):
@@ -620,7 +620,7 @@ def test_another_run_of_redis_is_another_epoch_once_for_all_servers(make_redis: 
             await one.put()
             await asyncio.to_thread(server.restart)
             for engine in both:
-                while not engine.link.is_up():
+                while not engine.redis.is_up():
                     await asyncio.sleep(0.01)
             assert await one.put() == 1 + remote.RAISE + 1
             assert await other.put() == 1 + remote.RAISE + 2
@@ -738,7 +738,7 @@ def test_signs_of_life_and_fetches_do_not_read_all_connections(redis_url: str) -
             before = read_whole()
             for session in sessions:
                 await server.storage.active("q", session, now=0.0)
-                await server.distributed.fetch("q", session, index_only=True)
+                await server.redis_storage.fetch("q", session, index_only=True)
             assert read_whole() == before
             await server.commit(1)
             assert read_whole() > before
@@ -789,13 +789,13 @@ def test_many_items_of_one_request_id_are_looked_at_in_several_calls(
                 await server.put(**same)
             await server.put(requestId="other")
             scripts: list[str] = []
-            ask = server.distributed._at.ask
+            ask = server.redis_storage._heartbeat.ask
 
-            async def counted(stream: remote.Remote, script: str, *args: Any, **options: Any) -> Any:
+            async def counted(stream: remote.RemoteStream, script: str, *args: Any, **options: Any) -> Any:
                 scripts.append(script)
                 return await ask(stream, script, *args, **options)
 
-            monkeypatch.setattr(server.distributed._at, "ask", counted)
+            monkeypatch.setattr(server.redis_storage._heartbeat, "ask", counted)
             assert await server.storage.count("q", tags=same, priority=None) == 23
             assert await server.indexes(tags=same) == list(range(1, 24))
             taken = await server.storage.take("q", start=3, length=12, tags=same, minimum=12)
@@ -840,7 +840,7 @@ def test_a_long_absent_groups_many_items_leave_in_several_calls(
             assert await server.length() == 23
             clock.now += TIMING.group_retention_s
             while await server.length() > 1:
-                await server.distributed.look("q")
+                await server.redis_storage.check("q")
             assert await server.indexes() == [23]
 
     run(body())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from easq.errors import StorageError, Unavailable
-from easq.storage.redis.link import Link
+from easq.storage.redis.client import RedisClient
 from easq.storage.redis.topology import Primary, slot_table
 from easq.storage.redis.url import parse_redis_url
 from tests.support.cluster import SHARDS, RedisCluster
@@ -54,12 +54,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def until_taken(link: Link, key: str) -> object:
+async def until_taken(redis_client: RedisClient, key: str) -> object:
     """The reply to the first `add` of 1 that is not certainly refused."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
-                return await link.call("add", [key], [1])
+                return await redis_client.call("add", [key], [1])
             except Unavailable:
                 await asyncio.sleep(0.05)
 
@@ -85,21 +85,21 @@ def test_a_replica_that_was_promoted_is_called(
         prepared.append(changed)
 
     async def run() -> None:
-        link = Link(parse_redis_url(sentinel.url), wait_replicas=1, source=SCRIPTS.__getitem__)
+        redis_client = RedisClient(parse_redis_url(sentinel.url), wait_replicas=1, source=SCRIPTS.__getitem__)
         await until(lambda: replica.follows(primary) and sentinel.knows(replica))
-        await link.connect(prepare)
+        await redis_client.connect(prepare)
         try:
-            assert await link.call("add", ["{q}n"], [41]) == 41
+            assert await redis_client.call("add", ["{q}n"], [41]) == 41
             primary.kill()
             await until(lambda: sentinel.has_settled_on(replica))
-            await until(link.is_up)
+            await until(redis_client.is_up)
             assert (prepared[0], prepared[-1]) == (False, True)
             assert replica.ask("GET", "{q}n") == b"41"
             with pytest.raises(Unavailable, match="fewer replicas than the 1"):
-                await link.call("add", ["{q}n"], [1])
+                await redis_client.call("add", ["{q}n"], [1])
             assert replica.ask("GET", "{q}n") == b"41"
         finally:
-            await link.close()
+            await redis_client.close()
 
     asyncio.run(run())
 
@@ -108,18 +108,18 @@ def test_sentinels_that_know_no_such_service(
     tmp_path: Path, servers: Callable[[RedisServer], RedisServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A start says so, after it has waited for an election."""
-    monkeypatch.setattr("easq.storage.redis.link.START_S", 0.5)
+    monkeypatch.setattr("easq.storage.redis.client.START_S", 0.5)
     primary = servers(RedisServer(tmp_path / "a"))
     sentinel = servers(Sentinel(tmp_path / "s", primary))
 
     async def nothing(_: bool) -> None:
         pass
 
-    link = Link(
+    redis_client = RedisClient(
         parse_redis_url(f"redis+sentinel://127.0.0.1:{sentinel.port}/other"), source=SCRIPTS.__getitem__
     )
     with pytest.raises(StorageError, match="they know no service 'other'"):
-        asyncio.run(link.connect(nothing))
+        asyncio.run(redis_client.connect(nothing))
 
 
 @pytest.mark.long
@@ -132,22 +132,22 @@ def test_a_cluster_of_three(cluster: RedisCluster) -> None:
         prepared.append(changed)
 
     async def run() -> None:
-        link = Link(parse_redis_url(cluster.url), source=SCRIPTS.__getitem__)
-        await link.connect(prepare)
+        redis_client = RedisClient(parse_redis_url(cluster.url), source=SCRIPTS.__getitem__)
+        await redis_client.connect(prepare)
         try:
             keys = [f"{{q{number}}}:n" for number in range(30)]
-            assert await asyncio.gather(*(link.call("add", [key], [1]) for key in keys)) == [1] * 30
+            assert await asyncio.gather(*(redis_client.call("add", [key], [1]) for key in keys)) == [1] * 30
             await until(lambda: all(node.ask("DBSIZE") for node in cluster.nodes))  # replicas follow
-            await link.listen("{q0}:hint", heard.append)
-            await link.call("tell", ["{q0}:hint"], [])
+            await redis_client.listen("{q0}:hint", heard.append)
+            await redis_client.call("tell", ["{q0}:hint"], [])
             await until(lambda: heard == [b"x"])
             source = cluster.primary_of(keys[0])
             target = next(node for node in cluster.nodes[:SHARDS] if node is not source)
             await asyncio.to_thread(cluster.move, keys[0], target)
-            assert await until_taken(link, keys[0]) == 2
+            assert await until_taken(redis_client, keys[0]) == 2
             assert prepared[0] is False
             assert prepared[-1] is True
         finally:
-            await link.close()
+            await redis_client.close()
 
     asyncio.run(run())

@@ -10,10 +10,10 @@ import redis
 
 from easq.errors import QueueFull, StorageError, Unavailable
 from easq.model import Frame
-from easq.storage.base import Burial
+from easq.storage.base import DeadLetterPolicy
 from easq.storage.redis import stream
-from easq.storage.redis.engine import Distributed
-from easq.storage.redis.link import Link
+from easq.storage.redis.client import RedisClient
+from easq.storage.redis.engine import RedisStorage
 from easq.storage.redis.url import parse_redis_url
 from tests.conftest import MakeRedis
 from tests.storage.conftest import NO_LIMITS
@@ -23,7 +23,7 @@ from tests.storage.servers import Moment, Server, lapse, run, servers
 async def until_up(*engines: Server) -> None:
     """Calls go through."""
     async with asyncio.timeout(10):
-        while not all(engine.link.is_up() for engine in engines):
+        while not all(engine.redis.is_up() for engine in engines):
             await asyncio.sleep(0.01)
 
 
@@ -67,7 +67,7 @@ def test_many_looks_at_once_end_what_is_owed(make_redis: MakeRedis) -> None:
             await one.storage.release("q", [2])
             await asyncio.to_thread(server.start)
             await until_up(one, other)
-            await asyncio.gather(*(one.distributed.look("q") for _ in range(3)))
+            await asyncio.gather(*(one.redis_storage.check("q") for _ in range(3)))
             assert await other.indexes() == [2]
 
     run(body())
@@ -82,17 +82,17 @@ def test_a_release_that_is_repeated_ends_no_later_claim(
         async with servers(redis_url) as (one, other):
             await one.put()
             assert await take(one) == [1]
-            heard = one.link.call
+            heard = one.redis.call
 
             async def deaf(*args: Any, **kwargs: Any) -> Any:
                 await heard(*args, **kwargs)
                 raise StorageError("the connection broke")
 
-            monkeypatch.setattr(one.link, "call", deaf)
+            monkeypatch.setattr(one.redis, "call", deaf)
             await one.storage.release("q", [1])
             monkeypatch.undo()
             assert await take(one) == [1]
-            await one.distributed.look("q")
+            await one.redis_storage.check("q")
             assert await take(other) == []
             await one.storage.settle("q", [1])
             assert await other.length() == 0
@@ -135,7 +135,7 @@ def test_a_claim_whose_end_a_fail_over_took_back_ends_again(redis_url: str) -> N
                 for key, value in before.items():
                     client.restore(key, 0, value, replace=True)
             assert await take(one) == [2]
-            await one.distributed.look("q")
+            await one.redis_storage.check("q")
             assert await other.indexes() == [1]
             await one.storage.release("q", [2])
             assert await other.indexes() == [1, 2]
@@ -152,7 +152,7 @@ def test_one_look_gives_up_all_connections_that_were_lost_meanwhile(
     async def body() -> None:
         async with servers(redis_url, 1) as (engine,):
             sessions = [await engine.attach(f"u{number}") for number in range(many)]
-            heard = engine.link.call
+            heard = engine.redis.call
             begun = 0
             all_begun = asyncio.Event()
 
@@ -168,12 +168,12 @@ def test_one_look_gives_up_all_connections_that_were_lost_meanwhile(
                     await all_begun.wait()
                 return await heard(script, *args, **kwargs)
 
-            monkeypatch.setattr(engine.link, "call", away)
+            monkeypatch.setattr(engine.redis, "call", away)
             for session in sessions:
                 with pytest.raises(Unavailable):
                     await engine.detach(session, lost=True)
-            monkeypatch.setattr(engine.link, "call", back)
-            await engine.distributed.look("q")
+            monkeypatch.setattr(engine.redis, "call", back)
+            await engine.redis_storage.check("q")
             assert await engine.storage.sessions("q") == {}
             monkeypatch.undo()
 
@@ -191,7 +191,7 @@ def test_a_stream_that_is_being_opened_is_opened_at_the_next_redis_too(
             assert await gone.put() == 1
         late = Server(redis_server.url, None)
         await late.storage.start(late.failures.append)
-        heard = late.link.call
+        heard = late.redis.call
 
         async def call(script: str, *args: Any, **kwargs: Any) -> Any:
             if script == "streams":
@@ -200,7 +200,7 @@ def test_a_stream_that_is_being_opened_is_opened_at_the_next_redis_too(
                 await until_up(late)
             return await heard(script, *args, **kwargs)
 
-        monkeypatch.setattr(late.link, "call", call)
+        monkeypatch.setattr(late.redis, "call", call)
         await late.storage.open("q")
         assert await late.put() == 1 + stream.RAISE + 1
         await late.storage.close()
@@ -208,34 +208,34 @@ def test_a_stream_that_is_being_opened_is_opened_at_the_next_redis_too(
     run(body())
 
 
-def test_a_look_does_not_wait_until_all_that_is_due_is_buried(
+def test_a_check_does_not_wait_for_the_dead_letters_that_are_due(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While thousands of items are, this server's time would be over too."""
     clock = Moment()
-    burial = Burial(1, "q#rear", NO_LIMITS, lambda frame, _: Frame(0, frame.tags, frame.data))
+    dead_letters = DeadLetterPolicy(1, "q#rear", NO_LIMITS, lambda frame, _: Frame(0, frame.tags, frame.data))
 
     async def body() -> None:
         alive = Server(redis_url, clock)
         await alive.storage.start(alive.failures.append)
         await alive.storage.open("q#rear")
-        await alive.storage.open("q", burial)
+        await alive.storage.open("q", dead_letters)
         await alive.put()
         session = await alive.attach(process="p")
         assert await alive.leased(session) == [1]
         await alive.detach(session, lost=True)
-        heard = alive.link.call
-        may_bury = asyncio.Event()
+        heard = alive.redis.call
+        may_go_on = asyncio.Event()
 
         async def slow(script: str, *args: Any, **kwargs: Any) -> Any:
-            if script == "bury":
-                await may_bury.wait()
+            if script == "dead_letter":
+                await may_go_on.wait()
             return await heard(script, *args, **kwargs)
 
-        monkeypatch.setattr(alive.link, "call", slow)
+        monkeypatch.setattr(alive.redis, "call", slow)
         await lapse(clock, alive)
         assert await alive.length() == 1
-        may_bury.set()
+        may_go_on.set()
         while await alive.length() > 0:
             await asyncio.sleep(0.01)
         assert len(await alive.storage.read("q#rear", start=0, length=9, tags={})) == 1
@@ -250,11 +250,11 @@ def test_a_look_that_fails_by_a_mistake_is_not_the_last(
     """It is said, and the server stays alive."""
 
     async def body() -> None:
-        link = Link(parse_redis_url(redis_url))
-        engine = Distributed(link, lease_s=0.2)
+        redis_client = RedisClient(parse_redis_url(redis_url))
+        engine = RedisStorage(redis_client, lease_s=0.2)
         await engine.start(lambda _: None)
         await engine.open("q")
-        heard = link.call
+        heard = redis_client.call
         ticks = 0
 
         async def mistaken(script: str, *args: Any, **kwargs: Any) -> Any:
@@ -264,7 +264,7 @@ def test_a_look_that_fails_by_a_mistake_is_not_the_last(
                 raise RuntimeError("a mistake")
             return await heard(script, *args, **kwargs)
 
-        monkeypatch.setattr(link, "call", mistaken)
+        monkeypatch.setattr(redis_client, "call", mistaken)
         while ticks < 3:
             await asyncio.sleep(0.01)
         monkeypatch.undo()

@@ -35,11 +35,11 @@ def test_a_groups_filter_and_the_time_it_was_left_are_kept(run_sqlite: Run) -> N
         left = engine.now
         await engine.detach(await engine.attach(group="left", tags=B))
         await engine.restart()
-        core = engine.storage._cores["q"]  # type: ignore[attr-defined]
-        ((tags, left_at),) = core.filters("left")
+        rules = engine.storage._rules["q"]  # type: ignore[attr-defined]
+        ((tags, left_at),) = rules.filters("left")
         assert tags == filter_of(B)
         assert left <= left_at + 0.01
-        ((tags, left_at),) = core.filters("here")
+        ((tags, left_at),) = rules.filters("here")
         assert tags == filter_of(A)
         assert left_at > left
 
@@ -99,7 +99,7 @@ def committed_stream(count: int, tags_of: Callable[[int], Tags]) -> Stream:
     session, _ = stream.attach(Consumer("slow", "u"), Subscription(1, tags=A), 100.0)
     stream.attach(Consumer("worker", "u"), Subscription(1), 100.0)
     for index in range(1, count + 1):
-        stream.allot(1, Limits())
+        stream.allocate(1, Limits())
         stream.entries.show(index, index % 3)
     for first in range(1, count + 1, 1000):
         stream.commit("worker", range(first, min(first + 1000, count + 1)))
@@ -147,7 +147,7 @@ def test_a_put_that_finds_the_stream_full_looks_at_few_items() -> None:
     while len(stream.entries) == count:
         looked_at = 0
         try:
-            stream.allot(1, limits)
+            stream.allocate(1, limits)
         except QueueFull:
             refused += 1
             assert looked_at < SLICE
@@ -175,7 +175,7 @@ def test_no_slice_takes_long_with_a_million_items() -> None:
 
     def put() -> None:
         with pytest.raises(QueueFull):
-            stream.allot(1, limits)
+            stream.allocate(1, limits)
 
     for _ in range(100):
         measure(put)

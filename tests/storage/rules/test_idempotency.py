@@ -126,10 +126,10 @@ def test_keys_stored_before_a_start_count_as_new() -> None:
 @pytest.mark.parametrize("engine_url", ["memory", "sqlite"], indirect=True)
 def test_forgotten_keys_are_gone_and_the_others_are_not(run: Run) -> None:
     async def body(engine: Engine) -> None:
-        from easq.storage.embedded import Embedded
+        from easq.storage.embedded import EmbeddedStorage
         from easq.storage.rules.changes import KeysForgotten
 
-        assert isinstance(engine.storage, Embedded)
+        assert isinstance(engine.storage, EmbeddedStorage)
         for n in range(5):
             await put(engine, b"x", f"k{n}")
         await engine.storage._submit([KeysForgotten("q", 3)])

@@ -13,7 +13,7 @@ from easq.errors import Unavailable
 from easq.model import Consumer, Frame
 from easq.storage.base import Limits, Subscription
 from easq.storage.redis import stream as remote
-from easq.storage.redis.heartbeat import Attendance
+from easq.storage.redis.heartbeat import Heartbeat
 from easq.storage.rules.effects import Effects
 from easq.storage.rules.scans import ScanLimit
 from easq.storage.rules.stream import Stream
@@ -143,9 +143,9 @@ def test_one_stream_in_a_turn_of_the_event_loop_looks_for_items_that_its_watcher
         subscription = Subscription(10, 0, NOWHERE)
         for stream in streams:
             await engine.storage.attach(stream, Consumer("g", "u"), subscription, now=engine.now)
-        cores = engine.storage._cores.values()  # type: ignore[attr-defined]
+        every = engine.storage._rules.values()  # type: ignore[attr-defined]
         async with asyncio.timeout(10):
-            while any(core._handout.is_behind for core in cores):
+            while any(rules._dispatcher.is_behind for rules in every):
                 await asyncio.sleep(0)
 
     run_on("memory:", body)
@@ -155,7 +155,7 @@ def test_one_stream_in_a_turn_of_the_event_loop_looks_for_items_that_its_watcher
 
 def test_few_scans_are_under_way_at_redis_together(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "BUDGET", 10)
-    monkeypatch.setattr(Attendance, "ask", asked := _Asked(Attendance.ask))
+    monkeypatch.setattr(Heartbeat, "ask", asked := _Asked(Heartbeat.ask))
 
     async def body(engine: Engine) -> None:
         for number in range(50):
@@ -176,14 +176,14 @@ class _Asked:
         self.original = original
         self.total = self.now = self.most = 0
 
-    def __get__(self, attendance: Attendance, _: type) -> Callable[..., Awaitable[Any]]:
-        async def ask(stream: remote.Remote, script: str, *args: Any, **options: Any) -> Any:
+    def __get__(self, heartbeat: Heartbeat, _: type) -> Callable[..., Awaitable[Any]]:
+        async def ask(stream: remote.RemoteStream, script: str, *args: Any, **options: Any) -> Any:
             if script != "count" or args[0] == "0":
-                return await self.original(attendance, stream, script, *args, **options)
+                return await self.original(heartbeat, stream, script, *args, **options)
             self.total, self.now = self.total + 1, self.now + 1
             self.most = max(self.most, self.now)
             try:
-                return await self.original(attendance, stream, script, *args, **options)
+                return await self.original(heartbeat, stream, script, *args, **options)
             finally:
                 self.now -= 1
 

@@ -21,7 +21,7 @@ def stream_of(*sizes: int, max_failures: int = 0) -> Stream:
     """A stream with items of these sizes, from index 1 on."""
     stream = Stream(timing=TIMING, tags_of=lambda _: {}, max_failures=max_failures)
     for size in sizes:
-        index, _ = stream.allot(size, Limits())
+        index, _ = stream.allocate(size, Limits())
         stream.entries.show(index, 0)
     return stream
 
@@ -110,9 +110,9 @@ def test_a_put_that_is_refused_evicts_nothing() -> None:
     stream = stream_of(6, 2)
     stream.claim([1])
     with pytest.raises(QueueFull):
-        stream.allot(5, Limits(max_bytes=10, evict=True))
+        stream.allocate(5, Limits(max_bytes=10, evict=True))
     assert list(stream.entries.indexes_from(0)) == [2]
-    assert _removed(stream.allot(4, Limits(max_bytes=10, evict=True))) == [2]
+    assert _removed(stream.allocate(4, Limits(max_bytes=10, evict=True))) == [2]
 
 
 def test_a_put_that_is_refused_takes_no_absent_group_its_claim() -> None:
@@ -122,9 +122,9 @@ def test_a_put_that_is_refused_takes_no_absent_group_its_claim() -> None:
     stream.detach(absent, lost=False, now=NOW)
     stream.commit("here", [1])
     with pytest.raises(QueueFull):
-        stream.allot(8, Limits(max_bytes=10))
+        stream.allocate(8, Limits(max_bytes=10))
     assert list(stream.entries.indexes_from(0)) == [1, 2]
-    assert _removed(stream.allot(7, Limits(max_bytes=10))) == [1]
+    assert _removed(stream.allocate(7, Limits(max_bytes=10))) == [1]
 
 
 # -- alone -------------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_the_consumer_with_most_free_slots_gets_it_whatever_else_they_want() -> 
     stream.delete([1])
     small, _ = stream.attach(Consumer("g", "small"), Subscription(1), NOW)
     large, _ = stream.attach(Consumer("g", "large"), Subscription(5, after=1), NOW)
-    index, _ = stream.allot(1, Limits())
+    index, _ = stream.allocate(1, Limits())
     stream.entries.show(index, 0)
     stream.dispatch()
     assert (fetched(stream, small), fetched(stream, large)) == ([], [(2, 1)])
@@ -162,13 +162,13 @@ def test_the_consumer_with_most_free_slots_gets_it_whatever_else_they_want() -> 
 # -- given up in vain --------------------------------------------------------------------------------------------------
 
 
-def test_an_item_that_could_not_be_buried_comes_again_after_the_longest_back_off() -> None:
+def test_an_item_that_whose_dead_letter_was_refused_comes_again_after_the_longest_back_off() -> None:
     stream = stream_of(1, 1, 1, max_failures=1)
     session = attach(stream)
     fetched(stream, session)
     _, effects = stream.negative("g", [2], code="", reason="", now=NOW)
     assert list(stream.entries.indexes_from(0)) == [1, 3]
-    stream.take_up(effects, NOW)
+    stream.copies_refused(effects, NOW)
     assert list(stream.entries.indexes_from(0)) == [1, 2, 3]
     stream.commit("g", [1, 3])
     assert stream.due == NOW + TIMING.backoff_s[-1]
@@ -177,7 +177,7 @@ def test_an_item_that_could_not_be_buried_comes_again_after_the_longest_back_off
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_what_was_removed_before_its_burial_failed_does_not_come_again(held: bool) -> None:
+def test_what_was_removed_before_its_dead_letter_was_refused_does_not_come_again(held: bool) -> None:
     stream = stream_of(1, 1, max_failures=1)
     session = attach(stream)
     if held:
@@ -185,7 +185,7 @@ def test_what_was_removed_before_its_burial_failed_does_not_come_again(held: boo
     fetched(stream, session)
     _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
     stream.truncate(2)
-    stream.take_up(effects, NOW)
+    stream.copies_refused(effects, NOW)
     assert list(stream.entries.indexes_from(0)) == [2]
 
 
@@ -193,27 +193,27 @@ def test_a_truncation_beyond_what_is_there_takes_nothing_that_comes_after_it() -
     """Also when that could not be buried: it was put later."""
     stream = stream_of(max_failures=1)
     stream.truncate(1000)
-    index, _ = stream.allot(1, Limits())
+    index, _ = stream.allocate(1, Limits())
     stream.entries.show(index, 0)
     session = attach(stream)
     assert fetched(stream, session) == [(1, 1)]
     _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
-    stream.take_up(effects, NOW)
+    stream.copies_refused(effects, NOW)
     assert list(stream.entries.indexes_from(0)) == [1]
 
 
-def test_what_was_deleted_before_its_burial_failed_is_removed_for_good() -> None:
+def test_what_was_deleted_before_its_dead_letter_was_refused_is_removed_for_good() -> None:
     stream = stream_of(1, max_failures=1)
     session = attach(stream)
     fetched(stream, session)
     _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
     stream.delete([1])
-    assert stream.take_up(effects, NOW).removed == [1]
+    assert stream.copies_refused(effects, NOW).removed == [1]
     assert list(stream.entries.indexes_from(0)) == []
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_what_was_committed_before_its_burial_failed_does_not_come_again(held: bool) -> None:
+def test_what_was_committed_before_its_dead_letter_was_refused_does_not_come_again(held: bool) -> None:
     """Whether another group holds it or not."""
     stream = stream_of(1, max_failures=1)
     session = attach(stream)
@@ -221,7 +221,7 @@ def test_what_was_committed_before_its_burial_failed_does_not_come_again(held: b
     fetched(stream, session)
     _, given_up = stream.negative("g", [1], code="", reason="", now=NOW)
     stream.commit("g", [1])
-    taken = stream.take_up(given_up, NOW)
+    taken = stream.copies_refused(given_up, NOW)
     stream.tick(NOW + TIMING.backoff_s[-1])
     assert fetched(stream, session) == []
     assert taken.removed == ([] if held else [1])
@@ -234,7 +234,7 @@ def test_what_was_committed_before_its_burial_failed_does_not_come_again(held: b
 # -- a service that runs for long --------------------------------------------------------------------------------------
 
 
-def kept(stream: Stream, group: str = "g") -> int:
+def remembered(stream: Stream, group: str = "g") -> int:
     """How much is remembered for handing out in a group."""
     known = stream._groups[group]
     cursors = sum(len(view.cursors) for view in known.views)
@@ -249,14 +249,14 @@ def test_what_comes_back_again_and_again_is_remembered_once() -> None:
     for _ in range(5000):
         stream.claim([2])
         stream.release([2])
-    assert kept(stream) < 3000
+    assert remembered(stream) < 3000
 
 
 def test_an_item_that_nobody_wants_does_not_keep_all_that_came_back_after_it() -> None:
     tags = {1: {"for": "others"}}
     stream = Stream(timing=TIMING, tags_of=lambda index: tags.get(index, {}))
     for _ in range(2):
-        index, _ = stream.allot(1, Limits())
+        index, _ = stream.allocate(1, Limits())
         stream.entries.show(index, 0)
     stream.detach(attach(stream, "earlier", window=1), lost=False, now=NOW)
     other, _ = stream.attach(Consumer("g", "u"), Subscription(1, tags={"for": "nobody"}), NOW)
@@ -265,7 +265,7 @@ def test_an_item_that_nobody_wants_does_not_keep_all_that_came_back_after_it() -
         stream.claim([2])
         stream.release([2])
     assert fetched(stream, other) == [(2, 1)]
-    assert kept(stream) < 3000
+    assert remembered(stream) < 3000
 
 
 def test_priorities_that_are_gone_are_forgotten() -> None:
@@ -273,12 +273,12 @@ def test_priorities_that_are_gone_are_forgotten() -> None:
     stream = stream_of()
     session = attach(stream)
     for priority in range(5000):
-        index, _ = stream.allot(1, Limits())
+        index, _ = stream.allocate(1, Limits())
         stream.entries.show(index, priority)
         stream.dispatch()
         assert fetched(stream, session) == [(index, 1)]
         stream.commit("g", [index])
-    assert kept(stream) < 3000
+    assert remembered(stream) < 3000
 
 
 def test_groups_that_remember_nothing_any_more_are_forgotten() -> None:
@@ -306,7 +306,7 @@ class Counted:
         self.tags = tags or {}
         self.stream = Stream(timing=TIMING, tags_of=self._load)
         for _ in range(count):
-            index, _ = self.stream.allot(1, Limits())
+            index, _ = self.stream.allocate(1, Limits())
             self.stream.entries.show(index, 0)
 
     def _load(self, index: int) -> Tags:
@@ -374,7 +374,7 @@ def test_what_is_not_known_yet_holds_back_what_comes_after_it() -> None:
     """An item of a lower class is not handed out before the higher one was looked through."""
     counted = Counted(1, {1: {"for": "me"}, 3000: {"for": "me"}})
     for _ in range(2999):
-        index, _ = counted.stream.allot(1, Limits())
+        index, _ = counted.stream.allocate(1, Limits())
         counted.stream.entries.show(index, 9)
     session = counted.attach("u", window=2, **{"for": "me"})
     assert fetched(counted.stream, session) == []

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from easq.storage.sqlite.engine import Sqlite
+from easq.storage.sqlite.engine import SqliteStorage
 from tests.storage.sqlite.layout1 import contents, write_layout_1
 
 KILLED = -signal.SIGKILL
@@ -29,7 +29,7 @@ def start(path: Path, killed_at: int = 0, *, with_sql: bool = False) -> None:
         kill_at(killed_at, with_sql=with_sql)
 
     async def main() -> None:
-        storage = Sqlite(path)
+        storage = SqliteStorage(path)
         await storage.start(lambda _: None)
         await storage.close()
 

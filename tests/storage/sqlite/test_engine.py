@@ -21,12 +21,12 @@ from easq.errors import QueueFull, StorageError
 from easq.model import Frame
 from easq.storage.base import Limits
 from easq.storage.open import open_storage
-from easq.storage.rules.changes import GroupKept, Stored, Touched
-from easq.storage.rules.effects import Touch
+from easq.storage.rules.changes import DeliveryRecorded, GroupChanged, Stored
+from easq.storage.rules.effects import DeliveryRecord
 from easq.storage.sqlite import data_file
 from easq.storage.sqlite.data_file import SCHEMA_VERSION
-from easq.storage.sqlite.engine import Sqlite
-from easq.storage.sqlite.group_commit import OPENING_JOBS, Job
+from easq.storage.sqlite.engine import SqliteStorage
+from easq.storage.sqlite.group_commit import OPENING_JOBS, CommitJob
 from tests.storage.conftest import Engine
 
 Run: TypeAlias = Callable[[Callable[[Engine], Awaitable[Any]]], Any]
@@ -274,7 +274,7 @@ def test_a_recovery_that_is_cut_off_loses_nothing(
         await engine.storage.close()
 
     async def recover() -> list[int]:
-        storage = Sqlite(path, recover=True)
+        storage = SqliteStorage(path, recover=True)
         try:
             await storage.start(lambda _: None)
         except PowerCut:
@@ -353,7 +353,7 @@ def test_a_recovery_makes_no_file_that_others_can_read(
         monkeypatch.setattr(os, "rename", _after(look, os.rename))
 
         async def recover() -> None:
-            storage = Sqlite(path, recover=True)
+            storage = SqliteStorage(path, recover=True)
             await storage.start(lambda _: None)
             look()
             await storage.close()
@@ -431,8 +431,8 @@ def test_of_many_puts_at_once_the_first_are_synced_while_the_others_come(tmp_pat
     """All of them in one batch would keep all of their clients waiting for one sync, and the service idle."""
     batches: list[int] = []
 
-    class Watched(Sqlite):
-        def _settle_batch(self, batch: Sequence[Job]) -> None:
+    class Watched(SqliteStorage):
+        def _settle_batch(self, batch: Sequence[CommitJob]) -> None:
             batches.append(len(batch))
             super()._settle_batch(batch)
 
@@ -500,9 +500,9 @@ def test_a_failed_disk_is_not_written_on(tmp_path: Path, monkeypatch: pytest.Mon
             patch.setattr("easq.storage.sqlite.group_commit.CHECKPOINT_BYTES", 1)
             with pytest.raises(StorageError):
                 await engine.put()
-            kept = {file: file.read_bytes() for file in (path, Path(f"{path}-wal"))}
+            before = {file: file.read_bytes() for file in (path, Path(f"{path}-wal"))}
             await engine.storage.close()
-        assert {file: file.read_bytes() for file in kept} == kept
+        assert {file: file.read_bytes() for file in before} == before
 
     asyncio.run(main())
 
@@ -550,7 +550,7 @@ def test_a_full_disk_refuses_puts_and_lets_commits_through(tmp_path: Path) -> No
     async def main() -> None:
         engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
         await engine.start()
-        assert isinstance(engine.storage, Sqlite)
+        assert isinstance(engine.storage, SqliteStorage)
         pages = engine.storage._open_writer._connection.execute("PRAGMA page_count").fetchone()[0]
         engine.storage._open_writer._connection.execute(f"PRAGMA max_page_count = {pages + 30}")
         results = [await _try(engine.put(b"x" * 10_000, requestId=str(n))) for n in range(60)]
@@ -577,7 +577,7 @@ def test_commits_on_a_disk_without_any_room_wait_for_it(tmp_path: Path, stops: b
     async def main() -> None:
         engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
         await engine.start()
-        assert isinstance(engine.storage, Sqlite)
+        assert isinstance(engine.storage, SqliteStorage)
         indexes = await asyncio.gather(*(engine.put() for _ in range(500)))
         for group in ("one", "two"):
             await engine.attach(group=group, window=1)
@@ -612,7 +612,7 @@ def test_a_failed_write_acknowledges_nothing_and_is_reported_once(tmp_path: Path
     async def main() -> None:
         engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
         await engine.start()
-        assert isinstance(engine.storage, Sqlite)
+        assert isinstance(engine.storage, SqliteStorage)
         await engine.put()
         engine.storage._open_writer._connection.execute("PRAGMA query_only = ON")
         results = await asyncio.gather(*(engine.put() for _ in range(5)), return_exceptions=True)
@@ -695,19 +695,19 @@ def test_the_last_index_is_not_passed(tmp_path: Path) -> None:
 
 def test_losses_and_busy_time_of_an_item_are_kept(run_sqlite: Run) -> None:
     async def body(engine: Engine) -> None:
-        assert isinstance(engine.storage, Sqlite)
+        assert isinstance(engine.storage, SqliteStorage)
         await engine.put()
-        touch = Touch(deliveries=3, failures=1, code="c", reason="r", losses=2, busy_ms=500)
-        await engine.storage._submit([GroupKept("q", "g", True), Touched("q", "g", 1, touch)])
+        record = DeliveryRecord(deliveries=3, failures=1, code="c", reason="r", losses=2, busy_ms=500)
+        await engine.storage._submit([GroupChanged("q", "g", True), DeliveryRecorded("q", "g", 1, record)])
         await engine.restart()
-        assert engine.storage._cores["q"].touch("g", 1) == touch
+        assert engine.storage._rules["q"].record("g", 1) == record
 
     run_sqlite(body)
 
 
 def test_the_times_of_items_are_stored_and_found_without_a_scan(run_sqlite: Run) -> None:
     async def body(engine: Engine) -> None:
-        assert isinstance(engine.storage, Sqlite)
+        assert isinstance(engine.storage, SqliteStorage)
         frames = [Frame(index, {"requestId": "r"}, b"x") for index in (1, 2, 3)]
         await engine.storage._submit(
             [

@@ -21,7 +21,7 @@ from easq.model import Frame
 from easq.storage.base import Limits
 from easq.storage.sqlite import data_file
 from easq.storage.sqlite.data_file import SCHEMA_VERSION
-from easq.storage.sqlite.engine import Sqlite
+from easq.storage.sqlite.engine import SqliteStorage
 from easq.storage.sqlite.migration import room_for_copy
 from tests.storage.conftest import start
 from tests.storage.sqlite.layout1 import contents, request_id, write_layout_1
@@ -88,7 +88,7 @@ def test_a_migrated_queue_is_served_as_before(path: Path) -> None:
     """Items, indexes, groups, idempotency keys and the end mark do what they did."""
 
     async def main() -> None:
-        storage = Sqlite(path)
+        storage = SqliteStorage(path)
         await storage.start(lambda _: None)
         for name in ("q", "q/rear", "q/sink", "q/sink/rear"):
             await storage.open(name)
@@ -100,8 +100,8 @@ def test_a_migrated_queue_is_served_as_before(path: Path) -> None:
         with pytest.raises(KeyReused):
             await storage.append("q", again, priority=0, limits=Limits(), key="key-3")
         assert (await storage.append("q", again, priority=0, limits=Limits())).index == 51
-        group = storage._cores["q"]._groups["one"]
-        assert (group.committed, group.given_up, group.touched[3].failures) == ({1, 2}, {2}, 1)
+        group = storage._rules["q"]._groups["one"]
+        assert (group.committed, group.given_up, group.records[3].failures) == ({1, 2}, {2}, 1)
         assert (await storage.attributes("q/sink", now=0.0)).ended
         ((rear, *_),) = [await storage.read("q/rear", start=0, length=9, tags={})]
         assert (rear.index, len(rear.data)) == (9, 200_000)

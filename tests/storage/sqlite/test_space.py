@@ -16,7 +16,7 @@ import pytest
 from easq.errors import QueueFull, StorageError
 from easq.storage.sqlite import engine as sqlite
 from easq.storage.sqlite import group_commit
-from easq.storage.sqlite.engine import Sqlite
+from easq.storage.sqlite.engine import SqliteStorage
 from tests.storage.conftest import Engine
 from tests.support.disk import small_disk, use_up
 
@@ -24,13 +24,13 @@ ITEM = b"x" * 500_000
 T = TypeVar("T")
 
 
-def run(path: Path, body: Callable[[Engine, Sqlite], Awaitable[None]]) -> None:
+def run(path: Path, body: Callable[[Engine, SqliteStorage], Awaitable[None]]) -> None:
     """The body with an engine on the file."""
 
     async def main() -> None:
         engine = Engine(f"sqlite:{path}")
         await engine.start()
-        assert isinstance(engine.storage, Sqlite)
+        assert isinstance(engine.storage, SqliteStorage)
         try:
             await body(engine, engine.storage)
         finally:
@@ -96,7 +96,7 @@ def test_a_disk_that_the_queue_filled_has_room_again_once_it_is_empty(
     """The file stays as long as it is; its pages are free."""
     monkeypatch.setattr(group_commit, "IDLE_S", 0.1)
 
-    async def body(engine: Engine, _: Sqlite) -> None:
+    async def body(engine: Engine, _: SqliteStorage) -> None:
         indexes = await fill(engine)
         assert len(indexes) > 30
         await engine.storage.truncate("q", indexes[-1] + 1)
@@ -113,7 +113,7 @@ def test_a_full_queue_under_steady_deletes_takes_as_much_as_leaves(
     """For much more than the log can hold, without a pause in which it could be cut."""
     monkeypatch.setattr(group_commit, "IDLE_S", 0.1)
 
-    async def body(engine: Engine, _: Sqlite) -> None:
+    async def body(engine: Engine, _: SqliteStorage) -> None:
         indexes = await fill(engine)
         await engine.storage.delete("q", [indexes.pop(0) for _ in range(2)])
         for _ in range(120):
@@ -131,7 +131,7 @@ def test_a_disk_that_others_filled_takes_what_fits_into_free_pages(
     """The log is cut when it finds no room to grow."""
     monkeypatch.setattr(group_commit, "IDLE_S", 0.1)
 
-    async def body(engine: Engine, storage: Sqlite) -> None:
+    async def body(engine: Engine, storage: SqliteStorage) -> None:
         indexes = await fill(engine)
         await engine.storage.truncate("q", indexes[-1] + 1)
         await until(lambda: Path(f"{disk}/easq.db-wal").stat().st_size == 0)
@@ -148,11 +148,11 @@ def test_a_disk_that_others_filled_takes_what_fits_into_free_pages(
 def test_a_start_on_a_disk_without_any_room_takes_the_ballast(tmp_path: Path, has_ballast: bool) -> None:
     """SQLite needs some for the index of its log. Without ballast the start says so, and changes nothing."""
 
-    async def put(engine: Engine, storage: Sqlite) -> None:
+    async def put(engine: Engine, storage: SqliteStorage) -> None:
         await engine.put(b"one")
         await until(storage._file._ballast.exists)
 
-    async def delete(engine: Engine, _: Sqlite) -> None:
+    async def delete(engine: Engine, _: SqliteStorage) -> None:
         assert await engine.indexes() == [1]
         with pytest.raises(QueueFull):
             await engine.put(b"two")
@@ -203,7 +203,7 @@ def test_puts_share_one_timer_for_the_pause_after_the_last_of_them(
         assert isinstance(loop, ClockedLoop)
         engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
         await engine.start()
-        assert isinstance(engine.storage, Sqlite)
+        assert isinstance(engine.storage, SqliteStorage)
         file, writes = engine.storage._file, engine.storage._open_writer
         before = loop.timers
         for _ in range(20):
@@ -240,7 +240,7 @@ def test_a_large_file_that_is_mostly_free_is_made_shorter_when_idle(
     monkeypatch.setattr(group_commit, "SLICE_AFTER_S", 0.0)
     path = tmp_path / "easq.db"
 
-    async def body(engine: Engine, storage: Sqlite) -> None:
+    async def body(engine: Engine, storage: SqliteStorage) -> None:
         slices: list[str] = []
         indexes = await asyncio.gather(*(engine.put(ITEM[:50_000], requestId=str(n)) for n in range(200)))
         await until(lambda: storage._file.log_bytes() == 0)
@@ -272,7 +272,7 @@ def test_what_is_put_meanwhile_does_not_wait_for_the_whole(
     monkeypatch.setattr(group_commit, "SLICE_S", 0.0)
     monkeypatch.setattr(group_commit, "SLICE_AFTER_S", 0.0)
 
-    async def body(engine: Engine, storage: Sqlite) -> None:
+    async def body(engine: Engine, storage: SqliteStorage) -> None:
         indexes = await asyncio.gather(*(engine.put(ITEM, requestId="r") for _ in range(60)))
         await until(lambda: storage._file.log_bytes() == 0)
         order: list[str] = []
@@ -302,7 +302,7 @@ def test_a_file_on_a_failed_disk_is_not_made_shorter(tmp_path: Path, monkeypatch
     async def main() -> None:
         engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
         await engine.start()
-        assert isinstance(engine.storage, Sqlite)
+        assert isinstance(engine.storage, SqliteStorage)
         await asyncio.gather(*(engine.put(ITEM, requestId="r") for _ in range(8)))
         monkeypatch.setattr(engine.storage._open_writer, "_give_back", lambda: None)
         await engine.storage.truncate("q", 9)
@@ -335,7 +335,7 @@ def test_a_log_that_cannot_be_cut_is_said_aloud_once_a_minute(
     def said() -> list[str]:
         return [line for line in caplog.messages if "cannot be truncated" in line]
 
-    async def body(engine: Engine, storage: Sqlite) -> None:
+    async def body(engine: Engine, storage: SqliteStorage) -> None:
         await engine.put()
         for _ in range(8):
             await engine.put(ITEM, requestId="r")
@@ -366,7 +366,7 @@ def test_a_log_as_long_as_it_may_be_refuses_puts_until_it_is_cut(
     monkeypatch.setattr(sqlite, "MOST_LOG_BYTES", 4 << 20)
     monkeypatch.setattr(group_commit, "IDLE_S", 0.02)
 
-    async def body(engine: Engine, storage: Sqlite) -> None:
+    async def body(engine: Engine, storage: SqliteStorage) -> None:
         await engine.put()
         end = reader()
         refused = ""
@@ -392,7 +392,7 @@ def test_nobody_waits_for_a_program_that_reads(
     """Cutting the log when idle needs all readers gone, and SQLite would wait 5 s for them, with all puts behind it."""
     monkeypatch.setattr(group_commit, "IDLE_S", 0.02)
 
-    async def body(engine: Engine, storage: Sqlite) -> None:
+    async def body(engine: Engine, storage: SqliteStorage) -> None:
         await engine.put()
         reader()
         await engine.put()

@@ -1,16 +1,16 @@
--- flags: allow-oom; after: stream entries groups members
--- The caller's connections ARGV[4] and on have shown life.
+-- flags: allow-oom; after: context entries groups consumers
+-- Records a heartbeat of the connections ARGV[4] and on, as far as they are the calling server's.
 
 local S = open_stream(PREFIX)
 if not S then
   return {'gone'}
 end
 for place = 4, #ARGV do
-  local s, G = members.look(S, tonumber(ARGV[place]))
+  local s, G = consumers.read_session(S, tonumber(ARGV[place]))
   if s and s.server == SERVER then
-    local m = members.get(G, s.user)
+    local m = consumers.get(G, s.user)
     m.active = NOW
-    members.keep(G, m)
+    consumers.store(G, m)
   end
 end
 return {'ok', 0}

@@ -1,6 +1,9 @@
 -- flags: allow-oom; after:
--- Renews the lease of the server ARGV[1] for ARGV[3] ms, or ends it if that is -1. ARGV[2] is the present time in ms, or ''
--- for the clock of Redis. KEYS[1] is a zset: server -> end of its lease (ms).
+-- Renews the lease of the server ARGV[1] for ARGV[3] ms, or ends it if ARGV[3] is -1. ARGV[2] is the present time in
+-- ms; '' means the clock of Redis.
+--
+-- KEYS[1]  zset: server -> end of its lease (ms)
+--
 -- Answers the servers with a valid lease, and those whose lease has expired.
 
 local now = tonumber(ARGV[2])
@@ -13,7 +16,7 @@ if lease < 0 then
   redis.call('ZREM', KEYS[1], ARGV[1])
 else
   redis.call('ZADD', KEYS[1], now + lease, ARGV[1])
-  -- by now every server has seen that these are gone
+  -- by now every server has noticed that these leases expired
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 100 * lease)
 end
 return {

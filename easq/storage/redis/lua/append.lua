@@ -1,21 +1,24 @@
--- flags: ; after: stream entries groups members handout rules
--- The item is stored under a new index and handed out, once for an idempotency key.
+-- flags: ; after: context entries groups filters consumers retention failures dispatch stream
+-- Stores an item under a new index and dispatches it; an idempotency key stores one item only.
 --
--- ARGV[4] highest index that the caller has seen  [5] class  [6] tags  [7] data  [8] most items  [9] most bytes
--- [10] '1': evict  [11] key, or ''  [12] SHA-256 of the data  [13] request id
+-- ARGV[4] highest index that the caller knows  [5] priority  [6] tags  [7] data  [8] most items  [9] most bytes
+-- [10] '1': evict the oldest items  [11] idempotency key, or ''  [12] SHA-256 of the data  [13] request id
 --
--- PREFIX keys     hash: idempotency key -> index, request id, digest, when (ms)
--- PREFIX keyring  list: the keys in the order in which they came
+-- PREFIX keys     hash: idempotency key -> index, request id, SHA-256 of the data, time (ms)
+-- PREFIX keyring  list: the idempotency keys, oldest first
+-- PREFIX meta     field loose: the place where the search for items that only filters of absent consumers retain goes on,
+--                 and count and size of those found
 --
--- `ok` {index, request id, duplicate}, `full` {items, bytes}, `reused`, `ended`, `behind`; `again`: room was made for a
--- part of what has to go, call once more.
+-- Answers `ok` {index, request id, 1 for a repeated key}, `full` {items, bytes}, `reused` (the key stored other data),
+-- `ended`, `behind` (Redis has less than the caller knows), or `again`: only a part of the room is made, call once
+-- more.
 
-local S = rules.begin()
+local S = stream.begin()
 if not S then
   return {'gone'}
 end
 if S.last < tonumber(ARGV[4]) then
-  return rules.finish(S, 'behind')
+  return stream.finish(S, 'behind')
 end
 
 local key = ARGV[11]
@@ -24,14 +27,14 @@ if key ~= '' then
   if known then
     local f = cmsgpack.unpack(known)
     if f[3] ~= ARGV[12] then
-      return rules.finish(S, 'reused')
+      return stream.finish(S, 'reused')
     end
-    rules.affirm(S)
-    return rules.finish(S, 'ok', {f[1], f[2], 1})
+    stream.write_for_wait(S)
+    return stream.finish(S, 'ok', {f[1], f[2], 1})
   end
 end
 if S.ended == 1 then
-  return rules.finish(S, 'ended')
+  return stream.finish(S, 'ended')
 end
 
 local size, max_items, max_bytes, evict = #ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10] == '1'
@@ -44,17 +47,17 @@ local function fits(count, bytes)
   return count < max_items and bytes + size <= max_bytes
 end
 
--- Whether removing the items that only filters of absent consumers retain makes enough room. One put examines a part of
--- the committed items, and later puts go on: `loose` in PREFIX meta has the place, and count and size of those found.
-local function is_loose_enough()
+-- Answers whether removing the items that only filters of absent consumers retain makes enough room. One put examines a
+-- part of the committed items, and later puts go on.
+local function has_enough_releasable()
   local f = cmsgpack.unpack(call('HGET', S.p .. 'meta', 'loose') or cmsgpack.pack({'', 0, 0}))
-  local count, bytes, met = f[2], f[3], {}
+  local count, bytes, seen = f[2], f[3], {}
   work.left, work.more = CONF.budget / 5, false
-  local rest = groups.each_done(S, f[1], function(id)
-    if not met[id] and groups.holder(S, id) ~= groups.CONNECTED then
+  local rest = retention.each_committed(S, f[1], function(id)
+    if not seen[id] and retention.holder(S, id) ~= filters.CONNECTED then
       count, bytes = count + 1, bytes + entries.size(S, id)
     end
-    met[id] = true
+    seen[id] = true
     return fits(S.len - count, S.size - bytes)
   end)
   work.more = false
@@ -77,7 +80,7 @@ local function would_have_room()
   for _, G in ipairs(groups.all(S)) do
     for _, left in pairs(G.filters) do
       if left >= 0 then
-        return is_loose_enough()
+        return has_enough_releasable()
       end
     end
   end
@@ -86,37 +89,37 @@ end
 
 local function make_room()
   for _, G in ipairs(groups.all(S)) do
-    groups.drop_absent(G)
+    filters.drop_absent(G)
   end
   work.left, work.more = CONF.budget, false
-  rules.remove_unheld(S, '')
+  retention.remove_free(S, '')
   while evict and not has_room() do
     local oldest = entries.from(S, '', 1)[1]
     if not oldest or not spend() then
       return
     end
-    rules.remove(S, {oldest})
+    retention.remove(S, {oldest})
   end
 end
 
 if not has_room() then
   local unheld = call('HGET', S.p .. 'meta', 'unheld')
   if unheld then
-    -- filters of absent consumers were dropped before, and not all items that this freed are removed yet
+    -- an earlier call dropped the filters of absent consumers, and not all items that became free are removed yet
     work.left, work.more = CONF.budget, false
-    rules.remove_unheld(S, unheld)
+    retention.remove_free(S, unheld)
     if not has_room() and call('HEXISTS', S.p .. 'meta', 'unheld') == 1 then
-      return rules.finish(S, 'again')
+      return stream.finish(S, 'again')
     end
   end
 end
 if not has_room() then
   if not would_have_room() then
-    return rules.finish(S, 'full', {S.len, S.size})
+    return stream.finish(S, 'full', {S.len, S.size})
   end
   make_room()
   if not has_room() then
-    return rules.finish(S, 'again')
+    return stream.finish(S, 'again')
   end
 end
 
@@ -136,5 +139,5 @@ if key ~= '' then
 end
 work.left, work.more = CONF.budget, false
 S.quiet = true
-handout.dispatch_all(S)
-return rules.finish(S, 'ok', {S.last, ARGV[13], 0})
+dispatch.all(S)
+return stream.finish(S, 'ok', {S.last, ARGV[13], 0})

@@ -1,17 +1,17 @@
--- flags: allow-oom; after: stream entries groups members handout rules
--- Commits the items ARGV[5] and on for the group ARGV[4]; removes those that no other group retains.
--- Answers how many were present and not yet committed.
+-- flags: allow-oom; after: context entries groups filters consumers retention failures dispatch stream
+-- Commits the items ARGV[5] and on for the group ARGV[4], and removes those that no other group retains. Answers how
+-- many were present and not yet committed.
 
-local S = rules.begin()
+local S = stream.begin()
 if not S then
   return {'gone'}
 end
-rules.affirm(S)
-local named, met = {}, {}
+stream.write_for_wait(S)
+local named, seen = {}, {}
 for place = 5, #ARGV do
-  if not met[ARGV[place]] then
+  if not seen[ARGV[place]] then
     named[#named + 1] = ARGV[place]
-    met[ARGV[place]] = true
+    seen[ARGV[place]] = true
   end
 end
 entries.load(S, named)
@@ -22,24 +22,24 @@ for _, id in ipairs(named) do
   end
 end
 if #present == 0 then
-  return rules.finish(S, 'ok', 0)
+  return stream.finish(S, 'ok', 0)
 end
 local G = groups.make(S, ARGV[4])
 
--- Those that are done with this commit, and those that another group still holds back
-local gone, kept, has_some = {}, {}, call('EXISTS', G.g .. 'done') == 1
+-- items that no other group retains, and the others
+local gone, retained, has_some = {}, {}, call('EXISTS', G.g .. 'done') == 1
 for _, id in ipairs(present) do
-  if not has_some or call('SISMEMBER', G.g .. 'gone', id) == 1 or not groups.has_done(G, id) then
-    table.insert(groups.holder(S, id, G) == groups.NOBODY and gone or kept, id)
+  if not has_some or call('SISMEMBER', G.g .. 'gone', id) == 1 or not groups.has_committed(G, id) then
+    table.insert(retention.holder(S, id, G) == filters.NOBODY and gone or retained, id)
   end
 end
 
-in_parts(kept, function(part)
-  members.take_away(G, part)
+in_chunks(retained, function(part)
+  consumers.end_delivery(G, part)
 end)
-for _, id in ipairs(kept) do
+for _, id in ipairs(retained) do
   groups.unhold(G, id)
-  groups.undoom(G, id)
+  failures.drop_exhausted(G, id)
   if G.marks then
     call('HDEL', G.g .. 'by', id)
   end
@@ -47,11 +47,11 @@ for _, id in ipairs(kept) do
   if call('SREM', G.g .. 'gone', id) == 1 then
     call('HDEL', S.p .. 'answers', id .. '\0' .. G.name)
   end
-  S.touched = true
+  S.has_changed = true
 end
-rules.remove(S, gone)
+retention.remove(S, gone)
 if groups.is_idle(G) then
   groups.forget(G)
 end
-handout.dispatch_all(S)
-return rules.finish(S, 'ok', #gone + #kept)
+dispatch.all(S)
+return stream.finish(S, 'ok', #gone + #retained)

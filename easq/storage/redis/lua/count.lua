@@ -1,6 +1,6 @@
--- flags: no-writes; after: stream entries scan
--- How many items from index ARGV[4] on have the tags ARGV[5] and, unless it is '', the class ARGV[6], as far as one call
--- looks; and where to go on ('': at the end).
+-- flags: no-writes; after: context entries scans
+-- Counts the items from index ARGV[4] on that have the tags ARGV[5] and, unless it is '', the priority ARGV[6]. Answers
+-- the count within the budget of one call, and the index to go on from ('': at the end).
 
 local S = open_stream(PREFIX)
 if not S then
@@ -8,10 +8,10 @@ if not S then
 end
 local wanted, priority = tags_in(ARGV[5], 1), tonumber(ARGV[6])
 if next(wanted) == nil then
-  return {'ok', {call('ZCARD', priority and entries.lane(S, priority) or S.p .. 'all'), ''}}
+  return {'ok', {call('ZCARD', priority and entries.level(S, priority) or S.p .. 'all'), ''}}
 end
 local count = 0
-local rest = scan.each(S, id_of(tonumber(ARGV[4])), wanted, function(id)
+local rest = scans.each(S, id_of(tonumber(ARGV[4])), wanted, function(id)
   if not priority or entries.priority(S, id) == priority then
     count = count + 1
   end

@@ -1,19 +1,19 @@
--- flags: allow-oom; after: stream entries groups members handout rules
--- The items ARGV[4] and on are gone for all groups; answers how many were present.
+-- flags: allow-oom; after: context entries groups filters consumers retention failures dispatch stream
+-- Deletes the items ARGV[4] and on for all groups; answers how many were present.
 
-local S = rules.begin()
+local S = stream.begin()
 if not S then
   return {'gone'}
 end
-rules.affirm(S)
-local gone, met = {}, {}
+stream.write_for_wait(S)
+local gone, seen = {}, {}
 for place = 4, #ARGV do
   local id = ARGV[place]
-  if not met[id] and entries.present(S, id) then
+  if not seen[id] and entries.present(S, id) then
     gone[#gone + 1] = id
   end
-  met[id] = true
+  seen[id] = true
 end
-rules.remove(S, gone)
-handout.dispatch_all(S)
-return rules.finish(S, 'ok', #gone)
+retention.remove(S, gone)
+dispatch.all(S)
+return stream.finish(S, 'ok', #gone)

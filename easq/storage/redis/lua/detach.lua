@@ -1,13 +1,13 @@
--- flags: allow-oom; after: stream entries groups members handout rules
--- The connection ARGV[4] is gone: lost (ARGV[5] = '1') or closed. A number that is not the caller's is left alone.
+-- flags: allow-oom; after: context entries groups filters consumers retention failures dispatch stream
+-- Removes the connection ARGV[4]: lost (ARGV[5] = '1') or closed. The number of another server's connection is ignored.
 
-local S = rules.begin()
+local S = stream.begin()
 if not S then
   return {'gone'}
 end
-local s, G = members.session(S, tonumber(ARGV[4]))
+local s, G = consumers.session(S, tonumber(ARGV[4]))
 if s and s.server == SERVER then
-  rules.leave(G, s, ARGV[5] == '1')
-  handout.dispatch(G)
+  stream.leave(G, s, ARGV[5] == '1')
+  dispatch.group(G)
 end
-return rules.finish(S, 'ok', 0)
+return stream.finish(S, 'ok', 0)

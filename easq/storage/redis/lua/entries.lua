@@ -1,13 +1,13 @@
--- What is in a stream: entries by class and index, and those that are claimed.
+-- The entries of a stream by priority and index, and the claimed ones.
 --
--- PREFIX head      hash: index -> priority and size (four bytes each) and the tags
+-- PREFIX head      hash: index -> priority and size (four bytes each), then the tags
 -- PREFIX data      hash: index -> payload
 -- PREFIX all       zset, score 0: the visible indexes
--- PREFIX lane:P    zset, score 0: those of class P
--- PREFIX classes   zset: the classes that have any
+-- PREFIX lane:P    zset, score 0: the visible indexes of priority P
+-- PREFIX classes   zset: the priorities that have visible entries
 -- PREFIX rids      zset, score 0: length and text of a request id, then the index
--- PREFIX claims    hash: index -> 'SERVER:NUMBER;', the name of the claim, never given twice
--- PREFIX answers   hash: 'INDEX\0GROUP' -> what the sink is told when nobody commits the item that the group gave up
+-- PREFIX claims    hash: index -> 'SERVER:NUMBER;', the name of the claim, which is used once
+-- PREFIX answers   hash: 'INDEX\0GROUP' -> what goes to the sink if no group commits the item that this group gave up
 
 local entries = {}
 
@@ -28,7 +28,7 @@ function entries.visible(S, id)
   return call('ZSCORE', S.p .. 'all', id) ~= false
 end
 
--- Whether anything is visible
+-- Answers whether any entry is visible
 function entries.any(S)
   return call('EXISTS', S.p .. 'all') == 1
 end
@@ -50,7 +50,7 @@ function entries.tags(S, id)
   return tags_in(entries.head(S, id), 9)
 end
 
--- The classes that have visible entries, highest first
+-- Answers the priorities that have visible entries, highest first
 function entries.classes(S)
   if not S.classes then
     S.classes = {}
@@ -61,7 +61,8 @@ function entries.classes(S)
   return S.classes
 end
 
-function entries.lane(S, priority)
+-- Answers the key of the visible indexes of one priority
+function entries.level(S, priority)
   return S.p .. 'lane:' .. string.format('%d', priority)
 end
 
@@ -71,20 +72,20 @@ local function rid_member(head, id)
 end
 
 local function show(S, id, priority)
-  local lane = entries.lane(S, priority)
+  local level = entries.level(S, priority)
   call('ZADD', S.p .. 'all', 0, id)
-  call('ZADD', lane, 0, id)
-  if call('ZCARD', lane) == 1 then
+  call('ZADD', level, 0, id)
+  if call('ZCARD', level) == 1 then
     call('ZADD', S.p .. 'classes', priority, string.format('%d', priority))
     S.classes = nil
   end
 end
 
 local function hide(S, id, priority)
-  local lane = entries.lane(S, priority)
+  local level = entries.level(S, priority)
   call('ZREM', S.p .. 'all', id)
-  call('ZREM', lane, id)
-  if call('EXISTS', lane) == 0 then
+  call('ZREM', level, id)
+  if call('EXISTS', level) == 0 then
     call('ZREM', S.p .. 'classes', string.format('%d', priority))
     S.classes = nil
   end
@@ -94,7 +95,7 @@ function entries.has_room(S, size, max_items, max_bytes)
   return S.len < max_items and S.size + size <= max_bytes
 end
 
--- The new index, as text: the entry is stored, and visible
+-- Stores a visible entry under a new index, and answers that as text
 function entries.store(S, priority, tags, data)
   set(S, 'last', S.last + 1)
   local id = id_of(S.last)
@@ -109,7 +110,7 @@ function entries.store(S, priority, tags, data)
   set(S, 'len', S.len + 1)
   set(S, 'size', S.size + #data)
   S.heads[id] = head
-  arrived(S, id, head)
+  note_arrival(S, id, head)
   return id
 end
 
@@ -119,18 +120,18 @@ function entries.claim(S, id, owner)
   set(S, 'csize', S.csize + entries.size(S, id))
 end
 
--- The claimed entry is visible again
+-- Makes the claimed entry visible again
 function entries.release(S, id)
   call('HDEL', S.p .. 'claims', id)
   set(S, 'csize', S.csize - entries.size(S, id))
   show(S, id, entries.priority(S, id))
   set(S, 'rel', S.rel + 1)
-  arrived(S, id, entries.head(S, id))
+  note_arrival(S, id, entries.head(S, id))
 end
 
--- The heads of these are known, with one command
+-- Reads the heads of these entries with one command
 function entries.load(S, ids)
-  in_parts(ids, function(part)
+  in_chunks(ids, function(part)
     for place, head in ipairs(call('HMGET', S.p .. 'head', unpack(part))) do
       S.heads[part[place]] = head
     end
@@ -139,17 +140,17 @@ end
 
 local function drop_visible(S, by_class)
   for priority, ids in pairs(by_class) do
-    local lane = entries.lane(S, priority)
+    local level = entries.level(S, priority)
     call('ZREM', S.p .. 'all', unpack(ids))
-    call('ZREM', lane, unpack(ids))
-    if call('EXISTS', lane) == 0 then
+    call('ZREM', level, unpack(ids))
+    if call('EXISTS', level) == 0 then
       call('ZREM', S.p .. 'classes', string.format('%d', priority))
       S.classes = nil
     end
   end
 end
 
--- The present entries, some hundred, are gone; what groups know of them is theirs to forget, before
+-- Removes present entries, some hundred at most. Groups have to forget them before
 function entries.remove(S, ids)
   local by_class, rids, total = {}, {}, 0
   for place, owner in ipairs(call('HMGET', S.p .. 'claims', unpack(ids))) do
@@ -177,17 +178,17 @@ function entries.remove(S, ids)
   set(S, 'size', S.size - total)
 end
 
--- Up to `count` visible indexes from `start` on
+-- Answers up to `count` visible indexes from `start` on
 function entries.from(S, start, count)
   return call('ZRANGEBYLEX', S.p .. 'all', '[' .. start, '+', 'LIMIT', 0, count)
 end
 
--- Up to `most` indexes from `start` on that have this request id, visible or not
+-- Answers up to `most` indexes from `start` on that have this request id, visible or not
 function entries.with_request(S, rid, start, most)
   local stem = struct.pack('>I4', #rid) .. rid
-  local members = call('ZRANGEBYLEX', S.p .. 'rids', '[' .. stem .. start, '(' .. stem .. ':', 'LIMIT', 0, most)
+  local consumers = call('ZRANGEBYLEX', S.p .. 'rids', '[' .. stem .. start, '(' .. stem .. ':', 'LIMIT', 0, most)
   local found = {}
-  for place, member in ipairs(members) do
+  for place, member in ipairs(consumers) do
     found[place] = string.sub(member, -16)
   end
   return found

@@ -1,18 +1,21 @@
--- flags: allow-oom; after: stream entries groups members handout rules
--- The next items of the connection ARGV[4], as {index, deliveries, tags, data}; asked again with the same token, the
--- same ones, as far as they are still its own and were not handed to it once more.
+-- flags: allow-oom; after: context entries groups filters consumers retention failures dispatch stream
+-- Answers the next items of the connection ARGV[4], as {index, deliveries, tags, data}. If it is called again with the
+-- same token, it answers the same items again, without those that are no longer pending there or were dispatched once
+-- more.
 --
--- ARGV[5] token  [6] '1': without data  [7] most items, 0: none but those of the token  [8] most bytes
--- `ok` items, `replaced` when the connection is not the caller's (any more), `ended` when its group is through
+-- ARGV[5] token  [6] '1': without data  [7] most items; 0: only those of the token  [8] most bytes
+--
+-- Answers `ok` and the items; `replaced` when the connection is not (or no longer) the caller's; `ended` when the
+-- stream has ended and the group has committed everything.
 
-local S = rules.begin()
+local S = stream.begin()
 if not S then
   return {'gone'}
 end
 local number = tonumber(ARGV[4])
-local s, G = members.look(S, number)
+local s, G = consumers.read_session(S, number)
 if not s or s.server ~= SERVER then
-  return rules.finish(S, 'replaced')
+  return stream.finish(S, 'replaced')
 end
 local got = call('GET', S.p .. 'got:' .. number) or ''
 local token, again = string.match(got, '^(%d+):(.*)$')
@@ -25,8 +28,8 @@ if token == ARGV[5] then
   end
 end
 if #ids == 0 and tonumber(ARGV[7]) > 0 then
-  local box, size = S.p .. 'box:' .. number, 0
-  for _, id in ipairs(call('ZRANGE', box, 0, ARGV[7] - 1)) do
+  local unsent, size = S.p .. 'box:' .. number, 0
+  for _, id in ipairs(call('ZRANGE', unsent, 0, ARGV[7] - 1)) do
     size = size + entries.size(S, id)
     if #ids > 0 and size > tonumber(ARGV[8]) then
       break
@@ -34,7 +37,7 @@ if #ids == 0 and tonumber(ARGV[7]) > 0 then
     ids[#ids + 1] = id
   end
   if #ids > 0 then
-    call('ZREM', box, unpack(ids))
+    call('ZREM', unsent, unpack(ids))
     for _, id in ipairs(ids) do
       call('HINCRBY', G.g .. 'deliv', id, 1)
     end
@@ -42,8 +45,8 @@ if #ids == 0 and tonumber(ARGV[7]) > 0 then
     call('SET', S.p .. 'got:' .. number, ARGV[5] .. ':' .. table.concat(ids, ' '))
   end
 end
-if #ids == 0 and rules.is_through(S, G) then
-  return rules.finish(S, 'ended')
+if #ids == 0 and stream.is_through(S, G) then
+  return stream.finish(S, 'ended')
 end
 local items = {}
 if #ids > 0 then
@@ -53,4 +56,4 @@ if #ids > 0 then
     items[place] = {id, tonumber(counts[place]), string.sub(entries.head(S, id), 9), data[place] or ''}
   end
 end
-return rules.finish(S, 'ok', items)
+return stream.finish(S, 'ok', items)

@@ -1,49 +1,48 @@
--- The consumer groups of a stream: what each has done with the entries, and who of it is connected.
+-- The consumer groups of a stream, and what each has done with the entries.
 --
--- PREFIX groups          zset: the names, in the order in which they came
+-- PREFIX groups          zset: the names, in the order of creation
 -- PREFIX who             hash: connection -> its group
 -- PREFIX of:SERVER       set: the connections of a server
--- PREFIX out:N           set: pending at connection N
--- PREFIX kept:N          zset, score 0: places of items held for the user of connection N, which gets them one at a time
--- PREFIX box:N           zset: of these, not yet fetched, in the order of hand-out
--- PREFIX got:N           'TOKEN:INDEX INDEX ...' of its last fetch, which may be asked for again
--- PREFIX doom            hash: 'GROUP\0INDEX' -> what becomes of the item if the rear store has no room
+-- PREFIX out:N           set: the items pending at connection N
+-- PREFIX box:N           zset: those of them that are not fetched yet, in the order of dispatch
+-- PREFIX kept:N          zset, score 0: ranks of items held for the user of connection N, which gets them one by one
+-- PREFIX got:N           'TOKEN:INDEX INDEX ...' of its last fetch, which may be repeated
 -- PREFIX g:GROUP: and
---   meta      hash: connected, highest, views; filters (a packed list: the packed tags of a filter, when its last
---             consumer left or -1 while one is connected, and so on); marks ('1': one of loss, busy, solo
---             and by is not empty); before schema 2: left, when the last consumer left
+--   meta      hash: connected, highest, views; filters (a packed list: the packed tags of a filter, the time at which its
+--             last consumer left or -1 while one is connected, and so on); marks ('1': one of loss, busy, solo
+--             and by is not empty); before schema 2: left, the time at which the last consumer left
 --   pend      hash: index -> connection
---   done      zset, score 0: the places of the entries it has committed or given up
---   gone      set: those it gave up
---   deliv     hash: index -> how often delivered      fail  hash: index -> how often failed
+--   done      zset, score 0: the ranks of the entries that it has committed or given up
+--   gone      set: those that it gave up
+--   deliv     hash: index -> number of deliveries      fail  hash: index -> number of failures
 --   why       hash: index -> code and reason of the last failure
---   loss      hash: index -> how often its connection was lost
---   busy      hash: index -> how long it was busy since its last failure, in ms: it waited, or was at a consumer that
---             then said so again
---   fetched   hash: index -> when a consumer got an item that was busy before
---   solo      set: those that go alone
+--   loss      hash: index -> number of lost connections
+--   busy      hash: index -> ms that it was busy since its last failure: it waited, or was at a consumer that then reported
+--             busy again
+--   fetched   hash: index -> time at which a consumer got an item that was busy before
+--   solo      set: items that are delivered alone
 --   by        hash: index -> the user that failed it last: another user gets it, if there is one
---   ret       zset, score 0: places of entries that are ready again
---   alone     zset, score 0: places of entries that are ready, and go alone
---   els:USER  zset, score 0: places of entries that are ready again, for users other than USER
+--   ret       zset, score 0: ranks of entries that are ready again
+--   alone     zset, score 0: ranks of entries that are ready and delivered alone
+--   els:USER  zset, score 0: ranks of entries that are ready again, for users other than USER
 --   elsers    set: the users that have an els:USER
---   held      hash: index -> the user that it is kept for, or ''; 'USER\0PROCESS' if it counts as failed unless that
---             process reconnects; a timer has the end
---   sess      hash: connection -> what the hand-out needs of it
---   views     hash: number -> start and tag filter of connections; cur:NUMBER  hash: how far they have looked:
---             class -> index, 'r' -> place in `ret`
+--   held      hash: index -> the user for whom it is held, or ''; 'USER\0PROCESS' if it counts as failed unless that process
+--             reconnects; a timer has the end
+--   sess      hash: connection -> what the dispatcher needs of it
+--   views     hash: number -> start and filter of connections; cur:NUMBER  hash: how far they have been scanned:
+--             priority -> index, 'r' -> rank in `ret`
 --   mem       hash: user -> a consumer as attributes list it
 
 local groups = {}
 
-local ALONE_AFTER = 2  -- an item that failed so often is handed out alone
+local ALONE_AFTER = 2  -- an item with so many failures is delivered alone
 
 function groups.names(S)
   S.names = S.names or call('ZRANGE', S.p .. 'groups', 0, -1)
   return S.names
 end
 
--- The filters of a group that schema 1 stored: those of its connections, or one without tags since its last one left
+-- Answers the filters of a group that schema 1 stored: those of its connections, or one without tags after the last left
 local function filters_before(g, connected, left)
   local found = {}
   if connected > 0 then
@@ -84,7 +83,7 @@ local lazily = {__index = function(G, name)
   end
 end}
 
--- The group, or nil when it is not known
+-- Answers the group, or nil when it is not known
 function groups.get(S, name)
   local G = S.groups[name]
   if G == nil then
@@ -136,117 +135,7 @@ function groups.is_idle(G)
   return call('EXISTS', G.g .. 'done', G.g .. 'deliv', G.g .. 'fail', G.g .. 'mem', G.g .. 'held') == 0
 end
 
--- -- what a group retains ------------------------------------------------------------------------------------------
-
-local MOST_ABSENT = 64  -- most separate filters whose consumers left; one that matches everything replaces more
-
-local function lapse_timer(G, filter)
-  return 'l\0' .. G.name .. '\0' .. filter
-end
-
-function groups.drop_filter(G, filter)
-  if G.filters[filter] ~= -1 then
-    call('ZREM', G.S.p .. 'timers', lapse_timer(G, filter))
-  end
-  G.filters[filter], G.changed, G.packed = nil, true, nil
-end
-
--- Records that a consumer with these packed tags is connected
-function groups.connect_filter(G, filter)
-  if G.filters[filter] ~= -1 then
-    groups.drop_filter(G, filter)
-    G.filters[filter] = -1
-  end
-end
-
-local function set_absent(G, filter)
-  G.filters[filter], G.changed, G.packed = NOW, true, nil
-  call('ZADD', G.S.p .. 'timers', NOW + CONF.retention, lapse_timer(G, filter))
-end
-
--- Removes the filters whose last consumer left; answers whether there were any
-function groups.drop_absent(G)
-  local absent = {}
-  for filter, left in pairs(G.filters) do
-    if left >= 0 then
-      absent[#absent + 1] = filter
-    end
-  end
-  for _, filter in ipairs(absent) do
-    groups.drop_filter(G, filter)
-  end
-  return #absent > 0
-end
-
--- Records that the last consumer with these packed tags left. Too many such filters become one that matches everything.
-function groups.leave_filter(G, filter)
-  set_absent(G, filter)
-  local count = 0
-  for _, left in pairs(G.filters) do
-    count = count + (left >= 0 and 1 or 0)
-  end
-  if count > MOST_ABSENT then
-    groups.drop_absent(G)
-    if not G.filters[''] then
-      set_absent(G, '')
-    end
-  end
-end
-
--- Removes a filter whose timer is due, unless a consumer used it meanwhile; answers whether it was removed
-function groups.lapse(G, filter)
-  local left = G.filters[filter]
-  if not left or left < 0 then
-    return false
-  end
-  if left + CONF.retention > NOW then
-    call('ZADD', G.S.p .. 'timers', left + CONF.retention, lapse_timer(G, filter))
-    return false
-  end
-  groups.drop_filter(G, filter)
-  return true
-end
-
-groups.NOBODY, groups.ABSENT, groups.CONNECTED = 0, 1, 2
-
--- Who retains an entry with these tags in the group: a connected consumer, an absent one, or nobody
-local function filter_holder(G, tags)
-  local found = groups.NOBODY
-  for filter, left in pairs(G.filters) do
-    G.wanted[filter] = G.wanted[filter] or tags_in(filter, 1)
-    if carries(tags, G.wanted[filter]) then
-      if left < 0 then
-        return groups.CONNECTED
-      end
-      found = groups.ABSENT
-    end
-  end
-  return found
-end
-
--- Who retains the entry, in all groups except `but`: nobody, only filters of absent consumers, or a connected consumer
-function groups.holder(S, id, but)
-  local found, filtered = groups.NOBODY, {}
-  for _, G in ipairs(groups.all(S)) do
-    if G ~= but and next(G.filters) and not groups.has_done(G, id) then
-      local everything = G.filters['']
-      if everything == -1 then
-        return groups.CONNECTED
-      elseif everything then
-        found = groups.ABSENT
-      end
-      filtered[#filtered + 1] = G
-    end
-  end
-  for _, G in ipairs(filtered) do
-    if next(G.filters, next(G.filters)) or not G.filters[''] then
-      found = math.max(found, filter_holder(G, entries.tags(S, id)))
-    end
-  end
-  return found
-end
-
--- Records whether loss, busy, solo or by has an entry: without one, most calls need not read them
+-- Records whether loss, busy, solo or by has an entry: without one, calls need not read them
 function groups.mark(G, marks)
   if G.marks ~= marks then
     G.marks, G.changed = marks, true
@@ -276,7 +165,7 @@ function groups.owner(G, id)
   return tonumber(call('HGET', G.g .. 'pend', id) or 0)
 end
 
-function groups.has_done(G, id)
+function groups.has_committed(G, id)
   return call('ZSCORE', G.g .. 'done', entries.rank(G.S, id)) ~= false
 end
 
@@ -295,7 +184,7 @@ function groups.failed(G, id, failures)
   end
 end
 
--- Records when a consumer got those of the items that were busy before
+-- Records the time at which a consumer got those of the items that were busy before
 function groups.note_busy(G, ids)
   if not G.marks then
     return
@@ -307,14 +196,14 @@ function groups.note_busy(G, ids)
   end
 end
 
--- Counts a lost connection of the item, which goes alone from now on; answers how many there were
+-- Counts a lost connection of the item, which is delivered alone from now on; answers the number of losses
 function groups.lost(G, id)
   groups.mark(G, true)
   call('SADD', G.g .. 'solo', id)
   return call('HINCRBY', G.g .. 'loss', id, 1)
 end
 
--- The user that failed the item last, or nil
+-- Answers the user that failed the item last, or nil
 function groups.failed_by(G, id)
   return G.marks and call('HGET', G.g .. 'by', id) or nil
 end
@@ -344,7 +233,7 @@ function groups.is_ready(G, id)
   return entries.visible(G.S, id)
     and groups.owner(G, id) == 0
     and call('HEXISTS', G.g .. 'held', id) == 0
-    and not groups.has_done(G, id)
+    and not groups.has_committed(G, id)
 end
 
 function groups.hold_timer(G, id)
@@ -362,45 +251,9 @@ function groups.unhold(G, id)
   end
 end
 
--- The user that a held item is kept for, and the process that has to reconnect, or ''
-function groups.kept_for(held)
+-- Answers the user for whom an item is held, and the process that has to reconnect ('': none)
+function groups.held_for(held)
   local user, process = string.match(held, '^([^%z]*)%z(.*)$')
   return user or held, process or ''
 end
 
-function groups.undoom(G, id)
-  call('HDEL', G.S.p .. 'doom', G.name .. '\0' .. id)
-end
-
--- Calls `with` for each entry that a group has committed, for some twice, until the budget is spent or `with` returns
--- true. Answers where to go on, which is the next call's `from` (at first ''), or nil at the end.
-function groups.each_done(S, from, with)
-  local at_name, at = string.match(from, '^([^%z]*)%z(.*)$')
-  local names, known = groups.names(S), false
-  for _, name in ipairs(names) do
-    known = known or name == at_name
-  end
-  for _, name in ipairs(names) do
-    if not known or name == at_name then
-      local done = S.p .. 'g:' .. name .. ':done'
-      local cursor = known and at or ''
-      known = false
-      while true do
-        local places = call('ZRANGEBYLEX', done, '[' .. cursor, '+', 'LIMIT', 0, 200)
-        for _, rank in ipairs(places) do
-          if not spend() then
-            return name .. '\0' .. rank
-          end
-          if with(id_in(rank)) then
-            return nil
-          end
-        end
-        if #places < 200 then
-          break
-        end
-        cursor = places[#places] .. '+'
-      end
-    end
-  end
-  return nil
-end

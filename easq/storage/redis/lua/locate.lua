@@ -1,5 +1,6 @@
--- flags: no-writes; after: stream entries groups members
--- Where the item ARGV[5] stands for the group ARGV[4]: {user, 0} of its owner, or {false, how many are before it}.
+-- flags: no-writes; after: context entries groups consumers
+-- Answers the place of the item ARGV[5] for the group ARGV[4]: {user, 0} while it is pending at a user, else {false,
+-- number of items before it}; false when the item is not visible.
 
 local S = open_stream(PREFIX)
 if not S then
@@ -12,15 +13,15 @@ end
 local G = groups.get(S, ARGV[4])
 local number = tonumber(G and call('HGET', G.g .. 'pend', id) or 0)
 if number ~= 0 then
-  return {'ok', {members.look(S, number).user, 0}}
+  return {'ok', {consumers.read_session(S, number).user, 0}}
 end
 local mine, rank = entries.priority(S, id), entries.rank(S, id)
 local ahead = 0
 for _, priority in ipairs(entries.classes(S)) do
   if priority > mine then
-    ahead = ahead + call('ZCARD', entries.lane(S, priority))
+    ahead = ahead + call('ZCARD', entries.level(S, priority))
   elseif priority == mine then
-    ahead = ahead + call('ZLEXCOUNT', entries.lane(S, priority), '-', '(' .. id)
+    ahead = ahead + call('ZLEXCOUNT', entries.level(S, priority), '-', '(' .. id)
   end
 end
 if G then
@@ -31,7 +32,7 @@ if G then
   end
   ahead = ahead - call('ZLEXCOUNT', G.g .. 'done', '-', '(' .. rank)
   for _, claimed in ipairs(call('HKEYS', S.p .. 'claims')) do
-    if entries.rank(S, claimed) < rank and groups.has_done(G, claimed) then
+    if entries.rank(S, claimed) < rank and groups.has_committed(G, claimed) then
       ahead = ahead + 1
     end
   end

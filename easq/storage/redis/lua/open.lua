@@ -1,9 +1,13 @@
--- flags: allow-oom; after: stream
--- The stream exists, and its highest index is at least ARGV[4]. Where it was opened by another run of Redis (one started
--- anew, a replica that was promoted, the new node of a slot), or has less than the caller knows, what was acknowledged
--- may be gone: then its indexes and connections go on above all that were ever given, and the epoch is a new one.
--- ARGV[5]: the highest connection number ever seen; ARGV[6]: the highest epoch.
--- Answers the epoch, the highest index and how many items have ever come.
+-- flags: allow-oom; after: context
+-- Creates the stream if it does not exist, and raises its highest index to ARGV[4] at least.
+--
+-- ARGV[4] highest index  [5] highest connection number  [6] highest epoch that the caller knows
+--
+-- If another run of Redis opened the stream (Redis was restarted, a replica was promoted, the slot has moved), or if
+-- the stream has less than the caller knows, acknowledged items may be lost. Then indexes and connection numbers go on
+-- above all that were ever used, and the epoch is raised.
+--
+-- Answers the epoch, the highest index, and the number of puts and releases ever; or `schema` and the unknown schema.
 
 local known, opened_by = unpack(call('HMGET', KEYS[1], 'schema', 'run'))
 if known and known ~= CONF.schema and known ~= '1' then

@@ -1,18 +1,18 @@
--- flags: allow-oom; after: stream entries groups members handout rules
--- What was claimed under the name ARGV[4], all of it or, if any are named, the items ARGV[5] and on, is back if it still
--- exists.
+-- flags: allow-oom; after: context entries groups filters consumers retention failures dispatch stream
+-- Releases the items ARGV[5] and on that are claimed under the name ARGV[4]; without items, all that are claimed under
+-- it.
 
-local S = rules.begin()
+local S = stream.begin()
 if not S then
   return {'gone'}
 end
 if #ARGV == 4 then
-  rules.release_claims(S, ARGV[4])
+  stream.release_claims(S, ARGV[4])
 end
 for place = 5, #ARGV do
   if call('HGET', S.p .. 'claims', ARGV[place]) == ARGV[4] then
-    rules.release(S, ARGV[place])
+    stream.release(S, ARGV[place])
   end
 end
-handout.dispatch_all(S)
-return rules.finish(S, 'ok', 0)
+dispatch.all(S)
+return stream.finish(S, 'ok', 0)

@@ -1,5 +1,5 @@
--- flags: no-writes; after: stream entries groups members
--- The connected consumers, as {group, user, number}.
+-- flags: no-writes; after: context entries groups consumers
+-- Answers the connected consumers, as {group, user, number}.
 
 local S = open_stream(PREFIX)
 if not S then
@@ -7,7 +7,7 @@ if not S then
 end
 local found = {}
 for _, G in ipairs(groups.all(S)) do
-  for number, s in pairs(members.sessions(G)) do
+  for number, s in pairs(consumers.sessions(G)) do
     found[#found + 1] = {G.name, s.user, number}
   end
 end

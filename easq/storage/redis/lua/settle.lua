@@ -1,7 +1,7 @@
--- flags: allow-oom; after: stream entries groups members handout rules
--- Of the items ARGV[5] and on, what is claimed under the name ARGV[4] is gone for all groups.
+-- flags: allow-oom; after: context entries groups filters consumers retention failures dispatch stream
+-- Deletes, for all groups, those of the items ARGV[5] and on that are claimed under the name ARGV[4].
 
-local S = rules.begin()
+local S = stream.begin()
 if not S then
   return {'gone'}
 end
@@ -11,6 +11,6 @@ for place = 5, #ARGV do
     gone[#gone + 1] = ARGV[place]
   end
 end
-rules.remove(S, gone)
-handout.dispatch_all(S)
-return rules.finish(S, 'ok', #gone)
+retention.remove(S, gone)
+dispatch.all(S)
+return stream.finish(S, 'ok', #gone)

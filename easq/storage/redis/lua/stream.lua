@@ -1,169 +1,175 @@
--- What every script begins with: one stream, its counters, the time, and the answer.
---
--- KEYS[1]  PREFIX .. 'meta'; PREFIX names one stream and holds the hash tag of its queue, so all keys share a slot
--- KEYS[2]  PREFIX .. 'none', never there: a Cluster does not run the script while the slot moves
--- ARGV[1]  the settings, as JSON    ARGV[2]  the time in ms; '' for the clock of Redis    ARGV[3]  the calling server
---
--- PREFIX meta      hash: schema, and counters: last (index), len, size, csize (claimed bytes), ended, served (hand-outs),
---                  number (of connections), rel (releases), epoch; heard (when a server last looked, ms), ahead (of
---                  Redis's clock, ms); unheld (where a search for what nobody holds goes on)
--- PREFIX timers    zset: what is due when (ms): 'h\0GROUP\0ID' a hold is over, 'l\0GROUP' an absent group lets go,
---                  'm\0GROUP\0USER' a consumer that left is forgotten
--- PREFIX servers   zset: server -> until when it counts as alive (ms)
--- PREFIX readers   hash: server -> until when it has somebody who waits for an item (ms)
---
--- An index is text of 16 digits everywhere (it is below 2^53), and a place is text too: 10 digits that are lower for a
--- higher class, then the index. Both sort as bytes.
+-- The steps of a stream that several verbs share: leaving, releasing, the time; and how a call begins and ends.
 
-local call = redis.call
-local CONF = cjson.decode(ARGV[1])
-local SERVER = ARGV[3]
-local CLOCK = tonumber(ARGV[2])
-if not CLOCK then
-  local time = call('TIME')
-  CLOCK = time[1] * 1000 + math.floor(time[2] / 1000)
+local stream = {}
+
+-- Answers whether the stream has ended, and the group has committed everything
+function stream.is_through(S, G)
+  return S.ended == 1 and S.len == (G and call('ZCARD', G.g .. 'done') or 0)
 end
-local NOW = CLOCK  -- of the stream that is opened first
 
-local TOP = 2147483647
-local PREFIX = string.sub(KEYS[1], 1, -5)
-
--- how many entries this call may still look at; `more`: somebody has to call again
-local work = {left = CONF.budget, more = false}
-
-local function spend()
-  work.left = work.left - 1
-  if work.left >= 0 then
-    return true
+-- Removes a connection. Its items are ready at once if it was closed (`lost` is false), and held for its user if it was
+-- lost (true) or its server is gone (nil). The latter is no failure
+function stream.leave(G, s, lost)
+  local S, number = G.S, s.number
+  local out, unsent = S.p .. 'out:' .. number, S.p .. 'box:' .. number
+  if consumers.is_reserved(G, s) then
+    dispatch.unreserve(G, s)
   end
-  work.more = true
-  return false
-end
-
-local function id_of(number)
-  return string.format('%016d', number)
-end
-
-local function rank_of(priority, id)
-  return string.format('%010d', TOP - priority) .. id
-end
-
-local function id_in(rank)
-  return string.sub(rank, 11)
-end
-
-local function priority_in(rank)
-  return TOP - tonumber(string.sub(rank, 1, 10))
-end
-
--- tags are pairs of length and text, four bytes a length; of an entry they follow priority and size
-local function tags_in(text, from)
-  local tags, at = {}, from
-  while at <= #text do
-    local key, value
-    key, value, at = struct.unpack('>I4c0I4c0', text, at)
-    tags[key] = value
+  consumers.sessions(G)[number] = nil
+  call('HDEL', G.g .. 'sess', number)
+  call('HDEL', S.p .. 'who', number)
+  call('SREM', S.p .. 'of:' .. s.server, number)
+  local filter = consumers.leave_view(G, s.view)
+  G.connected, G.changed = G.connected - 1, true
+  if filter then
+    filters.leave(G, filter)
   end
-  return tags
-end
-
-local function carries(tags, wanted)
-  for key, value in pairs(wanted) do
-    if tags[key] ~= value then
-      return false
+  local m = consumers.get(G, s.user)
+  m.session, m.active, m.left_pending, m.index = 0, NOW, s.out > 0, s.index
+  consumers.store(G, m)
+  local ids = call('SMEMBERS', out)
+  table.sort(ids)
+  for _, id in ipairs(ids) do
+    call('HDEL', G.g .. 'pend', id)
+    if lost == false or call('ZSCORE', unsent, id) then
+      consumers.make_ready(G, id)
+    elseif lost then
+      failures.lose(G, id, s)
+    else
+      groups.hold(G, id, NOW + CONF.grace, s.user)
     end
   end
-  return true
+  call('DEL', out, unsent, S.p .. 'got:' .. number, S.p .. 'kept:' .. number)
+  consumers.forget_left(G)
+  wake(S, number, s.server)
 end
 
--- Calls `with` with parts of the list that are short enough to be arguments of one command
-local function in_parts(list, with)
-  for from = 1, #list, 500 do
-    local part = {}
-    for place = from, math.min(from + 499, #list) do
-      part[#part + 1] = list[place]
+-- Removes connections and claims of a server, as many as one call may: the server stops (`lost` is false), or is gone
+-- (nil), which is not a failure of its consumers
+function stream.leave_server(S, server, lost)
+  for _, number in ipairs(call('SMEMBERS', S.p .. 'of:' .. server)) do
+    if work.left <= 0 then
+      work.more = true
+      return
     end
-    with(part)
+    local s, G = consumers.session(S, tonumber(number))
+    if s then
+      work.left = work.left - 1 - s.out
+      stream.leave(G, s, lost)
+    end
+  end
+  call('DEL', S.p .. 'of:' .. server)
+  stream.release_claims(S, server .. ':')
+  call('ZREM', S.p .. 'servers', server)
+  call('HDEL', S.p .. 'readers', server)
+end
+
+function stream.release(S, id)
+  entries.release(S, id)
+  for _, G in ipairs(groups.all(S)) do
+    consumers.make_ready(G, id)
   end
 end
 
-local streams = {}  -- those that this call has opened
-local woken = {}  -- server -> PREFIX -> list of connections
-local doomed = {}  -- GROUP, ID, GROUP, ID ...: out of failures, to be buried by the caller
+-- Releases the claims whose name begins with `owner`
+function stream.release_claims(S, owner)
+  local claims = call('HGETALL', S.p .. 'claims')
+  for place = 1, #claims, 2 do
+    if string.sub(claims[place + 1], 1, #owner) == owner then
+      stream.release(S, claims[place])
+    end
+  end
+end
 
-local COUNTERS = {'last', 'len', 'size', 'csize', 'ended', 'served', 'number', 'rel', 'epoch', 'heard', 'ahead'}
+-- Ends holds, filters and entries of left consumers whose time is over
+function stream.tick(S)
+  local due = call('ZRANGEBYSCORE', S.p .. 'timers', '-inf', NOW, 'LIMIT', 0, CONF.budget)
+  if #due == 0 then
+    return
+  end
+  -- no server has called for a while: all of them stood still, and nobody could reconnect
+  local stood_still = NOW - S.heard > CONF.lease / 2
+  local lapsed = false
+  for _, timer in ipairs(due) do
+    local kind, name = string.match(timer, '^(%a)%z([^%z]*)')
+    local rest = string.sub(timer, 4 + #name)
+    local G = groups.get(S, name)
+    if not G then
+      call('ZREM', S.p .. 'timers', timer)
+    elseif kind == 'l' then
+      call('ZREM', S.p .. 'timers', timer)
+      lapsed = filters.lapse(G, rest) or lapsed
+    elseif kind == 'm' then
+      consumers.drop(G, rest)
+    elseif call('HEXISTS', S.p .. 'doom', name .. '\0' .. rest) == 1 then
+      failures.request_dead_letter(G, rest)
+    else
+      failures.release_hold(G, rest, stood_still)
+    end
+  end
+  work.more = work.more or #due == CONF.budget
+  for _, G in ipairs(groups.all(S)) do
+    if groups.is_idle(G) then
+      groups.forget(G)
+    end
+  end
+  if lapsed then
+    retention.remove_free(S, '')
+  end
+  dispatch.all(S)
+end
 
--- The stream, or nil when there is none. Its time never goes back where a clock does that was set, or is another
--- Redis's: else what is due would be as late as that was.
-local function open_stream(prefix)
-  if streams[prefix] then
-    return streams[prefix]
+-- Answers the stream that KEYS[1] names after doing what is due; nil when it does not exist
+function stream.begin()
+  local S = open_stream(PREFIX)
+  if S then
+    stream.tick(S)
   end
-  local found = call('HMGET', prefix .. 'meta', 'schema', unpack(COUNTERS))
-  if not found[1] then
-    return nil
-  end
-  local S = {p = prefix, schema = found[1], changed = {}, groups = {}, heads = {}, fresh = {}}
-  for place, name in ipairs(COUNTERS) do
-    S[name] = tonumber(found[place + 1] or 0)
-  end
-  if prefix == PREFIX then
-    NOW = math.max(CLOCK + S.ahead, S.heard)
-  end
-  streams[prefix] = S
   return S
 end
 
-local function set(S, name, value)
-  S[name] = value
-  S.changed[name] = true
+-- Makes this call write something. WAIT waits for the last write of the caller's own connection; the answer may depend
+-- on what another server has written
+function stream.write_for_wait(S)
+  S.changed.epoch = true
 end
 
--- The connection has something to look at
-local function wake(S, number, server)
-  woken[server] = woken[server] or {}
-  woken[server][S.p] = woken[server][S.p] or {}
-  woken[server][S.p][number] = true
-end
-
-local function arrivals(S)
-  return S.last + S.rel
-end
-
-local function arrived(S, id, head)
-  S.fresh[#S.fresh + 1] = {id, string.sub(head, 9)}
-end
-
-local function numbers_in(set_of)
-  local list = {}
-  for number in pairs(set_of) do
-    list[#list + 1] = string.format('%d', number)
-  end
-  return list
-end
-
--- Other servers are told of their connections and, when they have readers, of new items
-local function tell()
-  for server, by_stream in pairs(woken) do
-    if server ~= SERVER then
-      for prefix, numbers in pairs(by_stream) do
-        call('PUBLISH', CONF.hint .. server, prefix .. '\0s\0' .. table.concat(numbers_in(numbers), ' '))
-      end
-    end
-  end
-  for _, S in pairs(streams) do
-    if #S.fresh > 0 then
-      local readers = call('HGETALL', S.p .. 'readers')
-      for place = 1, #readers, 2 do
-        if tonumber(readers[place + 1]) < NOW then
-          call('HDEL', S.p .. 'readers', readers[place])
-        elseif readers[place] ~= SERVER then
-          for _, item in ipairs(S.fresh) do
-            call('PUBLISH', CONF.hint .. readers[place],
-              S.p .. '\0i\0' .. string.format('%d', arrivals(S)) .. '\0' .. item[1] .. '\0' .. item[2])
-          end
+-- Saves what has changed, and answers: the status; the answer of the verb; PREFIX, GROUP and index, flat, of the items
+-- that need a dead letter; the caller's connections to wake; ms until something is due (-1: nothing); whether to call
+-- `tick` at once; the number of puts and releases ever; the highest index; the epoch; the new items, as PREFIX, index
+-- and tags, flat
+function stream.finish(S, status, answer)
+  for _, one in pairs(streams) do
+    if one.ended == 1 and one.has_changed then
+      for _, G in ipairs(groups.all(one)) do
+        for number, s in pairs(consumers.sessions(G)) do
+          wake(one, number, s.server)
         end
       end
     end
+    consumers.save(one)
+    local fields = {}
+    for name in pairs(one.changed) do
+      fields[#fields + 1] = name
+      fields[#fields + 1] = one[name]
+    end
+    if #fields > 0 then
+      call('HSET', one.p .. 'meta', unpack(fields))
+    end
   end
+  publish()
+  local due = call('ZRANGE', S.p .. 'timers', 0, 0, 'WITHSCORES')[2]
+  local mine, came = {}, {}
+  for _, one in pairs(streams) do
+    for _, item in ipairs(one.quiet and {} or one.fresh) do
+      came[#came + 1] = one.p
+      came[#came + 1] = item[1]
+      came[#came + 1] = item[2]
+    end
+  end
+  for prefix, numbers in pairs(woken[SERVER] or {}) do
+    mine[#mine + 1] = {prefix, numbers_in(numbers)}
+  end
+  local left = due and math.max(0, math.ceil(due - NOW)) or -1
+  return {status, answer or 0, exhausted, mine, left, work.more and 1 or 0, arrivals(S), S.last, S.epoch, came}
 end

@@ -1,8 +1,9 @@
--- flags: allow-oom; after: stream entries groups members handout rules scan
--- As read, and what was found is claimed for ARGV[9], unless it is less than ARGV[8] items (and not half of ARGV[7]
--- bytes). A long search comes back to the caller, who goes on with what was found (ARGV[10] and on).
+-- flags: allow-oom; after: context entries groups filters consumers retention failures dispatch stream scans
+-- Reads as `read` does, and claims the items under the name ARGV[9]. Nothing is claimed if they are fewer than ARGV[8]
+-- (and not more than half of ARGV[7] bytes). A long scan returns to the caller, who goes on with the items found so far
+-- (ARGV[10] and on).
 
-local S = rules.begin()
+local S = stream.begin()
 if not S then
   return {'gone'}
 end
@@ -27,28 +28,28 @@ for place = 10, #ARGV do
 end
 local rest = ''
 if #ids < most then
-  rest = scan.each(S, scan.start(S, ARGV[4]), tags_in(ARGV[6], 1), found)
+  rest = scans.each(S, scans.start(S, ARGV[4]), tags_in(ARGV[6], 1), found)
 end
 work.left, work.more = CONF.budget, false
 if rest ~= '' then
-  return rules.finish(S, 'ok', {rest, ids})
+  return stream.finish(S, 'ok', {rest, ids})
 end
 if #ids < minimum and size <= bytes / 2 then
-  return rules.finish(S, 'ok', {'', {}})
+  return stream.finish(S, 'ok', {'', {}})
 end
 local frames = {}
 for place, id in ipairs(ids) do
-  frames[place] = scan.frame(S, id)
+  frames[place] = scans.frame(S, id)
   entries.claim(S, id, ARGV[9])
   for _, G in ipairs(groups.all(S)) do
     local number = groups.owner(G, id)
     if number ~= 0 and call('ZSCORE', S.p .. 'box:' .. number, id) then
-      members.take_away(G, {id})
+      consumers.end_delivery(G, {id})
     end
   end
 end
 if #ids > 0 then
   call('ZADD', S.p .. 'servers', NOW + CONF.lease, SERVER)
 end
-handout.dispatch_all(S)
-return rules.finish(S, 'ok', {'', frames})
+dispatch.all(S)
+return stream.finish(S, 'ok', {'', frames})

@@ -1,24 +1,25 @@
--- flags: allow-oom; after: stream entries groups members handout rules
--- The calling server is alive, and what is due is done; the connections and claims of servers that are not are given up.
+-- flags: allow-oom; after: context entries groups filters consumers retention failures dispatch stream
+-- Renews the lease of the calling server at this stream, does what is due, and removes the connections and claims of
+-- servers whose lease has expired.
 --
--- ARGV[4] highest index that the caller has seen  [5] '1': it has a reader that waits for an item  [6] '1': the caller has
--- reached Redis all the time
--- `ok` {the caller's connections, those of them that have items to fetch, the names of its claims, the other servers with
--- connections or claims, each followed by the ms until its lease expires}, or `behind`
+-- ARGV[4] highest index that the caller knows  [5] '1': it has a long poll here  [6] '1': it has reached Redis all the time
 --
--- When nobody has called for a while it is Redis that was away, not the servers: then all have their full time again.
--- That does not apply if ARGV[6] is '1'.
+-- Answers `ok` {the caller's connections, those of them that have items to fetch, the names of its claims, the other
+-- servers with connections or claims, each followed by the ms until its lease expires}, or `behind`.
+--
+-- When no server has called for a while, Redis was away, and not the servers: then all leases are renewed. This does
+-- not apply if ARGV[6] is '1'.
 
-local S = rules.begin()
+local S = stream.begin()
 if not S then
   return {'gone'}
 end
 if S.last < tonumber(ARGV[4]) then
-  return rules.finish(S, 'behind')
+  return stream.finish(S, 'behind')
 end
 local unheld = call('HGET', S.p .. 'meta', 'unheld')
 if unheld then
-  rules.remove_unheld(S, unheld)
+  retention.remove_free(S, unheld)
 end
 local servers = S.p .. 'servers'
 if NOW - S.heard > CONF.lease / 2 and ARGV[6] ~= '1' then
@@ -35,9 +36,9 @@ if ARGV[5] == '1' then
   call('HSET', S.p .. 'readers', SERVER, NOW + CONF.lease)
 end
 for _, server in ipairs(call('ZRANGEBYSCORE', servers, '-inf', NOW)) do
-  rules.leave_server(S, server, nil)
+  stream.leave_server(S, server, nil)
 end
-handout.dispatch_all(S)
+dispatch.all(S)
 local mine, full = {}, {}
 for place, number in ipairs(call('SMEMBERS', S.p .. 'of:' .. SERVER)) do
   mine[place] = tonumber(number)
@@ -45,15 +46,15 @@ for place, number in ipairs(call('SMEMBERS', S.p .. 'of:' .. SERVER)) do
     full[#full + 1] = tonumber(number)
   end
 end
-local claims, met = {}, {}
+local claims, seen = {}, {}
 for _, name in ipairs(call('HVALS', S.p .. 'claims')) do
-  if not met[name] and string.sub(name, 1, #SERVER) == SERVER then
+  if not seen[name] and string.sub(name, 1, #SERVER) == SERVER then
     claims[#claims + 1] = name
-    met[name] = true
+    seen[name] = true
   end
 end
 local others = call('ZRANGE', servers, 0, -1, 'WITHSCORES')
 for place = 2, #others, 2 do
   others[place] = math.max(0, math.ceil(others[place] - NOW))
 end
-return rules.finish(S, 'ok', {mine, full, claims, others})
+return stream.finish(S, 'ok', {mine, full, claims, others})

@@ -1,12 +1,13 @@
--- flags: allow-oom; after: stream entries groups members handout rules
--- Items with an index under ARGV[4] ('' at the first call: ARGV[5] and what is there now) are gone for all groups, as
--- many as one call may. Answers how many were, whether there are more, and the bound to go on with.
+-- flags: allow-oom; after: context entries groups filters consumers retention failures dispatch stream
+-- Deletes the items below ARGV[4] for all groups, as many as one call may. In the first call ARGV[4] is '': then the
+-- bound is ARGV[5] or the next index, whichever is lower. Answers how many were deleted, whether there are more, and
+-- the bound.
 
-local S = rules.begin()
+local S = stream.begin()
 if not S then
   return {'gone'}
 end
-rules.affirm(S)
+stream.write_for_wait(S)
 local below = ARGV[4]
 if below == '' then
   below = id_of(math.min(tonumber(ARGV[5]), S.last + 1))
@@ -18,6 +19,6 @@ for _, id in ipairs(call('HKEYS', S.p .. 'claims')) do
     gone[#gone + 1] = id
   end
 end
-rules.remove(S, gone)
-handout.dispatch_all(S)
-return rules.finish(S, 'ok', {#gone, more and 1 or 0, below})
+retention.remove(S, gone)
+dispatch.all(S)
+return stream.finish(S, 'ok', {#gone, more and 1 or 0, below})

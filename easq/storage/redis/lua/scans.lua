@@ -1,17 +1,18 @@
--- What read, take and count share: the visible entries that match, from an index on, in bounded steps.
+-- Scans of read, take and count: the visible entries that match, from an index on, within the budget of one call.
 
-local scan = {}
+local scans = {}
 
--- The first index that a read from `start` looks at; '-1' is the last item
-function scan.start(S, start)
+-- Answers the first index that a read from `start` examines; '-1' is the last item
+function scans.start(S, start)
   if start == '-1' then
     return call('ZREVRANGE', S.p .. 'all', 0, 0)[1] or id_of(1)
   end
   return id_of(tonumber(start))
 end
 
--- Calls `found` with each index that has all of `wanted`, until it says stop. Where to go on, or '' at the end.
-function scan.each(S, start, wanted, found)
+-- Calls `found` with each index that has all of `wanted`, until it returns true. Answers the index to go on from, '' at
+-- the end
+function scans.each(S, start, wanted, found)
   local rid, everything = wanted['requestId'], next(wanted) == nil
   while true do
     local ids = rid and entries.with_request(S, rid, start, 100) or entries.from(S, start, 100)
@@ -31,6 +32,6 @@ function scan.each(S, start, wanted, found)
   end
 end
 
-function scan.frame(S, id)
+function scans.frame(S, id)
   return {id, string.sub(entries.head(S, id), 9), call('HGET', S.p .. 'data', id)}
 end

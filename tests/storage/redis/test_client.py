@@ -14,10 +14,10 @@ import pytest
 from easq.errors import QueueFull, StorageError, Unavailable, UsageError
 from easq.model import Frame
 from easq.storage.base import Limits
-from easq.storage.open import open_link
+from easq.storage.open import open_client
 from easq.storage.redis import connection
-from easq.storage.redis.engine import Distributed
-from easq.storage.redis.link import Link
+from easq.storage.redis.client import RedisClient
+from easq.storage.redis.engine import RedisStorage
 from easq.storage.redis.url import parse_redis_url
 from tests.conftest import MakeRedis
 from tests.support.cluster import join
@@ -54,15 +54,17 @@ class Linked:
     def __init__(
         self, url: str, prepare: Callable[[bool], Awaitable[None]] = nothing, *, wait_replicas: int = 0
     ) -> None:
-        self.link = Link(parse_redis_url(url), wait_replicas=wait_replicas, source=SCRIPTS.__getitem__)
+        self.redis = RedisClient(
+            parse_redis_url(url), wait_replicas=wait_replicas, source=SCRIPTS.__getitem__
+        )
         self._prepare = prepare
 
-    async def __aenter__(self) -> Link:
-        await self.link.connect(self._prepare)
-        return self.link
+    async def __aenter__(self) -> RedisClient:
+        await self.redis.connect(self._prepare)
+        return self.redis
 
     async def __aexit__(self, *_: object) -> None:
-        await self.link.close()
+        await self.redis.close()
 
 
 @pytest.fixture
@@ -78,12 +80,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def until_answered(link: Link) -> object:
+async def until_answered(redis_client: RedisClient) -> object:
     """The reply of the first call that is not refused; anything but a refusal is raised."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
-                return await link.call("echo", ["{q}a"], ["back"])
+                return await redis_client.call("echo", ["{q}a"], ["back"])
             except Unavailable:
                 await asyncio.sleep(0.01)
 
@@ -106,10 +108,10 @@ def replicated(make_redis: MakeRedis) -> tuple[RedisServer, RedisServer]:
     return server, replica
 
 
-async def restarted(server: RedisServer, link: Link) -> None:
+async def restarted(server: RedisServer, redis_client: RedisClient) -> None:
     """The server is another process, and the link has noticed."""
     await asyncio.to_thread(server.kill)
-    await until(lambda: not link.is_up())
+    await until(lambda: not redis_client.is_up())
     await asyncio.to_thread(server.start)
 
 
@@ -117,16 +119,16 @@ def test_replies_are_what_the_script_returned(server: RedisServer) -> None:
     """Text, bytes and numbers go in as they are; bytes, numbers and lists come out."""
 
     async def run() -> None:
-        async with Linked(server.url) as link:
-            assert await link.call("echo", ["{q}a"], ["ü", b"\x00\r\n\xff", 7]) == [
+        async with Linked(server.url) as redis_client:
+            assert await redis_client.call("echo", ["{q}a"], ["ü", b"\x00\r\n\xff", 7]) == [
                 "ü".encode(),
                 b"\x00\r\n\xff",
                 b"7",
             ]
-            assert await link.call("echo", ["{q}a"], [b"x" * 5_000_000]) == [b"x" * 5_000_000]
-            assert await link.call("add", ["{q}n"], [5]) == 5
-            assert link.is_up()
-        assert not link.is_up()
+            assert await redis_client.call("echo", ["{q}a"], [b"x" * 5_000_000]) == [b"x" * 5_000_000]
+            assert await redis_client.call("add", ["{q}n"], [5]) == 5
+            assert redis_client.is_up()
+        assert not redis_client.is_up()
 
     asyncio.run(run())
 
@@ -135,11 +137,11 @@ def test_calls_of_one_moment_share_one_round_trip(server: RedisServer) -> None:
     """A hundred calls at once are one write to the disk: appendfsync always syncs once for each turn of Redis."""
 
     async def run() -> None:
-        async with Linked(server.url) as link:
-            await link.call("add", ["{q}n"], [0])
+        async with Linked(server.url) as redis_client:
+            await redis_client.call("add", ["{q}n"], [0])
             with server.client() as client:
                 before = client.info("stats")["total_reads_processed"]
-                replies = await asyncio.gather(*(link.call("add", ["{q}n"], [1]) for _ in range(100)))
+                replies = await asyncio.gather(*(redis_client.call("add", ["{q}n"], [1]) for _ in range(100)))
                 after = client.info("stats")["total_reads_processed"]
             assert replies == list(range(1, 101))
             assert (
@@ -153,10 +155,14 @@ def test_scripts_that_were_flushed_are_loaded_again(server: RedisServer) -> None
     """SCRIPT FLUSH goes unnoticed, and nothing is run twice."""
 
     async def run() -> None:
-        async with Linked(server.url) as link:
-            assert await link.call("add", ["{q}n"], [1]) == 1
+        async with Linked(server.url) as redis_client:
+            assert await redis_client.call("add", ["{q}n"], [1]) == 1
             server.ask("SCRIPT", "FLUSH")
-            assert await asyncio.gather(*(link.call("add", ["{q}n"], [1]) for _ in range(3))) == [2, 3, 4]
+            assert await asyncio.gather(*(redis_client.call("add", ["{q}n"], [1]) for _ in range(3))) == [
+                2,
+                3,
+                4,
+            ]
 
     asyncio.run(run())
 
@@ -169,15 +175,15 @@ def test_a_server_that_was_killed_is_found_again(server: RedisServer) -> None:
         prepared.append(changed)
 
     async def run() -> None:
-        async with Linked(server.url, prepare) as link:
-            await link.call("add", ["{q}n"], [1])
+        async with Linked(server.url, prepare) as redis_client:
+            await redis_client.call("add", ["{q}n"], [1])
             server.kill()
-            await until(lambda: not link.is_up())
+            await until(lambda: not redis_client.is_up())
             with pytest.raises(Unavailable, match="Redis is away"):
-                await link.call("add", ["{q}n"], [1])
+                await redis_client.call("add", ["{q}n"], [1])
             server.start()
-            await until(link.is_up)
-            assert await link.call("add", ["{q}n"], [1]) == 2
+            await until(redis_client.is_up)
+            assert await redis_client.call("add", ["{q}n"], [1]) == 2
         assert prepared == [False, True]
 
     asyncio.run(run())
@@ -191,10 +197,10 @@ def test_a_connection_that_broke_is_no_other_primary(server: RedisServer) -> Non
         prepared.append(changed)
 
     async def run() -> None:
-        async with Linked(server.url, prepare) as link:
+        async with Linked(server.url, prepare) as redis_client:
             server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             await until(lambda: len(prepared) == 2)
-            assert await until_answered(link) == [b"back"]
+            assert await until_answered(redis_client) == [b"back"]
         assert prepared == [False, False]
 
     asyncio.run(run())
@@ -204,14 +210,14 @@ def test_what_was_answered_and_what_was_not_is_told_apart(server: RedisServer) -
     """Killed under load: each answered call was run, each refused one was not, and others may have been."""
 
     async def run() -> None:
-        async with Linked(server.url) as link:
+        async with Linked(server.url) as redis_client:
             answered = refused = unknown = 0
 
             async def add() -> None:
                 nonlocal answered, refused, unknown
                 for _ in range(50):
                     try:
-                        await link.call("add", ["{q}n"], [1])
+                        await redis_client.call("add", ["{q}n"], [1])
                         answered += 1
                     except Unavailable:
                         refused += 1
@@ -222,9 +228,9 @@ def test_what_was_answered_and_what_was_not_is_told_apart(server: RedisServer) -
             await until(lambda: answered > 200)
             server.restart()
             await load
-            assert await until_answered(link) == [b"back"]
+            assert await until_answered(redis_client) == [b"back"]
             assert answered + refused + unknown == 2000
-            stored = int(await link.call("add", ["{q}n"], [0]))
+            stored = int(await redis_client.call("add", ["{q}n"], [0]))
             assert answered <= stored <= answered + unknown
 
     asyncio.run(run())
@@ -236,15 +242,15 @@ def test_only_what_prepares_goes_through_before_it_is_done(server: RedisServer) 
 
     async def prepare(changed: bool) -> None:
         if changed:
-            await linked.link.call("add", ["{q}n"], [100])
+            await linked.redis.call("add", ["{q}n"], [100])
             await asyncio.sleep(0.1)
-            await linked.link.call("add", ["{q}n"], [100])
+            await linked.redis.call("add", ["{q}n"], [100])
 
     async def run() -> None:
         linked._prepare = prepare
-        async with linked as link:
-            await restarted(server, link)
-            assert await link.call("add", ["{q}n"], [1]) == 201
+        async with linked as redis_client:
+            await restarted(server, redis_client)
+            assert await redis_client.call("add", ["{q}n"], [1]) == 201
 
     asyncio.run(run())
 
@@ -263,9 +269,9 @@ def test_a_preparation_that_fails_is_done_again(
                 raise StorageError("not prepared")
 
     async def run() -> None:
-        async with Linked(server.url, prepare) as link:
-            await restarted(server, link)
-            assert await until_answered(link) == [b"back"]
+        async with Linked(server.url, prepare) as redis_client:
+            await restarted(server, redis_client)
+            assert await until_answered(redis_client) == [b"back"]
         assert tries == 3
         assert "not prepared" in caplog.text
 
@@ -281,16 +287,16 @@ def test_a_preparation_ends_with_its_connection(server: RedisServer) -> None:
         if changed and not seen:
             server.restart()
             try:
-                await linked.link.call("echo", ["{q}a"], [1])
+                await linked.redis.call("echo", ["{q}a"], [1])
             except (Unavailable, StorageError) as error:
                 seen.append(error)
                 raise
 
     async def run() -> None:
         linked._prepare = prepare
-        async with linked as link:
-            await restarted(server, link)
-            assert await until_answered(link) == [b"back"]
+        async with linked as redis_client:
+            await restarted(server, redis_client)
+            assert await until_answered(redis_client) == [b"back"]
         assert len(seen) == 1
 
     asyncio.run(run())
@@ -300,16 +306,16 @@ def test_a_server_that_stands_still_is_given_up(server: RedisServer) -> None:
     """What was sent is not known, what comes later is refused; once it goes on, so do calls."""
 
     async def run() -> None:
-        async with Linked(server.url) as link:
+        async with Linked(server.url) as redis_client:
             server.freeze()
-            under_way = asyncio.ensure_future(link.call("add", ["{q}n"], [1]))
+            under_way = asyncio.ensure_future(redis_client.call("add", ["{q}n"], [1]))
             with pytest.raises(StorageError, match="did not answer within 1 s"):
                 await under_way
-            await until(lambda: not link.is_up())
+            await until(lambda: not redis_client.is_up())
             with pytest.raises(Unavailable):
-                await link.call("add", ["{q}n"], [1])
+                await redis_client.call("add", ["{q}n"], [1])
             server.thaw()
-            assert await until_answered(link) == [b"back"]
+            assert await until_answered(redis_client) == [b"back"]
 
     asyncio.run(run())
 
@@ -318,11 +324,11 @@ def test_a_server_that_stands_still_is_noticed_when_nothing_is_asked(server: Red
     """It is looked at each second."""
 
     async def run() -> None:
-        async with Linked(server.url) as link:
+        async with Linked(server.url) as redis_client:
             server.freeze()
-            await until(lambda: not link.is_up())
+            await until(lambda: not redis_client.is_up())
             server.thaw()
-            await until(link.is_up)
+            await until(redis_client.is_up)
 
     asyncio.run(run())
 
@@ -332,10 +338,10 @@ def test_a_server_that_is_at_work_is_not_lost(server: RedisServer) -> None:
     many = 400
 
     async def run() -> None:
-        async with Linked(server.url) as link:
-            calls = (link.call("work", [f"n{number}"], [b"x" * 1000]) for number in range(many))
+        async with Linked(server.url) as redis_client:
+            calls = (redis_client.call("work", [f"n{number}"], [b"x" * 1000]) for number in range(many))
             assert await asyncio.gather(*calls) == [1] * many
-            assert link.is_up()
+            assert redis_client.is_up()
 
     asyncio.run(run())
 
@@ -347,16 +353,18 @@ def test_calls_end_when_the_link_is_closed_while_a_connection_ends(make_redis: M
     join(one, other, boundary=1)
 
     async def body() -> None:
-        link = Link(parse_redis_url(f"redis+cluster://127.0.0.1:{one.port}"), source=SCRIPTS.__getitem__)
-        await link.connect(nothing)
-        assert await link.call("add", ["n"], [1]) == 1
+        redis_client = RedisClient(
+            parse_redis_url(f"redis+cluster://127.0.0.1:{one.port}"), source=SCRIPTS.__getitem__
+        )
+        await redis_client.connect(nothing)
+        assert await redis_client.call("add", ["n"], [1]) == 1
         other.freeze()
-        sent = asyncio.ensure_future(link.call("add", ["n"], [1]))
+        sent = asyncio.ensure_future(redis_client.call("add", ["n"], [1]))
         await asyncio.sleep(0.1)
-        waits = asyncio.ensure_future(link.call("add", ["n"], [1]))
+        waits = asyncio.ensure_future(redis_client.call("add", ["n"], [1]))
         await asyncio.to_thread(one.kill)
-        await until(lambda: not link.is_up())
-        await link.close()
+        await until(lambda: not redis_client.is_up())
+        await redis_client.close()
         async with asyncio.timeout(5):
             assert [type(error) for error in await asyncio.gather(sent, waits, return_exceptions=True)] == [
                 StorageError,
@@ -373,11 +381,11 @@ def test_a_pause_is_over_when_it_is(server: RedisServer) -> None:
     """CLIENT PAUSE is as if it stood still."""
 
     async def run() -> None:
-        async with Linked(server.url) as link:
+        async with Linked(server.url) as redis_client:
             server.ask("CLIENT", "PAUSE", 2_000, "ALL")
             with pytest.raises(StorageError):
-                await link.call("add", ["{q}n"], [1])
-            assert await until_answered(link) == [b"back"]
+                await redis_client.call("add", ["{q}n"], [1])
+            assert await until_answered(redis_client) == [b"back"]
 
     asyncio.run(run())
 
@@ -387,13 +395,13 @@ def test_a_busy_server_refuses(make_redis: MakeRedis) -> None:
     server = make_redis(busy_reply_threshold="100")
 
     async def run() -> None:
-        async with Linked(server.url) as link:
+        async with Linked(server.url) as redis_client:
             with socket.create_connection(("127.0.0.1", server.port)) as other:
                 other.sendall(b"*3\r\n$4\r\nEVAL\r\n$17\r\nwhile true do end\r\n$1\r\n0\r\n")
-                error = await until_refused(lambda: link.call("add", ["{q}n"], [1]))
+                error = await until_refused(lambda: redis_client.call("add", ["{q}n"], [1]))
                 assert repr(error) == "Unavailable('Redis is busy with a script')"
                 server.ask("SCRIPT", "KILL")
-                assert await until_answered(link) == [b"back"]
+                assert await until_answered(redis_client) == [b"back"]
 
     asyncio.run(run())
 
@@ -404,12 +412,12 @@ def test_a_server_without_memory_refuses(make_redis: MakeRedis) -> None:
     numbers = itertools.count()
 
     async def run() -> None:
-        async with Linked(server.url) as link:
+        async with Linked(server.url) as redis_client:
             error = await until_refused(
-                lambda: link.call("set", [f"{{q}}{next(numbers)}"], [b"x" * 1_000_000])
+                lambda: redis_client.call("set", [f"{{q}}{next(numbers)}"], [b"x" * 1_000_000])
             )
             assert repr(error) == "QueueFull('Redis has no memory left')"
-            assert await link.call("echo", ["{q}a"], [1]) == [b"1"]
+            assert await redis_client.call("echo", ["{q}a"], [1]) == [b"1"]
 
     asyncio.run(run())
 
@@ -418,11 +426,11 @@ def test_a_script_that_fails_is_not_known_to_have_done_nothing(server: RedisServ
     """The error names the script and what Redis says; the next call goes through."""
 
     async def run() -> None:
-        async with Linked(server.url) as link:
+        async with Linked(server.url) as redis_client:
             with pytest.raises(StorageError, match=r"wrong: Redis says: .*not an integer"):
-                await link.call("wrong", ["{q}w"], [])
-            assert link.is_up()
-            assert await link.call("echo", ["{q}a"], [1]) == [b"1"]
+                await redis_client.call("wrong", ["{q}w"], [])
+            assert redis_client.is_up()
+            assert await redis_client.call("echo", ["{q}a"], [1]) == [b"1"]
 
     asyncio.run(run())
 
@@ -434,12 +442,14 @@ def test_a_primary_that_became_a_replica_is_left(
     server, other = make_redis(), make_redis()
 
     async def run() -> None:
-        async with Linked(server.url) as link:
-            await link.call("add", ["{q}n"], [1])
+        async with Linked(server.url) as redis_client:
+            await redis_client.call("add", ["{q}n"], [1])
             server.ask("REPLICAOF", "127.0.0.1", other.port)
-            assert isinstance(await until_refused(lambda: link.call("set", ["{q}s"], [1])), Unavailable)
+            assert isinstance(
+                await until_refused(lambda: redis_client.call("set", ["{q}s"], [1])), Unavailable
+            )
             server.ask("REPLICAOF", "NO", "ONE")
-            assert await until_answered(link) == [b"back"]
+            assert await until_answered(redis_client) == [b"back"]
         assert "replica" in caplog.text
 
     asyncio.run(run())
@@ -449,11 +459,11 @@ def test_min_replicas_to_write_refuses(server: RedisServer) -> None:
     """NOREPLICAS is certainly not done."""
 
     async def run() -> None:
-        async with Linked(server.url) as link:
+        async with Linked(server.url) as redis_client:
             server.ask("CONFIG", "SET", "min-replicas-to-write", 1)
             with pytest.raises(Unavailable, match="min-replicas-to-write"):
-                await link.call("add", ["{q}n"], [1])
-            assert link.is_up()
+                await redis_client.call("add", ["{q}n"], [1])
+            assert redis_client.is_up()
 
     asyncio.run(run())
 
@@ -470,16 +480,16 @@ def test_a_server_that_loads_its_data_is_waited_for(make_redis: MakeRedis) -> No
         prepared.append(True)
 
     async def run() -> None:
-        async with Linked(server.url) as link:
+        async with Linked(server.url) as redis_client:
             await asyncio.to_thread(server.kill)
-            await until(lambda: not link.is_up())
+            await until(lambda: not redis_client.is_up())
             # a second and a half of LOADING, from before the server is ready
             starting = asyncio.create_task(asyncio.to_thread(server.start))
             await until(lambda: "while loading" in server.log.read_text() or starting.done())
             other = Linked(server.url, prepare)
             async with other:
                 assert prepared
-            assert await until_answered(link) == [b"back"]
+            assert await until_answered(redis_client) == [b"back"]
             await starting
 
     asyncio.run(run())
@@ -500,8 +510,8 @@ def test_durability_is_what_the_server_does(
     server = make_redis(**options)
 
     async def run() -> None:
-        async with Linked(server.url) as link:
-            assert link.durability == durability
+        async with Linked(server.url) as redis_client:
+            assert redis_client.durability == durability
 
     asyncio.run(run())
 
@@ -509,7 +519,7 @@ def test_durability_is_what_the_server_does(
 @pytest.fixture
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server is looked at all the time, so that no test waits a second for it."""
-    monkeypatch.setattr(connection, "LOOK_S", 0.05)
+    monkeypatch.setattr(connection, "INFO_S", 0.05)
 
 
 @pytest.mark.usefixtures("looks_often")
@@ -517,7 +527,7 @@ def test_settings_that_change_are_noticed(server: RedisServer, caplog: pytest.Lo
     """The durability shown is another one each time."""
 
     async def run() -> None:
-        async with Linked(server.url) as link:
+        async with Linked(server.url) as redis_client:
             for setting, value, word in (
                 ("appendfsync", "everysec", "redis-everysec"),
                 ("appendfsync", "always", "redis-fsync"),
@@ -526,7 +536,7 @@ def test_settings_that_change_are_noticed(server: RedisServer, caplog: pytest.Lo
                 ("appendonly", "no", "redis-memory"),
             ):
                 server.ask("CONFIG", "SET", setting, value)
-                await until(lambda word=word: link.durability == word)  # type: ignore[misc]
+                await until(lambda word=word: redis_client.durability == word)  # type: ignore[misc]
 
     asyncio.run(run())
     assert "durability was redis-fsync and is redis-everysec now" in caplog.text
@@ -539,7 +549,7 @@ def test_while_redis_may_throw_items_away_puts_are_refused(
     """Certainly not stored, until the policy is mended; what is there is read and committed meanwhile."""
 
     async def run() -> None:
-        storage = Distributed(Link(parse_redis_url(server.url)))
+        storage = RedisStorage(RedisClient(parse_redis_url(server.url)))
         await storage.start(lambda _: None)
         await storage.open("q")
 
@@ -598,9 +608,9 @@ def test_a_user_who_may_not_ask_for_the_settings(server: RedisServer) -> None:
     server.ask("ACL", "SETUSER", "easq", "on", ">secret", "~*", "&*", "+@all", "-config")
 
     async def run() -> None:
-        async with Linked(f"redis://easq:secret@127.0.0.1:{server.port}") as link:
-            assert link.durability == "redis-everysec"
-            assert await link.call("add", ["{q}n"], [1]) == 1
+        async with Linked(f"redis://easq:secret@127.0.0.1:{server.port}") as redis_client:
+            assert redis_client.durability == "redis-everysec"
+            assert await redis_client.call("add", ["{q}n"], [1]) == 1
 
     asyncio.run(run())
 
@@ -652,13 +662,13 @@ def test_no_redis_at_the_address(server: RedisServer) -> None:
 def test_a_redis_that_others_reach_needs_a_password() -> None:
     """As the service itself needs a token."""
     with pytest.raises(UsageError) as caught:
-        open_link("redis://10.0.0.1:6379")
+        open_client("redis://10.0.0.1:6379")
     assert (
         caught.value.message
         == "redis://10.0.0.1:6379 is reached from other machines, and the URL has no password"
     )
-    assert open_link("redis://10.0.0.1:6379", allow_open=True).durability == ""
-    assert open_link("redis://:secret@10.0.0.1:6379").durability == ""
+    assert open_client("redis://10.0.0.1:6379", allow_open=True).durability == ""
+    assert open_client("redis://:secret@10.0.0.1:6379").durability == ""
 
 
 def test_a_socket_of_this_machine(make_redis: MakeRedis, tmp_path: Path) -> None:
@@ -667,8 +677,8 @@ def test_a_socket_of_this_machine(make_redis: MakeRedis, tmp_path: Path) -> None
     make_redis(unixsocket=str(path))
 
     async def run() -> None:
-        async with Linked(f"unix://{path}?db=1") as link:
-            assert await link.call("add", ["{q}n"], [1]) == 1
+        async with Linked(f"unix://{path}?db=1") as redis_client:
+            assert await redis_client.call("add", ["{q}n"], [1]) == 1
 
     asyncio.run(run())
 
@@ -680,8 +690,8 @@ def test_tls(make_redis: MakeRedis, certificate: Path) -> None:
     make_redis(tls_port=str(port), tls_auth_clients="no", tls_cert_file=both, tls_key_file=both)
 
     async def run() -> None:
-        async with Linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}") as link:
-            assert await link.call("add", ["{q}n"], [1]) == 1
+        async with Linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}") as redis_client:
+            assert await redis_client.call("add", ["{q}n"], [1]) == 1
 
     asyncio.run(run())
     assert "certificate verify failed" in refusal(f"rediss://127.0.0.1:{port}").message
@@ -695,8 +705,8 @@ def test_a_private_ca_that_says_no_more_than_that_it_is_one_is_trusted(
     make_redis(tls_port=str(port), tls_auth_clients="no", tls_cert_file=str(both), tls_key_file=str(both))
 
     async def run() -> None:
-        async with Linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={ca}") as link:
-            assert await link.call("add", ["{q}n"], [1]) == 1
+        async with Linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={ca}") as redis_client:
+            assert await redis_client.call("add", ["{q}n"], [1]) == 1
 
     asyncio.run(run())
 
@@ -706,16 +716,16 @@ def test_what_is_published_is_heard(server: RedisServer) -> None:
     heard: list[bytes] = []
 
     async def run() -> None:
-        async with Linked(server.url) as link:
-            await link.listen("easq:hint", heard.append)
-            await link.call("tell", [], ["easq:hint", b"\x00one"])
-            await link.call("stell", ["easq:hint"], ["easq:hint", b"two"])
+        async with Linked(server.url) as redis_client:
+            await redis_client.listen("easq:hint", heard.append)
+            await redis_client.call("tell", [], ["easq:hint", b"\x00one"])
+            await redis_client.call("stell", ["easq:hint"], ["easq:hint", b"two"])
             await until(lambda: heard == [b"\x00one", b"two"])
-            await restarted(server, link)
-            assert await until_answered(link) == [b"back"]
+            await restarted(server, redis_client)
+            assert await until_answered(redis_client) == [b"back"]
             async with asyncio.timeout(PATIENCE_S):
                 while heard[-1] != b"three":
-                    await link.call("tell", [], ["easq:hint", b"three"])
+                    await redis_client.call("tell", [], ["easq:hint", b"three"])
                     await asyncio.sleep(0.01)
 
     asyncio.run(run())
@@ -727,12 +737,12 @@ def test_without_replicas_nothing_is_run_that_they_have_to_have(
     """It is certainly not done; other calls are answered."""
 
     async def run() -> None:
-        async with Linked(server.url, wait_replicas=1) as link:
-            assert link.durability == "redis-replicated:1"
+        async with Linked(server.url, wait_replicas=1) as redis_client:
+            assert redis_client.durability == "redis-replicated:1"
             with pytest.raises(Unavailable, match="fewer replicas than the 1"):
-                await link.call("add", ["{q}n"], [1])
-            assert await link.call("echo", ["{q}a"], [1], replicated=False) == [b"1"]
-            assert link.is_up()
+                await redis_client.call("add", ["{q}n"], [1])
+            assert await redis_client.call("echo", ["{q}a"], [1], replicated=False) == [b"1"]
+            assert redis_client.is_up()
 
     asyncio.run(run())
     assert server.ask("GET", "{q}n") is None
@@ -744,8 +754,8 @@ def test_wait_with_a_replica(make_redis: MakeRedis) -> None:
     server, replica = replicated(make_redis)
 
     async def run() -> None:
-        async with Linked(server.url, wait_replicas=1) as link:
-            replies = await asyncio.gather(*(link.call("add", ["{q}n"], [1]) for _ in range(50)))
+        async with Linked(server.url, wait_replicas=1) as redis_client:
+            replies = await asyncio.gather(*(redis_client.call("add", ["{q}n"], [1]) for _ in range(50)))
             assert replies == list(range(1, 51))
             assert replica.ask("GET", "{q}n") == b"50"
 
@@ -756,21 +766,21 @@ def test_nobody_knows_of_the_call_that_finds_its_replica_gone(
     make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is done here and not there. Those after it are not done, until the replica has caught up."""
-    monkeypatch.setattr("easq.storage.redis.connection.LOOK_S", 0.05)
+    monkeypatch.setattr("easq.storage.redis.connection.INFO_S", 0.05)
     server, replica = replicated(make_redis)
 
     async def run() -> None:
-        async with Linked(server.url, wait_replicas=1) as link:
-            await until_answered(link)
-            assert await link.call("add", ["{q}n"], [1]) == 1
-            monkeypatch.setattr("easq.storage.redis.connection.LOOK_S", 1000.0)  # it is not looked at again
+        async with Linked(server.url, wait_replicas=1) as redis_client:
+            await until_answered(redis_client)
+            assert await redis_client.call("add", ["{q}n"], [1]) == 1
+            monkeypatch.setattr("easq.storage.redis.connection.INFO_S", 1000.0)  # it is not looked at again
             replica.freeze()
             with pytest.raises(StorageError, match="0 of 1 replicas have it"):
-                await link.call("add", ["{q}n"], [1])
+                await redis_client.call("add", ["{q}n"], [1])
             for _ in range(3):
                 with pytest.raises(Unavailable, match="fewer replicas than the 1"):
-                    await link.call("add", ["{q}n"], [1])
-            assert await link.call("echo", ["{q}a"], [1], replicated=False) == [b"1"]
+                    await redis_client.call("add", ["{q}n"], [1])
+            assert await redis_client.call("echo", ["{q}a"], [1], replicated=False) == [b"1"]
             assert server.ask("GET", "{q}n") == b"2"
             replica.thaw()
 
@@ -781,21 +791,23 @@ def test_a_replica_that_is_back_is_waited_for_again(
     make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While it stands still a look does not take it for one that follows."""
-    monkeypatch.setattr("easq.storage.redis.connection.LOOK_S", 0.05)
+    monkeypatch.setattr("easq.storage.redis.connection.INFO_S", 0.05)
     server, replica = replicated(make_redis)
 
     async def run() -> None:
-        async with Linked(server.url, wait_replicas=1) as link:
+        async with Linked(server.url, wait_replicas=1) as redis_client:
             replica.freeze()
-            assert isinstance(await until_refused(lambda: link.call("add", ["{q}n"], [1])), StorageError)
+            assert isinstance(
+                await until_refused(lambda: redis_client.call("add", ["{q}n"], [1])), StorageError
+            )
             looks = 0
             while looks < 10:
                 looks += 1
                 with pytest.raises(Unavailable, match="fewer replicas than the 1"):
-                    await link.call("add", ["{q}n"], [1])
+                    await redis_client.call("add", ["{q}n"], [1])
                 await asyncio.sleep(0.05)
             replica.thaw()
-            await until_answered(link)
+            await until_answered(redis_client)
             assert replica.ask("GET", "{q}n") == server.ask("GET", "{q}n")
 
     asyncio.run(run())
@@ -804,12 +816,12 @@ def test_a_replica_that_is_back_is_waited_for_again(
 
 def test_more_than_may_wait_is_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is queued without bound on a Redis that stands still."""
-    monkeypatch.setattr("easq.storage.redis.link.MOST_CALLS", 10)
+    monkeypatch.setattr("easq.storage.redis.client.MOST_CALLS", 10)
 
     async def run() -> None:
-        async with Linked(server.url) as link:
+        async with Linked(server.url) as redis_client:
             server.freeze()
-            calls = [asyncio.ensure_future(link.call("add", ["{q}n"], [1])) for _ in range(11)]
+            calls = [asyncio.ensure_future(redis_client.call("add", ["{q}n"], [1])) for _ in range(11)]
             done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
             (first,) = done
             with pytest.raises(Unavailable, match="too many requests"):
@@ -832,11 +844,11 @@ def test_nothing_is_logged_of_a_password(make_redis: MakeRedis, caplog: pytest.L
     server.ask("CONFIG", "SET", "requirepass", "top-secret-word")
 
     async def run() -> None:
-        async with Linked(f"redis://:top-secret-word@127.0.0.1:{server.port}") as link:
+        async with Linked(f"redis://:top-secret-word@127.0.0.1:{server.port}") as redis_client:
             with server.client(password="top-secret-word") as client:
                 client.client_kill_filter(_type="normal", skipme=True)
-            await until(lambda: not link.is_up())
-            await until(link.is_up)
+            await until(lambda: not redis_client.is_up())
+            await until(redis_client.is_up)
 
     asyncio.run(run())
     assert "Redis is back" in caplog.text

@@ -1,23 +1,24 @@
 -- The connections of a group, the views that they share, and the consumers as attributes list them.
 --
--- A view is one start and one tag filter, and how far it has looked in each class.
+-- A view has one start, one filter, and how far it has been scanned in each priority. The keys are described in
+-- groups.lua.
 
-local members = {}
+local consumers = {}
 
-local MOST_LEFT = 1000  -- at most so many consumers that left are listed
+local MOST_LEFT = 1000  -- most consumers that left and are still listed
 
--- What the hand-out needs of a connection; `out` is how many items are pending there, `alone` is one that it has, or
--- waits for, to have nothing beside it, or ''
+-- Reads a connection. `out` is the number of items pending there; `alone` is the item that it has, or waits for, as the only
+-- one, or ''; `redelivers`: it gets held items one at a time
 local function session_of(number, text)
   local f = cmsgpack.unpack(text)
   return {
     number = number, view = f[1], window = f[2], out = f[3], served = f[4], stopped = f[5], alone = f[6],
-    user = f[7], server = f[8], index = f[9], process = f[10] or '', keeps = f[11],
+    user = f[7], server = f[8], index = f[9], process = f[10] or '', redelivers = f[11],
   }
 end
 
--- Connection -> what the hand-out needs of it
-function members.sessions(G)
+-- Answers the connections of the group, by number
+function consumers.sessions(G)
   if not G.sess then
     G.sess = {}
     local found = call('HGETALL', G.g .. 'sess')
@@ -29,18 +30,18 @@ function members.sessions(G)
   return G.sess
 end
 
--- The connection and its group, or nil
-function members.session(S, number)
+-- Answers the connection and its group, or nil
+function consumers.session(S, number)
   local name = call('HGET', S.p .. 'who', number)
   if not name then
     return nil
   end
   local G = groups.get(S, name)
-  return members.sessions(G)[number], G
+  return consumers.sessions(G)[number], G
 end
 
--- The same, to be read only: what it costs does not grow with the group
-function members.look(S, number)
+-- Answers the same, for reading only: the cost does not grow with the group
+function consumers.read_session(S, number)
   local name = call('HGET', S.p .. 'who', number)
   if not name then
     return nil
@@ -49,17 +50,17 @@ function members.look(S, number)
   return session_of(number, call('HGET', G.g .. 'sess', number)), G
 end
 
-function members.free(s)
-  return (s.stopped or s.alone ~= '' or s.keeps) and 0 or s.window - s.out
+function consumers.free(s)
+  return (s.stopped or s.alone ~= '' or s.redelivers) and 0 or s.window - s.out
 end
 
--- Whether the connection waits to be empty for an item that goes alone
-function members.is_reserved(G, s)
+-- Answers whether the connection waits to be empty for an item that is delivered alone
+function consumers.is_reserved(G, s)
   return s.alone ~= '' and groups.owner(G, s.alone) ~= s.number
 end
 
--- The items, some hundred, are pending in the group no longer
-function members.take_away(G, ids)
+-- Ends the delivery of items, some hundred at most: they are no longer pending in the group
+function consumers.end_delivery(G, ids)
   local by_session, pending = {}, {}
   for place, number in ipairs(call('HMGET', G.g .. 'pend', unpack(ids))) do
     if number then
@@ -74,7 +75,7 @@ function members.take_away(G, ids)
   end
   call('HDEL', G.g .. 'pend', unpack(pending))
   for number, list in pairs(by_session) do
-    local s = members.sessions(G)[tonumber(number)]
+    local s = consumers.sessions(G)[tonumber(number)]
     call('SREM', G.S.p .. 'out:' .. number, unpack(list))
     call('ZREM', G.S.p .. 'box:' .. number, unpack(list))
     s.out, s.changed = s.out - #list, true
@@ -86,20 +87,20 @@ function members.take_away(G, ids)
   end
 end
 
--- The entries, some hundred, go: the group remembers nothing of them; to be called while they are there
-function members.forget_items(G, ids)
+-- Forgets the entries, some hundred at most, in the group. The entries have to be present
+function consumers.forget_items(G, ids)
   local S, g = G.S, G.g
-  members.take_away(G, ids)
-  local ranks, timers, dooms, answers = {}, {}, {}, {}
+  consumers.end_delivery(G, ids)
+  local ranks, timers, exhausted_fields, answers = {}, {}, {}, {}
   for place, id in ipairs(ids) do
     ranks[place] = entries.rank(S, id)
     timers[place] = groups.hold_timer(G, id)
-    dooms[place] = G.name .. '\0' .. id
+    exhausted_fields[place] = G.name .. '\0' .. id
     answers[place] = id .. '\0' .. G.name
   end
   if call('HDEL', g .. 'held', unpack(ids)) > 0 then
     call('ZREM', S.p .. 'timers', unpack(timers))
-    call('HDEL', S.p .. 'doom', unpack(dooms))
+    call('HDEL', S.p .. 'doom', unpack(exhausted_fields))
   end
   if call('ZREM', g .. 'done', unpack(ranks)) > 0 and call('SREM', g .. 'gone', unpack(ids)) > 0 then
     call('HDEL', S.p .. 'answers', unpack(answers))
@@ -121,7 +122,7 @@ local function view_of(number, text)
     cursors = {}, moved = {}}
 end
 
-function members.views(G)
+function consumers.views(G)
   if not G.views then
     G.views = {}
     local found = call('HGETALL', G.g .. 'views')
@@ -133,8 +134,8 @@ function members.views(G)
   return G.views
 end
 
-function members.view(G, after, filter)
-  for _, V in ipairs(members.views(G)) do
+function consumers.view(G, after, filter)
+  for _, V in ipairs(consumers.views(G)) do
     if V.after == after and V.filter == filter then
       return V
     end
@@ -147,22 +148,22 @@ function members.view(G, after, filter)
   return V
 end
 
--- How far the view has looked: in a class, or among what came back ('r')
-function members.cursor(G, V, lane)
-  local cursor = V.cursors[lane]
+-- Answers how far the view has been scanned: in a priority, or among returned items ('r')
+function consumers.cursor(G, V, level)
+  local cursor = V.cursors[level]
   if not cursor then
-    cursor = call('HGET', G.g .. 'cur:' .. V.number, lane) or ''
-    V.cursors[lane] = cursor
+    cursor = call('HGET', G.g .. 'cur:' .. V.number, level) or ''
+    V.cursors[level] = cursor
   end
   return cursor
 end
 
-function members.move(V, lane, cursor)
-  V.cursors[lane], V.moved[lane] = cursor, true
+function consumers.move(V, level, cursor)
+  V.cursors[level], V.moved[level] = cursor, true
 end
 
--- The item is ready for the group again, in its class and place, if nothing is in the way
-function members.put_back(G, id)
+-- Makes the item ready for the group again, at its rank, unless it is pending, held, committed or claimed
+function consumers.make_ready(G, id)
   if not groups.is_ready(G, id) then
     return
   end
@@ -178,28 +179,28 @@ function members.put_back(G, id)
     return
   end
   call('ZADD', G.g .. 'ret', 0, rank)
-  for _, V in ipairs(members.views(G)) do
-    if rank <= members.cursor(G, V, 'r') then
-      members.move(V, 'r', string.sub(rank, 1, -2))
+  for _, V in ipairs(consumers.views(G)) do
+    if rank <= consumers.cursor(G, V, 'r') then
+      consumers.move(V, 'r', string.sub(rank, 1, -2))
     end
   end
 end
 
 -- Records that the held item goes to this connection, which gets such items one at a time
-function members.keep_for(G, s, id)
+function consumers.redeliver_to(G, s, id)
   call('ZADD', G.S.p .. 'kept:' .. s.number, 0, entries.rank(G.S, id))
-  s.keeps, s.changed = true, true
+  s.redelivers, s.changed = true, true
 end
 
--- Removes the view if no connection has it any more; then answers its filter, if no other view has that
-function members.leave_view(G, number)
-  for _, s in pairs(members.sessions(G)) do
+-- Removes the view if no connection has it any more. Answers its filter if the view was the last one with it, else nil
+function consumers.leave_view(G, number)
+  for _, s in pairs(consumers.sessions(G)) do
     if s.view == number then
       return nil
     end
   end
   local filter
-  for place, V in ipairs(members.views(G)) do
+  for place, V in ipairs(consumers.views(G)) do
     if V.number == number then
       table.remove(G.views, place)
       call('HDEL', G.g .. 'views', number)
@@ -208,7 +209,7 @@ function members.leave_view(G, number)
       break
     end
   end
-  for _, V in ipairs(members.views(G)) do
+  for _, V in ipairs(consumers.views(G)) do
     if V.filter == filter then
       return nil
     end
@@ -218,7 +219,7 @@ end
 
 -- -- consumers ------------------------------------------------------------------------------------------------------
 
-function members.get(G, user)
+function consumers.get(G, user)
   local text = call('HGET', G.g .. 'mem', user)
   if not text then
     return nil
@@ -228,7 +229,7 @@ function members.get(G, user)
     left_pending = f[7], place = f[8]}
 end
 
-function members.keep(G, m)
+function consumers.store(G, m)
   call('HSET', G.g .. 'mem', m.user, cmsgpack.pack(
     {m.session, m.window, m.auto, m.filter, m.index, m.active, m.left_pending, m.place}))
   local timer = 'm\0' .. G.name .. '\0' .. m.user
@@ -239,35 +240,35 @@ function members.keep(G, m)
   end
 end
 
-function members.drop(G, user)
+function consumers.drop(G, user)
   call('HDEL', G.g .. 'mem', user)
   call('ZREM', G.S.p .. 'timers', 'm\0' .. G.name .. '\0' .. user)
 end
 
--- All of them, in the order in which they came
-function members.all(G)
+-- Answers all consumers of the group, in the order in which they came
+function consumers.all(G)
   local list = {}
   for _, user in ipairs(call('HKEYS', G.g .. 'mem')) do
-    list[#list + 1] = members.get(G, user)
+    list[#list + 1] = consumers.get(G, user)
   end
   table.sort(list, function(one, other) return one.place < other.place end)
   return list
 end
 
--- Of the consumers that left only the latest are listed
-function members.forget_left(G)
+-- Removes the consumers that left first, so that at most MOST_LEFT of these are listed
+function consumers.forget_left(G)
   if call('HLEN', G.g .. 'mem') - G.connected <= MOST_LEFT then
     return
   end
   local left = {}
-  for _, m in ipairs(members.all(G)) do
+  for _, m in ipairs(consumers.all(G)) do
     if m.session == 0 then
       left[#left + 1] = m
     end
   end
   table.sort(left, function(one, other) return one.active < other.active end)
   for place = 1, #left - MOST_LEFT do
-    members.drop(G, left[place].user)
+    consumers.drop(G, left[place].user)
   end
 end
 
@@ -277,17 +278,17 @@ local function save_sessions(G)
   for number, s in pairs(G.sess or {}) do
     if s.changed then
       call('HSET', G.g .. 'sess', number, cmsgpack.pack(
-        {s.view, s.window, s.out, s.served, s.stopped, s.alone, s.user, s.server, s.index, s.process, s.keeps}))
+        {s.view, s.window, s.out, s.served, s.stopped, s.alone, s.user, s.server, s.index, s.process, s.redelivers}))
     end
   end
   for _, V in ipairs(G.views or {}) do
-    for lane in pairs(V.moved) do
-      call('HSET', G.g .. 'cur:' .. V.number, lane, V.cursors[lane])
+    for level in pairs(V.moved) do
+      call('HSET', G.g .. 'cur:' .. V.number, level, V.cursors[level])
     end
   end
 end
 
-function members.save(S)
+function consumers.save(S)
   for _, G in pairs(S.groups) do
     if G then
       if G.changed then

@@ -18,10 +18,19 @@ from redis.crc import key_slot
 
 from easq.errors import EasqError, StorageError, Unavailable
 from easq.storage.redis import scripts
-from easq.storage.redis.connection import DEADLINE_S, Call, Lost, NotYet, Reply, Wire, connection_to, show
-from easq.storage.redis.pubsub import Ear, Heard
+from easq.storage.redis.connection import (
+    DEADLINE_S,
+    ConnectionLost,
+    NotReady,
+    PipelinedConnection,
+    Reply,
+    ScriptCall,
+    connection_to,
+    show,
+)
+from easq.storage.redis.pubsub import ChannelSubscriber, MessageHandler
 from easq.storage.redis.server_info import MEND_POLICY, SAFE_POLICY, evicts, weakest
-from easq.storage.redis.topology import Primaries, Primary, slot_table
+from easq.storage.redis.topology import Primary, Topology, slot_table
 from easq.storage.redis.url import RedisUrl
 
 log = logging.getLogger(__name__)
@@ -35,19 +44,19 @@ START_S = 10.0
 #: how often Sentinels and Clusters are asked whether the primaries are still the same, in seconds
 ASK_S = 5.0
 #: the scripts that store items: refused while Redis may evict keys
-_STORING = {"append", "bury"}
+_STORING = {"append", "dead_letter"}
 
 
 @dataclass(slots=True, eq=False)
-class _Session:
+class _ConnectionSet:
     """The connections from one loss to the next: to all primaries, or to none."""
 
     primaries: tuple[Primary, ...]
-    wires: Sequence[Wire]
+    connections: Sequence[PipelinedConnection]
     #: slot -> number of the wire, in a Cluster
     table: Sequence[int]
     runs: list[asyncio.Task[str]] = field(default_factory=list)
-    ears: dict[int, Ear] = field(default_factory=dict)
+    subscribers: dict[int, ChannelSubscriber] = field(default_factory=dict)
     #: whether it is prepared: calls go through
     is_ready: bool = False
 
@@ -58,17 +67,17 @@ class _Session:
     def identity(self) -> object:
         """Equal for the same servers with the same slots, none of them started anew."""
         return [
-            (primary.slots, wire.facts.identity)
-            for primary, wire in zip(self.primaries, self.wires, strict=True)
-            if wire.facts is not None
+            (primary.slots, connection.facts.identity)
+            for primary, connection in zip(self.primaries, self.connections, strict=True)
+            if connection.facts is not None
         ]
 
 
 #: the session whose preparation this task, or the one that started it, is part of
-_inside: ContextVar[_Session | None] = ContextVar("inside", default=None)
+_inside: ContextVar[_ConnectionSet | None] = ContextVar("inside", default=None)
 
 
-class Link:
+class RedisClient:
     """Calls scripts on Redis. It connects again by itself after each loss; what is lost then is said of each call."""
 
     def __init__(
@@ -80,18 +89,18 @@ class Link:
         self._url = url
         self._wait_replicas = wait_replicas
         self._source = source
-        self._primaries = Primaries(url)
+        self._primaries = Topology(url)
         self._prepare: Callable[[bool], Awaitable[None]] | None = None
         self._shas: dict[str, str] = {}
         self._texts: dict[str, str] = {}
-        self._heard: dict[str, list[Heard]] = {}
+        self._handlers: dict[str, list[MessageHandler]] = {}
         #: calls that wait for a connection, the oldest first
-        self._waiting: deque[Call] = deque()
+        self._waiting: deque[ScriptCall] = deque()
         self._expiry: asyncio.TimerHandle | None = None
         #: how many calls there are, waiting and under way, and their bytes
         self._count = self._bytes = 0
-        self._session: _Session | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._active: _ConnectionSet | None = None
+        self._reconnector: asyncio.Task[None] | None = None
         self._lost_at = 0.0
         #: of the last session that was prepared
         self._identity: object = None
@@ -114,24 +123,24 @@ class Link:
         self._prepare = prepare
         while True:
             try:
-                session = await self._connect(check=True)
-            except (NotYet, Unavailable) as error:
+                active = await self._connect(check=True)
+            except (NotReady, Unavailable) as error:
                 if loop.time() > give_up:
                     raise StorageError(error.message, hint="see the log of Redis") from error
                 log.info("waiting for Redis: %s", error)
                 await asyncio.sleep(random.uniform(*PAUSE_S))
             else:
                 break
-        self._keeper = asyncio.create_task(self._keep(session))
+        self._reconnector = asyncio.create_task(self._keep(active))
 
     async def close(self) -> None:
         """No connection is there; calls that waited were refused."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
-        if self._session is not None:
-            await self._end(self._session)
+        reconnector, self._reconnector = self._reconnector, None
+        if reconnector is not None:
+            reconnector.cancel()
+            await asyncio.gather(reconnector, return_exceptions=True)
+        if self._active is not None:
+            await self._end(self._active)
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -140,8 +149,8 @@ class Link:
 
     def is_up(self) -> bool:
         """Whether calls go through: every primary answered within the last two seconds."""
-        session = self._session
-        return session is not None and session.is_ready and not any(run.done() for run in session.runs)
+        active = self._active
+        return active is not None and active.is_ready and not any(run.done() for run in active.runs)
 
     async def call(
         self, script: str, keys: Sequence[str], args: Sequence[str | bytes | int], *, replicated: bool = True
@@ -159,7 +168,7 @@ class Link:
             raise Unavailable("too many requests wait for Redis")
         loop = asyncio.get_running_loop()
         command = ("EVALSHA", sha, len(keys), *keys, *args)
-        call = Call(script, command, size, replicated, loop.create_future(), loop.time() + DEADLINE_S)
+        call = ScriptCall(script, command, size, replicated, loop.create_future(), loop.time() + DEADLINE_S)
         self._count += 1
         self._bytes += size
         try:
@@ -169,15 +178,19 @@ class Link:
             self._count -= 1
             self._bytes -= size
 
-    async def listen(self, channel: str, heard: Heard) -> None:
-        """`heard` gets what is published in `channel`, with PUBLISH or SPUBLISH, for as long as the link lives.
+    async def listen(self, channel: str, handler: MessageHandler) -> None:
+        """`handler` gets what is published in `channel`, with PUBLISH or SPUBLISH, for as long as the link lives.
 
         These are hints: what is published while the connection is away is never heard.
         """
-        self._heard.setdefault(channel, []).append(heard)
-        session = self._session
-        if session is not None and session.is_ready and (ear := self._ear(session, channel)) is not None:
-            await ear.add(channel)
+        self._handlers.setdefault(channel, []).append(handler)
+        active = self._active
+        if (
+            active is not None
+            and active.is_ready
+            and (subscriber := self._subscriber(active, channel)) is not None
+        ):
+            await subscriber.add(channel)
 
     def _learn(self, script: str) -> str:
         text = self._source(script)
@@ -186,17 +199,17 @@ class Link:
         self._texts[sha] = text
         return sha
 
-    def _submit(self, call: Call) -> None:
+    def _submit(self, call: ScriptCall) -> None:
         """The call is on its way, or waits for a connection, or was refused."""
-        session, inside = self._session, _inside.get()
+        active, inside = self._active, _inside.get()
         if inside is not None and not inside.is_ready:
             call.inside = True
         if self._policy != SAFE_POLICY and call.script in _STORING:
             call.fail(Unavailable(evicts(self._policy), hint=MEND_POLICY))
-        elif session is not None and (session.is_ready or session is inside):
-            number = session.number(call.key)
+        elif active is not None and (active.is_ready or active is inside):
+            number = active.number(call.key)
             if number >= 0:
-                session.wires[number].submit(call)
+                active.connections[number].submit(call)
             else:
                 call.fail(Unavailable("no primary of the Cluster has the queue's slot"))
         elif call.inside:
@@ -204,7 +217,7 @@ class Link:
         else:
             self._wait(call)
 
-    def _wait(self, call: Call) -> None:
+    def _wait(self, call: ScriptCall) -> None:
         loop = asyncio.get_running_loop()
         if call.until <= loop.time() or (self._lost_at and loop.time() > self._lost_at + DEADLINE_S):
             call.fail(Unavailable("Redis is away"))
@@ -222,92 +235,98 @@ class Link:
         if self._waiting:
             self._expiry = loop.call_at(self._waiting[0].until, self._expire)
 
-    async def _connect(self, *, check: bool = False) -> _Session:
+    async def _connect(self, *, check: bool = False) -> _ConnectionSet:
         """A session that is ready. Raises StorageError, and what `prepare` raises."""
         primaries = await self._primaries.find()
-        wires = [self._wire(primary) for primary in primaries]
-        session = _Session(primaries, wires, slot_table(primaries) if self._url.kind == "cluster" else ())
+        connections = [self._new_connection(primary) for primary in primaries]
+        active = _ConnectionSet(
+            primaries, connections, slot_table(primaries) if self._url.kind == "cluster" else ()
+        )
         try:
             opened = await asyncio.gather(
-                *(self._open(wire, check=check) for wire in wires), return_exceptions=True
+                *(self._open(connection, check=check) for connection in connections), return_exceptions=True
             )
             for error in filter(None, opened):
                 raise error
-            session.runs = [asyncio.create_task(wire.run(self._looked)) for wire in wires]
-            self._session = session
-            await self._make_ready(session)
+            active.runs = [
+                asyncio.create_task(connection.run(self._info_updated)) for connection in connections
+            ]
+            self._active = active
+            await self._make_ready(active)
         except BaseException:
-            await self._end(session)
+            await self._end(active)
             raise
-        return session
+        return active
 
-    def _wire(self, primary: Primary) -> Wire:
+    def _new_connection(self, primary: Primary) -> PipelinedConnection:
         name = self._url.path or show(primary.host, primary.port)
         connection = connection_to(self._url, primary.host, primary.port)
-        return Wire(connection, name, self._texts, self._wait_replicas)
+        return PipelinedConnection(connection, name, self._texts, self._wait_replicas)
 
-    async def _open(self, wire: Wire, *, check: bool) -> None:
+    async def _open(self, connection: PipelinedConnection, *, check: bool) -> None:
         """The wire is open, to a primary. Raises StorageError."""
         try:
-            await wire.open()
-            facts = await wire.look()
-        except Lost as error:
-            message = f"no Redis at {wire.name}: {error}"
+            await connection.open()
+            facts = await connection.update_info()
+        except ConnectionLost as error:
+            message = f"no Redis at {connection.name}: {error}"
             if self._url.kind == "server":
                 raise StorageError(message, hint="start it, or name another with --storage") from error
-            raise NotYet(message) from error
+            raise NotReady(message) from error
         if not facts.is_primary:
-            raise NotYet(f"{wire.name} is a replica")
+            raise NotReady(f"{connection.name} is a replica")
         if facts.is_loading:
             # INFO is answered all the while, scripts are not
-            raise NotYet(f"{wire.name} loads its data")
+            raise NotReady(f"{connection.name} loads its data")
         if facts.is_clustered and self._url.kind != "cluster":
-            raise StorageError(f"{wire.name} is a node of a Cluster", hint=f"use redis+cluster://{wire.name}")
+            raise StorageError(
+                f"{connection.name} is a node of a Cluster", hint=f"use redis+cluster://{connection.name}"
+            )
         if check:
-            facts.check(wire.name)
+            facts.check(connection.name)
 
-    async def _make_ready(self, session: _Session) -> None:
+    async def _make_ready(self, active: _ConnectionSet) -> None:
         """The session is prepared, and what waited is on its way."""
         assert self._prepare is not None
-        identity = session.identity()
-        token = _inside.set(session)
+        identity = active.identity()
+        token = _inside.set(active)
         try:
             await self._prepare(self._identity not in (None, identity))
         finally:
             _inside.reset(token)
         self._identity = identity
         self._lost_at = 0.0
-        self._looked()
-        session.is_ready = True
-        for channel in self._heard:
-            self._ear(session, channel)
+        self._info_updated()
+        active.is_ready = True
+        for channel in self._handlers:
+            self._subscriber(active, channel)
         waiting, self._waiting = self._waiting, deque()
         for call in waiting:
             self._submit(call)
 
-    def _ear(self, session: _Session, channel: str) -> Ear | None:
+    def _subscriber(self, active: _ConnectionSet, channel: str) -> ChannelSubscriber | None:
         """The connection on which the channel is heard; None where its slot has no primary."""
-        number = session.number(channel)
+        number = active.number(channel)
         if number < 0:
             return None
-        if number not in session.ears:
-            primary = session.primaries[number]
-            session.ears[number] = Ear(
+        if number not in active.subscribers:
+            primary = active.primaries[number]
+            active.subscribers[number] = ChannelSubscriber(
                 lambda: connection_to(self._url, primary.host, primary.port), self._hear
             )
-        session.ears[number].want(channel)
-        return session.ears[number]
+        active.subscribers[number].want(channel)
+        return active.subscribers[number]
 
     def _hear(self, channel: str, data: bytes) -> None:
-        for heard in self._heard.get(channel, ()):
-            heard(data)
+        for handler in self._handlers.get(channel, ()):
+            handler(data)
 
-    def _looked(self) -> None:
+    def _info_updated(self) -> None:
         """What the servers say of themselves now is what is shown."""
-        session = self._session
-        if session is None:
+        active = self._active
+        if active is None:
             return
-        facts = [wire.facts for wire in session.wires if wire.facts is not None]
+        facts = [connection.facts for connection in active.connections if connection.facts is not None]
         durability = f"redis-replicated:{self._wait_replicas}" if self._wait_replicas else weakest(facts)
         if self.durability not in {"", durability}:
             log.warning("durability was %s and is %s now", self.durability, durability)
@@ -319,10 +338,10 @@ class Link:
             log.warning("Redis has maxmemory-policy %s again: puts are accepted", policy)
         self._policy = policy
         evicted = sum(one.evicted for one in facts)
-        if evicted > self._evicted and session.is_ready:
+        if evicted > self._evicted and active.is_ready:
             log.error("Redis has evicted %d keys: acknowledged items may be lost", evicted - self._evicted)
         self._evicted = evicted
-        has_too_few = any(wire.has_too_few for wire in session.wires)
+        has_too_few = any(connection.has_too_few for connection in active.connections)
         if has_too_few and not self._has_too_few:
             log.warning(
                 "fewer replicas follow than the %d to wait for: only reads are answered", self._wait_replicas
@@ -331,59 +350,59 @@ class Link:
             log.warning("the replicas to wait for follow again")
         self._has_too_few = has_too_few
 
-    async def _end(self, session: _Session) -> str:
+    async def _end(self, active: _ConnectionSet) -> str:
         """Its batches under way have ended, its connections are closed, and what was not sent waits again, also when
         this is cancelled.
 
         Returns why it ended.
         """
-        self._session = None
+        self._active = None
         self._lost_at = self._lost_at or asyncio.get_running_loop().time()
-        for wire in session.wires:
-            wire.retire()
-        dismantled = asyncio.create_task(self._dismantle(session))
+        for connection in active.connections:
+            connection.retire()
+        dismantled = asyncio.create_task(self._dismantle(active))
         try:
             return await asyncio.shield(dismantled)
         except asyncio.CancelledError:
             await dismantled
             raise
 
-    async def _dismantle(self, session: _Session) -> str:
-        reasons = await asyncio.gather(*session.runs)
-        for ear in session.ears.values():
-            await ear.close()
-        for wire in session.wires:
-            await wire.close()
-            for call in wire.take_back():
+    async def _dismantle(self, active: _ConnectionSet) -> str:
+        reasons = await asyncio.gather(*active.runs)
+        for subscriber in active.subscribers.values():
+            await subscriber.close()
+        for connection in active.connections:
+            await connection.close()
+            for call in connection.take_back():
                 self._submit(call)
         return next(filter(None, reasons), "")
 
-    async def _keep(self, session: _Session) -> None:
+    async def _keep(self, active: _ConnectionSet) -> None:
         """There is a connection whenever there can be one."""
         loop = asyncio.get_running_loop()
         while True:
-            moved = asyncio.create_task(self._watch(session))
+            moved = asyncio.create_task(self._watch(active))
             try:
-                await asyncio.wait([*session.runs, moved], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([*active.runs, moved], return_when=asyncio.FIRST_COMPLETED)
             finally:
                 moved.cancel()
-            why = await self._end(session)
+            why = await self._end(active)
             lost_at = self._lost_at
             log.warning("Redis is away: %s", why or "its primaries are others now")
-            session = await self._connect_again()
+            active = await self._connect_again()
             log.warning("Redis is back after %.1f s", loop.time() - lost_at)
 
-    async def _watch(self, session: _Session) -> None:
+    async def _watch(self, active: _ConnectionSet) -> None:
         """Returns once the primaries are others than those of the session."""
-        found = session.primaries
-        while found == session.primaries:
+        found = active.primaries
+        while found == active.primaries:
             await asyncio.sleep(ASK_S * random.uniform(0.9, 1.1))
             try:
                 found = await self._primaries.find()
             except StorageError as error:
                 log.debug("%s", error)
 
-    async def _connect_again(self) -> _Session:
+    async def _connect_again(self) -> _ConnectionSet:
         said = ""
         while True:
             await asyncio.sleep(random.uniform(*PAUSE_S))
