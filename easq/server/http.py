@@ -26,17 +26,26 @@ T = TypeVar("T")
 
 #: a reply with more bytes of payload is encoded in a thread (8 MiB in JSON take 30 ms), and written in slices
 LARGE_BYTES = 1024**2
-#: one thread: several would contend for the interpreter lock
-_ENCODER = ThreadPoolExecutor(1, "easq-encode")
 #: most bytes of a body that is not a payload, such as the form of a negative
 _MAX_FORM = 64 * 1024
 
 
-@dataclass(slots=True)
 class ServiceState:
-    """What requests are told of the whole service."""
+    """What all requests of a service share: whether it stops, and a thread that encodes large payloads."""
 
-    stopping: bool = False
+    def __init__(self) -> None:
+        self.stopping = False
+        # one thread: several would contend for the interpreter lock
+        self._encoder = ThreadPoolExecutor(1, "easq-encode")
+
+    async def in_encoder_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` in the thread for large payloads, and return its result. Calls run one after the other."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._encoder, partial(work, *args, **kwargs))
+
+    def close(self) -> None:
+        """End the thread, once no request is in flight."""
+        self._encoder.shutdown(wait=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,7 +134,7 @@ async def get(operation: op.Get, call: Call) -> web.StreamResponse:
     try:
         if sum(len(frame.data) for frame in frames) > LARGE_BYTES:
             response: web.StreamResponse = SlicedResponse(
-                await in_encoder_thread(_frames_reply, operation, frames)
+                await call.state.in_encoder_thread(_frames_reply, operation, frames)
             )
         else:
             response = respond(_frames_reply(operation, frames))
@@ -167,8 +176,3 @@ async def _send_then_settle(
         else:
             await call.queue.give_back(frames)
     return response
-
-
-async def in_encoder_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `work` in the thread for large payloads, and return its result. Calls run one after the other."""
-    return await asyncio.get_running_loop().run_in_executor(_ENCODER, partial(work, *args, **kwargs))

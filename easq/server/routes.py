@@ -198,6 +198,10 @@ class Router:
             await pair.sink.wake_readers()
         await self._watches.stop()
 
+    def close(self) -> None:
+        """Free what requests have shared, once none is in flight."""
+        self._state.close()
+
     async def _health(self, _request: web.BaseRequest, _found: re.Match[str]) -> web.StreamResponse:
         return respond(Reply(503 if self._state.stopping else 200, {"Content-Type": "text/plain"}, b"ok\n"))
 

@@ -246,6 +246,7 @@ class Server:
             for extension in self._extensions:
                 await extension.stop()
             await self._listener.close()
+            self._router.close()
         try:
             await self._storage.close()
         except EasqError as error:

@@ -16,7 +16,7 @@ from easq.protocol.frames import delimit, encode_frame
 from easq.server.connection import check_connected, connection_of, on_unmasked, release_frames, until_lost
 from easq.server.deadline import Deadline
 from easq.server.handshake import check_handshake
-from easq.server.http import LARGE_BYTES, Call, in_encoder_thread
+from easq.server.http import LARGE_BYTES, Call, ServiceState
 from easq.server.subscriber import Subscriber
 
 log = logging.getLogger(__name__)
@@ -86,8 +86,10 @@ class Watches:
 
 
 async def _serve(watch: op.Watch, call: Call, liveness: Liveness) -> web.StreamResponse:
-    transport = _WebSocketTransport(watch, liveness) if watch.upgrade else _HttpStreamTransport(watch)
-    request = call.request
+    request, state = call.request, call.state
+    transport = (
+        _WebSocketTransport(watch, liveness, state) if watch.upgrade else _HttpStreamTransport(watch, state)
+    )
     transport.check(request)
     subscriber = await Subscriber.open(call.queue, call.consumer, watch)
     lost = True
@@ -119,7 +121,10 @@ async def _leave(subscriber: Subscriber, *, lost: bool) -> None:
 
 
 async def _deliver(
-    transport: _WebSocketTransport | _HttpStreamTransport, subscriber: Subscriber, watch: op.Watch
+    transport: _WebSocketTransport | _HttpStreamTransport,
+    subscriber: Subscriber,
+    watch: op.Watch,
+    state: ServiceState,
 ) -> None:
     """Send frames until another session takes the consumer's name over.
 
@@ -133,7 +138,7 @@ async def _deliver(
         try:
             for frame in frames:
                 if len(frame.data) > LARGE_BYTES:
-                    data = await in_encoder_thread(
+                    data = await state.in_encoder_thread(
                         encode_frame, frame, watch.codec, with_data=not watch.index_only
                     )
                 else:
@@ -165,8 +170,8 @@ def check_not_stripped(request: web.BaseRequest) -> None:
 class _WebSocketTransport:
     """A WebSocket without extensions. Each item is one message, unfragmented, since the Go SDK reads no fragments."""
 
-    def __init__(self, watch: op.Watch, liveness: Liveness) -> None:
-        self._watch = watch
+    def __init__(self, watch: op.Watch, liveness: Liveness, state: ServiceState) -> None:
+        self._watch, self._state = watch, state
         self._liveness = liveness
         self.response = web.WebSocketResponse(
             autoping=False, autoclose=False, compress=False, max_msg_size=_MAX_INBOUND + 1, heartbeat=None
@@ -195,7 +200,7 @@ class _WebSocketTransport:
 
     async def run(self, subscriber: Subscriber) -> bool:
         """Deliver until either side ends, and return whether the connection was lost, not closed."""
-        deliver = asyncio.create_task(_deliver(self, subscriber, self._watch))
+        deliver = asyncio.create_task(_deliver(self, subscriber, self._watch, self._state))
         listen = asyncio.create_task(self._listen(subscriber))
         silence = asyncio.create_task(self._until_silent())
         ping = asyncio.create_task(self._ping())
@@ -295,8 +300,8 @@ class _WebSocketTransport:
 class _HttpStreamTransport:
     """The endless HTTP answer: each frame follows its length, in four bytes, big endian. TCP tells when it is lost."""
 
-    def __init__(self, watch: op.Watch) -> None:
-        self._watch = watch
+    def __init__(self, watch: op.Watch, state: ServiceState) -> None:
+        self._watch, self._state = watch, state
         self.response = web.StreamResponse(
             headers={"Content-Type": watch.codec.value, "X-Content-Type-Options": "nosniff", **UNBUFFERED}
         )
@@ -328,7 +333,7 @@ class _HttpStreamTransport:
 
     async def run(self, subscriber: Subscriber) -> bool:
         """Deliver until either side ends, and return whether the connection was lost, and the stream has not ended."""
-        deliver = asyncio.create_task(_deliver(self, subscriber, self._watch))
+        deliver = asyncio.create_task(_deliver(self, subscriber, self._watch, self._state))
         gone = asyncio.create_task(self._until_lost(subscriber))
         try:
             done, _ = await asyncio.wait({deliver, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -11,6 +11,7 @@ import pytest
 from easq.model import Consumer
 from easq.protocol.frames import decode_frame
 from easq.protocol.operations import Codec, Watch
+from easq.server.http import ServiceState
 from easq.server.queue import Clock, Queue, QueuePolicy
 from easq.server.subscriber import Subscriber
 from easq.server.watch import _deliver
@@ -41,7 +42,7 @@ async def _delivered(
     watch = Watch(window=10)
     transport, subscriber = _Door(between), Subscriber(queue, Consumer("g", user), watch, session)
     async with asyncio.timeout(20):
-        await _deliver(cast("Any", transport), subscriber, watch)
+        await _deliver(cast("Any", transport), subscriber, watch, ServiceState())
     return transport.sent
 
 
