@@ -11,14 +11,14 @@ import click
 from easq.cli.command import Group, command
 from easq.cli.options import sink_option
 from easq.cli.param_types import DURATION, HEADER_TEXT, PATH_TEXT, RATE, SIZE, ParamType, WholeNumber
-from easq.cli.routes import DIRECT, GATEWAY, MODELARTS, QUEUE, service_options, sign_option, via_option
+from easq.cli.routes import service_options, sign_option, via_option
 
 if TYPE_CHECKING:
     from easq.bench.conditions import Condition
     from easq.bench.load import Load, LoadRun
     from easq.cli.app import App
-    from easq.cli.routes import Answer
     from easq.errors import EasqError
+    from easq.prediction.routes import Answer
     from easq.render.progress import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -148,7 +148,7 @@ def drain(app: App, **options: Any) -> None:
 )
 @_load_options(timed=True, what="request")
 @via_option(
-    *(QUEUE, GATEWAY, DIRECT, MODELARTS),
+    *("queue", "gateway", "direct", "modelarts"),
     text="Route of the requests, see easq help predict.  [default: queue]",
 )
 @service_options
@@ -176,35 +176,40 @@ def predict(
     that reports a failure counts as an error.
     """
     from easq.bench.load import LoadRun
-    from easq.cli import routes
-    from easq.cli.items import MOST_REQUEST_BYTES, Item, queue_limit
-    from easq.cli.predict import failure_of
+    from easq.cli.payloads import queue_limit
+    from easq.cli.routes import chosen_route
+    from easq.client.items import MOST_REQUEST_BYTES, Item
     from easq.errors import UsageError
+    from easq.prediction import routes
 
-    via = app.checked("via") or QUEUE
+    via = app.checked("via") or routes.QUEUE
     if via == routes.WEBSOCKET:
         raise UsageError(
             "bench predict does not go --via websocket", hint="--via queue, gateway, direct or modelarts"
         )
     given = [name for name in ("sign", "endpoint", "service", "project", "refresh") if name in app.options]
     routes.check_options(via, given + ["content-type"] * bool(content_type))
-    most = queue_limit(app, sink=False) if size and via == QUEUE else MOST_REQUEST_BYTES
+    most = queue_limit(app, sink=False) if size and via == routes.QUEUE else MOST_REQUEST_BYTES
     load = _load(app, count, duration, concurrency, size, file, rate, warmup, most)
     unanswered: set[int] = set()
-    route = routes.route(app, via, routes.Terms(timeout, path, content_type, unanswered=unanswered))
+    terms = routes.Terms(timeout, path, content_type, unanswered=unanswered)
+    route = chosen_route(app, via, terms)
 
     def ask(_number: int, data: bytes) -> Item:
         return Item(data)
 
     def done(answers: list[Answer]) -> None:
-        route.done([answer.frame for answer in answers])
+        if route.delete is not None:
+            route.delete(answer.frame for answer in answers)
 
     with _progress(app, load) as progress:
         run = LoadRun(route.transport.settings, load, lambda ended, failed: progress.at(ended, failed, ended))
         interrupted = _guarded(
             run,
             progress,
-            lambda: run.answers(ask, route.steps, failure=lambda answer: failure_of(answer.frame), done=done),
+            lambda: run.answers(
+                ask, route.steps, failure=lambda answer: routes.failure_of(answer.frame), done=done
+            ),
             lambda: _delete_unanswered(app, unanswered),
         )
     record = {"bench": "predict", "via": via, **_figures(load, run)}
@@ -244,7 +249,7 @@ def _run(
     force: bool,
 ) -> None:
     from easq.bench.queue import Bench
-    from easq.cli.items import queue_limit
+    from easq.cli.payloads import queue_limit
     from easq.errors import UsageError
 
     most = queue_limit(app) if size else 0
@@ -336,7 +341,7 @@ def _end(
 def _payloads(app: App, file: str | None, size: int) -> list[bytes]:
     from itertools import islice
 
-    from easq.cli.items import find_items
+    from easq.cli.payloads import find_items
     from easq.errors import UsageError
 
     if file is None:

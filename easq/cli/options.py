@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from easq.cli.command import SourceOption, keep
-from easq.cli.param_types import HEADER_TEXT, PATH_TEXT, TAG, WholeNumber, parse_index
+from easq.cli.command import keep
+from easq.cli.param_types import TAG, parse_index
 
 if TYPE_CHECKING:
     from easq.cli.app import App
@@ -45,58 +44,6 @@ def stream_options(function: F) -> F:
         help="Use the rear store, which holds undeliverable items (dead letters).",
     )
     return sink_option(option(function))
-
-
-def payload_options(what: str) -> Callable[[F], F]:
-    """Return a decorator that adds the options for payloads, as `find_items` takes them; one is called `what`."""
-
-    def add(function: F) -> F:
-        for option in reversed(
-            (
-                click.option(
-                    *("-d", "--data"),
-                    cls=SourceOption,
-                    convert_source=os.fsencode,
-                    metavar="STR",
-                    help=f"One {what}, as text; can be repeated.",
-                ),
-                click.option(
-                    *("-f", "--file"),
-                    cls=SourceOption,
-                    convert_source=str,
-                    type=click.Path(readable=False),
-                    help=f"File with one {what} per line, - for standard input; can be repeated.",
-                ),
-                click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="[PATH]..."),
-                click.option(
-                    "--input-format",
-                    "form",
-                    type=click.Choice(("lines", "whole", "json")),
-                    help="How input is split: lines, whole, or json (the records of get -o json).  "
-                    "[default: lines with -f, whole with PATH and standard input]",
-                ),
-                click.option(
-                    "--path",
-                    type=PATH_TEXT,
-                    default="",
-                    metavar="SUFFIX",
-                    help="Path of the model below its URL.",
-                ),
-                click.option(
-                    "--content-type", type=HEADER_TEXT, default="", help=f"Content type of every {what}."
-                ),
-                click.option(
-                    *("-c", "--concurrency"),
-                    type=WholeNumber(1, 256),
-                    default=1,
-                    help=f"{what.capitalize()}s in flight, 1 to 256.  [default: 1]",
-                ),
-            )
-        ):
-            function = option(function)
-        return function
-
-    return add
 
 
 def transport_option(function: F) -> F:

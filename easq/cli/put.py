@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, TypeAlias
 import click
 
 from easq.cli.command import command
-from easq.cli.options import as_tags, payload_options, sink_option, tags_option
+from easq.cli.options import as_tags, sink_option, tags_option
 from easq.cli.param_types import RATE, WholeNumber
+from easq.cli.payloads import payload_options
 from easq.errors import EasqError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from easq.cli.app import App
-    from easq.cli.items import Item, Items
     from easq.cli.tally import Tally
+    from easq.client.items import Item, Items
     from easq.client.journal import Journal
     from easq.model import Ack
     from easq.net.pipeline import Outcome, Task
@@ -89,7 +90,7 @@ def put(
     --resume makes a run repeatable: after an interruption, run the same command again, and each item is in the
     queue once. Every put carries an idempotency key, which the service remembers for at least ten minutes.
     """
-    from easq.cli.items import find_items, queue_limit
+    from easq.cli.payloads import find_items, queue_limit
     from easq.cli.tally import Tally
 
     if resume is not None and any(isinstance(source, bytes) for source in given):

@@ -10,7 +10,7 @@ from easq.errors import EasqError, Partial
 
 if TYPE_CHECKING:
     from easq.cli.app import App
-    from easq.cli.items import Item, Items
+    from easq.client.items import Item, Items
     from easq.model import Ack
 
 #: failures and places that are told one by one at the end
@@ -166,7 +166,7 @@ class Tally:
         """How to go on behind the first item that failed."""
         import shlex
 
-        from easq.cli.items import JSON, STDIN
+        from easq.client.items import JSON, STDIN
 
         item = self.first_failed
         if not self.is_broken and (not self.stop_at_failure or item is None):

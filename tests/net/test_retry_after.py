@@ -13,7 +13,7 @@ from easq.model import Frame
 from easq.net.http import Transport
 from easq.net.pipeline import Pipeline, Task, asking
 from easq.net.settings import NetworkSettings
-from easq.prediction.dialogue import Dialogue
+from easq.prediction.conversation import Conversation
 from easq.prediction.exchanges import predict_gateway, predict_queue
 from easq.protocol.frames import encode_frame, encode_frames
 from easq.protocol.operations import Caller, Codec, Put, Watch
@@ -99,9 +99,9 @@ def watch(server: Server, transport: Transport) -> object:
         return frame and frame.index
 
 
-def dialogue(server: Server, transport: Transport) -> object:
+def conversation(server: Server, transport: Transport) -> object:
     url = server.url.replace("http", "ws", 1)
-    with Dialogue(url, {}, transport.settings, text=True) as one:
+    with Conversation(url, {}, transport.settings, text=True) as one:
         return len(one.ask(b"x", timeout_s=60).data) - 3
 
 
@@ -111,7 +111,7 @@ WAYS = {
     gateway: answer(b"1"),
     queue: None,
     watch: push,
-    dialogue: say,
+    conversation: say,
 }
 
 

@@ -19,7 +19,7 @@ from easq.net.failures import Unconnected
 from easq.net.http import Transport
 from easq.net.pipeline import Pipeline, Task, asking
 from easq.net.settings import NetworkSettings
-from easq.prediction.dialogue import Dialogue
+from easq.prediction.conversation import Conversation
 from easq.protocol.operations import Caller, Put, Watch
 from easq.protocol.replies import read_put
 from tests.client.servers import Peer, Server, Speaking
@@ -58,17 +58,17 @@ def watch_http(url: str, settings: NetworkSettings) -> None:
     Watcher(url, Caller(), Watch(upgrade=False), settings).__enter__()
 
 
-def dialogue(url: str, settings: NetworkSettings) -> None:
-    with Dialogue(url.replace("http", "ws", 1), {}, settings, text=True) as one:
+def conversation(url: str, settings: NetworkSettings) -> None:
+    with Conversation(url.replace("http", "ws", 1), {}, settings, text=True) as one:
         one.ask(b"x", timeout_s=0.3)
 
 
-WAYS: list[Way] = [single, bulk, watch, watch_http, dialogue]
+WAYS: list[Way] = [single, bulk, watch, watch_http, conversation]
 LIMITS = {"connect_timeout_s": 0.3, "request_timeout_s": 3600.0}
 
 
 @pytest.mark.parametrize(
-    ("scheme", "way"), [*(("https", way) for way in WAYS), ("http", watch), ("http", dialogue)]
+    ("scheme", "way"), [*(("https", way) for way in WAYS), ("http", watch), ("http", conversation)]
 )
 def test_a_proxy_that_drips_its_answer(way: Way, scheme: str) -> None:
     """It is asked for a tunnel, which a WebSocket needs in any case."""
@@ -91,7 +91,10 @@ def test_a_message_that_drips_is_given_up_with_the_time_for_its_answer() -> None
         while not peer.stop.wait(0.02) and not peer.gone():
             peer.send(b"a")
 
-    with Speaking(drip) as server, Dialogue(server.url, {}, NetworkSettings(environ={}), text=True) as one:
+    with (
+        Speaking(drip) as server,
+        Conversation(server.url, {}, NetworkSettings(environ={}), text=True) as one,
+    ):
         with pytest.raises(errors.DeadlineExceeded, match="no answer"):
             one.ask(b"x", timeout_s=0.5)
 

@@ -1,11 +1,12 @@
-"""A WebSocket service asked message by message: the answer to one is the first message that comes after it.
+"""Messages to a WebSocket service: the answer to a message is the first message that comes after it.
 
-    ask     one message, its one answer; sent again on a new connection after a lost one
-    more    what comes behind an answer, until nothing does
-    say     one message now, hear what comes: both ways at once, for a person
+    ask         send a message and wait for its answer; after a lost connection, send it again on a new one
+    more        yield the messages after an answer, until none comes
+    send        send a message, without waiting for its answer
+    receive     return the next message, if there is one
 
-The platform keeps the ways of the container behind it, and some containers close after each answer (Huawei's page on
-WebSocket services): so the next message goes out on a new connection, without that being a failure.
+Some containers behind the platform close the connection after each answer (Huawei's page on WebSocket services). The
+next message then goes out on a new connection, and that is no failure.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from easq.net.websocket import TICK_S, Closed, Message, WebSocket
 from easq.prediction.exchanges import ATTEMPT_PART, Served, another_may_do_better, in_time
 from easq.protocol.operations import Request
 
-#: what goes through gateways that drop a connection on which nothing goes for a minute
+#: seconds between pings; gateways drop a connection without traffic for a minute
 PING_EVERY_S = 20.0
-#: how long one looks for what came unasked before a message goes out
+#: seconds to wait for messages that are no answers, before a message is sent
 _LOOK_S = 0.001
-#: close codes of a service that is done, not one that failed
+#: close codes of a service that ended normally
 _DONE = (1000, 1001, 1005)
 
 
-class Dialogue:
-    """One connection at a time to a service, made when it is needed. For one thread at a time."""
+class Conversation:
+    """Messages over one connection at a time, made when it is needed. For one thread at a time."""
 
     def __init__(
         self,
@@ -46,8 +47,12 @@ class Dialogue:
         text: bool,
         warn: Callable[[str], None] = lambda _text: None,
     ) -> None:
-        """Nothing is sent yet. `headers` say who asks; those of `settings` win. `text`: messages go as text, else as
-        binary. `warn` gets a line when messages came that nothing asked for.
+        """Prepare a conversation; nothing is sent yet.
+
+        Args:
+            headers: the authentication; the headers of `settings` win over them.
+            text: send text messages, else binary ones.
+            warn: called when messages came that are no answers.
 
         Raises UsageError or ConfigError for a header that cannot be sent.
         """
@@ -57,28 +62,28 @@ class Dialogue:
         self._unasked = 0
         self._unanswered: deque[tuple[bytes, float]] = (
             deque()
-        )  # what was said, and until when it is waited for
-        self._failures = 0  # in a row, of what `hear` does
+        )  # messages without an answer, each with the end of the wait for it
+        self._failures = 0  # in a row, of `receive`
         self._trouble: EasqError | None = None  # the last of them
         self._not_before = 0.0
 
-    def __enter__(self) -> Dialogue:
+    def __enter__(self) -> Conversation:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """The connection is ended in good order."""
+        """Close the connection."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def ask(self, data: bytes, *, timeout_s: float) -> Served:
-        """The answer to `data`. It is sent again on a new connection after a lost one, 502, 503, 504 or no answer in
-        a third of `timeout_s`, while that lasts.
+        """Return the answer to `data`.
 
-        Raises UsageError for what cannot be sent as text, DeadlineExceeded where no answer came in time.
+        After a lost connection, 502, 503, 504 or no answer within a third of `timeout_s`, it is sent again on a new
+        connection. Raises UsageError for data that is no text, and DeadlineExceeded if no answer came in time.
         """
         self._check(data)
         began = time.monotonic()
@@ -105,7 +110,7 @@ class Dialogue:
             return Served(answer.data, address_of(self._url), times)
 
     def more(self, idle_s: float) -> Iterator[bytes]:
-        """What comes behind an answer, until nothing has for `idle_s` or the service closes."""
+        """Yield the messages after an answer, until none came for `idle_s` or the service closed."""
         until = time.monotonic() + idle_s
         while self._socket is not None and (left_s := until - time.monotonic()) > 0:
             try:
@@ -120,26 +125,26 @@ class Dialogue:
                 until = time.monotonic() + idle_s
 
     def connect(self, *, timeout_s: float) -> None:
-        """There is a connection; raises why there is none."""
+        """Connect. Raises the reason if that is not possible."""
         self._connection(Times(), time.monotonic() + timeout_s)
 
-    def say(self, data: bytes, *, timeout_s: float) -> None:
-        """`data` goes out as soon as there is a connection. Raises UsageError for what cannot be sent as text."""
+    def send(self, data: bytes, *, timeout_s: float) -> None:
+        """Send `data` as soon as there is a connection. Raises UsageError for data that is no text."""
         self._check(data)
         self._unanswered.append((data, time.monotonic() + timeout_s))
         if self._socket is not None:
             self._over_it(lambda socket: self._send(socket, data))
 
     @property
-    def waits(self) -> bool:
-        """Whether more was said than was answered."""
+    def awaits_answers(self) -> bool:
+        """Whether a message that was sent has no answer yet."""
         return bool(self._unanswered)
 
-    def hear(self) -> bytes | None:
-        """What came within a tick, or None; what was said and not answered goes out again on a new connection.
+    def receive(self) -> bytes | None:
+        """Return the message that came within a tick, or None.
 
-        Raises DeadlineExceeded for what was not answered in time, which is then no longer waited for, and what a new
-        connection is refused with.
+        Messages without an answer are sent again on a new connection. Raises DeadlineExceeded for a message without
+        an answer in time, once, and the reason for which a new connection is refused.
         """
         if self._unanswered and time.monotonic() >= self._unanswered[0][1]:
             self._unanswered.popleft()
@@ -156,7 +161,7 @@ class Dialogue:
         return None if message is None else message.data
 
     def _over_it(self, use: Callable[[WebSocket], Message | None], *, again: bool = False) -> Message | None:
-        """What `use` gives of the connection, which is made where there is none and `again`; dropped when it fails."""
+        """Return the result of `use` on the connection, made if there is none and `again`; dropped if it fails."""
         try:
             if self._socket is None and again:
                 socket = self._connection(Times(), self._unanswered[0][1])
@@ -213,7 +218,7 @@ class Dialogue:
         return self._socket
 
     def _drop_unasked(self) -> None:
-        """What came since the last answer is dropped, and a connection that ended meanwhile forgotten."""
+        """Drop the messages that came since the last answer, and a connection that ended meanwhile."""
         try:
             while self._socket is not None and self._socket.read(_LOOK_S) is not None:
                 self._unasked += 1
@@ -236,36 +241,36 @@ class Dialogue:
                 raise UsageError(text, hint="--binary sends it as it is") from error
 
 
-class Dialogues:
-    """As many connections as are asked over at once. Usable from several threads at once; a context manager."""
+class ConversationPool:
+    """Connections to one service, as many as are used at once. Thread-safe; a context manager."""
 
-    def __init__(self, make: Callable[[], Dialogue]) -> None:
+    def __init__(self, make: Callable[[], Conversation]) -> None:
         self._make = make
-        self._idle: queue.LifoQueue[Dialogue] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[Conversation] = queue.LifoQueue()
 
-    def __enter__(self) -> Dialogues:
+    def __enter__(self) -> ConversationPool:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """The connections over which nothing is asked now are ended."""
+        """Close the connections that are not in use."""
         while not self._idle.empty():
             self._idle.get().close()
 
     def ask(self, data: bytes, *, timeout_s: float) -> Served:
-        """As `Dialogue.ask`."""
+        """Return the answer to `data`, as `Conversation.ask` does, over a connection that is not in use."""
         try:
-            dialogue = self._idle.get_nowait()
+            conversation = self._idle.get_nowait()
         except queue.Empty:
-            dialogue = self._make()
+            conversation = self._make()
         try:
-            return dialogue.ask(data, timeout_s=timeout_s)
+            return conversation.ask(data, timeout_s=timeout_s)
         finally:
-            self._idle.put(dialogue)
+            self._idle.put(conversation)
 
 
 def _again(error: EasqError) -> bool:
-    """Whether a new connection may do better; one that can never come about does not."""
+    """Whether a new connection may help."""
     return another_may_do_better(error) and not (isinstance(error, Unconnected) and error.lasting)

@@ -12,16 +12,16 @@ import pytest
 
 from easq import errors
 from easq.net.settings import NetworkSettings
-from easq.prediction.dialogue import Dialogue, Dialogues
+from easq.prediction.conversation import Conversation, ConversationPool
 from tests.client.servers import Peer, Server, Speaking, answering, echo, eventually, free_port, reply
 
 SETTINGS = NetworkSettings(connect_timeout_s=2.0, environ={})
 TOKEN = "canary-token-canary"
 
 
-def dialogue(server: Server, **options: Any) -> Dialogue:
+def conversation(server: Server, **options: Any) -> Conversation:
     url = getattr(server, "url", "").replace("http", "ws", 1)
-    return Dialogue(url, {"X-Auth-Token": TOKEN}, SETTINGS, **{"text": True, **options})
+    return Conversation(url, {"X-Auth-Token": TOKEN}, SETTINGS, **{"text": True, **options})
 
 
 def then_closing(code: int) -> Callable[[Peer, int, bytes], None]:
@@ -52,7 +52,7 @@ def dropping(times: int) -> Callable[[Peer, int, bytes], None]:
 
 def test_messages_and_answers_are_untouched_over_one_connection() -> None:
     data = ["ü", "b\r\n c", "x" * 200_000]
-    with Speaking(echo) as server, dialogue(server) as service:
+    with Speaking(echo) as server, conversation(server) as service:
         served = [service.ask(one.encode(), timeout_s=30.0) for one in data]
     assert [one.data for one in served] == [one.encode()[::-1] for one in data]
     assert [opcode for opcode, _ in server.messages] == [1, 1, 1]
@@ -65,13 +65,13 @@ def test_messages_and_answers_are_untouched_over_one_connection() -> None:
 
 
 def test_binary_messages_go_as_they_are() -> None:
-    with Speaking(echo) as server, dialogue(server, text=False) as service:
+    with Speaking(echo) as server, conversation(server, text=False) as service:
         assert service.ask(b"\xff\x00a", timeout_s=30.0).data == b"a\x00\xff"
     assert server.messages == [(2, b"\xff\x00a")]
 
 
 def test_what_is_no_text_is_not_sent_as_text() -> None:
-    with Speaking(echo) as server, dialogue(server) as service:
+    with Speaking(echo) as server, conversation(server) as service:
         with pytest.raises(errors.UsageError, match=r"^not UTF-8 at byte 1") as caught:
             service.ask(b"a\xff", timeout_s=30.0)
         assert server.connections == 0
@@ -79,7 +79,7 @@ def test_what_is_no_text_is_not_sent_as_text() -> None:
 
 
 def test_the_times_tell_connecting_the_first_byte_and_all() -> None:
-    with Speaking(echo) as server, dialogue(server) as service:
+    with Speaking(echo) as server, conversation(server) as service:
         first, second = (service.ask(b"x", timeout_s=30.0) for _ in range(2))
     assert first.address == f"127.0.0.1:{server.port}"
     times = first.times
@@ -92,7 +92,7 @@ def test_the_times_tell_connecting_the_first_byte_and_all() -> None:
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011])
 def test_a_service_that_closes_after_each_answer_is_asked_on_new_connections(code: int) -> None:
-    with Speaking(then_closing(code)) as server, dialogue(server) as service:
+    with Speaking(then_closing(code)) as server, conversation(server) as service:
         answers = []
         for number in range(5):
             answers.append(service.ask(b"a%d" % number, timeout_s=30.0).data)
@@ -102,14 +102,14 @@ def test_a_service_that_closes_after_each_answer_is_asked_on_new_connections(cod
 
 
 def test_a_message_without_an_answer_before_the_close_goes_out_again() -> None:
-    with Speaking(dropping(2)) as server, dialogue(server) as service:
+    with Speaking(dropping(2)) as server, conversation(server) as service:
         served = service.ask(b"ab", timeout_s=60.0)
     assert (served.data, served.times.attempts) == (b"ba", 3)
     assert [data for _, data in server.messages] == [b"ab"] * 3
 
 
 def test_a_service_that_never_answers_is_a_deadline_with_three_attempts() -> None:
-    with Speaking(lambda _peer, _opcode, _data: None) as server, dialogue(server) as service:
+    with Speaking(lambda _peer, _opcode, _data: None) as server, conversation(server) as service:
         with pytest.raises(
             errors.DeadlineExceeded, match=r"^no answer within 0\.9 s: .* attempts\)$"
         ) as caught:
@@ -119,7 +119,7 @@ def test_a_service_that_never_answers_is_a_deadline_with_three_attempts() -> Non
 
 
 def test_a_service_that_drops_every_connection_is_given_up_within_the_time() -> None:
-    with Speaking(dropping(1000)) as server, dialogue(server) as service:
+    with Speaking(dropping(1000)) as server, conversation(server) as service:
         began = time.monotonic()
         with pytest.raises(errors.Unreachable, match=r"lost \(the last of \d+ attempts\)$"):
             service.ask(b"x", timeout_s=0.5)
@@ -129,7 +129,7 @@ def test_a_service_that_drops_every_connection_is_given_up_within_the_time() -> 
 
 def test_nobody_there_is_unreachable() -> None:
     server = Server(lambda _server, _peer: None, port=free_port())
-    with dialogue(server) as service, pytest.raises(errors.Unreachable, match="refused"):
+    with conversation(server) as service, pytest.raises(errors.Unreachable, match="refused"):
         service.ask(b"x", timeout_s=0.5)
 
 
@@ -147,7 +147,7 @@ def test_a_handshake_that_another_time_may_go_well_is_tried_again(status: int) -
         peer.send_frame(peer.serve_pings()[1], 1)
         peer.serve_pings()
 
-    with Server(handle) as server, dialogue(server) as service:
+    with Server(handle) as server, conversation(server) as service:
         assert service.ask(b"x", timeout_s=60.0).times.attempts == 2
 
 
@@ -157,7 +157,7 @@ def test_a_handshake_that_another_time_may_go_well_is_tried_again(status: int) -
 def test_a_handshake_that_is_refused_is_told_at_once(status: int, exit_code: int) -> None:
     refusal = b'{"error_code":"APIG.0301","error_msg":"Incorrect IAM authentication information"}'
     with answering(reply(status, refusal, Location="http://127.0.0.1:1/")) as server:
-        with dialogue(server) as service, pytest.raises(errors.EasqError) as caught:
+        with conversation(server) as service, pytest.raises(errors.EasqError) as caught:
             service.ask(b"x", timeout_s=30.0)
     assert caught.value.exit == exit_code
     assert len(server.requests) == 1
@@ -169,7 +169,7 @@ def test_a_handshake_that_is_refused_is_told_at_once(status: int, exit_code: int
 def test_a_handshake_that_is_not_answered_is_a_deadline() -> None:
     with answering(lambda peer: peer.stop.wait(30) and None) as server:
         with (
-            dialogue(server) as service,
+            conversation(server) as service,
             pytest.raises(errors.DeadlineExceeded, match="did not answer within"),
         ):
             service.ask(b"x", timeout_s=0.6)
@@ -187,7 +187,7 @@ def test_what_nothing_asked_for_is_never_the_answer_to_what_comes_later() -> Non
         peer.send_frame(b"and more", 1)
         sent.set()
 
-    with Speaking(talkative) as server, dialogue(server, warn=warnings.append) as service:
+    with Speaking(talkative) as server, conversation(server, warn=warnings.append) as service:
         for data in (b"ab", b"cd", b"ef"):
             sent.clear()
             assert service.ask(data, timeout_s=30.0).data == data[::-1]
@@ -200,7 +200,7 @@ def test_more_is_all_that_comes_until_nothing_does() -> None:
         for number in range(int(data)):
             peer.send_frame(b"%d" % number, opcode)
 
-    with Speaking(counting) as server, dialogue(server) as service:
+    with Speaking(counting) as server, conversation(server) as service:
         for _turn in range(2):
             assert service.ask(b"4", timeout_s=30.0).data == b"0"
             assert list(service.more(0.5)) == [b"1", b"2", b"3"]
@@ -215,7 +215,7 @@ def test_more_ends_with_a_close_in_good_order_and_says_of_another() -> None:
         peer.send_close(int(data), "why")
         peer.read_frame()
 
-    with Speaking(counting) as server, dialogue(server) as service:
+    with Speaking(counting) as server, conversation(server) as service:
         service.ask(b"1000", timeout_s=30.0)
         assert list(service.more(60.0)) == [b"1", b"2"]
         service.ask(b"1011", timeout_s=30.0)
@@ -223,10 +223,10 @@ def test_more_ends_with_a_close_in_good_order_and_says_of_another() -> None:
             list(service.more(60.0))
 
 
-def heard(service: Dialogue, count: int) -> list[bytes]:
+def heard(service: Conversation, count: int) -> list[bytes]:
     """What comes, until there are `count` messages."""
     found: list[bytes] = []
-    assert eventually(lambda: found.extend(filter(None, [service.hear()])) or len(found) >= count)
+    assert eventually(lambda: found.extend(filter(None, [service.receive()])) or len(found) >= count)
     return found
 
 
@@ -236,55 +236,55 @@ def test_saying_and_hearing_go_both_ways_at_once() -> None:
             for one in (b"1", b"2", b"unasked"):
                 peer.send_frame(one, opcode)
 
-    with Speaking(late) as server, dialogue(server) as service:
+    with Speaking(late) as server, conversation(server) as service:
         service.connect(timeout_s=30.0)
-        service.say(b"first", timeout_s=60.0)
-        service.say(b"second", timeout_s=60.0)
-        assert service.waits
+        service.send(b"first", timeout_s=60.0)
+        service.send(b"second", timeout_s=60.0)
+        assert service.awaits_answers
         assert heard(service, 3) == [b"1", b"2", b"unasked"]
-        assert not service.waits
-        assert service.hear() is None
+        assert not service.awaits_answers
+        assert service.receive() is None
     assert [data for _, data in server.messages] == [b"first", b"second"]
 
 
 def test_what_was_said_and_not_answered_is_said_again_after_a_lost_connection() -> None:
-    with Speaking(dropping(2)) as server, dialogue(server) as service:
-        service.say(b"ab", timeout_s=60.0)
-        service.say(b"cd", timeout_s=60.0)
+    with Speaking(dropping(2)) as server, conversation(server) as service:
+        service.send(b"ab", timeout_s=60.0)
+        service.send(b"cd", timeout_s=60.0)
         assert heard(service, 2) == [b"ba", b"dc"]
         assert server.connections == 3
-        service.say(b"ef", timeout_s=60.0)
+        service.send(b"ef", timeout_s=60.0)
         assert heard(service, 1) == [b"fe"]
 
 
 def test_a_connection_that_ends_while_nothing_waits_is_made_again_by_the_next_message() -> None:
-    with Speaking(then_closing(1000)) as server, dialogue(server) as service:
+    with Speaking(then_closing(1000)) as server, conversation(server) as service:
         for data in (b"ab", b"cd"):
-            service.say(data, timeout_s=60.0)
+            service.send(data, timeout_s=60.0)
             assert heard(service, 1) == [data[::-1]]
-            assert eventually(lambda: service.hear() is None and not server.threads[-1].is_alive())
+            assert eventually(lambda: service.receive() is None and not server.threads[-1].is_alive())
     assert server.connections == 2
 
 
 def test_what_is_not_answered_in_time_is_no_longer_waited_for() -> None:
-    with Speaking(lambda _peer, _opcode, _data: None) as server, dialogue(server) as service:
-        service.say(b"x", timeout_s=0.2)
+    with Speaking(lambda _peer, _opcode, _data: None) as server, conversation(server) as service:
+        service.send(b"x", timeout_s=0.2)
         with pytest.raises(errors.DeadlineExceeded):
             heard(service, 1)
-        assert not service.waits
+        assert not service.awaits_answers
         assert server.connections == 1
 
 
 def test_what_is_not_answered_says_what_was_in_the_way() -> None:
-    with Speaking(dropping(1000)) as server, dialogue(server) as service:
-        service.say(b"x", timeout_s=0.5)
+    with Speaking(dropping(1000)) as server, conversation(server) as service:
+        service.send(b"x", timeout_s=0.5)
         with pytest.raises(errors.DeadlineExceeded, match=r" in time: connection to .* lost"):
             heard(service, 1)
     assert server.connections >= 1
 
 
 def test_each_of_many_at_once_has_a_connection_and_its_own_answer() -> None:
-    with Speaking(echo) as server, Dialogues(lambda: dialogue(server)) as services:
+    with Speaking(echo) as server, ConversationPool(lambda: conversation(server)) as services:
         with ThreadPoolExecutor(8) as pool:
             served = list(pool.map(lambda n: services.ask(b"x%03d" % n, timeout_s=60.0).data, range(200)))
         assert server.connections <= 8
@@ -295,7 +295,7 @@ def test_each_of_many_at_once_has_a_connection_and_its_own_answer() -> None:
 def test_what_cannot_stand_in_a_header_never_leaves(value: str) -> None:
     with Speaking(echo) as server:
         with pytest.raises(errors.UsageError):
-            Dialogue(server.url, {"X-Auth-Token": value}, SETTINGS, text=True)
+            Conversation(server.url, {"X-Auth-Token": value}, SETTINGS, text=True)
         assert server.connections == 0
 
 
@@ -304,7 +304,7 @@ def test_the_trace_has_messages_and_no_secret() -> None:
     settings = NetworkSettings(trace=lambda _level, line: lines.append(line), environ={})
     with Speaking(echo) as server:
         url = f"{server.url}?token={TOKEN}"
-        with Dialogue(url, {"X-Auth-Token": TOKEN}, settings, text=True) as service:
+        with Conversation(url, {"X-Auth-Token": TOKEN}, settings, text=True) as service:
             service.ask(b"question", timeout_s=30.0)
     assert f"> GET {server.url}" in lines
     assert "> question" in lines

@@ -1,0 +1,62 @@
+"""The answers to many requests, in the order of the requests, by a route or over WebSockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from easq.client.items import Item, Items
+from easq.errors import EasqError
+from easq.model import Frame
+from easq.prediction.in_order import in_order
+from easq.prediction.routes import Answer, Route, Terms
+
+if TYPE_CHECKING:
+    from easq.prediction.conversation import ConversationPool
+
+#: items whose results came together, each with its answer or its error
+Results: TypeAlias = Sequence[tuple[Item, Answer | EasqError]]
+
+
+def route_answers(
+    route: Route, items: Items, *, workers: int, timed: bool, stop: Callable[[], bool]
+) -> Iterator[Results]:
+    """Yield the answers by `route`, `workers` requests at a time.
+
+    Args:
+        timed: measure when each request was connected and answered.
+        stop: once it returns true, no further request is begun.
+    """
+    if workers == 1 or items.single:
+        transport = route.transport
+
+        def ask(item: Item) -> Answer:
+            return transport.run(route.steps(item, None))
+
+        yield from ([one] for one in in_order(iter(items), ask, workers=1, stop=stop))
+        return
+    from easq.net.pipeline import Pipeline, Task
+
+    pipeline = Pipeline(route.transport.settings, workers=workers, timed=timed)
+    tasks = (Task(item, item.error or item, len(item.data)) for item in items)
+    for batch in pipeline.run(tasks, route.steps):
+        results: list[tuple[Item, Answer | EasqError]] = []
+        for outcome in batch:
+            result = outcome.error or outcome.result
+            assert result is not None, "an exchange ends in an answer or an error"
+            results.append((outcome.what, result))
+        yield results
+        if stop():
+            pipeline.stop()
+
+
+def message_answers(
+    pool: ConversationPool, items: Items, terms: Terms, *, workers: int, stop: Callable[[], bool]
+) -> Iterator[Results]:
+    """Yield the answers of a WebSocket service, over as many connections as there are messages at a time."""
+
+    def ask(item: Item) -> Answer:
+        served = pool.ask(item.data, timeout_s=terms.timeout_s)
+        return Answer(Frame(0, data=served.data), served)
+
+    yield from ([one] for one in in_order(iter(items), ask, workers=workers, stop=stop))

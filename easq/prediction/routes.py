@@ -1,0 +1,284 @@
+"""Routes of a prediction: the options that go with each, and the exchange of a request on each.
+
+queue       put into the input, wait for the result in the sink
+gateway     one HTTP exchange with the gateway of the service
+direct      one HTTP exchange with an instance that EAS discovery lists
+modelarts   one HTTP exchange with an instance that ModelArts lists
+websocket   messages
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from easq.errors import AuthFailed, EasqError, Refused, ServerError, UsageError
+from easq.model import LAST_CODE, LAST_REASON, Frame
+
+if TYPE_CHECKING:
+    from easq.client.items import Item
+    from easq.client.queue import QueueClient
+    from easq.net.http import Transport
+    from easq.net.retry import Steps, Times
+    from easq.net.settings import NetworkSettings
+    from easq.prediction.conversation import Conversation
+    from easq.prediction.discovery import Discovery
+    from easq.prediction.exchanges import Served
+    from easq.protocol.operations import Caller
+
+QUEUE, GATEWAY, DIRECT, MODELARTS, WEBSOCKET = ("queue", "gateway", "direct", "modelarts", "websocket")
+#: option -> the routes that it goes with; an option that is not named goes with all
+GOES_WITH: Mapping[str, tuple[str, ...]] = {
+    "tags": (QUEUE,),
+    "priority": (QUEUE,),
+    "content-type": (QUEUE, GATEWAY, DIRECT, MODELARTS),
+    "sign": (GATEWAY, DIRECT),
+    "endpoint": (DIRECT, MODELARTS),
+    "service": (DIRECT, MODELARTS),
+    "refresh": (DIRECT, MODELARTS),
+    "project": (MODELARTS,),
+    "show-instance": (GATEWAY, DIRECT, MODELARTS, WEBSOCKET),
+    "binary": (WEBSOCKET,),
+    "idle-timeout": (WEBSOCKET,),
+}
+#: headers with credentials: none of them goes to an instance of ModelArts, and any of them replaces the token of a
+#: WebSocket service
+_CREDENTIALS = ("authorization", "x-auth-token", "x-apig-appcode")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Properties that all requests of one command have."""
+
+    timeout_s: float
+    path: str = ""
+    content_type: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+    single: bool = False  #: there is one request and no more
+    #: the indexes of items that were put and whose results did not come yet, for whoever deletes them
+    unanswered: set[int] | None = None
+    #: request ids without an answer yet, and whether the item is certainly in the queue
+    asked: dict[str, bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a request, and by which instance it was given, if that is known."""
+
+    frame: Frame
+    served: Served | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The exchange of a request, and the transport for one at a time."""
+
+    steps: Callable[[Item, Times | None], Steps[Answer]]
+    transport: Transport
+    delete: Callable[[Iterable[Frame]], object] | None = None  #: deletes results; None if none are stored
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The authentication of requests: the token, how it is sent, and the headers that the user gave."""
+
+    token: Callable[[], str]  #: returns the token, empty if there is none; may raise ConfigError
+    sign: str = "auto"  #: `token`, `hmac`, `none`, or `auto`: as the route prefers
+    headers: Sequence[tuple[str, str]] = ()
+    on_sent: Callable[..., None] = lambda *_urls: (
+        None
+    )  #: called with the URLs to which the token itself is sent
+
+    @property
+    def given(self) -> list[str]:
+        """The names of the headers that carry credentials."""
+        return [name for name, _ in self.headers if name.lower() in _CREDENTIALS]
+
+    def refuse_headers(self) -> None:
+        """Raise UsageError for a header with credentials: instances of ModelArts get none."""
+        for name in self.given:
+            raise UsageError(
+                f"--header {name} does not go with --via modelarts: instances get no credentials",
+                hint="the token of the look-up is given with --token-file",
+            )
+
+    def signer(self, preferred: str) -> tuple[str, Callable[[bytes, str, str], Mapping[str, str]]]:
+        """Return how requests are signed, and the headers of a request by its body, content type and path.
+
+        Raises AuthFailed if a token is needed and there is none.
+        """
+        from easq.prediction.exchanges import signed
+
+        sign = preferred if self.sign == "auto" and self.token() else self.sign
+        if sign in ("token", "hmac") and not self.token():
+            raise AuthFailed(f"--sign {sign} needs a token", hint="--token-file, or EASQ_TOKEN")
+        typed = {name.lower(): value for name, value in self.headers}.get("content-type", "")
+
+        def headers(data: bytes, content_type: str, path: str) -> Mapping[str, str]:
+            if sign == "hmac":
+                return signed(self.token(), data, typed or content_type, path)
+            sent = {"Content-Type": content_type} if content_type else {}
+            return {**sent, "Authorization": self.token()} if sign == "token" else sent
+
+        return sign, headers
+
+
+def check_options(via: str, given: Iterable[str]) -> None:
+    """Raise UsageError for the first of the options `given` that does not go with `via`."""
+    for name in given:
+        routes = GOES_WITH.get(name, (via,))
+        if via not in routes:
+            *most, last = routes
+            raise UsageError(f"--{name} goes with --via {', '.join(most)}{' and ' if most else ''}{last}")
+
+
+def failure_of(frame: Frame) -> EasqError | None:
+    """Return the failure that the model reports in an answer: Refused for 4xx, ServerError for all but 2xx."""
+    code = frame.tags.get(LAST_CODE, "")
+    if not code or (len(code) == 3 and code.startswith("2") and code.isdigit()):
+        return None
+    reason = frame.tags.get(LAST_REASON, "")
+    message = f"the model answered {code}{f': {reason}' if reason else ''}"
+    status = int(code) if code.isascii() and code.isdigit() and len(code) == 3 else None
+    return (Refused if status is not None and 400 <= status < 500 else ServerError)(message, status=status)
+
+
+def queue_route(queue: QueueClient, sink: QueueClient, transport: Transport, terms: Terms) -> Route:
+    """Return the route by way of the queue. Raises UsageError for an input and a sink that are no pair."""
+    from easq.client.queue import check_pair
+    from easq.net.retry import OVERTIME_S
+    from easq.prediction.exchanges import predict_queue
+
+    began = time.monotonic()
+    check_pair(queue, sink)
+
+    def steps(item: Item, times: Times | None = None) -> Steps[Answer]:
+        frame = yield from predict_queue(
+            queue,
+            sink,
+            item.data,
+            timeout_s=terms.timeout_s,
+            tags={**item.tags, **terms.tags},
+            priority=terms.priority or item.priority or 0,
+            path=terms.path,
+            content_type=terms.content_type or item.content_type,
+            times=times,
+            unanswered=terms.unanswered,
+            asked=terms.asked,
+        )
+        return Answer(frame)
+
+    def delete(frames: Iterable[Frame]) -> None:
+        # within the time of the one request, or of another one
+        since = began if terms.single else time.monotonic()
+        sink.bounded(since + terms.timeout_s + OVERTIME_S).delete(frame.index for frame in frames)
+
+    return Route(steps, transport, delete)
+
+
+def gateway_route(
+    url: str, caller: Caller, transport: Transport, terms: Terms, credentials: Credentials
+) -> Route:
+    """Return the route by way of the gateway. Raises AuthFailed if a token is needed and there is none."""
+    from dataclasses import replace
+    from urllib.parse import unquote, urlsplit
+
+    from easq.client.queue import sub_path
+    from easq.prediction.exchanges import predict_gateway
+
+    caller = replace(caller, token="")
+    sign, headers = credentials.signer("token")
+    if sign == "token":
+        credentials.on_sent(url)
+    signed_path = unquote(urlsplit(url).path) + sub_path(terms.path)
+
+    def steps(item: Item, times: Times | None = None) -> Steps[Answer]:
+        content_type = terms.content_type or item.content_type
+        served = yield from predict_gateway(
+            url,
+            caller,
+            transport.settings,
+            item.data,
+            path=terms.path,
+            content_type=content_type,
+            headers=headers(item.data, content_type, signed_path),
+            timeout_s=terms.timeout_s,
+            times=times,
+        )
+        return _answer(served)
+
+    return Route(steps, transport)
+
+
+def direct_route(
+    discovery: Discovery, transport: Transport, terms: Terms, credentials: Credentials | None
+) -> Route:
+    """Return the route to the instances of EAS or ModelArts. `credentials` None: requests carry none.
+
+    Raises AuthFailed if a token is needed and there is none, and an error if there is no list of instances.
+    """
+    from easq.prediction.exchanges import predict_direct
+
+    # a signature is valid for one request, a token for all: and discovery alone says where the instances are
+    sign, headers = (credentials or Credentials(lambda: "", "none")).signer("hmac")
+    signed_path = discovery.lookup.path(terms.path)
+    # once, before all requests: without a list, not each of them asks for it and fails
+    began = time.monotonic()
+    discovery.fill(within_s=terms.timeout_s)
+    discovery.keep_fresh()
+    spent_s = time.monotonic() - began if terms.single else 0.0
+    if sign == "token" and credentials is not None:
+        credentials.on_sent(*(one.url for one in discovery.instances))
+
+    def steps(item: Item, times: Times | None = None) -> Steps[Answer]:
+        content_type = terms.content_type or item.content_type
+        served = yield from predict_direct(
+            discovery,
+            transport.settings,
+            item.data,
+            path=terms.path,
+            headers=headers(item.data, content_type, signed_path),
+            timeout_s=max(0.001, terms.timeout_s - spent_s),
+            times=times,
+        )
+        return _answer(served)
+
+    return Route(steps, transport)
+
+
+def websocket_route(
+    url: str,
+    settings: NetworkSettings,
+    credentials: Credentials,
+    *,
+    path: str,
+    binary: bool,
+    warn: Callable[[str], None],
+) -> Callable[[], Conversation]:
+    """Return what makes connections to the WebSocket service at `url`. `warn` is called once at most.
+
+    Raises ConfigError for a URL that is none.
+    """
+    from easq.net.url import websocket_url
+    from easq.prediction.conversation import Conversation
+
+    address = websocket_url(url, path=path)
+    # ModelArts accepts a token alone; for any other authentication the user gives a header
+    headers = {} if credentials.given or not credentials.token() else {"X-Auth-Token": credentials.token()}
+    if credentials.given or headers:
+        credentials.on_sent(address)
+    warned: list[str] = []
+
+    def warn_once(text: str) -> None:
+        if not warned:
+            warned.append(text)
+            warn(text)
+
+    return lambda: Conversation(address, headers, settings, text=not binary, warn=warn_once)
+
+
+def _answer(served: Served) -> Answer:
+    return Answer(Frame(0, data=served.data), served)
