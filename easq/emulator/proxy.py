@@ -19,9 +19,9 @@ from easq.errors import MethodNotAllowed, PayloadTooLarge, Refused
 from easq.net.aio import RawClient
 from easq.protocol.hop_by_hop import end_to_end
 from easq.server.connection import until_lost
+from easq.server.handshake import check_not_stripped
 from easq.server.request import BodyReader, read_body
-from easq.server.response import break_off
-from easq.server.watch import UNBUFFERED, check_not_stripped
+from easq.server.response import UNBUFFERED, break_off
 
 #: a body or answer of a known length up to so many bytes is read whole before it is passed on: an answer that breaks
 #: off can then be replaced by an error with a status

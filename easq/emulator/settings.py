@@ -1,4 +1,4 @@
-"""What `easq serve --model` is told."""
+"""Settings of a model that is served: `easq serve --model`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The queue service: its rules, and HTTP and WebSocket doors to them."""
+"""The queue service: the rules of a queue, and HTTP and WebSocket above them."""

@@ -60,7 +60,7 @@ class Connection(web.RequestHandler):
         "address",
         "begun",
         "heads_only",
-        "heard_at",
+        "last_byte_at",
         "is_answering",
         "lost",
         "on_unmasked",
@@ -78,7 +78,7 @@ class Connection(web.RequestHandler):
         self.is_answering = False
         self.address = ""
         #: when the last byte arrived, by the event loop's clock
-        self.heard_at = 0.0
+        self.last_byte_at = 0.0
         #: whether all input so far was whole heads of requests without a body, each in one piece, so that the next
         #: bytes begin a head as well
         self.heads_only = True
@@ -123,7 +123,7 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Pass `data` to aiohttp: it belongs to a head unless a request is being answered."""
-        self.heard_at = self.server.now()
+        self.last_byte_at = self.server.now()
         if self.begun is None and not self.is_answering:
             self.begun = self.server.checks
         if self.heads_only:
@@ -135,7 +135,7 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Write the response, and tell the hooks that the request is over."""
+        """Write the response, then call the hooks."""
         try:
             return await super().finish_response(request, resp, start_time)
         finally:

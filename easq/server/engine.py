@@ -163,7 +163,7 @@ class Engine:
         """Send a heartbeat, so that no other consumer can take over the name."""
         if self._subscriber is not None:
             with contextlib.suppress(EasqError):
-                await self._subscriber.heard()
+                await self._subscriber.heartbeat()
 
     async def _watch(self) -> None:
         """Begin each item that is delivered, until another connection takes over the name.

@@ -1,4 +1,4 @@
-"""The check of a WebSocket handshake."""
+"""Checks of a WebSocket handshake."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def check_handshake(request: web.BaseRequest, socket: web.WebSocketResponse) -> 
         acceptable = False
     if not (acceptable and version):
         raise BadRequest("this is no WebSocket handshake: Connection, version 13 or the key is not right")
+
+
+def check_not_stripped(request: web.BaseRequest) -> None:
+    """Raise UpgradeRequired for a WebSocket handshake from which a proxy has removed the Upgrade header."""
+    if any(name.lower().startswith("sec-websocket-") for name in request.headers):
+        raise UpgradeRequired(
+            "this is a WebSocket handshake without its Upgrade header: a proxy on the way removed it"
+        )

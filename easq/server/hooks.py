@@ -12,7 +12,7 @@ MALFORMED = "malformed"
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request and its answer, as hooks are told of it.
+    """One request and its answer, as hooks get it.
 
     Attributes:
         route: name of the route; empty when the request was refused before one was found.

@@ -390,7 +390,7 @@ class Queue:
                 hint="give this one another name with --user",
             )
 
-    async def heard(self, session: int) -> None:
+    async def heartbeat(self, session: int) -> None:
         """Record a heartbeat of the session."""
         await self.storage.active(self.stream, session, now=self.clock.now())
 

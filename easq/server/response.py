@@ -11,10 +11,12 @@ from easq.server.connection import SingleWriteResponse, reset
 
 #: a large reply is written in slices of so many bytes
 _SLICE_BYTES = 256 * 1024
+#: headers of a streamed answer: without them nginx buffers it
+UNBUFFERED = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform"}
 
 
 def respond(reply: Reply) -> web.Response:
-    """Return the HTTP response for `reply`. Browsers are told not to guess another type for it."""
+    """Return the HTTP response for `reply`. It forbids browsers to guess another type."""
     headers: Mapping[str, str] = reply.headers
     if reply.body:
         headers = {"X-Content-Type-Options": "nosniff", **headers}

@@ -47,7 +47,7 @@ class Route:
     """One row of the table of paths.
 
     Attributes:
-        name: what hooks are told.
+        name: the route as hooks get it.
         path: has to match all of the path, as it was sent.
         methods: methods of the route; empty for all.
         auth: who may call it.

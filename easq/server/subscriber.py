@@ -42,9 +42,9 @@ class Subscriber:
         if self._watch.auto_commit and frames:
             await self._queue.commit(self._consumer, [frame.index for frame in frames])
 
-    async def heard(self) -> None:
+    async def heartbeat(self) -> None:
         """Record a heartbeat."""
-        await self._queue.heard(self._session)
+        await self._queue.heartbeat(self._session)
 
     async def close(self, *, lost: bool) -> None:
         """End the session: its connection is `lost`, or was closed in order."""

@@ -15,16 +15,15 @@ from easq.protocol import operations as op
 from easq.protocol.frames import delimit, encode_frame
 from easq.server.connection import check_connected, connection_of, on_unmasked, release_frames, until_lost
 from easq.server.deadline import Deadline
-from easq.server.handshake import check_handshake
+from easq.server.handshake import check_handshake, check_not_stripped
 from easq.server.http import LARGE_BYTES, Call, ServiceState
+from easq.server.response import UNBUFFERED
 from easq.server.subscriber import Subscriber
 
 log = logging.getLogger(__name__)
 
 #: time limit of writing a frame in seconds, and bytes of it that extend the limit by one second
 WRITE_DEADLINE_S, _WRITE_RATE = 30.0, 16 * 1024
-#: headers of every streamed answer: without them nginx buffers it
-UNBUFFERED = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform"}
 #: seconds between two heartbeats of an open connection; after 5 s without one its consumer name can be taken over
 _HEARTBEAT_S = 2.0
 #: the time without a byte is counted in so many parts
@@ -159,14 +158,6 @@ async def _deliver(
             await subscriber.sent(written)
 
 
-def check_not_stripped(request: web.BaseRequest) -> None:
-    """Raise UpgradeRequired for a WebSocket handshake from which a proxy has removed the Upgrade header."""
-    if any(name.lower().startswith("sec-websocket-") for name in request.headers):
-        raise UpgradeRequired(
-            "this is a WebSocket handshake without its Upgrade header: a proxy on the way removed it"
-        )
-
-
 class _WebSocketTransport:
     """A WebSocket without extensions. Each item is one message, unfragmented, since the Go SDK reads no fragments."""
 
@@ -264,7 +255,7 @@ class _WebSocketTransport:
                 log.info("a watcher sent more than %d messages a second", _INBOUND_RATE)
                 await self._close(WSCloseCode.POLICY_VIOLATION, b"too many messages")
                 return False
-            await subscriber.heard()
+            await subscriber.heartbeat()
             if message.type is WSMsgType.PING:
                 await self.response.pong(message.data)
             elif message.type is WSMsgType.CLOSE:
@@ -279,14 +270,14 @@ class _WebSocketTransport:
         """
         loop, limit_s = asyncio.get_running_loop(), self._liveness.silent_after_s
         part_s = limit_s / _SILENCE_PARTS
-        left_s, heard_at = limit_s, self._connection.heard_at
+        left_s, last_byte_at = limit_s, self._connection.last_byte_at
         while left_s > 0:
             step_s = min(part_s, left_s)
             await asyncio.sleep(step_s)
             left_s -= step_s
-            if self._connection.heard_at > heard_at:
-                heard_at = self._connection.heard_at
-                left_s = limit_s - min(loop.time() - heard_at, part_s)
+            if self._connection.last_byte_at > last_byte_at:
+                last_byte_at = self._connection.last_byte_at
+                left_s = limit_s - min(loop.time() - last_byte_at, part_s)
 
     async def _ping(self) -> None:
         while True:
@@ -353,5 +344,5 @@ class _HttpStreamTransport:
         """Return once the connection is lost. Until then, send heartbeats: TCP says that the client is there."""
         lost = until_lost(self._request)
         while not lost.done():
-            await subscriber.heard()
+            await subscriber.heartbeat()
             await asyncio.wait({lost}, timeout=_HEARTBEAT_S)

@@ -169,19 +169,19 @@ def test_a_response_in_a_single_write_leaves_the_connection_open() -> None:
 
 
 def test_a_websocket_gets_its_bytes_from_a_parser_that_can_be_wrapped() -> None:
-    """`set_parser` is called when a WebSocket is prepared, and `heard_at` follows `data_received`."""
+    """`set_parser` is called when a WebSocket is prepared, and `last_byte_at` follows `data_received`."""
     heard: list[float] = []
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         connection = connection_of(request)
-        heard.append(connection.heard_at)
+        heard.append(connection.last_byte_at)
         unmasked = asyncio.get_running_loop().create_future()
         connection.on_unmasked = lambda: unmasked.set_result(None)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         assert (await socket.receive()).data == b"masked"
         await unmasked
-        heard.append(connection.heard_at)
+        heard.append(connection.last_byte_at)
         await socket.close()
         return socket
 
