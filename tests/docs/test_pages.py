@@ -90,8 +90,6 @@ def with_free_ports(blocks: list[Block]) -> list[Block]:
         port for pair in re.findall(r"127\.0\.0\.1:(\d{4,5})\b|--port (\d{4,5})\b", text) for port in pair
     }
     free = {port: str(free_port()) for port in named - {""}}
-    if not any(block.language == "console" and serves(block) for block in blocks):
-        return blocks
     pattern = re.compile(rf"\b({'|'.join(sorted(free))})\b") if free else None
     return [
         Block(
