@@ -33,7 +33,7 @@ MODELARTS_PATH = re.compile(r"/v1/[^/]*/services/([^/]*)(/.*)?")
 _LOOKUP = "/predict/endpoints"
 
 
-class Discovery:
+class DiscoveryService:
     """Answers where the instances of one service are; without a service, that there is none."""
 
     def __init__(self, name: str, instances: Instances, *, token: str, queues: Collection[str]) -> None:

@@ -12,12 +12,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from easq.emulator.discovery import EAS_PATH, MODELARTS_PATH, Discovery
+from easq.emulator.discovery import EAS_PATH, MODELARTS_PATH, DiscoveryService
 from easq.emulator.gateway import Gateway
 from easq.emulator.instances import Instances
 from easq.emulator.settings import CallLimits, ModelService
 from easq.server.hooks import Hook
-from easq.server.routes import Auth, Route
+from easq.server.routes import Auth, PathRoute
 from easq.server.server import EngineSettings, Server, ServerSettings
 
 
@@ -33,10 +33,10 @@ class Emulator:
         self._gateway = Gateway(
             self.instances, limits=CallLimits() if service is None else service.limits, token=settings.token
         )
-        discovery = Discovery(name, self.instances, token=settings.token, queues=settings.queues)
+        discovery = DiscoveryService(name, self.instances, token=settings.token, queues=settings.queues)
         routes = [
-            Route("discovery", EAS_PATH, ("GET",), Auth.ANYBODY, discovery.eas),
-            Route(
+            PathRoute("discovery", EAS_PATH, ("GET",), Auth.ANYBODY, discovery.eas),
+            PathRoute(
                 "modelarts",
                 MODELARTS_PATH,
                 ("GET",),
@@ -48,8 +48,8 @@ class Emulator:
         if service is not None:
             path = re.compile(f"{re.escape(settings.base)}/([^/]*)(?:/.*)?", re.DOTALL)
             gateway = self._gateway.answer
-            routes.append(Route("gateway", path, (), Auth.TOKEN_OR_SIGNATURE, gateway, segment=name))
-        self.routes: Sequence[Route] = routes
+            routes.append(PathRoute("gateway", path, (), Auth.TOKEN_OR_SIGNATURE, gateway, segment=name))
+        self.routes: Sequence[PathRoute] = routes
 
     async def start(self, host: str) -> None:
         """Listen with the instances on `host`, each at a port of its own. Raises ConfigError."""

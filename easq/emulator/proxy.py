@@ -194,27 +194,27 @@ class Proxy:
             CallerGone: the caller disconnected.
             BrokenOff: the answer broke off after a part of it was sent.
         """
-        exchange = _Exchange(request, drop, add)
+        proxied = _ProxiedRequest(request, drop, add)
         try:
-            task = asyncio.create_task(self._exchange(exchange, url, headers, body))
+            task = asyncio.create_task(self._send(proxied, url, headers, body))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
-            return await exchange.while_there(task)
+            return await proxied.while_there(task)
         except (aiohttp.ClientError, TimeoutError, OSError):
             if isinstance(body, StreamedBody) and body.failure is not None:
                 raise body.take_failure() from None
             raise
 
-    async def _exchange(
+    async def _send(
         self,
-        exchange: _Exchange,
+        proxied: _ProxiedRequest,
         url: str,
         headers: Sequence[tuple[str, str]],
         body: bytes | StreamedBody | None,
     ) -> web.StreamResponse:
         streamed = isinstance(body, StreamedBody)
         reply = await self._client.request(
-            exchange.request.method,
+            proxied.request.method,
             url,
             headers,
             body,
@@ -222,10 +222,10 @@ class Proxy:
             reuse=not (self._again and streamed),
         )
         async with reply:
-            return await exchange.answer(reply)
+            return await proxied.answer(reply)
 
 
-class _Exchange:
+class _ProxiedRequest:
     """One request of a caller, and the state of its answer."""
 
     def __init__(

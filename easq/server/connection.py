@@ -2,7 +2,7 @@
 
 aiohttp documents `web.Server`, and that a handler gets a request and returns a response. It does not document
 
-- which methods of `web.RequestHandler`, its connection, are called when, which `Connection` overrides;
+- which methods of `web.RequestHandler`, its connection, are called when, which `ClientConnection` overrides;
 - that it calls `web.Server` without arguments for each connection, which `HttpServer` overrides;
 - that a response is asked to `prepare` and to `write_eof`, which `SingleWriteResponse` overrides;
 - `output_size` of a request's writer, `total_bytes` of its content, and the texts of parser errors.
@@ -30,7 +30,7 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from easq.errors import BadRequest
 from easq.protocol.replies import Reply
-from easq.server.hooks import MALFORMED, Exchange, Hook
+from easq.server.hooks import MALFORMED, Hook, RequestRecord
 from easq.server.masks import MaskedFrames
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ _FRAMING = (b"\ncontent-length", b"\ntransfer-encoding", b"\nupgrade")
 _DROPPED = (b"\ncontent-type:", b"\nuser-agent:")
 
 
-class Connection(web.RequestHandler):
+class ClientConnection(web.RequestHandler):
     """One connection of a client, and the request that is being answered there."""
 
     __slots__ = (
@@ -146,7 +146,7 @@ class Connection(web.RequestHandler):
         enabled = [hook for hook in self.server.hooks if hook.is_enabled()]
         if not enabled:
             return
-        exchange = Exchange(
+        record = RequestRecord(
             self.route,
             self.queue,
             request.method,
@@ -158,7 +158,7 @@ class Connection(web.RequestHandler):
         )
         for hook in enabled:
             try:
-                hook(exchange)
+                hook(record)
             except Exception:
                 log.exception("a hook failed")
 
@@ -219,7 +219,7 @@ class HttpServer(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         """Return the protocol of a new connection."""
-        return Connection(
+        return ClientConnection(
             self,
             loop=self._event_loop,
             access_log=None,
@@ -253,7 +253,7 @@ class HttpServer(web.Server):
         """Close connections that are too slow with the head of a request."""
         self.checks += 1
         for connection in self.connections:
-            begun = connection.begun if isinstance(connection, Connection) else None
+            begun = connection.begun if isinstance(connection, ClientConnection) else None
             if begun is not None and self.checks - begun > _HEAD_CHECKS:
                 log.info("a request did not come within %.0f s", _HEAD_CHECKS * CHECK_EVERY_S)
                 connection.force_close()
@@ -289,10 +289,10 @@ class SingleWriteResponse(web.StreamResponse):
         """Do nothing: `prepare` has written all of it."""
 
 
-def connection_of(request: web.BaseRequest) -> Connection:
+def connection_of(request: web.BaseRequest) -> ClientConnection:
     """Return the connection of the request."""
     connection = request.protocol
-    assert isinstance(connection, Connection)
+    assert isinstance(connection, ClientConnection)
     return connection
 
 

@@ -11,7 +11,7 @@ MALFORMED = "malformed"
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class RequestRecord:
     """One request and its answer, as hooks get it.
 
     Attributes:
@@ -39,7 +39,7 @@ class Hook(Protocol):
     def is_enabled(self) -> bool:
         """Return whether it wants to be called; while no hook does, requests cost nothing more."""
 
-    def __call__(self, exchange: Exchange) -> None:
+    def __call__(self, record: RequestRecord) -> None:
         """Record a request that is over: also one that was refused, broken off or upgraded, or that failed."""
 
 
@@ -53,15 +53,15 @@ class AccessLog:
         """Return whether lines of this level are logged."""
         return self._log.isEnabledFor(logging.INFO)
 
-    def __call__(self, exchange: Exchange) -> None:
+    def __call__(self, record: RequestRecord) -> None:
         """Log the request. One that could not be read has a line of its own, with the reason."""
-        if exchange.route != MALFORMED:
+        if record.route != MALFORMED:
             self._log.info(
                 "%s %s %s %.1fms",
-                exchange.method,
-                safe(exchange.path),
-                exchange.status,
-                exchange.duration_s * 1000,
+                record.method,
+                safe(record.path),
+                record.status,
+                record.duration_s * 1000,
             )
 
 

@@ -49,7 +49,7 @@ class ServiceState:
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class QueueCall:
     """A request for an operation: the queue that it names, who sends it, and the HTTP request."""
 
     queue: Queue
@@ -78,57 +78,57 @@ async def read_operation(request: web.BaseRequest, queue: Queue) -> bytes:
     )
 
 
-async def put(operation: op.Put, call: Call) -> web.StreamResponse:
+async def put(operation: op.Put, call: QueueCall) -> web.StreamResponse:
     """Store the item."""
     return acknowledge(replies.put_reply(await call.queue.put(operation)), call.request)
 
 
-async def end(operation: op.End, call: Call) -> web.StreamResponse:
+async def end(operation: op.End, call: QueueCall) -> web.StreamResponse:
     """End the stream, or reopen it."""
     await call.queue.end(operation)
     return respond(replies.ok_reply())
 
 
-async def describe(operation: op.Describe, call: Call) -> web.StreamResponse:
+async def describe(operation: op.Describe, call: QueueCall) -> web.StreamResponse:
     """Return the attributes of the queue."""
     return respond(replies.attributes_reply(await call.queue.attributes(), operation.codec))
 
 
-async def search(operation: op.Search, call: Call) -> web.StreamResponse:
+async def search(operation: op.Search, call: QueueCall) -> web.StreamResponse:
     """Return where an item stands in the caller's group."""
     return respond(replies.search_reply(await call.queue.search(call.consumer, operation.index)))
 
 
-async def count(operation: op.Count, call: Call) -> web.StreamResponse:
+async def count(operation: op.Count, call: QueueCall) -> web.StreamResponse:
     """Return how many items match."""
     return respond(replies.count_reply(await call.queue.count(operation, is_gone=call.is_gone)))
 
 
-async def commit(operation: op.Commit, call: Call) -> web.StreamResponse:
+async def commit(operation: op.Commit, call: QueueCall) -> web.StreamResponse:
     """Commit items for the caller's group."""
     changed = await call.queue.commit(call.consumer, operation.indexes)
     return acknowledge(replies.ok_reply({replies.COMMITTED_HEADER: str(changed)}), call.request)
 
 
-async def negative(operation: op.Negative, call: Call) -> web.StreamResponse:
+async def negative(operation: op.Negative, call: QueueCall) -> web.StreamResponse:
     """Return items to the caller's group."""
     changed = await call.queue.negative(call.consumer, operation)
     return acknowledge(replies.ok_reply({replies.COMMITTED_HEADER: str(changed)}), call.request)
 
 
-async def delete(operation: op.Delete, call: Call) -> web.StreamResponse:
+async def delete(operation: op.Delete, call: QueueCall) -> web.StreamResponse:
     """Delete items for all groups."""
     deleted = await call.queue.delete(operation.indexes)
     return respond(replies.ok_reply({replies.DELETED_HEADER: str(deleted)}))
 
 
-async def truncate(operation: op.Truncate, call: Call) -> web.StreamResponse:
+async def truncate(operation: op.Truncate, call: QueueCall) -> web.StreamResponse:
     """Delete all items below an index for all groups."""
     deleted = await call.queue.truncate(operation.index)
     return respond(replies.ok_reply({replies.DELETED_HEADER: str(deleted)}))
 
 
-async def get(operation: op.Get, call: Call) -> web.StreamResponse:
+async def get(operation: op.Get, call: QueueCall) -> web.StreamResponse:
     """Return the items that match. With auto-delete the answer is sent here, and the items are removed after that."""
     frames = await call.queue.get(operation, is_gone=call.is_gone, gone=call.until_lost)
     try:
@@ -156,7 +156,7 @@ def _frames_reply(get: op.Get, frames: list[Frame]) -> Reply:
 
 
 async def _send_then_settle(
-    response: web.StreamResponse, call: Call, frames: list[Frame]
+    response: web.StreamResponse, call: QueueCall, frames: list[Frame]
 ) -> web.StreamResponse:
     """Send the answer. Claimed items are removed once the kernel has all of it, else they are given back."""
     request, is_written = call.request, False

@@ -25,7 +25,7 @@ from easq.server import http
 from easq.server.auth import Guard
 from easq.server.connection import connection_of
 from easq.server.hooks import safe
-from easq.server.http import Call, ServiceState, read_operation
+from easq.server.http import QueueCall, ServiceState, read_operation
 from easq.server.queue import Queue
 from easq.server.queues import Queues
 from easq.server.request import target
@@ -43,7 +43,7 @@ class Auth(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class PathRoute:
     """One row of the table of paths.
 
     Attributes:
@@ -73,7 +73,7 @@ class Route:
 
 
 #: returns the response to an operation
-Answer: TypeAlias = Callable[[Any, Call], Awaitable[web.StreamResponse]]
+OperationHandler: TypeAlias = Callable[[Any, QueueCall], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class OperationRoute:
     name: str
     method: str
     auth: Auth
-    answer: Answer
+    answer: OperationHandler
 
 
 def operation_routes(watches: Watches) -> Mapping[type[op.Operation], OperationRoute]:
@@ -119,7 +119,7 @@ class Router:
     """Finds the route of each request, checks who calls, and returns the answer."""
 
     def __init__(
-        self, queues: Queues, guard: Guard, watches: Watches, *, base: str, routes: Sequence[Route] = ()
+        self, queues: Queues, guard: Guard, watches: Watches, *, base: str, routes: Sequence[PathRoute] = ()
     ) -> None:
         """Route requests to `queues` and `routes`.
 
@@ -133,8 +133,8 @@ class Router:
         self._base = base
         self._state = ServiceState()
         self.operations = operation_routes(watches)
-        self.routes: Sequence[Route] = (
-            Route("health", re.compile("/healthz"), ("GET",), Auth.ANYBODY, self._health),
+        self.routes: Sequence[PathRoute] = (
+            PathRoute("health", re.compile("/healthz"), ("GET",), Auth.ANYBODY, self._health),
             *routes,
         )
         #: the addresses themselves, which nearly every request names: nothing else is served there
@@ -169,10 +169,10 @@ class Router:
         connection.route = row.name
         if is_signed and row.auth is not Auth.TOKEN_OR_SIGNATURE:
             raise AuthFailed(_PUTS_ALONE)
-        return await row.answer(operation, Call(queue, caller.consumer, request, self._state))
+        return await row.answer(operation, QueueCall(queue, caller.consumer, request, self._state))
 
     async def _answer_route(
-        self, route: Route, found: re.Match[str], request: web.BaseRequest
+        self, route: PathRoute, found: re.Match[str], request: web.BaseRequest
     ) -> web.StreamResponse:
         connection_of(request).route = route.name
         if route.methods and request.method not in route.methods:

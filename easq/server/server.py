@@ -19,7 +19,7 @@ from easq.server.hooks import Hook
 from easq.server.listener import Listener
 from easq.server.queue import Clock, QueuePolicy, check_name
 from easq.server.queues import Queues
-from easq.server.routes import Route, Router
+from easq.server.routes import PathRoute, Router
 from easq.server.watch import Liveness, Watches
 from easq.storage.base import Storage, Timing
 from easq.storage.open import open_storage
@@ -105,7 +105,7 @@ class Extension(Protocol):
     """A part that adds routes to the service's address. It runs as long as the service."""
 
     @property
-    def routes(self) -> Sequence[Route]:
+    def routes(self) -> Sequence[PathRoute]:
         """Rows of the table of paths."""
 
     async def start(self, host: str) -> None:

@@ -16,7 +16,7 @@ from easq.protocol.frames import delimit, encode_frame
 from easq.server.connection import check_connected, connection_of, on_unmasked, release_frames, until_lost
 from easq.server.deadline import Deadline
 from easq.server.handshake import check_handshake, check_not_stripped
-from easq.server.http import LARGE_BYTES, Call, ServiceState
+from easq.server.http import LARGE_BYTES, QueueCall, ServiceState
 from easq.server.response import UNBUFFERED
 from easq.server.subscriber import Subscriber
 
@@ -59,7 +59,7 @@ class Watches:
         self._max_watchers = max_watchers
         self._tasks: set[asyncio.Task[object]] = set()
 
-    async def serve(self, operation: op.Watch, call: Call) -> web.StreamResponse:
+    async def serve(self, operation: op.Watch, call: QueueCall) -> web.StreamResponse:
         """Deliver frames until the connection ends.
 
         Raises Unavailable at the limit, and BadRequest, AnotherWatcher and StreamEnded before the upgrade.
@@ -84,7 +84,7 @@ class Watches:
             await asyncio.wait(set(self._tasks), timeout=5.0)
 
 
-async def _serve(watch: op.Watch, call: Call, liveness: Liveness) -> web.StreamResponse:
+async def _serve(watch: op.Watch, call: QueueCall, liveness: Liveness) -> web.StreamResponse:
     request, state = call.request, call.state
     transport = (
         _WebSocketTransport(watch, liveness, state) if watch.upgrade else _HttpStreamTransport(watch, state)

@@ -14,8 +14,14 @@ from aiohttp import web
 
 from easq.protocol.replies import Reply
 from easq.server.auth import Guard
-from easq.server.connection import Connection, HttpServer, SingleWriteResponse, connection_of, until_lost
-from easq.server.hooks import Exchange
+from easq.server.connection import (
+    ClientConnection,
+    HttpServer,
+    SingleWriteResponse,
+    connection_of,
+    until_lost,
+)
+from easq.server.hooks import RequestRecord
 from easq.server.listener import Listener
 from easq.server.request import read_body
 from tests.support.websocket import BINARY, early_frames, encode
@@ -33,13 +39,13 @@ class _Peer:
     listener: Listener
 
     def __init__(self) -> None:
-        self.exchanges: list[Exchange] = []
+        self.exchanges: list[RequestRecord] = []
 
     def is_enabled(self) -> bool:
         return True
 
-    def __call__(self, exchange: Exchange) -> None:
-        self.exchanges.append(exchange)
+    def __call__(self, record: RequestRecord) -> None:
+        self.exchanges.append(record)
 
     async def ask(self, data: bytes) -> bytes:
         """Send `data`, and return all bytes until the connection ends."""
@@ -86,14 +92,14 @@ def test_a_server_is_called_without_arguments_for_each_connection() -> None:
         assert isinstance(server, HttpServer)
         await _until(lambda: server.connections)
         (connection,) = server.connections
-        assert type(connection) is Connection
+        assert type(connection) is ClientConnection
 
     exchange(_ok, act)
 
 
 def test_a_request_knows_its_connection_until_it_is_lost() -> None:
     """`request.protocol`, `connection_made` and `connection_lost`."""
-    seen: list[Connection] = []
+    seen: list[ClientConnection] = []
 
     async def wait(request: web.BaseRequest) -> web.StreamResponse:
         seen.append(connection_of(request))

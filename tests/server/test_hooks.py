@@ -9,7 +9,7 @@ import pytest
 
 from easq.emulator.settings import ModelService
 from easq.errors import StorageError
-from easq.server.hooks import MALFORMED, Exchange, Hook
+from easq.server.hooks import MALFORMED, Hook, RequestRecord
 from easq.server.queue import Queue
 from tests.server.conftest import Open
 from tests.support.http import Connection, Stream, ask
@@ -21,20 +21,20 @@ class Recorder:
     """Keeps what it is told, as a metrics hook would count it."""
 
     def __init__(self) -> None:
-        self.seen: list[Exchange] = []
+        self.seen: list[RequestRecord] = []
         self.enabled = True
 
     def is_enabled(self) -> bool:
         return self.enabled
 
-    def __call__(self, exchange: Exchange) -> None:
-        self.seen.append(exchange)
+    def __call__(self, record: RequestRecord) -> None:
+        self.seen.append(record)
 
-    def next(self) -> Exchange:
+    def next(self) -> RequestRecord:
         """Return the only request since the last call."""
         eventually(lambda: self.seen)
-        (exchange,), self.seen = self.seen, []
-        return exchange
+        (record,), self.seen = self.seen, []
+        return record
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def queue(start: Open, recorder: Recorder) -> Stream:
     return local.stream(headers=[("Authorization", "t")])
 
 
-def of(exchange: Exchange) -> tuple[str, str, int]:
-    return exchange.route, exchange.queue, exchange.status
+def of(record: RequestRecord) -> tuple[str, str, int]:
+    return record.route, record.queue, record.status
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_hook_that_fails_or_is_not_enabled_changes_nothing(
         def is_enabled(self) -> bool:
             return True
 
-        def __call__(self, _: Exchange) -> None:
+        def __call__(self, _: RequestRecord) -> None:
             raise RuntimeError("a mistake")
 
     broken: Hook = Broken()

@@ -12,7 +12,7 @@ from easq.emulator.settings import ModelService
 from easq.protocol import operations as op
 from easq.protocol.replies import Reply
 from easq.server.response import respond
-from easq.server.routes import Auth, Route, operation_routes
+from easq.server.routes import Auth, PathRoute, operation_routes
 from easq.server.server import ServerSettings
 from easq.server.watch import Liveness, Watches
 from tests.server.conftest import Open
@@ -88,7 +88,7 @@ class _Extra:
 
     def __init__(self) -> None:
         self.routes = [
-            Route(auth.name, re.compile(f"/{auth.name}"), ("GET", "POST"), auth, self._answer)
+            PathRoute(auth.name, re.compile(f"/{auth.name}"), ("GET", "POST"), auth, self._answer)
             for auth in Auth
         ]
 

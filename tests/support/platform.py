@@ -21,7 +21,7 @@ from aiohttp import web
 from easq.emulator.instance import ModelInstance
 from easq.emulator.settings import CallLimits, ModelService
 from easq.errors import ConfigError
-from easq.server.routes import Route
+from easq.server.routes import PathRoute
 from easq.server.server import Server, ServerSettings
 from tests.support.local import Local
 from tests.support.waiting import PATIENCE_S, eventually
@@ -56,7 +56,7 @@ class Cloud(Local):
         emulator = self._emulator
         emulator.routes = [replace(route, answer=self._counted(route)) for route in emulator.routes]
 
-    def _counted(self, route: Route) -> Callable[..., Awaitable[web.StreamResponse]]:
+    def _counted(self, route: PathRoute) -> Callable[..., Awaitable[web.StreamResponse]]:
         async def answer(request: web.BaseRequest, found: re.Match[str]) -> web.StreamResponse:
             self._requests[route.name] += 1
             if self._is_empty and route.name == "discovery":
