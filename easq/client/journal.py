@@ -15,7 +15,6 @@ the record is sent again under its old key.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -303,7 +302,7 @@ def _open(path: str) -> tuple[Path, int]:
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot use {path} as a journal: {getattr(error, 'strerror', error)}") from error
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        files.lock(fd, wait=False)
     except BlockingIOError as error:
         os.close(fd)
         raise UsageError(f"the journal {path} is in use by another run") from error

@@ -222,8 +222,6 @@ def edit(path: Path, change: Callable[[Config], Config]) -> Config:
 
     Raises ConfigError, and what `change` raises; then it is as it was.
     """
-    import fcntl
-
     try:
         files.make_private_folder(path.parent)
         # lock the folder of the real file, so that a run that uses another link to it waits too
@@ -233,7 +231,7 @@ def edit(path: Path, change: Callable[[Config], Config]) -> Config:
         raise _unsaved(path, error) from error
     try:
         with contextlib.suppress(OSError):  # some file systems know no locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            files.lock(lock, wait=True)
         changed = change(load(path))
         save(changed)
     finally:

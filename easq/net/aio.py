@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -44,6 +45,8 @@ _STOOD_STILL_S = 1.0
 _AUTO_HEADERS = ("Content-Type", "User-Agent", "Accept", "Accept-Encoding")
 #: what a failed request raises
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
+#: parameters of mallopt, from malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: addresses and sets of headers that are remembered
 _MAX_KNOWN = 1000
 
@@ -429,13 +432,19 @@ def _timeout(connect_s: float, *, whole: bool = False) -> aiohttp.ClientTimeout:
     )
 
 
+@cache
 def _keep_large_blocks() -> None:
-    """From here on glibc takes blocks of up to a MiB from its heap.
+    """Have glibc take blocks of up to a MiB from its heap, and keep 2 MiB of it when they are freed.
 
     asyncio reads into a block of 256 KiB, which is mapped, shrunk and unmapped for each answer: 20 us of the 80 that a
-    request takes. Once a mapped block was freed, glibc maps only larger ones (mallopt(3), M_MMAP_THRESHOLD).
+    request takes.
     """
-    bytearray(1024 * 1024)
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # of glibc; see mallopt(3)
+        mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
+        mallopt(_M_TRIM_THRESHOLD, 2 * 1024 * 1024)
 
 
 def _connecting() -> aiohttp.TraceConfig:

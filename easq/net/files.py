@@ -1,4 +1,4 @@
-"""Reads and writes files that a user names: only regular files, at most so many bytes, replaced atomically.
+"""Reads, writes and locks files that a user names: regular files only, up to a size, replaced atomically.
 
 All functions raise OSError. Its `strerror` says what is wrong; the caller adds the name of the file.
 """
@@ -119,6 +119,16 @@ def sync_folder(folder: Path) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def lock(fd: int, *, wait: bool) -> None:
+    """Lock the open file or folder `fd` for this process, until it is closed.
+
+    Raises BlockingIOError if another process has the lock and `wait` is false.
+    """
+    import fcntl  # not for commands that lock nothing
+
+    fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def make_private_folder(folder: Path) -> None:

@@ -7,7 +7,6 @@ is kept in memory: then each process has turns of its own.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
@@ -41,7 +40,7 @@ class Turn:
         files.make_private_folder(file.parent)
         fd = files.open_regular(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         with open(fd, "r+b", buffering=0) as opened:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            files.lock(fd, wait=True)
             try:
                 last = float(opened.read(64))
             except ValueError:

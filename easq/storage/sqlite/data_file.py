@@ -8,7 +8,6 @@ freed when the disk is full) and `.v1` (the file before a migration, until the u
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import sqlite3
@@ -170,7 +169,7 @@ class DataFile:
                 hint=_ANOTHER_FILE,
             ) from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(lock, wait=False)
         except OSError as error:
             os.close(lock)
             raise StorageError(
