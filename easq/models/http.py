@@ -143,16 +143,13 @@ def _sent_headers(call: Call) -> list[tuple[str, str]]:
 
     Raises ModelFailed for one that would break the request.
     """
-    sent = [] if _is_given(call, "accept-encoding") else [("Accept-Encoding", "identity")]
+    is_given = any(name.lower() == "accept-encoding" for name in call.headers)
+    sent = [] if is_given else [("Accept-Encoding", "identity")]
     for name, value in end_to_end(call.headers.items()):
         if not _NAME.fullmatch(name) or {"\r", "\n", "\0"} & set(value):
             raise ModelFailed(f"the header {name[:40]!r} cannot be sent", status=400)
         sent.append((name, value.strip()))
     return sent
-
-
-def _is_given(call: Call, header: str) -> bool:
-    return any(name.lower() == header for name in call.headers)
 
 
 def _successful(reply: Reply) -> Answer:

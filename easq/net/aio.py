@@ -1,8 +1,7 @@
-"""The connections of many exchanges on one event loop.
+"""Many exchanges at a time on one event loop, over aiohttp: with 32 at a time httpcore's pool is slower than with one.
 
-The only file of this wing that knows aiohttp: the pool of httpcore makes 32 concurrent requests slower than one. It
-does what `transport` does for one exchange at a time: sends an attempt, bounded in time and size, and says in our own
-errors what failed.
+`AsyncTransport` is the asynchronous twin of `net/http.py`: its senders send attempts, bounded in time and size.
+`RawClient` sends requests of other protocols: calls of models, and what the emulator passes on.
 """
 
 from __future__ import annotations
@@ -33,27 +32,27 @@ from easq.protocol.replies import Reply
 
 R = TypeVar("R")
 
-#: a body above this is sent in pieces: aiohttp would hold up the loop with it, and warns
+#: a larger body is sent in pieces, in bytes: aiohttp would block the loop with it, and warns
 _LARGE_BODY = 256 * 1024
 #: headers that differ from request to request
 _VARYING = frozenset(("Idempotency-Key", "Authorization", "Content-MD5", "Date"))
-#: of the time for an attempt, the part in which it has to be connected: then it is known that nothing was sent
+#: part of an attempt's time in which it has to be connected, so that it is known that nothing was sent
 _CONNECT_PART = 0.98
-#: who notices a deadline so late, in seconds, stood still (Ctrl-Z), and has as long to take what came meanwhile
+#: a deadline that is noticed so late, in seconds, is extended by as much: the process was stopped (Ctrl-Z)
 _STOOD_STILL_S = 1.0
 #: headers that aiohttp would add
 _AUTO_HEADERS = ("Content-Type", "User-Agent", "Accept", "Accept-Encoding")
-#: what a failed request raises
+#: exceptions of a failed request
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 #: parameters of mallopt, from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: addresses and sets of headers that are remembered
+#: targets that are cached, at most
 _MAX_KNOWN = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """What requests of one kind have in common, so that it is checked and made once for all of them."""
+class _Target:
+    """What requests to one URL with the same headers share; checked and made once for all of them."""
 
     url: URL
     headers: dict[str, str]
@@ -63,16 +62,17 @@ class _Place:
 
 
 class AsyncTransport:
-    """Connections that its senders share; an async context manager.
-
-    With `timed` every attempt is told when it was connected and answered, which takes a little longer.
-    """
+    """Connections to any servers, which its senders share; an async context manager."""
 
     def __init__(self, settings: NetworkSettings, *, timed: bool = False) -> None:
-        """Prepare; entering the context opens the session."""
+        """Prepare; entering the context opens the session.
+
+        Args:
+            timed: fill in the times of connecting and of the first byte of each attempt, which takes a little longer.
+        """
         self.settings = settings
         self._timed = timed
-        self._known: dict[tuple[object, ...], _Place] = {}
+        self._known: dict[tuple[object, ...], _Target] = {}
         self._own = frozenset(name.lower() for name in settings.headers)
         self._tls: ssl.SSLContext | None = None
 
@@ -96,11 +96,11 @@ class AsyncTransport:
         await self.http.close()
 
     def sender(self) -> Sender:
-        """One that sends an attempt at a time, for the task that is running."""
+        """Return a sender for the running task."""
         return Sender(self)
 
-    def prepare(self, attempt: Attempt) -> tuple[_Place, dict[str, str]]:
-        """Where the attempt goes and how, and all its headers."""
+    def prepare(self, attempt: Attempt) -> tuple[_Target, dict[str, str]]:
+        """Return the target of an attempt, and all its headers."""
         request = attempt.request
         steady: list[tuple[str, str]] = []
         varying: list[tuple[str, str]] = []
@@ -121,7 +121,7 @@ class AsyncTransport:
                 headers[name] = value
         return place, headers
 
-    def _place(self, attempt: Attempt, headers: Mapping[str, str]) -> _Place:
+    def _place(self, attempt: Attempt, headers: Mapping[str, str]) -> _Target:
         url, request = attempt.url, attempt.request
         proxy = proxy_for(url, self.settings.environ)
         tls: ssl.SSLContext | bool = True
@@ -133,7 +133,7 @@ class AsyncTransport:
             Request(request.method, headers=headers), attempt.caller, self.settings.headers
         )
         try:
-            return _Place(
+            return _Target(
                 URL(request_url(url, request), encoded=True),
                 checked,
                 URL(proxy) if proxy else None,
@@ -156,7 +156,7 @@ class Sender:
         self.url = ""  #: where the last attempt went
 
     async def send(self, attempt: Attempt) -> Reply:
-        """The whole reply; one that is not 2xx without the secrets that were sent: servers like to quote them."""
+        """Return the whole reply. Without the secrets that were sent if it is not 2xx: servers like to quote them."""
         settings, request, times = self._session.settings, attempt.request, attempt.times
         self.url = attempt.url
         place, headers = self._session.prepare(attempt)
@@ -187,7 +187,7 @@ class Sender:
         return hide_in(reply, secrets_of(headers, place.way))
 
     async def run(self, steps: Steps[R]) -> R:
-        """Return what an exchange ends in: `Transport.run` without blocking. Raises its EasqError."""
+        """Return the result of an exchange, as `Transport.run`, without blocking. Raises its EasqError."""
         try:
             step = next(steps)
             while True:
@@ -208,7 +208,7 @@ class Sender:
     async def _exchange(
         self,
         method: str,
-        place: _Place,
+        place: _Target,
         headers: Mapping[str, str],
         body: bytes,
         until: float,
@@ -234,7 +234,7 @@ class Sender:
         finally:
             self._deadline.end()
 
-    def _timeout(self, limit_s: float, place: _Place) -> aiohttp.ClientTimeout:
+    def _timeout(self, limit_s: float, place: _Target) -> aiohttp.ClientTimeout:
         """Return the bound on connecting; a proxy and TLS are included if there are any, as this costs a timer."""
         whole = place.proxy is not None or place.url.scheme == "https"
         if whole or limit_s < self._longest_s:
@@ -384,8 +384,10 @@ async def _read_body(response: aiohttp.ClientResponse, url: str, limit: int) -> 
 
 
 class _Deadline:
-    """Ends what a task waits for, with TimeoutError. A timer is set anew only when it goes off too early, or would go
-    off too late: a request that is answered in time costs none, unlike with `asyncio.timeout`.
+    """A deadline for what one task awaits, again and again.
+
+    Its timer is set again only when it goes off too early, or would go off too late. So a request that is answered in
+    time costs no timer, unlike with `asyncio.timeout`.
     """
 
     def __init__(self) -> None:
@@ -396,7 +398,7 @@ class _Deadline:
         self._over = False
 
     def begin(self, until: float) -> None:
-        """What the task waits for from here on is given up at `until`, on the monotonic clock, which is the loop's."""
+        """Cancel the task if it still waits at `until` on the monotonic clock, which is the loop's."""
         self._until = until
         timer = self._timer
         if timer is None or timer.when() > until:
@@ -405,7 +407,7 @@ class _Deadline:
             self._timer = self._loop.call_at(until, self._look)
 
     def end(self) -> None:
-        """It may wait. Raises TimeoutError in place of the CancelledError by which it was ended."""
+        """End the deadline. Raise TimeoutError in place of its CancelledError if it has passed."""
         self._until = 0.0
         if self._over and self._task is not None:
             self._over = False
@@ -448,7 +450,7 @@ def _keep_large_blocks() -> None:
 
 
 def _connecting() -> aiohttp.TraceConfig:
-    """Tells the Times of a request when it was connected and when it was answered."""
+    """Return a trace that fills in the Times of each request."""
     config = aiohttp.TraceConfig()
 
     async def begun(_http: object, trace: SimpleNamespace, *_: object) -> None:

@@ -1,7 +1,7 @@
-"""Which instance is next: smooth weighted round robin, as nginx does it.
+"""Load balancing: smooth weighted round robin, as in nginx.
 
-Each pick gives every instance its weight as credit, takes the one with the most, and takes the total off it
-again. So the picks of an instance lie spread over the cycle, and each cycle has them in exact proportion.
+Each pick adds its weight to every instance's credit, takes the instance with the most, and subtracts the total from its
+credit. So the picks of an instance are spread over the cycle, and each cycle has them in exact proportion.
 """
 
 from __future__ import annotations
@@ -13,60 +13,63 @@ from collections.abc import Callable, Collection, Sequence
 
 from easq.model import Instance
 
-#: credits computed to begin somewhere in the cycle; a fraction of a second of work at most
+#: picks that are computed to begin within a cycle, at most; a fraction of a second
 _MAX_PHASE_WORK = 100_000
 
 
 class Balance:
-    """Hands out instances by weight. Usable from several threads at once; no I/O."""
+    """Picks instances by weight. Usable from several threads at once; no I/O."""
 
     def __init__(
         self, instances: Sequence[Instance] = (), *, phase: Callable[[int], int] = random.randrange
     ) -> None:
-        """`phase` says how many picks into a cycle of the given length it begins: else each run that makes
-        a single request would make it to the same instance.
+        """Prepare.
+
+        Args:
+            phase: returns at which pick of a cycle of the given length to begin. It is random by default, or each run
+                with a single request would make it to the same instance.
         """
         self._phase = phase
         self._lock = threading.Lock()
         self._instances: tuple[Instance, ...] = ()
-        self._wheel: list[_Seat] = []
+        self._wheel: list[_Candidate] = []
         self.replace(instances)
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """Those that it hands out, and those of weight 0."""
+        """All instances, also those of weight 0."""
         return self._instances
 
     def replace(self, instances: Sequence[Instance]) -> None:
-        """From the next pick on these count. The same ones again, in any order, leave the cycle where it is."""
+        """Use these instances from the next pick on. The same ones, in any order, do not restart the cycle."""
         with self._lock:
             if set(instances) == set(self._instances):
                 return
             self._instances = tuple(instances)
-            self._wheel = [_Seat(instance, weight) for instance, weight in _effective(instances)]
+            self._wheel = [_Candidate(instance, weight) for instance, weight in _effective(instances)]
             cycle = sum(seat.weight for seat in self._wheel)
             if cycle:
                 for _ in range(self._phase(max(1, min(cycle, _MAX_PHASE_WORK // len(self._wheel))))):
-                    _turn(self._wheel)
+                    _pick(self._wheel)
 
     def next(self, tried: Collection[str] = ()) -> Instance | None:
-        """The next one whose address is not among `tried`; None when there is none."""
+        """Return the next instance whose address is not in `tried`; None if there is none."""
         with self._lock:
             wheel = self._wheel
             if tried:
                 wheel = [seat for seat in wheel if seat.instance.address not in tried]
-            return _turn(wheel) if wheel else None
+            return _pick(wheel) if wheel else None
 
 
 def shares(instances: Sequence[Instance]) -> list[float]:
-    """The part of the requests that each gets, from 0 to 1."""
+    """Return the part of the requests that each instance gets, from 0 to 1."""
     weights = dict(_effective(instances))
     total = sum(weights.values())
     return [weights.get(instance, 0) / total for instance in instances]
 
 
-class _Seat:
-    """An instance on the wheel, with what it is owed."""
+class _Candidate:
+    """An instance and its credit."""
 
     __slots__ = ("credit", "instance", "weight")
 
@@ -75,14 +78,14 @@ class _Seat:
 
 
 def _effective(instances: Sequence[Instance]) -> list[tuple[Instance, int]]:
-    """Those that get requests, with weights in lowest terms: 0 is drained, all 0 is all equal."""
+    """Return the instances that get requests, weights in lowest terms: one of 0 is drained, all of 0 are equal."""
     factor = math.gcd(*(instance.weight for instance in instances))
     if factor == 0:
         return [(instance, 1) for instance in instances]
     return [(instance, instance.weight // factor) for instance in instances if instance.weight]
 
 
-def _turn(wheel: Sequence[_Seat]) -> Instance:
+def _pick(wheel: Sequence[_Candidate]) -> Instance:
     total = 0
     best = wheel[0]
     for seat in wheel:

@@ -223,13 +223,8 @@ class _Stream(httpcore.NetworkStream):
             return self._connection.ssl_object
         if info == "socket":
             return self._connection
-        if info == "is_readable":
-            return _is_readable(self._connection)
+        if info == "is_readable":  # an idle connection that is has ended
+            poll = select.poll()
+            poll.register(self._connection.fileno(), select.POLLIN)
+            return bool(poll.poll(0))
         return None
-
-
-def _is_readable(connection: Connection) -> bool:
-    """Return whether an idle connection has bytes to read, or has ended."""
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(0))

@@ -1,4 +1,4 @@
-"""A circuit breaker, without I/O or clock: when to call a model next that is busy or keeps failing."""
+"""A circuit breaker without I/O or clock, for a model that is busy or keeps failing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Breaker:
         return self._pause_s > 0
 
     def wait_s(self, now: float, *, running: int) -> float:
-        """Return after how many seconds another call may begin while `running` calls are under way.
+        """Return the seconds until another call may begin while `running` calls are in flight.
 
         Returns inf if a running call has to end first.
         """

@@ -91,7 +91,8 @@ class Connection:
 
     def shutdown(self, how: int) -> None:
         """Shut down the socket, below TLS; ends a read that waits in another thread."""
-        socket.socket.shutdown(_lowest(self._socket), how)
+        lowest = self._socket.outer if isinstance(self._socket, _NestedTls) else self._socket
+        socket.socket.shutdown(lowest, how)
 
     def close(self) -> None:
         """Close the socket."""
@@ -246,10 +247,6 @@ def _secured(
         return _NestedTls(connected, context, host)
     assert isinstance(connected, socket.socket), "at most two layers of TLS"
     return context.wrap_socket(connected, server_hostname=host)
-
-
-def _lowest(connected: _Socket) -> socket.socket:
-    return connected.outer if isinstance(connected, _NestedTls) else connected
 
 
 def _set_options(connected: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""What went wrong on the way to a server, in one line for people."""
+"""Errors of connections, in one line for people."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROXY_HINT = "see HTTP_PROXY and NO_PROXY"
 
 
 class Unconnected(Unreachable):
-    """No connection came about: nothing of the request was sent."""
+    """No connection could be made: nothing of the request was sent."""
 
     def __init__(
         self,
@@ -28,18 +28,18 @@ class Unconnected(Unreachable):
         timed_out: bool = False,
     ) -> None:
         super().__init__(message, hint=hint, status=status)
-        #: trying again cannot help: the name does not exist, the certificate is not trusted
+        #: another attempt cannot succeed: the name does not exist, the certificate is not trusted
         self.lasting = lasting
-        #: nothing more is known than that the time was over
+        #: the time was over, and no other reason is known
         self.timed_out = timed_out
 
 
 class Unanswered(Unreachable):
-    """A request went out, and its answer did not come, or not whole, in time."""
+    """A request was sent, and its answer was not complete in time."""
 
 
 def had_no_effect(error: EasqError) -> bool:
-    """Whether the request that failed with `error` certainly had no effect."""
+    """Return whether the request that failed with `error` certainly had no effect."""
     return not isinstance(error, ServerError | Unreachable) or isinstance(error, Unavailable | Unconnected)
 
 
@@ -58,7 +58,7 @@ class Incomplete(Unreachable):
 
 
 def refused_by_proxy(url: str, proxy: str, said: str) -> Unconnected:
-    """That `proxy` did not connect to `url`; `said` is the status of its answer and what stands beside it."""
+    """Return the error for a `proxy` that did not connect to `url`; `said` is status and reason of its answer."""
     asks = said.startswith("407")
     return Unconnected(
         f"the proxy {shown(proxy)} on the way to {shown(url)} refused: {said}",
@@ -68,7 +68,7 @@ def refused_by_proxy(url: str, proxy: str, said: str) -> Unconnected:
 
 
 def unconnected(error: BaseException, url: str, proxy: str | None = None) -> Unconnected:
-    """Why no connection to `url`, by way of `proxy`, came about, from the first cause that says so."""
+    """Return the error for a failed connection to `url`, through `proxy`, by the innermost cause that is known."""
     address = first = shown(url)
     if proxy is not None:
         address, first = (
@@ -104,7 +104,7 @@ def unconnected(error: BaseException, url: str, proxy: str | None = None) -> Unc
 
 
 def connect_reason(error: BaseException) -> tuple[str, bool]:
-    """Return why a connection did not come about, in a few words, and whether it was TLS that failed."""
+    """Return why a connection failed, in a few words, and whether it failed in TLS."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLError):
             return cause.strerror or str(cause), True
@@ -117,7 +117,7 @@ def connect_reason(error: BaseException) -> tuple[str, bool]:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """`error` and what is behind it, the innermost first."""
+    """Return `error` and its causes, the innermost first."""
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)

@@ -1,4 +1,4 @@
-"""The headers of a request: ours, the caller's and the user's own, checked before anything is sent."""
+"""The headers of a request: easq's, the caller's and the user's own, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from easq.errors import ConfigError, UsageError
 from easq.protocol.operations import Caller, Request, caller_headers, valid_name
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-#: these frame the message or the connection; whoever sets them by hand sends another request than meant
+#: they frame the message or the connection: set by hand, they would change the request
 _OURS = frozenset(
     (
         "connection",
@@ -27,9 +27,12 @@ _OURS = frozenset(
 
 
 def request_headers(request: Request, caller: Caller | None, extra: Mapping[str, str]) -> dict[str, str]:
-    """All headers of a request; `extra`, the user's own, win. `caller` None: nobody's identity is sent.
+    """Return all headers of a request; those of the user, `extra`, win.
 
-    Raises ConfigError for a token and UsageError for a name or value that cannot stand in a header.
+    Raises ConfigError for a token, and UsageError for another name or value that a header cannot have.
+
+    Args:
+        caller: whose identity is sent; None for nobody's.
     """
     headers = {"User-Agent": f"easq/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
     if caller is not None:
@@ -63,18 +66,18 @@ def _check_caller(caller: Caller) -> None:
 
 
 def check_value(name: str, value: str) -> None:
-    """Raises UsageError for a value that cannot stand in a header."""
+    """Raise UsageError for a value that a header cannot have."""
     if not _is_value(value):
         raise UsageError(f"the value of header {name} holds a character that cannot stand in a header")
 
 
 def _is_value(value: str) -> bool:
-    """Printable ASCII, tabs inside: RFC 9110 allows more, and readers disagree on what it means."""
+    """Return whether `value` is printable ASCII, tabs inside. What else RFC 9110 allows servers read differently."""
     return value.isascii() and value.replace("\t", " ").isprintable() and value == value.strip()
 
 
 def _merge(headers: dict[str, str], more: Mapping[str, str]) -> None:
-    """Puts `more` into `headers`, replacing those of the same name in any case."""
+    """Add `more` to `headers`, replacing those of the same name in any case."""
     for name, value in more.items():
         for old in [key for key in headers if key.lower() == name.lower()]:
             del headers[old]

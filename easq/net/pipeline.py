@@ -1,7 +1,7 @@
-"""Many exchanges at a time, and their outcomes in the order in which they were asked for.
+"""Runs many exchanges at a time, and returns their outcomes in the order of their tasks.
 
-Three threads share the work: one reads the tasks, which may block on a pipe; one runs the event loop; the caller's
-takes the outcomes. Memory is bounded by how far reading may be ahead of the caller, in tasks and in bytes.
+There are three threads: one reads the tasks, which may block on a pipe; one runs the event loop; the caller's takes the
+outcomes. Memory is bounded by how far reading may be ahead of the caller, in tasks and in bytes.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ Q = TypeVar("Q")
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: bytes of payloads and answers that are held and not yet reported; one item may be larger
+#: payloads and answers in memory that are not yet reported, in bytes; one item may be larger
 MAX_HELD_BYTES = 64 * 1024 * 1024
 #: an answer up to this is not counted, in bytes
 _COUNTED = 4096
-#: how far behind its rate a run may catch up, in seconds; more would be a burst
+#: a run that is behind its rate catches up so many seconds at most; more would be a burst
 _CATCH_UP_S = 0.1
-#: from this pause on a stop is noticed while it lasts, in seconds
+#: a stop is noticed during a pause from this length on, in seconds
 _LONG_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[T, Q]):
-    """Something to ask, or why it cannot be asked; `what` is given back with the outcome."""
+    """A question for the server, or the error for which there is none; `what` returns with the outcome."""
 
     what: T
     ask: Q | EasqError
@@ -51,26 +51,26 @@ class Task(Generic[T, Q]):
 
 @dataclass(slots=True)
 class Outcome(Generic[T, R]):
-    """What became of a task: a `result`, or an `error`. Moments are monotonic seconds."""
+    """The `result` or the `error` of a task. Moments are in seconds on the monotonic clock."""
 
     what: T
     size: int  #: of its payload, in bytes
     result: R | None = None
     error: EasqError | None = None
     times: Times = field(default_factory=Times)
-    due: float = 0.0  #: when it was to begin by the rate
+    due: float = 0.0  #: when it may begin by the rate
     began: float = 0.0
     ended: float = 0.0
     done: bool = False
-    held: int = 0  #: bytes that are in memory on its account
-    given_up: bool = False  #: `error` is that the run was stopped
+    held: int = 0  #: in memory for this task, in bytes
+    given_up: bool = False  #: the run was stopped before it ended
 
 
-#: the steps of an exchange about a question; it tells the Times how it went
+#: begins the exchange of a question, and fills in its Times
 Asking: TypeAlias = "Callable[[Q, Times], Steps[R]]"
-#: what to ask, or why it cannot be asked, and what is to be filled in
+#: a question, or the error for which there is none, and its outcome
 _Entry: TypeAlias = "tuple[Any, Outcome[Any, Any]]"
-_Mail: TypeAlias = "list[Outcome[Any, Any]] | BaseException | tuple[int, str] | str | None"
+_Message: TypeAlias = "list[Outcome[Any, Any]] | BaseException | tuple[int, str] | str | None"
 
 
 def asking(
@@ -81,7 +81,7 @@ def asking(
     *,
     retry: Retry = Retry.READ,
 ) -> Asking[Operation, R]:
-    """The exchanges of operations on one stream, as `caller`; each ends in what `read` makes of the 2xx answer."""
+    """Return a function that begins the exchange of an operation on one stream; its result is what `read` returns."""
 
     def steps(operation: Operation, times: Times) -> Steps[R]:
         reply = yield from exchange(url, to_request(operation), caller, settings, retry=retry, times=times)
@@ -94,13 +94,7 @@ def asking(
 
 
 class Pipeline:
-    """Takes the steps of many exchanges, `workers` of them at a time.
-
-    With `rate` at most so many are begun in a second; with `open_loop` each is due at its own moment, however
-    late the ones before are. With `stop_at_failure` none is begun after the first failure. With `timed` each
-    exchange is told when it was connected and answered. `on_notice` is called once, by the thread that takes the
-    outcomes, when the server refused a request that is tried again.
-    """
+    """Runs exchanges, `workers` of them at a time."""
 
     def __init__(
         self,
@@ -113,32 +107,43 @@ class Pipeline:
         timed: bool = False,
         on_notice: Callable[[str], None] | None = None,
     ) -> None:
+        """Prepare a run.
+
+        Args:
+            rate: begin at most so many exchanges in a second.
+            open_loop: begin each exchange at its own moment by the rate, however late those before it are.
+            stop_at_failure: begin none after the first failure.
+            timed: fill in the times of connecting and of the first byte.
+            on_notice: called once, by the thread that takes the outcomes, when the server refused a request that is
+                sent again.
+        """
         self._workers, self._rate, self._open_loop = workers, rate, open_loop
         self._stop_at_failure = stop_at_failure
         self._stopping = False
-        self._mail: queue.SimpleQueue[_Mail] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._trace = settings.trace
-        if settings.trace is not None:  # said by the caller's thread: only it may write
-            settings = replace(settings, trace=lambda level, line: self._mail.put((level, line)))
+        if settings.trace is not None:  # called in the caller's thread: only that may write
+            settings = replace(settings, trace=lambda level, line: self._messages.put((level, line)))
         self._session = AsyncTransport(settings, timed=timed)
-        self._line = _Line(2 * workers + 16)
+        self._backlog = _Backlog(2 * workers + 16)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._halt: asyncio.Event | None = None
-        self._leave: asyncio.Event | None = None  #: set by a stop with a grace: no further attempt is made
+        self._leave: asyncio.Event | None = (
+            None  #: set by a stop with a grace period: no further attempt is made
+        )
         self._notice = on_notice
         self._tasks: list[asyncio.Task[None]] = []
         self._waiters: deque[asyncio.Future[None]] = deque()
-        self._hungry = False
+        self._wants_tasks = False
         self._flushing = False
         self._next_due = 0.0
         self._steps: Callable[[Any, Times], Steps[Any]]
         self._reader: threading.Thread
 
     def run(self, tasks: Iterator[Task[T, Q]], steps: Asking[Q, R]) -> Iterator[list[Outcome[T, R]]]:
-        """The outcomes in the tasks' order, in batches of what is there; each batch is done with when the next
-        is asked for. A result is what the `steps` of a task end in, begun when it is its turn.
+        """Yield the outcomes in the order of the tasks, in batches; asking for the next batch frees the one before.
 
-        Raises what reading a task raised, after the outcomes of those before.
+        `steps` begins the exchange of a task. Raises what reading a task raised, after the outcomes of those before it.
         """
         reader = threading.Thread(target=self._read, args=(tasks,), name="easq-read", daemon=True)
         runner = threading.Thread(target=self._run, name="easq-bulk", daemon=True)
@@ -146,58 +151,59 @@ class Pipeline:
         runner.start()
         try:
             reader.start()
-            while (mail := self._mail.get()) is not None:
-                if isinstance(mail, BaseException):
-                    raise mail
-                if isinstance(mail, str):
+            while (message := self._messages.get()) is not None:
+                if isinstance(message, BaseException):
+                    raise message
+                if isinstance(message, str):
                     if self._notice is not None:
-                        self._notice(mail)
+                        self._notice(message)
                         self._notice = None
                     continue
-                if isinstance(mail, tuple):
+                if isinstance(message, tuple):
                     if self._trace is not None:
-                        self._trace(*mail)
+                        self._trace(*message)
                     continue
-                yield mail
-                self._line.leave(mail)
+                yield message
+                self._backlog.leave(message)
         finally:
             self.stop(grace_s=0.0)
             runner.join()
-        if self._line.failure is not None:
-            raise self._line.failure
+        if self._backlog.failure is not None:
+            raise self._backlog.failure
 
     def stop(self, *, grace_s: float | None = None) -> None:
-        """No further task is begun, and after `grace_s` those in flight are given up: they fail as Unanswered. One that
-        waits for its next attempt fails at once, with what the last one failed with. None gives them all their time.
+        """Begin no further task. May be called from a signal handler.
 
-        May be called from a signal handler.
+        After `grace_s` seconds those in flight fail as Unanswered; one that waits for its next attempt fails at once,
+        with the error of the last one. With None all may end.
         """
         self._stopping = True
         self._call(self._stopped)
         loop = self._loop
         if loop is not None and grace_s is not None:
-            self._call(self._leave_pauses)
+            if self._leave is not None:
+                self._call(self._leave.set)
             self._call(lambda: loop.call_later(grace_s, self._given_up))
 
     def read_all(self, *, within_s: float) -> bool:
-        """Whether no task is being read any more; it may take a moment after the last outcome."""
+        """Return whether reading the tasks has ended, within so many seconds."""
         self._reader.join(within_s)
         return not self._reader.is_alive()
 
     # in the reader's thread
 
     def _read(self, tasks: Iterator[Task[Any, Any]]) -> None:
-        line = self._line
+        backlog = self._backlog
         try:
             for task in tasks:
-                if not line.enter(task):
+                if not backlog.enter(task):
                     break
-                if self._hungry:
+                if self._wants_tasks:
                     self._call(self._feed)
         except BaseException as error:
-            line.failure = error
+            backlog.failure = error
         finally:
-            line.ended = True
+            backlog.ended = True
             self._call(self._feed)
 
     def _call(self, callback: Callable[[], object]) -> None:
@@ -206,7 +212,7 @@ class Pipeline:
             try:
                 loop.call_soon_threadsafe(callback)
             except RuntimeError:
-                pass  # the loop has ended, and with it what the call was about
+                pass  # the loop has ended
 
     # in the loop's thread
 
@@ -214,11 +220,11 @@ class Pipeline:
         try:
             asyncio.run(self._main())
         except BaseException as error:
-            self._mail.put(error)
+            self._messages.put(error)
         finally:
             self._loop = None
-            self._line.close()
-            self._mail.put(None)
+            self._backlog.close()
+            self._messages.put(None)
 
     async def _main(self) -> None:
         self._halt, self._leave = asyncio.Event(), asyncio.Event()
@@ -230,22 +236,18 @@ class Pipeline:
 
     def _feed(self) -> None:
         waiters = self._waiters
-        over = self._line.ended or self._stopping
-        for _ in range(len(waiters) if over else min(len(waiters), len(self._line.waiting))):
+        over = self._backlog.ended or self._stopping
+        for _ in range(len(waiters) if over else min(len(waiters), len(self._backlog.waiting))):
             waiter = waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-        self._hungry = bool(waiters)
+        self._wants_tasks = bool(waiters)
 
     def _stopped(self) -> None:
         if self._halt is not None:
             self._halt.set()
-        self._line.close()
+        self._backlog.close()
         self._feed()
-
-    def _leave_pauses(self) -> None:
-        if self._leave is not None:
-            self._leave.set()
 
     def _given_up(self) -> None:
         self._stopped()
@@ -253,14 +255,14 @@ class Pipeline:
             task.cancel()
 
     async def _next(self) -> _Entry | None:
-        """The next task; None when there is no further one."""
-        line = self._line
+        """Return the next task; None if there is no further one."""
+        backlog = self._backlog
         while not self._stopping:
-            self._hungry = True  # said before looking: what enters after the look is told
-            if line.waiting:
-                self._hungry = bool(self._waiters)
-                return line.waiting.popleft()
-            if line.ended:
+            self._wants_tasks = True  # set before looking, so that a task added after the look is announced
+            if backlog.waiting:
+                self._wants_tasks = bool(self._waiters)
+                return backlog.waiting.popleft()
+            if backlog.ended:
                 return None
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -276,10 +278,10 @@ class Pipeline:
                     return
                 await self._one(sender, ask, outcome)
         except asyncio.CancelledError:
-            pass  # it was between two tasks
+            pass  # between two tasks
 
     async def _due(self, outcome: Outcome[Any, Any], rate: float) -> bool:
-        """Its time has come; False when the run was stopped before."""
+        """Wait until the task may begin by the rate. Return False if the run was stopped before."""
         now = time.monotonic()
         due = self._next_due or now
         if not self._open_loop:
@@ -312,12 +314,12 @@ class Pipeline:
         if outcome.error is not None and self._stop_at_failure:
             self._stopping = True
             self._stopped()
-        if not self._flushing and self._line.order[0].done:
+        if not self._flushing and self._backlog.order[0].done:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     async def _take(self, sender: Sender, steps: Steps[R], outcome: Outcome[Any, R]) -> R:
-        """What the exchange ends in; as `Transport.run`, without blocking."""
+        """Return the result of an exchange, as `Transport.run`, without blocking."""
         try:
             step = next(steps)
             while True:
@@ -331,37 +333,37 @@ class Pipeline:
                     step = steps.throw(failure)
                 else:
                     if len(reply.body) > _COUNTED:
-                        self._line.grow(outcome, len(reply.body))
+                        self._backlog.grow(outcome, len(reply.body))
                     step = steps.send(reply)
         except StopIteration as end:
             answer: R = end.value
             return answer
 
     async def _pause(self, pause_s: float, outcome: Outcome[Any, Any]) -> None:
-        """Wait for so long. Raises the error after which it is waited when the run is left meanwhile."""
+        """Wait for so long. Raise the error of the last attempt if the run is stopped meanwhile."""
         error = outcome.times.pausing
         if error is None or self._leave is None:
             await asyncio.sleep(pause_s)
             return
         if self._notice is not None and not isinstance(error, Unreachable):
-            self._mail.put(f"{error.message}; trying again")
+            self._messages.put(f"{error.message}; trying again")
         with suppress(TimeoutError):
             await asyncio.wait_for(self._leave.wait(), pause_s)
             outcome.given_up = True
             raise error
 
     def _flush(self) -> None:
-        """All outcomes whose turn it is are with the caller."""
+        """Pass the outcomes to the caller that have none unfinished before them."""
         self._flushing = False
-        order, batch = self._line.order, []
+        order, batch = self._backlog.order, []
         while order and order[0].done:
             batch.append(order.popleft())
         if batch:
-            self._mail.put(batch)
+            self._messages.put(batch)
 
 
-class _Line:
-    """The tasks that were read and not yet reported, in order; its bounds are what bounds memory."""
+class _Backlog:
+    """The tasks that were read and not yet reported, in order; its limits bound the memory."""
 
     def __init__(self, most: int) -> None:
         self.order: deque[Outcome[Any, Any]] = deque()
@@ -373,7 +375,7 @@ class _Line:
         self._room = threading.Condition()
 
     def enter(self, task: Task[Any, Any]) -> bool:
-        """It stands in line, once there is room; False when the line closed, then it stands at its end, unbegun."""
+        """Add a task, once there is room. Return False if the backlog is closed: then the task is not begun."""
         outcome: Outcome[Any, Any] = Outcome(task.what, task.size)
         with self._room:
             while not self._closed and self._held and self._full(task.size):
@@ -387,20 +389,20 @@ class _Line:
             return not self._closed
 
     def grow(self, outcome: Outcome[Any, Any], size: int) -> None:
-        """It holds so many bytes more: an answer that waits for its turn keeps others from being asked for."""
+        """Count `size` bytes more for a task: large answers that wait to be reported delay further requests."""
         with self._room:
             outcome.held += size
             self._bytes += size
 
     def leave(self, outcomes: list[Outcome[T, R]]) -> None:
-        """They are reported, and others may enter."""
+        """Remove reported tasks, which makes room for others."""
         with self._room:
             self._held -= len(outcomes)
             self._bytes -= sum(outcome.held for outcome in outcomes)
             self._room.notify()
 
     def close(self) -> None:
-        """Nothing more enters."""
+        """Let no further task in."""
         with self._room:
             self._closed = True
             self._room.notify()

@@ -1,8 +1,8 @@
-"""Whom to ask, for how long, and what to do when that fails: the rules of an exchange, without I/O.
+"""The rules of an exchange, without I/O: its attempts, the pauses between them, and its deadline.
 
-An exchange is a generator of steps. It yields an attempt, and gets the reply sent in, or thrown in why there is none;
-or it yields seconds to pause, and goes on after them; what it returns is the answer. `Transport.run` takes the steps
-of one exchange, blocking; `Pipeline` those of many at a time on one event loop. So the rules stand here once.
+An exchange is a generator. It yields an Attempt, and its reply is sent in, or its error thrown in; or it yields the
+seconds of a pause. It returns the answer. `Transport.run` runs one exchange, blocking; `Sender.run` and `Pipeline` run
+many on an event loop.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ R = TypeVar("R")
 
 #: seconds after its --timeout at which a waiting command ends at the latest; an answer that comes until then counts
 OVERTIME_S = 0.5
-#: statuses that say that the queue is full or the caller asks too often: the request had no effect
+#: statuses of a full queue, and of a caller who asks too often: the request had no effect
 FULL_STATUSES = (429, 450)
 #: attempts of a put to a full queue that sends no Retry-After: a full queue seldom gets room by itself
 MAX_FULL_ATTEMPTS = 3
-#: the first pause is below this, each next one below twice as much
+#: limit of the first pause, in seconds; doubled for each further one
 BASE_S = 0.1
-#: no pause is longer
+#: limit of any pause, in seconds
 CAP_S = 5.0
-#: seconds for an attempt that begins after the deadline: it then fails like any attempt without an answer
+#: time for an attempt that begins after the deadline, in seconds: it fails like any other without an answer
 LEAST_S = 0.001
 
 
 class Retry(Enum):
-    """Which failed requests are sent again. Of the 4xx answers only 429 is retried, and 450, EAS's status for it."""
+    """Which failed requests are sent again. Of the 4xx answers only 429 and 450, which is EAS's status for it."""
 
-    #: whatever failed: the request changes nothing, or nothing more the second time
+    #: after any failure: the request changes nothing, or nothing more the second time
     READ = "read"
     #: as READ, but not after a 504: a gateway cut off a wait for items, and the caller asks again with a shorter wait
     POLL = "poll"
-    #: only what certainly did not take effect: no connection, 429, 450, 503 that says so
+    #: only if it certainly had no effect: no connection, 429, 450, a 503 that says so
     WRITE = "write"
-    #: failures that another instance may not have: no connection, a lost one, no answer in time, 502, 503, 504, and
-    #: 429 or 450 with Retry-After
+    #: after failures that another instance may not have: no connection, a lost one, no answer in time, 502, 503, 504,
+    #: and 429 or 450 with Retry-After
     PREDICT = "predict"
     NEVER = "never"
 
 
 @dataclass(slots=True)
 class Times:
-    """How an exchange went: what the last attempt took, in seconds from its beginning, and the attempts before."""
+    """The times of an exchange's last attempt, in seconds from its beginning, and what is known of those before."""
 
-    connect_s: float | None = None  #: None where a connection was there already
-    first_byte_s: float | None = None  #: of the answer; None where there was none
+    connect_s: float | None = None  #: None if the connection was reused
+    first_byte_s: float | None = None  #: of the answer; None without one
     total_s: float = 0.0
     attempts: int = 0
     doubt: bool = False  #: an attempt before the one that is reported may have taken effect
@@ -68,16 +68,16 @@ class Times:
 
 @dataclass(slots=True)
 class Attempt:
-    """A request to be sent once. Its reply is there, complete, by `until` on the monotonic clock, or it failed."""
+    """A request to send once. It fails unless the reply is complete by `until` on the monotonic clock."""
 
     url: str
     request: Request
-    caller: Caller | None  #: whose identity and token are sent; None for a request that carries its own
+    caller: Caller | None  #: identity and token that are sent; None if the request has its own
     until: float
-    times: Times  #: who sends fills in what it took
+    times: Times  #: filled in by the sender
 
 
-#: the steps of an exchange that ends in an R
+#: an exchange whose result is an R
 Steps: TypeAlias = "Generator[Attempt | float, Reply | None, R]"
 
 
@@ -93,15 +93,15 @@ def exchange(
     retry: Retry = Retry.READ,
     times: Times | None = None,
 ) -> Steps[Reply]:
-    """The 2xx reply to `request`; whatever else it was answered with in the end is raised as its error.
+    """Return the 2xx reply to `request`; raise the error of any other in the end.
 
     Args:
-        caller: whose identity and token are sent; None for a request that carries its own.
+        caller: identity and token that are sent; None if the request has its own.
         deadline_s: bound on everything, retries included; the request timeout by default. Without it, a connection
             that does not come about is tried for the connect timeout only.
         attempt_s: bound on one attempt, at most the request timeout, which is the default.
         until: when everything ends at the latest, on the monotonic clock, whatever the other bounds are.
-        times: is told how it went.
+        times: filled in during the exchange.
     """
     start = now = time.monotonic()
     end = start + (settings.request_timeout_s if deadline_s is None else deadline_s)
@@ -151,7 +151,7 @@ def exchange(
 
 
 def full_jitter(failures: int) -> float:
-    """Seconds to pause after the `failures`-th failure in a row (from 1): anywhere from 0 to its bound."""
+    """Return the seconds to pause after so many failures in a row, as in AWS's "Exponential Backoff And Jitter"."""
     return random.uniform(0.0, min(CAP_S, BASE_S * 2.0 ** min(failures - 1, 10)))
 
 
@@ -166,7 +166,7 @@ def pause_after(error: EasqError, failures: int) -> float:
 
 
 def again_after_reply(retry: Retry, reply: Reply) -> bool:
-    """Whether a request that was answered with `reply` is worth another attempt."""
+    """Return whether a request that was answered with `reply` is sent again."""
     if retry is Retry.READ:
         return reply.status in FULL_STATUSES or reply.status >= 500
     if retry is Retry.POLL:
@@ -179,5 +179,5 @@ def again_after_reply(retry: Retry, reply: Reply) -> bool:
 
 
 def not_taken(reply: Reply) -> bool:
-    """Whether a 5xx answer says that the request certainly had no effect."""
+    """Return whether a 5xx answer says that the request had no effect."""
     return reply.status == 503 and reply.header(STORED_HEADER).lower() == "no"

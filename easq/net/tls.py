@@ -10,16 +10,18 @@ from easq.errors import ConfigError
 
 
 def tls_context(*, cacert: str = "", insecure: bool = False) -> ssl.SSLContext:
-    """TLS 1.2 or later against the CA file `cacert`, else the system's CAs (SSL_CERT_FILE counts) and
-    certifi's.
+    """Return a context for TLS 1.2 and later.
 
-    `insecure` takes any certificate. Raises ConfigError for a CA file that cannot be read, and a key log
-    that cannot be written.
+    Raises ConfigError for a CA file that cannot be read, and for a key log (SSLKEYLOGFILE) that cannot be written.
+
+    Args:
+        cacert: a file of CA certificates; by default the system's, or SSL_CERT_FILE, and certifi's.
+        insecure: accept any certificate.
     """
     try:
         context = ssl.create_default_context(cafile=cacert or None)
     except (OSError, ssl.SSLError) as error:
-        if error.filename is not None:  # Python names no other file
+        if error.filename is not None:  # the key log: Python names no other file
             raise ConfigError(
                 f"SSLKEYLOGFILE {error.filename} cannot be written: {error.strerror}", hint="unset it"
             ) from error
@@ -27,7 +29,7 @@ def tls_context(*, cacert: str = "", insecure: bool = False) -> ssl.SSLContext:
             f"the CA file {cacert!r} cannot be used: {error}", hint="it holds PEM certificates"
         ) from error
     if not cacert and not os.environ.get("SSL_CERT_FILE") and not os.environ.get("SSL_CERT_DIR"):
-        # some builds of Python find no CAs of the system; certifi comes with httpcore
+        # some builds of Python find no CAs of the system; certifi comes with httpx
         with contextlib.suppress(ImportError):
             import certifi
 

@@ -1,4 +1,4 @@
-"""What `-v` shows of an exchange, and which of its parts are secret."""
+"""The lines that `-v` shows of an exchange, and the secrets that are masked in them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _BODY_BYTES = 1024
 
 
 class Tracer:
-    """Hands lines to a `Trace`. No line holds a secret, wherever in it the secret stood."""
+    """Calls a `Trace` with lines in which all secrets are masked."""
 
     def __init__(self, trace: Trace | None, secrets: Iterable[str] = ()) -> None:
         self._trace = trace
         self._secrets = list(secrets)
 
     def request(self, method: str, url: str, query: Iterable[tuple[str, str]]) -> None:
-        """Tells that a request begins."""
+        """Trace the beginning of a request."""
         if self._trace is not None:
             pairs = ((name, mask(value) if _SECRET_NAME.search(name) else value) for name, value in query)
             text = "&".join(
@@ -41,18 +41,18 @@ class Tracer:
             self._line(1, f"> {method} {shown(url)}{'?' if text else ''}{text}")
 
     def answer(self, text: str, seconds: float) -> None:
-        """Tells what a request was answered with, or why it was not, and after how long."""
+        """Trace the answer to a request, or why there is none, and the time that it took."""
         if self._trace is not None:
             self._line(1, f"< {text} in {seconds * 1000:.0f} ms")
 
     def headers(self, direction: str, headers: Mapping[str, str]) -> None:
-        """Tells the headers that went (`>`) or came (`<`)."""
+        """Trace headers that were sent (`>`) or received (`<`)."""
         if self._trace is not None:
             for name, value in headers.items():
                 self._line(2, f"{direction} {name}: {mask(value) if _SECRET_NAME.search(name) else value}")
 
     def body(self, direction: str, body: bytes) -> None:
-        """Tells the first KiB of a body."""
+        """Trace the first KiB of a body."""
         if self._trace is not None and body:
             more = f" ... ({len(body)} bytes)" if len(body) > _BODY_BYTES else ""
             # cut after hiding: a secret across the cut would show its first half
@@ -72,9 +72,7 @@ def hidden(error: E, secrets: Iterable[str]) -> E:
 
 
 def hide_in(reply: Reply, secrets: Iterable[str]) -> Reply:
-    """An answer to make an error of, with every one of `secrets` masked: servers like to quote what they
-    refuse.
-    """
+    """Return the beginning of an answer with `secrets` masked, for an error: servers like to quote what they refuse."""
     found = list(secrets)
     headers = {name: hide(value, found) for name, value in reply.headers.items()}
     return Reply(reply.status, headers, hide(reply.body[:8192].decode(errors="replace"), found).encode())

@@ -1,4 +1,4 @@
-"""Addresses: which are taken, which stay on this machine or network, and the proxy on the way to one."""
+"""URLs: their check, how they are shown, whether they stay on this machine or network, and the proxy for one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WEBSOCKET_HINT = "write it as wss://HOST[:PORT]/PATH"
 _PLAIN_SCHEMES = {"ws": "http", "wss": "https"}
 #: characters of a request's path that are sent as they are, beside letters and digits
 PATH_SAFE = "/-._~!$&'()*+,;=:@"
-#: what stands in a query as it is
+#: characters of a query that are sent as they are
 _QUERY_SAFE = "/%:@!$&'()*+,;=?~[]"
 #: the scheme of a URL, with `://`
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -28,9 +28,9 @@ _PRIVATE_SUFFIXES = (".local", ".internal", ".lan", ".home.arpa", ".svc")
 
 
 def stream_url(url: str, *, sink: bool) -> str:
-    """The address of a stream: `url` checked, in ASCII and without a trailing `/`, with `/sink` for the sink.
+    """Return the address of a stream: `url` in ASCII, without a trailing `/`, with `/sink` for the sink.
 
-    Raises ConfigError for what is no plain http or https address.
+    Raises ConfigError unless `url` is a plain http or https address.
     """
     if not url:
         raise ConfigError("no url", hint=_HINT)
@@ -53,9 +53,9 @@ def stream_url(url: str, *, sink: bool) -> str:
 
 
 def endpoint_url(endpoint: str, *, scheme: str = "http", hint: str = _ENDPOINT_HINT) -> str:
-    """The address of who knows a service's instances: `endpoint` checked, with `scheme` where it names none.
+    """Return the address of a discovery service: `endpoint`, with `scheme` if it has none.
 
-    Raises ConfigError, with `hint`, for what is no such address.
+    Raises ConfigError, with `hint`, for any other text.
     """
     try:
         return stream_url(endpoint if "://" in endpoint else f"{scheme}://{endpoint}", sink=False)
@@ -64,10 +64,9 @@ def endpoint_url(endpoint: str, *, scheme: str = "http", hint: str = _ENDPOINT_H
 
 
 def websocket_url(url: str, *, path: str = "") -> str:
-    """The address of a WebSocket service: `url` checked, http and https read as ws and wss, with `path` behind its
-    own and its query as it is.
+    """Return the address of a WebSocket service: `url` as ws or wss, `path` appended to its path, its query unchanged.
 
-    Raises ConfigError for what is no such address.
+    Raises ConfigError for any other text.
     """
     _check_late_at(url)
     base, mark, query = url.partition("?")
@@ -89,7 +88,7 @@ def websocket_url(url: str, *, path: str = "") -> str:
 
 
 def address_of(url: str) -> str:
-    """`HOST:PORT` of `url`."""
+    """Return `HOST:PORT` of `url`."""
     parts = _split(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return f"{host}:{parts.port or (443 if is_encrypted(parts.scheme) else 80)}"
@@ -126,17 +125,17 @@ def _cut(url: str) -> tuple[str, str, str]:
 
 
 def _holds_late_at(authority: str, rest: str) -> bool:
-    """Whether `authority` may be a user and the first part of a password that goes on in `rest`."""
+    """Return whether `authority` may be a user and the beginning of a password that continues in `rest`."""
     return "@" in rest and ":" in authority and not _is_address(authority)
 
 
 def is_loopback(url: str) -> bool:
-    """Whether `url` stays on this machine."""
+    """Return whether `url` stays on this machine."""
     return _is_loopback_host(_host(url))
 
 
 def is_private(url: str) -> bool:
-    """Whether `url` stays on this machine or, by its name or address, in a private network."""
+    """Return whether `url` stays on this machine or, by its name or address, in a private network."""
     host = _host(url)
     if _is_loopback_host(host):
         return True
@@ -149,18 +148,17 @@ def is_private(url: str) -> bool:
 
 
 def is_websocket(url: str) -> bool:
-    """Whether `url` names a WebSocket by its scheme."""
+    """Return whether the scheme of `url` is ws or wss."""
     return url.partition("://")[0].lower() in ("ws", "wss")
 
 
 def is_encrypted(scheme: str) -> bool:
-    """Whether `scheme` is one that runs over TLS."""
+    """Return whether `scheme` uses TLS."""
     return scheme in ("https", "wss")
 
 
 def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
-    """The proxy that `environ` names for `url`: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either
-    case.
+    """Return the proxy for `url` by HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY in `environ`, in either case.
 
     Loopback is never proxied. Raises ConfigError for a proxy that is not an http or https address.
     """
@@ -168,7 +166,8 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
     parts = _split(url)
     scheme = "https" if is_encrypted(parts.scheme) else "http"
     port = parts.port or (443 if scheme == "https" else 80)
-    if _is_loopback_host(host) or _is_exempt(host, port, _variable(environ, "no_proxy")):
+    exempt = _variable(environ, "no_proxy").split(",")
+    if _is_loopback_host(host) or any(_matches(host, port, entry.strip().lower()) for entry in exempt):
         return None
     proxy = _variable(environ, f"{scheme}_proxy") or _variable(environ, "all_proxy")
     if not proxy:
@@ -189,7 +188,7 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
 
 
 def _split(url: str) -> SplitResult:
-    """The parts of `url`, with a host that is a name or an address and a port that exists."""
+    """Return the parts of `url`. Raises ConfigError unless the host is a name or an address, and the port valid."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -236,7 +235,7 @@ def _check_late_at(url: str) -> None:
 
 
 def _is_address(authority: str) -> bool:
-    """Whether `authority` is localhost or an IP address, with or without a port."""
+    """Return whether `authority` is localhost or an IP address, with or without a port."""
     host, _, port = authority.rpartition(":")
     if not (host and port.isdecimal()):
         host = authority
@@ -261,10 +260,6 @@ def _variable(environ: Mapping[str, str], name: str) -> str:
     # the upper-case HTTP_PROXY can be set by a request's `Proxy:` header where a program runs as CGI
     upper = "" if name == "http_proxy" and "REQUEST_METHOD" in environ else environ.get(name.upper(), "")
     return (environ.get(name, "") or upper).strip()
-
-
-def _is_exempt(host: str, port: int, no_proxy: str) -> bool:
-    return any(_matches(host, port, entry.strip().lower()) for entry in no_proxy.split(","))
 
 
 def _matches(host: str, port: int, entry: str) -> bool:

@@ -1,7 +1,4 @@
-"""One WebSocket connection: its handshake, messages, pings and close, and errors in easq's own words.
-
-The only file that knows websocket-client.
-"""
+"""One WebSocket connection, with websocket-client: handshake, messages, pings and close. Raises errors of easq."""
 
 from __future__ import annotations
 
@@ -22,17 +19,17 @@ from easq.net.trace import Tracer, hidden, hide_in, secrets_of
 from easq.net.url import proxy_for, shown
 from easq.protocol.replies import Reply, read_error
 
-#: seconds that one look for bytes takes at most: the delay of a ping, and of whoever waits for its end
+#: longest wait for bytes at once, in seconds: the delay of a ping, and of a stop
 TICK_S = 0.1
-#: bytes of the answer to a handshake
+#: limit of the answer to a handshake, in bytes
 _MAX_HANDSHAKE_BYTES = 256 * 1024
-#: bytes that a ping or pong takes beside its payload
+#: bytes of a ping or pong in addition to its payload
 _CONTROL_HEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What the other side sent: its bytes, and whether as text."""
+    """A message of the other side."""
 
     data: bytes
     text: bool
@@ -49,7 +46,7 @@ class Closed(Unreachable):
 
 
 class WebSocket:
-    """A connection after its handshake. One thread reads and writes: a TLS connection bears no second."""
+    """A connection after its handshake. One thread reads and writes, since a TLS connection takes only one."""
 
     def __init__(
         self,
@@ -63,12 +60,15 @@ class WebSocket:
         silent_after_s: float | None = None,
         otherwise: str = "",
     ) -> None:
-        """The handshake with `url` (http and https stand for ws and wss), with `headers` and no others, went well.
+        """Connect to `url`, and complete the handshake with `headers` and no others.
 
-        A ping goes out every `ping_every_s`; a side that no byte came from for `silent_after_s` is lost, None for
-        one that may be silent. `otherwise` is added to the hint if a proxy seems not to pass WebSocket on.
+        Raises Unconnected if nothing of the request was sent, and the error of an answer other than 101.
 
-        Raises Unconnected where nothing of the request was sent, and what the handshake was answered with.
+        Args:
+            url: http and https stand for ws and wss.
+            ping_every_s: seconds between two pings.
+            silent_after_s: the connection is lost when no byte came for so many seconds; None: never.
+            otherwise: added to the hint if a proxy seems not to pass WebSocket on.
         """
         self._address = shown(url)
         self._max_bytes = max_message_bytes
@@ -79,9 +79,9 @@ class WebSocket:
         tracer.headers(">", headers)
         began = time.monotonic()
         try:
-            self._line = open_connection(url, settings)
-            self._ws = _Polite(skip_utf8_validation=True)
-            self._shake_hands(url, urlencode(query), headers, settings, secrets, otherwise)
+            self._connection = open_connection(url, settings)
+            self._ws = _ClosingWebSocket(skip_utf8_validation=True)
+            self._handshake(url, urlencode(query), headers, settings, secrets, otherwise)
         except EasqError as error:
             tracer.answer(hidden(error, secrets).message, time.monotonic() - began)
             raise
@@ -89,15 +89,15 @@ class WebSocket:
         self._tracer = tracer
         self._pinged_at = time.monotonic()
         self._heard_at, self._looked_s = self._pinged_at, 0.0
-        self._line.budget = max_message_bytes
+        self._connection.budget = max_message_bytes
 
     def read(self, within_s: float = TICK_S) -> Message | None:
-        """The next message; None when none was complete by the time that nothing came for `within_s`.
+        """Return the next message; None if none was complete within `within_s` seconds.
 
-        Raises Closed, Unreachable for a lost connection, and NotAQueueService for what breaks the protocol.
+        Raises Closed, Unreachable for a lost connection, and NotAQueueService for a violation of the protocol.
         """
         self._ping()
-        self._line.until = time.monotonic() + within_s  # a message may come byte by byte
+        self._connection.until = time.monotonic() + within_s  # a message may come byte by byte
         try:
             self._ws.settimeout(within_s)
             opcode, frame = self._ws.recv_data_frame(control_frame=True)
@@ -111,58 +111,58 @@ class WebSocket:
         except OSError as error:
             raise Unreachable(f"connection to {self._address} lost") from error
         finally:
-            self._line.until = None
+            self._connection.until = None
         if opcode == websocket.ABNF.OPCODE_CLOSE:
             raise self._closed(frame.data)
         if opcode not in (websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY):
-            # between the parts of a message: its budget goes on, or pings would make it endless
-            self._line.budget += len(frame.data) + _CONTROL_HEAD
+            # between the parts of a message, whose budget must not grow, or pings would make it endless
+            self._connection.budget += len(frame.data) + _CONTROL_HEAD
             return None
-        self._line.budget = self._max_bytes
+        self._connection.budget = self._max_bytes
         self._tracer.body("<", frame.data)
         return Message(frame.data, opcode == websocket.ABNF.OPCODE_TEXT)
 
     @property
     def first_byte_at(self) -> float | None:
-        """When, on the monotonic clock, the first byte came after the last message was sent."""
-        return self._line.first_byte_at
+        """When the first byte came after the last message was sent, on the monotonic clock."""
+        return self._connection.first_byte_at
 
     def send(self, data: bytes, *, text: bool, within_s: float) -> None:
-        """`data` went out as one message. Raises Unreachable where it did not, or not whole, in time."""
+        """Send `data` as one message. Raises Unreachable unless all of it was sent in time."""
         self._tracer.body(">", data)
         opcode = websocket.ABNF.OPCODE_TEXT if text else websocket.ABNF.OPCODE_BINARY
-        self._line.until = time.monotonic() + within_s
-        self._line.first_byte_at = None
+        self._connection.until = time.monotonic() + within_s
+        self._connection.first_byte_at = None
         self._ws.settimeout(within_s)
         try:
             self._ws.send(data, opcode)
         except (OSError, websocket.WebSocketException) as error:
             raise Unreachable(f"connection to {self._address} lost before the message went out") from error
         finally:
-            self._line.until = None
+            self._connection.until = None
 
     def idle(self) -> None:
-        """The connection is kept alive while nothing is read, which is no silence of the other side."""
+        """Keep the connection alive while nothing is read; this does not count as silence of the other side."""
         self._ping()
-        self._line.heard_at = time.monotonic()
+        self._connection.heard_at = time.monotonic()
 
     def wake(self) -> None:
-        """Ends a `read` that waits, by dropping the connection; may be called from another thread."""
+        """End a `read` that waits in another thread, by dropping the connection."""
         with contextlib.suppress(OSError):
-            self._line.shutdown(socket.SHUT_RDWR)
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self, within_s: float = 1.0) -> None:
         """Close the connection; the other side has `within_s` seconds to answer the close frame."""
-        self._line.until = time.monotonic() + within_s
+        self._connection.until = time.monotonic() + within_s
         with contextlib.suppress(OSError, websocket.WebSocketException, ValueError, EasqError):
             self._ws.close(websocket.STATUS_NORMAL, timeout=within_s)
-        self._line.close()
+        self._connection.close()
 
     def abort(self) -> None:
-        """Drops the connection."""
-        self._line.close()
+        """Drop the connection."""
+        self._connection.close()
 
-    def _shake_hands(
+    def _handshake(
         self,
         url: str,
         query: str,
@@ -171,28 +171,30 @@ class WebSocket:
         secrets: list[str],
         otherwise: str,
     ) -> None:
-        # the library makes the one that is left out itself
+        # the library adds the one that is left out
         lines = [f"{name}: {value}" for name, value in headers.items() if name.lower() != "upgrade"]
-        self._line.until = time.monotonic() + settings.request_timeout_s
-        self._line.budget = _MAX_HANDSHAKE_BYTES
+        self._connection.until = time.monotonic() + settings.request_timeout_s
+        self._connection.budget = _MAX_HANDSHAKE_BYTES
         target = url.replace("http", "ws", 1) if url.startswith("http") else url
         if query:
             target = f"{target}?{query}"
         error: Exception | None = None
         try:
-            self._ws.connect(target, socket=self._line, header=lines, suppress_origin=True, redirect_limit=0)
+            self._ws.connect(
+                target, socket=self._connection, header=lines, suppress_origin=True, redirect_limit=0
+            )
         except Exception as raised:
             error = raised
         failure = self._refusal(error, settings, secrets, otherwise) or error
         if failure is not None:
-            self._line.close()
+            self._connection.close()
             raise failure from (error if failure is not error else error.__cause__)
-        self._line.until = None
+        self._connection.until = None
 
     def _refusal(
         self, error: Exception | None, settings: NetworkSettings, secrets: list[str], otherwise: str
     ) -> EasqError | None:
-        """Our error for how a handshake ended; None where it went well, or the error is ours already."""
+        """Return the EasqError for a handshake; None if it succeeded, or its error is one already."""
         shaken = self._ws.handshake_response
         if (
             shaken is not None and shaken.status != 101
@@ -232,8 +234,8 @@ class WebSocket:
 
         The clock alone would not do: a process that was stopped (Ctrl-Z, a suspended machine) did not read.
         """
-        if self._line.heard_at > self._heard_at:
-            self._heard_at, self._looked_s = self._line.heard_at, 0.0
+        if self._connection.heard_at > self._heard_at:
+            self._heard_at, self._looked_s = self._connection.heard_at, 0.0
             return
         self._looked_s += looked_s
         if self._silent_after_s is not None and self._looked_s > self._silent_after_s:
@@ -250,8 +252,8 @@ class WebSocket:
             raise Unreachable(f"connection to {self._address} lost") from error
 
 
-class _Polite(websocket.WebSocket):
-    """A close frame is answered where that can still be done; where not, it counts all the same."""
+class _ClosingWebSocket(websocket.WebSocket):
+    """A WebSocket that ignores an error when it answers a close frame: the connection is closed in any case."""
 
     def send_close(self, status: int = websocket.STATUS_NORMAL, reason: str | bytes = b"") -> None:
         with contextlib.suppress(OSError, websocket.WebSocketException):

@@ -65,8 +65,7 @@ def check_fields(data: bytes, most: int) -> None:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield number, begin and end of each field of a protobuf message; the range is empty except for length-delimited
-    fields.
+    """Yield number, begin and end of each field of a protobuf message; only a length-delimited one has bytes.
 
     Raises ValueError for a truncated message, and for groups, which no message of the wire has.
     """

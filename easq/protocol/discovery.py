@@ -1,10 +1,10 @@
-"""The answer of service discovery: which instances a service has.
+"""The answer of service discovery: the instances of a service.
 
     {"correlative": ["svc"],
      "endpoints": {"items": [{"app": "svc", "ip": "172.16.0.1", "port": 50000, "weight": 100}, ...]}}
 
-Source: Alibaba's page on direct connect over a VPC. Requests with a token go where this answer says, so nothing
-but plain addresses is taken from it; what is not one is left out, and said.
+Source: Alibaba's page on direct connect over a VPC. Requests with a token go to the addresses of this answer. So only
+plain addresses are accepted; others are skipped, and counted.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import Any
 
 from easq.model import Instance
 
-#: of an entry without one, which is what the service gives to all of equal size
+#: weight of an entry without one; EAS gives it to all instances of equal size
 DEFAULT_WEIGHT = 100
-#: above it is no weight but a mistake: the sums of weights stay small
+#: largest weight, so that sums of weights stay small
 MAX_WEIGHT = 1_000_000
-#: more instances than any service has; what comes after them in an answer is left out
+#: most instances of one answer, more than any service has; further ones are skipped
 MAX_INSTANCES = 10_000
 
-#: where a cloud's machines find their own credentials, beside the link-local 169.254.169.254
+#: the address where a cloud's machines get their own credentials, in addition to the link-local 169.254.169.254
 _METADATA = ipaddress.ip_address("100.100.100.200")
 #: "this network" and the broadcast address: no machine has such an address
 _NOWHERE = (ipaddress.ip_network("0.0.0.0/8"), ipaddress.ip_network("255.255.255.255/32"))
 
 
 class Malformed(ValueError):
-    """An answer that says nothing about instances."""
+    """An answer that is no list of instances."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upstreams:
-    """The instances of one answer, each address once; and why what else stood there was left out."""
+    """The instances of one answer, each address once, and how many entries were skipped."""
 
     instances: tuple[Instance, ...]
     skipped: int = 0
@@ -44,9 +44,9 @@ class Upstreams:
 
 
 def read_upstreams(body: bytes, *, loopback: bool) -> Upstreams:
-    """What an answer says. `loopback`: instances may be on this machine, since discovery is.
+    """Return the instances of an answer; `loopback` accepts those on this machine, where the discovery service is too.
 
-    Raises Malformed for what is no list of instances. An empty list is one.
+    Raises Malformed unless it is a list of instances, which may be empty.
     """
     try:
         document = json.loads(body)
@@ -60,14 +60,14 @@ def read_upstreams(body: bytes, *, loopback: bool) -> Upstreams:
 
 
 def write_upstreams(service: str, instances: Sequence[Instance]) -> bytes:
-    """An answer that says `instances`."""
+    """Return the answer for `instances`."""
     app = service.replace("_", "-")
     items = [{"app": app, "ip": one.ip, "port": one.port, "weight": one.weight} for one in instances]
     return json.dumps({"correlative": [service], "endpoints": {"items": items}}).encode()
 
 
 def read_entries(items: Sequence[Any], read: Callable[[Any], Instance]) -> Upstreams:
-    """The instances that `read` makes of `items`; what it raises ValueError for is left out."""
+    """Return the instances that `read` returns for `items`; those for which it raises ValueError are skipped."""
     found: dict[str, Instance] = {}
     skipped, reason = 0, ""
     for item in items:
@@ -85,7 +85,7 @@ def read_entries(items: Sequence[Any], read: Callable[[Any], Instance]) -> Upstr
 
 
 def read_entry(item: Any, *, loopback: bool) -> Instance:
-    """The instance in an object with ip, port and perhaps weight. Raises ValueError with what is wrong."""
+    """Return the instance in an object with ip, port and perhaps weight. Raises ValueError for any other."""
     if not isinstance(item, dict):
         raise ValueError(f"{_shown(item)} is no entry")
     ip = _read_ip(item.get("ip"), loopback=loopback)
@@ -100,7 +100,7 @@ def read_entry(item: Any, *, loopback: bool) -> Instance:
 
 
 def _read_ip(text: Any, *, loopback: bool) -> str:
-    """The address in its one spelling. Names are not taken: whoever answers for one could lead anywhere."""
+    """Return the address in canonical form. Raises ValueError for a name: whoever resolves it could lead anywhere."""
     try:
         address = ipaddress.ip_address(text if isinstance(text, str) else "")
     except ValueError as error:
@@ -124,7 +124,7 @@ def _is_forbidden(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> boo
 
 
 def _shown(value: Any) -> str:
-    """The beginning of `value`, in ASCII; of what may be endless, the kind."""
+    """Return the beginning of `value` in ASCII, for an error message; for a container only its kind."""
     if isinstance(value, list | dict):
         return "[...]" if isinstance(value, list) else "{...}"
     if type(value) is int and value.bit_length() > 128:

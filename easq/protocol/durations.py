@@ -1,4 +1,4 @@
-"""Durations as the wire writes them: Go's `time.Duration` text, and bare numbers, which are seconds.
+"""Durations in the format of the wire: Go's `time.Duration`, or a bare number of seconds.
 
 Source: Go's `time.ParseDuration` and `Duration.String`; samples of the vendor's page (`3s`, `401.892141ms`,
 `19.997s`).
@@ -19,7 +19,7 @@ _UNIT_NS = {
     "m": 60 * _NS_PER_S,
     "h": 3600 * _NS_PER_S,
 }
-#: longest text looked at: every duration that fits Go's 63 bits is shorter
+#: longest text that is parsed: every duration that fits Go's 63 bits is shorter
 _MAX_TEXT = 64
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
 _BARE = re.compile(_NUMBER)
@@ -28,9 +28,9 @@ _WHOLE = re.compile(rf"(?:{_NUMBER}(?:ns|us|µs|μs|ms|s|m|h))+")
 
 
 def parse_duration(text: str) -> float:
-    """The seconds that `text` stands for: `1m30s`, `500ms`, `1.5h`, or a bare number of seconds.
+    """Return the seconds of `text`: `1m30s`, `500ms`, `1.5h`, or a bare number of seconds.
 
-    Raises ValueError for anything else, for a negative duration too.
+    Raises ValueError for any other text, also for a negative duration.
     """
     shown = repr(text if len(text) <= 80 else text[:80] + "...")
     if len(text) <= _MAX_TEXT:
@@ -45,7 +45,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """`seconds`, to the nanosecond, as Go's `Duration.String` writes it: `0s`, `401.892142ms`, `1m2.5s`."""
+    """Return `seconds`, to the nanosecond, as Go's `Duration.String`: `0s`, `401.892142ms`, `1m2.5s`."""
     whole = int(
         seconds
     )  # apart, since a product of them all is rounded to more than a nanosecond after 26 days
@@ -53,12 +53,12 @@ def format_duration(seconds: float) -> str:
 
 
 def format_duration_ms(seconds: float) -> str:
-    """`seconds` rounded to the millisecond first, as in the `Idle` column of a consumer: `19.997s`."""
+    """Return `seconds` rounded to the millisecond, as in the `Idle` column of a consumer: `19.997s`."""
     return _format_ns(round(seconds * 1000) * 1_000_000)
 
 
 def _nanoseconds(number: str, unit_ns: int) -> int:
-    """`number` units in whole nanoseconds, exactly; what is below one is cut, as in Go."""
+    """Return `number` units in whole nanoseconds, exactly; fractions of one are cut, as in Go."""
     whole, _, fraction = number.partition(".")
     return int(whole or "0") * unit_ns + int(fraction or "0") * unit_ns // int("1" + "0" * len(fraction))
 

@@ -1,10 +1,8 @@
-"""Frames, lists of frames and attributes as bytes: protobuf, JSON, and the length-delimited form of the HTTP
-watch.
+"""Encodes frames, lists of frames and attributes: protobuf, JSON, and the length-delimited form of the HTTP watch.
 
-The only file that knows protobuf. The message classes are made at run time in a descriptor pool of their own,
-so that the official SDK's generated `queueservice_pb2`, which registers the same names in the default pool,
-can be imported beside this. What comes out is the same for the same input: map entries are sorted. Malformed
-input raises ValueError.
+The message classes are made at run time in a descriptor pool of their own, so that the official SDK's generated
+`queueservice_pb2`, which registers the same names in the default pool, can be imported at the same time. The output is
+deterministic: map entries are sorted. Malformed input raises ValueError.
 
     DataFrameProto      1 index uint64   2 tags map<string,string>   3 data bytes   4 message string
     DataFrameListProto  1 index repeated DataFrameProto (the field really is called so)
@@ -36,21 +34,21 @@ MAX_TAGS = 8192
 
 
 def encode_frame(frame: Frame, codec: Codec, *, with_data: bool = True) -> bytes:
-    """One frame; without its data for an index-only watch."""
+    """Return a frame as bytes; without its data for an index-only watch."""
     if codec is Codec.PROTOBUF:
         return _serialize(_fill(_FrameProto(), frame, with_data=with_data))
     return _to_json(_frame_object(frame, with_data=with_data), codec)
 
 
 def decode_frame(data: bytes, codec: Codec) -> Frame:
-    """The frame that `data` holds."""
+    """Return the frame in `data`."""
     if codec is Codec.PROTOBUF:
         return _read(_parse(_FrameProto(), data, MAX_TAGS))
     return _object_frame(_from_json(data, codec))
 
 
 def encode_frames(frames: Iterable[Frame], codec: Codec) -> bytes:
-    """A list of frames in order."""
+    """Return a list of frames as bytes."""
     if codec is Codec.PROTOBUF:
         listing = _FrameListProto()
         for frame in frames:
@@ -60,7 +58,7 @@ def encode_frames(frames: Iterable[Frame], codec: Codec) -> bytes:
 
 
 def decode_frames(data: bytes, codec: Codec, *, most: int = MAX_FRAMES) -> list[Frame]:
-    """The frames of a list; empty bytes and JSON `null` are the empty list, as the SDKs read them.
+    """Return the frames of a list; empty bytes and JSON `null` are the empty list, as in the SDKs.
 
     Raises ValueError for more than `most` frames, before all are decoded.
     """
@@ -78,9 +76,7 @@ def decode_frames(data: bytes, codec: Codec, *, most: int = MAX_FRAMES) -> list[
 
 
 def _protobuf_frames(data: bytes, most: int) -> list[Frame]:
-    """Return the frames of a list. Each is parsed by itself: the library would create all of them before a limit
-    could be checked.
-    """
+    """Return the frames of a list. Each is parsed alone: protobuf would create all before a limit could be checked."""
     found: list[Frame] = []
     tags = 0
     for number, begin, end in fields(data):
@@ -96,7 +92,7 @@ def _protobuf_frames(data: bytes, most: int) -> list[Frame]:
 
 
 def encode_attributes(attributes: Mapping[str, str], codec: Codec) -> bytes:
-    """The attributes of a queue, keys sorted."""
+    """Return the attributes of a queue as bytes, keys sorted."""
     if codec is Codec.PROTOBUF:
         proto = _AttributesProto()
         for key, value in attributes.items():
@@ -106,7 +102,7 @@ def encode_attributes(attributes: Mapping[str, str], codec: Codec) -> bytes:
 
 
 def decode_attributes(data: bytes, codec: Codec) -> dict[str, str]:
-    """The attributes of a queue: a flat map of text. Numbers that are not quoted are taken as their text."""
+    """Return the attributes of a queue, a flat map of text. Numbers become text."""
     if codec is Codec.PROTOBUF:
         return dict(_parse(_AttributesProto(), data, MAX_VALUES).attributes)
     found = _from_json(data, codec)
@@ -116,14 +112,14 @@ def decode_attributes(data: bytes, codec: Codec) -> dict[str, str]:
 
 
 def delimit(frame_bytes: bytes) -> bytes:
-    """`frame_bytes` behind its length, as an HTTP watch sends it. A length of zero would end the reader."""
+    """Return `frame_bytes` after its length, as an HTTP watch sends it. Raises ValueError for an empty frame."""
     if not frame_bytes:
         raise ValueError("an empty frame cannot be sent")
     return len(frame_bytes).to_bytes(_LENGTH_BYTES, "big") + frame_bytes
 
 
 class Undelimiter:
-    """Cuts the byte stream of an HTTP watch back into frames, in whatever pieces it arrives.
+    """Splits the byte stream of an HTTP watch into frames.
 
     `b""` among the frames is a length of zero: the sender ended the stream.
     """
@@ -134,11 +130,11 @@ class Undelimiter:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a frame has begun and not ended: true at the end of a stream means that it was torn."""
+        """Return whether the last frame is incomplete: at the end of a stream this means that it broke off."""
         return bool(self._held)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The frames that `data` completes. Raises ValueError for a length above the limit."""
+        """Return the frames that `data` completes. Raises ValueError for a length above the limit."""
         self._held += data
         frames: list[bytes] = []
         at = 0
@@ -156,7 +152,7 @@ class Undelimiter:
 
 
 def _classes() -> tuple[Any, Any, Any]:
-    """The three message classes, from a pool of our own."""
+    """Return the three message classes, from a descriptor pool of our own."""
     string, uint64, data, nested = (
         descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
         descriptor_pb2.FieldDescriptorProto.TYPE_UINT64,
@@ -277,9 +273,7 @@ def _object_frame(found: Any) -> Frame:
 
 
 def _object_index(value: object) -> int:
-    """An index from a JSON number or a string of digits; never by way of a float, which is exact to 2^53
-    only.
-    """
+    """Return an index from a JSON number or a string of digits; not from a float, which is exact to 2^53 only."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 20:
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_WIRE_INDEX:

@@ -1,10 +1,10 @@
-"""Headers that travel with the content, apart from those of one connection. Source: RFC 9110, section 7.6.1."""
+"""Tells end-to-end headers from those of one connection. Source: RFC 9110, section 7.6.1."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-#: belong to one connection, or are made anew for each
+#: headers of one connection, or set anew for each
 _HOP_BY_HOP = frozenset(
     {
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te"),
@@ -14,7 +14,7 @@ _HOP_BY_HOP = frozenset(
 
 
 def end_to_end(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Those that belong to the content, not to one connection, nor are named by its `Connection` header."""
+    """Return the end-to-end headers: not hop-by-hop, and not named by a `Connection` header."""
     given = list(headers)
     named = {
         word.strip().lower()

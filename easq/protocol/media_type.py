@@ -1,4 +1,4 @@
-"""The media type of bytes nobody described, guessed as Go's `http.DetectContentType` does.
+"""Guesses the media type of data, as Go's `http.DetectContentType` does.
 
 Source: the WHATWG MIME Sniffing standard in the subset of Go's net/http; the queue service shows its results
 on items that were put without a Content-Type.
@@ -6,7 +6,7 @@ on items that were put without a Content-Type.
 
 from __future__ import annotations
 
-#: how many bytes are looked at
+#: bytes that are looked at
 _SNIFF_BYTES = 512
 _BLANK = b"\t\n\x0c\r "
 _TEXT = "text/plain; charset=utf-8"
@@ -14,7 +14,7 @@ _HTML_TAGS = (
     *(b"<!DOCTYPE HTML", b"<HTML", b"<HEAD", b"<SCRIPT", b"<IFRAME", b"<H1", b"<DIV", b"<FONT", b"<TABLE"),
     *(b"<A", b"<STYLE", b"<TITLE", b"<B", b"<BODY", b"<BR", b"<P", b"<!--"),
 )
-#: (offset, bytes there) pairs that must all hold, and the type; in Go's order
+#: pairs of an offset and the bytes at it, all of which must match, and the type; in Go's order
 _MAGIC: tuple[tuple[tuple[tuple[int, bytes], ...], str], ...] = (
     (((0, b"%PDF-"),), "application/pdf"),
     (((0, b"%!PS-Adobe-"),), "application/postscript"),
@@ -45,20 +45,18 @@ _MAGIC: tuple[tuple[tuple[tuple[int, bytes], ...], str], ...] = (
     (((0, b"Rar!\x1a\x07\x01\x00"),), "application/x-rar-compressed"),
     (((0, b"\x00asm"),), "application/wasm"),
 )
-#: bytes that no text has
+#: bytes that text does not contain
 _BINARY = bytes([*range(0x09), 0x0B, *range(0x0E, 0x1B), *range(0x1C, 0x20)])
-#: what any type but plain text begins with, the empty beginning included
+#: first bytes of all types but plain text; empty data is among them
 _FIRST = frozenset({b"", b"<", b"\xfe", b"\xff", b"\xef", *(needles[0][1][:1] for needles, _ in _MAGIC)})
 
 
 def sniff(data: bytes) -> str:
-    """A media type for `data`, never empty: `text/plain; charset=utf-8` for what could be text, else by its
-    first bytes.
-    """
+    """Return a media type for `data` by its first bytes; `text/plain; charset=utf-8` if it may be text."""
     head = bytes(data[:_SNIFF_BYTES])
     text = head.lstrip(_BLANK)
     if text[:1] not in _FIRST and head[:1] not in _FIRST and head[4:8] != b"ftyp" and head[34:36] != b"LP":
-        # most payloads: no type begins like this
+        # most payloads: no type begins with these bytes
         return _TEXT if text.translate(None, _BINARY) == text else "application/octet-stream"
     if _is_html(text):
         return "text/html; charset=utf-8"
@@ -87,7 +85,7 @@ def _is_html(text: bytes) -> bool:
 
 
 def _is_mp4(head: bytes) -> bool:
-    box = int.from_bytes(head[:4], "big")
-    if len(head) < 12 or len(head) < box or box % 4 or (head[4:8] != b"ftyp" and head[34:36] != b"LP"):
+    size = int.from_bytes(head[:4], "big")
+    if len(head) < 12 or len(head) < size or size % 4 or (head[4:8] != b"ftyp" and head[34:36] != b"LP"):
         return False
-    return any(head.startswith(b"mp4", at) for at in range(8, box, 4) if at != 12)
+    return any(head.startswith(b"mp4", at) for at in range(8, size, 4) if at != 12)

@@ -1,4 +1,4 @@
-"""ModelArts' management: where the instances of a service are, and what its errors say.
+"""ModelArts' management API: the addresses of a service's instances, and its errors.
 
     GET {endpoint}/v1/{project}/services/{service}/predict/endpoints?type=host_endpoints
     {"service_id": "...", "host_endpoints": [{"schema": "http", "ip": "192.168.205.58", "port": 31997}, ...]}
@@ -19,14 +19,14 @@ from easq.model import Instance
 from easq.protocol.bounds import load_json
 from easq.protocol.discovery import Malformed, Upstreams, read_entries, read_entry
 
-#: what an instance may be called over
+#: schemes of an instance's address
 SCHEMES = ("http", "https")
 
 
 def read_host_endpoints(body: bytes, *, loopback: bool) -> Upstreams:
-    """What an answer says; all instances are equal. `loopback`: they may be on this machine, since the endpoint is.
+    """Return the instances of an answer, all of equal weight; `loopback` accepts those on this machine.
 
-    Raises Malformed for what is neither a JSON object nor a list.
+    Raises Malformed unless it is a JSON object or list.
     """
     try:
         document = json.loads(body)
@@ -38,13 +38,13 @@ def read_host_endpoints(body: bytes, *, loopback: bool) -> Upstreams:
 
 
 def write_host_endpoints(service: str, instances: Sequence[Instance]) -> bytes:
-    """An answer that says `instances`."""
+    """Return the answer for `instances`."""
     found = [{"schema": one.scheme, "ip": one.ip, "port": one.port} for one in instances]
     return json.dumps({"service_id": service, "host_endpoints": found}).encode()
 
 
 def error_text(body: bytes) -> str:
-    """What an error of the management or the API gateway says, and its code; empty for any other body."""
+    """Return message and code of an error of the management API or the API gateway; empty for any other body."""
     try:
         found = load_json(body)
     except ValueError:
@@ -56,7 +56,7 @@ def error_text(body: bytes) -> str:
 
 
 def _addresses(document: Any) -> Iterator[dict[str, Any]]:
-    """The objects with an ip and a port, in the order in which they stand."""
+    """Return the objects with an ip and a port, in their order."""
     left = [document]
     while left:
         value = left.pop()

@@ -1,4 +1,4 @@
-"""Every operation of the queue service's wire, as a value, and its HTTP form: one description, two readers.
+"""Every operation of the queue service's wire: its value, and its HTTP form.
 
 The client turns an operation into a `Request` with `to_request`; the service turns the request back with
 `parse`. All operations share one URL; method and underscore parameters decide.
@@ -33,7 +33,7 @@ from easq.protocol.durations import format_duration, parse_duration
 
 
 class Codec(Enum):
-    """How frames and attributes are encoded: the value is the media type (RAW: the payload's own type)."""
+    """Encodings of frames and attributes; the value is the media type. RAW is the payload in its own type."""
 
     RAW = ""
     JSON = "application/json"
@@ -42,9 +42,9 @@ class Codec(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request without address and identity: `query` in order and decoded, header names in any case.
+    """One HTTP request without address and identity. `query` is decoded, header names are in any case.
 
-    `path` is what follows the stream's address, `""` or `/v1/x`.
+    `path` follows the stream's address: `""` or `/v1/x`.
     """
 
     method: str
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Append one item. `headers` holds what the service may capture as `Header:*` tags (Content-Type ...)."""
+    """Append one item. The service may store `headers` as `Header:*` tags (Content-Type ...)."""
 
     data: bytes
     tags: Tags = field(default_factory=dict)
@@ -71,8 +71,8 @@ class Put:
 class Get:
     """Read up to `length` items with index >= `index` that carry all of `tags`.
 
-    `index` may be NEWEST. With `auto_delete` what is returned is removed for everybody. `codec` RAW asks for
-    the bytes of one item; the service answers a RAW get of more than one with JSON.
+    `index` may be NEWEST. With `auto_delete` the returned items are removed for all groups. `codec` RAW asks for the
+    bytes of one item; the service answers a RAW get of more than one with JSON.
     """
 
     index: int = NO_INDEX
@@ -85,21 +85,21 @@ class Get:
 
 @dataclass(frozen=True, slots=True)
 class Describe:
-    """The attributes of the stream."""
+    """Read the attributes of the stream."""
 
     codec: Codec = Codec.JSON
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Where the item `index` stands in the caller's group."""
+    """Find the state of the item `index` in the caller's group."""
 
     index: int
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many items are present, of one priority class (None: all) and with all of `tags`."""
+    """Count the items of one priority class (None: all) that carry all of `tags`."""
 
     tags: Tags = field(default_factory=dict)
     priority: int | None = None
@@ -107,7 +107,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The items are done for the caller's group."""
+    """Commit the items for the caller's group."""
 
     indexes: tuple[int, ...]
 
@@ -141,7 +141,7 @@ class Truncate:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Be pushed items from `index` (or NEWEST) on, at most `window` uncommitted (0: as the service likes).
+    """Subscribe to the items from `index` (or NEWEST) on, at most `window` uncommitted (0: the service's default).
 
     `process` names the watching process, so that the service recognizes it after a lost connection: an extension of
     easq.
@@ -159,7 +159,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """End the stream: once all is delivered, or at once with `force`. `undo` reopens it: easq's own."""
+    """End the stream: once all is delivered, or at once with `force`. `undo`, an extension of easq, reopens it."""
 
     force: bool = False
     undo: bool = False
@@ -172,7 +172,7 @@ Operation: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends an operation: identity, token (`""`: none), and whether the rear store is meant."""
+    """The sender of an operation: identity, token (`""`: none), and whether it is for the rear store."""
 
     consumer: Consumer = field(default_factory=Consumer)
     token: str = ""
@@ -185,14 +185,14 @@ SHUTDOWN = "Shutdown"
 BUSY = "Busy"
 #: most indexes in one commit, negative or delete
 MAX_INDEXES = 4000
-#: all tags of one request together, keys and values, in UTF-8 bytes
+#: limit of all tags of one request, keys and values, in UTF-8 bytes
 MAX_TAG_BYTES = 16 * 1024
 #: the longest code and reason of a negative, in characters
 MAX_CODE = 20
 MAX_REASON = 4096
-#: the longest wait a get may ask for; more is cut to it
+#: longest wait of a get, in seconds; more is reduced to it
 MAX_TIMEOUT_S = 24 * 3600.0
-#: counts and priorities above this are cut to it
+#: largest count and priority; more is reduced to it
 MAX_INT32 = 2**31 - 1
 
 #: a clean form of the SDKs' code rule, whose dot stands for any character
@@ -201,7 +201,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _DIGITS = re.compile(r"[0-9]{1,20}")
 _INTEGER = re.compile(r"-?[0-9]{1,40}")
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-#: a commit of 4,000 indexes of 20 digits is below it; longer text is not looked at
+#: longest list of indexes that is parsed, in characters; 4,000 indexes of 20 digits are below it
 _MAX_INDEXES_TEXT = 128 * 1024
 #: a form of a full reason, every character percent-encoded, is below it
 _MAX_FORM_BYTES = 64 * 1024
@@ -225,7 +225,7 @@ _METHODS_OF: Mapping[str, tuple[str, ...]] = {
     "_index_": ("GET", "DELETE"),
     "_priority_": ("POST", "GET"),
 }
-#: the same by method: the parameters that it is refused with
+#: the same by method: the parameters with which it is refused
 _FOREIGN = {
     method: frozenset(name for name, methods in _METHODS_OF.items() if method not in methods)
     for method in ("POST", "GET", "PUT", "DELETE")
@@ -251,7 +251,7 @@ _FORM = "application/x-www-form-urlencoded"
 
 
 def to_request(operation: Operation) -> Request:
-    """The HTTP form of `operation`, without address and identity."""
+    """Return the HTTP form of `operation`, without address and identity."""
     match operation:
         case Put():
             return _put_request(operation)
@@ -283,7 +283,7 @@ def to_request(operation: Operation) -> Request:
 
 
 def parse(request: Request) -> Operation:
-    """The operation that `request` stands for. Raises BadRequest, MethodNotAllowed, NotAcceptable."""
+    """Return the operation of `request`. Raises BadRequest, MethodNotAllowed, NotAcceptable."""
     given = _Given(request)
     given.check_method(request.method)
     match request.method:
@@ -324,7 +324,7 @@ def parse(request: Request) -> Operation:
 
 
 def caller_headers(caller: Caller) -> dict[str, str]:
-    """Authorization, identity in both spellings at once, and rear access."""
+    """Return the headers of a caller: authorization, identity in both spellings, and rear access."""
     headers = {"Authorization": caller.token} if caller.token else {}
     headers |= dict.fromkeys(_USER_HEADERS, caller.consumer.user)
     headers |= dict.fromkeys(_GROUP_HEADERS, caller.consumer.group)
@@ -338,16 +338,14 @@ class LowerCase(dict[str, str]):
 
 
 def lower_case(headers: Mapping[str, str]) -> LowerCase:
-    """`headers` as they are found in whatever case they came; of duplicates the last."""
+    """Return `headers` with names in lower case; the last of duplicates."""
     if isinstance(headers, LowerCase):
         return headers
     return LowerCase({name.lower(): value for name, value in headers.items()})
 
 
 def parse_caller(headers: Mapping[str, str]) -> Caller:
-    """Who sends a request with `headers` (names in any case). Raises BadRequest for a name that is not
-    allowed.
-    """
+    """Return the caller of a request by its `headers`, names in any case. Raises BadRequest for an invalid name."""
     lower = lower_case(headers)
     group, user = _name(lower, _GROUP, "group"), _name(lower, _USER, "user")
     token, rear = lower.get("authorization", ""), lower.get(_REAR, "")
@@ -362,22 +360,22 @@ def parse_caller(headers: Mapping[str, str]) -> Caller:
 
 
 def valid_code(code: str) -> bool:
-    """Whether a negative may carry `code`: `Shutdown`, `Engine.Error`, `500`; at most 20 characters."""
+    """Return whether a negative may carry `code`: `Shutdown`, `Engine.Error`, `500`; at most 20 characters."""
     return len(code) <= MAX_CODE and _CODE.fullmatch(code) is not None
 
 
 def valid_name(name: str) -> bool:
-    """Whether `name` may be a user or group: 1 to 128 of letters, digits, `.`, `_` and `-`."""
+    """Return whether `name` may be a user or group: 1 to 128 of letters, digits, `.`, `_` and `-`."""
     return len(name) <= 128 and _NAME.fullmatch(name) is not None
 
 
 def valid_key(key: str) -> bool:
-    """Whether `key` may be an idempotency key: 1 to 128 visible ASCII characters."""
+    """Return whether `key` may be an idempotency key: 1 to 128 visible ASCII characters."""
     return _KEY_TEXT.fullmatch(key) is not None
 
 
 class _Given:
-    """The parameters of one request, read strictly: what is wrong is named with its value."""
+    """The parameters of one request. Its methods raise BadRequest, with the value, for one that is invalid."""
 
     def __init__(self, request: Request) -> None:
         self._query = request.query
@@ -388,7 +386,7 @@ class _Given:
         return name in self._last
 
     def text(self, name: str) -> str | None:
-        """The value of a wire parameter. Two different values leave none that could be meant."""
+        """Return the value of a parameter. Raises BadRequest for two different values."""
         text = self._last.get(name)
         if len(self._last) < len(self._query) and any(
             key == name and value != text for key, value in self._query
@@ -413,7 +411,7 @@ class _Given:
         raise BadRequest(f"parameter {name} needs {' or '.join(_METHODS_OF[name])}, this is a {method}")
 
     def refuse_without(self, word: str, names: tuple[str, ...]) -> None:
-        """Raise BadRequest for one of `names`, which mean something only with `word`."""
+        """Raise BadRequest for one of `names`, which are valid only together with `word`."""
         for name in names:
             if name in self._last:
                 raise BadRequest(f"parameter {name} needs {word}=true")
@@ -446,7 +444,7 @@ class _Given:
             raise BadRequest(f"parameter {name}: {error}") from error
 
     def priority(self) -> int:
-        """The priority from the query, else from its header: 0 or above."""
+        """Return the priority from the query, else from its header: 0 or above."""
         name, text = "_priority_", self.text("_priority_")
         if text is None:
             name, text = _PRIORITY_HEADER, self.headers.get(_PRIORITY, "").strip()
@@ -457,7 +455,7 @@ class _Given:
         return min(max(int(text), 0), MAX_INT32)
 
     def tags(self) -> dict[str, str]:
-        """Every parameter without a leading underscore; of duplicates the last."""
+        """Return every parameter without a leading underscore; the last of duplicates."""
         tags = {key: value for key, value in self._last.items() if not key.startswith("_")}
         size = 0
         for key, value in tags.items():
@@ -467,7 +465,7 @@ class _Given:
         return tags
 
     def codec(self) -> Codec:
-        """How the caller wants frames or attributes: protobuf where it is named, else JSON."""
+        """Return the encoding that the caller accepts: protobuf if it is named, else JSON."""
         accept = self.headers.get("accept", "").lower()
         if "protobuf" in accept:
             return Codec.PROTOBUF
@@ -476,7 +474,7 @@ class _Given:
         return Codec.JSON
 
     def key(self) -> str:
-        """The idempotency key, from the first of its headers that is there; empty for none."""
+        """Return the idempotency key from the first of its headers that is present; empty for none."""
         for name in _KEY:
             key = self.headers.get(name)
             if key is not None:
@@ -489,7 +487,7 @@ class _Given:
         return ""
 
     def media_type(self, name: str) -> str:
-        """A header that is stored with an item and given back: printable ASCII."""
+        """Return a header that is stored with an item. Raises BadRequest unless it is printable ASCII."""
         value = self.headers.get(name.lower(), "").strip()
         if not value:
             return ""
@@ -578,7 +576,7 @@ def _watch_request(watch: Watch) -> Request:
 
 
 def _parse_watch(given: _Given) -> Watch:
-    # JSON only where it is asked for: hand tools that send no Accept, or `*/*`, get what every SDK gets
+    # JSON only if it is named: tools that send no Accept, or `*/*`, get what every SDK gets
     codec = given.codec()
     if "json" not in given.headers.get("accept", "").lower():
         codec = Codec.PROTOBUF
@@ -612,7 +610,7 @@ def _parse_negative(indexes: tuple[int, ...], body: bytes) -> Negative:
         delay_s = min(parse_duration(form["_delay_"]), MAX_TIMEOUT_S) if "_delay_" in form else None
     except ValueError as error:
         raise BadRequest(f"parameter _delay_: {error}") from error
-    # a reason becomes a tag, and a traceback is a fair reason: its line breaks turn into blanks
+    # a reason becomes a tag; it may be a traceback, whose line breaks become blanks
     return Negative(indexes, code, reason.translate({0: " ", 10: " ", 13: " "}), delay_s)
 
 
@@ -623,7 +621,7 @@ def _unsigned(name: str, text: str) -> int:
 
 
 def _tag_bytes(text: str) -> int:
-    """The UTF-8 length of a tag's key or value, after looking for what a tag cannot hold."""
+    """Return the UTF-8 length of a tag's key or value. Raises BadRequest for characters that a tag cannot have."""
     if "\0" in text or "\r" in text or "\n" in text:
         raise BadRequest(f"a tag or path holds a line break or NUL: {_shown(text)}")
     try:
@@ -643,7 +641,7 @@ def _name(lower: Mapping[str, str], headers: tuple[str, ...], what: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """`text` for an error message: at most 80 characters, quoted, in plain ASCII."""
+    """Return `text` for an error message: at most 80 characters, quoted, in ASCII."""
     return ascii(text[:80])
 
 

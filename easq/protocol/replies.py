@@ -1,7 +1,7 @@
-"""Every answer of the queue service's wire: written by the service, read by the client, in one place.
+"""Every answer of the queue service's wire: written by the service, read by the client.
 
-A writer gives a `Reply`; its reader gives the value back. A reader raises NotAQueueService when the answer is
-not one that a queue service gives, and what `read_error` makes of it when the status is not 2xx.
+A writer returns a `Reply`; its reader returns the value. A reader raises NotAQueueService for an answer that no queue
+service gives, and the error of `read_error` unless the status is 2xx.
 
 Source: Alibaba's "Access a queue service" page, and the official Go, Java and Python SDKs.
 """
@@ -66,22 +66,20 @@ _ACTIVE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One HTTP answer; header names in any case."""
+    """One HTTP answer; header names are in any case."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
 
     def header(self, name: str) -> str:
-        """The value of the header `name`, in whatever case it came; empty when it is not there."""
+        """Return the value of the header `name` in any case; empty if it is missing."""
         wanted = name.lower()
         return next((value for key, value in self.headers.items() if key.lower() == wanted), "")
 
 
 def put_reply(ack: Ack) -> Reply:
-    """The answer to a stored put: the index as bare digits (the Go SDK reads a leading 0 as octal, a newline
-    not at all).
-    """
+    """Return the answer to a stored put: the index in bare digits. The Go SDK reads no newline behind them."""
     headers = {REQUEST_ID_HEADER: ack.request_id}
     if ack.duplicate:
         headers[DUPLICATE_HEADER] = "1"
@@ -89,20 +87,18 @@ def put_reply(ack: Ack) -> Reply:
 
 
 def read_put(reply: Reply) -> Ack:
-    """What a put was answered with; the request id is empty when the server gave none."""
+    """Read the answer to a put; the request id is empty if the server sent none."""
     index = _read_number(reply, "put", "an index", MAX_WIRE_INDEX)
     return Ack(index, reply.header(REQUEST_ID_HEADER), reply.header(DUPLICATE_HEADER) == "1")
 
 
 def ok_reply(headers: Mapping[str, str] | None = None) -> Reply:
-    """The answer to commit, negative, delete, truncate and end: 200 `OK`, which is what the Go SDK insists
-    on.
-    """
+    """Return the answer to commit, negative, delete, truncate and end: 200 `OK`, as the Go SDK requires."""
     return _reply(b"OK", _PLAIN, headers)
 
 
 def read_ok(reply: Reply) -> None:
-    """Raises unless `reply` says that it was done: any 2xx, with an empty or short text body."""
+    """Raise an error unless `reply` is a success: any 2xx, with an empty or short text body."""
     _expect(reply, "this operation")
 
 
@@ -114,7 +110,7 @@ def read_counted(reply: Reply) -> int | None:
 
 
 def frames_reply(frames: Sequence[Frame], codec: Codec) -> Reply:
-    """The answer to a get that is not raw: the list, or 204 without a body when nothing matched."""
+    """Return the answer to a get that is not raw: the list, or 204 without a body if nothing matched."""
     if not frames:
         return Reply(204)
     from easq.protocol.frames import encode_frames  # protobuf, which a put does without
@@ -123,11 +119,10 @@ def frames_reply(frames: Sequence[Frame], codec: Codec) -> Reply:
 
 
 def raw_reply(frame: Frame) -> Reply:
-    """The answer to a raw get: the payload under its own type, and the request id.
+    """Return the answer to a raw get: the payload with its own type, and the request id.
 
-    A form type is what `curl -d` says of everything, so it is sniffed over, as is a missing or malformed one.
-    Types that a browser would run become plain bytes: on localhost a stored page must not act in the
-    service's name.
+    A missing or malformed type is guessed, and the form type, which `curl -d` sends with any data. Types that a browser
+    would execute become plain bytes: a stored page must not act in the service's name.
     """
     stored = frame.tags.get(HEADER_PREFIX + "Content-Type", "")
     media_type = stored.partition(";")[0].strip().lower()
@@ -141,8 +136,9 @@ def raw_reply(frame: Frame) -> Reply:
 
 
 def read_frames(reply: Reply, codec: Codec, *, most: int = MAX_FRAMES) -> list[Frame]:
-    """Return the frames of a get that asked for `codec` and at most `most` frames; none for 204 and an empty body. A
-    Content-Type that names the other codec is believed.
+    """Return the frames of a get that asked for `codec` and at most `most` frames; none for 204 and an empty body.
+
+    A Content-Type that names the other codec is used instead.
     """
     _expect(reply, "get")
     if reply.status == 204 or not reply.body:
@@ -170,7 +166,7 @@ def read_features(reply: Reply) -> frozenset[str]:
 
 
 def read_attributes(reply: Reply, codec: Codec) -> dict[str, str]:
-    """The attributes of a queue. Every generation of the service gives some under `stream.` or `meta.`."""
+    """Read the attributes of a queue. Every version of the service has some under `stream.` or `meta.`."""
     _expect(reply, "attributes")
     from easq.protocol.frames import decode_attributes  # protobuf, which a put does without
 
@@ -184,13 +180,13 @@ def read_attributes(reply: Reply, codec: Codec) -> dict[str, str]:
 
 
 def search_reply(result: SearchResult) -> Reply:
-    """Where an item stands."""
+    """Return the answer to a search."""
     found = {"ConsumerId": result.consumer_id, "IsPending": result.is_pending, "WaitCount": result.wait_count}
     return _reply(json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode(), Codec.JSON.value)
 
 
 def read_search(reply: Reply) -> SearchResult:
-    """Where an item stands; older services leave out the consumer."""
+    """Read the answer to a search; older services omit the consumer."""
     _expect(reply, "search")
     found = _read_object(reply, "search")
     consumer, pending, waiting = found.get("ConsumerId", ""), found.get("IsPending"), found.get("WaitCount")
@@ -200,17 +196,17 @@ def read_search(reply: Reply) -> SearchResult:
 
 
 def count_reply(count: int) -> Reply:
-    """How many items were counted, as bare digits."""
+    """Return the answer to a count, in bare digits."""
     return _reply(str(count).encode("ascii"), _PLAIN)
 
 
 def read_count(reply: Reply) -> int:
-    """How many items were counted."""
+    """Read the answer to a count."""
     return _read_number(reply, "count", "a number", MAX_WIRE_INDEX)
 
 
 def error_reply(error: EasqError) -> Reply:
-    """One short sentence of plain text under the status of the error."""
+    """Return the answer for an error: its message as plain text, with its status."""
     text = _one_line(error.message[: 2 * _MAX_ERROR_TEXT])[:_MAX_ERROR_TEXT]
     headers = {STORED_HEADER: "no"} if isinstance(error, Unavailable) else {}
     if isinstance(error, UpgradeRequired):
@@ -224,10 +220,10 @@ def error_reply(error: EasqError) -> Reply:
 
 
 def read_error(reply: Reply) -> EasqError:
-    """The error that an answer outside 2xx stands for: its class by the status, its message from the body.
+    """Return the error of an answer that is not 2xx: its class by the status, its message from the body.
 
-    A body of one word stands behind the status in the message.
-    Of the JSON of Huawei's gateway and management it is the error_msg and error_code.
+    A body of one word follows the status in the message. Of the JSON of Huawei's gateway and management API it is
+    error_msg and error_code.
     """
     if 300 <= reply.status < 400:
         return _redirect(reply)
@@ -236,7 +232,7 @@ def read_error(reply: Reply) -> EasqError:
     else:
         said = error_text(reply.body) or reply.body[: 4 * _MAX_ERROR_TEXT].decode(errors="replace")
         text = _one_line(said[: 4 * _MAX_ERROR_TEXT])[:_MAX_ERROR_TEXT]
-        if text and " " not in text:  # no sentence, as an easq serve or EAS answers
+        if text and " " not in text:  # not a sentence, which easq and EAS answer with
             text = f"the server answered {reply.status}: {text}"[:_MAX_ERROR_TEXT]
     kind = error_class(reply.status)
     hint = ""
@@ -274,7 +270,7 @@ def retry_after_s(reply: Reply) -> float | None:
 
 
 def format_tags(tags: Tags) -> str:
-    """`tags[k=v k2=v2]`, keys in byte order, as the Go SDK and eascmd print them."""
+    """Return `tags[k=v k2=v2]`, keys in byte order, as the Go SDK and eascmd."""
     pairs = sorted(tags.items(), key=lambda pair: pair[0].encode(errors="surrogatepass"))
     return f"tags[{' '.join(f'{key}={value}' for key, value in pairs)}]"
 
@@ -294,7 +290,7 @@ class ConsumerLine:
     tags: Tags = field(default_factory=dict)
 
     def text(self) -> str:
-        """The line as the service writes it; tags only when the watch had some."""
+        """Return the line in the service's format; with tags if the watch had some."""
         line = (
             f"Id: {self.id}, Index: {self.index}, Pending: {self.pending}, Status: {self.status}, "
             f"Idle: {format_duration_ms(self.idle_s)}, Window: {self.window}, Slots: {self.slots}, "
@@ -304,7 +300,7 @@ class ConsumerLine:
 
     @classmethod
     def parse(cls, text: str) -> ConsumerLine:
-        """The consumer that a line tells of. Raises ValueError for another line.
+        """Return the consumer of a line. Raises ValueError for any other text.
 
         A tag value holding a blank and then `word=` cannot be told from two tags: the wire does not quote.
         """
@@ -333,7 +329,7 @@ class GroupLine:
     consumers: int = 0
 
     def text(self) -> str:
-        """The line as the service writes it."""
+        """Return the line in the service's format."""
         return (
             f"Id: {self.id}, Index: {self.index}, Pending: {self.pending}, "
             f"Delivered: {self.delivered}, Consumers: {self.consumers}"
@@ -341,7 +337,7 @@ class GroupLine:
 
     @classmethod
     def parse(cls, text: str) -> GroupLine:
-        """The group that a line tells of. Raises ValueError for another line."""
+        """Return the group of a line. Raises ValueError for any other text."""
         found = _columns(text)
         numbers = (int(found[name]) for name in ("Index", "Pending", "Delivered", "Consumers"))
         return cls(found["Id"], *numbers)
@@ -392,7 +388,7 @@ class HeldLine:
 
 
 class _Columns(dict[str, str]):
-    """The columns of a line; asking for one that is not there is a ValueError."""
+    """The columns of a line. Reading one that is missing raises ValueError."""
 
     def __missing__(self, name: str) -> str:
         raise ValueError(f"no {name} in the line")
@@ -425,7 +421,7 @@ def _reply(
 
 
 def _expect(reply: Reply, what: str) -> None:
-    """Raises the server's error, and NotAQueueService for a page, as portals answer 200 to everything."""
+    """Raise the server's error, and NotAQueueService for a page: portals answer everything with 200."""
     if not 200 <= reply.status < 300:
         raise read_error(reply)
     if _is_html(reply):
@@ -467,7 +463,7 @@ def _read_object(reply: Reply, operation: str) -> dict[str, Any]:
 
 
 def _redirect(reply: Reply) -> EasqError:
-    # where to, without what may be a secret there
+    # the address without parts that may be secret
     location = re.sub(
         r"^([a-zA-Z][a-zA-Z0-9+.-]*:)?//[^/?#]*@", r"\1//", _one_line(reply.header("Location")[:2000])
     )
@@ -481,7 +477,7 @@ def _redirect(reply: Reply) -> EasqError:
 
 
 def _one_line(text: str) -> str:
-    """`text` without what is not printable: line breaks, controls, and marks that turn text around."""
+    """Return `text` without characters that are not printable: line breaks, controls, bidirectional marks."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 

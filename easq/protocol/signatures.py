@@ -1,7 +1,7 @@
 """The HMAC signature of a predict request: `Authorization: EAS <base64(HMAC-SHA1(token, text))>`.
 
-Source: the official Python, Go and Java SDKs. The key is the token's text as it stands, not what it decodes
-to; the MD5 is lower-case hex. SHA-1 and MD5 are the wire's choice: they say who sends, TLS protects.
+Source: the official Python, Go and Java SDKs. The key is the token's text, which is not decoded; the MD5 is lower-case
+hex. SHA-1 and MD5 are given by the wire: they identify the sender, TLS protects.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from urllib.parse import unquote
 
 
 def sign(token: str, body: bytes, content_type: str, date: str, path: str) -> dict[str, str]:
-    """The headers that sign a POST of `body` to `path` (`/api/predict/SERVICE...`), sent at the HTTP date
-    `date`.
-    """
+    """Return the headers that sign a POST of `body` to `path` (`/api/predict/SERVICE...`) at the HTTP date `date`."""
     md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
     return {
         "Authorization": authorization(token, md5, content_type, date, path),
@@ -27,18 +25,21 @@ def sign(token: str, body: bytes, content_type: str, date: str, path: str) -> di
 
 
 def authorization(token: str, content_md5: str, content_type: str, date: str, path: str) -> str:
-    """The Authorization value for header values taken as they were sent: a server compares it whole."""
+    """Return the Authorization value for header values as they were sent."""
     text = "\n".join(("POST", content_md5, content_type, date, path))
     digest = hmac.new(token.encode(), text.encode(), hashlib.sha1).digest()
     return "EAS " + base64.b64encode(digest).decode("ascii")
 
 
 def is_signed(token: str, headers: Mapping[str, str], target: str) -> bool:
-    """Whether a POST to `target` (path and query as they were sent) with `headers`, a mapping in which the case of
-    a name is all one, was signed by who knows `token`.
+    """Return whether a POST was signed with `token`.
 
-    Header values are taken as they came: the Java SDK drops leading zeros of the MD5, and two SDKs call their local
-    time GMT. That SDK signs the query, the others do not; and a path may be signed before or after its encoding.
+    Header values are used as they were sent: the Java SDK drops leading zeros of the MD5, and two SDKs call their local
+    time GMT. The Java SDK signs the query, the others do not; a path may be signed before or after its encoding.
+
+    Args:
+        target: path and query, as they were sent.
+        headers: a mapping that ignores the case of names.
     """
     given = headers.get("Authorization", "").strip().encode("utf-8", "replace")
     md5, media_type, date = (headers.get(name, "") for name in ("Content-MD5", "Content-Type", "Date"))
