@@ -5,37 +5,38 @@ What was put is deleted again, by index, so that nothing else in the queue is to
 
 from __future__ import annotations
 
-import queue
+import asyncio
+import contextlib
 import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from secrets import token_hex
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from easq.bench.load import Load, LoadRun, OnProgress
+from easq.client.async_watch import commit_batches
+from easq.client.consumer import Deliveries
 from easq.client.queue import MAX_INDEXES_PER_REQUEST, QueueClient, put_operation
-from easq.client.watch import Watcher
-from easq.errors import DeadlineExceeded, EasqError
-from easq.model import Ack, Consumer
+from easq.errors import DeadlineExceeded
+from easq.model import Ack, Consumer, Frame
+from easq.net.aio import AsyncTransport
 from easq.net.pipeline import Asking, Outcome, Pipeline, Task, asking
 from easq.net.settings import NetworkSettings
-from easq.protocol.operations import Delete, Operation, Watch
-from easq.protocol.replies import Reply, read_ok, read_put
+from easq.protocol.operations import Commit, Delete, Operation, Watch
+from easq.protocol.replies import Reply, read_counted, read_ok, read_put
 
 R = TypeVar("R")
 
 #: the tag that tells items of one run from all others
 TAG = "easqBench"
-#: items out at each consumer, and in one commit
-_WINDOW, _BATCH = 1000, 256
-#: how long a thread that waits for items looks before it looks whether it is still wanted, in seconds
+#: uncommitted items of each consumer
+_WINDOW = 1000
+#: seconds between two checks whether all items were committed
 _LOOK_S = 0.05
 #: requests in flight while cleaning up
 _CLEANERS = 8
-
-#: indexes, each with when it was pushed
-_Pushed: TypeAlias = "queue.SimpleQueue[tuple[int, float]]"
 
 
 class Bench(LoadRun):
@@ -118,40 +119,28 @@ class Bench(LoadRun):
 
 
 class _Consumers:
-    """Watches in a group of their own, pushed one run's items alone; each item is committed in a batch."""
+    """Consumers in a group of their own, on an event loop in a thread; each commits the items of one run in batches."""
 
     def __init__(self, client: QueueClient, run: str, count: int) -> None:
         #: index -> when it was pushed, and when its commit was answered
         self.times: dict[int, tuple[float, float]] = {}
         self.began = 0.0
         self._client, self._run, self._count = client, run, count
-        self._over = threading.Event()
-        self._failure: EasqError | None = None
-        self._watchers: list[Watcher] = []
-        self._threads: list[threading.Thread] = []
+        self._failure: Exception | None = None
+        self._started: Future[asyncio.Task[None]] = Future()
+        self._thread = threading.Thread(target=self._work, name="easq-bench", daemon=True)
 
     def __enter__(self) -> _Consumers:
         self.began = time.monotonic()
-        operation = Watch(window=_WINDOW, tags={TAG: self._run})
-        try:
-            for number in range(self._count):
-                me = Consumer(f"easq-bench-{self._run}", f"c{number}")
-                client = self._client.called_by(me)
-                self._watchers.append(client.watcher(operation).__enter__())
-                pushed: _Pushed = queue.SimpleQueue()
-                self._start(self._take, self._watchers[-1], pushed)
-                self._start(self._commit, client, pushed)
-        except BaseException:
-            self.__exit__()
-            raise
+        self._thread.start()
+        self._started.result()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-        for watcher in self._watchers:
-            watcher.close()
+        task = self._started.result()
+        with contextlib.suppress(RuntimeError):  # it has ended
+            task.get_loop().call_soon_threadsafe(task.cancel)
+        self._thread.join()
 
     def wait_for(
         self,
@@ -160,7 +149,7 @@ class _Consumers:
         patience_s: float,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """So many items are committed, or none was for `patience_s`, or the run is `stopped`."""
+        """Wait until so many items are committed, or none was for `patience_s` seconds, or the run is `stopped`."""
         seen, since = -1, time.monotonic()
         while len(self.times) < count and not stopped.wait(_LOOK_S):
             if self._failure is not None:
@@ -171,34 +160,58 @@ class _Consumers:
                 return
             progress(seen)
 
-    def _start(self, body: Callable[..., None], *what: object) -> None:
-        def run() -> None:
-            try:
-                body(*what)
-            except EasqError as error:
-                self._failure = self._failure or error
+    def _work(self) -> None:
+        try:
+            asyncio.run(self._consume_all())
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:
+            if not self._started.done():
+                self._started.set_exception(error)
+            self._failure = error
 
-        thread = threading.Thread(target=run, name="easq-bench", daemon=True)
-        thread.start()
-        self._threads.append(thread)
+    async def _consume_all(self) -> None:
+        async with AsyncTransport(self._client.settings) as transport, contextlib.AsyncExitStack() as at_end:
+            consumers = []
+            for number in range(self._count):
+                client = self._client.called_by(Consumer(f"easq-bench-{self._run}", f"c{number}"))
+                consumer = _Consumer(client, self._run, self.times)
+                at_end.push_async_callback(consumer.watcher.close)
+                await consumer.watcher.connect()
+                consumers.append(consumer)
+            task = asyncio.current_task()
+            assert task is not None
+            self._started.set_result(task)
+            await asyncio.gather(
+                *(consumer.watcher.run() for consumer in consumers),
+                *(consumer.commit_all(transport) for consumer in consumers),
+            )
 
-    def _take(self, watcher: Watcher, pushed: _Pushed) -> None:
-        while not self._over.is_set():
-            frame = watcher.next(_LOOK_S)
-            if frame is not None:
-                pushed.put((frame.index, time.monotonic()))
 
-    def _commit(self, client: QueueClient, pushed: _Pushed) -> None:
-        while not self._over.is_set():
-            held: dict[int, float] = {}
-            try:
-                while len(held) < _BATCH:
-                    index, at = pushed.get(block=not held, timeout=_LOOK_S)
-                    held.setdefault(index, at)
-            except queue.Empty:
-                pass
-            if held:
-                client.commit(held)
-                now = time.monotonic()
-                for index, at in held.items():
-                    self.times.setdefault(index, (at, now))
+class _Consumer:
+    """One consumer, which commits each item as soon as it is pushed."""
+
+    def __init__(self, client: QueueClient, run: str, times: dict[int, tuple[float, float]]) -> None:
+        self._client, self._times = client, times
+        self._items = Deliveries[tuple[int, float]](window=_WINDOW)
+        self._has_done = asyncio.Event()
+        self.watcher = client.async_watcher(Watch(window=_WINDOW, tags={TAG: run}), on_frame=self._received)
+
+    def _received(self, frame: Frame) -> None:
+        if self._items.push(frame, self.watcher.epoch):
+            self._items.begin(0.0)
+            self._items.call_ended()
+            self._items.done(frame.index, (frame.index, time.monotonic()))
+        self._has_done.set()
+
+    async def commit_all(self, transport: AsyncTransport) -> None:
+        """Commit until cancelled, and note when each item was pushed and committed."""
+        sender = transport.sender()
+
+        async def commit(batch: list[int]) -> None:
+            await sender.run(self._client.asking(Commit(tuple(batch)), read_counted))
+            now = time.monotonic()
+            for index, at in self._items.committed(batch):
+                self._times[index] = (at, now)
+
+        await commit_batches(self._items, self._has_done, commit)

@@ -46,6 +46,7 @@ from easq.protocol.operations import Caller, Codec, Operation
 from easq.protocol.replies import Reply
 
 if TYPE_CHECKING:
+    from easq.client.async_watch import AsyncWatcher
     from easq.client.watch import Watcher
     from easq.net.http import HttpxTransport, Transport
     from easq.net.settings import NetworkSettings
@@ -499,6 +500,28 @@ class QueueClient:
         )
         self._watchers.add(watcher)
         return watcher
+
+    def async_watcher(
+        self,
+        operation: operations.Watch,
+        *,
+        on_frame: Callable[[Frame], None],
+        on_notice: Callable[[str], None] | None = None,
+        reconnect_for_s: float = 60.0,
+    ) -> AsyncWatcher:
+        """Return a watcher of this stream for an event loop, to be connected."""
+        from easq.client.async_watch import AsyncWatcher
+
+        check_tags(operation.tags)
+        return AsyncWatcher(
+            self.url,
+            self.caller,
+            operation,
+            self.settings,
+            on_frame=on_frame,
+            on_notice=on_notice,
+            reconnect_for_s=reconnect_for_s,
+        )
 
     @property
     def _poll_s(self) -> float:

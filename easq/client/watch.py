@@ -18,42 +18,23 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Protocol
 
+from easq.client.watch_rules import CLOSE_S, PING_EVERY_S, SILENT_AFTER_S, Reconnecting, WatchFrames
 from easq.errors import (
-    AnotherWatcher,
     EasqError,
-    NotAQueueService,
-    QueueFull,
-    ServerError,
     StreamEnded,
-    Unreachable,
 )
 from easq.model import Frame
-from easq.net.failures import Unconnected, last_known
+from easq.net.failures import Closed
 from easq.net.headers import request_headers
 from easq.net.http import Transport
-from easq.net.retry import LEAST_S, pause_after
 from easq.net.settings import NetworkSettings
-from easq.net.url import shown
-from easq.net.websocket import TICK_S, Closed, WebSocket
-from easq.protocol.frames import MAX_FRAME_BYTES, Undelimiter, decode_frame
-from easq.protocol.operations import Caller, Codec, Watch, to_request
-
-#: a ping goes out so often; half of what the quickest service waits for is heard of
-PING_EVERY_S = 2.0
-#: a connection that no byte came on for so long is lost; an answered ping is a byte
-SILENT_AFTER_S = 10.0
-#: two connects are at least so far apart, whatever the service does
-CONNECT_SPACING_S = 0.1
-#: a connection that lived so long, or brought a frame, was a good one: back-off begins anew
-GOOD_AFTER_S = 5.0
-#: close reason that says that the stream ended
-END_REASON = "eos"
+from easq.net.websocket import TICK_S, WebSocket
+from easq.protocol.frames import MAX_FRAME_BYTES
+from easq.protocol.operations import Caller, Watch, to_request
 
 #: frames and bytes that are read ahead of whoever takes them
 _MAX_HELD = 100
 _MAX_HELD_BYTES = 32 * 1024 * 1024
-#: seconds to wait for the answer to a close frame
-_CLOSE_S = 1.0
 #: the least of these seconds, also when the time of the watch is over
 _LEAST_CLOSE_S = 0.1
 #: seconds beyond that to wait for the thread of the watch to end
@@ -92,23 +73,24 @@ class Watcher:
             until: when connecting, and closing, end at the latest, on the monotonic clock.
         """
         self.epoch = 0
-        #: why there is no connection at the moment; None while there is one
-        self.lost: EasqError | None = None
-        self._url = url
+        self._had_frames = False  # on the present connection
         self._until = math.inf if until is None else until
         # names this watcher after a lost connection, so that the service leaves it the items that it was pushed
         operation = self._operation = replace(operation, process=os.urandom(16).hex())
-        self._notice = on_notice or (lambda _: None)
-        self._reconnect_for_s = reconnect_for_s
-        self._settings = settings
+        self._rules = Reconnecting(
+            url,
+            settings,
+            reconnect_for_s=reconnect_for_s,
+            until=self._until,
+            notice=on_notice or (lambda _: None),
+        )
         if operation.upgrade:
-            self._open: Callable[[NetworkSettings], _Link] = lambda settings: _WebSocketLink(
+            self._open: Callable[[NetworkSettings], _Link] = lambda settings: WebSocketLink(
                 url, caller, operation, settings, ping_every_s, silent_after_s
             )
         else:
             self._open = lambda settings: _StreamLink(url, caller, operation, settings)
         self._link: _Link | None = None
-        self._connected_at = float("-inf")
         self._held: deque[Frame] = deque()
         self._held_bytes = 0
         self._changed = threading.Condition()
@@ -118,37 +100,20 @@ class Watcher:
         self._aborted = False
         self._thread = threading.Thread(target=self._run, name="easq-watch", daemon=True)
 
+    @property
+    def lost(self) -> EasqError | None:
+        """Why there is no connection at the moment; None while there is one."""
+        return self._rules.error
+
     def __enter__(self) -> Watcher:
-        began = time.monotonic()
-        failures = 0
-        before: EasqError | None = None
         while self._link is None:
             try:
                 self._link = self._connect()
-            except AnotherWatcher as error:
-                error.hint = error.hint or "watch under another name: --user NAME"
-                raise
-            except NotAQueueService:
-                raise
-            except (Unreachable, ServerError, QueueFull) as error:
-                failures += 1
-                pause_s = pause_after(error, failures)
-                if time.monotonic() + pause_s >= min(began + self._patience_s(error), self._until):
-                    raise last_known(error, before) from error
-                before = error
-                if failures == 1 and not isinstance(error, Unreachable):
-                    self._notice(f"{error.message}; trying again")
-                time.sleep(pause_s)
+            except EasqError as error:
+                time.sleep(self._rules.start_failed(error, time.monotonic()))
+        self._rules.started()
         self._thread.start()
         return self
-
-    def _patience_s(self, error: EasqError) -> float:
-        """Return for how many seconds a start that failed with `error` is tried again, as other requests are."""
-        if isinstance(error, Unconnected) and error.lasting:
-            return 0.0
-        if isinstance(error, Unreachable):
-            return min(self._settings.connect_timeout_s, self._settings.request_timeout_s)
-        return self._settings.request_timeout_s
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -205,40 +170,35 @@ class Watcher:
             self._changed.notify_all()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             # while it still connects it holds no items, and may be left: a daemon thread, it ends once connecting does
-            self._thread.join(_FAREWELL_S if link is None else _CLOSE_S + _FAREWELL_S)
+            self._thread.join(_FAREWELL_S if link is None else CLOSE_S + _FAREWELL_S)
 
     def _run(self) -> None:
-        failures = 0
-        since: float | None = None
         try:
             while not self._stop.is_set():
                 link = self._link
                 if link is None:
                     break
-                began, good = self._connected_at, _Flag()
+                self._had_frames = False
                 try:
-                    self._pump(link, good)
+                    self._pump(link)
                 except StreamEnded:
                     raise
                 except EasqError as lost:
                     if self._stop.is_set():
                         break
                     link.abort()
-                    if good.set or time.monotonic() - began >= GOOD_AFTER_S:
-                        failures, since = 0, None
-                    since = time.monotonic() if since is None else since
-                    failures = self._again(lost, failures, since)
+                    self._connect_again(lost)
         except Exception as over:
             # an error of ours is the outcome; a bug surfaces where the frames are taken
             self._outcome = over
         finally:
             self._let_go()
 
-    def _pump(self, link: _Link, good: _Flag) -> None:
-        """Hands over what comes, until the watcher is to stop or the connection is lost, which is raised."""
+    def _pump(self, link: _Link) -> None:
+        """Read frames ahead until the watcher is to stop. Raises the error with which the connection is lost."""
         while not self._stop.is_set():
             for frame in link.read():
-                good.set = True
+                self._had_frames = True
                 while not self._offer(frame):
                     if self._stop.is_set():
                         return
@@ -257,45 +217,27 @@ class Watcher:
     def _has_room(self) -> bool:
         return len(self._held) < _MAX_HELD and (not self._held or self._held_bytes < _MAX_HELD_BYTES)
 
-    def _again(self, lost: EasqError, failures: int, since: float) -> int:
-        """Connects anew after `lost`; the number of failures in a row by then. Raises when it cannot be."""
+    def _connect_again(self, lost: EasqError) -> None:
+        """Connect after `lost`, until the watcher is to stop. Raises the error for which that is not tried again."""
         self._link = None
         if not self._operation.auto_commit:
             with self._changed:
                 self._held.clear()
                 self._held_bytes = 0
-        self._notice(f"{lost.message}; connecting again")
-        self.lost = error = lost
-        while True:
-            if time.monotonic() - since >= self._reconnect_for_s:
-                text = f"{error.message}; no lasting connection for {self._reconnect_for_s:g} s"
-                raise Unreachable(text, hint=error.hint) from error
-            failures += 1
-            left_s = max(since + self._reconnect_for_s - time.monotonic(), 0.0)
-            if self._stop.wait(min(pause_after(error, failures), left_s)):
-                return failures
+        self._rules.lost(lost, time.monotonic(), had_frames=self._had_frames)
+        while not self._stop.wait(self._rules.pause_s(time.monotonic())):
             try:
-                link = self._connect()
-            except (Unreachable, ServerError, QueueFull, AnotherWatcher) as failure:
-                self.lost = error = last_known(failure, error)
-                continue
-            self._link = link
-            self.lost = None
-            self._notice(f"connected to {shown(self._url)} again")
-            return failures
+                self._link = self._connect()
+            except EasqError as error:
+                self._rules.failed(error)
+            else:
+                self._rules.connected()
+                return
 
     def _connect(self) -> _Link:
-        """A new connection, not too soon after the one before."""
-        self._stop.wait(self._connected_at + CONNECT_SPACING_S - time.monotonic())
-        self._connected_at = time.monotonic()
-        left_s = max(self._until - self._connected_at, LEAST_S)
-        link = self._open(
-            replace(
-                self._settings,
-                connect_timeout_s=min(self._settings.connect_timeout_s, left_s),
-                request_timeout_s=min(self._settings.request_timeout_s, left_s),
-            )
-        )
+        """Return a new connection, not too soon after the one before."""
+        self._stop.wait(self._rules.spacing_s(time.monotonic()))
+        link = self._open(self._rules.begin(time.monotonic()))
         self.epoch += 1
         return link
 
@@ -305,16 +247,10 @@ class Watcher:
             if self._aborted:
                 link.abort()
             else:
-                link.close(min(_CLOSE_S, max(self._until - time.monotonic(), _LEAST_CLOSE_S)))
+                link.close(min(CLOSE_S, max(self._until - time.monotonic(), _LEAST_CLOSE_S)))
         with self._changed:
             self._over = True
             self._changed.notify_all()
-
-
-class _Flag:
-    """Something that happened, told across a raise."""
-
-    set = False
 
 
 class _Link(Protocol):
@@ -338,7 +274,7 @@ class _Link(Protocol):
         """Drops the connection."""
 
 
-class _WebSocketLink:
+class WebSocketLink:
     """A watch over WebSocket."""
 
     def __init__(
@@ -350,8 +286,7 @@ class _WebSocketLink:
         ping_every_s: float,
         silent_after_s: float,
     ) -> None:
-        self._address = shown(url)
-        self._codec = operation.codec
+        self._frames = WatchFrames(url, operation.codec)
         request = to_request(operation)
         self._socket = WebSocket(
             url,
@@ -371,13 +306,8 @@ class _WebSocketLink:
         try:
             message = self._socket.read()
         except Closed as closed:
-            if closed.reason == END_REASON:
-                raise StreamEnded("the stream has ended") from closed
-            raise
-        if message is None or not message.data:
-            return []
-        codec = Codec.JSON if message.text else self._codec
-        return [_decoded(message.data, codec, self._address)]
+            raise self._frames.ended(closed) from closed.__cause__
+        return [] if message is None else self._frames.of_message(message.data, is_text=message.text)
 
     def wake(self, *, abort: bool) -> None:
         if abort:
@@ -388,31 +318,16 @@ class _StreamLink:
     """A watch over the endless HTTP answer. It has no pings; TCP finds out that the other side is gone."""
 
     def __init__(self, url: str, caller: Caller, operation: Watch, settings: NetworkSettings) -> None:
-        self._address = shown(url)
-        self._codec = operation.codec
         self._transport = Transport(settings)
         try:
             self._stream = self._transport.open(url, to_request(operation), caller)
         except BaseException:
             self._transport.close()
             raise
-        self._cutter = Undelimiter()
-        self._ended = False
+        self._frames = WatchFrames(url, operation.codec)
 
     def read(self) -> list[Frame]:
-        if self._ended:
-            raise Unreachable(f"{self._address} ended the connection")
-        chunk = self._stream.read()
-        if not chunk:
-            raise Unreachable(f"{self._address} ended the connection")
-        try:
-            pieces = self._cutter.feed(chunk)
-        except ValueError as error:
-            raise NotAQueueService(f"{self._address} sends no frames: {error}") from error
-        if b"" in pieces:
-            self._ended = True
-            pieces = pieces[: pieces.index(b"")]
-        return [_decoded(piece, self._codec, self._address) for piece in pieces]
+        return self._frames.of_chunk(b"" if self._frames.is_complete else self._stream.read())
 
     def tick(self) -> None:
         pass
@@ -426,10 +341,3 @@ class _StreamLink:
 
     def abort(self) -> None:
         self.close()
-
-
-def _decoded(data: bytes, codec: Codec, address: str) -> Frame:
-    try:
-        return decode_frame(data, codec)
-    except ValueError as error:
-        raise NotAQueueService(f"{address} sent what is no frame: {error}") from error

@@ -41,9 +41,9 @@ _CONNECT_PART = 0.98
 #: a deadline that is noticed so late, in seconds, is extended by as much: the process was stopped (Ctrl-Z)
 _STOOD_STILL_S = 1.0
 #: headers that aiohttp would add
-_AUTO_HEADERS = ("Content-Type", "User-Agent", "Accept", "Accept-Encoding")
+AUTO_HEADERS = ("Content-Type", "User-Agent", "Accept", "Accept-Encoding")
 #: exceptions of a failed request
-_FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
+FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 #: parameters of mallopt, from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: targets that are cached, at most
@@ -85,7 +85,7 @@ class AsyncTransport:
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
-            skip_auto_headers=_AUTO_HEADERS,
+            skip_auto_headers=AUTO_HEADERS,
             read_bufsize=256 * 1024,
             max_field_size=MAX_HEADER_BYTES,
             trace_configs=[_connecting()] if self._timed else None,
@@ -170,7 +170,7 @@ class Sender:
             tracer.body(">", request.body)
         try:
             reply = await self._exchange(request.method, place, headers, request.body, attempt.until, times)
-        except _FAILURES as error:
+        except FAILURES as error:
             failure = translate(error, attempt.url, limit_s, place.way)
             failure = hidden(failure, secrets_of(headers, place.way))
             if tracer is not None:
@@ -230,7 +230,7 @@ class Sender:
                 trace_request_ctx=times,
             ) as response:
                 limit = self._session.settings.max_answer_bytes
-                return Reply(response.status, response.headers, await _read_body(response, self.url, limit))
+                return Reply(response.status, response.headers, await read_body(response, self.url, limit))
         finally:
             self._deadline.end()
 
@@ -352,8 +352,8 @@ class RawClient:
         """
         try:
             async with await self.request(method, url, headers, body, repeat=True) as response:
-                return Reply(response.status, response.headers, await _read_body(response, url, max_answer))
-        except _FAILURES as error:
+                return Reply(response.status, response.headers, await read_body(response, url, max_answer))
+        except FAILURES as error:
             raise translate(error, url) from error
 
 
@@ -367,7 +367,7 @@ async def _note_reuse(_session: object, context: SimpleNamespace, _params: objec
         context.trace_request_ctx.reused = True
 
 
-async def _read_body(response: aiohttp.ClientResponse, url: str, limit: int) -> bytes:
+async def read_body(response: aiohttp.ClientResponse, url: str, limit: int) -> bytes:
     """Return the body. Raises AnswerTooLarge above `limit` bytes."""
     parts, size = [], response.content_length or 0
     if size <= limit:

@@ -136,7 +136,7 @@ class Connector:
                 _left_s(until),
                 lambda address, part_s: socket.create_connection((address, _port(first)), part_s),
             )
-            _set_options(connected)
+            set_options(connected)
             if proxy:
                 if first.scheme == "https":
                     connected = _secured(connected, self.tls, first.hostname or "", until)
@@ -249,7 +249,8 @@ def _secured(
     return context.wrap_socket(connected, server_hostname=host)
 
 
-def _set_options(connected: socket.socket) -> None:
+def set_options(connected: socket.socket) -> None:
+    """Have a socket send without delay, and TCP find out that the other side is gone."""
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEP_ALIVE:

@@ -9,8 +9,16 @@ import ssl
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from easq.errors import EasqError, ServerError, Unavailable, Unreachable
+from easq.errors import (
+    EasqError,
+    NotAQueueService,
+    ServerError,
+    Unavailable,
+    Unreachable,
+    UpgradeRequired,
+)
 from easq.net.url import shown
+from easq.protocol.replies import Reply, read_error
 
 _PROXY_HINT = "see HTTP_PROXY and NO_PROXY"
 
@@ -50,6 +58,33 @@ def last_known(error: EasqError, before: EasqError | None) -> EasqError:
     """
     if isinstance(error, Unconnected) and isinstance(before, Unconnected):
         return before if error.timed_out and not before.timed_out else error
+    return error
+
+
+class Closed(Unreachable):
+    """The other side ended a WebSocket connection with a close frame."""
+
+    def __init__(self, address: str, code: int, reason: str) -> None:
+        said = f"{code} {reason!a}" if reason else str(code)
+        super().__init__(f"{address} closed the connection ({said})")
+        self.code, self.reason = code, reason
+
+
+def not_upgraded(reply: Reply, address: str, otherwise: str) -> EasqError:
+    """Return the error for a reply to the handshake of a WebSocket other than 101.
+
+    Args:
+        otherwise: added to the hint if a proxy seems not to pass WebSocket on.
+    """
+    hint = f"configure the proxy to pass on Upgrade and Connection{otherwise}"
+    if 200 <= reply.status < 300:
+        return NotAQueueService(
+            f"{address} answered {reply.status} where a WebSocket begins with 101",
+            hint=f"check the url, or {hint}",
+        )
+    error = read_error(reply)
+    if isinstance(error, UpgradeRequired):
+        error.hint = hint
     return error
 
 

@@ -11,9 +11,9 @@ from urllib.parse import urlencode
 
 import websocket
 
-from easq.errors import EasqError, NotAQueueService, Unreachable, UpgradeRequired
+from easq.errors import EasqError, NotAQueueService, Unreachable
 from easq.net.connection import open_connection
-from easq.net.failures import Unanswered
+from easq.net.failures import Closed, Unanswered, not_upgraded
 from easq.net.settings import NetworkSettings
 from easq.net.trace import Tracer, hidden, hide_in, secrets_of
 from easq.net.url import proxy_for, shown
@@ -33,16 +33,6 @@ class Message:
 
     data: bytes
     text: bool
-
-
-class Closed(Unreachable):
-    """The other side ended the connection with a close frame."""
-
-    def __init__(
-        self, message: str, *, hint: str = "", status: int | None = None, reason: str = "", code: int = 1005
-    ) -> None:
-        super().__init__(message, hint=hint, status=status)
-        self.reason, self.code = reason, code
 
 
 class WebSocket:
@@ -201,16 +191,8 @@ class WebSocket:
         ):  # a redirect: the library raises, or goes on, by its version
             return read_error(hide_in(Reply(shaken.status, shaken.headers), secrets))
         if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code:
-            if not 200 <= error.status_code < 300:
-                refused = Reply(error.status_code, error.resp_headers or {}, error.resp_body or b"")
-                failure = read_error(hide_in(refused, secrets))
-                if isinstance(failure, UpgradeRequired):
-                    failure.hint = f"configure the proxy to pass on Upgrade and Connection{otherwise}"
-                return failure
-            return NotAQueueService(
-                f"{self._address} answered {error.status_code} where a WebSocket begins with 101",
-                hint=f"check the url, or configure the proxy to pass on Upgrade and Connection{otherwise}",
-            )
+            reply = Reply(error.status_code, error.resp_headers or {}, error.resp_body or b"")
+            return not_upgraded(hide_in(reply, secrets), self._address, otherwise)
         if isinstance(error, websocket.WebSocketTimeoutException):
             return Unanswered(f"{self._address} did not answer within {settings.request_timeout_s:g} s")
         if isinstance(error, websocket.WebSocketConnectionClosedException | OSError):
@@ -225,9 +207,7 @@ class WebSocket:
 
     def _closed(self, data: bytes) -> Closed:
         code = int.from_bytes(data[:2], "big") if len(data) >= 2 else 1005
-        reason = data[2:].decode(errors="replace")
-        said = f"{code} {reason!a}" if reason else str(code)
-        return Closed(f"{self._address} closed the connection ({said})", code=code, reason=reason)
+        return Closed(self._address, code, data[2:].decode(errors="replace"))
 
     def _check_silence(self, looked_s: float) -> None:
         """Add up the time of reads that found nothing. Raises Unreachable above `silent_after_s`.

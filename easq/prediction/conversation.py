@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from easq.errors import AuthFailed, DeadlineExceeded, EasqError, UsageError
-from easq.net.failures import Unanswered, Unconnected
+from easq.net.failures import Closed, Unanswered, Unconnected
 from easq.net.headers import request_headers
 from easq.net.retry import Times, pause_after
 from easq.net.settings import NetworkSettings
 from easq.net.url import address_of, shown
-from easq.net.websocket import TICK_S, Closed, Message, WebSocket
+from easq.net.websocket import TICK_S, Message, WebSocket
 from easq.prediction.exchanges import ATTEMPT_PART, Served, another_may_do_better, in_time
 from easq.protocol.operations import Request
 

@@ -26,11 +26,13 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from easq.client.async_watch import AsyncWatcher, commit_batches
 from easq.client.consumer import Deliveries
 from easq.client.queue import check_pair, check_tags, chunks, negative_operation
 from easq.errors import (
@@ -64,8 +66,8 @@ from easq.protocol.operations import BUSY, SHUTDOWN, Codec, Commit, Describe, Pu
 from easq.protocol.replies import BUSY_FEATURE, consumers_of, read_attributes, read_counted, read_put
 
 if TYPE_CHECKING:
+    from easq.client.async_watch import AsyncWatcher
     from easq.client.queue import QueueClient
-    from easq.client.watch import Watcher
 
 #: uncommitted items of one worker, at most: the default of EAS's `worker_threads`
 DEFAULT_WINDOW = 5
@@ -166,13 +168,12 @@ class Worker:
         self._tell, self._notice = on_outcome or (lambda _: None), on_notice or (lambda _: None)
         self._unread = unread or (lambda: 0)
         self._queue = ""
-        self._watcher: Watcher | None = None
         self._items = Deliveries[Outcome](window=window, jobs=self.jobs)
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
-        self._feeder: threading.Thread | None = None
         self.failed: BaseException | None = None
         # of the event loop
+        self._watcher: AsyncWatcher
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[None] | None = None
         self._slots: set[asyncio.Task[None]] = set()
@@ -220,18 +221,10 @@ class Worker:
         description = self._input.describe()
         self._queue, self._features = description.name, description.features
         self._input = self._input.called_by(Consumer(self._group or self._queue, self._user))
-        watcher = self._input.watcher(
-            Watch(window=self.window, upgrade=self._upgrade),
-            on_notice=self._notice,
-            reconnect_for_s=self._reconnect_for_s,
-        )
-        self._watcher = watcher.__enter__()
-        started = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(watcher, started), name="easq-work", daemon=True
-        )
+        started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="easq-work", daemon=True)
         self._thread.start()
-        started.wait()
+        started.result()
 
     def stop(self, grace_s: float | None = None) -> None:
         """Begin no further item. Items in flight have `grace_s` seconds; then their calls are cancelled.
@@ -244,8 +237,6 @@ class Worker:
     def abort(self) -> None:
         """Drop everything at once, as a crash would."""
         self._call(self._drop)
-        if self._watcher is not None:
-            self._watcher.abort()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Return whether the worker has ended, within `timeout_s` seconds."""
@@ -253,19 +244,17 @@ class Worker:
 
     # outside the event loop
 
-    def _run(self, watcher: Watcher, started: threading.Event) -> None:
+    def _run(self, started: Future[None]) -> None:
         try:
-            asyncio.run(self._work(watcher, started))
+            asyncio.run(self._work(started))
         except asyncio.CancelledError:  # by `abort`
-            pass
+            started.cancel()
         except BaseException as error:  # a bug surfaces to whoever waits
             self.failed = self.failed or error
+            if not started.done():
+                started.set_exception(error)
         finally:
             self._loop = None
-            started.set()
-            watcher.close()
-            if self._feeder is not None:
-                self._feeder.join(_TICK_S)
             self._over.set()
 
     def _call(self, callback: Callable[[], object]) -> None:
@@ -275,36 +264,50 @@ class Worker:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(callback)
 
-    def _feed(self, watcher: Watcher) -> None:
-        """Pass on the items that are pushed, and why no more are."""
-        try:
-            while (frame := watcher.next()) is not None:
-                self._call(partial(self._received, frame, watcher.epoch))
-        except StreamEnded as ended:
-            self._notice(ended.message)
-            self.stop()
-        except Exception as error:
-            self._call(partial(self._fail, error))
-
     # on the event loop
 
-    async def _work(self, watcher: Watcher, started: threading.Event) -> None:
+    async def _work(self, started: Future[None]) -> None:
         self._main, self._loop = asyncio.current_task(), asyncio.get_running_loop()
         self._changed, self._has_done, self._give_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        watcher = self._watcher = self._input.async_watcher(
+            Watch(window=self.window, upgrade=self._upgrade),
+            on_frame=self._received,
+            on_notice=self._notice,
+            reconnect_for_s=self._reconnect_for_s,
+        )
         async with (
             AsyncTransport(self._input.settings) as self._transport,
             contextlib.AsyncExitStack() as at_end,
         ):
             at_end.push_async_callback(self._model.close)
-            committer = asyncio.create_task(self._commit_all())
-            committer.add_done_callback(self._ended)
-            self._feeder = threading.Thread(target=self._feed, args=(watcher,), name="easq-feed", daemon=True)
-            self._feeder.start()
-            started.set()
-            while not self._items.is_stopping:
-                await self._change(inf)
-            await self._drain()
-            committer.cancel()
+            try:
+                await watcher.connect()
+            except Exception as error:
+                started.set_exception(error)
+                return
+            started.set_result(None)
+            tasks = [asyncio.create_task(work) for work in (self._watch(), self._commit_all())]
+            for task in tasks:
+                task.add_done_callback(self._ended)
+            try:
+                while not self._items.is_stopping:
+                    await self._change(inf)
+                await self._drain()
+            except BaseException:  # `abort`, or a bug
+                await watcher.abort()
+                raise
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await watcher.close()
+
+    async def _watch(self) -> None:
+        """Read items until the stream ends or the watch fails, which stops the worker."""
+        try:
+            await self._watcher.run()
+        except StreamEnded as ended:
+            self._notice(ended.message)
+            self._stop(time.monotonic() + self._grace_s)
 
     async def _change(self, timeout_s: float) -> None:
         """Wait until an item or the state of the worker has changed, or `timeout_s` seconds have passed."""
@@ -349,8 +352,8 @@ class Worker:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
 
-    def _received(self, frame: Frame, epoch: int) -> None:
-        if self._items.push(frame, epoch) and self._items.is_stopping:
+    def _received(self, frame: Frame) -> None:
+        if self._items.push(frame, self._watcher.epoch) and self._items.is_stopping:
             # after the first one that is returned the service sends no more
             self._spawn(self._hand_back_late())
         self._begin()
@@ -382,8 +385,7 @@ class Worker:
 
     def _sync(self) -> None:
         """Forget the items of a lost connection."""
-        if self._watcher is not None:
-            self._items.connected(self._watcher.epoch)
+        self._items.connected(self._watcher.epoch)
 
     async def _slot(self, frame: Frame) -> None:
         """Work on one item after the other: a sender belongs to one task."""
@@ -494,14 +496,14 @@ class Worker:
         """Send a negative and report the outcome. Nothing is sent for an item of a lost connection."""
         found = negative_of(frame, error, knows_busy=BUSY_FEATURE in self._features)
         self._sync()
-        epoch = self._watcher.epoch if self._watcher is not None else 0
+        epoch = self._watcher.epoch
         if self._items.release(frame.index):
             negative = negative_operation(
                 found.indexes, code=found.code, reason=found.reason, delay_s=found.delay_s
             )
 
             async def tell() -> None:
-                if self._watcher is None or self._watcher.epoch == epoch:
+                if self._watcher.epoch == epoch:
                     await sender.run(self._input.asking(negative, read_counted))
 
             with contextlib.suppress(_Stopped):  # the connection that ends returns it
@@ -562,24 +564,20 @@ class Worker:
     # commits
 
     async def _commit_all(self) -> None:
-        """Commit all items that are done, at once: while a commit is under way the next ones gather."""
+        """Commit all items that are done, at once, until the end of the grace."""
         sender = self._transport.sender()
-        while True:
-            if not (batch := self._items.batch()):
-                self._changed.set()
-                self._has_done.clear()
-                await self._has_done.wait()
-                continue
-            try:
-                await self._persist(
-                    partial(self._commit, batch, sender), "done and not committed", holds=False
-                )
-            except _Stopped:
-                return  # the items are delivered again, and their results are known by their keys
+
+        async def commit(batch: list[int]) -> None:
+            await self._persist(lambda: self._commit(batch, sender), "done and not committed", holds=False)
             for outcome in self._items.committed(batch):
                 self._tell(outcome)
+            self._changed.set()
             while self._unread() > _MAX_UNREAD:
                 await asyncio.sleep(_TICK_S)
+
+        # at the end of the grace: the items are delivered again, and their results are known by their keys
+        with contextlib.suppress(_Stopped):
+            await commit_batches(self._items, self._has_done, commit)
 
     async def _commit(self, batch: Sequence[int], sender: Sender) -> None:
         await sender.run(self._input.asking(Commit(tuple(batch)), read_counted))

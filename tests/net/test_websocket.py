@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from easq import errors
+from easq.net.failures import Closed
 from easq.net.settings import NetworkSettings
-from easq.net.websocket import Closed, Message, WebSocket
+from easq.net.websocket import Message, WebSocket
 from tests.client.servers import Peer, Server, encrypting, eventually, without_tls
 
 SETTINGS = NetworkSettings(connect_timeout_s=5.0, request_timeout_s=5.0, environ={})
