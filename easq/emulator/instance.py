@@ -129,9 +129,14 @@ class ModelInstance:
         call = self._call(request)
         if request.method != "POST":
             raise MethodNotAllowed("a model is called with POST, or over a WebSocket", allow="POST")
-        call = replace(call, data=await self._read_payload(request))
+        limit = self._limits.max_payload
+        data = await read_body(
+            request,
+            limit,
+            lambda size: PayloadTooLarge(f"the request has {size} bytes, {limit} are allowed"),
+        )
         try:
-            answer = await self._run(call)
+            answer = await self._run(replace(call, data=data))
         except ModelFailed as error:
             # the model's own answer if it gave one
             is_own = error.answer.status == error.status and error.data
@@ -149,14 +154,6 @@ class ModelInstance:
         except ValueError as error:
             raise BadRequest("the query is not UTF-8 in percent encoding") from error
         return Call(path=path, query=pairs, headers=dict(_model_headers(request)))
-
-    async def _read_payload(self, request: web.BaseRequest) -> bytes:
-        limit = self._limits.max_payload
-        return await read_body(
-            request,
-            limit,
-            lambda size: PayloadTooLarge(f"the request has {size} bytes, {limit} are allowed"),
-        )
 
     def _place(self, request: web.BaseRequest) -> tuple[str, str]:
         """Return the path and query for the model. Raises NotFound for the path of another service."""

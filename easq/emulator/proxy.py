@@ -273,17 +273,17 @@ class _ProxiedRequest:
         self._begun = response
         try:
             await response.prepare(self.request)
-            while has_body and (piece := await self._piece(reply, response)):
+            while has_body:
+                try:
+                    piece = await reply.content.readany()
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    raise self._break_off(response) from error
+                if not piece:
+                    break
                 await response.write(piece)
         except ConnectionError as error:
             raise CallerGone(answered=True) from error
         return response
-
-    async def _piece(self, reply: aiohttp.ClientResponse, response: web.StreamResponse) -> bytes:
-        try:
-            return await reply.content.readany()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._break_off(response) from error
 
     def _break_off(self, response: web.StreamResponse) -> BrokenOff:
         break_off(self.request)
