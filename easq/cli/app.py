@@ -117,7 +117,7 @@ class App:
     @cached_property
     def token(self) -> str:
         """The token, hidden from all talk; empty where none is given. Raises ConfigError."""
-        from easq.config.profiles import read_token
+        from easq.config.tokens import read_token
 
         token = read_token(self.settings.token, warn=self.printer.warn)
         self.printer.hide(token)

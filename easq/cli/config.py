@@ -9,7 +9,7 @@ import click
 from easq.cli.command import Group, command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from easq.cli.app import App
@@ -118,7 +118,7 @@ def set_value(app: App, key: str, value: str) -> None:
     import shlex
 
     from easq.config.keys import check_key, named
-    from easq.config.profiles import MAX_TOKEN_BYTES
+    from easq.config.tokens import MAX_TOKEN_BYTES
     from easq.errors import UsageError
 
     check_key(key)
@@ -176,6 +176,7 @@ def path(app: App) -> None:
 def validate(app: App, connect: bool) -> None:
     """Check the configuration file."""
     from easq.config.profiles import config_path, load, problems
+    from easq.config.values import address_problems
     from easq.errors import ConfigError
 
     loaded = load(config_path(app.environ))
@@ -183,13 +184,7 @@ def validate(app: App, connect: bool) -> None:
         raise ConfigError(
             f"{loaded.path} is not there", hint="create it with easq config --url URL --token-file FILE"
         )
-    found = problems(loaded)
-    for name, values in loaded.profiles.items():
-        for key in ("url", "endpoint"):
-            try:
-                _check_addresses({key: values[key]} if key in values else {})
-            except ConfigError as error:
-                found.append(f"{loaded.path}: profiles.{name}: {error.message}")
+    found = [*problems(loaded), *address_problems(loaded)]
     for problem in found:
         app.printer.warn(problem)
     if found:
@@ -209,88 +204,11 @@ def _profile(app: App) -> str:
     return chosen_profile(app.config, app.options, app.environ).value
 
 
-def _save_values(app: App, values: dict[str, Any]) -> None:
-    """The profile holds `values`, which are such that they could be used."""
-    from easq.config.keys import TOKEN_KEYS, value_problem
-    from easq.config.profiles import TokenSource, read_token
-    from easq.errors import UsageError
-
-    app.check_token_options()
-    name = _profile(app)
-    _check_addresses(values)
-    if "token" in values:
-        app.printer.hide(values["token"])
-        read_token(TokenSource("token", values["token"], "to be saved"))
-    for key, value in values.items():
-        if problem := value_problem(key, value):
-            raise UsageError(problem)
-        words = [value] if isinstance(value, str) else value
-        if isinstance(words, list) and not all(_is_unicode(word) for word in words):
-            raise UsageError(f"{key} is not UTF-8: {value!a}")
-    if "token_file" in values:
-        values["token_file"] = _token_file(values["token_file"])
-    given = [key for key in TOKEN_KEYS if key in values]
-    others = {key: None for key in TOKEN_KEYS if given and key not in given}
-
-    def change(config: Config) -> Config:
-        changed = config.with_values(name, {**values, **others})
-        return changed if "profile" in changed.document else changed.with_current(name)
-
-    _save(app, change, name, f"profile {name} saved")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _token_file(name: str) -> str:
-    """Return the name of a token file as it is saved: absolute, without `..`, a leading `~` kept.
-
-    Raises ConfigError for a file without a token.
-    """
-    import os
-    from pathlib import Path
-
-    from easq.config.profiles import TokenSource, read_token
-    from easq.errors import ConfigError
-
-    path = Path(os.path.expanduser(name)).absolute()
-    if path.exists() and not path.is_file():
-        raise ConfigError(
-            f"token file {name} is not a regular file",
-            hint="use token_cmd for a token that can be read only once",
-        )
-    read_token(TokenSource("token_file", str(path), "to be saved"))
-    if name.startswith("~"):
-        return name
-    if ".." not in path.parts:
-        return str(path)  # symbolic links are kept: their targets may change
-    behind = len(path.parts) - path.parts[::-1].index("..")
-    return str(Path(*path.parts[:behind]).resolve().joinpath(*path.parts[behind:]))
-
-
-def _check_addresses(values: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a url or endpoint among `values` that is none."""
-    from easq.net.url import endpoint_url, is_websocket, stream_url, websocket_url
-
-    url, endpoint = values.get("url"), values.get("endpoint")
-    if isinstance(url, str) and is_websocket(url):
-        websocket_url(url)
-    elif isinstance(url, str):
-        stream_url(url, sink=False)
-    if isinstance(endpoint, str):
-        endpoint_url(endpoint)
-
-
 def _save(app: App, change: Callable[[Config], Config], name: str, done: str) -> None:
-    """The file is as `change` makes it of what it holds now, and that is said."""
+    """Write what `change` makes of the file, and print `done`."""
     from easq.config.profiles import edit
 
-    change(app.config)  # what is wrong with it is said before anything is made
+    change(app.config)  # so that an error changes nothing, not even the lock
     changed = edit(app.config.path, change)
     if app.output == "json":
         app.printer.record({"profile": name, "path": str(changed.path)})
@@ -298,30 +216,27 @@ def _save(app: App, change: Callable[[Config], Config], name: str, done: str) ->
         app.printer.line(f"[OK] {done}")
 
 
-def _show(app: App, *, origin: bool, reveal: bool) -> None:
-    from easq.config.profiles import Value, read_token
-    from easq.net.url import masked
-    from easq.redact import mask
+def _save_values(app: App, values: dict[str, Any]) -> None:
+    """Save `values` in the profile. Raises UsageError or ConfigError for values that could not be used."""
+    from easq.config.values import values_to_save
 
-    settings = app.settings
-    values = {"profile": settings.profile, **settings.values}
-    if not reveal:
-        values |= {
-            key: Value(masked(values[key].value), values[key].origin)
-            for key in ("url", "endpoint")
-            if key in values
-        }
-    source = settings.token
-    if source is not None:
-        if reveal:
-            text = read_token(source)
-        elif source.kind == "token":
-            text = mask(str(source.value))
-        elif source.kind == "token_file":
-            text = f"in file {source.value}"
-        else:
-            text = f"from command {source.value[0]}"
-        values["token"] = Value(text, source.origin)
+    app.check_token_options()
+    name = _profile(app)
+    if "token" in values:
+        app.printer.hide(values["token"])
+    saved = values_to_save(values)
+
+    def change(config: Config) -> Config:
+        changed = config.with_values(name, saved)
+        return changed if "profile" in changed.document else changed.with_current(name)
+
+    _save(app, change, name, f"profile {name} saved")
+
+
+def _show(app: App, *, origin: bool, reveal: bool) -> None:
+    from easq.config.values import shown_values
+
+    values = shown_values(app.settings, reveal=reveal)
     if app.output == "json":
         app.printer.record(
             {k: {"value": v.value, "origin": v.origin} if origin else v.value for k, v in values.items()}

@@ -386,7 +386,7 @@ def _service(given: Mapping[str, Any]) -> ModelService | None:
 
 def _token(app: App) -> str:
     """The token that callers need: option, file, environment; empty for none."""
-    from easq.config.profiles import read_token, token_source
+    from easq.config.tokens import read_token, token_source
 
     app.check_token_options()
     source = token_source("", {}, app.options, app.environ)

@@ -32,11 +32,12 @@ from easq.config.keys import (
     type_problem,
     values_problems,
 )
+from easq.config.tokens import TokenSource, encoding_problem, token_source
 from easq.errors import ConfigError
 from easq.net import files
 
 if TYPE_CHECKING:
-    import subprocess
+    pass
 
 #: the profile that is used and written where nothing names one
 DEFAULT_PROFILE = "default"
@@ -47,33 +48,18 @@ VERSION = 1
 #: bytes; thousands of profiles fit in it
 MAX_BYTES = 1024 * 1024
 
-#: bytes; a token is far smaller, and a wrong path should not fill the memory
-MAX_TOKEN_BYTES = 64 * 1024
-
-#: seconds a token_cmd may take: a person may have to unlock a key first
-TOKEN_CMD_TIMEOUT_S = 120.0
-
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A setting and where it came from, in words."""
+    """A setting and its origin, as text."""
 
     value: str
     origin: str
 
 
 @dataclass(frozen=True, slots=True)
-class TokenSource:
-    """Where the token is to be had: the text itself, a file or a command; read when a token is needed."""
-
-    kind: str  # "token", "token_file" or "token_cmd"
-    value: str | tuple[str, ...] = field(repr=False)
-    origin: str
-
-
-@dataclass(frozen=True, slots=True)
 class Config:
-    """The file as it was read: unchanged by easq, every change makes a new one."""
+    """The file as it was read. Immutable: every change makes a new one."""
 
     path: Path
     document: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -81,17 +67,17 @@ class Config:
 
     @property
     def profiles(self) -> Mapping[str, Mapping[str, Any]]:
-        """Name -> what the file says under it."""
+        """The profiles by name."""
         profiles: Mapping[str, Mapping[str, Any]] = self.document.get("profiles", {})
         return profiles
 
     @property
     def current(self) -> str:
-        """The profile that the file names as current, or the default one."""
+        """The name of the current profile, or of the default one."""
         return str(self.document.get("profile", DEFAULT_PROFILE))
 
     def profile(self, name: str) -> Mapping[str, Any]:
-        """What stands under `name`, its types checked. Raises ConfigError where there is no such profile."""
+        """Return the profile `name`, its types checked. Raises ConfigError if there is none."""
         if name not in self.profiles:
             raise _unknown_profile(self, name)
         for key, value in self.profiles[name].items():
@@ -101,7 +87,7 @@ class Config:
         return self.profiles[name]
 
     def with_values(self, name: str, values: Mapping[str, object]) -> Config:
-        """The same with `values` in profile `name`, which is made where there is none; None removes a key."""
+        """Return a copy with `values` in profile `name`, made if there is none; None removes a key."""
         check_profile_name(name)
         profile = dict(self.profiles.get(name, {}))
         for key, value in values.items():
@@ -111,12 +97,12 @@ class Config:
         return self._with(profiles={**self.profiles, name: profile})
 
     def with_current(self, name: str) -> Config:
-        """The same with `name` as the current profile. Raises ConfigError where there is no such profile."""
+        """Return a copy with `name` as the current profile. Raises ConfigError if there is no such profile."""
         self.profile(name)
         return self._with(profile=name)
 
     def without_profile(self, name: str) -> Config:
-        """The same without profile `name`; if it was the current one, none is."""
+        """Return a copy without profile `name`; if it was the current one, there is none."""
         self.profile(name)
         rest = {other: values for other, values in self.profiles.items() if other != name}
         config = self._with(profiles=rest)
@@ -130,28 +116,28 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What holds for one run: from the option, else the environment, else the profile, else built in."""
+    """The settings of one run: from the option, else the environment, else the profile, else built in."""
 
     profile: Value
     values: Mapping[str, Value]
     token: TokenSource | None
 
     def get(self, key: str) -> str:
-        """The value of `key`, empty when nothing gives one."""
+        """Return the value of `key`, or an empty string."""
         return self.values[key].value if key in self.values else ""
 
 
 def config_path(environ: Mapping[str, str]) -> Path:
-    """Where the file is, or would be."""
+    """Return the path of the file, which may not exist."""
     if environ.get("EASQ_CONFIG"):
-        return _expanded(environ["EASQ_CONFIG"])
+        return Path(os.path.expanduser(environ["EASQ_CONFIG"]))
     return easq_folder(environ, "XDG_CONFIG_HOME", ".config") / "config.toml"
 
 
 def easq_folder(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
-    """Where easq keeps files of one kind: in the folder that `variable` names, else in `below_home` of one's home.
+    """Return the folder for files of one kind: below the folder that `variable` names, else below the home folder.
 
-    Raises ConfigError where nothing says where that is.
+    Raises ConfigError if no home folder is known.
     """
     base = Path(environ.get(variable, ""))
     if not base.is_absolute():  # the XDG rule: a relative path is ignored
@@ -165,15 +151,10 @@ def easq_folder(environ: Mapping[str, str], variable: str, below_home: str) -> P
     return base / "easq"
 
 
-def _expanded(path: str) -> Path:
-    """`path` with the home that a `~` stands for; where nobody has one, it is the name of a file like others."""
-    return Path(os.path.expanduser(path))
-
-
 def load(path: Path) -> Config:
-    """The file at `path`, empty where there is none; warnings say what is unsafe or unknown in it.
+    """Return the file at `path`, empty if there is none; its warnings say what is unsafe or unknown in it.
 
-    Raises ConfigError for what cannot be read as a configuration.
+    Raises ConfigError for a file that is no configuration.
     """
     try:
         data, status = files.read_regular(path, MAX_BYTES)
@@ -184,7 +165,7 @@ def load(path: Path) -> Config:
     except FileNotFoundError:
         return Config(path)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: {_encoding_problem(data, error.start)}") from error
+        raise ConfigError(f"{path}: {encoding_problem(data, error.start)}") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     import tomllib
@@ -199,15 +180,8 @@ def load(path: Path) -> Config:
     return replace(config, warnings=(*warnings, *unknown))
 
 
-def _encoding_problem(data: bytes, position: int) -> str:
-    """Return the message for a file that is not UTF-8 at the byte `position`."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "it is UTF-16: save it as UTF-8"
-    return f"not UTF-8 at byte {position}"
-
-
 def save(config: Config) -> None:
-    """The file holds `config`, whole and readable by nobody else; on ConfigError it is as it was."""
+    """Write `config` to its file, atomically and for its owner alone. Raises ConfigError; then nothing changed."""
     import tomli_w
 
     try:
@@ -218,9 +192,9 @@ def save(config: Config) -> None:
 
 
 def edit(path: Path, change: Callable[[Config], Config]) -> Config:
-    """The file at `path` holds what `change` makes of it; runs that change it at the same time wait for each other.
+    """Write to `path` what `change` makes of its content, and return that. Concurrent runs wait for each other.
 
-    Raises ConfigError, and what `change` raises; then it is as it was.
+    Raises ConfigError, and what `change` raises; then nothing changed.
     """
     try:
         files.make_private_folder(path.parent)
@@ -275,7 +249,7 @@ def _unknown_keys(document: Mapping[str, Any]) -> list[str]:
 
 
 def problems(config: Config) -> list[str]:
-    """Everything that is wrong in the file, one line each; an empty list when nothing is."""
+    """Return the problems of the file, one line each."""
     found = list(config.warnings)
     for name, values in config.profiles.items():
         where = f"{config.path}: profiles.{name}"
@@ -298,7 +272,7 @@ def _unknown_profile(config: Config, name: str) -> ConfigError:
 
 
 def chosen_profile(config: Config, options: Mapping[str, Any], environ: Mapping[str, str]) -> Value:
-    """The name of the profile in use: option, environment, the file's own word, or the built-in name."""
+    """Return the name of the profile in use: from the option, the environment, the file, or built in."""
     if options.get("profile"):
         return Value(str(options["profile"]), "option --profile")
     if environ.get("EASQ_PROFILE"):
@@ -309,7 +283,7 @@ def chosen_profile(config: Config, options: Mapping[str, Any], environ: Mapping[
 
 
 def resolve(config: Config, options: Mapping[str, Any], environ: Mapping[str, str]) -> Resolved:
-    """What holds for this run. Raises ConfigError for a profile that is named and not there."""
+    """Return the settings of this run. Raises ConfigError for a named profile that does not exist."""
     name = chosen_profile(config, options, environ)
     if name.origin == "built-in" and name.value not in config.profiles:
         profile: Mapping[str, Any] = {}
@@ -328,113 +302,3 @@ def resolve(config: Config, options: Mapping[str, Any], environ: Mapping[str, st
         elif key in BUILT_IN:
             values[key] = Value(BUILT_IN[key], "built-in")
     return Resolved(name, values, token_source(name.value, profile, options, environ))
-
-
-def token_source(
-    name: str, profile: Mapping[str, Any], options: Mapping[str, Any], environ: Mapping[str, str]
-) -> TokenSource | None:
-    """The first that is given: --token-file, --token, token_cmd, environment, profile.
-
-    A command in the profile stands before the environment: who set it up meant no token to lie around.
-    """
-    for key in ("token_file", "token"):
-        if options.get(key):
-            return TokenSource(key, str(options[key]), f"option --{key.replace('_', '-')}")
-    if profile.get("token_cmd"):
-        return TokenSource("token_cmd", tuple(profile["token_cmd"]), f"profile {name}, token_cmd")
-    for key in ("token_file", "token"):
-        if environ.get(ENVIRONMENT[key]):
-            return TokenSource(key, environ[ENVIRONMENT[key]], f"environment {ENVIRONMENT[key]}")
-    for key in ("token_file", "token"):
-        if profile.get(key):
-            return TokenSource(key, profile[key], f"profile {name}, {key}")
-    return None
-
-
-def read_token(source: TokenSource | None, *, warn: Callable[[str], None] = lambda _text: None) -> str:
-    """Return the token, empty without a source; call `warn` for a token file that other users may read.
-
-    Raises ConfigError where the source gives none.
-    """
-    if source is None:
-        return ""
-    if source.kind == "token":
-        token = str(source.value)
-    elif source.kind == "token_file":
-        token = _token_of_file(_expanded(str(source.value)), source.origin, warn)
-    else:
-        token = _token_of_command(tuple(source.value), source.origin)
-    if not token:
-        raise ConfigError(f"the token is empty ({source.origin})")
-    if not token.isascii() or not token.isprintable():
-        raise ConfigError(f"the token holds characters that no header may carry ({source.origin})")
-    return token
-
-
-def _token_of_file(path: Path, origin: str, warn: Callable[[str], None]) -> str:
-    try:
-        with open(path, "rb") as file:  # a pipe is allowed: --token-file <(pass show eas)
-            data = file.read(MAX_TOKEN_BYTES + 1)
-            warnings = files.exposure(path, os.fstat(file.fileno()))
-    except (OSError, ValueError) as error:  # the latter for a NUL in the name
-        raise ConfigError(f"token file {path}: {getattr(error, 'strerror', error)} ({origin})") from error
-    if len(data) > MAX_TOKEN_BYTES:
-        raise ConfigError(f"token file {path} is larger than {MAX_TOKEN_BYTES} bytes ({origin})")
-    for text in warnings:
-        warn(f"token file {text}")
-    try:
-        return data.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"token file {path}: {_encoding_problem(data, error.start)} ({origin})") from error
-
-
-def _token_of_command(argv: tuple[str, ...], origin: str) -> str:
-    """The first line that the command prints; no shell runs it, and stdin, maybe payload, is not its."""
-    import subprocess
-    import time
-
-    from easq.redact import child_environ
-
-    end = time.monotonic() + TOKEN_CMD_TIMEOUT_S
-    try:
-        with subprocess.Popen(
-            argv, env=child_environ(os.environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-        ) as process:
-            try:
-                data = _read_until(process, end)
-                status = process.wait(max(0.0, end - time.monotonic()))
-            except BaseException:
-                process.kill()
-                raise
-    except (OSError, ValueError) as error:  # the latter for a NUL in a word
-        why = getattr(error, "strerror", error)
-        raise ConfigError(f"token_cmd {argv[0]!r} cannot start: {why} ({origin})") from error
-    except subprocess.TimeoutExpired as error:
-        raise ConfigError(
-            f"token_cmd {argv[0]!r} took more than {TOKEN_CMD_TIMEOUT_S:.0f} s ({origin})"
-        ) from error
-    if len(data) > MAX_TOKEN_BYTES:
-        raise ConfigError(f"token_cmd {argv[0]!r} printed more than {MAX_TOKEN_BYTES} bytes ({origin})")
-    if status != 0:
-        raise ConfigError(f"token_cmd {argv[0]!r} failed with status {status} ({origin})")
-    return data.decode("utf-8-sig", "replace").strip().partition("\n")[0].strip()
-
-
-def _read_until(process: subprocess.Popen[bytes], end: float) -> bytes:
-    """Return what the command prints until it closes its stdout. A command that prints too much is killed."""
-    import select
-    import subprocess
-    import time
-
-    assert process.stdout is not None, "it is a pipe"
-    data = b""
-    while len(data) <= MAX_TOKEN_BYTES:
-        left_s = end - time.monotonic()
-        if left_s <= 0 or not select.select([process.stdout], [], [], left_s)[0]:
-            raise subprocess.TimeoutExpired(process.args, TOKEN_CMD_TIMEOUT_S)
-        piece = os.read(process.stdout.fileno(), 65536)
-        if not piece:
-            return data
-        data += piece
-    process.kill()
-    return data

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 import threading
 from pathlib import Path
 
@@ -115,36 +114,6 @@ def test_a_folder_in_which_others_can_replace_the_file_is_warned_about(path: Pat
     folder = write(path, "").parent
     folder.chmod(0o777)
     assert profiles.load(path).warnings == (f"{folder} is open to others (mode 0777): chmod 700 {folder}",)
-
-
-def test_a_token_file_that_others_can_read_is_warned_about(tmp_path: Path) -> None:
-    file = tmp_path / "token"
-    file.write_text("t")
-    said: list[str] = []
-    for mode in (0o600, 0o644):
-        file.chmod(mode)
-        assert (
-            profiles.read_token(profiles.TokenSource("token_file", str(file), "x"), warn=said.append) == "t"
-        )
-    assert said == [f"token file {file} is open to others (mode 0644): chmod 600 {file}"]
-
-
-def test_a_token_may_come_from_a_pipe_and_is_bounded(tmp_path: Path) -> None:
-    """As `--token-file <(pass show eas)` gives it."""
-    reading, writing = os.pipe()
-    with open(reading, "rb"):
-        os.write(writing, b"secret\n")
-        os.close(writing)
-        source = profiles.TokenSource("token_file", f"/dev/fd/{reading}", "x")
-        assert profiles.read_token(source) == "secret"
-    make_device(tmp_path / "zero", ZERO)
-    with pytest.raises(ConfigError, match="is larger than 65536 bytes"):
-        profiles.read_token(profiles.TokenSource("token_file", str(tmp_path / "zero"), "x"))
-
-
-def test_a_token_command_that_prints_without_end_is_ended() -> None:
-    with pytest.raises(ConfigError, match="token_cmd 'yes' printed more than 65536 bytes"):
-        profiles.read_token(profiles.TokenSource("token_cmd", ("yes",), "x"))
 
 
 def test_changes_at_the_same_time_are_all_kept(path: Path) -> None:
@@ -290,45 +259,6 @@ def test_the_token_comes_from_the_first_source_that_is_given() -> None:
     assert profiles.resolve(profiles.Config(Path("x")), {}, {}).token is None
 
 
-def test_a_token_file_is_read_without_its_newline_and_with_its_home(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "t").write_text("  abc==\n")
-    assert profiles.read_token(profiles.TokenSource("token_file", "~/t", "x")) == "abc=="
-
-
-def test_a_token_command_runs_without_a_shell_and_gives_its_first_line() -> None:
-    argv = (sys.executable, "-c", "import sys; print(sys.argv[1]); print('more')", "$HOME;`id`")
-    assert profiles.read_token(profiles.TokenSource("token_cmd", argv, "x")) == "$HOME;`id`"
-
-
-@pytest.mark.parametrize(
-    ("kind", "value", "message"),
-    [
-        ("token_file", "/nowhere/t", "token file /nowhere/t: No such file or directory (x)"),
-        ("token_file", "/", "token file /: Is a directory (x)"),
-        ("token_file", "/dev/null", "the token is empty (x)"),
-        ("token_cmd", ("/nowhere/c",), "token_cmd '/nowhere/c' cannot start: No such file or directory (x)"),
-        (
-            "token_file",
-            "~nobody-of-that-name/t",
-            "token file ~nobody-of-that-name/t: No such file or directory (x)",
-        ),
-        ("token_file", "a\0b", "token file a\0b: embedded null byte (x)"),
-        ("token_cmd", ("c", "a\0b"), "token_cmd 'c' cannot start: embedded null byte (x)"),
-        ("token_cmd", ("false",), "token_cmd 'false' failed with status 1 (x)"),
-        ("token_cmd", ("true",), "the token is empty (x)"),
-        ("token", "a\r\nX: y", "the token holds characters that no header may carry (x)"),
-        ("token", "geheim-ü", "the token holds characters that no header may carry (x)"),
-    ],
-)
-def test_a_source_that_gives_no_token_is_named(kind: str, value: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        profiles.read_token(profiles.TokenSource(kind, value, "x"))
-    assert caught.value.message == message
-
-
 def test_a_removed_profile_is_gone_and_no_longer_current(path: Path) -> None:
     loaded = profiles.load(write(path, 'profile = "a"\n[profiles.a]\n[profiles.b]\n'))
     left = loaded.without_profile("a")
@@ -376,7 +306,3 @@ def test_who_has_no_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_home_of_nobody_is_the_name_of_a_file() -> None:
     assert profiles.config_path({"EASQ_CONFIG": "~nobody-of-that-name/c"}) == Path("~nobody-of-that-name/c")
-
-
-def test_a_token_source_does_not_show_its_token() -> None:
-    assert "hunter2" not in repr(profiles.TokenSource("token", "hunter2", "x"))
