@@ -48,7 +48,8 @@ from easq.storage.rules.effects import Effects
 from easq.storage.rules.filters import filters_text
 from easq.storage.rules.idempotency import KeyWindow
 from easq.storage.rules.scans import NO_SCAN_LIMIT, ScanGate, ScanLimit
-from easq.storage.rules.stream import AT_ONCE, Stream
+from easq.storage.rules.state import AT_ONCE
+from easq.storage.rules.stream import Stream
 
 #: delivery counts are made durable this long after they changed, at the latest, in seconds
 _LAZY_S = 0.1
@@ -99,7 +100,7 @@ class EmbeddedStorage(Storage):
         self._failure: Exception | None = None
         self._on_failure: Callable[[Exception], None] = lambda _: None
 
-    # -- what a subclass provides ----------------------------------------------------------------------------------
+    # -- what a subclass provides --------------------------------------------------------------------------------------
 
     @abstractmethod
     def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
@@ -124,7 +125,7 @@ class EmbeddedStorage(Storage):
     def _find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
         """Return the indexes of stored entries with this request id from `start` on, ascending, at most `most`."""
 
-    # -- running ---------------------------------------------------------------------------------------------------
+    # -- running -------------------------------------------------------------------------------------------------------
 
     async def start(self, on_failure: Callable[[Exception], None]) -> None:
         self._on_failure = on_failure
@@ -176,7 +177,7 @@ class EmbeddedStorage(Storage):
             raise StorageError(f"the storage failed: {self._failure}")
         return self._rules[stream]
 
-    # -- effects ---------------------------------------------------------------------------------------------------
+    # -- effects -------------------------------------------------------------------------------------------------------
 
     def _changes(self, stream: str, effects: Effects, copies_stored: Container[int]) -> list[Change]:
         """What `effects` asks to be made durable, but for what is `copies_stored`; connections are woken on the way."""
@@ -396,7 +397,7 @@ class EmbeddedStorage(Storage):
             for frame in frames if stream in self._long_polls else ():
                 self._long_polls.item_arrived(stream, frame)
 
-    # -- the verbs -------------------------------------------------------------------------------------------------
+    # -- the verbs -----------------------------------------------------------------------------------------------------
 
     async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
         if key:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from easq.cli.main import main
 from easq.storage import embedded
-from easq.storage.rules import groups
+from easq.storage.rules import consumers
 from easq.storage.rules.changes import Change, Removed, Stored
 from easq.storage.sqlite import engine, group_commit
 
@@ -81,7 +81,7 @@ def commits_forgotten() -> None:
 
 def window_one_too_large() -> None:
     """One item more than the window is handed out."""
-    groups.ConsumerSession.free = property(
+    consumers.ConsumerSession.free = property(
         lambda self: 0 if self.stopped else self.window + 1 - len(self.pending)
     )
 

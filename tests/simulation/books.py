@@ -12,9 +12,10 @@ from math import inf
 from typing import TypeAlias
 
 from easq.model import Tags
+from easq.protocol.operations import BUSY, SHUTDOWN
 from easq.storage.base import Limits, Timing
-from easq.storage.rules import stream
 from easq.storage.rules.effects import DeliveryRecord, Effects
+from easq.storage.rules.failures import FREE_LOSSES
 from easq.storage.rules.filters import Filter
 
 #: an item that failed so often in a group is handed out alone, as is one whose connection was lost
@@ -316,7 +317,7 @@ class Books:
         for index in sorted(seat.pending) if lost else ():
             if seat.process:
                 team.held[index] = (until, seat.user, seat.process)
-            elif team.losses.get(index, 0) < stream.FREE_LOSSES:
+            elif team.losses.get(index, 0) < FREE_LOSSES:
                 team.losses[index] = team.losses.get(index, 0) + 1
                 self.effects.recorded.append((team.name, index))
                 team.held[index] = (until, seat.user, "")
@@ -393,13 +394,13 @@ class Books:
             seat.pending.discard(index)
             seat.back.discard(index)
             team = seat.team
-            if code == stream.SHUTDOWN:
+            if code == SHUTDOWN:
                 seat.stopped = True
                 continue
-            if code == stream.BUSY and index in team.fetched_ms:
+            if code == BUSY and index in team.fetched_ms:
                 team.busy_ms[index] += round(now * 1000) - team.fetched_ms.pop(index)
             waited_ms, limit_ms = team.busy_ms.get(index, 0), round(self.timing.busy_limit_s * 1000)
-            if code == stream.BUSY and not (limit_ms and waited_ms >= limit_ms):
+            if code == BUSY and not (limit_ms and waited_ms >= limit_ms):
                 wait_ms = min(max(waited_ms, 1000), 30_000) if delay_s is None else round(delay_s * 1000)
                 wait_ms = min(wait_ms, limit_ms - waited_ms) if limit_ms else wait_ms
                 team.busy_ms[index] = waited_ms + max(1, wait_ms)

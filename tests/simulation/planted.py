@@ -10,11 +10,12 @@ import pytest
 
 from easq.model import Consumer
 from easq.storage.base import Subscription
+from easq.storage.rules.consumers import ConsumerSession
 from easq.storage.rules.dispatch import Dispatcher
 from easq.storage.rules.effects import DeliveryRecord, Effects
 from easq.storage.rules.entries import Entries
 from easq.storage.rules.filters import CONNECTED, NOBODY, Filters
-from easq.storage.rules.groups import ConsumerGroup, ConsumerSession, Hold
+from easq.storage.rules.groups import ConsumerGroup, Hold
 from easq.storage.rules.retention import Retention
 from easq.storage.rules.stream import Stream
 

@@ -16,8 +16,9 @@ import pytest
 from easq.model import REQUEST_ID
 from easq.storage.embedded import Settle
 from easq.storage.rules.changes import Change, Keyed, Removed
+from easq.storage.rules.consumers import ConsumerSession
 from easq.storage.rules.effects import DeliveryRecord, Effects
-from easq.storage.rules.groups import ConsumerSession, Hold
+from easq.storage.rules.groups import Hold
 from easq.storage.rules.stream import Stream
 from tests.reliability.check import violations
 from tests.simulation.engine import OnDisk, StoredStream

@@ -68,7 +68,7 @@ class RedisStorage(Storage):
         self._gate = ScanGate(_SCANS_AT_ONCE)
         self._active: dict[tuple[str, int], float] = {}
 
-    # -- running ---------------------------------------------------------------------------------------------------
+    # -- running -------------------------------------------------------------------------------------------------------
 
     async def start(self, on_failure: Callable[[Exception], None]) -> None:
         await self._heartbeat.start()
@@ -87,7 +87,7 @@ class RedisStorage(Storage):
         """What is due in the stream is done, and the connections of servers that are gone are lost."""
         await self._heartbeat.check(self._heartbeat[stream])
 
-    # -- put and get -----------------------------------------------------------------------------------------------
+    # -- put and get ---------------------------------------------------------------------------------------------------
 
     async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
         remote = self._heartbeat[stream]
@@ -241,7 +241,7 @@ class RedisStorage(Storage):
     async def wake(self, stream: str) -> None:
         self._heartbeat.long_polls.wake(stream)
 
-    # -- watchers --------------------------------------------------------------------------------------------------
+    # -- watchers ------------------------------------------------------------------------------------------------------
 
     async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
         remote = self._heartbeat[stream]
@@ -360,7 +360,7 @@ class RedisStorage(Storage):
         _, idle_ms = await self._heartbeat.ask(self._heartbeat[stream], "idle", *who, replicated=False)
         return None if idle_ms is None else idle_ms / 1000
 
-    # -- what becomes of items -------------------------------------------------------------------------------------
+    # -- what becomes of items -----------------------------------------------------------------------------------------
 
     async def commit(self, stream: str, group: str, indexes: Sequence[int]) -> int:
         _, counted = await self._heartbeat.ask(
@@ -401,7 +401,7 @@ class RedisStorage(Storage):
     async def end(self, stream: str, *, ended: bool) -> None:
         await self._heartbeat.ask(self._heartbeat[stream], "end", int(ended))
 
-    # -- what is asked ---------------------------------------------------------------------------------------------
+    # -- what is asked -------------------------------------------------------------------------------------------------
 
     async def locate(self, stream: str, group: str, index: int) -> Location | None:
         for text in index_texts([index]):

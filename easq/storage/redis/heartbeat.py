@@ -72,7 +72,7 @@ class Heartbeat:
     def __getitem__(self, stream: str) -> RemoteStream:
         return self._streams[stream]
 
-    # -- running ---------------------------------------------------------------------------------------------------
+    # -- running -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Redis is there, and this server is told of what is its."""
@@ -180,7 +180,7 @@ class Heartbeat:
         queue = remote.prefix.partition("}")[0]
         return [other for other in self._streams.values() if other.prefix.partition("}")[0] == queue]
 
-    # -- calls -----------------------------------------------------------------------------------------------------
+    # -- calls ---------------------------------------------------------------------------------------------------------
 
     def _context(self, remote: RemoteStream, *args: Argument) -> Sequence[Argument]:
         moment = "" if self._clock is None else str(round(self._clock() * 1000))
@@ -307,7 +307,7 @@ class Heartbeat:
         if status == "full":
             log.warning("%s: item %d is out of failures and the rear store is full", remote.name, int(index))
 
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- looking -------------------------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
         while True:
@@ -413,7 +413,7 @@ class Heartbeat:
         await self.ask(remote, script, *args, replicated=False)
         remote.unfinished.pop((script, args), None)
 
-    # -- readers ---------------------------------------------------------------------------------------------------
+    # -- readers -------------------------------------------------------------------------------------------------------
 
     def has_read(self, remote: RemoteStream, arrivals: int | None) -> None:
         """A read or a take was made when so many items had come."""

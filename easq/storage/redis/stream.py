@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeAlias
 
 from easq.protocol.operations import BUSY, SHUTDOWN
 from easq.storage.base import DeadLetterPolicy, Timing
+from easq.storage.rules.failures import BUSY_FIRST_MS, BUSY_MOST_MS, BUSY_STATUS, FREE_LOSSES
 from easq.storage.rules.idempotency import REMEMBER_KEYS, REMEMBER_S
-from easq.storage.rules.stream import BUSY_FIRST_MS, BUSY_MOST_MS, BUSY_STATUS, FREE_LOSSES
 
 log = logging.getLogger(__name__)
 

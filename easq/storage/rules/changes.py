@@ -1,4 +1,4 @@
-"""What a step made of a stream has to be stored: each change one row, or a few, of an engine that keeps things."""
+"""The changes that a step of a stream asks to be stored: one row each, or a few."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from easq.storage.rules.effects import DeliveryRecord
 class Stored:
     """The frame is stored under its index.
 
-    `due_ms` and `expires_ms`, in Unix milliseconds, are the times before and after which it is not to be delivered.
-    They are only stored; no rule reads them yet.
+    `due_ms` and `expires_ms` are the times before and after which it must not be delivered, in Unix milliseconds. They
+    are only stored; no rule reads them yet.
     """
 
     stream: str
@@ -39,7 +39,7 @@ class Keyed:
 
 @dataclass(frozen=True, slots=True)
 class KeysForgotten:
-    """The idempotency keys of the stream with a lower number are forgotten."""
+    """The idempotency keys of the stream with a lower number are deleted."""
 
     stream: str
     below: int
@@ -47,7 +47,7 @@ class KeysForgotten:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """The entries are gone, with all that groups remember of them."""
+    """The entries are deleted, with their state in all groups."""
 
     stream: str
     indexes: Sequence[int]
@@ -55,7 +55,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Truncated:
-    """All entries under `below` are gone, with all that groups remember of them."""
+    """All entries below `below` are deleted, with their state in all groups."""
 
     stream: str
     below: int
@@ -63,7 +63,7 @@ class Truncated:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The group has committed an entry, or given it up, that another group still holds."""
+    """The group has committed an entry, or given it up, that another group still retains."""
 
     stream: str
     group: str
@@ -73,7 +73,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryRecorded:
-    """What the group remembers of an entry."""
+    """The delivery record of an entry in the group has changed."""
 
     stream: str
     group: str
@@ -83,9 +83,9 @@ class DeliveryRecorded:
 
 @dataclass(frozen=True, slots=True)
 class GroupChanged:
-    """The group is stored, replacing what was stored of it, or deleted.
+    """The group is stored, replacing the stored one, or deleted (`is_stored` is False).
 
-    `filter` is the text of its filters; `left_ms` when its last consumer left, in Unix milliseconds.
+    `filter` is the text of its filters; `left_ms` is the time at which its last consumer left, in Unix milliseconds.
     """
 
     stream: str
@@ -97,7 +97,7 @@ class GroupChanged:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The stream's end mark."""
+    """The end mark of the stream."""
 
     stream: str
     ended: bool

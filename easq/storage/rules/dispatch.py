@@ -1,7 +1,8 @@
 """Which connection of a group gets which item next.
 
-The ready item of the highest class and lowest index goes to the consumer with most free slots. An item that failed
-before goes to a connection that has nothing else.
+The ready item of the highest priority and lowest index goes to the consumer with most free slots; among equals to the
+one served least recently, then to the lowest number. An item that failed before goes to a connection that has nothing
+else.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping
 
 from easq.model import Tags
+from easq.storage.rules.consumers import ConsumerSession, FilterView
 from easq.storage.rules.effects import Effects
 from easq.storage.rules.entries import Entries
-from easq.storage.rules.groups import ConsumerGroup, ConsumerSession, FilterView
+from easq.storage.rules.groups import ConsumerGroup
 
-#: what is kept for handing out is looked through for what is gone when there is more than so much, and twice too much
+#: a heap is searched for stale entries when it is longer than this, and than twice the stream
 _MIN_LENGTH = 1024
 #: if the consumers of a group have different filters: most items of one heap that `_dispatch_elsewhere` examines
 _MOST_BEHIND = 32
@@ -28,7 +30,7 @@ _UNKNOWN = 0
 
 
 class Dispatcher:
-    """Hands the entries of one stream to its connections."""
+    """Assigns the entries of one stream to its connections."""
 
     def __init__(
         self, entries: Entries, sessions: Mapping[int, ConsumerSession], tags_of: Callable[[int], Tags]
@@ -36,7 +38,7 @@ class Dispatcher:
         self._entries = entries
         self._sessions = sessions
         self._tags_of = tags_of
-        self.count = 0  # items handed out so far
+        self.count = 0  # items dispatched so far
         #: whether a view has spent its budget before it examined everything: further slices are needed
         self.is_behind = False
 
@@ -60,11 +62,11 @@ class Dispatcher:
     def dispatch(
         self, group: ConsumerGroup, effects: Effects, *, groups: int = 1, is_slice: bool = False
     ) -> None:
-        """The ready item of the highest class and lowest index goes to the consumer with most free slots, until
-        none fits.
+        """Assign the ready item of the highest priority and lowest index to the consumer with most free slots, while
+        one fits.
 
-        A view's next item may lie behind more entries than one call may examine; calls with `is_slice` then go on. The
-        budget is shared by `groups`.
+        The next item of a view may lie behind more entries than one call may examine; calls with `is_slice` then go on.
+        The budget is shared by `groups`.
         """
         self._allow(group, groups, is_slice)
         self._serve_reserved(group, effects)
@@ -72,7 +74,7 @@ class Dispatcher:
             self._redeliver(group, effects)
         while True:
             best: tuple[int, int] | None = None
-            takers: set[int] = set()  # connections that want it
+            takers: set[int] = set()  # connections that want `best`
             for view in group.views:
                 if any(self._sessions[number].free > 0 for number in view.sessions):
                     candidate = self._peek(group, view)
@@ -113,7 +115,7 @@ class Dispatcher:
                 self._assign(group, session, index, effects)
                 if group.goes_alone(index):
                     session.alone = index
-            else:  # the window is smaller than before: this does not count as a loss
+            else:  # the window is smaller than before, which does not count as a loss
                 group.held[index] = hold._replace(process="")
                 session.redeliveries.append(self._entries.rank(index))
         if session.redeliveries:
@@ -121,7 +123,7 @@ class Dispatcher:
             group.redelivering.add(session.number)
 
     def make_ready(self, group: ConsumerGroup, index: int) -> None:
-        """The item is ready for the group again, in its class and place, if nothing is in the way."""
+        """Make the item ready for the group again, at its rank, unless it is pending, committed, held or claimed."""
         if not self._ready(group, index):
             return
         rank = self._entries.rank(index)
@@ -150,7 +152,7 @@ class Dispatcher:
             heap[:] = sorted({pair for pair in heap if self._ready(group, pair[1])})
 
     def end_delivery(self, group: ConsumerGroup, index: int) -> None:
-        """The item is pending in the group no longer."""
+        """End the delivery of the item: it is no longer pending in the group."""
         number = group.pending.pop(index, None)
         if number is not None:
             session = self._sessions[number]
@@ -160,22 +162,22 @@ class Dispatcher:
                 session.alone = 0
 
     def unreserve(self, group: ConsumerGroup, session: ConsumerSession) -> None:
-        """The connection waits for no item; what it waited for, if it is still ready, is for whoever comes."""
+        """End the wait of the connection for an item; the item, if it is still ready, is for any connection."""
         group.reserved.discard(session.number)
         index, session.alone = session.alone, 0
         self.make_ready(group, index)
 
     def stop(self, group: ConsumerGroup, session: ConsumerSession) -> None:
-        """The connection gets nothing more: what it has not fetched yet is ready for others."""
+        """Stop the connection: it gets nothing more, and what it has not fetched yet is ready for others."""
         session.stopped = True
         for index in list(session.unsent):
             self.end_delivery(group, index)
             self.make_ready(group, index)
 
-    # -- items for, or not for, a certain consumer -----------------------------------------------------------------
+    # -- items for, or not for, a certain consumer ---------------------------------------------------------------------
 
     def _redeliver(self, group: ConsumerGroup, effects: Effects) -> None:
-        """Give consumers the items kept for them, one at a time: each once the consumer has nothing else pending."""
+        """Give consumers the items held for them, one at a time: each once the consumer has nothing else pending."""
         for number in sorted(group.redelivering):
             session = self._sessions[number]
             while session.redeliveries:
@@ -183,7 +185,7 @@ class Dispatcher:
                 hold = group.held.get(index)
                 if hold is not None and hold.user == session.consumer.user and self._entries.visible(index):
                     break
-                heapq.heappop(session.redeliveries)  # it was committed or claimed, or is ready for all
+                heapq.heappop(session.redeliveries)  # it was committed or claimed, or is ready for everyone
             if session.redeliveries and not session.stopped and not session.pending:
                 heapq.heappop(session.redeliveries)
                 del group.held[index]
@@ -195,7 +197,7 @@ class Dispatcher:
     def _dispatch_elsewhere(
         self, group: ConsumerGroup, other: tuple[int, int] | None, effects: Effects
     ) -> bool:
-        """Hand out a failed item that comes before `other` to a consumer other than the one that failed it; return
+        """Assign a failed item that comes before `other` to a consumer other than the one that failed it; return
         whether there was one.
 
         The item waits while such consumers have no free slot. Without such a consumer it becomes an ordinary item.
@@ -242,10 +244,10 @@ class Dispatcher:
                     if not self._sessions[number].stopped:
                         yield self._sessions[number]
 
-    # -- items that go alone ---------------------------------------------------------------------------------------
+    # -- items delivered alone -----------------------------------------------------------------------------------------
 
     def _serve_reserved(self, group: ConsumerGroup, effects: Effects) -> None:
-        """A connection that was waiting to be empty, and is, has its item; if that is gone, it waits no longer."""
+        """Assign its item to each connection that waited to be empty and is; end the wait for items that are gone."""
         for number in sorted(group.reserved):
             session = self._sessions[number]
             if session.stopped or not self._ready(group, session.alone):
@@ -255,8 +257,10 @@ class Dispatcher:
                 self._assign(group, session, session.alone, effects)
 
     def _release_reserved(self, group: ConsumerGroup) -> bool:
-        """Nothing else is to be handed out: an item that waits for one connection to be empty, while another that
-        could take it is, waits no longer. Whether there was one.
+        """End one wait of a connection for an item that another, empty connection could take; return whether there was
+        one.
+
+        Called when no other item can be dispatched.
         """
         for number in sorted(group.reserved):
             session = self._sessions[number]
@@ -276,8 +280,11 @@ class Dispatcher:
         return [session for session in wanting if not session.alone and not session.redeliveries]
 
     def _reserve(self, group: ConsumerGroup, other: tuple[int, int] | None, effects: Effects) -> bool:
-        """An item that goes alone, if it is before `other`, has a consumer: whichever has least pending gets nothing
-        more until it is empty, then it gets the item. The others go on with later items.
+        """Choose a connection for an item that is delivered alone and comes before `other`; return whether there was
+        one.
+
+        The connection with least pending gets nothing more until it is empty, then this item. The others go on with
+        later items.
         """
         passed: list[tuple[int, int]] = []
         found = False
@@ -300,10 +307,10 @@ class Dispatcher:
         return found
 
     def _is_reserved(self, group: ConsumerGroup, index: int) -> bool:
-        """Return whether a connection waits for the item: it may be in the heap more than once."""
+        """Return whether a connection waits for the item, which may be in the heap more than once."""
         return any(self._sessions[number].alone == index for number in group.reserved)
 
-    # -- what is next ----------------------------------------------------------------------------------------------
+    # -- what is next --------------------------------------------------------------------------------------------------
 
     def _assign(self, group: ConsumerGroup, session: ConsumerSession, index: int, effects: Effects) -> None:
         self.count += 1
@@ -330,7 +337,7 @@ class Dispatcher:
         return all(tags.get(key) == value for key, value in view.tags.items())
 
     def _peek(self, group: ConsumerGroup, view: FilterView) -> tuple[int, int] | None:
-        """Return the (-priority, index) of the view's next item; None if there is none, or it is not known yet."""
+        """Return the (-priority, index) of the next item of the view; None if there is none, or it is not known yet."""
         if not self._sort_inbox(group, view):
             return None
         returned = self._peek_returned(group, view)

@@ -1,4 +1,4 @@
-"""What a step of a stream asks of its engine: what to make durable, and whom to wake."""
+"""The effects of a step of a stream: what the engine has to store, and which connections to wake."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class DeliveryRecord:
-    """What a group remembers of an item that was delivered to it at least once.
+    """Deliveries and failures of an item in a group to which it was delivered at least once.
 
-    `losses` counts the connections that were lost with it, except those whose process reconnected in time; `busy_ms` is
-    how long it was busy since its last failure: it waited, or was at a consumer that then said so again. `fetched_ms`,
-    which is not stored, is when a consumer got an item that was busy before, 0 if that is not known.
+    `losses` counts its lost connections, except those whose process reconnected in time. `busy_ms` is how long it was
+    busy since its last failure: it waited, or was at a consumer that then reported busy again. `fetched_ms`, which is
+    not stored, is the time at which a consumer got an item that was busy before; 0 if that is not known.
     """
 
     deliveries: int = 0

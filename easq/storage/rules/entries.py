@@ -1,6 +1,6 @@
-"""What is in a stream: entries by class and index, those claimed, and those that are being stored.
+"""The entries of a stream by priority and index, the claimed ones, and those that are being stored.
 
-Priority and size of each entry, never its tags or data: those are the engine's. No consumer is known here.
+Priority and size of each entry are known here; its tags and data belong to the engine. No consumer is known here.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from easq.storage.base import Limits
 
 #: indexes are below 2^42, which 10,000 puts a second reach in 14 years; the bits above hold the stream in a data file
 INDEX_BITS = 42
-#: a lane is rebuilt when it has more removed entries than this, and more than present ones
+#: a level is rebuilt when it has more holes than this, and more than present entries
 _MIN_HOLES = 1024
-#: at most so many shapes (priority and size) are kept to be shared
+#: most shapes (priority and size) that are shared
 _MAX_SHAPES = 4096
 
 
 class _PriorityLevel:
-    """The indexes of one priority class, ascending; removed ones stay as holes until the next rebuild.
+    """The indexes of one priority, ascending. Removed ones stay as holes until the list is rebuilt.
 
-    `holes` of them lie behind `head`; before it there are only such.
+    All positions before `head` are holes; `holes` counts those behind it.
     """
 
     __slots__ = ("head", "holes", "indexes")
@@ -35,11 +35,11 @@ class _PriorityLevel:
         self.holes = 0
 
     def after(self, index: int) -> int:
-        """The position of the first entry above `index`."""
+        """Return the position of the first entry above `index`."""
         return max(self.head, bisect_right(self.indexes, index, lo=self.head))
 
     def dropped(self, present: Container[int], count: int) -> None:
-        """`count` of the lane's entries are not `present` any more."""
+        """Record that `count` entries of the level are no longer `present`."""
         indexes, head = self.indexes, self.head
         while head < len(indexes) and indexes[head] not in present:
             head += 1
@@ -54,23 +54,23 @@ class _PriorityLevel:
 
 
 class Entries:
-    """`index in entries` is whether it is stored and not removed, `visible` whether it is not claimed either."""
+    """`index in entries`: the entry is stored and not removed. `visible(index)`: it is not claimed either."""
 
     def __init__(self, last: int) -> None:
-        self.last = last  # highest index ever allotted
+        self.last = last  # highest index ever allocated
         self.shown = last  # highest index ever made visible, or known not to have been stored
         self._present: dict[int, tuple[int, int]] = {}  # index -> (priority, size)
-        self._shapes: dict[tuple[int, int], tuple[int, int]] = {}  # equal tuples kept once: memory
+        self._shapes: dict[tuple[int, int], tuple[int, int]] = {}  # equal tuples share memory
         self._levels: dict[int, _PriorityLevel] = {}
         self._claimed: dict[int, int] = {}  # index -> size
         self._size = 0
         self._allocated: dict[int, int] = {}  # index -> size, not stored yet
         self._allocated_size = 0
 
-    # -- coming ----------------------------------------------------------------------------------------------------
+    # -- adding --------------------------------------------------------------------------------------------------------
 
     def insert(self, index: int, priority: int, size: int) -> None:
-        """The entry is present; called in index order."""
+        """Add a present entry; called in the order of indexes."""
         shape = (priority, size)
         self._present[index] = self._shapes.setdefault(shape, shape)
         if len(self._shapes) > _MAX_SHAPES:
@@ -79,7 +79,7 @@ class Entries:
         self._size += size
 
     def allocate(self, size: int, limits: Limits) -> int:
-        """A new index is reserved; `show` or `drop` follows, in the order of allotting. Raises QueueFull."""
+        """Reserve the next index; `show` or `drop` has to follow, in the order of the indexes. Raises QueueFull."""
         if not self.has_room(size, limits):
             held = len(self._present) + len(self._allocated)
             raise QueueFull(
@@ -95,19 +95,19 @@ class Entries:
         return self.last
 
     def show(self, index: int, priority: int) -> None:
-        """The allotted entry is stored: it is present."""
+        """Make an allocated entry present: it is stored."""
         size = self._allocated.pop(index)
         self._allocated_size -= size
         self.shown = index
         self.insert(index, priority, size)
 
     def drop(self, index: int) -> None:
-        """The allotted entry was not stored; its index is never used again."""
+        """Give up an allocated entry that was not stored; its index is never used again."""
         self._allocated_size -= self._allocated.pop(index)
         self.shown = max(self.shown, index)
 
     def has_room(self, size: int, limits: Limits, *, items: int = 1) -> bool:
-        """Whether so many entries fit, of `size` bytes together."""
+        """Return whether so many entries fit, of `size` bytes together."""
         return self._fits(len(self._present) + items - 1, self._size, size, limits)
 
     def lacks(self, size: int, limits: Limits) -> tuple[int, int]:
@@ -116,7 +116,7 @@ class Entries:
         return items, self._size + self._allocated_size + size - limits.max_bytes
 
     def would_have_room(self, size: int, limits: Limits, *, without: Iterable[int]) -> bool:
-        """Whether it fits when `without` are gone and, if the limits say so, all that may be evicted is."""
+        """Return whether it fits once `without` are removed and, if the limits say so, all entries that may be evicted."""
         gone = set(without)
         if limits.evict:
             left = [held for index, held in self._claimed.items() if index not in gone]
@@ -130,18 +130,18 @@ class Entries:
             and total + self._allocated_size + size <= limits.max_bytes
         )
 
-    # -- going -----------------------------------------------------------------------------------------------------
+    # -- removing ------------------------------------------------------------------------------------------------------
 
     def claim(self, index: int) -> None:
-        """The present entry is hidden."""
+        """Hide the present entry."""
         self._claimed[index] = self._present[index][1]
 
     def release(self, index: int) -> bool:
-        """The entry is hidden no longer; whether it was."""
+        """Show the entry again; return whether it was claimed."""
         return self._claimed.pop(index, None) is not None
 
     def restore(self, index: int, priority: int, size: int) -> None:
-        """A removed entry is present again, in its place: its removal could not be stored."""
+        """Make a removed entry present again, at its rank: its removal could not be stored."""
         level = self._levels.setdefault(priority, _PriorityLevel())
         present = [other for other in level.indexes if other in self._present]
         insort(present, index)
@@ -150,7 +150,7 @@ class Entries:
         self._size += size
 
     def remove(self, indexes: Sequence[int]) -> None:
-        """The present entries are gone."""
+        """Remove the present entries."""
         counts: dict[int, int] = {}
         for index in indexes:
             priority, size = self._present.pop(index)
@@ -163,7 +163,7 @@ class Entries:
             if level.head == len(level.indexes):
                 del self._levels[priority]
 
-    # -- what there is ---------------------------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------------------------------
 
     def __contains__(self, index: int) -> bool:
         return index in self._present
@@ -172,11 +172,11 @@ class Entries:
         return len(self._present)
 
     def visible(self, index: int) -> bool:
-        """Whether the entry is present and not claimed."""
+        """Return whether the entry is present and not claimed."""
         return index in self._present and index not in self._claimed
 
     def count(self, priority: int | None = None) -> int:
-        """How many entries are present and not claimed, of one class or of all."""
+        """Return how many entries are present and not claimed, of one priority or of all."""
         if priority is None:
             return len(self._present) - len(self._claimed)
         level = self._levels.get(priority)
@@ -187,7 +187,7 @@ class Entries:
 
     @property
     def visible_size(self) -> int:
-        """The bytes of what is present and not claimed."""
+        """The bytes of the entries that are present and not claimed."""
         return self._size - sum(self._claimed.values())
 
     @property
@@ -196,32 +196,36 @@ class Entries:
         return bool(self._allocated)
 
     def rank(self, index: int) -> tuple[int, int]:
-        """The place of a present entry: (-priority, index), lowest first."""
+        """Return the rank of a present entry: (-priority, index), lowest first."""
         return -self._present[index][0], index
 
     def size_of(self, index: int) -> int:
-        """The bytes of a present entry."""
+        """Return the bytes of a present entry."""
         return self._present[index][1]
 
     def classes(self) -> list[int]:
-        """The priorities of present entries, highest first."""
+        """Return the priorities of present entries, highest first."""
         return sorted(self._levels, reverse=True)
 
     def level(self, priority: int, after: int) -> Iterator[int]:
-        """The indexes of a class above `after`, ascending, with some that are gone; nothing may change meanwhile."""
+        """Yield the indexes of a priority above `after`, ascending, including removed ones; nothing may change
+        meanwhile.
+        """
         level = self._levels[priority]
         indexes = level.indexes
         for position in range(level.after(after), len(indexes)):
             yield indexes[position]
 
     def indexes_from(self, start: int, priority: int | None = None) -> Iterator[int]:
-        """What is visible, of one class or of all, from `start` on, ascending; nothing may change meanwhile."""
+        """Yield the visible indexes of one priority or of all, from `start` on, ascending; nothing may change
+        meanwhile.
+        """
         classes = self._levels if priority is None else self._levels.keys() & {priority}
         runs = [filter(self.visible, self.level(one, start - 1)) for one in classes]
         return runs[0] if len(runs) == 1 else heapq.merge(*runs)
 
     def ahead(self, index: int) -> int:
-        """How many visible entries have a lower rank than the present entry `index`."""
+        """Return how many visible entries have a lower rank than the present entry `index`."""
         rank = self.rank(index)
         count = 0
         for priority, level in self._levels.items():
@@ -240,7 +244,7 @@ class Entries:
         return sum(1 for other in others if self.visible(other) and self.rank(other) < rank)
 
     def bound(self, below: int, most: int) -> int:
-        """Return an index, at most `below`, below which at most `most` entries, or one per class, are present."""
+        """Return an index, at most `below`, below which at most `most` entries, or one per priority, are present."""
         share = max(1, most // max(1, len(self._levels)))
         for level in self._levels.values():
             if len(level.indexes) - level.head > share:
@@ -248,7 +252,7 @@ class Entries:
         return below
 
     def below(self, index: int) -> list[int]:
-        """The present entries under `index`, claimed ones too."""
+        """Return the present entries below `index`, including claimed ones."""
         found: list[int] = []
         for level in self._levels.values():
             end = bisect_left(level.indexes, index)
@@ -256,7 +260,7 @@ class Entries:
         return found
 
     def last_visible(self) -> int:
-        """The highest visible index, 0 when there is none."""
+        """Return the highest visible index, 0 when there is none."""
         best = 0
         for level in self._levels.values():
             positions = range(len(level.indexes) - 1, level.head - 1, -1)

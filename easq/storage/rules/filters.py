@@ -26,10 +26,10 @@ def filter_of(tags: Tags) -> Filter:
 def filters_text(
     filters: Iterable[tuple[Filter, float | None]], now: float, wall_ms: int, *, stopping: bool = False
 ) -> str:
-    """Return filters as JSON text to store: for each its tags, and the wall time at which its last consumer left (null:
-    one is connected).
+    """Return filters as JSON text to store: for each its tags, and the wall time in ms at which its last consumer left
+    (null: one is connected).
 
-    With `stopping`, each entry also has the age of that time, so that the service's downtime does not count.
+    With `stopping`, each entry also has the age of that time, so that the downtime of the service does not count.
     """
     rows: list[list[object]] = []
     for one, left_at in filters:
@@ -60,7 +60,7 @@ def stored_filters(text: str, now: float, wall_ms: int) -> list[tuple[Tags, floa
 class Filters:
     """The filters of one group. A filter whose last consumer left remains until the retention period ends.
 
-    They are indexed by their keys: matching an item costs one lookup per set of keys, not one per filter.
+    They are indexed by their keys: to match an item costs one lookup per set of keys, not one per filter.
     """
 
     __slots__ = ("_by_keys", "everything", "has_tags")

@@ -1,48 +1,29 @@
-"""The consumer groups of a stream: what each has done with the entries, and who of it is connected."""
+"""A consumer group of a stream: what it has done with the entries, and its consumers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from easq.model import Consumer, Tags
+from easq.model import Tags
 from easq.storage.base import Timing
+from easq.storage.rules.consumers import FilterView, GroupMember
 from easq.storage.rules.effects import DeliveryRecord
 from easq.storage.rules.filters import Filters
 
-#: at most so many consumers that left are listed per group
+#: most consumers that left and are still listed, per group
 _MAX_LEFT = 1000
-#: most views without a connection that are kept per group
+#: most views without a connection, per group
 _MAX_LEFT_VIEWS = 16
-#: an item that failed so often in a group, or whose connection was lost so often, is handed out alone, so that a crash
-#: it causes does not affect a window of other items
+#: an item with so many failures in a group, or so many lost connections, is delivered alone, so that a crash that it
+#: causes does not affect a window of other items
 _ALONE_AFTER, _ALONE_AFTER_LOSSES = 2, 1
-#: of one entry: whether the group has committed it, whether given up, and how often it was delivered and failed
+#: of one entry in a group: whether it is committed, whether given up, and its delivery record
 EntryState: TypeAlias = tuple[bool, bool, DeliveryRecord | None]
 
 
-class FilterView:
-    """How far the consumers with one start and one tag filter have looked, per priority class.
-
-    Items that are ready again behind the cursors are in `inbox` until they are examined, then in `returned` if they
-    match the filter.
-    """
-
-    __slots__ = ("after", "cursors", "inbox", "left", "returned", "sessions", "tags")
-
-    def __init__(self, after: int, tags: Tags) -> None:
-        self.after = after
-        self.tags = dict(tags)
-        self.cursors: dict[int, int] = {}
-        self.inbox: list[tuple[int, int]] = []  # (-priority, index)
-        self.returned: list[tuple[int, int]] = []  # heap of (-priority, index)
-        self.sessions: set[int] = set()
-        self.left = 0  # budget: how much may still be examined in this call
-
-
 class Hold(NamedTuple):
-    """An item that only `user` gets before `until`, or nobody if `user` is None.
+    """Keeps an item for `user`, or away from everyone if that is None, before `until`.
 
     With a `process`, the item was pending at a lost connection of that process. If it does not reconnect before `until`
     the loss counts as a failure.
@@ -53,58 +34,21 @@ class Hold(NamedTuple):
     process: str = ""
 
 
-@dataclass(slots=True)
-class ConsumerSession:
-    """One watch connection."""
-
-    number: int
-    consumer: Consumer
-    window: int
-    auto_commit: bool
-    view: FilterView
-    pending: set[int] = field(default_factory=set)  # pending at this connection
-    unsent: dict[int, None] = field(default_factory=dict)  # of these, not yet fetched, in order
-    served: int = 0  # when it was last given an item, in hand-outs of the stream
-    stopped: bool = False
-    alone: int = 0  # the item that this connection has, or waits for, to have nothing beside it
-    process: str = ""
-    # heap of (-priority, index): items held for this user, which it gets one at a time
-    redeliveries: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def free(self) -> int:
-        return 0 if self.stopped or self.alone or self.redeliveries else self.window - len(self.pending)
-
-
-@dataclass(slots=True)
-class GroupMember:
-    """A consumer as attributes list it, connected or not."""
-
-    consumer: Consumer
-    session: int | None
-    window: int
-    auto_commit: bool
-    tags: Tags
-    index: int = 0
-    active_at: float = 0.0
-    left_pending: bool = False
-
-
 class ConsumerGroup:
-    """One consumer group over the stream."""
+    """One consumer group of a stream."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.pending: dict[int, int] = {}  # index -> session
-        self.committed: set[int] = set()  # of the present entries, with those that were given up
-        self.given_up: set[int] = set()  # of the committed
-        # heap of (-priority, index): ready, and to be handed out alone
+        self.committed: set[int] = set()  # includes the given up ones; present entries only
+        self.given_up: set[int] = set()  # a part of `committed`
+        # heap of (-priority, index): ready, and to be delivered alone
         self.alone: list[tuple[int, int]] = []
-        # connections that get nothing more until they are empty, then such an item
+        # connections that get nothing more until they are empty, and then such an item
         self.reserved: set[int] = set()
         self.records: dict[int, DeliveryRecord] = {}
-        # index -> the user that failed the item last: another user gets it, if there is one; and the heaps of such
-        # items that are ready, by that user
+        # index -> the user that failed the item last: another user gets it, if there is one; and by that user the
+        # heap of such items that are ready
         self.failed_by: dict[int, str] = {}
         self.elsewhere: dict[str, list[tuple[int, int]]] = {}
         self.redelivering: set[int] = set()  # connections with items in `ConsumerSession.redeliveries`
@@ -117,22 +61,24 @@ class ConsumerGroup:
         self.members: dict[str, GroupMember] = {}
         self.connected = 0
         self.filters = Filters()  # which items the group retains; without a filter none
-        self.highest = 0  # highest index handed out
+        self.highest = 0  # highest index dispatched
 
     @property
     def must_be_stored(self) -> bool:
-        """Whether the group has to be stored."""
+        """Whether the group has state to store."""
         return bool(self.filters or self.committed or self.records or self.held)
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to remember of it."""
+        """Whether the group has no state at all."""
         return not (self.must_be_stored or self.members)
 
     def unavailable(self, index: int) -> bool:
+        """Return whether the item is pending, committed or held."""
         return index in self.pending or index in self.committed or index in self.held
 
     def goes_alone(self, index: int) -> bool:
+        """Return whether the item is delivered alone."""
         record = self.records.get(index)
         return record is not None and (
             record.failures >= _ALONE_AFTER or record.losses >= _ALONE_AFTER_LOSSES
@@ -153,13 +99,13 @@ class ConsumerGroup:
         return view
 
     def leave_view(self, view: FilterView) -> None:
-        """Keep a view without connections for later: it may have taken long to examine the items before its cursors."""
+        """Remember a view without connections: to examine the items before its cursors may have taken long."""
         self.views.remove(view)
         self.left_views.append(view)
         del self.left_views[:-_MAX_LEFT_VIEWS]
 
     def forget(self, index: int) -> None:
-        """The entry is gone; nothing of it is pending."""
+        """Forget a removed entry, which is not pending."""
         self.committed.discard(index)
         self.given_up.discard(index)
         self.records.pop(index, None)
@@ -167,11 +113,11 @@ class ConsumerGroup:
         self.failed_by.pop(index, None)
 
     def state_of(self, index: int) -> EntryState:
-        """What the group remembers of the entry, for `restore_state`."""
+        """Return the state of the entry in this group, for `restore_state`."""
         return index in self.committed, index in self.given_up, self.records.get(index)
 
     def restore_state(self, index: int, state_of: EntryState) -> None:
-        """The group remembers of the entry what it did."""
+        """Restore the state of the entry in this group."""
         committed, given_up, record = state_of
         if committed:
             self.committed.add(index)
@@ -181,13 +127,13 @@ class ConsumerGroup:
             self.records[index] = record
 
     def forget_left(self) -> None:
-        """Of the consumers that left only the latest are listed."""
+        """Remove the consumers that left first, so that at most `_MAX_LEFT` of these are listed."""
         left = [member for member in self.members.values() if member.session is None]
         for member in sorted(left, key=lambda member: member.active_at)[: max(0, len(left) - _MAX_LEFT)]:
             del self.members[member.consumer.user]
 
     def due_times(self, timing: Timing) -> Iterator[float]:
-        """When something is to be done by itself."""
+        """Yield the times at which `tick` has to be called for this group."""
         if self.timers:
             yield self.timers[0][0]
         first_left_at = self.filters.first_left_at

@@ -22,7 +22,7 @@ _PUT_SLICE = 200
 
 
 class _CommittedScan:
-    """Iterates over the items that any group has committed, in slices, with some removed items and duplicates."""
+    """Iterates over the items that any group has committed, in slices, including some removed items and duplicates."""
 
     def __init__(self, groups: Mapping[str, ConsumerGroup]) -> None:
         self._groups = groups
@@ -55,7 +55,7 @@ class _CommittedScan:
 
 
 class Retention:
-    """Finds out who retains the items of one stream."""
+    """Finds out which groups retain the items of one stream."""
 
     def __init__(
         self, entries: Entries, groups: Mapping[str, ConsumerGroup], tags_of: Callable[[int], Tags]
@@ -87,7 +87,7 @@ class Retention:
                     found = max(found, group.filters.holder(tags))
         return found
 
-    # -- a filter has ended ----------------------------------------------------------------------------------------
+    # -- a filter has ended --------------------------------------------------------------------------------------------
 
     @property
     def is_sweeping(self) -> bool:
@@ -106,11 +106,11 @@ class Retention:
         return self._is_committed(index) and self.holder(index) == NOBODY
 
     def _is_committed(self, index: int) -> bool:
-        """Whether the item is present, and some group has committed it."""
+        """Return whether the item is present, and some group has committed it."""
         committed = any(index in group.committed for group in self._groups.values())
         return committed and index in self._entries
 
-    # -- a stream is full ------------------------------------------------------------------------------------------
+    # -- a stream is full ----------------------------------------------------------------------------------------------
 
     def record_holder(self, index: int, holder: int) -> None:
         """Record that `holder` retains a committed item."""
@@ -123,7 +123,7 @@ class Retention:
         self._releasable_size -= self._releasable.pop(index, 0)
 
     def consumer_left(self) -> None:
-        """Record that some items may now be retained by filters of absent consumers only."""
+        """Record that only filters of absent consumers may now retain some items."""
         self._search.request()
 
     def releasable(self, size: int, limits: Limits) -> list[int]:

@@ -1,4 +1,4 @@
-"""Scans: what looks through the entries of a stream, a slice at a time, and when it ends before the last entry."""
+"""Scans examine the entries of a stream slice by slice; a limit ends them before the last entry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from easq.errors import Unavailable
 
 @dataclass(frozen=True, slots=True)
 class ScanLimit:
-    """How long a scan is of use: until its caller is gone, and until a time of the event loop's clock."""
+    """When a scan ends early: its caller is gone, or a time of the clock of the event loop is reached."""
 
     is_gone: Callable[[], bool] = lambda: False
     until: float = inf
@@ -29,16 +29,15 @@ NO_SCAN_LIMIT = ScanLimit()
 
 
 class ScanGate:
-    """Lets at most `at_once` slices of scans run, first come, first served."""
+    """Lets at most `at_once` slices of scans run, in the order of arrival."""
 
     def __init__(self, at_once: int) -> None:
         self._slots = asyncio.Semaphore(at_once)
 
     @asynccontextmanager
     async def slot(self, limit: ScanLimit = NO_SCAN_LIMIT) -> AsyncIterator[bool]:
-        """Wait for a slot, and yield whether the scan may go on: False once its time is over.
-
-        Raises Unavailable when the caller is gone.
+        """Wait for a slot, and yield whether the scan may go on: False once its time is over. Raises Unavailable when
+        the caller is gone.
         """
         has_slot = False
         try:

@@ -1,91 +1,49 @@
-"""The rules of one stream without I/O, threads or clocks: who gets which item next, and what has to be remembered.
+"""The rules of one stream: which connection gets which item, and what has to be stored. No I/O, threads or clocks.
 
 The life of an entry, for one group:
 
-    allotted ──stored──▶ ready ──hand out──▶ pending ──commit──▶ committed ──no group retains it──▶ gone
-                          ▲                    │
-                          ├──── negative ──────┤   after the back-off
-                          ├──── closed ────────┤   at once
-                          └──── lost ──────────┘   at once for the same user, for others after the grace
+    allocated ──stored──▶ ready ──dispatch──▶ pending ──commit──▶ committed ──no group retains it──▶ removed
+                            ▲                    │
+                            ├──── negative ──────┤   after the back-off
+                            ├──── closed ────────┤   at once
+                            └──── lost ──────────┘   at once for the same user, for others after the grace period
 
     A lost connection counts as a failure unless its process reconnects within the grace period. For a consumer that
     names no process, the first losses of an item do not count.
 
-    pending ──the last failure that is allowed──▶ given up: counts as committed, a copy goes to the rear store
+    pending ──last failure allowed──▶ given up: counts as committed, and a dead letter goes to the rear store
 
-    delete, truncate, a settled claim: gone, from any state, for all groups.
+    delete, truncate, a settled claim: removed, from any state, for all groups.
     claim: hidden from everyone until it is released or deleted.
 
-A `Stream` knows index, priority and size of each entry, never its tags or data: those are the engine's. Methods change
-the state and return `Effects`: what the engine has to make durable, and which connections have something to fetch.
+A `Stream` knows index, priority and size of each entry; tags and data belong to the engine. Its methods change the
+state and return `Effects`: what the engine has to store, and which connections have something to fetch.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import inf
-from typing import TypeAlias
 
 from easq.errors import StreamEnded
 from easq.model import Consumer, Tags
-from easq.protocol.operations import BUSY, SHUTDOWN
-from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
-from easq.storage.base import Limits, Location, StreamStats, Subscription, Timing
-from easq.storage.rules.dispatch import Dispatcher
+from easq.storage.base import Limits, Location, StreamStats, Subscription
+from easq.storage.rules.consumers import ConsumerSession, GroupMember
 from easq.storage.rules.effects import DeliveryRecord, Effects
-from easq.storage.rules.entries import Entries
-from easq.storage.rules.filters import NOBODY, Filter, filter_of
-from easq.storage.rules.groups import ConsumerGroup, ConsumerSession, EntryState, GroupMember, Hold
-from easq.storage.rules.retention import Retention
-
-#: the value of `due` when `tick` has to be called at once: before any time of a monotonic clock
-AT_ONCE = 0.0
-#: the code with which an item fails that waited for busy consumers for too long
-BUSY_STATUS = "503"
-#: the wait of a busy item without `delay_s`: as long as it has waited before, within these bounds, in milliseconds
-BUSY_FIRST_MS, BUSY_MOST_MS = 1000, 30_000
-#: so many lost connections of an item do not count as failures if the consumer names no process
-FREE_LOSSES = 10
-#: the failure reason of an item whose consumer did not reconnect
-_LOST = "the connection was lost"
+from easq.storage.rules.failures import FailureRules
+from easq.storage.rules.filters import Filter, filter_of
+from easq.storage.rules.groups import ConsumerGroup
+from easq.storage.rules.state import AT_ONCE
+from easq.storage.rules.statistics import stats_of
 
 
-#: of an entry that left: priority, size, and what each group remembered of it
-_RemovedEntry: TypeAlias = tuple[int, int, dict[str, EntryState]]
+class Stream(FailureRules):
+    """One stream with all its rules. The engine calls it, one method at a time, and stores the effects."""
 
-
-class Stream:
-    """The state of one stream, and every rule that changes it."""
-
-    def __init__(
-        self,
-        *,
-        timing: Timing,
-        tags_of: Callable[[int], Tags],
-        last: int = 0,
-        ended: bool = False,
-        max_failures: int = 0,
-        has_rear_room: Callable[[int, int], bool] = lambda _items, _size: True,
-    ) -> None:
-        self.timing = timing
-        self.max_failures = max_failures  # an item is given up with so many; 0: never
-        self.has_rear_room = has_rear_room
-        self.ended = ended
-        self.entries = Entries(last)
-        self._groups: dict[str, ConsumerGroup] = {}
-        self._sessions: dict[int, ConsumerSession] = {}
-        self._dispatcher = Dispatcher(self.entries, self._sessions, tags_of)
-        self._retention = Retention(self.entries, self._groups, tags_of)
-        self._number = 0
-        # entries that left with a copy or answer that is not stored yet: how to bring them back; None: not wanted back
-        self._removed: dict[int, _RemovedEntry | None] = {}
-        self._unanswered_at = inf  # when those are looked for that left in vain, as nobody could be told
-        self.due = inf  # when `tick` has something to do, at the earliest
-
-    # -- entries ---------------------------------------------------------------------------------------------------
+    # -- entries -------------------------------------------------------------------------------------------------------
 
     def restore_group(
         self,
@@ -96,10 +54,10 @@ class Stream:
         now: float,
         filters: Iterable[tuple[Tags, float]] | None = None,
     ) -> None:
-        """Restore a stored group, after its entries. `committed` includes `given_up`.
+        """Restore a stored group, after the entries. `committed` includes `given_up`.
 
-        `filters` are its filters, and when the last consumer of each left; None if they are not known: then the group
-        retains every item, as if a consumer without a filter had left now.
+        `filters` are its filters, each with the time at which its last consumer left. None: they are not known, so the
+        group retains every item, as if a consumer without a filter had left now.
         """
         group = self._groups.setdefault(name, ConsumerGroup(name))
         for tags, left_at in [({}, now)] if filters is None else filters:
@@ -149,7 +107,7 @@ class Stream:
             self._remove([next(self.entries.indexes_from(0))], effects)
 
     def claim(self, indexes: Iterable[int]) -> Effects:
-        """The present items are hidden from everyone, also from connections that have not fetched them yet."""
+        """Hide the present items from everyone, including connections that have not fetched them yet."""
         effects = Effects()
         for index in indexes:
             self.entries.claim(index)
@@ -161,7 +119,7 @@ class Stream:
         return effects
 
     def release(self, indexes: Iterable[int]) -> Effects:
-        """Claimed items that still exist are visible again, and ready for each group that does not have them."""
+        """Show claimed items again if they still exist; they are ready for each group that has not finished them."""
         effects = Effects()
         for index in indexes:
             if self.entries.release(index):
@@ -171,21 +129,17 @@ class Stream:
         return effects
 
     def delete(self, indexes: Iterable[int]) -> Effects:
-        """The present items are gone for all groups."""
+        """Remove the present items for all groups."""
         effects = Effects()
         self._remove(self._present(indexes), effects)
         self._dispatch_all(effects)
         return effects
 
-    def _present(self, indexes: Iterable[int]) -> list[int]:
-        """Those that are there, each once; those that are just leaving will not come back."""
-        named = dict.fromkeys(indexes)
-        if self._removed:
-            self._removed |= dict.fromkeys(self._removed.keys() & named.keys())
-        return [index for index in named if index in self.entries]
-
     def truncate(self, below: int) -> tuple[int, Effects]:
-        """All present items under `below` are gone; `truncated_below` excludes what is not stored yet."""
+        """Remove all present items below `below`, and return how many there were.
+
+        `truncated_below` of the effects excludes entries that are not stored yet.
+        """
         effects = Effects()
         self._removed |= dict.fromkeys(index for index in self._removed if index < below)
         gone = self.entries.below(below)
@@ -195,22 +149,39 @@ class Stream:
         self._dispatch_all(effects)
         return len(gone), effects
 
-    def _remove(self, indexes: Sequence[int], effects: Effects) -> None:
-        self.entries.remove(indexes)
-        for index in indexes:
-            for group in self._groups.values():
-                self._dispatcher.end_delivery(group, index)
-                group.forget(index)
-            self._retention.forget(index)
-        effects.removed += indexes
-        if indexes:
-            self._forget_idle(effects)
+    def commit(self, name: str, indexes: Iterable[int]) -> tuple[int, Effects]:
+        """Commit the items for the group, and return how many were not committed before. Items without a group that
+        retains them are removed.
+        """
+        effects = Effects()
+        present = self._present(indexes)
+        if not present:
+            return 0, effects
+        group = self._group(name, effects)
+        gone, counted = [], 0
+        for index in present:
+            if index in group.committed and index not in group.given_up:
+                continue
+            counted += 1
+            self._dispatcher.end_delivery(group, index)
+            group.held.pop(index, None)
+            group.failed_by.pop(index, None)
+            group.committed.add(index)
+            group.given_up.discard(index)
+            if self._is_free(index):
+                gone.append(index)
+            else:
+                effects.committed.append((name, index, False))
+        self._remove(gone, effects)
+        self._dispatch_all(effects)
+        return counted, effects
 
-    # -- groups and consumers --------------------------------------------------------------------------------------
+    # -- consumers -----------------------------------------------------------------------------------------------------
 
     def attach(self, consumer: Consumer, subscription: Subscription, now: float) -> tuple[int, Effects]:
-        """A connection of `consumer` is there; its older one, if any, is closed. Items kept for this user go to it
-        first.
+        """Add a connection of `consumer`, and return its number. An older connection of the consumer is closed.
+
+        Items that are held for this user go to the new connection first. Raises StreamEnded.
         """
         if self._is_through(self._groups.get(consumer.group)):
             raise StreamEnded("the stream has ended, and nothing in it is left for this group")
@@ -270,15 +241,8 @@ class Stream:
             self._retention.filter_ended()
             self._remove_free(effects)
 
-    def _group(self, name: str, effects: Effects) -> ConsumerGroup:
-        group = self._groups.get(name)
-        if group is None:
-            group = self._groups[name] = ConsumerGroup(name)
-            effects.groups.append(name)
-        return group
-
     def detach(self, number: int, *, lost: bool, now: float) -> Effects:
-        """The connection is gone; closed or `lost` decides when others get its items. Unknown numbers are ignored."""
+        """Remove the connection; closed or `lost` decides when others get its items. Unknown numbers are ignored."""
         effects = Effects()
         session = self._sessions.get(number)
         if session is not None:
@@ -310,59 +274,20 @@ class Stream:
             if index in session.unsent or not lost:
                 self._dispatcher.make_ready(group, index)
                 continue
-            hold = Hold(now + self.timing.leave_grace_s, session.consumer.user, session.process)
-            if session.process:
-                self._hold(group, index, hold)
-            elif group.records[index].losses < FREE_LOSSES:
-                group.records[index].losses += 1
-                effects.recorded.append((group.name, index))
-                self._hold(group, index, hold)
-            else:
-                self._count_loss(group, index, effects, hold)
+            self._lose(group, session, index, now, effects)
         session.pending.clear()
         session.unsent.clear()
         group.forget_left()
         self.due = min(self.due, *group.due_times(self.timing))
 
-    def _hold(self, group: ConsumerGroup, index: int, hold: Hold) -> None:
-        group.held[index] = hold
-        heapq.heappush(group.timers, (hold.until, index))
-        self.due = min(self.due, hold.until)
-
-    def _count_loss(self, group: ConsumerGroup, index: int, effects: Effects, hold: Hold) -> None:
-        """Count the lost connection as a failure of the item; hold the item as `hold` says unless it is given up."""
-        group.held.pop(index, None)
-        group.records[index].losses += 1
-        if not self._fail(group, index, "", _LOST, effects):
-            self._hold(group, index, hold)
-
-    def _count_replaced(self, group: ConsumerGroup, session: ConsumerSession, effects: Effects) -> None:
-        """Count the losses of an earlier process of the same name: it will not reconnect, as `session` replaces it."""
-        lost = [
-            index
-            for index, hold in group.held.items()
-            if hold.user == session.consumer.user and hold.process not in ("", session.process)
-        ]
-        for index in sorted(lost):
-            self._count_loss(group, index, effects, group.held[index]._replace(process=""))
-
-    def _fail(self, group: ConsumerGroup, index: int, code: str, reason: str, effects: Effects) -> bool:
-        """Count a failure of the item. Return whether it was the last one allowed, and the group has given it up."""
-        record = group.records.setdefault(index, DeliveryRecord())
-        record.failures += 1
-        record.code, record.reason = code, reason
-        record.busy_ms = record.fetched_ms = 0
-        effects.recorded.append((group.name, index))
-        return self._give_up(group, index, record, effects)
-
     def active(self, number: int, now: float) -> None:
-        """The connection showed life."""
+        """Record a heartbeat of the connection."""
         session = self._sessions.get(number)
         if session is not None:
             self._groups[session.consumer.group].members[session.consumer.user].active_at = now
 
     def fetch(self, number: int, *, most: int, most_bytes: int, now: float) -> list[tuple[int, int]]:
-        """The next items handed to the connection, as (index, deliveries), in order; one at least, if there is one."""
+        """Return the next items of the connection as (index, delivery count), in order: one at least, if there is one."""
         session = self._sessions.get(number)
         if session is None:
             return []
@@ -389,11 +314,11 @@ class Stream:
         return 0 if index is None else self.entries.size_of(index)
 
     def group_of(self, number: int) -> str:
-        """The group of a connection that is known."""
+        """Return the group of a known connection."""
         return self._sessions[number].consumer.group
 
     def is_through(self, number: int) -> bool:
-        """Whether the stream has ended, and the connection's group has committed all that was in it."""
+        """Return whether the stream has ended, and the group of the connection has committed everything."""
         return self._is_through(self._groups[self._sessions[number].consumer.group])
 
     def _is_through(self, group: ConsumerGroup | None) -> bool:
@@ -401,16 +326,16 @@ class Stream:
         return self.ended and not self.entries.has_allocated and committed == len(self.entries)
 
     def connected(self, number: int) -> bool:
-        """Whether the connection is still the consumer's."""
+        """Return whether the connection still belongs to its consumer."""
         return number in self._sessions
 
     def has_out(self, number: int, index: int) -> bool:
-        """Whether the connection has fetched the item, which is pending at it."""
+        """Return whether the item is pending at the connection, which has fetched it."""
         session = self._sessions.get(number)
         return session is not None and index in session.pending and index not in session.unsent
 
     def sessions(self) -> dict[Consumer, int]:
-        """The connected consumers."""
+        """Return the connected consumers and the numbers of their connections."""
         return {session.consumer: number for number, session in self._sessions.items()}
 
     def idle(self, consumer: Consumer, now: float, process: str = "") -> float | None:
@@ -425,210 +350,19 @@ class Stream:
             return None
         return now - member.active_at
 
-    # -- acknowledgement -------------------------------------------------------------------------------------------
-
-    def commit(self, name: str, indexes: Iterable[int]) -> tuple[int, Effects]:
-        """Commit the items for the group; remove those that no other group retains."""
-        effects = Effects()
-        present = self._present(indexes)
-        if not present:
-            return 0, effects
-        group = self._group(name, effects)
-        gone, counted = [], 0
-        for index in present:
-            if index in group.committed and index not in group.given_up:
-                continue
-            counted += 1
-            self._dispatcher.end_delivery(group, index)
-            group.held.pop(index, None)
-            group.failed_by.pop(index, None)
-            group.committed.add(index)
-            group.given_up.discard(index)
-            if self._is_free(index):
-                gone.append(index)
-            else:
-                effects.committed.append((name, index, False))
-        self._remove(gone, effects)
-        self._dispatch_all(effects)
-        return counted, effects
-
-    def _is_free(self, index: int) -> bool:
-        """Return whether no group retains an item that one has just committed; record who does."""
-        holder = self._retention.holder(index)
-        if holder != NOBODY:
-            self._retention.record_holder(index, holder)
-        return holder == NOBODY
-
-    def _give_up(self, group: ConsumerGroup, index: int, record: DeliveryRecord, effects: Effects) -> bool:
-        """Whether the item has no failure left in the group; then it counts as committed, and a copy goes to the rear.
-
-        Without room in the rear store it stays where it is, and comes again after the longest back-off.
-        """
-        if not self.max_failures or record.failures < self.max_failures:
-            return False
-        size = effects.given_up_size + self.entries.size_of(index)
-        if not self.has_rear_room(len(effects.given_up) + 1, size):
-            return False
-        effects.given_up_size = size
-        effects.given_up.append((group.name, index, replace(record)))
-        left = self._snapshot(index)
-        group.committed.add(index)
-        group.given_up.add(index)
-        if self._is_free(index):
-            self._removed[index] = left
-            self._retire([index], effects)
-        else:
-            effects.committed.append((group.name, index, True))
-        return True
-
-    def _retire(self, indexes: Sequence[int], effects: Effects) -> None:
-        """Entries that their groups are done with are gone; those that nobody committed are unanswered."""
-        for index in indexes:
-            groups = [group for group in self._groups.values() if index in group.committed]
-            if groups and all(index in group.given_up for group in groups):
-                effects.unanswered.append((index, groups[-1].records.get(index) or DeliveryRecord()))
-                self._removed.setdefault(index, self._snapshot(index))
-        self._remove(indexes, effects)
-
-    def _snapshot(self, index: int) -> _RemovedEntry:
-        """What has to be known of a present entry to bring it back."""
-        states = {group.name: group.state_of(index) for group in self._groups.values()}
-        return -self.entries.rank(index)[0], self.entries.size_of(index), states
-
-    def copies_stored(self, effects: Effects) -> None:
-        """Copies and answers of what left are stored: it does not come back."""
-        for index in _copied_in(effects):
-            self._removed.pop(index, None)
-
-    def copies_refused(self, effects: Effects, now: float) -> Effects:
-        """Copies and answers could not be stored: what left is where it was.
-
-        Not so what was deleted or committed since. What a group gave up comes to it again after the longest back-off.
-        Then too those are looked for that leave without a failure of their own, since a group that held them is absent.
-        """
-        again = now + self.timing.backoff_s[-1]
-        taken = Effects()
-        for index in dict.fromkeys(effects.removed):
-            if index in self._removed:
-                left = self._removed.pop(index)
-                if left is None:
-                    taken.removed.append(index)
-                else:
-                    self._restore_entry(index, left, taken)
-        for name, index, _ in effects.given_up:
-            group = self._groups.get(name)
-            is_done = group is None or (index in group.committed and index not in group.given_up)
-            if group is not None and index in self.entries and not is_done:
-                group.committed.discard(index)
-                group.given_up.discard(index)
-                self._hold(group, index, Hold(again))
-        self._unanswered_at = min(self._unanswered_at, again)
-        self.due = min(self.due, again)
-        for index in _copied_in(effects):
-            for group in self._groups.values():
-                self._dispatcher.make_ready(group, index)
-        self._dispatch_all(taken)
-        return taken
-
-    def _restore_entry(self, index: int, left: _RemovedEntry, effects: Effects) -> None:
-        priority, size, states = left
-        self.entries.restore(index, priority, size)
-        for name, state in states.items():
-            if any(state):
-                self._group(name, effects).restore_state(index, state)
-
-    def negative(
-        self,
-        name: str,
-        indexes: Iterable[int],
-        *,
-        code: str,
-        reason: str,
-        now: float,
-        delay_s: float | None = None,
-    ) -> tuple[int, Effects]:
-        """Make items that are pending in the group ready again after their back-off; ignore others.
-
-        Busy ones wait for `delay_s`, or as long as they have waited before.
-        """
-        effects = Effects()
-        group = self._groups.get(name)
-        if group is None:
-            return 0, effects
-        counted = 0
-        stopped: set[int] = set()
-        for index in dict.fromkeys(indexes):
-            number = group.pending.get(index)
-            if number is None:
-                continue
-            counted += 1
-            self._dispatcher.end_delivery(group, index)
-            if code == SHUTDOWN:
-                stopped.add(number)
-                self._dispatcher.make_ready(group, index)
-                continue
-            record = group.records.setdefault(index, DeliveryRecord())
-            if code == BUSY and (waiting_ms := self._busy_for(record, delay_s, now)) is not None:
-                record.busy_ms += max(1, waiting_ms)  # 0 would not tell that it was busy before
-                effects.recorded.append((name, index))
-                delay = waiting_ms / 1000
-            else:
-                if self._fail(group, index, BUSY_STATUS if code == BUSY else code, reason, effects):
-                    continue
-                delays = self.timing.backoff_s
-                delay = delays[min(record.failures, len(delays)) - 1]
-            group.failed_by[index] = self._sessions[number].consumer.user
-            if delay > 0:
-                self._hold(group, index, Hold(now + delay))
-            else:
-                self._dispatcher.make_ready(group, index)
-        for number in stopped:
-            self._dispatcher.stop(group, self._sessions[number])
-        self._dispatch_to(group, effects)
-        return counted, effects
-
-    def _busy_for(self, record: DeliveryRecord, delay_s: float | None, now: float) -> int | None:
-        """Return how many milliseconds a busy item has to wait; None when it has reached the limit.
-
-        If it was busy before, the time that it was at the consumer counts: a worker keeps it until it may ask the model
-        again.
-        """
-        if record.fetched_ms:
-            record.busy_ms += max(0, round(now * 1000) - record.fetched_ms)
-            record.fetched_ms = 0
-        limit_ms = round(self.timing.busy_limit_s * 1000)
-        if limit_ms and record.busy_ms >= limit_ms:
-            return None
-        if delay_s is None:
-            delay_ms = min(max(record.busy_ms, BUSY_FIRST_MS), BUSY_MOST_MS)
-        else:
-            delay_ms = round(delay_s * 1000)
-        return min(delay_ms, limit_ms - record.busy_ms) if limit_ms else delay_ms
-
-    # -- handing out -----------------------------------------------------------------------------------------------
+    # -- time ----------------------------------------------------------------------------------------------------------
 
     def dispatch(self) -> Effects:
-        """Every free slot for which an item is ready has one."""
+        """Give an item to every free slot for which one is ready."""
         effects = Effects()
         self._dispatch_all(effects)
         return effects
 
-    def _dispatch_all(self, effects: Effects, *, is_slice: bool = False) -> None:
-        for group in self._groups.values():
-            if group.connected:
-                self._dispatcher.dispatch(group, effects, groups=len(self._groups), is_slice=is_slice)
-        if self._dispatcher.is_behind:
-            self.due = AT_ONCE
-
-    def _dispatch_to(self, group: ConsumerGroup, effects: Effects) -> None:
-        self._dispatcher.dispatch(group, effects)
-        if self._dispatcher.is_behind:
-            self.due = AT_ONCE
-
-    # -- time ------------------------------------------------------------------------------------------------------
-
     def tick(self, now: float) -> Effects:
-        """Holds that are over are ready, and groups absent for too long no longer hold anything back."""
+        """Do what is due at `now`: end holds and filters, and forget consumers that left.
+
+        Long scans go on here, one slice in each call.
+        """
         effects = Effects()
         lapsed = self._unanswered_at <= now
         if lapsed:
@@ -659,65 +393,33 @@ class Stream:
             self.due = min(self.due, self._unanswered_at)
         return effects
 
-    def stood_still(self, now: float) -> None:
-        """Restart the grace period of all lost connections: nobody could reconnect while the service stood still."""
-        for group in self._groups.values():
-            for index, hold in list(group.held.items()):
-                if hold.user is not None:
-                    self._hold(group, index, hold._replace(until=now + self.timing.leave_grace_s))
-
-    def _release_hold(self, group: ConsumerGroup, index: int, hold: Hold, effects: Effects) -> None:
-        """Make the held item ready for all consumers. If it was held for a process, count a failure."""
-        del group.held[index]
-        if hold.process:
-            group.records[index].losses += 1
-            if self._fail(group, index, "", _LOST, effects):
-                return
-            if hold.user is not None:
-                group.failed_by[index] = hold.user
-        self._dispatcher.make_ready(group, index)
-
-    def _forget_idle(self, effects: Effects) -> None:
-        """Groups of which nothing is to be remembered are not known any more."""
-        for name in [group.name for group in self._groups.values() if group.idle]:
-            del self._groups[name]
-            effects.forgotten_groups.append(name)
-
-    def _remove_free(self, effects: Effects) -> None:
-        """Examine one slice of the committed items, and remove those that no group retains."""
-        free = self._retention.next_free()
-        if free:
-            self._retire(free, effects)
-        if self._retention.is_sweeping:
-            self.due = AT_ONCE
-
-    # -- what is asked ---------------------------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------------------------------
 
     def filters(self, name: str) -> list[tuple[Filter, float | None]] | None:
-        """Return the group's filters, and when the last consumer of each left (None: one is connected). None for an
-        unknown group.
+        """Return the filters of the group, each with the time at which its last consumer left (None: one is connected).
+        None for an unknown group.
         """
         group = self._groups.get(name)
         return None if group is None else list(group.filters)
 
     def absent(self) -> list[str]:
-        """Return the groups with filters of consumers that left."""
+        """Return the names of groups with filters of consumers that left."""
         return [group.name for group in self._groups.values() if group.filters.first_left_at is not None]
 
     def record(self, name: str, index: int) -> DeliveryRecord | None:
-        """What the group remembers of an item that was delivered to it."""
+        """Return the delivery record of the item in the group; None if it was never delivered there."""
         group = self._groups.get(name)
         return None if group is None else group.records.get(index)
 
     def locate(self, name: str, index: int) -> Location | None:
-        """Where a present item stands for the group."""
+        """Return the place of the item for the group; None if it is not visible."""
         place = self.place(name, index)
         if place is None or place.owner is not None:
             return place
         return replace(place, ahead=place.ahead - self.entries.count_ahead(self.handled(name), index))
 
     def place(self, name: str, index: int) -> Location | None:
-        """Return the same as `locate`, except that `ahead` includes the items that `handled` returns."""
+        """Return the same as `locate`, but with the items of `handled` included in `ahead`."""
         if not self.entries.visible(index):
             return None
         group = self._groups.get(name)
@@ -731,64 +433,12 @@ class Stream:
         return [] if group is None else [*group.pending, *group.committed]
 
     def stats(self, now: float) -> StreamStats:
-        """The stream at this moment; what is claimed counts as gone."""
-        return StreamStats(
-            length=self.entries.count(),
-            size=self.entries.visible_size,
-            first=next(self.entries.indexes_from(0), 0),
-            last=self.entries.last_visible(),
-            next=self.entries.last + 1,
+        """Return the state of the stream at `now`; claimed items count as removed."""
+        return stats_of(
+            self.entries,
+            self._groups.values(),
+            self._sessions,
+            now=now,
             ended=self.ended,
-            consumers=[
-                self._consumer_line(group, member, now)
-                for group in self._groups.values()
-                for member in group.members.values()
-            ],
-            groups=[
-                GroupLine(
-                    id=group.name,
-                    index=min(group.pending, default=0),
-                    pending=len(group.pending),
-                    delivered=group.highest + 1,
-                    consumers=group.connected,
-                )
-                for group in self._groups.values()
-                if group.connected or group.members
-            ],
-            held=[line for group in self._groups.values() for line in self._held_lines(group, now)],
+            retention_s=self.timing.group_retention_s,
         )
-
-    def _held_lines(self, group: ConsumerGroup, now: float) -> Iterator[HeldLine]:
-        """Yield a line for each filter of the group, unless the group has committed everything."""
-        uncommitted = len(self.entries) - len(group.committed)
-        for one, left_at in group.filters:
-            if uncommitted:
-                left_s = None if left_at is None else max(0.0, left_at + self.timing.group_retention_s - now)
-                yield HeldLine(group.name, None if one else uncommitted, left_s, dict(one))
-
-    def _consumer_line(self, group: ConsumerGroup, member: GroupMember, now: float) -> ConsumerLine:
-        session = None if member.session is None else self._sessions[member.session]
-        held = sum(1 for hold in group.held.values() if hold.user == member.consumer.user)
-        if session is not None:
-            status = "Running"
-        elif not member.left_pending:
-            status = "Complete"
-        else:
-            status = "Leaving" if held else "Exit"
-        return ConsumerLine(
-            id=member.consumer.id,
-            index=member.index,
-            pending=held if session is None else len(session.pending),
-            status=status,
-            idle_s=max(0.0, now - member.active_at),
-            window=0 if session is None else member.window,
-            slots=0 if session is None else max(0, member.window - len(session.pending)),
-            auto_commit=member.auto_commit,
-            tags=member.tags,
-        )
-
-
-def _copied_in(effects: Effects) -> list[int]:
-    """The entries that have a copy or an answer, each once."""
-    given_up = [index for _, index, _ in effects.given_up]
-    return list(dict.fromkeys([*given_up, *(index for index, _ in effects.unanswered)]))

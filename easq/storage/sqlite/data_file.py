@@ -389,7 +389,7 @@ class DataFile:
         except OSError as reason:
             log.error("%s: %s", self._mark, reason.strerror)
 
-    # -- space -----------------------------------------------------------------------------------------------------
+    # -- space ---------------------------------------------------------------------------------------------------------
 
     def free_bytes(self) -> int:
         """What the disk has left."""

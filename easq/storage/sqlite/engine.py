@@ -65,7 +65,7 @@ class SqliteStorage(EmbeddedStorage):
         self._space_low = False
         self._log_long = False
 
-    # -- opening ---------------------------------------------------------------------------------------------------
+    # -- opening -------------------------------------------------------------------------------------------------------
 
     async def start(self, on_failure: Callable[[Exception], None]) -> None:
         await super().start(on_failure)
@@ -186,7 +186,7 @@ class SqliteStorage(EmbeddedStorage):
             self._reader.close()
             self._file.drop_lock()
 
-    # -- reading ---------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------------
 
     def _load(self, stream: str, index: int) -> Frame | None:
         row = self._read("SELECT tags, data FROM item WHERE id = ?", self._id(stream, index))
@@ -234,7 +234,7 @@ class SqliteStorage(EmbeddedStorage):
         self._fail(failure)
         return failure
 
-    # -- writing ---------------------------------------------------------------------------------------------------
+    # -- writing -------------------------------------------------------------------------------------------------------
 
     def _check_space(self) -> None:
         if self._is_space_low():

@@ -201,7 +201,7 @@ class GroupCommit:
         if self._log is not None:
             os.close(self._log)
 
-    # -- batches ---------------------------------------------------------------------------------------------------
+    # -- batches -------------------------------------------------------------------------------------------------------
 
     def _next(self) -> None:
         """The next batch is under way; without one there is nothing to do, and a while later the log is cut."""
@@ -354,7 +354,7 @@ class GroupCommit:
             sync(path.parent)
         getattr(os, "fdatasync", os.fsync)(self._log)
 
-    # -- one transaction -------------------------------------------------------------------------------------------
+    # -- one transaction -----------------------------------------------------------------------------------------------
 
     def _write(self, batch: list[CommitJob]) -> None:
         """Each job is durable or has its error. A full disk refuses what stores and goes on with what removes.

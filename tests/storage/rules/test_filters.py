@@ -21,7 +21,8 @@ from easq.storage.rules.filters import (
     stored_filters,
 )
 from easq.storage.rules.retention import SLICE
-from easq.storage.rules.stream import AT_ONCE, Stream
+from easq.storage.rules.state import AT_ONCE
+from easq.storage.rules.stream import Stream
 from tests.storage.conftest import Engine
 
 Run: TypeAlias = Callable[[Callable[[Engine], Awaitable[Any]]], Any]
