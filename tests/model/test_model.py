@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from easq.storage.redis import stream as remote
-from easq.storage.rules import stream
+from easq.storage.rules import failures
 from tests.model.machine import Machine, Restarts, SharedRedis
 from tests.model.reference import FREE_LOSSES
 
@@ -31,7 +31,7 @@ SETTINGS = settings(
 @pytest.fixture(autouse=True)
 def few_losses_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are few: a loss counts earlier than it does for users."""
-    for module in (stream, remote):
+    for module in (failures, remote):
         monkeypatch.setattr(module, "FREE_LOSSES", FREE_LOSSES)
 
 

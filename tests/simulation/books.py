@@ -14,8 +14,8 @@ from typing import TypeAlias
 from easq.model import Tags
 from easq.protocol.operations import BUSY, SHUTDOWN
 from easq.storage.base import Limits, Timing
+from easq.storage.rules import failures as rules
 from easq.storage.rules.effects import DeliveryRecord, Effects
-from easq.storage.rules.failures import FREE_LOSSES
 from easq.storage.rules.filters import Filter
 
 #: an item that failed so often in a group is handed out alone, as is one whose connection was lost
@@ -317,7 +317,7 @@ class Books:
         for index in sorted(seat.pending) if lost else ():
             if seat.process:
                 team.held[index] = (until, seat.user, seat.process)
-            elif team.losses.get(index, 0) < FREE_LOSSES:
+            elif team.losses.get(index, 0) < rules.FREE_LOSSES:
                 team.losses[index] = team.losses.get(index, 0) + 1
                 self.effects.recorded.append((team.name, index))
                 team.held[index] = (until, seat.user, "")

@@ -116,7 +116,7 @@ class Entries:
         return items, self._size + self._allocated_size + size - limits.max_bytes
 
     def would_have_room(self, size: int, limits: Limits, *, without: Iterable[int]) -> bool:
-        """Return whether it fits once `without` are removed and, if the limits say so, all entries that may be evicted."""
+        """Return whether it fits without `without` and, with `limits.evict`, all entries that may be evicted."""
         gone = set(without)
         if limits.evict:
             left = [held for index, held in self._claimed.items() if index not in gone]

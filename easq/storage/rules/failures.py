@@ -153,7 +153,7 @@ class FailureRules(StreamState):
     # -- too many failures ---------------------------------------------------------------------------------------------
 
     def _fail(self, group: ConsumerGroup, index: int, code: str, reason: str, effects: Effects) -> bool:
-        """Count a failure of the item. Return whether it was the last one allowed, and the group has given the item up."""
+        """Count a failure of the item. Return whether it was the last one allowed, and the group gave the item up."""
         record = group.records.setdefault(index, DeliveryRecord())
         record.failures += 1
         record.code, record.reason = code, reason

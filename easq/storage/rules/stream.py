@@ -287,7 +287,7 @@ class Stream(FailureRules):
             self._groups[session.consumer.group].members[session.consumer.user].active_at = now
 
     def fetch(self, number: int, *, most: int, most_bytes: int, now: float) -> list[tuple[int, int]]:
-        """Return the next items of the connection as (index, delivery count), in order: one at least, if there is one."""
+        """Return the next items of the connection as (index, delivery count), in order; one at least, if any."""
         session = self._sessions.get(number)
         if session is None:
             return []
