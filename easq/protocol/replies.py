@@ -28,7 +28,6 @@ from easq.model import HEADER_PREFIX, MAX_WIRE_INDEX, Ack, Frame, SearchResult, 
 from easq.protocol.bounds import MAX_FRAMES, load_json
 from easq.protocol.durations import format_duration_ms, parse_duration
 from easq.protocol.media_type import sniff
-from easq.protocol.modelarts import error_text
 from easq.protocol.operations import Codec
 
 #: header of a put's answer and of a raw get: the item's request id
@@ -230,6 +229,8 @@ def read_error(reply: Reply) -> EasqError:
     if _is_html(reply):
         text = f"the server answered {reply.status} with an HTML page"
     else:
+        from easq.protocol.modelarts import error_text  # the client's errors alone need it
+
         said = error_text(reply.body) or reply.body[: 4 * _MAX_ERROR_TEXT].decode(errors="replace")
         text = _one_line(said[: 4 * _MAX_ERROR_TEXT])[:_MAX_ERROR_TEXT]
         if text and " " not in text:  # not a sentence, which easq and EAS answer with

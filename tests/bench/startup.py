@@ -46,6 +46,6 @@ COMPARISONS = (
     ),
     Comparison(
         "`easq put -d x`", "a script doing one put with eas-prediction", "s", _put_one, _script_put_one,
-        most=0.6, repeats=3,
+        most=0.7, repeats=3,
     ),
 )  # fmt: skip

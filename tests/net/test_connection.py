@@ -14,39 +14,39 @@ SETTINGS = NetworkSettings(connect_timeout_s=2.0, environ={})
 def test_reading_ends_by_the_deadline_and_within_the_budget() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        line = Connection(ours, "http://user:secret@h/q?a=b")
-        line.budget = 5
+        connection = Connection(ours, "http://user:secret@h/q?a=b")
+        connection.budget = 5
         theirs.sendall(b"hello!")
-        assert line.recv(5) == b"hello"
+        assert connection.recv(5) == b"hello"
         with pytest.raises(
             errors.NotAQueueService, match=r"^http://h/q sends more than is taken in one message$"
         ):
-            line.recv(5)
-        line.until = time.monotonic() + 0.05
+            connection.recv(5)
+        connection.until = time.monotonic() + 0.05
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                line.recv(5)
+                connection.recv(5)
         with pytest.raises(TimeoutError):
-            line.send(b"x")
-        line.until = None
-        line.settimeout(0.01)
+            connection.send(b"x")
+        connection.until = None
+        connection.settimeout(0.01)
         with pytest.raises(TimeoutError):
-            line.recv(5)
-        assert line.gettimeout() == 0.01
-        assert line.fileno() == ours.fileno()
+            connection.recv(5)
+        assert connection.gettimeout() == 0.01
+        assert connection.fileno() == ours.fileno()
 
 
-def test_when_something_was_heard_is_known() -> None:
+def test_the_time_of_the_last_byte_is_recorded() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        line = Connection(ours, "http://h")
-        line.budget, line.heard_at = 5, 0.0
+        connection = Connection(ours, "http://h")
+        connection.budget, connection.heard_at = 5, 0.0
         theirs.sendall(b"x")
-        line.recv(1)
-        assert line.heard_at > 0
+        connection.recv(1)
+        assert connection.heard_at > 0
 
 
-def test_a_line_that_does_not_come_about_says_why() -> None:
+def test_a_connection_that_fails_says_why() -> None:
     port = free_port()
     with pytest.raises(errors.Unreachable, match=rf"^connection to http://127\.0\.0\.1:{port}/q refused$"):
         open_connection(f"http://127.0.0.1:{port}/q", SETTINGS)
@@ -82,8 +82,8 @@ def test_a_proxy_is_told_the_host_as_dns_has_it() -> None:
         settings = NetworkSettings(
             connect_timeout_s=2.0, environ={"HTTP_PROXY": f"http://127.0.0.1:{server.port}"}
         )
-        line = open_connection("http://büro.example.test:81/q", settings)
-        line.budget = 4
-        assert line.recv(4) == b"rest"
-        line.close()
+        connection = open_connection("http://büro.example.test:81/q", settings)
+        connection.budget = 4
+        assert connection.recv(4) == b"rest"
+        connection.close()
     assert server.heads()[0].startswith("CONNECT xn--bro-hoa.example.test:81 HTTP/1.1\r\n")
