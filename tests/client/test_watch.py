@@ -747,3 +747,23 @@ def test_a_refused_connection_is_told_though_the_last_attempt_ran_out_of_time(
     ):
         pass
     assert ends == []
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="an event loop sees no bytes of an unfinished message elsewhere"
+)
+def test_a_message_that_comes_slowly_is_no_silence() -> None:
+    """It takes longer than a connection may be silent."""
+
+    def script(_: Watched, peer: Peer) -> None:
+        peer.upgrade()
+        data = bytes_of(900)
+        whole = b"\x82\x7e" + len(data).to_bytes(2, "big") + data
+        for at in range(0, len(whole), len(whole) // 20):
+            peer.send(whole[at : at + len(whole) // 20])
+            time.sleep(0.05)  # this is what the network does, not what the test waits for
+        living(_, peer)
+
+    with watching(Watched(script), ping_every_s=0.1, silent_after_s=0.3) as watcher:
+        assert watcher.next(20) == frame(900)
+        assert watcher.epoch == 1
