@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import socket
@@ -13,13 +12,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from easq.cli.app import App
-from easq.cli.serve import log_to
 from tests.cli.conftest import DEADLINE_S, Easq, finish
 from tests.support.nodes import NODES, look
 from tests.support.waiting import eventually
@@ -478,30 +473,3 @@ def test_an_engine_goes_on_when_an_ended_stream_is_opened_again(easq: Easq) -> N
         ),
     )
     assert (done.status, done.text) == (0, "again")
-
-
-def test_the_log_of_requests_is_bounded_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warnings are not; what was left out is counted."""
-    lines: list[str] = []
-    app = SimpleNamespace(options={"verbose": 1}, printer=SimpleNamespace(log=lines.append))
-    logger = logging.getLogger("easq")
-    monkeypatch.setattr(logger, "handlers", [])
-    monkeypatch.setattr(logger, "propagate", logger.propagate)
-    level = logger.level
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    try:
-        log_to(cast(App, app), "text")
-        for _ in range(1500):
-            logger.info("a request")
-        logger.warning("a warning")
-        assert len(lines) == 1001
-        assert lines[-1].endswith("a warning")
-        now += 1
-        logger.info("another request")
-        assert [line.partition(" info ")[2] for line in lines[1001:]] == [
-            "500 lines were left out: more than 1000 in a second",
-            "another request",
-        ]
-    finally:
-        logger.setLevel(level)
