@@ -16,11 +16,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import many, serving, stall, startup
+from tests.bench import many, serving, stall, startup, working
 from tests.bench.comparison import Result
 from tests.bench.world import Sizes, World
 
-COMPARISONS = (*startup.COMPARISONS, *many.COMPARISONS, *serving.COMPARISONS, *stall.COMPARISONS)
+COMPARISONS = (
+    *startup.COMPARISONS,
+    *many.COMPARISONS,
+    *working.COMPARISONS,
+    *serving.COMPARISONS,
+    *stall.COMPARISONS,
+)
 
 
 def measure(world: World, results: Sequence[Result], rounds: int) -> None:

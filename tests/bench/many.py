@@ -104,21 +104,21 @@ def _put_loop_delayed(world: World) -> float:
         return _loop(world, max(world.sizes.loop_items // 20, 20), port)
 
 
-def _filled(world: World, count: int | None = None) -> str:
+def filled(world: World, count: int | None = None) -> str:
     queue = world.queue()
     _bulk_put(world, queue, world.service.port, count)
     return queue
 
 
 def _watch(world: World) -> float:
-    queue, count = _filled(world), world.sizes.items
+    queue, count = filled(world), world.sizes.items
     options = ("--commit", "output", "-n", str(count), "--window", str(_WINDOW), "-o", "raw", "-q")
     return count / seconds(lambda: world.easq("watch", *options, "--url", world.service.url(queue)))
 
 
 def _watch_loop(world: World) -> float:
     count = min(world.sizes.loop_items, world.sizes.items)
-    queue = _filled(world, min(count + _WINDOW, world.sizes.items))
+    queue = filled(world, min(count + _WINDOW, world.sizes.items))
     return float(world.script(WATCH_AND_COMMIT, f"127.0.0.1:{world.service.port}", queue, count, _WINDOW))
 
 
