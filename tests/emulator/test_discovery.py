@@ -39,7 +39,7 @@ def test_discovery_names_the_instances(cloud: OpenCloud, path: str, query: str) 
 
 
 def test_the_app_is_the_name_with_dashes(start: Open) -> None:
-    """As the platform writes it."""
+    """EAS writes dashes for underscores in `app`."""
     service = start(service=ModelService("echo", "my_model"))
     (item,) = ask(service.port, "GET", f"{DOCUMENTED}my_model").json["endpoints"]["items"]
     assert item["app"] == "my-model"
@@ -61,7 +61,7 @@ JAVA = (
 
 
 def test_the_java_sdks_discovery_is_answered(cloud: OpenCloud) -> None:
-    """Again and again on one connection; its Content-Type stands there twice."""
+    """Its GET has two Content-Type headers, and comes again on the same connection."""
     made = cloud()
     with Connection(made.port) as connection:
         for _ in range(3):
@@ -73,7 +73,7 @@ def test_the_java_sdks_discovery_is_answered(cloud: OpenCloud) -> None:
 
 @pytest.mark.parametrize("path", [DOCUMENTED, PYTHON])
 def test_discovery_of_a_queue_names_the_service_itself(start: Open, path: str) -> None:
-    """The SDK's QueueClient has a direct mode too."""
+    """The SDK's QueueClient has a direct mode, too."""
     service = start(queues=("q", "other"), token="t")
     for name in ("q", "other", "%71"):
         answer = ask(service.port, "GET", path + name)
@@ -87,13 +87,13 @@ def test_discovery_of_a_queue_names_the_service_itself(start: Open, path: str) -
 @pytest.mark.parametrize("name", ["other", "q/sink", "", "model/x", "%FF"])
 @pytest.mark.parametrize("path", [DOCUMENTED, PYTHON])
 def test_an_unknown_service_is_404(cloud: OpenCloud, path: str, name: str) -> None:
-    """Not 200 with an empty list, by which official clients forget what they know."""
+    """A 200 with an empty list would have official clients clear their lists."""
     assert ask(cloud().port, "GET", path + name).status == 404
 
 
 @pytest.mark.parametrize("path", [DOCUMENTED, PYTHON])
 def test_without_a_model_no_service_is_known(start: Open, path: str) -> None:
-    """The doors are there, and a POST to one is no put into the first queue."""
+    """The paths exist without a model, and a POST to one is not a put into the first queue."""
     service = start()
     assert ask(service.port, "GET", path + "model").status == 404
     assert ask(service.port, "POST", path + "model", body=b"x").status == 405
@@ -103,7 +103,9 @@ def test_without_a_model_no_service_is_known(start: Open, path: str) -> None:
 
 
 def test_what_is_drained_or_gone_is_not_named(cloud: OpenCloud) -> None:
-    """Weight 0 is left out: the Go SDK divides by it. With none left it is 503, never an empty list."""
+    """Instances of weight 0 are left out, since the Go SDK divides by the weight. Without an instance the status is
+    503.
+    """
     made = cloud(weights=(100, 0, 7))
 
     def named() -> list[tuple[int, int]]:
@@ -125,7 +127,7 @@ def test_what_is_drained_or_gone_is_not_named(cloud: OpenCloud) -> None:
 
 
 def test_on_all_addresses_instances_are_where_the_caller_came_to(start: Open) -> None:
-    """`0.0.0.0` is no address that anyone could call."""
+    """A service bound to `0.0.0.0` names the address that the caller connected to."""
     service = start(host="0.0.0.0", token="t", service=ModelService("echo"))
     (item,) = ask(service.port, "GET", f"{DOCUMENTED}model").json["endpoints"]["items"]
     assert item["ip"] == "127.0.0.1"
@@ -133,7 +135,7 @@ def test_on_all_addresses_instances_are_where_the_caller_came_to(start: Open) ->
 
 
 def test_a_look_up_names_the_instances(cloud: OpenCloud) -> None:
-    """For who has the token, in X-Auth-Token, whatever the project."""
+    """With the token in X-Auth-Token, for any project."""
     made = cloud(weights=(1, 1), token="secret")
     answer = ask(made.port, "GET", LOOKUP, [("X-Auth-Token", "secret")])
     assert answer.status == 200
@@ -162,7 +164,7 @@ def test_a_look_up_names_the_instances(cloud: OpenCloud) -> None:
     ],
 )
 def test_what_a_look_up_is_refused_with(cloud: OpenCloud, target: str, token: str, status: int) -> None:
-    """JSON with code and message, as from the management's API."""
+    """Errors are JSON with code and message, as from ModelArts' management API."""
     headers = [("X-Auth-Token", token)] if token else []
     answer = ask(cloud(token="secret").port, "GET", target, headers)
     assert answer.status == status
@@ -176,7 +178,7 @@ def test_without_a_token_every_look_up_is_answered(cloud: OpenCloud) -> None:
 
 
 def test_the_lists_are_json_of_one_line(cloud: OpenCloud) -> None:
-    """No client has to guess where it ends."""
+    """Without a newline in it."""
     body = ask(cloud().port, "GET", f"{PYTHON}model").body
     assert b"\n" not in body
     assert json.loads(body)

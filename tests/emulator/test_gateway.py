@@ -17,7 +17,7 @@ SHORT_S = -1.8
 
 
 def test_the_gateway_spreads_calls_by_weight(cloud: OpenCloud) -> None:
-    """Exactly, in every cycle; and it is said who answered."""
+    """The shares are exact in each cycle, and a header names the instance."""
     made = cloud(weights=(3, 0, 1))
     with Connection(made.port) as connection:
         answers = [connection.ask("POST", f"{GATEWAY}/p", body=b"%d" % n) for n in range(40)]
@@ -30,7 +30,7 @@ def test_the_gateway_spreads_calls_by_weight(cloud: OpenCloud) -> None:
 
 
 def test_the_gateway_passes_what_was_sent_and_answered(cloud: OpenCloud) -> None:
-    """Type, encoding and bytes as they are; who called and from where stays at the door."""
+    """Type, encoding and bytes are unchanged; credentials and origin of the caller are withheld."""
     show = "exec:sh -c 'echo $EASQ_PATH $EASQ_QUERY $EASQ_CONTENT_TYPE; env | grep -c gateway-canary'"
     made = cloud(show, token="gateway-canary")
     headers = [
@@ -47,7 +47,7 @@ def test_the_gateway_passes_what_was_sent_and_answered(cloud: OpenCloud) -> None
 
 
 def test_the_path_reaches_the_model_through_the_gateway(cloud: OpenCloud) -> None:
-    """In the encoding in which it was sent, as does the query."""
+    """Path and query reach the model in the encoding in which they were sent."""
     made = cloud("exec:sh -c 'echo $EASQ_PATH $EASQ_QUERY'")
     assert (
         ask(made.port, "POST", f"{GATEWAY}/v1/%C3%A9%2Fx?a=b%20c", body=b"").text == "/v1/%C3%A9%2Fx a=b+c\n"
@@ -55,7 +55,7 @@ def test_the_path_reaches_the_model_through_the_gateway(cloud: OpenCloud) -> Non
 
 
 def test_the_gateway_passes_over_an_instance_that_is_away(cloud: OpenCloud) -> None:
-    """Nothing was sent to it; with none left it is 502, and 503 when the list is empty."""
+    """It gets no request. Without a reachable instance the status is 502, with an empty list 503."""
     made = cloud(weights=(1, 1))
     made.kill(0)
     for _ in range(4):
@@ -77,7 +77,7 @@ def test_the_gateway_passes_over_an_instance_that_is_away(cloud: OpenCloud) -> N
 
 @pytest.mark.parametrize(("fault", "status"), [("busy", 503), ("half", 502), ("hung", 504)])
 def test_the_gateway_says_what_went_wrong_behind_it(cloud: OpenCloud, fault: str, status: int) -> None:
-    """A refusal as it is, a broken answer as 502, none in time as 504; it does not send a call twice."""
+    """A refusal passes unchanged, a broken answer is 502, a timeout 504; no call is sent twice."""
     made = cloud(weights=(1, 1), timeout_s=SHORT_S if fault == "hung" else 30)
     for number in (0, 1):
         made.fault(number, fault)
@@ -95,7 +95,7 @@ def test_a_socket_follows_a_call_on_the_same_connection(cloud: OpenCloud) -> Non
 
 
 def test_an_instance_that_dies_ends_the_relayed_socket(cloud: OpenCloud) -> None:
-    """With 1001: the caller may connect again."""
+    """The close code is 1001, so that the caller may connect again."""
     made = cloud()
     socket = Watch(made.port, GATEWAY)
     socket.send(TEXT, b"x")
@@ -108,7 +108,7 @@ def test_an_instance_that_dies_ends_the_relayed_socket(cloud: OpenCloud) -> None
 @pytest.mark.parametrize("is_early", [True, False])
 @pytest.mark.parametrize("is_gateway", [True, False])
 def test_an_unmasked_frame_closes_a_socket(cloud: OpenCloud, is_gateway: bool, is_early: bool) -> None:
-    """With 1002, at the gateway and at the instance, also in one piece with the handshake; it is not answered."""
+    """The close code is 1002, at gateway and instance, also for a frame that arrives with the handshake."""
     made = cloud()
     bad = encode(TEXT, b"yo", masked=False)
     with Connection(made.port if is_gateway else made.ports[0]) as connection:
@@ -129,7 +129,7 @@ def test_a_socket_of_another_version_is_426(cloud: OpenCloud, is_gateway: bool) 
 
 
 def test_a_caller_that_vanishes_ends_the_relay(cloud: OpenCloud) -> None:
-    """Nothing is left of it at the instance."""
+    """The instance has no connection left."""
     made = cloud()
     socket = Watch(made.port, GATEWAY)
     socket.send(TEXT, b"x")
@@ -145,7 +145,7 @@ def test_the_gateway_takes_post(cloud: OpenCloud, method: str) -> None:
 
 
 def test_the_gateway_gives_up_with_its_caller(cloud: OpenCloud) -> None:
-    """A call that nobody waits for any more leaves its instance."""
+    """A call whose caller has disconnected is cancelled at its instance."""
     made = cloud()
     made.fault(0, "hung")
     with Connection(made.port) as connection:
@@ -157,7 +157,7 @@ def test_the_gateway_gives_up_with_its_caller(cloud: OpenCloud) -> None:
 
 @pytest.mark.parametrize("fault", ["half", "hung"])
 def test_an_instance_without_an_answer_is_passed_over_for_a_while(cloud: OpenCloud, fault: str) -> None:
-    """A caller's next attempt meets another one; but it is asked when there is no other."""
+    """The caller's next attempt gets another instance, unless there is no other."""
     made = cloud(weights=(1, 1), timeout_s=SHORT_S if fault == "hung" else 30)
     made.fault(0, fault)
     made.list(1, False)

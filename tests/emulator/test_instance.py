@@ -1,4 +1,4 @@
-"""One instance, over its own address: HTTP and WebSocket in front of a real model."""
+"""One instance at its own address: HTTP and WebSocket before a real model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKEN = "dG9rZW4="
 
 
 def test_a_post_is_answered_by_the_model(cloud: OpenCloud) -> None:
-    """Every byte comes back, under the type it came as, and it is said who answered."""
+    """Bytes and type come back unchanged, and a header names the instance."""
     instance = cloud().instances[0]
     body = os.urandom(100_000)
     answer = ask(instance.port, "POST", PATH, [("Content-Type", "image/png")], body)
@@ -38,7 +38,7 @@ def test_a_post_is_answered_by_the_model(cloud: OpenCloud) -> None:
 
 
 def test_what_a_browser_would_run_is_plain_bytes(cloud: OpenCloud) -> None:
-    """A model that repeats its request must not become a page of this machine."""
+    """A model that repeats its request must not serve a web page from this address."""
     port = cloud().ports[0]
     for kind in ("text/html", "image/svg+xml", "application/xhtml+xml"):
         answer = ask(port, "POST", PATH, [("Content-Type", kind)], b"<script>x</script>")
@@ -46,7 +46,7 @@ def test_what_a_browser_would_run_is_plain_bytes(cloud: OpenCloud) -> None:
 
 
 def test_a_model_cannot_take_our_safeguards_away(cloud: OpenCloud, upstream: MakeUpstream) -> None:
-    """Nor have nginx, before the service, send a file."""
+    """Nor can its headers have an nginx before the service send a file."""
     headers = [
         ("x-content-type-options", "off"),
         ("X-Accel-Redirect", "/etc/passwd"),
@@ -77,7 +77,7 @@ def test_a_model_cannot_take_our_safeguards_away(cloud: OpenCloud, upstream: Mak
 def test_the_model_sees_what_follows_the_services_name(
     cloud: OpenCloud, tmp_path: Path, target: str, path: str, query: str
 ) -> None:
-    """Or the whole path where there is no name, as in ModelArts."""
+    """Or all of the path when it does not begin with the name, as with ModelArts."""
     model = tmp_path / "model.py"
     model.write_text(
         "import os; print(os.environ.get('EASQ_PATH', '') + '?' + os.environ.get('EASQ_QUERY', ''))"
@@ -93,14 +93,14 @@ def test_other_methods_are_405(cloud: OpenCloud, method: str) -> None:
 
 
 def test_health_is_answered_to_everyone(cloud: OpenCloud) -> None:
-    """Without a token, and not counted as a call."""
+    """It needs no token, and is not counted as a call."""
     instance = cloud(token=TOKEN).instances[0]
     assert ask(instance.port, "GET", "/healthz").text == "ok\n"
     assert instance.requests == 0
 
 
 def test_another_services_path_is_404(cloud: OpenCloud) -> None:
-    """Whoever asks was sent to the wrong place."""
+    """A caller with the path of another service has the wrong address."""
     answer = ask(cloud().ports[0], "POST", "/api/predict/other", body=b"")
     assert (answer.status, answer.text) == (404, "this is an instance of model")
 
@@ -148,7 +148,7 @@ def test_who_has_the_token_is_let_in(cloud: OpenCloud, headers: Headers) -> None
 )
 @pytest.mark.parametrize("path", [PATH, "/"])
 def test_who_has_not_is_not(cloud: OpenCloud, path: str, headers: Headers, reason: str) -> None:
-    """Whatever the path, on the instance as at the gateway."""
+    """A call without the token is 401 for any path, at instance and gateway."""
     made = cloud(token=TOKEN)
     answer = ask(made.ports[0], "POST", path, headers, b"[{}]")
     assert (answer.status, answer.text) == (401, reason)
@@ -157,7 +157,7 @@ def test_who_has_not_is_not(cloud: OpenCloud, path: str, headers: Headers, reaso
 
 
 def test_open_instances_ask_for_no_token(cloud: OpenCloud) -> None:
-    """As those of ModelArts; the gateway does."""
+    """As with ModelArts. The gateway still asks for it."""
     made = cloud(token=TOKEN, open_instances=True)
     assert ask(made.ports[0], "POST", "/", body=b"x").body == b"x"
     assert ask(made.port, "POST", PATH, body=b"x").status == 401
@@ -175,7 +175,9 @@ def test_open_instances_ask_for_no_token(cloud: OpenCloud) -> None:
     ],
 )
 def test_pages_elsewhere_reach_no_door(cloud: OpenCloud, headers: Headers, status: int) -> None:
-    """Neither instance, gateway, discovery nor look-up, with POST, GET or a handshake."""
+    """Web pages of other sites are refused by instance, gateway, discovery and look-up, for each method and
+    handshake.
+    """
     made = cloud()
     doors = [
         (made.ports[0], PATH),
@@ -196,7 +198,7 @@ def test_pages_elsewhere_reach_no_door(cloud: OpenCloud, headers: Headers, statu
 
 
 def test_a_call_above_the_limit_is_413(cloud: OpenCloud) -> None:
-    """Refused before it is read, on the instance and at the gateway."""
+    """It is refused before its body is read, at instance and gateway."""
     made = cloud(max_payload=10)
     for port in (made.ports[0], made.port):
         assert ask(port, "POST", PATH, body=b"x" * 10).status == 200
@@ -213,7 +215,7 @@ def test_a_call_above_the_limit_is_413(cloud: OpenCloud) -> None:
     ],
 )
 def test_what_goes_wrong_is_said_in_one_line(cloud: OpenCloud, model: str, status: int, text: str) -> None:
-    """With a status that tells a failed model from one that is not there, and from one out of time."""
+    """The status tells a failed model from a missing one and from a timeout."""
     made = cloud(model, timeout_s=0.3 if "sleep" in model else 30)
     for port in (made.ports[0], made.port):
         answer = ask(port, "POST", PATH, body=b"")
@@ -223,7 +225,7 @@ def test_what_goes_wrong_is_said_in_one_line(cloud: OpenCloud, model: str, statu
 
 
 def test_a_command_that_went_away_is_500_and_not_described(cloud: OpenCloud, tmp_path: Path) -> None:
-    """Callers need not know where it was."""
+    """The answer does not name the path of the command."""
     command = tmp_path / "model"
     command.write_text("#!/bin/sh\ncat\n")
     command.chmod(0o755)
@@ -235,7 +237,7 @@ def test_a_command_that_went_away_is_500_and_not_described(cloud: OpenCloud, tmp
 
 
 def test_a_slow_model_holds_up_nobody_else(cloud: OpenCloud, tmp_path: Path) -> None:
-    """A call that waits for its model leaves the instance free for others."""
+    """An instance answers other calls while one waits for its model."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     made = cloud(f"exec:sh -c 'read line; [ $line = wait ] && cat {gate}; echo done'")
@@ -258,7 +260,7 @@ def messages(socket: Watch, *sent: tuple[int, bytes]) -> list[tuple[int, bytes]]
 @pytest.mark.parametrize("model", ["echo", "exec:cat"])
 @pytest.mark.parametrize("gateway", [False, True])
 def test_a_message_is_answered_by_a_message_of_its_kind(cloud: OpenCloud, model: str, gateway: bool) -> None:
-    """In order, text as text and binary as binary, on the instance and through the gateway."""
+    """In order, text with text and bytes with bytes, at the instance and through the gateway."""
     made = cloud(model)
     socket = Watch(made.port if gateway else made.ports[0], f"{PATH}/chat?x=1")
     sent = [(TEXT, "grüße".encode()), (BINARY, bytes(range(256))), (TEXT, b""), (BINARY, b"")]
@@ -270,7 +272,7 @@ def test_a_message_is_answered_by_a_message_of_its_kind(cloud: OpenCloud, model:
 
 
 def test_an_answer_that_is_no_text_is_binary(cloud: OpenCloud) -> None:
-    """A message has to be what it says it is."""
+    """A text message has to be UTF-8."""
     socket = Watch(cloud("exec:printf '\\377'").ports[0], PATH)
     assert messages(socket, (TEXT, b"x")) == [(BINARY, b"\xff")]
     socket.connection.close()
@@ -278,7 +280,7 @@ def test_an_answer_that_is_no_text_is_binary(cloud: OpenCloud) -> None:
 
 @pytest.mark.parametrize("gateway", [False, True])
 def test_a_failure_ends_the_socket_with_its_reason(cloud: OpenCloud, gateway: bool) -> None:
-    """1011, and what the model said, no longer than a close frame may be."""
+    """The close frame has 1011 and the model's message, cut to what a close frame may hold."""
     made = cloud("exec:sh -c 'printf \"ü%.0s\" $(seq 100) >&2; exit 1'")
     socket = Watch(made.port if gateway else made.ports[0], PATH)
     ((kind, payload),) = messages(socket, (TEXT, b"x"))
@@ -289,7 +291,7 @@ def test_a_failure_ends_the_socket_with_its_reason(cloud: OpenCloud, gateway: bo
 
 
 def test_a_socket_needs_the_token(cloud: OpenCloud) -> None:
-    """On the instance and at the gateway, before the upgrade."""
+    """It is checked before the upgrade, at instance and gateway."""
     made = cloud(token=TOKEN)
     for port in (made.ports[0], made.port):
         with pytest.raises(Refused) as caught:
@@ -301,7 +303,7 @@ def test_a_socket_needs_the_token(cloud: OpenCloud) -> None:
 
 
 def test_a_message_above_the_limit_ends_the_socket(cloud: OpenCloud) -> None:
-    """With 1009."""
+    """The close code is 1009."""
     socket = Watch(cloud(max_payload=10).ports[0], PATH)
     ((kind, payload),) = messages(socket, (BINARY, b"x" * 1000))
     assert (kind, payload[:2]) == (CLOSE, b"\x03\xf1")
@@ -309,7 +311,7 @@ def test_a_message_above_the_limit_ends_the_socket(cloud: OpenCloud) -> None:
 
 
 def test_sockets_are_closed_in_order_when_the_service_stops(cloud: OpenCloud) -> None:
-    """1001, to who speaks to an instance and to who speaks through the gateway."""
+    """The close code is 1001, at the instance and through the gateway."""
     made = cloud()
     sockets = [Watch(made.ports[0], PATH), Watch(made.port, PATH)]
     made.request_stop()
@@ -321,7 +323,7 @@ def test_sockets_are_closed_in_order_when_the_service_stops(cloud: OpenCloud) ->
 
 
 def test_a_killed_instance_is_away_and_comes_back_where_it_was(cloud: OpenCloud) -> None:
-    """Its connections are reset, new ones refused; the port is its own."""
+    """Its connections are reset and new ones refused until it listens again, at the same port."""
     made = cloud()
     port = made.ports[0]
     with Connection(port) as connection:

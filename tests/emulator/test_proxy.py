@@ -1,4 +1,4 @@
-"""A model behind HTTP through an instance and the gateway: whatever it is asked and answers, both ways, as it comes."""
+"""A model behind HTTP, called through an instance and the gateway: both directions are passed on unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND
 
 @dataclass
 class Seen:
-    """One request that the model got."""
+    """One request as the model got it."""
 
     method: str
     target: str
@@ -34,7 +34,7 @@ class Seen:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads a request, and does what the test says."""
+    """Reads a request and calls the function of the test."""
 
     protocol_version = "HTTP/1.1"
     model: Model
@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         self.model.does(self)
 
     def pieces(self) -> Iterator[bytes]:
-        """The request's body as it comes."""
+        """Yield the body of the request as it arrives."""
         if self.headers.get("Transfer-Encoding") != "chunked":
             left = int(self.headers.get("Content-Length", 0))
             while left and (piece := self.rfile.read1(left)):
@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def answer(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
-        """A whole answer; `headers` instead of those that say its length where they do."""
+        """Send a whole answer; `headers` replace those with its length."""
         has_length = any(name in ("Content-Length", "Transfer-Encoding") for name, _ in headers)
         self.head(status, *headers, *(() if has_length else (("Content-Length", str(len(body))),)))
         if self.command != "HEAD":
@@ -87,7 +87,7 @@ Does: TypeAlias = Callable[[Handler], None]
 
 @dataclass
 class Model:
-    """A model's server on a port of its own; `does` answers, after the body was read unless `reads` is off."""
+    """A server of a model on a free port. `does` answers, after the body was read unless `reads` is false."""
 
     does: Does
     reads: bool = True
@@ -127,13 +127,13 @@ def served(cloud: OpenCloud) -> Iterator[Serve]:
 
 
 def both(made: Cloud) -> tuple[int, int]:
-    """The ports of the instance and of the gateway."""
+    """Return the ports of the instance and of the gateway."""
     return made.ports[0], made.port
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_passed_on(served: Serve, method: str) -> None:
-    """With path and query as they were sent, byte for byte, behind the model's own."""
+    """Path and query are passed on byte for byte, after the path of the model."""
     made, model = served(lambda one: one.answer(200, b"yes"), path="/base?own=1")
     body = b"data" if method in ("POST", "PUT", "PATCH", "DELETE") else None
     for port in both(made):
@@ -152,7 +152,7 @@ def test_every_method_is_passed_on(served: Serve, method: str) -> None:
 
 
 def head(port: int, target: str, headers: Headers = ()) -> Answer:
-    """A HEAD, and proof that its connection can be used for the next request."""
+    """Send a HEAD, and check that the connection can be used for another request."""
     with Connection(port) as connection:
         answer = connection.ask("HEAD", target, headers)
         assert connection.ask("GET", "/healthz").text == "ok\n"
@@ -178,7 +178,7 @@ def head(port: int, target: str, headers: Headers = ()) -> Answer:
 def test_every_status_is_the_callers(
     served: Serve, status: int, body: bytes, headers: list[tuple[str, str]]
 ) -> None:
-    """And no redirect is followed."""
+    """Statuses pass unchanged, and redirects are not followed."""
     made, model = served(lambda one: one.answer(status, body, *headers))
     for port in both(made):
         with Connection(port) as connection:
@@ -191,7 +191,7 @@ def test_every_status_is_the_callers(
 
 
 def test_headers_go_from_end_to_end(served: Serve) -> None:
-    """Several of one name too; those of a connection stay with it, in both directions, as does the token."""
+    """Also repeated ones. Headers of one connection and the token are not passed on, in both directions."""
 
     def does(one: Handler) -> None:
         own = [
@@ -259,7 +259,7 @@ def test_headers_go_from_end_to_end(served: Serve) -> None:
 
 
 def test_the_gateway_is_a_sandbox(served: Serve) -> None:
-    """It shares its address with the queues: a model's page there acts in nobody's name, and keeps nothing."""
+    """A page of the model shares the queues' origin: it can neither call them nor store anything there."""
     own = [
         *[("Content-Type", "text/html"), ("Content-Security-Policy", "default-src *"), ("Set-Cookie", "a=b")],
         *[
@@ -295,7 +295,7 @@ def test_answers_of_other_models_are_in_the_sandbox_too(cloud: OpenCloud) -> Non
 
 
 def test_events_pass_one_by_one(served: Serve) -> None:
-    """Server-sent events: the model sends the next one when the caller has read the one before."""
+    """Server-sent events: the model sends the next one after the caller has read the one before."""
     read = threading.Semaphore(0)
 
     def does(one: Handler) -> None:
@@ -359,7 +359,7 @@ def test_an_upload_passes_as_it_comes(served: Serve, chunked: bool) -> None:
 
 
 def test_an_upload_above_the_limit_is_413(served: Serve) -> None:
-    """Also where its length was not said: then the model sees a request that breaks off, never a shorter one."""
+    """Without a declared length, the model sees a request that breaks off, never a shorter one."""
     ended: list[str] = []
 
     def does(one: Handler) -> None:
@@ -387,7 +387,7 @@ def test_an_upload_above_the_limit_is_413(served: Serve) -> None:
 
 
 def test_an_answer_that_nobody_reads_is_not_held(served: Serve) -> None:
-    """However large it is: the model waits until the caller reads on."""
+    """The model waits until the caller reads; the answer is not buffered, however large it is."""
     sent = [0]
     piece = b"x" * 65536
 
@@ -416,7 +416,7 @@ def test_an_answer_that_nobody_reads_is_not_held(served: Serve) -> None:
 
 
 def test_an_answer_that_breaks_off_is_not_taken_for_whole(served: Serve) -> None:
-    """Once it has begun its connection ends; a short one is 502 instead."""
+    """Once it has begun, the connection is aborted; a short one is replaced by 502."""
 
     def does(one: Handler) -> None:
         one.close_connection = True
@@ -442,7 +442,7 @@ def test_an_answer_that_breaks_off_is_not_taken_for_whole(served: Serve) -> None
 
 
 def test_a_caller_that_leaves_ends_the_stream(served: Serve) -> None:
-    """At the model too, which writes to nobody then."""
+    """The connection to the model ends as well."""
     gone = threading.Event()
 
     def does(one: Handler) -> None:
@@ -472,7 +472,7 @@ def test_a_caller_that_leaves_ends_the_stream(served: Serve) -> None:
 
 
 def test_a_connection_that_the_model_dropped_is_no_failure(served: Serve) -> None:
-    """It ends a connection without a word that another request was about to use: that is sent again, on a new one."""
+    """A request on an idle connection that the model closes meanwhile is sent again on a new one."""
 
     def does(one: Handler) -> None:
         if drops and one.client_address == drops[0]:
@@ -492,7 +492,7 @@ def test_a_connection_that_the_model_dropped_is_no_failure(served: Serve) -> Non
 def test_what_is_under_way_ends_when_the_service_stops(
     served: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a while: a call is told, and an endless answer does not look whole."""
+    """After a grace: a call gets an error, and an endless answer is aborted."""
     monkeypatch.setattr("easq.emulator.instance._GRACE_S", 0.3)
     stopped = threading.Event()
 
@@ -525,7 +525,7 @@ def test_what_is_under_way_ends_when_the_service_stops(
 
 
 def test_a_stripped_handshake_is_426(cloud: OpenCloud) -> None:
-    """A proxy removed its Upgrade: it is no GET for the model."""
+    """A handshake whose Upgrade a proxy removed is not passed to the model as a GET."""
     made = cloud("echo")
     for port in both(made):
         answer = ask(port, "GET", PATH, [("Sec-WebSocket-Key", "x"), ("Sec-WebSocket-Version", "13")])
@@ -537,7 +537,7 @@ def test_a_stripped_handshake_is_426(cloud: OpenCloud) -> None:
     [("TRACE", PATH, 405), ("GET", f"{PATH}/../admin", 400), ("GET", f"{PATH}/%2e%2e/admin", 400)],
 )
 def test_what_is_not_passed_on(served: Serve, method: str, target: str, status: int) -> None:
-    """What echoes a request's headers, and what leads out of the model's address."""
+    """TRACE echoes headers, and CONNECT opens a tunnel to other addresses."""
     made, model = served(lambda one: one.answer(200, b"x"), path="/base")
     for port in both(made):
         assert ask(port, method, target).status == status
@@ -545,7 +545,7 @@ def test_what_is_not_passed_on(served: Serve, method: str, target: str, status: 
 
 
 def test_a_signature_is_taken_for_a_post_alone(served: Serve) -> None:
-    """It does not say what else is to be done."""
+    """It does not cover the method."""
     from easq.protocol.signatures import sign
 
     made, model = served(lambda one: one.answer(200, b"x"), token="t")
@@ -558,7 +558,7 @@ def test_a_signature_is_taken_for_a_post_alone(served: Serve) -> None:
 
 
 def test_a_caller_that_waits_to_be_asked_is_asked(served: Serve) -> None:
-    """`Expect: 100-continue`, as curl sends it before a large body; that the model is asked is our own business."""
+    """`Expect: 100-continue`, as curl sends it with a large body. It is not passed on."""
     made, model = served(lambda one: one.answer(200, b"yes"))
     for port in both(made):
         with Connection(port) as connection:
@@ -572,7 +572,7 @@ def test_a_caller_that_waits_to_be_asked_is_asked(served: Serve) -> None:
 
 
 def test_a_model_without_an_answer_is_504(served: Serve) -> None:
-    """Neither a head nor, once it has begun, the next piece in time."""
+    """Neither a head nor, once it has begun, the next part within the time limit."""
     stop = threading.Event()
 
     def does(one: Handler) -> None:

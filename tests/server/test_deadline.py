@@ -1,4 +1,4 @@
-"""A deadline of a process that stands still now and then."""
+"""A deadline in a process that stands still from time to time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easq.server.deadline import Deadline
 
 
 async def late_after_a_standstill(deadline: Deadline) -> str:
-    """The loop stands still for longer than the deadline, with something to read at the end of it."""
+    """Have the loop stand still for longer than the deadline, with something to read at its end."""
     loop = asyncio.get_running_loop()
     came: asyncio.Future[str] = loop.create_future()
     loop.call_later(0.01, time.sleep, 0.5)
@@ -28,7 +28,7 @@ def test_a_standstill_does_not_use_up_a_deadline() -> None:
 
 
 def test_what_came_in_the_turn_of_the_deadline_is_in_time() -> None:
-    """Even where all of the time is one part, as after most of it is over."""
+    """Also when one part is left of the time."""
     deadline = Deadline(0.05)
     deadline._most_s = 0.05
     assert asyncio.run(late_after_a_standstill(deadline)) == "there"

@@ -1,4 +1,4 @@
-"""Keys, failures, the rear store, the end of a stream and storms of reconnects, as clients see them over the wire."""
+"""Idempotency keys, failures, the rear store, the end of a stream and reconnect storms, over the wire."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_key_that_is_none_is_400(start: Open, key: str) -> None:
 
 
 def fail(queue: Stream, times: int, code: str = "500", reason: str = "out of memory") -> None:
-    """A consumer that takes the first item and cannot do it, so often."""
+    """Take the first item as a consumer, and return it with a negative, so many times."""
     me = queue.as_consumer("engine")
     with watch(me, _window_=1) as watching:
         for _ in range(times):
@@ -67,7 +67,7 @@ def fail(queue: Stream, times: int, code: str = "500", reason: str = "out of mem
 
 
 def test_a_dead_input_item_is_in_the_rear_store_and_answered_in_the_sink(start: Open) -> None:
-    """Read, deleted and truncated with the access header; the sink frame ends the wait of whoever polls for it."""
+    """It is read, deleted and truncated with the access header; the answer ends the long poll for its result."""
     local = start(policy=QueuePolicy(max_failures=3), timing=AT_ONCE)
     queue = local.queue
     queue.put(b"poison", requestId="r", task="t")
@@ -86,7 +86,7 @@ def test_a_dead_input_item_is_in_the_rear_store_and_answered_in_the_sink(start: 
 
 
 def test_what_is_put_into_the_rear_store_is_read_from_it(start: Open) -> None:
-    """The Go SDK sends the header with everything it does; what it puts it has to find."""
+    """The Go SDK sends the access header with every operation."""
     local = start()
     rear = local.stream(headers=[REAR])
     index = rear.put(b"abc", requestId="r")
@@ -107,7 +107,9 @@ def test_a_dead_sink_item_is_in_the_sinks_own_rear_store(start: Open) -> None:
 
 
 def test_others_are_done_while_one_item_kills_its_consumer(start: Open) -> None:
-    """Each lost connection counts for the item it died of, and soon for no other: only the poison ends in the rear."""
+    """Each lost connection counts against the item that caused it, and soon against no other: one dead letter is
+    left.
+    """
     local = start(policy=QueuePolicy(max_failures=4), timing=AT_ONCE)
     queue = local.queue
     for number in range(12):
@@ -179,7 +181,7 @@ def test_an_http_stream_ends_with_its_stream(start: Open) -> None:
 
 
 def test_a_silent_watcher_sees_no_goodbye(start: Open) -> None:
-    """Its connection breaks: a goodbye would let the Python SDK connect again without a pause."""
+    """The connection is aborted: after a close frame the Python SDK would connect again without a pause."""
     queue = start(liveness=Liveness(silent_after_s=0.5)).queue
 
     def read_to_the_end(silent: Watch) -> None:
@@ -191,7 +193,7 @@ def test_a_silent_watcher_sees_no_goodbye(start: Open) -> None:
 
 
 def test_a_client_that_reconnects_without_a_pause_is_slowed_down(start: Open) -> None:
-    """Each answer comes later: under 20 connects a second, while another consumer's watch is answered at once."""
+    """Each answer is delayed more: fewer than 20 connections a second, while other consumers are answered at once."""
     queue = start().queue
     me = queue.as_consumer("storm")
     began = time.monotonic()

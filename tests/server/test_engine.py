@@ -1,4 +1,4 @@
-"""The engines of `serve --model`: what becomes of items, what they cost, and how they end; in this process."""
+"""The engines of `serve --model`: results, failures, cost, and how they stop; in this process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AT_ONCE = Timing(backoff_s=(0.0,))
 
 
 def begun(made: Cloud) -> Cloud:
-    """The service, with its engines."""
+    """Return the service with its engines running."""
 
     async def start(server: Server) -> None:
         server.start_engines()
@@ -49,13 +49,13 @@ def sink(made: Cloud) -> Stream:
 
 
 def answered(made: Cloud, count: int = 1) -> list[tuple[str, bytes]]:
-    """Request id and data of so many answers, once they are there."""
+    """Return request id and data of so many answers, once they are there."""
     eventually(lambda: sink(made).length() == count)
     return [(item.request_id, item.data) for item in sink(made).get(_length_=count, _auto_delete_="false")]
 
 
 def test_200_idle_queues_have_no_threads_and_cost_nothing(cloud: OpenCloud) -> None:
-    """They were 9 threads each, which woke up ten times a second."""
+    """Each engine once had 9 threads, which woke up ten times a second."""
     made = cloud("exec:cat", queues=["q", *(f"q{number}" for number in range(199))])
     before = threading.active_count()
     begun(made)
@@ -103,7 +103,7 @@ def test_an_empty_answer_and_one_that_is_too_large_are_as_with_a_worker(
 
 
 def test_a_full_sink_holds_answers_until_there_is_room(cloud: OpenCloud) -> None:
-    """The engine has no more in hand than its window, and loses nothing."""
+    """The engine has no more items in flight than its window, and loses none."""
     made = begun(cloud(sink_policy=QueuePolicy(limits=Limits(max_items=1))))
     for number in range(10):
         made.queue.put(b"%d" % number)
@@ -119,7 +119,7 @@ def test_a_full_sink_holds_answers_until_there_is_room(cloud: OpenCloud) -> None
 
 
 def test_an_item_that_fails_is_given_up_and_answered(cloud: OpenCloud) -> None:
-    """Also where the fault is our own, of which the answer tells nothing."""
+    """Also after an error of the service, which the answer does not describe."""
     made = begun(cloud("exec:sh -c 'echo no luck >&2; exit 3'", timing=AT_ONCE))
     made.queue.put(b"x", requestId="r")
     assert answered(made) == [("r", b"no luck")]
@@ -141,7 +141,7 @@ def test_a_bug_fails_the_item_and_no_other(cloud: OpenCloud, monkeypatch: pytest
 def test_a_busy_model_fails_no_item_and_is_asked_about_one_at_a_time(
     cloud: OpenCloud, upstream: MakeUpstream
 ) -> None:
-    """A model that loads answers 503, for longer than five deliveries last; then all are answered."""
+    """A model that loads answers 503 for longer than five deliveries last; then all items are answered."""
     state = {"calls": 0, "now": 0, "most": 0}
     lock = threading.Lock()
 
@@ -203,7 +203,7 @@ def test_what_is_under_way_when_the_service_stops_is_handed_back_without_a_failu
     monkeypatch: pytest.MonkeyPatch,
     model: str,
 ) -> None:
-    """After the grace; the next service does it."""
+    """After the grace. The next service processes it."""
     monkeypatch.setattr("easq.server.engine._GRACE_S", 0.1)
     hold = threading.Event()
 
@@ -224,7 +224,7 @@ def test_what_is_under_way_when_the_service_stops_is_handed_back_without_a_failu
 def test_the_name_of_an_engine_is_not_taken_while_it_lives(
     cloud: OpenCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is heard of without a connection."""
+    """Heartbeats protect it, without a connection."""
     monkeypatch.setattr("easq.server.engine._ALIVE_EVERY_S", 0.05)
     monkeypatch.setattr("easq.server.queue.ALIVE_S", 1.0)
     monkeypatch.setattr("easq.server.queue.TAKEOVER_WAIT_S", 1.5)
@@ -239,7 +239,7 @@ def test_the_name_of_an_engine_is_not_taken_while_it_lives(
 async def _engine_on(
     storage: MemoryStorage, call: Callable[[Frame, float], Awaitable[Answer]]
 ) -> tuple[Engine, Pair]:
-    """One engine on the queue `q` of a broker in this event loop."""
+    """Return one engine on the queue `q`, in this event loop."""
     await storage.start(lambda _: None)
     clock = Clock(asyncio.get_running_loop().time, lambda: int(time.time() * 1000))
     queues = Queues(storage, ["q"], policy=QueuePolicy(), sink_policy=QueuePolicy(), clock=clock)
@@ -256,7 +256,7 @@ async def _until(done: Callable[[], bool]) -> None:
 def test_an_item_that_fails_after_its_connection_was_replaced_is_returned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The new connection has delivered it again: it is the engine's to return."""
+    """The new session has delivered it again, so this engine returns it."""
     monkeypatch.setattr("easq.server.engine._AGAIN_S", 0.05)
     consumer = Consumer("q", "u")
 
@@ -294,7 +294,7 @@ def test_an_item_that_fails_after_its_connection_was_replaced_is_returned(
 
 
 def test_an_item_that_comes_again_while_its_failure_is_reported_is_in_flight() -> None:
-    """So that a stop waits for it."""
+    """A stop waits for it."""
 
     async def main() -> None:
         calls: list[int] = []

@@ -1,4 +1,4 @@
-"""Requests nobody thought of: whatever comes, there is an answer, never a 5xx, and what is refused changes nothing."""
+"""Random requests: each is answered, never with a 5xx, and a refused one changes nothing."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ BODIES = [
 
 
 def random_target(chance: random.Random, base: str) -> str:
-    """A path and a query, mostly known parameters with values from the edges."""
+    """Return a path and a query, mostly of known parameters with edge values."""
     names = chance.choices(list(PARAMETERS), k=chance.randint(0, 4))
     pairs = []
     for name in names:
@@ -136,7 +136,7 @@ def random_target(chance: random.Random, base: str) -> str:
 
 @pytest.mark.parametrize("course", range(4))
 def test_no_request_breaks_the_service(start: Open, course: int) -> None:
-    """Every request of a random course is answered, below 500; the queue goes on as if those refused had never been."""
+    """Every request of a random sequence is answered below 500, and refused ones change nothing."""
     chance = random.Random(SEED + course)
     queue = start().queue
     statuses: dict[int, int] = {}
@@ -162,7 +162,7 @@ def test_no_request_breaks_the_service(start: Open, course: int) -> None:
 
 
 def state(queue: Stream) -> list[tuple[str, ...]]:
-    """What the input and its sink hold, in short."""
+    """Return a summary of what the input and its sink hold."""
     seen = []
     for stream in (queue, queue.sink):
         found = stream.attributes()

@@ -1,4 +1,4 @@
-"""Operations that are answered at once: every reply as the wire has it, byte for byte where it gives the bytes."""
+"""Operations that are answered at once: each reply as the wire defines it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 
 
 def test_a_put_is_answered_with_bare_digits_and_the_request_id(queue: Stream) -> None:
-    """No newline, no blank, no leading zero: the Go SDK parses the body as it is, with base detection."""
+    """No newline, blank or leading zero: the Go SDK parses the whole body as a number, and detects its base."""
     for index in range(1, 11):
         answer = queue.ask("POST", (), b"x")
         assert (answer.status, answer.body) == (200, str(index).encode())
@@ -35,7 +35,7 @@ def test_a_put_is_answered_with_bare_digits_and_the_request_id(queue: Stream) ->
 
 
 def test_the_header_spells_the_request_id_as_the_sdks_read_it(queue: Stream) -> None:
-    """urllib3 and Go do not care, but what is documented is exactly this spelling."""
+    """urllib3 and Go ignore the case, but this spelling is documented."""
     names = [name for name, _ in queue.ask("POST", (), b"x").headers]
     assert REQUEST_ID in names
 
@@ -52,7 +52,7 @@ def test_a_given_request_id_is_kept(queue: Stream) -> None:
 
 
 def test_tags_are_what_the_query_says_decoded(queue: Stream) -> None:
-    """`+` is a blank, percent signs are UTF-8, and what begins with an underscore is no tag."""
+    """`+` is a blank, percent encoding is UTF-8, and names that begin with an underscore are no tags."""
     answer = queue.ask("POST", (), b"x", path="?foo=b+ar%2F%C3%BC&empty=&_priority_=1")
     assert answer.status == 200
     tags = queue.get()[0].tags
@@ -78,7 +78,9 @@ def test_the_content_type_is_a_tag_given_or_guessed(
 
 
 def test_an_input_item_has_its_moment_and_a_sink_item_another(queue: Stream) -> None:
-    """`ts@source` on the input, `ts@sink` on the sink, in milliseconds; the sink keeps what an engine hands down."""
+    """`ts@source` on the input and `ts@sink` on the sink, in milliseconds; the sink keeps the tags that an engine
+    sends.
+    """
     queue.put()
     queue.sink.put(
         b"result", requestId="r", lastCode="500", **{"ts@source": "17", "Header:Content-Type": "a/b"}
@@ -105,7 +107,7 @@ def test_an_input_item_cannot_be_given_the_services_own_tags(queue: Stream) -> N
 
 
 def test_no_secret_of_the_caller_becomes_a_tag(start: Open) -> None:
-    """Authorization, cookies and identity stay out of the item: every consumer would read them."""
+    """Authorization, cookies and identity are not stored: every consumer would see them."""
     service = start(token="canary-token")
     secrets = [
         ("Authorization", "canary-token"),
@@ -128,7 +130,7 @@ def test_bytes_come_back_identical(queue: Stream) -> None:
 
 @pytest.mark.parametrize("word", ["_trunc_", "_search_", "_attrs_", "_watch_"])
 def test_a_post_with_a_word_of_another_method_stores_nothing(queue: Stream, word: str) -> None:
-    """Also when it is a whole WebSocket handshake otherwise."""
+    """Also when it is a complete WebSocket handshake otherwise."""
     upgrade = [
         ("Connection", "Upgrade"),
         ("Upgrade", "websocket"),
@@ -142,7 +144,7 @@ def test_a_post_with_a_word_of_another_method_stores_nothing(queue: Stream, word
 
 
 def test_a_gzip_body_is_stored_as_it_came_and_named_so(queue: Stream) -> None:
-    """Content-Encoding is remembered, never undone: what a client compressed it gets back compressed."""
+    """Content-Encoding is stored and the body is not decoded: clients get back what they compressed."""
     data = gzip.compress(b"a" * 100_000)
     queue.put(data, [("Content-Encoding", "gzip"), ("Content-Type", "text/plain")])
     (item,) = queue.get()
@@ -182,7 +184,7 @@ def test_a_sub_path_of_a_put_is_kept_for_the_engine(queue: Stream) -> None:
 @pytest.mark.parametrize("chunked", [False, True], ids=["content length", "chunked"])
 @pytest.mark.parametrize(("size", "status"), [(1000, 200), (1001, 413)])
 def test_the_payload_limit_is_exact(start: Open, chunked: bool, size: int, status: int) -> None:
-    """An item of the limit is taken, one byte more is refused, whether its length was declared or not."""
+    """A payload of the limit is accepted, one more byte is refused, with and without a declared length."""
     queue = start(policy=QueuePolicy(max_payload=1000)).queue
     data = b"x" * size
     if chunked:
@@ -198,7 +200,7 @@ def test_the_payload_limit_is_exact(start: Open, chunked: bool, size: int, statu
 
 
 def test_a_payload_far_above_the_limit_is_refused_before_it_is_sent(start: Open) -> None:
-    """The answer comes on the declared length alone, and says that the connection will not be used again."""
+    """The answer follows the head, and announces that the connection is closed."""
     queue = start(policy=QueuePolicy(max_payload=1000)).queue
     with Connection(queue.port) as connection:
         connection.send_request("POST", queue.path, [("Content-Length", str(10**12))])
@@ -209,7 +211,7 @@ def test_a_payload_far_above_the_limit_is_refused_before_it_is_sent(start: Open)
 
 @pytest.mark.parametrize("size", [1000, 1])
 def test_an_endless_chunked_payload_is_refused_at_the_limit(start: Open, size: int) -> None:
-    """The answer comes with the byte that is one too many, and not with the end of the body."""
+    """The answer follows the first byte above the limit."""
     queue = start(policy=QueuePolicy(max_payload=1000)).queue
     with Connection(queue.port) as connection:
         connection.send_request("POST", queue.path, [("Transfer-Encoding", "chunked")])
@@ -223,13 +225,13 @@ def test_an_endless_chunked_payload_is_refused_at_the_limit(start: Open, size: i
 
 
 def test_a_client_that_sends_its_large_body_first_still_reads_the_413(start: Open) -> None:
-    """The connection is not reset under a client that writes before it reads."""
+    """The connection is not reset while the client writes."""
     queue = start(policy=QueuePolicy(max_payload=1000)).queue
     assert queue.ask("POST", (), b"x" * 3_000_000).status == 413
 
 
 def test_a_full_queue_is_429_and_drains(start: Open) -> None:
-    """Nothing is stored, no Retry-After is sent, reading and removing go on, and room is room again."""
+    """Nothing is stored, no Retry-After is sent, and room is used again."""
     queue = start(policy=QueuePolicy(limits=Limits(max_items=3))).queue
     for _ in range(3):
         queue.put()
@@ -259,7 +261,7 @@ def test_a_queue_that_evicts_drops_its_oldest(start: Open) -> None:
 
 
 def test_after_the_end_of_a_stream_a_put_is_410(queue: Stream) -> None:
-    """What is there stays; `_eos_=false` reopens."""
+    """Items stay; `_eos_=false` reopens the stream."""
     queue.put()
     assert queue.ask("POST", (), b"", _eos_="true").body == b"OK"
     assert queue.ask("POST", (), b"x").status == 410
@@ -279,7 +281,7 @@ def test_a_forced_end_drops_what_is_there(queue: Stream) -> None:
 
 
 def test_a_raw_get_is_the_payload_under_its_own_type(queue: Stream) -> None:
-    """curl on a queue shows what was put; `_raw_` is the default, and so is deleting."""
+    """curl on a queue shows the payload: `_raw_` is the default, and so is deleting."""
     queue.put(b"[{}]", [("Content-Type", "application/json")], requestId="r-1")
     answer = queue.ask("GET")
     assert (answer.status, answer.body) == (200, b"[{}]")
@@ -333,7 +335,7 @@ def test_more_than_one_item_cannot_be_raw(queue: Stream) -> None:
 
 
 def test_a_list_is_protobuf_where_it_is_asked_for(queue: Stream) -> None:
-    """The bytes of the documented example, but for the tags that the service adds."""
+    """The bytes of the documented example, apart from the service's own tags."""
     queue.sink.put(b"data5", requestId="r-5", **{"Header:Content-Type": "t/t"})
     answer = queue.sink.ask("GET", [PROTOBUF])
     assert answer.header("Content-Type") == "application/vnd.google.protobuf"
@@ -354,7 +356,7 @@ def test_nothing_there_is_204_without_a_body(queue: Stream, headers: list[tuple[
 
 
 def test_a_get_starts_at_its_index_and_counts_matches(queue: Stream) -> None:
-    """`_length_` counts what carries the tags, not what was looked at."""
+    """`_length_` counts the items that match the tags."""
     for number in range(6):
         queue.put(str(number).encode(), kind="even" if number % 2 == 0 else "odd")
     assert [item.index for item in queue.get(_index_=3, _length_=2)] == [3, 4]
@@ -374,7 +376,7 @@ def test_auto_delete_is_the_default_and_takes_for_everybody(queue: Stream) -> No
 
 
 def test_two_gets_never_take_the_same_item(queue: Stream) -> None:
-    """Eight takers at once, forty items, each taken once."""
+    """Eight clients take forty items at the same time, each item once."""
     for _ in range(40):
         queue.put()
     taken: list[int] = []
@@ -407,7 +409,7 @@ def test_a_long_poll_ends_when_an_item_comes(queue: Stream) -> None:
 
 @pytest.mark.parametrize("timeout", ["1s", "1", "1000ms", "0m1s"])
 def test_a_long_poll_answers_a_little_before_its_time(queue: Stream, timeout: str) -> None:
-    """The Python SDK's socket gives up when the asked time is over, so the answer comes before; numbers are seconds."""
+    """The Python SDK's socket gives up at the timeout, so the answer comes before; bare numbers are seconds."""
     began = time.monotonic()
     assert queue.ask("GET", _timeout_=timeout).status == 204
     assert 0.5 < time.monotonic() - began < 5
@@ -430,7 +432,7 @@ def test_one_item_answers_one_of_two_long_polls(queue: Stream) -> None:
 
 
 def test_a_caller_that_hung_up_does_not_keep_an_item_from_the_next(queue: Stream) -> None:
-    """A dead long poll takes nothing, and does not swallow the news of an item."""
+    """A long poll without a caller takes no item, and does not consume the wake-up for one."""
     with Connection(queue.port) as dead, Connection(queue.port) as alive:
         dead.send_request("GET", queue.target(_timeout_="30s"))
         assert dead.is_quiet(0.3)
@@ -444,7 +446,7 @@ def test_a_caller_that_hung_up_does_not_keep_an_item_from_the_next(queue: Stream
 
 
 def test_items_whose_bytes_were_not_taken_are_back(queue: Stream) -> None:
-    """A deleting get is cut while its answer is being written: the items return, and others may have them."""
+    """A deleting get whose answer breaks off: the items are put back."""
     payload = b"x" * 6_000_000
     for _ in range(4):
         queue.put(payload)
@@ -463,7 +465,7 @@ def test_items_whose_bytes_were_not_taken_are_back(queue: Stream) -> None:
 
 
 def test_the_attributes_of_an_empty_queue(queue: Stream) -> None:
-    """All of them, with the keys of both generations of the service; numbers are text."""
+    """All of them, with the keys of both generations of EAS; numbers are text."""
     answer = queue.ask("GET", _attrs_="true")
     assert answer.status == 200
     assert answer.header("Content-Type") == "application/json"
@@ -490,7 +492,7 @@ def test_the_attributes_of_an_empty_queue(queue: Stream) -> None:
 
 
 def test_attributes_are_protobuf_where_it_is_asked_for(queue: Stream) -> None:
-    """The Go SDK decodes protobuf whatever comes."""
+    """The Go SDK decodes protobuf only."""
     answer = queue.ask("GET", [PROTOBUF], _attrs_="true")
     assert answer.header("Content-Type") == "application/vnd.google.protobuf"
     assert read_map(answer.body) == queue.ask("GET", _attrs_="true").json
@@ -543,7 +545,9 @@ def test_count_counts_what_is_present(queue: Stream) -> None:
 
 
 def test_a_commit_is_200_whatever_it_names(queue: Stream) -> None:
-    """Known, repeated, unknown, zero: always 200 `OK`, and a header tells how many counted. SDKs retry all else."""
+    """Known, repeated, unknown and zero indexes: 200 `OK`, and a header with the number of changes. SDKs retry all
+    else.
+    """
     queue.put()
     queue.put()
     for indexes, counted in (((1,), "1"), ((1,), "0"), ((99,), "0"), ((0,), "0"), ((1, 2, 2, 99), "1")):
@@ -570,7 +574,7 @@ def test_indexes_are_a_list_with_commas_plain_or_encoded(queue: Stream, text: st
 
 
 def test_a_commit_without_any_body_framing_is_taken(queue: Stream) -> None:
-    """`PUT` with neither Content-Length nor body, as some proxies pass it on."""
+    """`PUT` with neither Content-Length nor body, as some proxies send it."""
     queue.put()
     assert queue.ask("PUT", _indexes_="1").header("X-Easq-Committed") == "1"
 
@@ -586,7 +590,7 @@ def test_deletes_are_for_everybody_and_idempotent(queue: Stream) -> None:
 
 @pytest.mark.parametrize("below", [0, 1, 3, 2**63, 2**64 - 1])
 def test_truncate_removes_what_is_strictly_below(queue: Stream, below: int) -> None:
-    """Any unsigned 64-bit number is taken; the numbering goes on from where it was."""
+    """Any unsigned 64-bit number is accepted; numbering continues."""
     for _ in range(3):
         queue.put()
     answer = queue.truncate(below)
@@ -601,7 +605,7 @@ def test_truncating_an_empty_stream_is_fine(queue: Stream) -> None:
 
 
 def test_an_index_is_never_used_again(start: Open, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Not after delete, not after truncate to empty, not after a restart."""
+    """Not after a delete, a truncate of all items, or a restart."""
     storage = f"sqlite:{tmp_path_factory.mktemp('data') / 'easq.db'}"
     first = start(storage=storage)
     assert [first.queue.put(), first.queue.put()] == [1, 2]
@@ -654,7 +658,7 @@ def test_an_index_is_never_used_again(start: Open, tmp_path_factory: pytest.Temp
 def test_what_is_malformed_is_named_and_changes_nothing(
     queue: Stream, method: str, query: str, status: int, text: str | None
 ) -> None:
-    """One short sentence of plain text, no reflected markup, and the connection can be used for the next request."""
+    """One short sentence of plain text without reflected markup, and the connection stays usable."""
     queue.put(b"still here")
     with Connection(queue.port) as connection:
         answer = connection.ask(
@@ -708,9 +712,8 @@ def test_two_requests_at_once_on_one_connection_are_answered_in_order(queue: Str
 def test_what_is_not_http_is_400_and_the_end_of_the_connection(
     queue: Stream, wire: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two framings, two lengths, folded headers, a blank before the colon: nothing a proxy could read otherwise.
-
-    What was sent is neither repeated nor logged, and it takes no more than a line of log.
+    """Two framings, two lengths, folded headers, a blank before the colon: nothing that a proxy could read in another
+    way. The input is neither repeated nor logged.
     """
     with Connection(queue.port) as connection:
         connection.send(wire.replace(b"{path}", queue.path.encode()))
@@ -749,7 +752,7 @@ SINGLE = [
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_header_that_is_one_value_may_not_be_there_twice(queue: Stream, name: str) -> None:
-    """Two readers would each believe another one. It is said which one, and not what it held."""
+    """Two readers would each use another one. The error names the header, not its value."""
     value = {"Host": "127.0.0.1", "Content-Length": "1", "Transfer-Encoding": "chunked"}.get(name, "canary")
     own = {"Host", "Content-Length"} - {name} - ({"Content-Length"} if name == "Transfer-Encoding" else set())
     lines = [f"{one}: {'127.0.0.1' if one == 'Host' else 1}" for one in sorted(own)]
@@ -769,7 +772,7 @@ def test_a_header_that_is_one_value_may_not_be_there_twice(queue: Stream, name: 
 @pytest.mark.parametrize("name", ["Content-Type", "User-Agent"])
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 def test_two_of_these_do_no_harm_where_there_is_no_body(queue: Stream, name: str, method: str) -> None:
-    """The first counts, as with the Java SDK."""
+    """The first one counts. The Java SDK sends two."""
     queue.put()
     query = {"_attrs_": "true"} if method == "GET" else {"_indexes_": "1"}
     answer = queue.ask(method, [(name, "a/b"), ("X", "x"), (name.lower(), "c/d"), (name, "e")], **query)
@@ -805,7 +808,7 @@ def test_nothing_else_is_mended_before_the_parser(queue: Stream, wire: bytes) ->
 
 
 def test_a_body_that_looks_like_a_head_is_left_alone(queue: Stream) -> None:
-    """Also one that nobody reads: a line dropped from it would have the next request begin too late."""
+    """Also one that is not read: with a line dropped from it, the next request would begin too late."""
     body = b"GET / HTTP/1.1\r\nHost: x\r\nUser-Agent: a\r\nUser-Agent: b\r\n\r\n"
     for target, method in ((queue.path, "POST"), ("/healthz", "GET")):
         with Connection(queue.port) as connection:
@@ -826,7 +829,7 @@ def test_a_body_that_looks_like_a_head_is_left_alone(queue: Stream) -> None:
 def test_headers_above_the_limit_are_431(
     queue: Stream, target: str, headers: list[tuple[str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing of them is repeated, logged or stored, and the service goes on."""
+    """They are neither repeated, logged nor stored."""
     answer = queue.ask("GET", headers, path=target)
     assert answer.status == 431
     assert answer.text == "the request line is above 65536 bytes, or a header above 32768"
@@ -839,7 +842,7 @@ def test_headers_above_the_limit_are_431(
     [(98, 1, 200), (99, 1, 431), (200, 1, 431), (3, 10_000, 200), (4, 10_000, 431)],
 )
 def test_headers_together_are_limited(queue: Stream, count: int, size: int, status: int) -> None:
-    """At most 100, with Host and Content-Length, and 32 KiB; above it the connection ends."""
+    """At most 100 and 32 KiB, with Host and Content-Length; above that the connection is closed."""
     with Connection(queue.port) as connection:
         headers = [(f"X-{number}", "v" * size) for number in range(count)]
         assert connection.ask("POST", queue.path, headers, b"").status == status
@@ -849,7 +852,7 @@ def test_headers_together_are_limited(queue: Stream, count: int, size: int, stat
 
 
 def test_no_answer_is_guessed_into_another_type(queue: Stream) -> None:
-    """Every answer with a body says nosniff, whoever gives it."""
+    """Every answer with a body has nosniff."""
     targets = [
         "/healthz",
         "/api/v1/servicediscovery/upstreams/model",

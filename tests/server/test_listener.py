@@ -1,4 +1,4 @@
-"""A door of the service: what becomes of connections when it is closed."""
+"""A listening address: what happens to connections when it is closed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from easq.server.listener import Listener
 
 @pytest.mark.parametrize("turns", range(5))
 def test_a_connection_is_reset_however_lately_it_was_accepted(turns: int) -> None:
-    """Also one that asyncio has accepted and not yet handed to the server when the door is closed."""
+    """Also one that asyncio has accepted and not yet handed to the server."""
 
     async def nothing(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response()

@@ -1,4 +1,4 @@
-"""Whether the frames of a client are masked is known however their bytes come."""
+"""Unmasked frames are found, however their bytes are divided."""
 
 from __future__ import annotations
 

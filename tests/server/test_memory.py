@@ -1,4 +1,4 @@
-"""Memory follows what is alive: broken connections, and what strangers send, leave nothing behind."""
+"""Memory: broken connections and invalid input leave nothing behind."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def resident_kib(service: Service) -> int:
 
 
 def bad_requests(stream: Stream, chance: random.Random, count: int) -> None:
-    """Requests with values from the edges, on connections that are often given up in the middle."""
+    """Send requests with edge values, many of them broken off in the middle."""
     for number in range(count):
         with Connection(stream.port) as connection, contextlib.suppress(OSError, EOFError):
             method = chance.choice(("GET", "PUT", "DELETE", "BREW", "GET"))
@@ -54,7 +54,7 @@ def bad_requests(stream: Stream, chance: random.Random, count: int) -> None:
 
 
 def bad_frames(stream: Stream, chance: random.Random, count: int) -> None:
-    """Watches that end with a frame that is none, one that promises 2^62 bytes, a reset, or silence."""
+    """Open watches that end with an invalid frame, one that declares 2^62 bytes, a reset, or silence."""
     frames = [
         b"\xff\xff",
         b"\x82\xff" + struct.pack(">Q", 1 << 62) + b"mask",
@@ -94,7 +94,7 @@ Break: TypeAlias = Callable[[Stream, int, int], None]
 
 
 def stream_closed(stream: Stream, size: int, number: int) -> None:
-    """A watch over plain HTTP."""
+    """Watch over HTTP, and close the connection."""
     with Connection(stream.port) as connection:
         identity = stream.as_consumer(f"u{number}").headers
         connection.send_request("GET", stream.target(_watch_="true"), [PROTOBUF, *identity])
@@ -102,14 +102,14 @@ def stream_closed(stream: Stream, size: int, number: int) -> None:
 
 
 def watch_reset(stream: Stream, size: int, number: int) -> None:
-    """A watch over a WebSocket."""
+    """Watch over a WebSocket, and reset the connection."""
     with watch(stream.as_consumer(f"u{number}")) as watching:
         watching.connection.peek(size // 14)
         watching.reset()
 
 
 def watch_closed(stream: Stream, size: int, number: int) -> None:
-    """A watch over a WebSocket that is told goodbye, and is gone before it can answer."""
+    """Watch over a WebSocket that the service closes, and disconnect before answering the close frame."""
     with watch(stream.as_consumer(f"u{number}")) as watching:
         watching.connection.peek(size // 14)
         watching.send(CLOSE, b"\x03\xe8")
@@ -117,7 +117,7 @@ def watch_closed(stream: Stream, size: int, number: int) -> None:
 
 
 def get_reset(stream: Stream, size: int, _: int, takes: str = "false") -> None:
-    """An answer of three items."""
+    """Get three items, and reset the connection."""
     with Connection(stream.port) as connection:
         target = stream.target(_length_=3, _raw_="false", _auto_delete_=takes)
         connection.send_request("GET", target, [PROTOBUF])
@@ -126,13 +126,13 @@ def get_reset(stream: Stream, size: int, _: int, takes: str = "false") -> None:
 
 
 def take_reset(stream: Stream, size: int, number: int) -> None:
-    """An answer of three items, which are back once it is lost."""
+    """Get and delete three items, and reset the connection: they are put back."""
     eventually(lambda: stream.length() == 3)
     get_reset(stream, size, number, takes="true")
 
 
 def put_reset(stream: Stream, size: int, number: int) -> None:
-    """Half the body of a put, of known length or in chunks."""
+    """Send half the body of a put, of declared length or in chunks."""
     length = ("Content-Length", str(size)) if number % 2 else ("Transfer-Encoding", "chunked")
     with Connection(stream.port) as connection:
         connection.send_request("POST", stream.path, [length])
@@ -145,7 +145,7 @@ BREAKS = [stream_closed, watch_reset, get_reset, put_reset]
 
 @contextlib.contextmanager
 def garbage() -> Iterator[list[object]]:
-    """The objects that only the collector could free; it does not look meanwhile."""
+    """Yield the objects that only the garbage collector could free; it does not run meanwhile."""
     found: list[object] = []
     gc.collect()
     gc.disable()
@@ -161,13 +161,13 @@ def garbage() -> Iterator[list[object]]:
 
 
 def idle(stream: Stream) -> bool:
-    """Whether no consumer of the stream is connected."""
+    """Return whether no consumer of the stream is connected."""
     return all("Status: Running" not in line for line in stream.attributes().values())
 
 
 @pytest.mark.parametrize("broken", [*BREAKS, take_reset, watch_closed], ids=lambda one: one.__name__)
 def test_a_broken_connection_leaves_nothing_to_the_collector(start: Open, broken: Break) -> None:
-    """But for asyncio's own transport, which on Python 3.11 refers to itself: seven small objects."""
+    """Except asyncio's transport, which refers to itself on Python 3.11: seven small objects."""
     stream = start(policy=QueuePolicy(max_failures=0), timing=Timing(leave_grace_s=0.0)).queue
     count, size = 5, 4 * _MIB
     for _ in range(3):
@@ -188,7 +188,7 @@ def test_a_broken_connection_leaves_nothing_to_the_collector(start: Open, broken
 def test_a_watcher_that_reads_nothing_leaves_nothing_to_the_collector(
     start: Open, monkeypatch: pytest.MonkeyPatch, door: str
 ) -> None:
-    """It is given up when the deadline of a write is over."""
+    """It is dropped at the time limit of a write."""
     monkeypatch.setattr("easq.server.watch.WRITE_DEADLINE_S", 0.1)
     monkeypatch.setattr("easq.server.watch._WRITE_RATE", 1 << 40)
     stream = start(policy=QueuePolicy(max_failures=0), timing=Timing(leave_grace_s=0.0)).queue.as_consumer(
@@ -210,7 +210,7 @@ def test_a_watcher_that_reads_nothing_leaves_nothing_to_the_collector(
 
 @on_linux
 def test_connections_that_break_add_no_memory(serve: Serve) -> None:
-    """What they had under way, all in all, is more than 300 MiB."""
+    """Together they had more than 300 MiB in flight."""
     service = serve("--max-delivery", "0", "--leave-grace", "0s", storage="memory:")
     stream = service.stream()
     for _ in range(3):
@@ -247,7 +247,7 @@ def test_two_hundred_connections_that_break_add_no_memory(
 
 @on_linux
 def test_watchers_reset_together_add_no_memory(serve: Serve) -> None:
-    """All of them are in the middle of a frame of 8 MiB when it happens; glibc gives smaller ones back by itself."""
+    """All are reset in the middle of a frame of 8 MiB; glibc returns smaller ones by itself."""
     service = serve("--max-delivery", "0", "--leave-grace", "0s", storage="memory:")
     stream = service.stream()
     stream.put(bytes(8 * _MIB))
@@ -266,7 +266,7 @@ def test_watchers_reset_together_add_no_memory(serve: Serve) -> None:
 
 
 async def _reconnect(port: int, user: str, count: int) -> None:
-    """The consumer connects so many times; it leaves with a reset, a FIN, or a close frame and a FIN."""
+    """Connect a consumer so many times, and leave with a reset, a FIN, or a close frame and a FIN."""
     handshake = (
         "GET /api/predict/qservice?_watch_=true HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
         f"Connection: Upgrade\r\nSec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n"
@@ -286,7 +286,7 @@ async def _reconnect(port: int, user: str, count: int) -> None:
 @on_linux
 @pytest.mark.long
 def test_sixty_thousand_reconnects_add_no_memory(serve: Serve) -> None:
-    """Of 300 consumers, as fast as each is answered."""
+    """300 consumers connect as fast as they are answered."""
     service = serve("--leave-grace", "0s", storage="memory:")
 
     async def rounds(count: int) -> None:

@@ -1,4 +1,4 @@
-"""A queue without a connection: what no client can bring about on purpose."""
+"""A queue without a connection: races that no client can cause on purpose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easq.storage.memory import MemoryStorage
 
 
 class _Overtaken(MemoryStorage):
-    """A storage in which something happens after a look, and before the answer to it is used."""
+    """A storage in which something happens between a check and the use of its answer."""
 
     meanwhile: Callable[[], Awaitable[None]] | None = None
 
@@ -36,7 +36,7 @@ async def _queue(storage: MemoryStorage) -> Queue:
 
 
 def test_a_departure_right_after_a_look_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second watch of a name goes on at once when the first one leaves, and does not wait for its next look."""
+    """A second watch of a name continues at once when the first one leaves, not only at its next check."""
     monkeypatch.setattr("easq.server.queue.TAKEOVER_WAIT_S", 1000.0)
     monkeypatch.setattr("easq.server.queue._POLL_S", 1000.0, raising=False)
     monkeypatch.setattr("easq.server.queue._LOOK_AGAIN_S", 1000.0, raising=False)
@@ -55,7 +55,7 @@ def test_a_departure_right_after_a_look_is_not_missed(monkeypatch: pytest.Monkey
 
 
 def test_every_watch_that_waits_for_a_name_hears_of_the_departure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that comes second does not take the wake-up from the first."""
+    """The second one does not take the wake-up from the first."""
     monkeypatch.setattr("easq.server.queue.TAKEOVER_WAIT_S", 1000.0)
     monkeypatch.setattr("easq.server.queue._POLL_S", 1000.0, raising=False)
     monkeypatch.setattr("easq.server.queue._LOOK_AGAIN_S", 1000.0, raising=False)

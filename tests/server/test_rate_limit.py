@@ -1,4 +1,4 @@
-"""One consumer connects again and again: its answers come later, nobody else's do."""
+"""A consumer that connects often is answered later; other consumers are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of routes: what it says of methods, paths and callers is what the service does."""
+"""The table of routes: methods, paths and callers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_each_operation_of_the_wire_has_a_row() -> None:
 def test_a_path_and_a_method_lead_to_one_answer(
     start: Open, path: str, method: str, status: int, allow: str | None
 ) -> None:
-    """A method that a path does not have is 405, with those that it has."""
+    """A method that a path does not have is 405, with the methods that it has."""
     local = start(service=ModelService("echo"))
     answer = ask(
         local.port, method, path, body=None if method in ("GET", "HEAD", "OPTIONS", "TRACE") else b""
@@ -98,10 +98,10 @@ class _Extra:
         return respond(Reply(200, body=found[0].encode()))
 
     async def start(self, host: str) -> None:
-        """Nothing to start."""
+        """Do nothing."""
 
     async def stop(self) -> None:
-        """Nothing to stop."""
+        """Do nothing."""
 
 
 def test_an_extension_adds_rows_which_say_who_may_call() -> None:
@@ -160,7 +160,7 @@ def test_every_operation_finds_its_stream(start: Open, path: str, queue: str, is
     "path", [BASE, f"{BASE}/", f"{BASE}/unknown", f"{BASE}/unknown/sink", f"{BASE}/../q", f"{BASE}/%00"]
 )
 def test_an_unknown_queue_under_the_base_path_is_404(start: Open, method: str, path: str) -> None:
-    """Also for a put: a mistyped name must not become a sub-path of another queue."""
+    """Also for a put: a misspelled name must not become a sub-path of another queue."""
     service = start()
     answer = service.stream(path).ask(method, (), b"" if method in {"PUT", "POST"} else None, _indexes_=1)
     assert answer.status == 404
@@ -169,7 +169,7 @@ def test_an_unknown_queue_under_the_base_path_is_404(start: Open, method: str, p
 
 
 def test_a_target_with_scheme_and_authority_leads_where_its_path_does(start: Open) -> None:
-    """As a client sends it that takes the service for a proxy; RFC 9112 wants it understood."""
+    """Clients send it to proxies, and RFC 9112 requires servers to accept it."""
     service = start(queues=("q", "other"))
     address = f"http://127.0.0.1:{service.port}"
     with Connection(service.port) as connection:

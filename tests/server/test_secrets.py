@@ -1,4 +1,4 @@
-"""What the service lets nobody see: the token, who calls a model, and its own insides; real sockets, every door."""
+"""What the service must not reveal: the token, who calls a model, and its internals; over real sockets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CALLERS: list[Headers] = [
 def test_a_model_behind_http_is_not_told_who_calls(
     cloud: OpenCloud, upstream: MakeUpstream, caller: Headers, is_open: bool
 ) -> None:
-    """Neither by an instance nor by the gateway: it may be anybody's."""
+    """Neither by an instance nor by the gateway: the model may be a third party."""
     seen: list[str] = []
 
     def note(request: Any) -> None:
@@ -60,7 +60,7 @@ def test_a_model_behind_http_is_not_told_who_calls(
 def test_the_token_is_compared_in_the_same_time_wherever_it_differs(
     cloud: OpenCloud, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
-    """At each door by `hmac.compare_digest`, which every answer to a token goes by."""
+    """Every check of the token calls `hmac.compare_digest`."""
     compared: list[tuple[Any, Any]] = []
     real = hmac.compare_digest
 
@@ -98,7 +98,7 @@ EVIL = "%0a2026-01-01%20error%20planted%0d%1b[31m%07%c2%9b%e2%80%ae%00"
 def test_no_control_character_of_a_request_is_in_the_log(
     start: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: bool
 ) -> None:
-    """A path is one line of the log, whoever wrote it, and no terminal obeys it."""
+    """A path is one line of the log, and cannot drive a terminal."""
     queue = start().queue
     if fails:
         monkeypatch.setattr(Queue, "put", _fails)
@@ -129,7 +129,7 @@ def _fails(*_: Any, **__: Any) -> None:
 def test_a_bug_is_500_and_tells_nothing_of_our_insides(
     cloud: OpenCloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At no door: neither traceback nor path, in an answer or in the end of a socket. The log has all of it."""
+    """Neither traceback nor path is in an answer or a close frame; the log has both."""
     made = cloud("echo", token=TOKEN)
     for name in (
         "put",

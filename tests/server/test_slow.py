@@ -1,4 +1,4 @@
-"""Clients that take their time, on purpose or not: who holds a connection for nothing loses it, and nobody else."""
+"""Slow clients, on purpose or not: those that hold a connection for nothing lose it, and no others."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ TABLE = Path("/proc/net/tcp")
 
 @pytest.fixture
 def hurried(start: Open, monkeypatch: pytest.MonkeyPatch) -> Stream:
-    """The queue of a service that wants the head of a request within a tenth of a second."""
+    """The queue of a service that waits a tenth of a second for the head of a request."""
     monkeypatch.setattr("easq.server.listener.CHECK_EVERY_S", 0.02)
     return start().queue
 
 
 @pytest.mark.parametrize("before", [b"", b"GET {path}?_attrs_=true HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"])
 def test_a_head_that_does_not_come_is_given_up(hurried: Stream, before: bytes) -> None:
-    """However many bytes of it come, in a first request or a later one."""
+    """However many bytes of it arrive, in the first request of a connection or a later one."""
     with Connection(hurried.port) as connection:
         if before:
             connection.send(before.replace(b"{path}", hurried.path.encode()))
@@ -51,7 +51,7 @@ def test_a_head_that_does_not_come_is_given_up(hurried: Stream, before: bytes) -
 
 
 def test_who_waits_is_not_slow(hurried: Stream) -> None:
-    """A connection between two requests, a long poll, and a watch last much longer than a head may."""
+    """An idle connection, a long poll and a watch last much longer than a head may."""
     with Connection(hurried.port) as idle, Connection(hurried.port) as poll, watch(hurried) as watching:
         assert idle.ask("POST", hurried.path, (), b"x").status == 200
         assert watching.indexes(1) == [1]
@@ -65,7 +65,7 @@ def test_who_waits_is_not_slow(hurried: Stream) -> None:
 
 
 def test_a_body_that_does_not_come_is_given_up(hurried: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A byte now and then buys no time; nothing is stored."""
+    """Single bytes do not extend the time limit; nothing is stored."""
     monkeypatch.setattr("easq.server.request._BODY_DEADLINE_S", 0.3)
     with Connection(hurried.port) as connection:
         connection.send_request("POST", hurried.path, [("Content-Length", "100000")])
@@ -101,7 +101,7 @@ def test_a_body_that_waits_while_the_service_stands_still_is_taken(
 def test_a_body_that_comes_slowly_and_steadily_is_taken(
     hurried: Stream, monkeypatch: pytest.MonkeyPatch, declared: bool
 ) -> None:
-    """It takes longer than a head may, and than a body of which nothing comes."""
+    """It takes longer than the time limit of a head, and of a body that stalls."""
     monkeypatch.setattr("easq.server.request._BODY_DEADLINE_S", 1.5)
     monkeypatch.setattr("easq.server.request._BODY_RATE", 100)
     piece, count = b"x" * 1000, 10
@@ -121,7 +121,7 @@ def test_a_body_that_comes_slowly_and_steadily_is_taken(
     not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no deadline for what is written"
 )
 def test_an_answer_that_nobody_takes_is_given_up(start: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was claimed for it is back, though the client is still there."""
+    """The items that it claimed are put back, though the client is connected."""
     monkeypatch.setattr("easq.server.listener._WRITE_DEADLINE_S", 1.0)
     queue = start().queue
     for _ in range(20):
@@ -134,7 +134,7 @@ def test_an_answer_that_nobody_takes_is_given_up(start: Open, monkeypatch: pytes
 
 @pytest.mark.skipif(not TABLE.exists(), reason="the system has no table of its connections")
 def test_a_host_that_vanishes_is_missed_after_30_s(cloud: OpenCloud) -> None:
-    """The system probes each connection that nothing comes on, at the service's address and at an instance's."""
+    """The system probes idle connections, at the service's address and at an instance's."""
     running = cloud("echo")
     for port in (running.port, *running.ports):
         with Connection(port) as connection:
@@ -160,7 +160,7 @@ def test_a_host_that_vanishes_is_missed_after_30_s(cloud: OpenCloud) -> None:
 
 
 def is_probed_soon(local: int, remote: int) -> bool:
-    """Whether the system probes the connection between two ports of this machine within 10 s."""
+    """Return whether the system probes the connection between two ports of this machine within 10 s."""
     for line in TABLE.read_text().splitlines()[1:]:
         _, here, there, _, _, timer, *_ = line.split()
         if (int(here[-4:], 16), int(there[-4:], 16)) == (local, remote):
@@ -170,7 +170,7 @@ def is_probed_soon(local: int, remote: int) -> bool:
 
 
 def test_answers_that_nobody_takes_do_not_pile_up(start: Open) -> None:
-    """A client that commits on and on, and reads nothing, is not answered any further."""
+    """A client that commits and reads no answers is not read any further."""
     service = start()
 
     async def unsent(server: Server) -> int:
@@ -200,7 +200,7 @@ def _send(line: socket.socket, data: bytes) -> None:
 def test_a_watcher_that_reads_slowly_and_steadily_is_not_lost(
     start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is handed to it at once takes much longer than a watcher may that reads nothing."""
+    """The frames take much longer than the time limit of a watcher that reads nothing."""
     monkeypatch.setattr("easq.server.watch.WRITE_DEADLINE_S", 1.0)
     monkeypatch.setattr("easq.storage.embedded._FETCH_BYTES", 1 << 30)
     queue = start(liveness=Liveness(60.0)).queue
@@ -213,7 +213,7 @@ def test_a_watcher_that_reads_slowly_and_steadily_is_not_lost(
 
 
 def test_a_watcher_that_says_too_much_is_sent_away(queue: Stream) -> None:
-    """Pings are answered, hundreds at once too, but not without end; what it had goes to others at once."""
+    """Pings are answered, hundreds at once as well, but not without limit; its items go to others at once."""
     assert queue.put() == 1
     me = queue.as_consumer("u")
     with watch(me) as watching:
@@ -241,7 +241,7 @@ def _flood(line: socket.socket) -> None:
 
 @pytest.mark.parametrize("leave", [Connection.close, Connection.reset], ids=["closed", "reset"])
 def test_a_long_poll_whose_caller_left_is_forgotten(start: Open, leave: Callable[[Connection], None]) -> None:
-    """Not when its time is over, nor when the next item comes; what it would have taken is there for others."""
+    """At once, before its timeout or the next item; other readers get the item."""
     service = start()
 
     async def waits(server: Server) -> bool:
@@ -268,7 +268,7 @@ def test_a_long_poll_waits_for_an_hour_at_most(start: Open, monkeypatch: pytest.
 
 @pytest.mark.long
 def test_five_hundred_tricklers_are_gone_and_hold_up_nobody(serve: Serve) -> None:
-    """A byte a second on each, while others put and get."""
+    """Each sends a byte a second, while others put and get."""
     queue = serve().stream()
     tricklers = [Connection(queue.port) for _ in range(500)]
     left, puts = tricklers, 0
@@ -295,7 +295,7 @@ def _takes(connection: Connection, data: bytes) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets the limit of another process")
 def test_connections_beyond_the_limit_wait_and_are_complained_of_once(serve: Serve) -> None:
-    """The limit is as high as the system lets it be. Where it is reached, those who are connected are served."""
+    """The limit is the system's hard limit of open files. At the limit, open connections are served."""
     service = serve()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert resource.prlimit(service.pid, resource.RLIMIT_NOFILE) == (hard, hard)
@@ -317,7 +317,7 @@ def test_connections_beyond_the_limit_wait_and_are_complained_of_once(serve: Ser
 
 
 def test_so_many_may_watch_and_no_more(start: Open) -> None:
-    """Over both transports and all queues; who leaves makes room."""
+    """Over both transports and all queues; a watcher that leaves makes room."""
     queue = start(max_watchers=2).queue
     with watch(queue.as_consumer("a")) as first, watch(queue.sink.as_consumer("b")):
         with pytest.raises(Refused) as refused:
@@ -341,7 +341,7 @@ def _may_watch(stream: Stream) -> bool:
 def test_an_address_has_so_many_connections_and_no_more(
     start: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those that are there go on; one that is closed makes room. It is said once."""
+    """Open ones stay, and a closed one makes room. One warning is logged."""
     service = start(max_connections=3)
     target = service.queue.target(_attrs_="true")
     with Connection(service.port) as first, Connection(service.port) as second:

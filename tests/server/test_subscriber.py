@@ -1,4 +1,4 @@
-"""A batch of pushes that something comes between: what others have got meanwhile is not sent."""
+"""Interrupted deliveries: frames that other consumers got meanwhile are not sent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.storage.servers import LEASE_S, Moment, Server, lapse, servers
 
 
 class _Door:
-    """A connection that does something when the first frame was sent."""
+    """A connection that runs a function when the first frame was sent."""
 
     def __init__(self, between: Callable[[], Awaitable[None]]) -> None:
         self.sent: list[int] = []
@@ -36,7 +36,7 @@ class _Door:
 async def _delivered(
     storage: Storage, session: int, between: Callable[[], Awaitable[None]], *, user: str = "u"
 ) -> list[int]:
-    """What is sent to the connection until nothing more comes."""
+    """Return the indexes that are sent to the connection until nothing more comes."""
     loop = asyncio.get_running_loop()
     queue = Queue(storage, "q", is_sink=False, policy=QueuePolicy(), clock=Clock(loop.time, lambda: 0))
     watch = Watch(window=10)
@@ -47,7 +47,7 @@ async def _delivered(
 
 
 def stand_still(server: Server, duration_s: float) -> None:
-    """So much of the server's time goes by at once; nothing that waits in its event loop becomes due."""
+    """Let so much time of the server pass at once; no timer of its event loop runs meanwhile."""
     server.redis_storage._heartbeat["q"].renewed_at -= duration_s
 
 
@@ -90,7 +90,7 @@ def test_what_was_committed_or_deleted_in_a_batch_is_not_sent(kind: str, tmp_pat
 def test_a_server_that_stood_still_in_a_batch_sends_nothing_that_others_got(
     redis_url: str, looks_first: bool
 ) -> None:
-    """Whether it goes on with the batch first, or first shows Redis that it is there again."""
+    """Whether it first continues the batch, or first sends Redis a heartbeat."""
     clock = Moment()
 
     async def body() -> None:

@@ -1,6 +1,6 @@
-"""What depends on time: the wall clock may jump by a day, and a client that works need not answer pings.
+"""Time: the wall clock may jump by a day, and a client that works need not answer pings.
 
-Each promise stands in a function of its own, run on the service as it is, and on one with a planted bug that breaks it.
+Each promise is a function, which runs on the service as it is, and on one with a planted bug that breaks it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
 
 
 def nothing_happens_when_the_wall_clock_jumps(start: Open, wall: Wall, jump_s: float) -> None:
-    """Nobody is declared silent or gone, nothing is redelivered or let go; only the tags tell of it."""
+    """No watcher is dropped as silent, no item is redelivered or released; only tags have the new time."""
     queue = start(timing=Timing(leave_grace_s=3600, group_retention_s=3600)).queue
     me = queue.as_consumer("u")
     queue.put(b"before")
@@ -72,7 +72,7 @@ def test_nothing_happens_when_the_wall_clock_jumps(start: Open, wall: Wall, jump
 
 
 def test_rules_on_the_wall_clock_are_caught(start: Open, wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: every rule is given the wall clock's time."""
+    """Planted bug: every rule uses the wall clock."""
 
     def on_the_wall(_: Callable[[], float], wall_ms: Callable[[], int]) -> Clock:
         return Clock(lambda: wall_ms() / 1000, wall_ms)
@@ -83,7 +83,7 @@ def test_rules_on_the_wall_clock_are_caught(start: Open, wall: Wall, monkeypatch
 
 
 def a_client_that_pings_and_never_answers_pings_stays(start: Open) -> None:
-    """As the Python SDK while the application works on an item."""
+    """As the Python SDK does while the application works on an item."""
     queue = start(liveness=Liveness(silent_after_s=0.6)).queue
     with watch_stream(queue.as_consumer("u"), _window_=1) as watching:
         until = time.monotonic() + 2.0
@@ -105,7 +105,7 @@ def test_a_client_that_pings_and_never_answers_pings_stays(start: Open) -> None:
 
 @pytest.fixture
 def pongs_alone_are_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: a watcher is dropped that has not answered a ping in time, whatever else it sends."""
+    """Planted bug: a watcher that has not answered a ping in time is dropped, whatever else it sends."""
 
     async def listen(self: watch._WebSocketTransport, _subscriber: Subscriber) -> bool:
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Watches over real sockets: the handshake, the frames, the window, and who gets what after someone left."""
+"""Watches over real sockets: handshake, frames, window, and who gets which items after a consumer left."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ NEVER_S = 600.0
 
 
 def fill(queue: Stream, count: int, **query: object) -> list[int]:
-    """The indexes of so many new items."""
+    """Put so many items, and return their indexes."""
     return [queue.put(str(number).encode(), **query) for number in range(count)]
 
 
 def pending(queue: Stream) -> int:
-    """How many items are out, by the service's own account."""
+    """Return the number of delivered, uncommitted items, as the service's attributes have it."""
     lines = [text for key, text in queue.attributes().items() if key.startswith("groups.list.")]
     return sum(int(re.search(r"Pending: (\d+)", line)[1]) for line in lines)
 
@@ -52,7 +52,7 @@ def pending(queue: Stream) -> int:
 
 
 def test_the_handshake_offers_nothing(queue: Stream) -> None:
-    """The Go library wants `Connection` to hold Upgrade alone, and knows no extension and no protocol."""
+    """The Go library wants `Connection: Upgrade`, and no extension or subprotocol."""
     offers = [
         ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits"),
         ("Sec-WebSocket-Protocol", "chat, superchat"),
@@ -87,7 +87,7 @@ _GOOD = {
     ],
 )
 def test_a_handshake_that_is_none_is_400(queue: Stream, change: dict[str, str | None]) -> None:
-    """And leaves nothing behind: no consumer, no item out."""
+    """No consumer and no pending item is left."""
     queue.put()
     headers = [(name, value) for name, value in {**_GOOD, **change}.items() if value is not None]
     answer = queue.ask("GET", headers, _watch_="true")
@@ -122,7 +122,9 @@ def test_a_malformed_watch_is_refused_before_the_upgrade(queue: Stream) -> None:
 
 
 def test_an_ended_and_empty_stream_is_410_before_the_upgrade(queue: Stream) -> None:
-    """A clean close would make the Python SDK reconnect hundreds of times a second. What is there is delivered."""
+    """After a close frame the Python SDK would connect again hundreds of times a second. Items that are left are
+    delivered first.
+    """
     queue.put(b"last")
     queue.ask("POST", (), b"", _eos_="true")
     with watch(queue) as watching:
@@ -178,7 +180,7 @@ def test_index_only_frames_have_tags_and_no_data(queue: Stream) -> None:
 
 
 def test_the_http_stream_is_length_and_frame(queue: Stream) -> None:
-    """Four bytes, big endian, then the frame; endless; window and commit as with a WebSocket."""
+    """The length in four bytes, big endian, then the frame; window and commit as with a WebSocket."""
     fill(queue, 3)
     with Connection(queue.port) as connection:
         connection.send_request("GET", queue.target(_watch_="true", _window_=2), [PROTOBUF])
@@ -201,7 +203,7 @@ def test_the_http_stream_is_length_and_frame(queue: Stream) -> None:
 
 
 def test_the_http_stream_is_kept_in_no_buffer(queue: Stream) -> None:
-    """nginx looks at the first, caches and compressors at the second."""
+    """nginx reads the first header, caches and compressors the second."""
     with Connection(queue.port) as connection:
         connection.send_request("GET", queue.target(_watch_="true"), [PROTOBUF])
         _, headers = connection.read_head()
@@ -211,7 +213,7 @@ def test_the_http_stream_is_kept_in_no_buffer(queue: Stream) -> None:
 
 @pytest.mark.parametrize("name", ["Sec-WebSocket-Key", "sec-websocket-version", "Sec-WebSocket-Extensions"])
 def test_a_handshake_without_its_upgrade_is_426_and_delivers_nothing(queue: Stream, name: str) -> None:
-    """A proxy removed it: the client waits for 101, and what was pushed would go nowhere."""
+    """A proxy removed it: the client waits for 101, and deliveries would be lost."""
     queue.put()
     answer = queue.ask("GET", [(name, "x"), ("X-Easq-Transport", "http")], _watch_="true")
     assert (answer.status, answer.header("Upgrade"), answer.header("Connection")) == (
@@ -224,7 +226,7 @@ def test_a_handshake_without_its_upgrade_is_426_and_delivers_nothing(queue: Stre
 
 
 def ask_as_1_0(queue: Stream, *headers: str) -> Connection:
-    """A connection on which a watch was asked for over HTTP/1.0."""
+    """A connection on which a watch was requested over HTTP/1.0."""
     connection = Connection(queue.port)
     lines = [
         f"GET {queue.target(_watch_='true')} HTTP/1.0",
@@ -237,7 +239,7 @@ def ask_as_1_0(queue: Stream, *headers: str) -> Connection:
 
 
 def test_over_http_1_0_the_stream_has_to_be_asked_for_by_name(queue: Stream) -> None:
-    """Proxies speak it upstream, and would hold the stream back."""
+    """Proxies that speak HTTP/1.0 would buffer the stream."""
     queue.put()
     for headers in ((), ("X-Easq-Transport: ws",)):
         with ask_as_1_0(queue, *headers) as connection:
@@ -253,7 +255,7 @@ def test_over_http_1_0_the_stream_has_to_be_asked_for_by_name(queue: Stream) -> 
 
 
 def test_no_more_than_the_window_is_out(queue: Stream) -> None:
-    """Each commit, negative and delete of an item that is out lets exactly one more through."""
+    """Each commit, negative and delete of a pending item lets exactly one more be delivered."""
     fill(queue, 12)
     with watch(queue, _window_=3) as watching:
         assert watching.indexes(3) == [1, 2, 3]
@@ -281,7 +283,7 @@ def test_without_a_window_it_is_ten(queue: Stream, window: dict[str, int]) -> No
 
 
 def test_the_highest_priority_comes_first_and_first_in_first_out_within(queue: Stream) -> None:
-    """One slot, opened again and again: the exact order is strict priority, then index."""
+    """With one slot: the exact order is priority, then index."""
     priorities = [0, 1, 0, 2, 1, 0, 2, -5]
     for priority in priorities:
         queue.put(b"x", _priority_=priority)
@@ -296,7 +298,7 @@ def test_the_highest_priority_comes_first_and_first_in_first_out_within(queue: S
 
 
 def test_priority_may_come_in_a_header(queue: Stream) -> None:
-    """The query wins where both are given."""
+    """The query wins when both are given."""
     queue.put(b"normal")
     queue.put(b"high", [("X-EAS-QueueService-Priority", "1")])
     queue.put(b"low", [("X-EAS-QueueService-Priority", "9")], _priority_=0)
@@ -305,7 +307,7 @@ def test_priority_may_come_in_a_header(queue: Stream) -> None:
 
 
 def test_what_is_pushed_is_not_called_back(queue: Stream) -> None:
-    """An urgent item that comes later waits for a slot like others, and then is first."""
+    """An urgent item that comes later waits for a slot, and is the next one."""
     fill(queue, 3)
     with watch(queue, _window_=2) as watching:
         assert watching.indexes(2) == [1, 2]
@@ -342,7 +344,7 @@ def test_the_newest_are_only_what_comes(queue: Stream) -> None:
 
 
 def test_consumers_of_a_group_share_by_free_slots(queue: Stream) -> None:
-    """Each item goes to one of them; whoever has more room gets more."""
+    """Each item goes to one of them; a consumer with more room gets more."""
     with (
         watch(queue.as_consumer("small"), _window_=2) as small,
         watch(queue.as_consumer("large"), _window_=6) as large,
@@ -357,7 +359,7 @@ def test_consumers_of_a_group_share_by_free_slots(queue: Stream) -> None:
 
 
 def test_each_group_gets_every_item(queue: Stream) -> None:
-    """And each commits for itself: the item leaves when both have."""
+    """Each commits for itself: the item is removed when both have."""
     one, two = queue.as_consumer("u", "one"), queue.as_consumer("u", "two")
     with watch(one) as first, watch(two) as second:
         fill(queue, 3)
@@ -398,7 +400,7 @@ def test_auto_commit_empties_the_queue_and_ignores_the_window(queue: Stream) -> 
 def test_what_was_written_with_auto_commit_never_comes_again(
     start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most once: also when the connection breaks in the middle of what is being written."""
+    """At most once, also when the connection breaks in the middle of a write."""
     monkeypatch.setattr("easq.storage.embedded._FETCH_BYTES", 1 << 30)  # more than the system takes from us
     queue = start(timing=Timing(leave_grace_s=0.0)).queue
     for _ in range(20):
@@ -412,7 +414,7 @@ def test_what_was_written_with_auto_commit_never_comes_again(
 
 
 def test_a_watch_that_is_dropped_at_once_auto_commits_nothing(queue: Stream) -> None:
-    """The Go SDK opens such a phantom when it is closed: it must not drain the queue."""
+    """The Go SDK opens such a watch when it is closed: it must not drain the queue."""
     fill(queue, 3)
     for _ in range(5):
         watch(queue, _auto_commit_="true").reset()
@@ -432,7 +434,7 @@ def test_a_commit_is_seen_at_once_and_kept_over_a_reconnect(queue: Stream) -> No
 
 
 def test_anyone_of_the_group_may_commit(queue: Stream) -> None:
-    """From any connection and user; another group's commit is its own affair."""
+    """From any connection and user. Commits of another group are independent."""
     queue.put()
     with watch(queue.as_consumer("owner"), _window_=1) as watching:
         watching.next()
@@ -445,7 +447,7 @@ def test_anyone_of_the_group_may_commit(queue: Stream) -> None:
 
 
 def test_a_commit_after_redelivery_began_is_honoured(queue: Stream) -> None:
-    """A consumer that was thought dead finishes: its late commit counts, and nobody gets the item again."""
+    """A consumer that was considered lost finishes: its late commit counts, and the item is not delivered again."""
     queue.put()
     first, second = queue.as_consumer("first"), queue.as_consumer("second")
     with watch(first) as watching:
@@ -461,7 +463,7 @@ def test_a_commit_after_redelivery_began_is_honoured(queue: Stream) -> None:
 
 
 def test_a_negative_gives_the_item_back(queue: Stream) -> None:
-    """It is delivered again, first at once, and says how often it was; a commit then ends it."""
+    """It is delivered again, first of all, with its delivery count; a commit then removes it."""
     fill(queue, 2)
     with watch(queue, _window_=1) as watching:
         assert "deliveryCount" not in watching.next().tags
@@ -476,7 +478,7 @@ def test_a_negative_gives_the_item_back(queue: Stream) -> None:
 
 
 def test_a_negative_with_shutdown_hands_over(queue: Stream) -> None:
-    """The consumer gets nothing more, another one gets its items at once."""
+    """The consumer gets no more items, and another one gets its items at once."""
     fill(queue, 2)
     leaving = queue.as_consumer("leaving")
     with watch(leaving, _window_=2) as old:
@@ -499,7 +501,7 @@ def test_a_pending_item_is_searched_found_with_its_owner(queue: Stream) -> None:
 
 
 def test_a_get_takes_an_item_that_is_out(queue: Stream) -> None:
-    """Get ignores delivery: the slot is free, the late commit a no-op."""
+    """Get ignores delivery: the slot is free, and the late commit changes nothing."""
     fill(queue, 2)
     with watch(queue, _window_=1) as watching:
         watching.next()
@@ -512,7 +514,7 @@ def test_a_get_takes_an_item_that_is_out(queue: Stream) -> None:
 
 
 def test_after_a_goodbye_others_get_the_items_at_once(start: Open) -> None:
-    """The grace does not apply to a consumer that closed with a close frame."""
+    """There is no grace for a consumer that sent a close frame."""
     queue = start(timing=Timing(leave_grace_s=NEVER_S)).queue
     fill(queue, 3)
     with watch(queue.as_consumer("first")) as first, watch(queue.as_consumer("second")) as second:
@@ -523,7 +525,7 @@ def test_after_a_goodbye_others_get_the_items_at_once(start: Open) -> None:
 
 @pytest.mark.parametrize("how", ["reset", "close"])
 def test_after_a_lost_connection_the_same_user_gets_its_items_at_once(start: Open, how: str) -> None:
-    """A blip of the network must not run an expensive inference on another machine."""
+    """A short network failure must not move an expensive inference to another machine."""
     queue = start(timing=Timing(leave_grace_s=NEVER_S)).queue
     fill(queue, 4)
     with watch(queue.as_consumer("other"), _window_=1) as other:
@@ -542,7 +544,7 @@ def test_after_a_lost_connection_the_same_user_gets_its_items_at_once(start: Ope
 
 
 def test_a_process_that_comes_back_has_all_that_it_held(start: Open) -> None:
-    """Also before the service has noticed that its connection is lost, and however often."""
+    """Also before the service has noticed that its connection is lost, and repeatedly."""
     queue = start(timing=Timing(leave_grace_s=NEVER_S)).queue
     fill(queue, 3)
     mine = queue.as_consumer("mine")
@@ -583,7 +585,7 @@ def test_after_the_grace_others_get_the_items(start: Open, how: str) -> None:
 def test_who_comes_back_while_the_service_stands_still_is_in_time(
     start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its handshake waits in the socket when the grace is over, and is read before others get its items."""
+    """The handshake waits in the socket when the grace ends, and is read before others get its items."""
     monkeypatch.setattr(EmbeddedStorage, "stood_still_s", 0.3)
     local = start(timing=Timing(leave_grace_s=0.6))
     queue = local.queue
@@ -633,7 +635,7 @@ def test_returned_items_come_before_later_ones_of_their_class(start: Open) -> No
 
 
 def test_a_silent_watcher_is_dropped_and_a_pinging_one_is_not(start: Open) -> None:
-    """Liveness is any inbound byte: the SDKs ping and never answer pings while they work."""
+    """Any inbound byte counts: the SDKs ping, and do not answer pings while they work."""
     queue = start(liveness=Liveness(silent_after_s=1.5), timing=Timing(leave_grace_s=0.1)).queue
     fill(queue, 2)
     with (
@@ -657,7 +659,7 @@ def test_a_silent_watcher_is_dropped_and_a_pinging_one_is_not(start: Open) -> No
 
 
 def test_a_service_that_stood_still_reads_before_it_calls_anyone_silent(start: Open) -> None:
-    """Pings that waited in the socket are life: nobody is dropped, and nothing has failed."""
+    """Pings that waited in the socket count: no watcher is dropped, and no item has failed."""
     local = start(liveness=Liveness(silent_after_s=0.3), timing=Timing(leave_grace_s=0.0))
     queue = local.queue
     fill(queue, 1)
@@ -678,7 +680,7 @@ def test_a_service_that_stood_still_reads_before_it_calls_anyone_silent(start: O
 
 
 def test_the_service_pings_a_quiet_client(start: Open) -> None:
-    """A client that sends nothing by itself shows life by answering these."""
+    """A client that sends nothing by itself answers these pings."""
     queue = start(liveness=Liveness(silent_after_s=1.0)).queue
     with watch(queue.as_consumer("u")) as watching:
         for _ in range(6):
@@ -689,7 +691,7 @@ def test_the_service_pings_a_quiet_client(start: Open) -> None:
 
 
 def line_of(queue: Stream, name: str) -> str:
-    """The consumer's line in the attributes."""
+    """Return the consumer's line in the attributes."""
     lines = [text for key, text in queue.attributes().items() if key.startswith("consumers.list.")]
     return next(text for text in lines if text.startswith(f"Id: {name},"))
 
@@ -698,7 +700,7 @@ def line_of(queue: Stream, name: str) -> str:
 
 
 def test_a_second_watcher_of_a_living_name_is_409(queue: Stream) -> None:
-    """In the same group; the first goes on undisturbed. Under another group, or the sink, the name is free."""
+    """In the same group; the first one continues. In another group, or on the sink, the name is free."""
     queue.put()
     me = queue.as_consumer("me")
     with watch(me) as first:
@@ -714,7 +716,7 @@ def test_a_second_watcher_of_a_living_name_is_409(queue: Stream) -> None:
 
 
 def test_a_name_is_free_once_its_watcher_left(queue: Stream) -> None:
-    """Also while the new one waits: a reconnect overtakes the news of the end of the old connection."""
+    """Also while the new one waits: a reconnect may arrive before the end of the old connection."""
     me = queue.as_consumer("me")
     for how in ("leave", "reset", "close"):
         first = watch(me)
@@ -729,7 +731,7 @@ def test_a_name_is_free_once_its_watcher_left(queue: Stream) -> None:
 
 
 def test_a_silent_holder_of_a_name_is_replaced(queue: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told so, with 1008, and its items go to the new connection in one step."""
+    """It is closed with 1008, and its items move to the new connection in one step."""
     monkeypatch.setattr(queue_module, "ALIVE_S", 0.2)
     fill(queue, 3)
     me = queue.as_consumer("me")
@@ -745,7 +747,7 @@ def test_a_silent_holder_of_a_name_is_replaced(queue: Stream, monkeypatch: pytes
 def test_a_watcher_that_hangs_up_before_it_is_answered_leaves_nothing(
     queue: Stream, upgrade: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The Go SDK opens such a phantom when it is closed: no error in the log, no consumer that is still there."""
+    """The Go SDK opens such a watch when it is closed: no error is logged, and no consumer is left."""
     shaking = list(_GOOD.items()) if upgrade else []
     for number in range(20):
         with Connection(queue.port) as phantom:
@@ -789,7 +791,7 @@ def test_a_watcher_that_hangs_up_before_it_is_answered_leaves_nothing(
     ],
 )
 def test_a_frame_that_is_none_ends_the_connection_with_its_code(start: Open, wire: bytes, code: int) -> None:
-    """And its items come back as after any lost connection, first of all to the same user."""
+    """Its items are released as after any lost connection, first to the same user."""
     queue = start(timing=Timing(leave_grace_s=NEVER_S)).queue
     fill(queue, 2)
     me = queue.as_consumer("me")
@@ -809,7 +811,7 @@ def test_a_frame_that_is_none_ends_the_connection_with_its_code(start: Open, wir
 
 
 def test_what_a_client_says_is_ignored(queue: Stream) -> None:
-    """Messages of up to a KiB, whole or in pieces, with pings between, change nothing."""
+    """Messages of up to a KiB, whole or in fragments, with pings between, change nothing."""
     queue.put()
     with watch(queue) as watching:
         watching.send(TEXT, b"commit 1")
@@ -824,7 +826,7 @@ def test_what_a_client_says_is_ignored(queue: Stream) -> None:
 
 
 def test_many_tiny_fragments_are_bounded(queue: Stream) -> None:
-    """A message in a hundred thousand pieces ends with 1009 long before."""
+    """A message in a hundred thousand fragments ends with 1009 long before its end."""
     with watch(queue) as watching:
         piece = encode(CONTINUATION, b"x", final=False)
         watching.connection.send(encode(BINARY, b"x", final=False) + piece * 2000)
@@ -842,7 +844,7 @@ def test_a_goodbye_is_answered(queue: Stream, code: int) -> None:
 
 
 def test_a_service_that_stops_says_so_and_takes_nobody_new(start: Open) -> None:
-    """1001 to each watcher, an answer to each long poll, and the port is closed first: nobody reconnects into it."""
+    """Each watcher gets 1001, each long poll an answer; the port is closed first, so that no client reconnects."""
     service = start()
     with Connection(service.port) as poll, watch(service.queue) as watching:
         poll.send_request("GET", service.queue.target(_timeout_="60s"))
@@ -860,7 +862,7 @@ def test_a_service_that_stops_says_so_and_takes_nobody_new(start: Open) -> None:
 
 
 def test_attributes_list_consumers_and_groups(queue: Stream) -> None:
-    """The lines that the documents show, for one that works and one that left."""
+    """The documented lines, for a consumer that works and one that left."""
     fill(queue, 3)
     with watch(queue.as_consumer("u1", "g1"), _window_=5, foo="bar"):
         with watch(queue.as_consumer("u2", "g1"), _window_=2) as second:
@@ -887,7 +889,7 @@ def test_attributes_list_consumers_and_groups(queue: Stream) -> None:
 
 @pytest.mark.parametrize("before", [b"", encode(PING, b"x" * 100)], ids=["first", "after a good one"])
 def test_a_frame_that_is_not_masked_ends_the_watch(queue: Stream, before: bytes) -> None:
-    """With 1002; what the consumer had is ready for others at once."""
+    """With 1002; its items are ready for others at once."""
     queue.put()
     with watch(queue.as_consumer("u")) as watching:
         assert watching.indexes(1) == [1]

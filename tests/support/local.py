@@ -1,4 +1,4 @@
-"""A real service on a real port, in a thread of the test's own process: quick to start, and set up in detail."""
+"""A real service on a real port, in a thread of the test's own process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Local:
-    """A running service; `queue` is its only queue `q`, in the raw."""
+    """A running service with the queue `q`."""
 
     def __init__(
         self, settings: ServerSettings, service: ModelService | None = None, *, hooks: Sequence[Hook] = ()
@@ -57,11 +57,11 @@ class Local:
         asyncio.run(serve())
 
     def request_stop(self) -> None:
-        """The service begins to stop, as on SIGTERM."""
+        """Begin to stop the service, as on SIGTERM."""
         self._loop.call_soon_threadsafe(self._server.request_stop)
 
     def stop(self) -> None:
-        """The service has stopped in order."""
+        """Stop the service in order."""
         with suppress(RuntimeError):  # its loop is closed: it has stopped by itself
             self.request_stop()
         self._thread.join(PATIENCE_S)
@@ -75,7 +75,7 @@ class Local:
         return self.stream()
 
     def do(self, what: Callable[[Server], Coroutine[Any, Any, T]]) -> T:
-        """The result of `what`, in the service's own thread."""
+        """Run `what` on the service's event loop, and return its result."""
         return asyncio.run_coroutine_threadsafe(what(self._server), self._loop).result(PATIENCE_S)
 
     @property

@@ -1,6 +1,6 @@
-"""A served model whose instances fail on request: in the test's process, or in one of its own.
+"""A served model whose instances fail on request: in the process of the test, or in one of its own.
 
-Nothing of this can be reached in `easq serve`: the faults stand here, and the service only has the place for one.
+`easq serve` has no such faults: they are here, and an instance has only a place for one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.waiting import PATIENCE_S, eventually
 
 
 class Cloud(Local):
-    """A service `model`, with what the cloud puts around it. Instances are numbered from 0."""
+    """A service `model` with gateway, instances and discovery. Instances are numbered from 0."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Cloud(Local):
 
     @property
     def origin(self) -> str:
-        """Where discovery is asked."""
+        """The address where discovery is asked."""
         return self._server.origin
 
     @property
@@ -104,19 +104,19 @@ class Cloud(Local):
         return [instance.address for instance in self.instances]
 
     def counts(self) -> list[int]:
-        """The requests that each instance got."""
+        """Return the number of requests of each instance."""
         return [instance.requests for instance in self.instances]
 
     def asked(self, door: str) -> int:
-        """The requests at `gateway`, `discovery` or `modelarts`."""
+        """Return the number of requests at `gateway`, `discovery` or `modelarts`."""
         return self._requests[door]
 
     def kill(self, number: int) -> None:
-        """The instance is away, its connections were reset."""
+        """Stop the instance, and reset its connections."""
         self.do(lambda _: self.instances[number].kill())
 
     def back(self, number: int) -> None:
-        """The instance that was killed answers again; one with a fault has none."""
+        """Start the instance that was killed, or remove its fault."""
         if self._faults[number]:
             self._faults[number] = ""
         else:
@@ -130,23 +130,25 @@ class Cloud(Local):
         return True
 
     def fault(self, number: int, kind: str) -> None:
-        """From the next request on the instance is `hung`, `slow`, `busy` (503), or cuts each answer in `half`."""
+        """From the next request on, have the instance be `hung`, `slow` or `busy` (503), or send each answer by
+        `half`.
+        """
         assert kind in _FAULTS
         self._faults[number] = kind
 
     def fail(self, number: int, kind: str) -> None:
-        """The instance is `killed`, or has a fault."""
+        """Have the instance be `killed`, or have a fault."""
         if kind == "killed":
             self.kill(number)
         else:
             self.fault(number, kind)
 
     def empty(self) -> None:
-        """Discovery answers 200 with an empty list, which the service by itself never does."""
+        """Have discovery answer 200 with an empty list, which the service by itself never does."""
         self._is_empty = True
 
     def weigh(self, number: int, weight: int) -> None:
-        """The lists give the instance this weight."""
+        """Give the instance this weight in the lists."""
 
         async def change(_: Server) -> None:
             self._emulator.instances.set_weight(number, weight)
@@ -154,7 +156,7 @@ class Cloud(Local):
         self.do(change)
 
     def list(self, number: int, listed: bool) -> None:
-        """The lists name the instance, or not."""
+        """Put the instance into the lists, or take it out."""
 
         async def change(_: Server) -> None:
             self._emulator.instances.set_listed(number, listed)
@@ -166,14 +168,14 @@ _EMPTY_LIST = b'{"correlative": ["model"], "endpoints": {"items": []}}'
 
 
 async def _hung(request: web.BaseRequest) -> web.StreamResponse:
-    """No answer while the caller is there."""
+    """Give no answer while the caller is connected."""
     while request.transport is not None and not request.transport.is_closing():
         await asyncio.sleep(0.02)
     raise ConnectionError
 
 
 async def _slow(_request: web.BaseRequest) -> None:
-    """The answer is a good one, later."""
+    """Give the right answer, later."""
     await asyncio.sleep(0.3)
 
 
@@ -183,7 +185,7 @@ async def _busy(request: web.BaseRequest) -> web.StreamResponse:
 
 
 async def _half(request: web.BaseRequest) -> web.StreamResponse:
-    """The head says more than there comes."""
+    """Declare more bytes than are sent."""
     body = await request.read()
     response = web.StreamResponse()
     response.content_length = len(body) + 1000
@@ -203,7 +205,7 @@ _FAULTS: dict[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse | No
 
 
 class CloudProcess:
-    """A Cloud in a process of its own, so that it shares no interpreter with who loads it."""
+    """A Cloud in a process of its own, which shares no interpreter with its caller."""
 
     def __init__(self, model: str = "echo", **options: Any) -> None:
         pipe = subprocess.PIPE
@@ -214,7 +216,7 @@ class CloudProcess:
         self.origin, self.url, self.addresses = self._hear()
 
     def do(self, verb: str, *arguments: Any) -> Any:
-        """What the Cloud's method or property `verb` gives."""
+        """Call the Cloud's method `verb`, or read its property, and return the result."""
         self._say([verb, *arguments])
         return self._hear()
 
