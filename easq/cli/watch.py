@@ -13,7 +13,7 @@ from easq.cli.param_types import DURATION, INDEX_OR_NEWEST, WholeNumber
 
 if TYPE_CHECKING:
     from easq.cli.app import App
-    from easq.cli.each import Each
+    from easq.cli.item_command import ItemCommand
     from easq.protocol.operations import Watch
 
 
@@ -108,16 +108,16 @@ def watch(
     When the watch ends, items that are not committed return to the queue. A program that stops reading the output
     early can miss items that are already committed; limit the number of items with -n.
     """
-    from easq.cli.each import each_of
+    from easq.cli.item_command import item_command
     from easq.cli.watch_run import WatchRun
     from easq.errors import NoData, StreamEnded, UsageError
     from easq.net.retry import OVERTIME_S
     from easq.protocol.operations import Watch
 
-    each = each_of(app, cmd, on_fail, max_attempts, grace)
-    if each is not None and (auto_commit or policy is not None):
+    runner = item_command(app, cmd, on_fail, max_attempts, grace)
+    if runner is not None and (auto_commit or policy is not None):
         raise UsageError("with -- CMD its exit status says what is committed: no --commit, no --auto-commit")
-    if each is None:
+    if runner is None:
         policy = choose_policy(app, policy, auto_commit=auto_commit, window=window, count=count)
     operation = Watch(
         index=index,
@@ -130,11 +130,11 @@ def watch(
     end_at = None if timeout is None else time.monotonic() + timeout
     client = app.queue()
     connecting = client.bounded(None if end_at is None else end_at + OVERTIME_S)
-    _announce(app, operation, each)
+    _announce(app, operation, runner)
     shown = 0
     try:
         with connecting.watcher(operation, on_notice=app.printer.notice) as watcher:
-            run = WatchRun(app, client, watcher, policy, window, auto_commit, until_end, end_at, each)
+            run = WatchRun(app, client, watcher, policy, window, auto_commit, until_end, end_at, runner)
             shown = run.run(count=count, idle_s=idle_timeout)
     except StreamEnded as error:  # during the watch, or before it began
         if not until_end:
@@ -171,13 +171,13 @@ def choose_policy(app: App, policy: str | None, *, auto_commit: bool, window: in
     return policy
 
 
-def _announce(app: App, operation: Watch, each: Each | None) -> None:
+def _announce(app: App, operation: Watch, runner: ItemCommand | None) -> None:
     app.printer.info(
         f"Start to watch: index: {operation.index}, indexOnly: {str(operation.index_only).lower()}, "
         f"autoCommit: {str(operation.auto_commit).lower()}, window: {operation.window}"
     )
     if app.output == "table":
-        from easq.cli.each import COLUMNS
+        from easq.cli.item_command import COLUMNS
         from easq.render.rows import FRAME_COLUMNS
 
-        app.printer.header(FRAME_COLUMNS if each is None else COLUMNS)
+        app.printer.header(FRAME_COLUMNS if runner is None else COLUMNS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from easq.cli.each import NEGATIVE
+from easq.cli.item_command import NEGATIVE
 from easq.cli.options import ASK, OUTPUT
 from easq.client.consumer import Deliveries
 from easq.errors import (
@@ -27,7 +27,7 @@ from easq.protocol.replies import BUSY_FEATURE
 
 if TYPE_CHECKING:
     from easq.cli.app import App
-    from easq.cli.each import Each
+    from easq.cli.item_command import ItemCommand
     from easq.client.queue import QueueClient
     from easq.client.watch import Watcher
     from easq.model import Frame
@@ -56,18 +56,18 @@ class WatchRun:
         auto_commit: bool,
         until_end: bool,
         end_at: float | None = None,
-        each: Each | None = None,
+        runner: ItemCommand | None = None,
     ) -> None:
         """Prepare a run over `watcher`, which is connected.
 
         Args:
-            policy: ask, output or none; not used with `each`.
+            policy: ask, output or none; not used with `runner`.
             end_at: when --timeout is over, on the monotonic clock.
-            each: runs the command for each item.
+            runner: runs the command for each item.
         """
         self.app, self.client, self.watcher = app, client, watcher
         self.policy, self.window, self.auto_commit = policy, window, auto_commit
-        self.until_end, self.end_at, self.each = until_end, end_at, each
+        self.until_end, self.end_at, self.runner = until_end, end_at, runner
         self.items = Deliveries[bool](window=window)
         # when the command, the user or the reader of the output last finished with an item: their time does not count
         # as waiting for the service, so that their result is still sent after --timeout
@@ -158,8 +158,8 @@ class WatchRun:
             return
         self.items.begin(0.0)
         self.items.call_ended()
-        if self.each is not None:
-            self._run_command(self.each, frame)
+        if self.runner is not None:
+            self._run_command(self.runner, frame)
             return
         if self.items.uncommitted and self.app.printer.would_wait(len(frame.data)):
             self._try_commit()
@@ -184,24 +184,24 @@ class WatchRun:
         self.worked_at = time.monotonic()  # a reader of the output may be slow
         self.shown += 1
 
-    def _run_command(self, each: Each, frame: Frame) -> None:
+    def _run_command(self, runner: ItemCommand, frame: Frame) -> None:
         """Run the command, and commit, return or leave the item by its end. Raises its interrupt after that."""
         try:
-            result = each.run(frame)
+            result = runner.run(frame)
         finally:
             self.worked_at = time.monotonic()
         if not result.was_cut_off:
-            each.tell(self.shown, frame, result)
+            runner.report(self.shown, frame, result)
             self.shown += 1
             if result.is_done:
                 self.items.done(frame.index, True)
                 self._try_commit()  # at once: the next command may take long
-            elif each.on_fail == NEGATIVE:
+            elif runner.on_fail == NEGATIVE:
                 code = BUSY if result.is_busy and self._knows_busy() else result.code
                 self._try_negative(frame.index, code, result.reason)
             else:
                 self.items.leave(frame.index)
-                each.check(result, self.items.left, self.window)
+                runner.check(result, self.items.left, self.window)
         if result.interrupt is not None:
             raise result.interrupt
 

@@ -1,4 +1,4 @@
-"""One command for each item of a watch: the payload on its stdin, done with exit status 0."""
+"""`easq watch -- CMD`: run a command for each item, with the payload on its standard input."""
 
 from __future__ import annotations
 
@@ -23,35 +23,38 @@ ON_FAIL = (NEGATIVE, LEAVE, STOP)
 
 COLUMNS = ("n", "index", "request_id", "outcome", "attempt", "size", "data")
 
-#: a command is given all the time it wants, in seconds: ten years
+#: a command has no time limit: ten years, in seconds
 _NO_LIMIT_S = 3.2e8
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """How the command ended on one item. `data` is what it said with status 0, `interrupt` what came meanwhile."""
+class CommandResult:
+    """The end of the command on one item.
+
+    `data` is its output if it exited with 0; `interrupt` is the signal that came while it ran.
+    """
 
     attempt: int
     data: bytes = b""
     code: str = ""
     reason: str = ""
     interrupt: BaseException | None = None
-    is_busy: bool = False  # it has no time for the item now, which is no failure
+    is_busy: bool = False  # it exited with 75: the item can be delivered again later, and has not failed
 
     @property
     def is_done(self) -> bool:
-        """Whether the item may be committed."""
+        """Whether the command exited with 0, so that the item may be committed."""
         return not self.code
 
     @property
     def was_cut_off(self) -> bool:
-        """Whether the command was ended by us, which says nothing about the item."""
+        """Whether easq killed the command, which says nothing about the item."""
         return self.code == SHUTDOWN
 
 
 @dataclass
-class Each:
-    """Runs the command, item by item, up to `max_attempts` times on one that it fails on."""
+class ItemCommand:
+    """Runs the command for one item after the other, up to `max_attempts` times for an item on which it fails."""
 
     app: App
     model: Exec
@@ -60,8 +63,11 @@ class Each:
     grace_s: float = 5.0
     _stopping: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, frame: Frame) -> Result:
-        """How it ended. A signal gives it `grace_s` more, a second one is raised; ChildFailed when it cannot start."""
+    def run(self, frame: Frame) -> CommandResult:
+        """Return how the command ended on an item.
+
+        After a signal it has `grace_s` seconds; a second signal is raised. Raises ChildFailed if it cannot start.
+        """
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(self._attempts, frame)
             try:
@@ -79,12 +85,12 @@ class Each:
                 if not future.done():
                     self.model.close()
 
-    def _attempts(self, frame: Frame) -> Result:
+    def _attempts(self, frame: Frame) -> CommandResult:
         from easq.models.inference import attempt_of, call_of
         from easq.net.retry import full_jitter
 
         call, first = call_of(frame), attempt_of(frame)
-        result = Result(first)
+        result = CommandResult(first)
         for number in range(self.max_attempts):
             if number and self._stopping.wait(full_jitter(number)):
                 break
@@ -93,15 +99,15 @@ class Each:
             try:
                 answer = self.model.run(replace(call, environ=environ), timeout_s=_NO_LIMIT_S)
             except ModelFailed as error:
-                result = Result(attempt, code=error.code, reason=error.message, is_busy=error.busy)
+                result = CommandResult(attempt, code=error.code, reason=error.message, is_busy=error.busy)
                 if result.was_cut_off:
                     break
             else:
-                return Result(attempt, answer.data)
+                return CommandResult(attempt, answer.data)
         return result
 
-    def tell(self, number: int, frame: Frame, result: Result) -> None:
-        """What the command said is on stdout, and taken by the system; of a failure the reason is on stderr."""
+    def report(self, number: int, frame: Frame, result: CommandResult) -> None:
+        """Write the output of the command to stdout, flushed, or the reason of its failure to stderr."""
         from easq.render.rows import payload_record
 
         printer = self.app.printer
@@ -132,8 +138,8 @@ class Each:
             )
         printer.flush()
 
-    def check(self, result: Result, left: int, window: int) -> None:
-        """Raises ChildFailed where the watch cannot, or must not, go on after a failure."""
+    def check(self, result: CommandResult, left: int, window: int) -> None:
+        """Raise ChildFailed if the watch ends with a failure: by --on-fail stop, or because the window is full."""
         if self.on_fail == STOP:
             raise ChildFailed(f"the command failed: {result.reason}")
         if self.on_fail == LEAVE and left >= window:
@@ -143,14 +149,16 @@ class Each:
             )
 
 
-def each_of(
+def item_command(
     app: App, cmd: Sequence[str], on_fail: str | None, max_attempts: int | None, grace_s: float | None
-) -> Each | None:
-    """What is to be run for each item; None for nothing. Raises UsageError for options that need a CMD."""
+) -> ItemCommand | None:
+    """Return the runner of CMD, None without a CMD. Raises UsageError for options that need one."""
     given = {"--on-fail": on_fail, "--max-attempts": max_attempts, "--grace": grace_s}
     if not cmd:
         for name, value in given.items():
             if value is not None:
                 raise UsageError(f"{name} is for a command", hint="-- CMD ARG... at the end")
         return None
-    return Each(app, Exec(cmd), on_fail or NEGATIVE, max_attempts or 1, 5.0 if grace_s is None else grace_s)
+    return ItemCommand(
+        app, Exec(cmd), on_fail or NEGATIVE, max_attempts or 1, 5.0 if grace_s is None else grace_s
+    )
