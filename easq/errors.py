@@ -1,4 +1,4 @@
-"""Every error that easq raises on purpose, and the number each becomes.
+"""The errors of easq, each with its exit code and its status on the wire.
 
     EasqError
     ├── UsageError          2   bad option, missing confirmation, no commit policy
@@ -15,8 +15,8 @@
     │   └── QueueFull           429, and EAS's 450
     ├── ServerError         5   5xx after retries
     │   ├── Unavailable         503
-    │   ├── AnswerTooLarge      an answer above what is read of one
-    │   └── NotAQueueService    an answer that is not a queue service's
+    │   ├── AnswerTooLarge      an answer larger than the client reads
+    │   └── NotAQueueService    an answer that does not come from a queue service
     ├── Unreachable         6   DNS, TCP, TLS, handshake, lost connection
     ├── AuthFailed          7   401
     │   └── Forbidden           403 (and 421: a Host that is not served here)
@@ -38,7 +38,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """What easq exits with; the same table stands in `easq --help` and in docs/scripts.md."""
+    """The exit codes of easq; `easq --help` and docs/scripts.md show the same table."""
 
     DONE = 0
     BUG = 1
@@ -61,7 +61,7 @@ class Exit(IntEnum):
 
     @property
     def meaning(self) -> str:
-        """One line that says when easq exits with this code."""
+        """The text of this code in the table."""
         return _MEANINGS[self]
 
 
@@ -88,7 +88,7 @@ _MEANINGS: dict[Exit, str] = {
 
 
 class EasqError(Exception):
-    """An error with a message for people, a `kind` for programs, an exit code and, where it has one, a wire status.
+    """An error with a message for people, a `kind` for programs, an exit code and a status on the wire.
 
     `http_status` is the status of the HTTP answer that reported the error; None if there was no such answer.
     """
@@ -143,7 +143,7 @@ class MethodNotAllowed(Refused):
 
 
 class NotAcceptable(Refused):
-    """The caller asked for an encoding that is not spoken here."""
+    """The caller asked for an encoding that the service does not have."""
 
     kind, status = "not_acceptable", 406
 
@@ -197,11 +197,11 @@ class Unavailable(ServerError):
 
 
 class AnswerTooLarge(ServerError):
-    """The answer is above the limit of what is read of one; fewer items at once may fit."""
+    """The answer is larger than the client reads; fewer items at once may fit."""
 
 
 class NotAQueueService(ServerError):
-    """The answer is not one that a queue service gives."""
+    """The answer does not come from a queue service."""
 
     kind, status = "not_a_queue_service", 502
 
@@ -288,9 +288,7 @@ _BY_STATUS: dict[int, type[EasqError]] = {
 
 
 def error_class(status: int) -> type[EasqError]:
-    """The class of an error reply with HTTP `status`: the named one, else Refused (4xx, 421 Forbidden) or
-    ServerError.
-    """
+    """Return the class of an error answer with HTTP `status`; Refused or ServerError if none has that status."""
     if status == 421:
         return Forbidden
     if status == 450:  # EAS: "queue length exceeded, request dropped"

@@ -1,4 +1,4 @@
-"""The values that travel through the house: frozen, without I/O."""
+"""The values of all packages: frozen dataclasses without I/O."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NEWEST = -1
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One data item as it travels: index (uint64), tags, payload bytes, and a message used for local errors."""
+    """One item: index (uint64), tags, payload, and a message for local errors."""
 
     index: int
     tags: Tags = field(default_factory=dict)
@@ -40,28 +40,26 @@ class Frame:
 
     @property
     def request_id(self) -> str:
-        """The item's request id, empty when the server gave none."""
+        """The request id, empty if the server gave none."""
         return self.tags.get(REQUEST_ID, "")
 
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """Who calls: a user name inside a consumer group."""
+    """A consumer: a user name inside a consumer group."""
 
     group: str = DEFAULT_GROUP
     user: str = DEFAULT_USER
 
     @property
     def id(self) -> str:
-        """The name under which attributes list it: GROUP.USER."""
+        """The name in the attributes of the queue: GROUP.USER."""
         return f"{self.group}.{self.user}"
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """What a put is answered with: index and request id of the item; `duplicate` when the idempotency key had stored
-    it before.
-    """
+    """The answer to a put: index and request id of the item; `duplicate` if its idempotency key was used before."""
 
     index: int
     request_id: str
@@ -74,7 +72,7 @@ Attributes: TypeAlias = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Where an item stands for the caller's group: who has it, whether it is pending, how many are before it."""
+    """The state of an item for a consumer group: its consumer, whether it is pending, how many items are before it."""
 
     consumer_id: str
     is_pending: bool
@@ -83,7 +81,7 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One instance of a service that is called directly: a literal IP, a port, and its part of the requests."""
+    """One instance of a service that is called directly: IP address, port, and weight."""
 
     ip: str
     port: int
@@ -92,12 +90,12 @@ class Instance:
 
     @property
     def url(self) -> str:
-        """The address that it is called at."""
+        """The URL of the instance."""
         return f"{self.scheme}://{self.address}"
 
     @property
     def address(self) -> str:
-        """`IP:PORT`, as it stands in a URL."""
+        """`IP:PORT`, as in a URL."""
         return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 

@@ -1,6 +1,6 @@
-"""What a command gets: configuration, clients made on first use, the printer, the one way to ask a person.
+"""The context of one run: configuration, clients made on first use, the printer, questions to the user.
 
-Errors become exit statuses here and nowhere else.
+`exit_status` is the only place where an error becomes an exit status.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OUTPUTS = ("text", "json", "table", "raw", "none")
 
 
 class App:
-    """One run of easq: what was given on its command line, and what the commands share."""
+    """One run of easq: its options, and the objects that commands share."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
@@ -44,7 +44,7 @@ class App:
 
     @cached_property
     def printer(self) -> Printer:
-        """The printer, in the form that the options ask for."""
+        """The printer for the output format that was asked for."""
         from easq.render.printer import Printer
 
         return Printer(
@@ -57,18 +57,18 @@ class App:
 
     @property
     def output(self) -> str:
-        """The form of the output: option, environment, text."""
+        """The output format: from the option, the environment, or `text`."""
         asked = self.options.get("output") or self.environ.get("EASQ_OUTPUT") or "text"
         return asked if asked in OUTPUTS else "text"
 
     def start(self) -> None:
-        """Nothing is wrong with what the environment says. Raises UsageError."""
+        """Check the environment. Raises UsageError."""
         asked = self.environ.get("EASQ_OUTPUT")
         if asked and asked not in OUTPUTS:
             raise UsageError(f"EASQ_OUTPUT is {asked!r}, not one of {', '.join(OUTPUTS)}")
 
     def tell_warnings(self) -> None:
-        """What other threads warned of so far has been said; only the main one may meet a closed stdout."""
+        """Print the warnings of other threads. Only the main thread prints: it handles a closed stdout."""
         while self.warnings:
             self.printer.warn(self.warnings.popleft())
 
@@ -76,7 +76,7 @@ class App:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration file; what is unsafe or unknown in it has been said."""
+        """The configuration file. Loading it prints a warning for what is unsafe or unknown in it."""
         from easq.config.profiles import config_path, load
 
         config = load(config_path(self.environ))
@@ -86,14 +86,14 @@ class App:
 
     @cached_property
     def settings(self) -> Resolved:
-        """What holds for this run."""
+        """The settings of this run."""
         from easq.config.profiles import resolve
 
         self.check_token_options()
         return resolve(self.config, self.options, self.environ)
 
     def check_token_options(self) -> None:
-        """A token on the command line was warned about. Raises UsageError for two tokens."""
+        """Warn of a token on the command line. Raises UsageError for two tokens."""
         if self.options.get("token") and self.options.get("token_file"):
             raise UsageError("--token and --token-file are both given")
         if self.options.get("token"):
@@ -103,7 +103,7 @@ class App:
             )
 
     def stream_url(self, *, sink: bool | None = None) -> str:
-        """The address of the input, or of the sink (None: as -k says). Raises ConfigError."""
+        """Return the URL of the input, or of the sink (None: as -k says). Raises ConfigError."""
         from easq.net.url import stream_url
 
         url = self.settings.get("url")
@@ -116,7 +116,7 @@ class App:
 
     @cached_property
     def token(self) -> str:
-        """The token, hidden from all talk; empty where none is given. Raises ConfigError."""
+        """The token, masked in all messages; empty if there is none. Raises ConfigError."""
         from easq.config.tokens import read_token
 
         token = read_token(self.settings.token, warn=self.printer.warn)
@@ -127,7 +127,7 @@ class App:
 
     @cached_property
     def exchange(self) -> NetworkSettings:
-        """How servers are talked to in this run."""
+        """The network settings of this run."""
         from easq.net.settings import NetworkSettings
 
         if self.options.get("insecure"):
@@ -151,7 +151,7 @@ class App:
         return Transport(replace(self.exchange, on_retry=self._tell_retry))
 
     def _tell_retry(self, error: EasqError) -> None:
-        """Say once a run, on a terminal or with -v, why a request is sent again. Other threads say nothing."""
+        """Print once, on a terminal or with -v, why a request is sent again. Other threads print nothing."""
         if self._has_told_retry or threading.current_thread() is not threading.main_thread():
             return
         if self.printer.err_is_terminal or self.options.get("verbose"):
@@ -160,7 +160,7 @@ class App:
 
     @cached_property
     def instances(self) -> Transport:
-        """The HTTP client for instances that are called directly: no proxy is on the way to them."""
+        """The HTTP client for direct calls of instances, without a proxy."""
         from dataclasses import replace
 
         from easq.net.http import Transport
@@ -169,7 +169,7 @@ class App:
 
     @cached_property
     def discovery(self) -> Discovery:
-        """Where the instances of the service are known. Raises ConfigError where nothing says which service."""
+        """The instances of the service. Raises ConfigError if no service is configured."""
         from easq.config.profiles import easq_folder
         from easq.prediction.discovery import Discovery
         from easq.protocol.durations import parse_duration
@@ -210,7 +210,7 @@ class App:
         return self.settings.get(key)
 
     def checked(self, key: str) -> str:
-        """The value of `key`, empty when nothing gives one. Raises UsageError or ConfigError for one that is none."""
+        """Return the setting `key`, or an empty string. Raises UsageError or ConfigError for a wrong value."""
         from easq.config.keys import value_problem
 
         value = self.settings.values.get(key)
@@ -222,7 +222,7 @@ class App:
         return value.value
 
     def caller(self) -> Caller:
-        """Who asks. Raises ConfigError or UsageError for a name that no header may carry."""
+        """Return the caller: consumer and token. Raises ConfigError or UsageError for a wrong name."""
         from easq.model import Consumer
         from easq.protocol.operations import Caller
 
@@ -230,7 +230,7 @@ class App:
         return Caller(consumer, self.token, self.options.get("rear", False))
 
     def warn_where_unencrypted(self, *urls: str) -> None:
-        """That a token goes to one of `urls` was warned about, where others may read it on the way."""
+        """Warn if the token is sent unencrypted to one of `urls`, beyond this network."""
         from easq.net.url import is_private
 
         for url in urls:
@@ -240,13 +240,13 @@ class App:
                 return
 
     def queue(self, *, sink: bool | None = None) -> QueueClient:
-        """A client of the input or the sink (None: as -k says)."""
+        """Return a client of the input or the sink (None: as -k says)."""
         from easq.client.queue import QueueClient
 
         return QueueClient.over(self.transport, *self.stream(sink=sink))
 
     def stream(self, *, sink: bool | None = None) -> tuple[str, Caller]:
-        """The address of the input or the sink (None: as -k says), and who asks there."""
+        """Return the URL of the input or the sink (None: as -k says), and the caller."""
         url = self.stream_url(sink=sink)
         caller = self.caller()
         if caller.token:
@@ -266,7 +266,7 @@ class App:
             self.printer.warn(f"{counted} of {len(indexes)} {word}; not counted: {uncounted}")
 
     def close(self) -> None:
-        """Connections are closed, and all warnings said."""
+        """Close all connections, and print the remaining warnings."""
         self.at_end.close()
         if "printer" in self.__dict__:
             self.printer.status("")
@@ -278,7 +278,7 @@ class App:
     # input
 
     def stdin(self) -> IO[bytes]:
-        """stdin, as bytes. Raises UsageError where it is closed."""
+        """Return stdin as bytes. Raises UsageError if it is closed."""
         if sys.stdin is None:
             raise UsageError("stdin is closed")
         return sys.stdin.buffer
@@ -292,13 +292,13 @@ class App:
         return data.decode("utf-8-sig", "replace")
 
     def can_ask(self) -> bool:
-        """Whether a person is there to answer: stdin and stderr are a terminal, and may be used."""
+        """Whether the user can be asked: stdin and stderr are a terminal, and --no-input is not given."""
         if self.options.get("no_input") or self.environ.get("EASQ_NO_INPUT"):
             return False
         return sys.stdin is not None and sys.stdin.isatty() and self.printer.err_is_terminal
 
     def ask(self, question: str, *, default: bool) -> bool:
-        """What the person answers. Raises UsageError when no answer can come."""
+        """Ask the user, and return the answer. Raises UsageError at the end of the input."""
         if self.options.get("yes"):
             return True
         while True:
@@ -317,7 +317,7 @@ class App:
                 return default if not word else word in ("y", "yes")
 
     def confirm(self, question: str) -> None:
-        """The person agreed, or -y was given. Raises UsageError otherwise: then nothing is to be done."""
+        """Ask the user to confirm, unless -y is given. Raises UsageError if that is refused or not possible."""
         if self.options.get("yes"):
             return
         if not self.can_ask():
@@ -327,7 +327,7 @@ class App:
 
 
 def exit_status(error: BaseException) -> int:
-    """The one place where an error becomes a number."""
+    """Return the exit status for `error`."""
     from easq.cli.signals import Terminated
     from easq.errors import Exit
     from easq.render.printer import OutputClosed
@@ -344,5 +344,5 @@ def exit_status(error: BaseException) -> int:
 
 
 def environment() -> Mapping[str, str]:
-    """The environment of this process."""
+    """Return the environment of this process."""
     return os.environ

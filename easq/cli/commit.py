@@ -1,4 +1,4 @@
-"""easq commit: items are done for the group."""
+"""easq commit: commit items for the group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""easq completion: the script that teaches a shell easq's commands and options."""
+"""easq completion: the completion script of a shell."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def completion(app: App, shell: str) -> None:
 
 
 def script(root: click.Command, shell: str) -> str:
-    """The script for `shell` that completes `root`, from click's own template."""
+    """Return the script that completes `root` in `shell`, from click's own template."""
     from click.shell_completion import ShellComplete, get_completion_class
 
     make = get_completion_class(shell)

@@ -1,4 +1,4 @@
-"""easq count: how many items are present."""
+"""easq count: the number of items."""
 
 from __future__ import annotations
 

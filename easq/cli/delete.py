@@ -1,4 +1,4 @@
-"""easq delete: remove items by index, for everybody."""
+"""easq delete: delete items by index, for all groups."""
 
 from __future__ import annotations
 

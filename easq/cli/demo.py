@@ -1,4 +1,4 @@
-"""`easq demo`: a tour of the commands on a throw-away service, every output a true one."""
+"""`easq demo`: the main commands, run on a temporary service, with their real output."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def demo(app: App) -> None:
 
 @dataclass
 class Tour:
-    """One run of the demo: the service, the environment of its commands, and what went wrong."""
+    """One run of the demo: the service, the environment of its commands, and the steps that failed."""
 
     app: App
     folder: Path
@@ -52,7 +52,7 @@ class Tour:
     service: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
-        """Every step was taken and shown; none without a service."""
+        """Run and print every step; none if the service does not start."""
         url = self._start()
         if self.failed:
             return
@@ -75,7 +75,7 @@ class Tour:
         self._predict()
 
     def _predict(self) -> None:
-        """The asynchronous loop with the three roles played by hand: client, engine, client."""
+        """Show a prediction step by step: the client waits, a worker takes the item and puts the result."""
         self.say("A prediction: the client waits for its result in the sink ...")
         waiting = self._popen("predict", "-d", "[{}]", "--timeout", f"{_PATIENCE_S}s")
         try:
@@ -95,7 +95,7 @@ class Tour:
         )
 
     def _start(self) -> str:
-        """The address of the service, which answers requests."""
+        """Start the service, and return the URL of its queue."""
         ready = self.folder / "ready"
         arguments = ("serve", "--port", "0", "--storage", "sqlite:queue.db", "--token-file", "token", "-q")
         replace(self.folder / "token", b"demo-token", sync=False)
@@ -106,7 +106,7 @@ class Tour:
         return line.removeprefix("EASQ_URL=")
 
     def stop(self) -> None:
-        """The service has ended."""
+        """Stop the service."""
         if self.service is not None:
             self.service.terminate()
             try:
@@ -116,12 +116,12 @@ class Tour:
             self.service.communicate()
 
     def say(self, text: str) -> None:
-        """What comes next, unless -q."""
+        """Print a heading, unless -q is given."""
         if not self.app.options.get("quiet"):
             self.app.printer.lines(("", f"# {text}"))
 
     def easq(self, *arguments: str, says: Sequence[str], code: int = 0) -> str:
-        """Runs one command, shows it with its output, and checks that output and exit code."""
+        """Run one command, print it with its output, check output and exit code, and return the output."""
         process = self._popen(*arguments)
         try:
             output, _ = process.communicate(timeout=_PATIENCE_S)
@@ -145,7 +145,7 @@ class Tour:
         )
 
     def _environ(self) -> Mapping[str, str]:
-        """The caller's environment without what would lead to another service, and a configuration of its own."""
+        """Return the environment of the commands: without the user's settings, and with a configuration of its own."""
         import os
         from pathlib import Path
 
@@ -183,7 +183,7 @@ class Tour:
 
 
 def _request_id(output: str) -> str:
-    """The request id of the first record in `output`; empty when there is none."""
+    """Return the request id of the first record in `output`, or an empty string."""
     import json
 
     for line in output.splitlines():

@@ -1,4 +1,4 @@
-"""easq end: the stream takes no more items, or takes them again."""
+"""easq end: end the stream, or reopen it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def end(app: App, force: bool, undo: bool) -> None:
 
 
 def _reopen(client: QueueClient) -> None:
-    """The stream takes items. Raises Refused when the service left it ended.
+    """Reopen the stream. Raises Refused if the service left it ended.
 
     A service that does not know this, which is easq's own, might end a stream that is open: so an open one is
     left alone, and an ended one is looked at again.

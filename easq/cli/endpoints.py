@@ -1,4 +1,4 @@
-"""easq endpoints: the instances behind direct connect."""
+"""easq endpoints: the instances of a service that is called directly."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def endpoints(app: App, name: str | None, probing: bool) -> None:
 def _records(
     instances: Sequence[Instance], parts: Sequence[float], reached: Sequence[float | None] | None
 ) -> list[dict[str, object]]:
-    """The records of the instances; `reachable` is null where nobody tried."""
+    """Return the records of the instances; without --probe, `reachable` is null."""
     found = reached or [None] * len(instances)
     return [
         {

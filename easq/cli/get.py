@@ -1,4 +1,4 @@
-"""easq get: read items without taking part in a group."""
+"""easq get: read items without a consumer group."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _nothing(index: int, tags: dict[str, str], timeout_s: float) -> str:
 
 
 def _print(app: App, frames: list[Frame], output_dir: str | None, *, first: int, alone: bool) -> None:
-    """Show the items, of which `first` others were shown before, or store them in the folder `output_dir`."""
+    """Print the items, numbered from `first`, or write them to the folder `output_dir`."""
     if output_dir is not None:
         _store(app, frames, output_dir, first)
     else:
@@ -139,7 +139,7 @@ def _show(app: App, frames: list[Frame], first: int, *, alone: bool) -> None:
 
 
 def _store(app: App, frames: list[Frame], folder: str, first: int) -> None:
-    """Each payload is in a new file of `folder`, on the disk, and its name is printed.
+    """Write each payload to a new file in `folder`, synced to the disk, and print its name.
 
     Raises UsageError for a folder that is a link, and for a file that is there already.
     """
@@ -170,7 +170,7 @@ def _store(app: App, frames: list[Frame], folder: str, first: int) -> None:
 
 
 def file_name(frame: Frame) -> str:
-    """INDEX-REQUESTID, or INDEX alone where the request id holds anything but letters, digits, _ and -."""
+    """Return INDEX-REQUESTID; INDEX alone if the request id has other characters than letters, digits, _ and -."""
     if _SAFE_ID.fullmatch(frame.request_id):
         return f"{frame.index}-{frame.request_id}"
     return str(frame.index)

@@ -110,7 +110,7 @@ def main() -> NoReturn:
 
 
 def run(args: Sequence[str]) -> int:
-    """The exit status of `easq ARGS`; whatever went wrong has been said in a line."""
+    """Run `easq ARGS`, print the error if there is one, and return the exit status."""
     environ = environment()
     if environ.get(COMPLETE_VARIABLE):
         from click.shell_completion import shell_complete

@@ -1,4 +1,4 @@
-"""easq negative: items are not done, and return to the group."""
+"""easq negative: mark items as failed, and return them to the group."""
 
 from __future__ import annotations
 

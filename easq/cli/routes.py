@@ -22,12 +22,12 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 
 def via_option(*ways: str, text: str) -> Callable[[F], F]:
-    """The option --via, which ends in the App."""
+    """Return a decorator that adds --via; its value is stored in the App."""
     return click.option("--via", type=click.Choice(ways), expose_value=False, callback=keep, help=text)
 
 
 def sign_option(function: F) -> F:
-    """`function` takes the option --sign, which ends in the App."""
+    """Add --sign to `function`; its value is stored in the App."""
     option: Callable[[F], F] = click.option(
         "--sign",
         type=click.Choice(SIGNS),
@@ -40,7 +40,7 @@ def sign_option(function: F) -> F:
 
 
 def service_options(function: F) -> F:
-    """`function` takes the options that say which service is called directly, which end in the App."""
+    """Add the options for the service that is called directly; their values are stored in the App."""
     for names, attributes in (
         (
             "--refresh",
@@ -65,7 +65,7 @@ def service_options(function: F) -> F:
 
 
 def chosen_route(app: App, via: str, terms: Terms) -> Route:
-    """Return the route `via`, which is not `websocket`. Raises what is wrong with the configuration."""
+    """Return the route `via`, which is not `websocket`. Raises ConfigError and others for a wrong configuration."""
     from easq.prediction import routes
 
     if via == routes.QUEUE:
@@ -81,7 +81,7 @@ def chosen_route(app: App, via: str, terms: Terms) -> Route:
 
 
 def websocket(app: App, *, path: str, binary: bool) -> Callable[[], Conversation]:
-    """Return what makes connections to the WebSocket service. Raises ConfigError if its URL is not known."""
+    """Return a function that connects to the WebSocket service. Raises ConfigError if its URL is not known."""
     from easq.errors import ConfigError
     from easq.prediction.routes import websocket_route
 

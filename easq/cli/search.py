@@ -1,4 +1,4 @@
-"""easq search: where an item stands."""
+"""easq search: the state of one item."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def search(app: App, item: str) -> None:
 
 
 def _index(client: QueueClient, item: str) -> int:
-    """The index that `item` is, or that the item of this request has. Raises NotFound, UsageError."""
+    """Return the index that `item` is, or that the item of this request id has. Raises NotFound or UsageError."""
     from easq.errors import NotFound, UsageError
 
     if item.isascii() and item.isdigit():

@@ -1,4 +1,4 @@
-"""`easq serve`: the queue service in the foreground, or around one command. The bridge between the two wings."""
+"""`easq serve`: the queue service in the foreground, or for one command. The only client of the server's packages."""
 
 from __future__ import annotations
 

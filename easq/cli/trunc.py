@@ -1,4 +1,4 @@
-"""easq trunc: remove every item below an index, for everybody."""
+"""easq trunc: delete all items below an index, for all groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""easq version: the version of easq, and with -v those of what it runs on."""
+"""easq version: the version of easq; with -v also of Python and the libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a profile may hold: its keys, their types, and which values can be used."""
+"""The keys of a profile, the types of their values, and checks of the values."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _NEAR = 0.65
 
 
 def check_key(key: str) -> None:
-    """Raises ConfigError unless a profile may hold `key`."""
+    """Raise ConfigError for a key that a profile cannot have."""
     if key not in KEYS:
         raise ConfigError(
             f"unknown {named('key', key)}{did_you_mean(key, KEYS)}", hint=f"the keys are {', '.join(KEYS)}"
@@ -66,13 +66,13 @@ def check_key(key: str) -> None:
 
 
 def check_profile_name(name: str) -> None:
-    """Raises ConfigError unless a profile may be called `name`."""
+    """Raise ConfigError for a name that a profile cannot have."""
     if not NAME.fullmatch(name):
         raise ConfigError(f"profile name {name!r} is not 1-128 of A-Z a-z 0-9 . _ -")
 
 
 def type_problem(key: str, value: object) -> str:
-    """What is wrong with the type of `value`, empty when nothing is; never the value of a token."""
+    """Return the problem with the type of `value`, or an empty string. It never contains a token."""
     if key not in KEYS:
         return ""
     if key == "token_cmd":
@@ -91,7 +91,7 @@ def value_problem(key: str, value: object) -> str:
 
 
 def values_problems(values: Mapping[str, object]) -> list[str]:
-    """Everything that is wrong with a profile of `values`, one line each."""
+    """Return the problems of a profile with `values`, one line each."""
     found = [problem for key, value in values.items() if (problem := type_problem(key, value))]
     given = [key for key in TOKEN_KEYS if key in values]
     if len(given) > 1:

@@ -1,7 +1,7 @@
-"""The last good list of instances, on disk: `$XDG_CACHE_HOME/easq/upstreams-KEY.json`, one file a service.
+"""The last good list of instances, on disk: `$XDG_CACHE_HOME/easq/upstreams-KEY.json`, one file per service.
 
-A run that finds a young one there asks nobody. It is a convenience: where it cannot be read or written, the list
-is asked for. What is read is held to the same rules as an answer, for it decides where tokens go.
+A run that finds a recent list there looks nothing up. If the file cannot be read or written, the list is looked up. The
+content is checked like an answer, because it decides where tokens are sent.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _MAX_BYTES = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A list of instances, and when it was the answer, in Unix seconds."""
+class CachedList:
+    """A list of instances, and the time of the answer that had it, in Unix seconds."""
 
     instances: tuple[Instance, ...]
     time: float
 
 
 def list_file(folder: Path, endpoint: str, service: str) -> Path:
-    """The file of `service` at `endpoint`."""
+    """Return the file for the list of `service` at `endpoint`."""
     return folder / f"upstreams-{_key(endpoint, service)}.json"
 
 
-def turn_file(folder: Path, endpoint: str) -> Path:
-    """The file with the time when `endpoint` was last asked, about any service."""
+def limiter_file(folder: Path, endpoint: str) -> Path:
+    """Return the file for the time of the last look-up at `endpoint`, of any service."""
     return folder / f"asked-{_key(endpoint)}"
 
 
@@ -44,8 +44,8 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def read_list(file: Path, read: Callable[[bytes], Upstreams]) -> Kept | None:
-    """What is kept in `file`, as `read` reads an answer; None for nothing, and for what others may have written."""
+def read_list(file: Path, read: Callable[[bytes], Upstreams]) -> CachedList | None:
+    """Return the list in `file`, parsed by `read`; None if there is none, or if others may have written it."""
     try:
         data, status = files.read_regular(file, _MAX_BYTES, follow=False)
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
@@ -57,12 +57,12 @@ def read_list(file: Path, read: Callable[[bytes], Upstreams]) -> Kept | None:
         return None
     if type(moment) not in (int, float) or not found.instances:
         return None
-    return Kept(found.instances, float(moment))
+    return CachedList(found.instances, float(moment))
 
 
 def write_list(file: Path, answer: bytes, time: float) -> None:
-    """`file` holds what `answer` says, whole and readable by nobody else; or, where it cannot, what it held."""
+    """Write `answer` to `file`, atomically and for its owner alone. If that fails, the file is unchanged."""
     with contextlib.suppress(OSError):
         files.make_private_folder(file.parent)
-        kept = {"time": time, "answer": json.loads(answer)}
-        files.replace(file, json.dumps(kept).encode(), sync=False, follow=False)
+        cached = {"time": time, "answer": json.loads(answer)}
+        files.replace(file, json.dumps(cached).encode(), sync=False, follow=False)

@@ -1,17 +1,18 @@
-"""Which instances a service has now, asked beside the requests and never by one of them.
+"""The current list of the instances of a service, looked up beside the requests and never by one of them.
 
-    first request ── a young list on disk? ── yes ──> use it
-                          │ no
-                          └── ask ── good ──> use it, keep it on disk
-                                     bad ───> the old list on disk, or an error
-    from then on: one thread asks every refresh +- 10 %, or takes the younger list that another process left on
+    first request ── a recent list on disk? ── yes ──> use it
+                           │ no
+                           └── look up ── good ──> use it, write it to disk
+                                          bad ───> the old list on disk, or an error
+    from then on: one thread looks up every refresh +- 10 %, or reads the newer list that another process wrote to
     disk; a good answer replaces the list, nothing else does
 
-What is asked is the look-up's. Where it rations questions (ModelArts), all processes of a user share the turns.
+`easq.prediction.lookup` has the requests. If the platform limits their rate (ModelArts), all processes of a user share
+the limit.
 
-Source: Alibaba's page on direct connect over a VPC: discovery is never asked per request, and what is known is
-replaced by a 200 with instances and never cleared. The list does not grow invalid with age either: discovery that
-is away says nothing about the instances.
+Source: Alibaba's page on direct connect over a VPC. Discovery is not asked for each request. A list is replaced by an
+answer 200 with instances, and never cleared. It does not expire either: that discovery is down says nothing about the
+instances.
 """
 
 from __future__ import annotations
@@ -29,28 +30,28 @@ from easq.net.balance import Balance
 from easq.net.http import Transport
 from easq.net.retry import Retry
 from easq.net.settings import NetworkSettings
-from easq.prediction.cache import Kept, list_file, read_list, turn_file, write_list
+from easq.prediction.cache import CachedList, limiter_file, list_file, read_list, write_list
 from easq.prediction.lookup import Lookup
-from easq.prediction.rate_limit import Turn
+from easq.prediction.rate_limit import LookupLimiter
 from easq.protocol.discovery import Malformed
 
-#: seconds between two questions of one run in any case
+#: least seconds between two look-ups of one run
 _LEAST_PAUSE_S = 0.1
-#: of the refresh, so that not all clients ask at once
+#: part of the refresh by which it varies, so that not all clients look up at once
 _JITTER = 0.1
-#: seconds, and part of the refresh, that one question takes at most
+#: maximum seconds of one look-up, and maximum part of the refresh
 _DEADLINE_S = 4.0
 _DEADLINE_PART = 0.8
 #: bytes of an answer
 _MAX_ANSWER = 1024 * 1024
-#: seconds that closing waits for a question in flight; it ends by its deadline in any case
+#: seconds for which closing waits for a look-up in flight; that ends at its deadline in any case
 _FAREWELL_S = 0.2
-#: seconds after which who waits for its turn to ask looks again for what another was answered
+#: seconds between two checks of the disk, while the rate limit is waited for
 _LOOK_S = 0.1
 
 
 class Discovery:
-    """The instances of one service, kept up to date. Usable from several threads at once; a context manager."""
+    """The instances of one service, kept up to date by a thread. Thread-safe; a context manager."""
 
     def __init__(
         self,
@@ -61,24 +62,27 @@ class Discovery:
         folder: Path | None = None,
         warn: Callable[[str], None] = lambda _text: None,
     ) -> None:
-        """Nothing is asked yet. `refresh_s` is the look-up's own where it is None, and never below its spacing.
-        `folder` is where the list is kept, None for nowhere; `warn` gets a line, from any thread, when an answer
-        is not good, once until that changes.
+        """Prepare; nothing is looked up yet. Raises UsageError for a refresh of 0 or less.
 
-        Raises UsageError for a refresh that is none.
+        Args:
+            refresh_s: seconds between look-ups, at least the spacing of `lookup`; None for its own refresh.
+            folder: the folder for the list on disk; None for none.
+            warn: called, from any thread, for an answer that is not good, once until that changes.
         """
         refresh_s = lookup.refresh_s if refresh_s is None else refresh_s
         if refresh_s <= 0:
             raise UsageError("the refresh must be above 0")
         self.lookup, self.refresh_s = lookup, max(refresh_s, lookup.spacing_s)
-        # nobody's headers: a look-up sends what it needs, and nothing that is meant for the service
+        # without the user's headers, which are meant for the service
         self._transport = Transport(replace(settings, headers={}, max_answer_bytes=_MAX_ANSWER))
-        self._file = list_file(folder, lookup.endpoint, lookup.kept_as) if folder else None
-        self._turn = Turn(turn_file(folder, lookup.endpoint) if folder else None, lookup.spacing_s)
+        self._file = list_file(folder, lookup.endpoint, lookup.cache_key) if folder else None
+        self._limiter = LookupLimiter(
+            limiter_file(folder, lookup.endpoint) if folder else None, lookup.spacing_s
+        )
         self._warn = warn
         self._warned = ""
         self._balance = Balance()
-        self._time = 0.0  # Unix seconds of the answer that holds
+        self._time = 0.0  # Unix seconds of the answer with the current list
         self._asked_s = 0.0  # Retry-After of the last answer, in seconds
         self._filling = threading.Lock()
         self._stopped = threading.Event()
@@ -91,54 +95,54 @@ class Discovery:
         self.close()
 
     def close(self) -> None:
-        """No further question is asked."""
+        """Stop looking up."""
         self._stopped.set()
         if self._refresher is None:
             self._transport.close()
         else:
-            # the thread closes what it uses, when it is done with it
+            # the thread closes the transport at its end
             self._refresher.join(_FAREWELL_S)
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """The last good list, those of weight 0 too; empty before `fill`."""
+        """The last good list, with the instances of weight 0; empty before `fill`."""
         return self._balance.instances
 
     @property
     def age_s(self) -> float:
-        """Seconds since the answer that holds."""
+        """Seconds since the answer that has the current list."""
         return max(0.0, time.time() - self._time)
 
     def next(self, tried: Collection[str] = ()) -> Instance | None:
-        """The instance to ask next, its address not among `tried`; None when there is none. Asks nobody."""
+        """Return the instance for the next request, its address not among `tried`; None if there is none."""
         return self._balance.next(tried)
 
     def fill(self, *, within_s: float | None = None) -> None:
-        """There are instances: from a list on disk that is younger than the refresh, else from a look-up, else
-        from an old list on disk. Once there are, this does nothing. Where look-ups are rationed, its turn, or
-        what another process is answered meanwhile, is waited for.
+        """Load the list: from disk if it is younger than the refresh, else by a look-up, else an old one from disk.
 
-        Raises the error of the look-up where there is none: Unreachable, NotFound, AuthFailed, ServerError.
+        Does nothing if there is a list. Waits for the rate limit, or for the list of another process.
+
+        Raises the error of the look-up if there is no list: Unreachable, NotFound, AuthFailed, ServerError.
         """
         end = time.monotonic() + (self.lookup.spacing_s + _DEADLINE_S if within_s is None else within_s)
         with self._filling:
             if self._balance.instances:
                 return
-            kept, is_our_turn = self._await_turn(end)
-            if kept and (self._is_young(kept) or not is_our_turn):
-                self._hold(kept.instances, kept.time)
+            cached, may_ask = self._await_limiter(end)
+            if cached and (self._is_young(cached) or not may_ask):
+                self._hold(cached.instances, cached.time)
                 return
             deadline_s = max(0.001, min(end - time.monotonic(), _DEADLINE_S))
             try:
-                self._ask(deadline_s, Retry.NEVER if kept else Retry.READ)
+                self._ask(deadline_s, Retry.NEVER if cached else Retry.READ)
             except EasqError as error:
-                if kept is None:
+                if cached is None:
                     raise
-                self._hold(kept.instances, kept.time)
+                self._hold(cached.instances, cached.time)
                 self._failed(error)
 
     def keep_fresh(self) -> None:
-        """From here on a thread asks every refresh, first when the list that holds is as old."""
+        """Start a thread that looks up every refresh."""
         with self._filling:
             if self._refresher is None and not self._stopped.is_set():
                 self._refresher = threading.Thread(
@@ -147,10 +151,11 @@ class Discovery:
                 self._refresher.start()
 
     def refresh(self) -> bool:
-        """The service was asked once. Whether its answer is good: then it holds, else all is as it was, as it is
-        where it is not our turn to ask.
+        """Look up once, and return whether the answer is good: then it replaces the list.
+
+        Does nothing if the rate limit does not allow a look-up.
         """
-        if self._turn.take():
+        if self._limiter.take():
             return False
         self._asked_s = 0.0
         try:
@@ -168,31 +173,31 @@ class Discovery:
     def _run(self) -> None:
         wait_s = max(0.0, self._pause_s - self.age_s)
         while not self._stopped.wait(wait_s * random.uniform(1 - _JITTER, 1 + _JITTER)):
-            kept = self._kept()
-            if kept and kept.time > self._time and self._is_young(kept):
+            cached = self._cached()
+            if cached and cached.time > self._time and self._is_young(cached):
                 # another process asked meanwhile
-                self._hold(kept.instances, kept.time)
+                self._hold(cached.instances, cached.time)
                 wait_s = max(_LEAST_PAUSE_S, self._pause_s - self.age_s)
             else:
                 self.refresh()
                 wait_s = max(self._pause_s, self._asked_s)
         self._transport.close()
 
-    def _kept(self) -> Kept | None:
+    def _cached(self) -> CachedList | None:
         return read_list(self._file, self.lookup.read) if self._file else None
 
-    def _is_young(self, kept: Kept) -> bool:
-        return 0 <= time.time() - kept.time < self.refresh_s
+    def _is_young(self, cached: CachedList) -> bool:
+        return 0 <= time.time() - cached.time < self.refresh_s
 
-    def _await_turn(self, end: float) -> tuple[Kept | None, bool]:
-        """The list on disk, and whether we may ask: without one, that is waited for, or for a list."""
+    def _await_limiter(self, end: float) -> tuple[CachedList | None, bool]:
+        """Return the list on disk, and whether a look-up is allowed. Without a list, wait for the one or the other."""
         while True:
-            kept = self._kept()
-            if kept and self._is_young(kept):
-                return kept, False
-            left_s = self._turn.take()
-            if kept or not left_s:
-                return kept, not left_s
+            cached = self._cached()
+            if cached and self._is_young(cached):
+                return cached, False
+            left_s = self._limiter.take()
+            if cached or not left_s:
+                return cached, not left_s
             if time.monotonic() + left_s > end:
                 raise Unreachable(
                     f"{self.lookup.name} was asked just now, and is once in {self.lookup.spacing_s:g} s",
@@ -201,7 +206,7 @@ class Discovery:
             time.sleep(min(left_s, _LOOK_S))
 
     def _ask(self, deadline_s: float, retry: Retry) -> None:
-        """The service was asked, and its good answer holds. Raises what was wrong with it, and nothing changed."""
+        """Look up, and use a good answer. Raises the error of any other answer; then nothing changed."""
         began = time.time()
         lookup = self.lookup
         found = lookup.ask(self._transport, deadline_s, retry)
@@ -231,7 +236,7 @@ class Discovery:
         self._say(f"{error.message}; the last good list is used", about=about)
 
     def _say(self, text: str, *, about: str) -> None:
-        """A warning, unless the one before was about the same."""
+        """Warn, unless the last warning was about the same."""
         if about != self._warned:
             self._warned = about
             self._warn(text)

@@ -1,6 +1,6 @@
-"""An inference asked for and its result: by way of the queue, from the gateway, or from an instance itself.
+"""The exchanges of a prediction: by way of the queue, with the gateway, or with an instance.
 
-Each way is the steps of an exchange (`attempts`), taken one at a time or many.
+Each is a generator of steps (`easq.net.retry`), run one at a time or many at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from easq.protocol.replies import read_error, read_put
 from easq.protocol.request_ids import new_request_id
 from easq.protocol.signatures import sign
 
-#: of the time for a prediction, the part that one attempt may take at most
+#: one attempt takes this part of the time for a prediction at most: a third
 ATTEMPT_PART = 3
 
 
@@ -43,12 +43,12 @@ def predict_queue(
     unanswered: set[int] | None = None,
     asked: dict[str, bool] | None = None,
 ) -> Steps[Frame]:
-    """The sink's item for `data` put into the input. It is still in the sink: who used it may delete it.
+    """Put `data` into the input, and return the result from the sink. It stays in the sink until the caller deletes it.
 
-    Raises DeadlineExceeded, naming the request id, when it did not come within `timeout_s`.
+    Raises DeadlineExceeded with the request id if no result came within `timeout_s`.
 
     Args:
-        times: is told how the put went.
+        times: is filled in with the attempts and times of the put.
         unanswered: holds the index of the item from its put until its result came.
         asked: holds the request id from before the put on, and whether the item is certainly in the queue. It is
             removed when the put is refused, or another error that names it is raised.
@@ -103,7 +103,7 @@ def predict_queue(
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """An answer, its bytes untouched, and how it came."""
+    """An answer, its bytes unchanged, and who gave it in which time."""
 
     data: bytes
     address: str  #: `HOST:PORT` or `IP:PORT` of who was asked
@@ -122,14 +122,14 @@ def predict_gateway(
     timeout_s: float,
     times: Times | None = None,
 ) -> Steps[Served]:
-    """The service's answer to a POST of `data` with the caller's token.
+    """POST `data` to the service, and return its answer.
 
-    It is sent again, also after a connection was lost, while `timeout_s` lasts; one attempt takes a third of
-    it at most. `headers` win over what is sent otherwise, so signed ones may be given.
+    The request is sent again, also after a lost connection, until `timeout_s`; one attempt takes a third of that at
+    most. `headers` replace those that are sent otherwise, such as the token.
 
     Args:
         path: what follows the service's address, query included.
-        times: is told how it went, as `Served.times` tells.
+        times: is filled in, see `Served.times`.
     """
     route, _, query = path.partition("?")
     sent = {"Authorization": caller.token} if caller.token else {}
@@ -166,14 +166,14 @@ def predict_direct(
     timeout_s: float,
     times: Times | None = None,
 ) -> Steps[Served]:
-    """The answer of one of the service's instances, which `discovery` was filled with, to a POST of `data`.
+    """POST `data` to one of the instances that `discovery` has, and return its answer.
 
-    An attempt that fails in a way that another instance may do better goes to one not yet tried for this request
-    while there is one; once all were tried there is a pause, then all again, while `timeout_s` lasts. One attempt
-    takes a third of it at most. An instance may have got a request that was then sent to another.
+    After a failure that another instance may not have, the request goes to one that was not tried yet. Once all
+    were tried, there is a pause, and all are tried again, until `timeout_s`. One attempt takes a third of that at
+    most. Several instances may have received the request.
 
     Args:
-        times: is told how it went, as `Served.times` tells.
+        times: is filled in, see `Served.times`.
     """
     began = time.monotonic()
     end = began + timeout_s
@@ -229,19 +229,14 @@ def predict_direct(
 
 
 def signed(token: str, data: bytes, content_type: str, path: str) -> dict[str, str]:
-    """The headers that sign a POST of `data` to `path` (decoded) now: the date is true GMT, the path as it is sent.
-
-    They say who sends without showing the token.
-    """
+    """Return the headers that sign a POST of `data` to the decoded `path` at this moment, without the token itself."""
     sent_path = quote(path, safe=PATH_SAFE)
     return sign(token, data, content_type or "application/octet-stream", formatdate(usegmt=True), sent_path)
 
 
 def another_may_do_better(error: EasqError) -> bool:
-    """Whether sending again may help: no connection, a lost one, no answer in time, 502, 503, 504, and 429 or 450
-    with Retry-After.
-
-    Never what the model itself said.
+    """Whether another attempt may help: after no or a lost connection, no answer in time, 502, 503, 504, and 429 or
+    450 with Retry-After. Never after an answer of the model itself.
     """
     if isinstance(error, NotAQueueService):
         return False
@@ -263,7 +258,7 @@ def _slow_hint(error: EasqError, settings: NetworkSettings, timeout_s: float) ->
 
 
 def in_time(error: EasqError, tried: str, settings: NetworkSettings, timeout_s: float) -> EasqError:
-    """The last error, and how often was tried; DeadlineExceeded where no answer came in time."""
+    """Return the last error with the number of attempts; DeadlineExceeded if no answer came in time."""
     if isinstance(error, Unanswered):
         text = f"no answer within {timeout_s:g} s: {error.message} ({tried})"
         return DeadlineExceeded(text, hint=_slow_hint(error, settings, timeout_s))

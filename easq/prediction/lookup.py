@@ -39,41 +39,41 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 class Lookup(Protocol):
-    """One service, and how its instances are asked for and called."""
+    """One service: the look-up of its instances, and the paths under which they are called."""
 
     #: the address that is asked, checked
     endpoint: str
     service: str
-    #: what the list on disk is of, beside the endpoint
-    kept_as: str
-    #: who is asked, as it begins a message
+    #: key of the list on disk, beside the endpoint
+    cache_key: str
+    #: the server that is asked, as text that begins a message
     name: str
-    #: seconds between two look-ups, and of those that are never closer
+    #: seconds between two look-ups, and the least seconds between any two
     refresh_s: float
     spacing_s: float
 
     def ask(self, transport: Transport, deadline_s: float, retry: Retry) -> Upstreams:
-        """What the service's instances are now, said at once. Raises what was wrong, its message with the name."""
+        """Return the current instances. Raises an error with `name` in its message."""
 
     def read(self, body: bytes) -> Upstreams:
-        """What an answer says. Raises Malformed."""
+        """Return the instances in an answer. Raises Malformed."""
 
     def write(self, instances: Sequence[Instance]) -> bytes:
-        """The answer that says `instances`."""
+        """Return an answer with `instances`."""
 
     def path(self, path: str) -> str:
-        """The path, decoded, under which an instance is called with `path`, as the user wrote it."""
+        """Return the decoded path of a request to an instance; `path` is the one that the user gave."""
 
 
 class EasLookup:
-    """EAS direct connect. Nobody's identity is sent."""
+    """Look-ups at EAS discovery, for direct connect. They carry no token."""
 
     refresh_s, spacing_s = EAS_REFRESH_S, 0.0
 
     def __init__(self, endpoint: str, service: str) -> None:
-        """Raises ConfigError for the endpoint and UsageError for the service."""
+        """Prepare. Raises ConfigError for the endpoint and UsageError for the service."""
         self.endpoint = endpoint_url(endpoint, hint="write it as http://pai-eas-vpc.REGION.aliyuncs.com")
-        self.service = self.kept_as = _checked("service", service)
+        self.service = self.cache_key = _checked("service", service)
         self.name = f"discovery at {shown(self.endpoint)}"
         self._paths = EAS_PATHS
 
@@ -110,7 +110,7 @@ class EasLookup:
 
 
 class ModelArtsLookup:
-    """ModelArts' channel over a VPC. Its management gets the token; the instances get none."""
+    """Look-ups at the ModelArts management API, for its VPC channel. The API gets the token, the instances get none."""
 
     def __init__(
         self,
@@ -122,11 +122,11 @@ class ModelArtsLookup:
         refresh_s: float = MODELARTS_REFRESH_S,
         spacing_s: float = MODELARTS_SPACING_S,
     ) -> None:
-        """Raises ConfigError for the endpoint and UsageError for project or service."""
+        """Prepare. Raises ConfigError for the endpoint and UsageError for project or service."""
         hint = "write it as https://modelarts.REGION.myhuaweicloud.com"
         self.endpoint = endpoint_url(endpoint, scheme="https", hint=hint)
         self.project, self.service = _checked("project", project), _checked("service", service)
-        self.kept_as = f"{project}/{service}"
+        self.cache_key = f"{project}/{service}"
         self.name = f"ModelArts at {shown(self.endpoint)}"
         self.refresh_s, self.spacing_s = refresh_s, spacing_s
         self._token = token

@@ -1,4 +1,4 @@
-"""Whether instances can be reached: a connection to each is opened and closed, and nothing sent."""
+"""The test whether instances can be reached: connect to each, and send nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from easq.model import Instance
 
-#: connections that are tried at once
+#: connections that are opened at the same time
 _AT_ONCE = 64
 
 
 def probe(instances: Sequence[Instance], *, timeout_s: float) -> list[float | None]:
-    """Of each the seconds that connecting took, None where none came about in `timeout_s`."""
+    """Return for each instance the seconds that connecting took; None for one not connected in `timeout_s`."""
     if not instances:
         return []
 

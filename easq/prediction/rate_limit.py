@@ -1,7 +1,7 @@
-"""Whose turn it is to ask where asking is rationed: once in so many seconds, over all processes of a user.
+"""A limit on the rate of look-ups, shared by all processes of a user.
 
-The time of the last question stands in a file, whether or not it was answered. Where the file cannot be used, it
-is kept in memory: then each process has turns of its own.
+The time of the last look-up is stored in a file, whether or not it was answered. If the file cannot be used, the time
+is held in memory, and each process has a limit of its own.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 from easq.net import files
 
 
-class Turn:
-    """Usable from several threads at once."""
+class LookupLimiter:
+    """Allows one look-up in `spacing_s` seconds. Thread-safe."""
 
     def __init__(self, file: Path | None, spacing_s: float) -> None:
-        """Questions are at least `spacing_s` apart among all that name the same `file`."""
+        """Prepare a limiter that all processes with the same `file` share; None: for this process alone."""
         self._file = file
         self.spacing_s = spacing_s
         self._lock = threading.Lock()
         self._last = float("-inf")  # Unix seconds
 
     def take(self) -> float:
-        """0.0: it is the caller's turn, and nobody else's for a spacing. Else the seconds until there is one."""
+        """Return 0.0 if the caller may look up now, and nobody else for a spacing; else the seconds to wait."""
         with self._lock:
             left_s = self._left(self._last, time.time())
             if not left_s and self._file is not None and self.spacing_s:
@@ -47,7 +47,7 @@ class Turn:
                 last = float("-inf")
             now = (
                 time.time()
-            )  # not before the lock: else one who waited for it would see a time of the future
+            )  # after the lock is held: else a process that waited for it would see a time in the future
             left_s = self._left(last, now)
             if not left_s:
                 os.ftruncate(fd, 0)
@@ -55,5 +55,5 @@ class Turn:
             return left_s
 
     def _left(self, last: float, now: float) -> float:
-        """Seconds that are left of the spacing; a time of the future says nothing, the clock was set back."""
+        """Return the rest of the spacing, in seconds; 0.0 for a time in the future: the clock was set back."""
         return self.spacing_s - (now - last) if 0 <= now - last < self.spacing_s else 0.0

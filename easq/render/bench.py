@@ -1,4 +1,4 @@
-"""The figures of a bench as lines for people."""
+"""The figures of a bench as lines of text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BAR = 40
 
 
 def figure_lines(record: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Every figure with its unit, in order; those that are not known are left out."""
+    """Return every known figure with its unit, in order."""
     return [
         (name.removesuffix("_ms").replace("p99_9", "p99.9"), text) for name, text in _texts(record) if text
     ]
@@ -40,7 +40,7 @@ def _texts(record: Mapping[str, object]) -> list[tuple[str, str]]:
 
 
 def histogram_lines(bars: Sequence[tuple[float, int]]) -> list[str]:
-    """A bar for each bound in seconds; its length is the share of the largest."""
+    """Return a bar for each bound in seconds; its length is the count, relative to the largest."""
     most = max((count for _, count in bars), default=0) or 1
     return [
         f"{'<= ' + format_duration(round(bound, 6)):>16} {'#' * -(-count * _BAR // most):<{_BAR}} {count}"

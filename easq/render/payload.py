@@ -1,4 +1,4 @@
-"""Bytes from the network -> text that cannot drive a terminal; sizes as eascmd prints them."""
+"""Bytes from the network as text that cannot control a terminal; sizes as eascmd prints them."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ _UNSAFE_IN_JSON = re.compile(
 
 
 def escape(text: str) -> str:
-    """`text` with every character escaped that a terminal could obey or hide, but newline and tab."""
+    """Return `text` with every character escaped that could control a terminal or be invisible, but newline and tab."""
     return "".join(c if c in "\n\t" or _safe(c) else _escaped(c) for c in text)
 
 
 def one_line(text: str) -> str:
-    """`text` escaped, on one line: newline and tab too."""
+    """Return `text` escaped, newline and tab too."""
     if text.isprintable() and not _INVISIBLE.intersection(text):
         return text
     return "".join(c if _safe(c) else _escaped(c) for c in text)
 
 
 def cell(text: str) -> str:
-    """`text` as a cell of tab-separated values: a backslash is doubled, so that the cell can be read back."""
+    """Return `text` as a cell of tab-separated values: escaped, and reversible, as backslashes are doubled."""
     return one_line(text.replace("\\", "\\\\"))
 
 
 def json_safe(line: str) -> str:
-    """A JSON text of the same meaning, without raw control, format and surrogate characters."""
+    """Return a JSON text of the same value, with control, format and surrogate characters escaped."""
     return _UNSAFE_IN_JSON.sub(lambda match: json.dumps(match[0])[1:-1], line)
 
 
 def shown(data: bytes, *, limit: int = MAX_SHOWN) -> str:
-    """`data` as a terminal may show it: escaped text cut at `limit`, or what to do about binary."""
+    """Return `data` for a terminal: escaped text cut at `limit`, or a placeholder for binary data."""
     text = as_text(data)
     if text is None:
         return f"<binary {brief_size(len(data))}, use -o raw>"
@@ -75,7 +75,7 @@ def drives_terminal(data: bytes) -> bool:
 
 
 def as_text(data: bytes) -> str | None:
-    """`data` as UTF-8 text, None where it is none or holds NUL."""
+    """Return `data` as text; None if it is not UTF-8 or has a NUL."""
     if b"\0" in data:
         return None
     try:
@@ -85,12 +85,12 @@ def as_text(data: bytes) -> str | None:
 
 
 def size(count: int) -> str:
-    """`count` bytes with two decimals, as in `Total size: 3.00 B`."""
+    """Return `count` bytes with two decimals, as in `Total size: 3.00 B`."""
     return _sized(count, 2)
 
 
 def brief_size(count: int) -> str:
-    """`count` bytes for a remark: `812 B`, `10.2 KiB`."""
+    """Return `count` bytes in short: `812 B`, `10.2 KiB`."""
     return f"{count} B" if count < 1024 else _sized(count, 1)
 
 

@@ -1,8 +1,8 @@
 """The only file that writes to stdout and stderr, and the only one that knows rich.
 
-stdout is data, stderr is talk. Bytes for stdout are flushed when the caller says so: what was written before
-a `flush` that returned was taken by the system, so it may be committed. A stdout that is closed raises
-OutputClosed; a closed stderr is ignored. What goes to stderr is cleared of secrets and of control characters.
+Data goes to stdout, messages go to stderr. The caller flushes stdout: after `flush`, the system has all data, and the
+items in it may be committed. A closed stdout raises OutputClosed, a closed stderr is ignored. On stderr, secrets are
+masked and control characters escaped.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _ECHOED = 4
 
 
 class OutputClosed(Exception):
-    """Nobody reads stdout any more."""
+    """Raised when stdout is closed."""
 
 
 def _buffered(stream: TextIO | None) -> IO[bytes] | None:
-    """The bytes below `stream`, which a write takes all of. None where it was closed before we began.
+    """Return the binary stream below `stream`, which writes all bytes or raises; None if it was closed at the start.
 
-    With PYTHONUNBUFFERED what lies below is the file itself, of which a write may take a part and say so: at the end
-    of a full disk the rest would be lost without an error.
+    With PYTHONUNBUFFERED, the stream below is the file itself, which may write a part of the bytes only: on a full disk
+    the rest would be lost without an error.
     """
     if stream is None:
         return None
@@ -59,7 +59,7 @@ def _buffered(stream: TextIO | None) -> IO[bytes] | None:
 
 
 class Printer:
-    """Writes one run's data and talk, in the form that was asked for."""
+    """Writes the data and the messages of one run, in the format that was asked for."""
 
     def __init__(
         self,
@@ -80,18 +80,18 @@ class Printer:
     # asked once: the question is a system call, and 20,000 lines were 20,000 of them
     @cached_property
     def out_is_terminal(self) -> bool:
-        """Whether a person reads stdout."""
+        """Whether stdout is a terminal."""
         return self._out is not None and self._out.isatty()
 
     @cached_property
     def err_is_terminal(self) -> bool:
-        """Whether a person reads stderr."""
+        """Whether stderr is a terminal."""
         return self._err is not None and self._err.isatty()
 
-    # data
+    # data, on stdout
 
     def write(self, data: bytes) -> None:
-        """`data` is on its way to stdout; only `flush` says that it arrived."""
+        """Write `data` to the buffer of stdout, unless the format is `none`."""
         if self.output != "none":
             self._write(data)
 
@@ -106,7 +106,7 @@ class Printer:
             raise self.failed(error) from error
 
     def flush(self) -> None:
-        """All data written so far was taken by the system."""
+        """Flush stdout: afterwards, the system has all data."""
         try:
             if self._out is not None:
                 self._out.flush()
@@ -114,7 +114,7 @@ class Printer:
             raise self.failed(error) from error
 
     def would_wait(self, size: int) -> bool:
-        """Whether writing `size` bytes may have to wait for whoever reads stdout."""
+        """Whether a write of `size` bytes to stdout may block."""
         import select
         import stat
 
@@ -126,7 +126,7 @@ class Printer:
         return size > select.PIPE_BUF // 2 or not select.select((), (fd,), (), 0)[1]
 
     def lines(self, lines: Iterable[str]) -> None:
-        """Each of `lines` is on stdout, safe on a terminal, whole elsewhere."""
+        """Print `lines` on stdout, escaped on a terminal, and flush."""
         from easq.render.rows import encode
 
         for line in lines:
@@ -134,7 +134,7 @@ class Printer:
         self.flush()
 
     def line(self, line: str) -> None:
-        """`line` is on stdout, safe on a terminal, whole elsewhere."""
+        """Print `line` on stdout, escaped on a terminal, and flush."""
         self.lines((line,))
 
     def help(self, text: str, *, asked: bool = True) -> None:
@@ -146,11 +146,11 @@ class Printer:
             self._say(text + "\n")
 
     def record(self, value: Mapping[str, object]) -> None:
-        """`value` is on stdout as one line of JSON."""
+        """Print `value` as one line of JSON."""
         self.write(_json(value).encode() + b"\n")
 
     def frame(self, number: int, frame: Frame, *, alone: bool = False, file: str | None = None) -> None:
-        """One item in the form that was asked for; `alone`: raw bytes without a newline behind them.
+        """Print one item; `alone`: raw bytes without a newline after them.
 
         `file` names where the payload went, if not to stdout.
         """
@@ -190,7 +190,7 @@ class Printer:
             self.write(data)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """`rows` are on stdout: drawn on a terminal, tab-separated under a line of names elsewhere."""
+        """Print a table: drawn on a terminal, else tab-separated with a header line."""
         if self.out_is_terminal:
             self.write(self._drawn(columns, rows).encode("utf-8", "backslashreplace"))
         else:
@@ -200,45 +200,45 @@ class Printer:
         self.flush()
 
     def header(self, columns: Sequence[str]) -> None:
-        """The names over rows that come one by one."""
+        """Print the header line of rows that follow one by one."""
         self.row(columns)
 
     def row(self, values: Sequence[str]) -> None:
-        """One tab-separated row."""
+        """Print one tab-separated row."""
         self.write("\t".join(cell(value) for value in values).encode("utf-8", "backslashreplace") + b"\n")
 
-    # talk
+    # messages, on stderr
 
     def info(self, text: str) -> None:
-        """`[INFO] text`, unless quiet."""
+        """Print `[INFO] text` on stderr, unless quiet or in JSON."""
         self.remark(f"[INFO] {text}")
 
     def remark(self, text: str) -> None:
-        """`text` on a line of its own, unless quiet or in JSON, where talk would only disturb."""
+        """Print `text` on stderr, unless quiet or in JSON."""
         if not self.quiet and self.output != "json":
             self._say(one_line(text) + "\n")
 
     def progress(self, total: int | None) -> Progress:
-        """A line on the terminal that says how far a long run is, of `total` units; nothing elsewhere or if quiet."""
+        """Return the progress bar of a run of `total` units; it draws on a terminal alone, unless quiet."""
         draw = self.status if self.shows_status else None
         return Progress(total, draw)
 
     def notice(self, text: str) -> None:
-        """Something that happened on the way, such as a reconnect: shown unless quiet."""
+        """Print an event, such as a reconnect, on stderr, unless quiet."""
         if not self.quiet:
             self._say(self._paint(_DIM, one_line(f"[INFO] {text}")) + "\n")
 
     def warn(self, text: str) -> None:
-        """`easq: warning: text`; quiet does not hide it."""
+        """Print a warning on stderr, also if quiet."""
         self._say(f"{self._paint(_YELLOW, 'easq: warning:')} {one_line(text)}\n")
 
     @property
     def shows_status(self) -> bool:
-        """Whether a line that changes is of use: on a terminal that can rewrite it, unless quiet."""
+        """Whether a status line is shown: on a terminal that can rewrite a line, unless quiet."""
         return self.err_is_terminal and not self.quiet and self._environ.get("TERM", "dumb") != "dumb"
 
     def status(self, text: str) -> None:
-        """`text` is the last line of the terminal, until something else is said; empty: there is none."""
+        """Show `text` as the status line, below all other messages; an empty text removes the line."""
         if not self.shows_status or text == self._status:
             return
         shown = one_line(text)[: max(min(MAX_WIDTH, _columns(self._err) - _ECHOED), 0)]
@@ -247,29 +247,29 @@ class Printer:
         self._status = text
 
     def summary(self, value: Mapping[str, object]) -> None:
-        """The totals of a run in JSON, on stderr, unless quiet."""
+        """Print the totals of a run in JSON on stderr, unless quiet."""
         if not self.quiet:
             self._say(_json({"summary": value}) + "\n")
 
     def log(self, line: str) -> None:
-        """`line` of a log, as it is but for control characters; whether it is wanted is for the caller to say."""
+        """Print a line of a log on stderr, with control characters escaped."""
         self._say(one_line(line) + "\n")
 
     def ask(self, question: str) -> None:
-        """`question` stands on stderr, and the answer goes behind it; what was shown before is out."""
+        """Print a question on stderr; the answer is typed after it."""
         self._say(escape(question))
 
     def after_answer(self) -> None:
-        """The cursor is at the start of a line, though the answer brought no newline."""
+        """Begin a new line after an answer without a newline."""
         self._say("\n")
 
     def trace(self, level: int, line: str) -> None:
-        """`line` of the exchange with the server, where `-v` was given `level` times."""
+        """Print a line about an exchange with the server, if `-v` was given `level` times."""
         if self.verbose >= level:
             self._say(self._paint(_DIM, one_line(line)) + "\n")
 
     def error(self, error: EasqError, *, prefix: str = "") -> None:
-        """One line that says what was wrong, and one with what to do next; in JSON one object."""
+        """Print an error, and its hint on a second line; in JSON as one object."""
         if self.output == "json":
             self._say(_json({"error": error_record(error, prefix=prefix)}) + "\n")
             return
@@ -278,7 +278,7 @@ class Printer:
             self._say(f"{self._paint(_DIM, 'hint:')} {one_line(error.hint)}\n")
 
     def bug(self, error: BaseException) -> None:
-        """One line about a fault of easq itself, or with EASQ_DEBUG all there is to know."""
+        """Print one line about a bug of easq, or the traceback with EASQ_DEBUG."""
         if self._environ.get("EASQ_DEBUG"):
             self._say(escape("".join(traceback.format_exception(error))))
             return
@@ -286,16 +286,16 @@ class Printer:
         self._say(f"easq: bug: {one_line(what)}; set EASQ_DEBUG=1 for the traceback\n")
 
     def hide(self, secret: str) -> None:
-        """`secret` never appears on stderr from here on; at most its last characters do."""
+        """Mask `secret` in all further output on stderr."""
         if len(secret) >= MIN_SECRET:
             self._secrets.add(secret)
 
     def close(self) -> None:
-        """All data is out, or OutputClosed is raised."""
+        """Flush stdout. Raises OutputClosed."""
         self.flush()
 
     def abandon(self) -> None:
-        """Nothing more goes to stdout, not even what Python would flush at its exit."""
+        """Discard all further output to stdout, also what Python would flush at its exit."""
         if sys.stdout is not None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
@@ -304,7 +304,7 @@ class Printer:
         self._out = None
 
     def failed(self, error: OSError) -> OutputClosed | StorageError:
-        """What it means that writing to stdout ended in `error`; nothing more goes there."""
+        """Return the exception for a failed write to stdout, and discard all further output."""
         if isinstance(error, BrokenPipeError):
             return OutputClosed()
         self.abandon()
@@ -327,7 +327,7 @@ class Printer:
             self._err = None
 
     def _colored(self, stream: IO[bytes] | None) -> bool:
-        """--color, NO_COLOR, FORCE_COLOR, and then whether the stream is a terminal that knows colours."""
+        """Whether colours are used: by --color, NO_COLOR, FORCE_COLOR, or on a terminal that has colours."""
         if self.color != "auto":
             return self.color == "always"
         if self._environ.get("NO_COLOR"):
@@ -365,7 +365,7 @@ class Printer:
 
 
 def error_record(error: EasqError, *, prefix: str = "") -> dict[str, object]:
-    """What a program reads about a failure; the HTTP status only where a server gave one."""
+    """Return the JSON record of an error; the HTTP status only if a server gave one."""
     return {
         "kind": error.kind,
         "exit": int(error.exit),

@@ -1,4 +1,4 @@
-"""How far a long run is: counts, rate and the time that is left, as one line of a terminal."""
+"""The progress of a long run as one line of a terminal: counts, rate and the time left."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MAX_WIDTH = 36
 
 
 class Progress:
-    """Draws how far a run is with `draw`, from its second second on; a context manager that leaves nothing behind.
+    """Draws the progress of a run from its second second on; a context manager that removes the line at its end.
 
-    It is told and never looks by itself: `now` may be given in its place.
+    It draws when `at` is called, and never by itself. `now` replaces the clock, for tests.
     """
 
     def __init__(self, total: int | None, draw: Callable[[str], None] | None) -> None:
-        """`total` is in the units of `at`'s `position`, None where it is not known."""
+        """Prepare a bar. `total` is in the units of the `position` of `at`; None if it is not known."""
         self._total, self._draw = total, draw
         self._began: float | None = None
         self._next = 0.0
@@ -36,7 +36,7 @@ class Progress:
         self.end()
 
     def at(self, done: int, failed: int, position: int, *, now: float | None = None) -> None:
-        """So many items are done, `failed` of them in vain, and the run stands at `position` of its total."""
+        """Draw that `done` items have ended, `failed` of them in an error, at `position` of the total."""
         if self._draw is None:
             return
         now = time.monotonic() if now is None else now
@@ -49,7 +49,7 @@ class Progress:
         self._draw(line(done, failed, position, self._total, elapsed_s))
 
     def end(self) -> None:
-        """The line is gone."""
+        """Remove the line."""
         if self._draw is not None:
             self._draw("")
 
@@ -86,7 +86,7 @@ def fitting(words: Sequence[str]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`0:06`, `1:02:03`."""
+    """Return `seconds` as `0:06` or `1:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""Frame, Attributes and Ack -> eascmd's lines, JSON records and rows of a table."""
+"""Frames, attributes and acks as eascmd's lines, as JSON records and as rows of a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def frame_line(number: int, frame: Frame, *, terminal: bool, instead: str | None = None) -> bytes:
-    """`[OK] [0 - 1] tags[k=v] data1`, without its newline; nothing in it can drive a terminal.
+    """Return `[OK] [0 - 1] tags[k=v] data1` without a newline; on a terminal, with control characters escaped.
 
     `instead` stands in the payload's place, where the payload went into a file.
     """
@@ -30,7 +30,7 @@ def frame_line(number: int, frame: Frame, *, terminal: bool, instead: str | None
 
 
 def frame_record(number: int, frame: Frame) -> dict[str, object]:
-    """The record of one item; `index` is text, since 63-bit numbers do not survive jq and JavaScript."""
+    """Return the record of one item; `index` is text, because jq and JavaScript round 63-bit numbers."""
     return {
         "n": number,
         "index": str(frame.index),
@@ -44,7 +44,7 @@ def frame_record(number: int, frame: Frame) -> dict[str, object]:
 
 
 def payload_record(data: bytes) -> dict[str, object]:
-    """Size, encoding and text of a payload: `utf8` where it is that, else `base64`."""
+    """Return size, encoding and text of a payload: `utf8` if possible, else `base64`."""
     try:
         return {"size": len(data), "encoding": "utf8", "data": data.decode("utf-8")}
     except UnicodeDecodeError:
@@ -52,7 +52,7 @@ def payload_record(data: bytes) -> dict[str, object]:
 
 
 def frame_row(number: int, frame: Frame) -> tuple[str, ...]:
-    """One row under FRAME_COLUMNS; the payload is cut to a cell's length."""
+    """Return the row of one item under FRAME_COLUMNS; the payload is cut to the length of a cell."""
     return (
         str(number),
         str(frame.index),
@@ -64,22 +64,22 @@ def frame_row(number: int, frame: Frame) -> tuple[str, ...]:
 
 
 def attribute_lines(attributes: Attributes) -> list[str]:
-    """eascmd's `key : value` lines, sorted by key."""
+    """Return eascmd's `key : value` lines, sorted by key."""
     return [f"{key} : {attributes[key]}" for key in sorted(attributes)]
 
 
 def ack_line(ack: Ack) -> str:
-    """`[OK] 1`."""
+    """Return eascmd's line, `[OK] 1`."""
     return f"[OK] {ack.index}"
 
 
 def ack_record(number: int, ack: Ack, size: int) -> dict[str, object]:
-    """The record of one item that was put."""
+    """Return the record of one stored item."""
     return {"n": number, "index": str(ack.index), "request_id": ack.request_id, "size": size}
 
 
 def ack_row(number: int, ack: Ack, size: int) -> tuple[str, ...]:
-    """One row under ACK_COLUMNS."""
+    """Return the row of one stored item under ACK_COLUMNS."""
     return (str(number), str(ack.index), ack.request_id, str(size))
 
 
@@ -92,7 +92,7 @@ def encode(text: str) -> bytes:
 
 
 def _time(milliseconds: str | None) -> str | None:
-    """Unix milliseconds as UTC time with three decimals, None where the tag is missing or no time."""
+    """Return Unix milliseconds as UTC time with three decimals; None for any other text."""
     if not milliseconds or not milliseconds.isascii() or not milliseconds.isdigit() or len(milliseconds) > 18:
         return None
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from easq.model import Instance
-from easq.prediction.cache import Kept, list_file, read_list, write_list
+from easq.prediction.cache import CachedList, list_file, read_list, write_list
 from easq.protocol.discovery import Upstreams, read_upstreams, write_upstreams
 
 INSTANCES = (Instance("10.0.0.1", 50000, 100), Instance("2001:db8::1", 50001, 0))
@@ -33,9 +33,9 @@ def file(tmp_path: Path) -> Path:
 
 def test_what_was_written_is_read(file: Path) -> None:
     write_list(file, answer(), 1234.5)
-    assert read_list(file, read) == Kept(INSTANCES, 1234.5)
+    assert read_list(file, read) == CachedList(INSTANCES, 1234.5)
     write_list(file, answer(INSTANCES[:1]), 1235)
-    assert read_list(file, read) == Kept(INSTANCES[:1], 1235.0)
+    assert read_list(file, read) == CachedList(INSTANCES[:1], 1235.0)
     assert list(file.parent.iterdir()) == [file]
 
 

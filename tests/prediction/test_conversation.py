@@ -201,7 +201,7 @@ def test_more_is_all_that_comes_until_nothing_does() -> None:
             peer.send_frame(b"%d" % number, opcode)
 
     with Speaking(counting) as server, conversation(server) as service:
-        for _turn in range(2):
+        for _ in range(2):
             assert service.ask(b"4", timeout_s=30.0).data == b"0"
             assert list(service.more(0.5)) == [b"1", b"2", b"3"]
         assert list(service.more(0.0)) == []

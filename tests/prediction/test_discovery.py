@@ -126,9 +126,9 @@ def test_a_bad_answer_changes_nothing_and_is_one_warning(watched: Watched, name:
         (warning,) = watched.warnings
         assert reason in warning
         assert warning.endswith("the last good list is used")
-        kept = read_list(list_file(watched.folder, watched.endpoint, "svc"), watched.lookup.read)
-        assert kept is not None
-        assert kept.instances == (FIRST, SECOND)
+        cached = read_list(list_file(watched.folder, watched.endpoint, "svc"), watched.lookup.read)
+        assert cached is not None
+        assert cached.instances == (FIRST, SECOND)
         watched.behaviour.now = saying(entry(SECOND, weight=7))
         assert discovery.refresh()
         assert [instance.weight for instance in discovery.instances] == [7]

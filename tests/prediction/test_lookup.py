@@ -14,7 +14,7 @@ from easq import errors
 from easq.model import Instance
 from easq.net.http import Transport
 from easq.net.settings import NetworkSettings
-from easq.prediction.cache import list_file, turn_file, write_list
+from easq.prediction.cache import limiter_file, list_file, write_list
 from easq.prediction.discovery import Discovery
 from easq.prediction.exchanges import predict_direct
 from easq.prediction.lookup import EasLookup, ModelArtsLookup
@@ -50,7 +50,7 @@ class Managed:
         here = Instance("127.0.0.1", self.instance.port, 100)
         lookup = ModelArtsLookup(self.endpoint, "p1", "s1", TOKEN)
         write_list(file, lookup.write([here]), time.time() - seconds)
-        turn_file(self.folder, self.endpoint).unlink(missing_ok=True)
+        limiter_file(self.folder, self.endpoint).unlink(missing_ok=True)
 
 
 @pytest.fixture
