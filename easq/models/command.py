@@ -85,7 +85,8 @@ class Exec:
         if code != 0 and cancelled:
             raise ModelFailed("the call was cancelled", status=503, code=SHUTDOWN)
         if code != 0:
-            reason = last_line(bytes(pipes.err)) or _ended_how(code)
+            reason = last_line(bytes(pipes.err))
+            reason = reason or (f"exit status {code}" if code > 0 else f"killed by signal {-code}")
             if code == _BUSY:
                 raise ModelFailed(reason, status=503, busy=True, answer=answer)
             raise ModelFailed(reason, status=500, code=ENGINE_ERROR, answer=answer)
@@ -230,7 +231,3 @@ def _environ(call: Call) -> dict[str, str]:
         | {name: value for name, value in given.items() if value}
         | dict(call.environ)
     )
-
-
-def _ended_how(code: int) -> str:
-    return f"exit status {code}" if code > 0 else f"killed by signal {-code}"

@@ -154,7 +154,9 @@ def _sent_headers(call: Call) -> list[tuple[str, str]]:
 
 def _successful(reply: Reply) -> Answer:
     """Return the answer of a success. Raises ModelFailed for any other status."""
-    headers = end_to_end((name, _latin_1(value)) for name, value in reply.headers.items())
+    # aiohttp reads the values as UTF-8; they are ISO 8859-1
+    given = ((name, value.encode("utf-8", "surrogateescape")) for name, value in reply.headers.items())
+    headers = end_to_end((name, value.decode("latin-1")) for name, value in given)
     answer = Answer(reply.body, reply.status, headers)
     if 200 <= answer.status < 300:
         return answer
@@ -165,8 +167,3 @@ def _successful(reply: Reply) -> Answer:
     asked_s = retry_after_s(reply)
     busy = asked_s is not None or answer.status in _BUSY
     raise ModelFailed(reason, status=answer.status, answer=answer, busy=busy, retry_after_s=asked_s)
-
-
-def _latin_1(value: str) -> str:
-    """Return a header value that was read as UTF-8 as the ISO 8859-1 that its bytes are."""
-    return value if value.isascii() else value.encode("utf-8", "surrogateescape").decode("latin-1")

@@ -378,7 +378,9 @@ class _Backlog:
         """Add a task, once there is room. Return False if the backlog is closed: then the task is not begun."""
         outcome: Outcome[Any, Any] = Outcome(task.what, task.size)
         with self._room:
-            while not self._closed and self._held and self._full(task.size):
+            while not self._closed and self._held:
+                if self._held < self._most and self._bytes + task.size <= MAX_HELD_BYTES:
+                    break
                 self._room.wait()
             self._held += 1
             self._bytes += task.size
@@ -406,6 +408,3 @@ class _Backlog:
         with self._room:
             self._closed = True
             self._room.notify()
-
-    def _full(self, size: int) -> bool:
-        return self._held >= self._most or self._bytes + size > MAX_HELD_BYTES

@@ -112,15 +112,12 @@ def _read_ip(text: Any, *, loopback: bool) -> str:
     if address.is_loopback:
         if not loopback:
             raise ValueError(f"ip {_shown(text)} is this machine, which discovery is not")
-    elif address.is_unspecified or address.is_multicast or address.is_link_local or _is_forbidden(address):
+    elif (
+        address.is_unspecified or address.is_multicast or address.is_link_local or address == _METADATA
+        or any(address.version == one.version and address in one for one in _NOWHERE)
+    ):  # fmt: skip
         raise ValueError(f"ip {_shown(text)} is not the address of an instance")
     return str(address)
-
-
-def _is_forbidden(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    return address == _METADATA or any(
-        address.version == network.version and address in network for network in _NOWHERE
-    )
 
 
 def _shown(value: Any) -> str:
