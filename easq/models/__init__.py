@@ -1,1 +1,1 @@
-"""Run a model: echo, a command, or a service behind HTTP."""
+"""Models: echo, a command, a Python function, or a service behind HTTP."""

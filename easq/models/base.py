@@ -1,6 +1,6 @@
-"""What a model is asked, what it answers, and how it fails.
+"""The interface of models: calls, answers and failures.
 
-    Model.answer(Call) -> Answer, or ModelFailed with what is known of the failure
+    Model.answer(Call) -> Answer, or raises ModelFailed
 
 Each call has a time limit of its own, and `cancel` ends all calls in flight.
 """
@@ -14,11 +14,11 @@ from typing import Protocol, runtime_checkable
 
 from easq.errors import ServerError
 
-#: a call may take so long unless it is told otherwise, in seconds
+#: default time limit of a call, in seconds
 DEFAULT_TIMEOUT_S = 60.0
-#: an answer has at most so many bytes
+#: limit of an answer, in bytes
 MAX_ANSWER = 64 * 1024**2
-#: the code of a failure that has no HTTP status
+#: code of a failure without an HTTP status
 ENGINE_ERROR = "EngineError"
 
 #: statuses with which a working model refuses one item
@@ -28,17 +28,16 @@ NO_ROOM = frozenset(
     (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL)
 )
 
-#: a reason is looked for in so many bytes, and has so many characters
+#: last bytes in which a reason is looked for, and its limit in characters
 MAX_SAID, _MAX_REASON = 64 * 1024, 300
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One inference: the data, and what came with it.
+    """One inference: data, path, query and headers.
 
-    `path` is as it stands in a URL (in percent encoding), from the first `/`; it follows the model's own. A command
-    finds path, query and content type in its environment as EASQ_PATH, EASQ_QUERY and EASQ_CONTENT_TYPE, beside
-    what `environ` names.
+    `path` is percent-encoded and begins with `/`; it is appended to the model's own. A command gets path, query and
+    content type in its environment as EASQ_PATH, EASQ_QUERY and EASQ_CONTENT_TYPE, in addition to `environ`.
     """
 
     data: bytes = b""
@@ -50,13 +49,13 @@ class Call:
 
     @property
     def content_type(self) -> str:
-        """What the data is said to be; empty where it is not said."""
+        """The content type of the data; empty if it is not known."""
         return _content_type(self.headers.items())
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model answered, its bytes untouched. Headers are those of the content, not of the connection."""
+    """The answer of a model: its bytes, unchanged, and its end-to-end headers."""
 
     data: bytes
     status: int = 200
@@ -64,19 +63,19 @@ class Answer:
 
     @property
     def content_type(self) -> str:
-        """What the model says its answer is; empty when it does not say."""
+        """The content type of the answer; empty if the model does not say."""
         return _content_type(self.headers)
 
 
 class ModelFailed(ServerError):
     """The model gave no result.
 
-    `status` is what a caller over HTTP is answered: the model's own 4xx or 5xx, 500 for a command, 502 without a
-    usable answer, 504 without one in time, 503 when it was cancelled. `code` is the same as text, or a word:
-    `EngineError`, `Shutdown`. `data` is what the model said, if anything.
+    `status` is the one for a caller over HTTP: the model's own 4xx or 5xx, 500 for a command, 502 without a usable
+    answer, 504 without one in time, 503 when the call was cancelled. `code` is the same as text, or a word:
+    `EngineError`, `Shutdown`. `data` is what the model wrote, if anything.
 
-    `busy` says that the call may succeed later, after `retry_after_s` if the model named a time: the model accepts no
-    calls now.
+    `busy` means that the model accepts no calls now, and the call may succeed later: after `retry_after_s`, if the
+    model named a time.
     """
 
     kind = "model_failed"
@@ -99,7 +98,7 @@ class ModelFailed(ServerError):
 
     @property
     def data(self) -> bytes:
-        """The body of a refusal, or what a command had written; empty when there was nothing."""
+        """The body of a refusal, or the output of a failed command; may be empty."""
         return self.answer.data
 
 
@@ -140,7 +139,7 @@ class BlockingModel(Protocol):
 
 
 def last_line(said: bytes) -> str:
-    """The last line that is not blank, for people: printable, of bounded length."""
+    """Return the last line that is not blank, cut and with printable characters only."""
     lines = said[-MAX_SAID:].decode("utf-8", "replace").split("\n")
     line = next((line.strip() for line in reversed(lines) if line.strip()), "")[:_MAX_REASON]
     return "".join(letter if letter.isprintable() else " " for letter in line)

@@ -1,6 +1,6 @@
-"""A command that answers: data on stdin, answer on stdout.
+"""A command as a model: data on stdin, answer on stdout.
 
-It is never run by a shell, leads a process group of its own, and sees no token of ours.
+It is run without a shell, leads a process group of its own, and gets no token of ours in its environment.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from easq.models.children import children
 from easq.protocol.operations import SHUTDOWN
 from easq.redact import child_environ
 
-#: read and written at a time, in bytes
+#: bytes that are read or written at once
 _PIECE = 64 * 1024
-#: a command whose children keep its stdout open is found to have ended after so many seconds
+#: seconds after which the end of a command is noticed whose children keep its stdout open
 _POLL_S = 0.05
-#: a command that closed its output is about to end: so often is looked whether it has, in seconds
+#: seconds between two looks whether a command that closed its output has ended
 _ENDING_S = 0.002
-#: a pipe holds 64 KiB, or up to 1 MiB where it was told to
+#: pieces that may be left in a pipe: it holds 64 KiB, or up to 1 MiB if it was set so
 _MAX_PIECES_LEFT = 32
 #: exit status of a command that is busy: the call can be repeated later (EX_TEMPFAIL of sysexits.h)
 _BUSY = 75
@@ -47,24 +47,24 @@ _BUSY = 75
 class Exec:
     """Runs a command for each call: data on stdin, answer on stdout.
 
-    A status other than 0 is a failure, and the last line on stderr its reason; 75 says that it is busy. What the
-    command leaves running in the background lives on, and is not waited for.
+    An exit status other than 0 is a failure, and the last line on stderr its reason; 75 means that it is busy.
+    Processes that the command leaves in the background are neither killed nor waited for.
     """
 
     def __init__(self, argv: Sequence[str], *, max_answer: int = MAX_ANSWER) -> None:
         self._argv = tuple(argv)
         self._max_answer = max_answer
         self._lock = threading.Lock()
-        self._running: dict[subprocess.Popen[bytes], bool] = {}  # -> whether it was cancelled
+        self._running: dict[subprocess.Popen[bytes], bool] = {}  # process -> whether it was cancelled
         self._closed = False
 
     def check(self) -> None:
-        """Raises ChildFailed unless the command is there and may be run."""
+        """Raise ChildFailed unless the command exists and may be run."""
         if shutil.which(self._argv[0]) is None:
             raise ChildFailed(f"{self._argv[0]} cannot be started: no such command")
 
     def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
-        """What the command wrote on stdout; see `Model.run`."""
+        """Return what the command wrote on stdout; see `Model.answer`."""
         deadline = time.monotonic() + timeout_s
         process = self._start(call)
         pipes = _Pipes(process, call.data, self._max_answer)
@@ -93,14 +93,14 @@ class Exec:
         return answer
 
     def cancel(self) -> None:
-        """The commands under way are killed, each with its process group."""
+        """Kill the running commands, each with its process group."""
         with self._lock:
             for process in self._running:
                 self._running[process] = True
                 _kill_group(process)
 
     def close(self) -> None:
-        """As `cancel`; none is started after it."""
+        """Kill the running commands, and start none any more."""
         with self._lock:
             self._closed = True
         self.cancel()
@@ -129,9 +129,9 @@ class Exec:
         return process
 
     def _finish(self, process: subprocess.Popen[bytes], pipes: _Pipes, deadline: float) -> int | None:
-        """The command's status once it ended and all of its output was read; None at the deadline."""
+        """Return the exit status once the command has ended and its output was read; None at the deadline."""
         while (left_s := deadline - time.monotonic()) > 0 and not pipes.is_full:
-            with self._lock:  # a process that was waited for must not be killed any more: its number is free
+            with self._lock:  # after the wait its process id may be another's, which must not be killed
                 code = process.poll()
             if code is not None:
                 pipes.drain()
@@ -144,7 +144,7 @@ class Exec:
 
 
 class _Pipes:
-    """The three pipes of a process: what is to be said goes in, what it says is kept, up to a limit."""
+    """The three pipes of a process: writes its input, and collects its output up to a limit."""
 
     def __init__(self, process: subprocess.Popen[bytes], data: bytes, limit: int) -> None:
         assert process.stdin is not None
@@ -165,16 +165,16 @@ class _Pipes:
 
     @property
     def is_open(self) -> bool:
-        """Whether anything may still come."""
+        """Whether more output may come."""
         return bool(self._selector.get_map())
 
     @property
     def is_full(self) -> bool:
-        """Whether more came on stdout than may."""
+        """Whether stdout is above the limit."""
         return len(self.out) > self._limit
 
     def move(self, wait_s: float) -> bool:
-        """A piece went through each pipe that was ready, or became so within `wait_s`; whether any was."""
+        """Move a piece through each pipe that is ready within `wait_s` seconds. Return whether any was."""
         ready = self._selector.select(wait_s) if self.is_open else []
         for key, _ in ready:
             if key.data is None:
@@ -187,7 +187,7 @@ class _Pipes:
         return bool(ready)
 
     def drain(self) -> None:
-        """What the process left in its pipes was read; not all that others, who hold them too, may add for ever."""
+        """Read what the process left in its pipes, but not without end: processes in the background may write on."""
         for _ in range(_MAX_PIECES_LEFT):
             if self.is_full or not self.move(0.0):
                 break
@@ -196,14 +196,14 @@ class _Pipes:
         assert self._process.stdin is not None
         try:
             self._unsent = self._unsent[os.write(fd, self._unsent[:_PIECE]) :]
-        except BrokenPipeError:  # it wants no more, which is its own business
+        except BrokenPipeError:  # it does not read all of its input, which is no failure
             self._unsent = self._unsent[:0]
         if not self._unsent:
             self._selector.unregister(self._process.stdin)
             self._process.stdin.close()
 
     def close(self) -> None:
-        """All three are closed."""
+        """Close all three."""
         self._selector.close()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
@@ -211,7 +211,7 @@ class _Pipes:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """The process, unless it was waited for, and all of its group have got SIGKILL."""
+    """Send SIGKILL to the process, unless it was waited for, and to its group."""
     if process.returncode is None:
         try:
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""An item as a call of a model, and the model's answer as the item's result: without I/O."""
+"""Turns an item into a call of a model, and the model's answer into the item's result. Without I/O."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from easq.model import (
 from easq.models.base import ABOUT_THE_ITEM, Answer, Call, ModelFailed
 from easq.protocol.operations import BUSY, MAX_REASON, SHUTDOWN, Negative, Put
 
-#: tags that a model does not get in its query: they are the service's own
+#: tags of the service, which are not passed to a model
 _BUILT_IN = frozenset((REQUEST_ID, PATH, DELIVERY_COUNT, LAST_CODE, LAST_REASON))
-#: headers that belong to the request's data, or to one delivery, and are not those of the answer
+#: headers of the request's data, or of one delivery, which the answer does not get
 _NOT_INHERITED = frozenset(("header:content-type", "header:content-encoding"))
 _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}")
 #: characters of a path that stay as they are in a URL; also `%`, to keep percent-encoding that is already there
@@ -37,19 +37,19 @@ _BARE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class Fate(Enum):
-    """What became of one delivery of an item."""
+    """The end of one delivery of an item."""
 
     ANSWERED = "answered"  #: the result is in the sink, the item committed
-    EMPTY = "empty"  #: the model had nothing to say; committed
-    TOO_LARGE = "too_large"  #: the sink has a frame that says so, with lastCode; committed
-    FAILED = "failed"  #: negative: the service delivers it again, or gives it up
+    EMPTY = "empty"  #: the model gave no answer; committed
+    TOO_LARGE = "too_large"  #: the sink has an error frame with lastCode; committed
+    FAILED = "failed"  #: negative: the service delivers it again, or to the rear store
     BUSY = "busy"  #: returned because the model is busy, without counting as a failure
-    RETURNED = "returned"  #: handed back because we stop, without counting as a failure
+    RETURNED = "returned"  #: returned because the worker stops, without counting as a failure
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One delivery that is over. `code` and `reason` say why it failed, `size` is the answer's in bytes."""
+    """One delivery that has ended. `code` and `reason` tell why it failed; `size` is that of the answer, in bytes."""
 
     index: int
     request_id: str
@@ -62,13 +62,13 @@ class Outcome:
 
 
 def attempt_of(frame: Frame) -> int:
-    """The how-manieth delivery to the group this is, from 1."""
+    """Return the delivery count of the frame, starting at 1."""
     text = frame.tags.get(DELIVERY_COUNT, "")
     return int(text) if text.isascii() and text.isdigit() else 1
 
 
 def call_of(frame: Frame) -> Call:
-    """The call of a model that the item stands for: as the put came that brought it, without what is the queue's."""
+    """Return the call of a model for an item: data, path, query and headers of its put."""
     tags = frame.tags
     # easq serve stores the path as it was in the URL, percent-encoded; other services may have decoded it
     path = quote(_BARE_PERCENT.sub("%25", tags.get(PATH, "")), safe=_PATH_SAFE)
@@ -95,7 +95,7 @@ def call_of(frame: Frame) -> Call:
 
 
 def inherited(tags: Tags) -> dict[str, str]:
-    """The tags of an item that its result has, too: all but those of its delivery and of its data."""
+    """Return the tags of an item that its result gets: all but those of its delivery and of its data."""
     left = {DELIVERY_COUNT, LAST_CODE, LAST_REASON, TS_SINK}
     return {
         name: value for name, value in tags.items() if name not in left and name.lower() not in _NOT_INHERITED
@@ -103,7 +103,7 @@ def inherited(tags: Tags) -> dict[str, str]:
 
 
 def result_key(queue: str, group: str, frame: Frame, number: int = 0) -> str:
-    """The idempotency key of an item's result; several results of one item differ in `number`."""
+    """Return the idempotency key of an item's result; several results of one item differ in `number`."""
     parts = (queue, group, frame.request_id, str(frame.index), str(number))
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -111,20 +111,20 @@ def result_key(queue: str, group: str, frame: Frame, number: int = 0) -> str:
 def outcome_of(
     frame: Frame, fate: Fate, began: float, *, code: str = "", reason: str = "", size: int = 0
 ) -> Outcome:
-    """What became of the delivery that `began` then, on the monotonic clock."""
+    """Return the outcome of a delivery; `began` is on the monotonic clock."""
     seconds = time.monotonic() - began
     return Outcome(frame.index, frame.request_id, attempt_of(frame), fate, code, reason, size, seconds)
 
 
 def answer_tags(frame: Frame, answer: Answer) -> Tags:
-    """The item's tags, and the encoding of the answer, which it keeps as it came."""
+    """Return the tags of a result: the item's, and the content encoding of the answer, which is not decoded."""
     encoding = next((value for name, value in answer.headers if name.lower() == "content-encoding"), "")
     given = {f"{HEADER_PREFIX}Content-Encoding": encoding} if _CONTENT_TYPE.fullmatch(encoding) else {}
     return inherited(frame.tags) | given
 
 
 def answer_type(answer: Answer) -> str:
-    """The Content-Type of the answer where a put may carry it, else none: the sink looks at the data then."""
+    """Return the Content-Type of the answer if a put may have it; empty if the sink is to guess it."""
     return answer.content_type if _CONTENT_TYPE.fullmatch(answer.content_type) else ""
 
 
@@ -143,7 +143,7 @@ def too_large_put(queue: str, group: str, frame: Frame, error: PayloadTooLarge) 
 
 
 def is_model_failing(error: ModelFailed) -> bool:
-    """Whether a failed call counts against the model: it was not cancelled, and the item was not refused."""
+    """Return whether a failed call is the model's fault: it was not cancelled, and the item was not refused."""
     return error.code != SHUTDOWN and error.status not in ABOUT_THE_ITEM
 
 
@@ -163,7 +163,7 @@ def negative_of(
 
 
 def reason_of(error: ModelFailed) -> str:
-    """What whoever waits for the result reads at last: the model's own words where it refused with any."""
+    """Return the reason for who waits for the result: the text with which the model refused, if there is any."""
     if error.answer.status >= 400 and error.data:
         try:  # the cut may go through a character
             return getincrementaldecoder("utf-8")().decode(error.data[:MAX_REASON])

@@ -22,7 +22,7 @@ _HINT = "write it as echo, exec:COMMAND or http://HOST:PORT/PATH"
 def open_model(source: ModelSource | Model | BlockingModel, *, threads: int = THREADS) -> Model:
     """Return the model that `source` names or is; one whose calls block runs them in up to `threads` threads.
 
-    Raises UsageError for what is no model.
+    Raises UsageError for any other value.
     """
     if isinstance(source, str):
         return parse_model(source)
