@@ -19,8 +19,17 @@ from typing import Any, TypeVar
 import aiohttp
 from yarl import URL
 
-from easq.errors import AnswerTooLarge, ConfigError, EasqError, NotAQueueService, Unreachable, UsageError
-from easq.net.failures import Incomplete, Unanswered, refused_by_proxy, unconnected
+from easq.errors import AnswerTooLarge, EasqError, Unreachable
+from easq.net.failures import (
+    Incomplete,
+    lost,
+    not_http,
+    refused_by_proxy,
+    unanswered,
+    unconnected,
+    unsendable,
+    unusable,
+)
 from easq.net.headers import check_value, request_headers
 from easq.net.retry import Attempt, Steps, Times
 from easq.net.settings import MAX_HEADER_BYTES, NetworkSettings
@@ -141,7 +150,7 @@ class AsyncTransport:
                 tls,
             )
         except UnicodeError as error:
-            raise UsageError(f"the request to {shown(url)} cannot be sent: {error}") from error
+            raise unsendable(url, error) from error
 
 
 class Sender:
@@ -165,9 +174,7 @@ class Sender:
         tracer = None
         if settings.trace is not None:
             tracer = Tracer(settings.trace, secrets_of(headers, place.way))
-            tracer.request(request.method, attempt.url + request.path, request.query)
-            tracer.headers(">", headers)
-            tracer.body(">", request.body)
+            tracer.sent(request.method, attempt.url + request.path, request.query, headers, request.body)
         try:
             reply = await self._exchange(request.method, place, headers, request.body, attempt.until, times)
         except FAILURES as error:
@@ -179,9 +186,7 @@ class Sender:
         finally:
             times.total_s = time.monotonic() - began
         if tracer is not None:
-            tracer.answer(f"{reply.status}, {len(reply.body)} bytes", time.monotonic() - began)
-            tracer.headers("<", reply.headers)
-            tracer.body("<", reply.body)
+            tracer.received(reply, time.monotonic() - began)
         if 200 <= reply.status < 300:
             return reply
         return hide_in(reply, secrets_of(headers, place.way))
@@ -475,23 +480,16 @@ def _times(trace: SimpleNamespace) -> Times:
 
 def translate(error: Exception, url: str, limit_s: float = 0.0, proxy: str | None = None) -> EasqError:
     """Return the EasqError for an exception of aiohttp, by what is certain about the request."""
-    address = shown(url)
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return refused_by_proxy(url, proxy or "", f"{error.status} {error.message}")
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         return unconnected(error, url, proxy)
     if isinstance(error, TimeoutError):
-        return Unanswered(
-            f"no complete answer from {address} within {round(limit_s, 1):g} s",
-            hint="raise --request-timeout if it is slow",
-        )
+        return unanswered(url, limit_s)
     if isinstance(error, aiohttp.InvalidURL):
-        return ConfigError(f"the url {address} cannot be used: {error}")
+        return unusable(url, error)
     if isinstance(error, aiohttp.ClientResponseError):
-        return NotAQueueService(
-            f"{address} does not answer in HTTP: {error.message}", hint="check host and port of the url"
-        )
+        return not_http(url, error.message)
     if isinstance(error, ValueError) and not isinstance(error, aiohttp.ClientError):
-        return UsageError(f"the request to {address} cannot be sent: {error}")
-    kind = Incomplete if isinstance(error, aiohttp.ClientPayloadError) else Unreachable
-    return kind(f"connection to {address} lost before the answer was complete")
+        return unsendable(url, error)
+    return lost(url, kind=Incomplete if isinstance(error, aiohttp.ClientPayloadError) else Unreachable)

@@ -16,7 +16,7 @@ from yarl import URL
 from easq.errors import EasqError, NotAQueueService, Unreachable
 from easq.net.aio import AUTO_HEADERS, FAILURES, read_body, translate
 from easq.net.connection import set_options
-from easq.net.failures import Closed, Unanswered, not_upgraded
+from easq.net.failures import Closed, Unanswered, lost, not_upgraded
 from easq.net.settings import MAX_HEADER_BYTES, NetworkSettings
 from easq.net.tls import tls_context
 from easq.net.trace import Tracer, hidden, hide_in, secrets_of
@@ -51,8 +51,7 @@ class _Connection:
         self._proxy = proxy_for(url, settings.environ)
         self._secrets = secrets_of(headers, self._proxy)
         self._tracer = Tracer(settings.trace, self._secrets)
-        self._tracer.request("GET", url + request.path, request.query)
-        self._tracer.headers(">", headers)
+        self._tracer.sent("GET", url + request.path, request.query, headers)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver(), socket_factory=_probed),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -165,7 +164,7 @@ class AsyncWebSocket(_Connection):
             limit_s = self._settings.request_timeout_s
             return Unanswered(f"{self._address} did not answer within {limit_s:g} s")
         if isinstance(error, aiohttp.ClientConnectionError | OSError) and not isinstance(error, connecting):
-            return Unreachable(f"connection to {self._address} lost before the handshake was done")
+            return lost(self._address, "the handshake was done")
         if isinstance(error, aiohttp.ClientResponseError) and not isinstance(error, connecting):
             return NotAQueueService(
                 f"{self._address} does not answer as a WebSocket service: {error.message[:200]!a}",

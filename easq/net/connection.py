@@ -16,8 +16,8 @@ from math import inf
 from typing import TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from easq.errors import ConfigError, NotAQueueService
-from easq.net.failures import refused_by_proxy, unconnected
+from easq.errors import NotAQueueService
+from easq.net.failures import refused_by_proxy, unconnected, unusable
 from easq.net.settings import NetworkSettings
 from easq.net.tls import tls_context
 from easq.net.url import is_encrypted, proxy_for, shown
@@ -148,7 +148,7 @@ class Connector:
             if connected is not None:
                 connected.close()
             if isinstance(error, UnicodeError):
-                raise ConfigError(f"the url {shown(url)} cannot be used: {error}") from error
+                raise unusable(url, error) from error
             if isinstance(error, OSError):
                 raise unconnected(error, url, proxy) from error
             raise

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from easq.errors import (
+    ConfigError,
     EasqError,
     NotAQueueService,
     ServerError,
     Unavailable,
     Unreachable,
     UpgradeRequired,
+    UsageError,
 )
 from easq.net.url import shown
 from easq.protocol.replies import Reply, read_error
@@ -90,6 +92,35 @@ def not_upgraded(reply: Reply, address: str, otherwise: str) -> EasqError:
 
 class Incomplete(Unreachable):
     """An answer began, and the connection ended before it was complete."""
+
+
+def unanswered(url: str, limit_s: float) -> Unanswered:
+    """Return the error for an answer that was not complete within `limit_s` seconds."""
+    message = f"no complete answer from {shown(url)} within {round(limit_s, 1):g} s"
+    return Unanswered(message, hint="raise --request-timeout if it is slow")
+
+
+def lost(
+    url: str, before: str = "the answer was complete", kind: type[Unreachable] = Unreachable
+) -> Unreachable:
+    """Return the error for a connection that ended too early."""
+    return kind(f"connection to {shown(url)} lost before {before}")
+
+
+def not_http(url: str, said: object) -> NotAQueueService:
+    """Return the error for an answer that is no HTTP; `said` tells why."""
+    message = f"{shown(url)} does not answer in HTTP: {said}"
+    return NotAQueueService(message, hint="check host and port of the url")
+
+
+def unusable(url: str, said: object) -> ConfigError:
+    """Return the error for a url that is no address; `said` tells why."""
+    return ConfigError(f"the url {shown(url)} cannot be used: {said}")
+
+
+def unsendable(url: str, said: object) -> UsageError:
+    """Return the error for a request that cannot be sent; `said` tells why."""
+    return UsageError(f"the request to {shown(url)} cannot be sent: {said}")
 
 
 def refused_by_proxy(url: str, proxy: str, said: str) -> Unconnected:

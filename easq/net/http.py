@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from easq.errors import AnswerTooLarge, ConfigError, EasqError, NotAQueueService, Unreachable, UsageError
+from easq.errors import AnswerTooLarge, EasqError, NotAQueueService, Unreachable
 from easq.net.bounded import EXCHANGE, BoundedTransport, Exchange
-from easq.net.failures import Unanswered, refused_by_proxy, unconnected
+from easq.net.failures import lost, not_http, refused_by_proxy, unanswered, unconnected, unsendable, unusable
 from easq.net.headers import request_headers
 from easq.net.retry import Attempt, Retry, Steps, Times, exchange
 from easq.net.settings import MAX_HEADER_BYTES, NetworkSettings
@@ -127,9 +127,7 @@ class Transport:
         proxy = proxy_for(url, self.settings.environ)
         secrets = secrets_of(headers, proxy)
         tracer = Tracer(self.settings.trace, secrets)
-        tracer.request(request.method, url + request.path, request.query)
-        tracer.headers(">", headers)
-        tracer.body(">", request.body)
+        tracer.sent(request.method, url + request.path, request.query, headers, request.body)
         began = time.monotonic()
         connect_s = max(min(limit_s, self.settings.connect_timeout_s), 0.001)
         state = Exchange(url, began + limit_s, connect_s)
@@ -162,9 +160,7 @@ class Transport:
             sent.tracer.answer(failure.message, time.monotonic() - sent.began)
             raise failure from error
         reply = Reply(response.status_code, _readable(headers), body.getvalue())
-        sent.tracer.answer(f"{reply.status}, {len(reply.body)} bytes", time.monotonic() - sent.began)
-        sent.tracer.headers("<", reply.headers)
-        sent.tracer.body("<", reply.body)
+        sent.tracer.received(reply, time.monotonic() - sent.began)
         return reply
 
 
@@ -246,22 +242,17 @@ class ByteStream:
 
 def _translate(error: Exception, state: Exchange, limit_s: float, proxy: str | None = None) -> EasqError:
     """Return the EasqError for an exception of httpx, by what is certain about the request."""
-    address = shown(state.url)
+    url = state.url
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
-        return unconnected(error, state.url, proxy)
+        return unconnected(error, url, proxy)
     if isinstance(error, httpx.ProxyError):
-        return refused_by_proxy(state.url, proxy or "", str(error))
+        return refused_by_proxy(url, proxy or "", str(error))
     if isinstance(error, httpx.TimeoutException):
-        return Unanswered(
-            f"no complete answer from {address} within {round(limit_s, 1):g} s",
-            hint="raise --request-timeout if it is slow",
-        )
+        return unanswered(url, limit_s)
     if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL | UnicodeError):
-        return ConfigError(f"the url {address} cannot be used: {error}")
+        return unusable(url, error)
     if isinstance(error, httpx.LocalProtocolError):
-        return UsageError(f"the request to {address} cannot be sent: {error}")
+        return unsendable(url, error)
     if isinstance(error, httpx.RemoteProtocolError) and not state.is_ended:
-        return NotAQueueService(
-            f"{address} does not answer in HTTP: {error}", hint="check host and port of the url"
-        )
-    return Unreachable(f"connection to {address} lost before the answer was complete")
+        return not_http(url, error)
+    return lost(url)

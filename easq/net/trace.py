@@ -31,17 +31,33 @@ class Tracer:
         self._trace = trace
         self._secrets = list(secrets)
 
-    def request(self, method: str, url: str, query: Iterable[tuple[str, str]]) -> None:
-        """Trace the beginning of a request."""
+    def sent(
+        self,
+        method: str,
+        url: str,
+        query: Iterable[tuple[str, str]],
+        headers: Mapping[str, str],
+        body: bytes = b"",
+    ) -> None:
+        """Trace a request."""
         if self._trace is not None:
             pairs = ((name, mask(value) if _SECRET_NAME.search(name) else value) for name, value in query)
             text = "&".join(
                 f"{quote_plus(name, errors='replace')}={_readable(value)}" for name, value in pairs
             )
             self._line(1, f"> {method} {shown(url)}{'?' if text else ''}{text}")
+            self.headers(">", headers)
+            self.body(">", body)
+
+    def received(self, reply: Reply, seconds: float) -> None:
+        """Trace the answer to a request."""
+        if self._trace is not None:
+            self.answer(f"{reply.status}, {len(reply.body)} bytes", seconds)
+            self.headers("<", reply.headers)
+            self.body("<", reply.body)
 
     def answer(self, text: str, seconds: float) -> None:
-        """Trace the answer to a request, or why there is none, and the time that it took."""
+        """Trace the status of an answer, or why there is none, and the time that it took."""
         if self._trace is not None:
             self._line(1, f"< {text} in {seconds * 1000:.0f} ms")
 

@@ -13,7 +13,7 @@ import websocket
 
 from easq.errors import EasqError, NotAQueueService, Unreachable
 from easq.net.connection import open_connection
-from easq.net.failures import Closed, Unanswered, not_upgraded
+from easq.net.failures import Closed, Unanswered, lost, not_upgraded
 from easq.net.settings import NetworkSettings
 from easq.net.trace import Tracer, hidden, hide_in, secrets_of
 from easq.net.url import proxy_for, shown
@@ -65,8 +65,7 @@ class WebSocket:
         self._ping_every_s, self._silent_after_s = ping_every_s, silent_after_s
         secrets = secrets_of(headers, proxy_for(url, settings.environ))
         tracer = Tracer(settings.trace, secrets)
-        tracer.request("GET", url, query)
-        tracer.headers(">", headers)
+        tracer.sent("GET", url, query, headers)
         began = time.monotonic()
         try:
             self._connection = open_connection(url, settings)
@@ -127,7 +126,7 @@ class WebSocket:
         try:
             self._ws.send(data, opcode)
         except (OSError, websocket.WebSocketException) as error:
-            raise Unreachable(f"connection to {self._address} lost before the message went out") from error
+            raise lost(self._address, "the message went out") from error
         finally:
             self._connection.until = None
 
@@ -196,7 +195,7 @@ class WebSocket:
         if isinstance(error, websocket.WebSocketTimeoutException):
             return Unanswered(f"{self._address} did not answer within {settings.request_timeout_s:g} s")
         if isinstance(error, websocket.WebSocketConnectionClosedException | OSError):
-            return Unreachable(f"connection to {self._address} lost before the handshake was done")
+            return lost(self._address, "the handshake was done")
         if isinstance(error, websocket.WebSocketException | ValueError | LookupError):
             # the library raises the latter two on an answer that is not HTTP
             return NotAQueueService(

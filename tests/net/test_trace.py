@@ -4,6 +4,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from easq.net.trace import Tracer, secrets_of
+from easq.protocol.replies import Reply
 
 
 def b64(text: str) -> str:
@@ -17,10 +18,8 @@ def test_no_line_holds_a_secret_wherever_it_stood() -> None:
     lines: list[tuple[int, str]] = []
     headers = {"Authorization": TOKEN, "X-Auth-Token": "other-canary", "Cookie": "canary=1", "X-A": "plain"}
     tracer = Tracer(lambda level, line: lines.append((level, line)), secrets_of(headers))
-    tracer.request(
-        "POST", f"http://user:pw-canary@h/{quote(TOKEN, safe='')}", [("a", TOKEN), ("api_token", "t-canary")]
-    )
-    tracer.headers(">", headers)
+    url = f"http://user:pw-canary@h/{quote(TOKEN, safe='')}"
+    tracer.sent("POST", url, [("a", TOKEN), ("api_token", "t-canary")], headers)
     tracer.headers("<", {"Set-Cookie": "s-canary", "X-Echo": f"you sent {TOKEN} and other-canary"})
     tracer.body("<", f"error: bad token {TOKEN} {quote_plus(TOKEN)}".encode())
     tracer.answer(f"401 {TOKEN}", 0.1234)
@@ -37,14 +36,14 @@ def test_no_line_holds_a_secret_wherever_it_stood() -> None:
 def test_the_levels_are_request_headers_body() -> None:
     lines: list[tuple[int, str]] = []
     tracer = Tracer(lambda level, line: lines.append((level, line)))
-    tracer.request("GET", "http://h/q", [("_index_", "1"), ("k", "a b")])
-    tracer.headers(">", {"A": "b"})
-    tracer.body(">", b"x" * 2000)
-    tracer.body(">", b"")
+    tracer.sent("GET", "http://h/q", [("_index_", "1"), ("k", "a b")], {"A": "b"}, b"x" * 2000)
+    tracer.received(Reply(204, {"C": "d"}), 0.005)
     assert lines == [
         (1, "> GET http://h/q?_index_=1&k=a+b"),
         (2, "> A: b"),
         (3, f"> {'x' * 1024} ... (2000 bytes)"),
+        (1, "< 204, 0 bytes in 5 ms"),
+        (2, "< C: d"),
     ]
 
 
@@ -63,7 +62,7 @@ def test_a_secret_across_the_cut_of_a_body_is_masked_too() -> None:
 
 def test_nobody_listening_costs_nothing() -> None:
     tracer = Tracer(None)
-    tracer.request("GET", "http://h", [])
+    tracer.sent("GET", "http://h", [], {})
     tracer.body("<", b"x")
 
 
