@@ -208,3 +208,23 @@ def test_each_promise_names_tests_that_exist() -> None:
         assert len(named) >= 2, section
         assert set(named) <= tests, f"{section.splitlines()[0]}: {sorted(set(named) - tests)}"
         assert "\nLimits: " in section or section.startswith("C7 "), section
+
+
+def test_contributing_names_files_and_tests_that_exist() -> None:
+    """Paths with NAME, ENGINE or METRIC in them are those of a new file."""
+    text = text_of("CONTRIBUTING.md")
+    paths = set(re.findall(r"`((?:easq|tests|docs)/[\w/.]+)(?:::\w+)?`", text))
+    assert len(paths) > 20
+    new = {path for path in paths if re.search(r"NAME|ENGINE|METRIC", path)}
+    assert [path for path in sorted(paths - new) if not (ROOT / path).exists()] == []
+    for path, test in re.findall(r"`(tests/[\w/.]+)::(\w+)`", text):
+        assert f"def {test}(" in text_of(path), test
+
+
+def test_each_workflow_runs_the_script_of_this_repository() -> None:
+    """And may do no more than it has to: each gets rights to read alone, but for the step that publishes."""
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        text = path.read_text(encoding="utf-8")
+        assert "- run: bash .ci/run\n" in text, path.name
+        assert "\npermissions:\n  contents: read\n" in text, path.name
+        assert re.findall(r"(\S+): write$", text, re.MULTILINE) in ([], ["id-token"]), path.name

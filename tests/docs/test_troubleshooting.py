@@ -18,8 +18,8 @@ def page_entries() -> list[Entry]:
 
 
 def test_each_message_of_the_page_is_one_of_the_source() -> None:
-    for entry in page_entries():
-        assert any(entry.covers(text) for text in templates()), f"{PAGE}: not in the source: {entry.message}"
+    missing = [entry.message for entry in page_entries() if not any(map(entry.covers, templates()))]
+    assert not missing, f"not in the source, but in {PAGE}:\n" + "\n".join(missing)
 
 
 def test_no_message_is_on_the_page_twice_for_one_exit_code() -> None:
