@@ -1,1 +1,1 @@
-"""Load on a queue or a model, and the figures of it."""
+"""Load tests of a queue or a model."""

@@ -1,4 +1,4 @@
-"""Conditions on the figures of a bench, as `--fail-if` names them."""
+"""Conditions on the figures of a load test: the values of `--fail-if`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 @dataclass(frozen=True)
 class Condition:
-    """What `--fail-if` names: a metric, a comparison, a value in the metric's unit."""
+    """A condition on a metric: the comparison with a value in the metric's unit."""
 
     text: str
     metric: str
@@ -23,7 +23,7 @@ class Condition:
     percent: bool = False
 
     def holds(self, record: dict[str, object]) -> bool:
-        """Whether it holds of the figures; what nothing was measured of is never fine."""
+        """Return whether it holds for the figures; True if the metric was not measured."""
         found = self._found(record)
         if found is None:
             return True
@@ -36,7 +36,7 @@ class Condition:
         }[self.sign]
 
     def told(self, record: dict[str, object]) -> str:
-        """The condition and what was found."""
+        """Return the condition and the value of its metric as text."""
         found = self._found(record)
         if found is None:
             shown = "not known"
@@ -59,7 +59,7 @@ class Condition:
 
 
 def read_condition(text: str) -> Condition:
-    """The condition that `text` writes: `p99>50ms`, `throughput<5000/s`, `errors>0`, `errors>=1%`.
+    """Return the condition in `text`: `p99>50ms`, `throughput<5000/s`, `errors>0`, `errors>=1%`.
 
     Raises ValueError for anything else.
     """

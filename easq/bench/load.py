@@ -1,4 +1,4 @@
-"""A load of requests, and what they took: so many, or as many as there is time for, at a rate or as fast as it goes."""
+"""A load of requests, a number of them or for a time, at a rate or as fast as possible, and their latencies."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from easq.net.settings import NetworkSettings
 Q = TypeVar("Q")
 R = TypeVar("R")
 
-#: what is reported of the latencies, beside min, mean and max
+#: percentiles that are reported, beside min, mean and max
 PERCENTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99_9", 0.999))
 #: bars of a histogram
 _BARS = 12
 #: seconds that requests in flight may take after an interrupt
 _GRACE_S = 5.0
 
-#: told how many requests ended and how many of them failed
+#: called with the number of requests that ended, and of those that failed
 OnProgress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked for: `count` requests or as many as `duration_s` has room for, behind `warmup` others."""
+    """A load: `count` requests, or as many as end within `duration_s` seconds, after `warmup` that are not measured."""
 
     payloads: Sequence[bytes]
     workers: int
@@ -44,7 +44,7 @@ class Load:
 
 @dataclass
 class Samples:
-    """What was measured, in seconds."""
+    """Measurements of one run, in seconds."""
 
     latencies: array[float] = field(default_factory=lambda: array("d"))
     errors: Counter[str] = field(default_factory=Counter)
@@ -55,19 +55,19 @@ class Samples:
     ended: float = 0.0
 
     def good(self, began: float, ended: float, size: int = 0) -> None:
-        """A request succeeded."""
+        """Add a request that succeeded."""
         self.latencies.append(ended - began)
         self.size += size
         self.began, self.ended = min(self.began, began), max(self.ended, ended)
 
     def bad(self, error: EasqError, began: float, ended: float) -> None:
-        """A request failed; how long that took is no latency."""
+        """Add a request that failed; its time is no latency."""
         self.errors[error.kind] += 1
         self.first_error = self.first_error or error
         self.began, self.ended = min(self.began, began), max(self.ended, ended)
 
     def record(self) -> dict[str, object]:
-        """The figures under flat names; latencies are None where nothing succeeded."""
+        """Return the figures by name; latencies are None if no request succeeded."""
         latencies = sorted(self.latencies)
         count, failed = len(latencies), self.errors.total()
         seconds = max(self.ended - self.began, 1e-9) if count or failed else 0.0
@@ -91,7 +91,7 @@ class Samples:
         return figures | {f"error_{kind}": number for kind, number in sorted(self.errors.items())}
 
     def histogram(self) -> list[tuple[float, int]]:
-        """Upper bounds in seconds, each one a fixed factor above the last, and how many latencies are below."""
+        """Return the bars of a histogram: upper bounds in seconds, a fixed factor apart, and numbers of latencies."""
         latencies = sorted(self.latencies)
         if not latencies:
             return []
@@ -105,12 +105,12 @@ class Samples:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """The least of `ordered` that `share` of them are not above (nearest rank); None of nothing."""
+    """Return a percentile of sorted values by nearest rank, `share` being 0 to 1; None if there are no values."""
     return ordered[max(math.ceil(share * len(ordered)), 1) - 1] if ordered else None
 
 
 class LoadRun:
-    """One run of a load, sent as `settings` say. `stop` ends it early."""
+    """One run of a load."""
 
     def __init__(self, settings: NetworkSettings, load: Load, progress: OnProgress) -> None:
         self.settings, self.load, self.progress = settings, load, progress
@@ -120,7 +120,7 @@ class LoadRun:
         self._warm_at = 0.0
 
     def stop(self) -> None:
-        """No further request is begun. May be called from a signal handler."""
+        """Begin no further request. May be called from a signal handler."""
         self.stopped.set()
         if self._bulk is not None:
             self._bulk.stop(grace_s=_GRACE_S)
@@ -128,7 +128,7 @@ class LoadRun:
     def outcomes(
         self, ask: Callable[[int, bytes], Q], steps: Asking[Q, R]
     ) -> Iterator[list[Outcome[int, R]]]:
-        """What became of each request, with its number, in batches: `ask` makes a question of number and payload."""
+        """Yield the outcomes of the requests in batches; `ask` makes a request of its number and payload."""
         load, ended, failed = self.load, 0, 0
         self._bulk = Pipeline(
             self.settings, workers=load.workers, rate=load.rate, open_loop=load.rate is not None
@@ -140,7 +140,7 @@ class LoadRun:
             self.progress(ended, failed)
 
     def sample(self, outcome: Outcome[int, R], ended: float) -> None:
-        """It counts, from when it was due to `ended`, unless it was for warming up or cut off by `stop`."""
+        """Add a request, measured from when it was due to `ended`, unless it is a warm-up or was cut off by `stop`."""
         if outcome.what < self.load.warmup or outcome.given_up:
             return
         self.samples.retried += outcome.times.attempts > 1
@@ -169,8 +169,11 @@ class LoadRun:
         failure: Callable[[R], EasqError | None],
         done: Callable[[list[R]], None],
     ) -> None:
-        """Times each request, from the moment it was due to its answer, which `failure` says what was wrong with;
-        `done` is told of all that came.
+        """Measure each request, from when it was due to its answer.
+
+        Args:
+            failure: returns the error that an answer stands for.
+            done: called with the answers of each batch.
         """
         for batch in self.outcomes(ask, steps):
             came = []

@@ -1,6 +1,6 @@
-"""Load on a queue, and what it took: puts, drains and round trips, each request timed.
+"""Load tests of a queue: puts, drains and round trips.
 
-What was put is deleted again, by index, so that nothing else in the queue is touched.
+The items are deleted at the end by their indexes, so that other items stay.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CLEANERS = 8
 
 
 class Bench(LoadRun):
-    """One run against a stream. `clean` is due in any case."""
+    """One run on a stream. `clean` has to be called at its end, also after an error."""
 
     def __init__(
         self, client: QueueClient, settings: NetworkSettings, load: Load, progress: OnProgress
@@ -51,12 +51,12 @@ class Bench(LoadRun):
         self._put: array[int] = array("Q")
 
     def put(self) -> None:
-        """Times each put, from the moment it was due to its answer."""
+        """Measure each put, from when it was due to its answer."""
         for outcome in self._puts(tags={}):
             self.sample(outcome, outcome.ended)
 
     def roundtrip(self) -> None:
-        """Times each item from the moment its put was due until a watch was pushed it, and commits it."""
+        """Measure each item from when its put was due to its delivery to a watch, which commits it."""
         with _Consumers(self.client, self._run, 1) as consumers:
             waiting: dict[int, Outcome[int, Ack]] = {}
             for outcome in self._puts(tags={TAG: self._run}):
@@ -74,7 +74,7 @@ class Bench(LoadRun):
                 self.sample(outcome, times[0] if times is not None else outcome.ended)
 
     def drain(self) -> None:
-        """Puts all items first, then times each from its push to the answer of its commit."""
+        """Put all items, then measure each from its delivery to the answer to its commit."""
         stored = sum(outcome.result is not None for outcome in self._puts(tags={TAG: self._run}))
         if self.stopped.is_set():
             return
@@ -92,7 +92,7 @@ class Bench(LoadRun):
             self.samples.bad(DeadlineExceeded("not every item was pushed"), began, time.monotonic())
 
     def clean(self) -> int:
-        """What was put is not there any more; how many items that were. Raises EasqError where it may be."""
+        """Delete the items of the run, and return their number. Raises EasqError if some may be left."""
         indexes, bulk = self._put, Pipeline(self.settings, workers=_CLEANERS)
         tasks = (
             Task(0, Delete(tuple(indexes[at : at + MAX_INDEXES_PER_REQUEST])))

@@ -1,4 +1,4 @@
-"""easq bench: load with percentiles, on a queue that is empty before and after, or on a model."""
+"""easq bench: measure the throughput and latencies of a queue or a model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: lines of -f that are kept, and put in turn
+#: lines of -f that are read, and put one after the other
 _MAX_PAYLOADS = 100_000
-#: bytes of the kept lines together; no further line is read above it
-_MAX_KEPT_BYTES = 64 * 1024 * 1024
+#: bytes of these lines together; above it no further line is read
+_MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 _DEFAULT_COUNT = 10_000
 
 
@@ -36,7 +36,7 @@ class FailIf(ParamType):
     name = "condition"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Condition:
-        """`value` as a condition."""
+        """Return `value` as a condition."""
         from easq.bench.conditions import Condition, read_condition
 
         if isinstance(value, Condition):
@@ -48,7 +48,7 @@ class FailIf(ParamType):
 
 
 def _load_options(*, timed: bool, what: str = "item") -> Callable[[F], F]:
-    """The options of a load; `timed` where it may go on for a time or at a rate. An item goes through a queue."""
+    """Add the options of a load; with `timed` also those of a duration and a rate."""
 
     def add(function: F) -> F:
         options = [
@@ -286,7 +286,7 @@ def _load(
     warmup: int,
     most: int,
 ) -> Load:
-    """What the options ask for. Raises UsageError for two that exclude each other, and for a size above `most`."""
+    """Return the load of the options. Raises UsageError for two that exclude each other and a size above `most`."""
     from easq.bench.load import Load
     from easq.errors import UsageError
 
@@ -312,7 +312,7 @@ def _guarded(
     act: Callable[[], None],
     clean: Callable[[], None] = lambda: None,
 ) -> KeyboardInterrupt | None:
-    """`act` was done, or stopped by the interrupt that is given back; `clean` was done in any case."""
+    """Call `act`, and `clean` also after an error. Return the interrupt that stopped `act`, if one did."""
     from easq.cli.signals import Interrupt
 
     with Interrupt(run.stop) as interrupt:
@@ -331,7 +331,7 @@ def _end(
     fail_if: tuple[Condition, ...],
     interrupted: KeyboardInterrupt | None,
 ) -> None:
-    """The figures are out. Raises what the run ends with: the interrupt, a condition that holds, what failed."""
+    """Print the figures. Raises the interrupt, CheckFailed for a condition that holds, or the error of a request."""
     _tell(app, run, record)
     if interrupted is not None:
         raise interrupted
@@ -347,13 +347,13 @@ def _payloads(app: App, file: str | None, size: int) -> list[bytes]:
     if file is None:
         return [b"x" * size]
     found: list[bytes] = []
-    kept = 0
+    size_read = 0
     for item in islice(find_items(app, (file,), (), None), _MAX_PAYLOADS):
         if item.error is not None:
             raise type(item.error)(f"{item.where}: {item.error.message}")
         found.append(item.data)
-        kept += len(item.data)
-        if kept > _MAX_KEPT_BYTES:
+        size_read += len(item.data)
+        if size_read > _MAX_PAYLOAD_BYTES:
             break
     if not found:
         raise UsageError(f"no line in {file}")
@@ -385,7 +385,7 @@ def _tell(app: App, run: LoadRun, record: dict[str, object]) -> None:
 
 
 def _judge(record: dict[str, object], fail_if: tuple[Condition, ...], first: EasqError | None) -> None:
-    """Raises CheckFailed for conditions that hold, and else what requests failed with."""
+    """Raise CheckFailed for conditions that hold, else the error with which requests failed."""
     from easq.errors import CheckFailed, Partial
 
     held = [condition.told(record) for condition in fail_if if condition.holds(record)]

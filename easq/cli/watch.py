@@ -145,7 +145,7 @@ def watch(
 
 
 def choose_policy(app: App, policy: str | None, *, auto_commit: bool, window: int, count: int | None) -> str:
-    """What to do about each item. Raises UsageError where nothing says it, or where it cannot work."""
+    """Return the commit policy. Raises UsageError if none is given and it cannot be asked, or if it cannot work."""
     from easq.errors import UsageError
 
     if auto_commit:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 #: how long a service remembers an idempotency key at the least, in seconds (guarantees.md P3)
 REMEMBERED_S = 600.0
-#: how many records are said to be begun at once: each line costs a write
+#: records that one line says to be begun: each line costs a write
 _AHEAD = 64
 #: bytes of a line; the numbers of the largest batch take less
 _MAX_LINE = 1024 * 1024
@@ -44,7 +44,7 @@ _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
 class Numbers:
-    """A set of record numbers, kept as ranges: acknowledged records are nearly consecutive."""
+    """A set of record numbers, stored as ranges: acknowledged records are nearly consecutive."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
@@ -58,7 +58,7 @@ class Numbers:
         return sum(end - start for start, end in zip(self._starts, self._ends, strict=True))
 
     def add(self, start: int, end: int) -> None:
-        """The numbers from `start` to below `end` are in it."""
+        """Add the numbers from `start` to below `end`."""
         at = bisect_right(self._starts, start)
         if at and self._ends[at - 1] >= start:
             at -= 1
@@ -79,13 +79,13 @@ class Entry:
 
 
 class Journal:
-    """The journal in the file `path`, opened for one run; a context manager.
+    """A journal file, open for one run; a context manager.
 
     Raises UsageError for a file that is no journal, is damaged, or belongs to another address or input.
     """
 
     def __init__(self, path: str, *, target: str, how: str) -> None:
-        """`target` is the address, `how` whatever else goes with every record; both are kept as hashes."""
+        """Prepare a journal; `target` is the address, `how` the options of all puts. Both are stored as hashes."""
         self.path = path
         self._lock = threading.Lock()
         self._input = hashlib.sha256()
@@ -112,13 +112,13 @@ class Journal:
         os.close(self._fd)
 
     def key(self, number: int) -> str:
-        """The idempotency key of a record, the same in every run."""
+        """Return the idempotency key of a record, which is the same in every run."""
         return f"{self.run}-{number}"
 
     # reading the input, in one thread
 
     def left(self, records: Iterable[tuple[T, bytes]]) -> Iterator[tuple[T, Entry]]:
-        """The records that are not stored yet, each said to be begun before it is given.
+        """Yield the records that are not stored yet, each after the journal says that it is begun.
 
         A record comes with the bytes that tell it from another. Nothing is given before it is certain that the
         input is, so far, the one that the journal knows. Raises UsageError when it is not.
@@ -173,13 +173,13 @@ class Journal:
     # telling what became of them, in another thread
 
     def stored(self, numbers: list[int]) -> None:
-        """These records are stored, and that survives a power cut."""
+        """Write durably that these records are stored."""
         self._tell("ok", numbers)
         with self._lock:
             self._sync()
 
     def refused(self, numbers: list[int]) -> None:
-        """These were refused, certainly without effect."""
+        """Write that these records were refused, without effect."""
         self._tell("no", numbers)
 
     def _tell(self, word: str, numbers: list[int]) -> None:
@@ -241,7 +241,7 @@ class Journal:
         files.sync_folder(self._file.parent)
 
     def _first(self, line: bytes, target: str, how: str) -> int:
-        """The length of the first line, checked, or 0 when the journal is yet to be begun."""
+        """Check the first line. Return its length, 0 if the journal is empty."""
         if not line:
             return 0
         words = self._checked(line).split(" ")
@@ -257,7 +257,7 @@ class Journal:
         return len(line)
 
     def _checked(self, line: bytes) -> str:
-        """The text of a line whose checksum is right."""
+        """Return the text of a line. Raises UsageError for a wrong checksum."""
         match = _LINE.fullmatch(line)
         if match is None:
             raise self._damaged("it holds what easq put did not write")
@@ -317,7 +317,7 @@ def _hash(text: str) -> str:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """`0-3,7`: each range with both its ends."""
+    """Return ranges as text, such as `0-3,7`."""
     found: list[list[int]] = []
     for number in numbers:
         if found and found[-1][1] + 1 == number:

@@ -14,7 +14,7 @@ from easq.model import DELIVERY_COUNT, HEADER_PREFIX, REQUEST_ID, Tags, tag_prob
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One JSON record: what `easq put --input-format json` takes of it."""
+    """The parts of a JSON record that `easq put --input-format json` uses."""
 
     data: bytes
     tags: Tags
@@ -42,16 +42,16 @@ def read_record(text: bytes, *, keep_tags: bool) -> Record:
     priority = record.get("priority")
     if priority is not None and (type(priority) is not int or priority < 0):
         raise ValueError(f"priority {priority!r} is not a whole number from 0")
-    kept = {k: v for k, v in tags.items() if keep_tags or not (k == REQUEST_ID or k.startswith("ts@"))}
-    content_type = kept.get(f"{HEADER_PREFIX}Content-Type", "")
+    chosen = {k: v for k, v in tags.items() if keep_tags or not (k == REQUEST_ID or k.startswith("ts@"))}
+    content_type = chosen.get(f"{HEADER_PREFIX}Content-Type", "")
     if not content_type.isascii() or not content_type.isprintable():
         raise ValueError(f"tag {HEADER_PREFIX}Content-Type is {content_type!r}, which no header may carry")
-    kept = {k: v for k, v in kept.items() if not k.startswith(HEADER_PREFIX) and k != DELIVERY_COUNT}
-    for name, value in kept.items():
+    chosen = {k: v for k, v in chosen.items() if not k.startswith(HEADER_PREFIX) and k != DELIVERY_COUNT}
+    for name, value in chosen.items():
         problem = tag_problem(name, value)
         if problem:
             raise ValueError(f"{f'{name}={value}'!r} {problem}")
-    return Record(_payload(record), kept, priority, content_type)
+    return Record(_payload(record), chosen, priority, content_type)
 
 
 def _payload(record: Mapping[str, Any]) -> bytes:

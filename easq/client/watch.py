@@ -1,5 +1,4 @@
-"""A watch that lasts: frames as they are pushed, over WebSocket or the endless HTTP answer, across lost
-connections.
+"""A watch in a thread, over WebSocket or the endless HTTP answer, across lost connections.
 
 A thread of its own reads, answers pings and sends its own, also while the frames it read wait to be taken: a
 service counts a consumer lost that it hears nothing of.
@@ -205,7 +204,7 @@ class Watcher:
                     link.tick()
 
     def _offer(self, frame: Frame) -> bool:
-        """Whether `frame` found room among those held, within a tick."""
+        """Add `frame` to the frames read ahead. Return False if there is no room within a tick."""
         with self._changed:
             if not self._changed.wait_for(self._has_room, TICK_S):
                 return False
@@ -257,21 +256,22 @@ class _Link(Protocol):
     """One connection of a watch."""
 
     def read(self) -> list[Frame]:
-        """What came, possibly nothing yet. Raises StreamEnded, or another error of ours when the connection
-        is lost.
+        """Return the frames that came within a tick.
+
+        Raises StreamEnded, and another EasqError when the connection is lost.
         """
 
     def tick(self) -> None:
-        """Keeps the connection alive while nothing is read."""
+        """Keep the connection alive while nothing is read."""
 
     def wake(self, *, abort: bool) -> None:
-        """Ends a `read` that waits; called from another thread."""
+        """End a `read` that waits; called from another thread."""
 
     def close(self, within_s: float) -> None:
         """Close the connection; the other side has `within_s` seconds to answer the close frame."""
 
     def abort(self) -> None:
-        """Drops the connection."""
+        """Drop the connection."""
 
 
 class WebSocketLink:

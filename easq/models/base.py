@@ -103,7 +103,7 @@ class ModelFailed(ServerError):
 
 
 class Model(Protocol):
-    """Something that answers calls. All but `check` is used on one event loop."""
+    """A model on an event loop. All but `check` is used on one event loop."""
 
     def check(self) -> None:
         """Raise ChildFailed if a command does not exist, before there is a call."""
@@ -123,7 +123,7 @@ class Model(Protocol):
 
 @runtime_checkable
 class BlockingModel(Protocol):
-    """Something that answers calls, each in the thread that makes it."""
+    """A model whose calls block the thread that makes them."""
 
     def check(self) -> None:
         """As `Model.check`."""

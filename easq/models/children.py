@@ -1,4 +1,4 @@
-"""Starts commands that are killed when easq ends, however it ends, and reaps orphans where easq is PID 1."""
+"""Child processes: commands that are killed when easq ends, however it does, and orphans where easq is PID 1."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ class Engine:
 
     async def _ask_model(self, frame: Frame) -> Answer:
         """Return the model's answer. While the model is busy or fails, it is called for one item at a time."""
-        await self._wait_for_turn()
+        await self._wait_for_breaker()
         self._running += 1
         try:
             answer = await self._call(frame, self._item_timeout_s)
@@ -253,7 +253,7 @@ class Engine:
         self._breaker.succeeded()
         return answer
 
-    async def _wait_for_turn(self) -> None:
+    async def _wait_for_breaker(self) -> None:
         """Wait until a call may begin. Raises ModelFailed (busy) when the item is to go to another worker."""
         shared = self._shared
         while (wait_s := self._breaker.wait_s(time.monotonic(), running=self._running)) > 0:

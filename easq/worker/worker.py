@@ -584,4 +584,4 @@ class Worker:
 
 
 class _Stopped(Exception):
-    """The worker's time is over."""
+    """The grace of the worker is over."""
