@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from easq.server import queue as queue_module
+from easq.server.queue import Queue
 from easq.server.watch import Liveness
 from easq.storage.base import Timing
 from easq.storage.embedded import EmbeddedStorage
@@ -200,6 +201,28 @@ def test_the_http_stream_is_length_and_frame(queue: Stream) -> None:
         assert connection.is_quiet(0.4)
         queue.commit(1)
         assert next_index() == 3
+
+
+def test_the_end_of_an_http_stream_is_noticed_without_polling(
+    queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One heartbeat is sent at the begin, and the lost connection ends the session, long before the next one."""
+    beats: list[int] = []
+    heartbeat = Queue.heartbeat
+
+    async def counted(self: Queue, session: int) -> None:
+        beats.append(session)
+        await heartbeat(self, session)
+
+    monkeypatch.setattr(Queue, "heartbeat", counted)
+    monkeypatch.setattr("easq.server.watch._HEARTBEAT_S", NEVER_S)
+    fill(queue, 1)
+    with Connection(queue.port) as connection:
+        connection.send_request("GET", queue.target(_watch_="true"), [PROTOBUF])
+        assert connection.read_head()[0] == 200
+        connection.peek(1)
+    eventually(lambda: queue.attributes()["consumers.stats.total"] == "0")
+    assert len(beats) == 1
 
 
 def test_the_http_stream_is_kept_in_no_buffer(queue: Stream) -> None:
