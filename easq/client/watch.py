@@ -206,15 +206,17 @@ class Watcher:
     def _offer(self, frame: Frame) -> bool:
         """Add `frame` to the frames read ahead. Return False if there is no room within a tick."""
         with self._changed:
-            if not self._changed.wait_for(self._has_room, TICK_S):
+            if not self._changed.wait_for(
+                lambda: (
+                    len(self._held) < _MAX_HELD and (not self._held or self._held_bytes < _MAX_HELD_BYTES)
+                ),
+                TICK_S,
+            ):
                 return False
             self._held.append(frame)
             self._held_bytes += len(frame.data)
             self._changed.notify_all()
             return True
-
-    def _has_room(self) -> bool:
-        return len(self._held) < _MAX_HELD and (not self._held or self._held_bytes < _MAX_HELD_BYTES)
 
     def _connect_again(self, lost: EasqError) -> None:
         """Connect after `lost`, until the watcher is to stop. Raises the error for which that is not tried again."""

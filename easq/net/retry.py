@@ -33,6 +33,8 @@ MAX_FULL_ATTEMPTS = 3
 BASE_S = 0.1
 #: limit of any pause, in seconds
 CAP_S = 5.0
+#: the short pause is at most that after so many failures
+_SHORT_FAILURES = 4
 #: time for an attempt that begins after the deadline, in seconds: it fails like any other without an answer
 LEAST_S = 0.001
 
@@ -163,6 +165,11 @@ def pause_after(error: EasqError, failures: int) -> float:
     if error.retry_after_s is None:
         return full_jitter(failures)
     return error.retry_after_s + full_jitter(1)
+
+
+def short_pause_after(error: EasqError, failures: int) -> float:
+    """Return the seconds to pause after `error` where it soon may succeed: a full sink has room once somebody reads."""
+    return pause_after(error, min(failures, _SHORT_FAILURES))
 
 
 def again_after_reply(retry: Retry, reply: Reply) -> bool:

@@ -30,6 +30,7 @@ from easq.model import Consumer, Frame
 from easq.models.base import ENGINE_ERROR, Answer, Model, ModelFailed
 from easq.models.inference import call_of, is_model_failing, negative_of, result_put, too_large_put
 from easq.net.breaker import Breaker
+from easq.net.retry import short_pause_after
 from easq.protocol import operations as op
 from easq.protocol.operations import SHUTDOWN
 from easq.protocol.replies import consumers_of
@@ -50,8 +51,6 @@ _LAST_S = 2.0
 _ALIVE_EVERY_S = 2.5
 #: an item that waits until the model may be called checks again after so many seconds, at most
 _LOOK_S = 0.5
-#: pause between two attempts, in seconds: the first one, and the longest; it doubles each time
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
 #: temporary errors: the same operation may succeed later
 _PASSING = (QueueFull, Unavailable, StreamEnded)
 
@@ -70,7 +69,7 @@ class Engines:
     def start(self) -> None:
         """Start the engines as tasks of the running event loop."""
         self._tasks = [asyncio.create_task(engine.run()) for engine in self._engines]
-        self._tasks.append(asyncio.create_task(self._show_life()))
+        self._tasks.append(asyncio.create_task(self._send_heartbeats()))
 
     async def stop(self) -> None:
         """Stop the engines and close the model. Items that are not done within the grace period are returned."""
@@ -90,7 +89,7 @@ class Engines:
     async def _ask(self, frame: Frame, timeout_s: float) -> Answer:
         return await self._model.answer(call_of(frame), timeout_s=timeout_s)
 
-    async def _show_life(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
             await asyncio.sleep(_ALIVE_EVERY_S)
             for engine in self._engines:
@@ -296,16 +295,16 @@ class Engine:
 
     async def _persist(self, action: Callable[[], Awaitable[object]], what: str) -> None:
         """Call `action` until it succeeds. Raises every error that is not temporary, and _Stopped."""
-        pause_s = 0.0
+        failures = 0
         while True:
             try:
                 await action()
                 return
             except _PASSING as error:
-                if not pause_s:
+                if not failures:
                     log.info("%s yet: %s", what, error.message)
-                pause_s = _next_pause(pause_s)
-                await self._pause(pause_s)
+                failures += 1
+                await self._pause(short_pause_after(error, failures))
 
     async def _pause(self, seconds: float) -> None:
         """Wait for so many seconds. Raises _Stopped after `give_up`."""
@@ -316,7 +315,3 @@ class Engine:
 
 class _Stopped(Exception):
     """The engine stops: the item is returned."""
-
-
-def _next_pause(pause_s: float) -> float:
-    return min(pause_s * 2 or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)

@@ -61,7 +61,7 @@ from easq.models.inference import (
 )
 from easq.models.open import ModelSource, open_model
 from easq.net.aio import AsyncTransport, Sender
-from easq.net.retry import pause_after
+from easq.net.retry import short_pause_after
 from easq.protocol.operations import BUSY, SHUTDOWN, Codec, Commit, Describe, Put, Watch
 from easq.protocol.replies import BUSY_FEATURE, consumers_of, read_attributes, read_counted, read_put
 
@@ -83,8 +83,6 @@ _SHARE_S = 1.0
 _TICK_S = 0.1
 #: time to return the items whose calls were cancelled, in seconds
 _LAST_S = 2.0
-#: the back-off is at most that of so many failures: a full sink has room soon after somebody reads it
-_MAX_FAILURES = 4
 #: outcomes that the caller has not dealt with, at most
 _MAX_UNREAD = 10_000
 #: temporary errors: the same request may succeed later
@@ -317,8 +315,7 @@ class Worker:
 
     async def _drain(self) -> None:
         """Wait for the items in flight until the end of the grace, and return what did not begin or did not end."""
-        sender = self._transport.sender()
-        await self._hand_back(self._items.waiting, sender)
+        await self._hand_back(self._items.waiting)
         while (self._working or self._items.uncommitted) and (left_s := self._items.left_s(time.monotonic())):
             await self._change(left_s)
         self._give_up.set()
@@ -355,11 +352,8 @@ class Worker:
     def _received(self, frame: Frame) -> None:
         if self._items.push(frame, self._watcher.epoch) and self._items.is_stopping:
             # after the first one that is returned the service sends no more
-            self._spawn(self._hand_back_late())
+            self._spawn(self._hand_back(self._items.waiting))
         self._begin()
-
-    async def _hand_back_late(self) -> None:
-        await self._hand_back(self._items.waiting, self._transport.sender())
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
@@ -511,8 +505,9 @@ class Worker:
         fate, code = (Fate.BUSY, str(error.status)) if found.code == BUSY else (Fate.FAILED, found.code)
         self._tell(outcome_of(frame, fate, began, code=code, reason=found.reason))
 
-    async def _hand_back(self, frames: Sequence[Frame], sender: Sender) -> None:
+    async def _hand_back(self, frames: Sequence[Frame], sender: Sender | None = None) -> None:
         """Return items because the worker stops, if the service can be reached; else the lost connection does it."""
+        sender = sender or self._transport.sender()
         self._sync()
         indexes = [frame.index for frame in frames if self._items.release(frame.index)]
         await self._return(indexes, SHUTDOWN, "the worker stops", sender)
@@ -553,7 +548,7 @@ class Worker:
                             self._items.hold()
                     failures += 1
                     with contextlib.suppress(TimeoutError):
-                        pause_s = pause_after(error, min(failures, _MAX_FAILURES))
+                        pause_s = short_pause_after(error, failures)
                         await asyncio.wait_for(self._give_up.wait(), pause_s)
                         raise _Stopped from error
         finally:
