@@ -204,7 +204,7 @@ def test_the_http_stream_is_length_and_frame(queue: Stream) -> None:
 
 
 def test_the_end_of_an_http_stream_is_noticed_without_polling(
-    queue: Stream, monkeypatch: pytest.MonkeyPatch
+    start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One heartbeat is sent at the begin, and the lost connection ends the session, long before the next one."""
     beats: list[int] = []
@@ -216,12 +216,13 @@ def test_the_end_of_an_http_stream_is_noticed_without_polling(
 
     monkeypatch.setattr(Queue, "heartbeat", counted)
     monkeypatch.setattr("easq.server.watch._HEARTBEAT_S", NEVER_S)
+    queue = start(timing=Timing(leave_grace_s=0.0)).queue
     fill(queue, 1)
     with Connection(queue.port) as connection:
         connection.send_request("GET", queue.target(_watch_="true"), [PROTOBUF])
         assert connection.read_head()[0] == 200
         connection.peek(1)
-    eventually(lambda: queue.attributes()["consumers.stats.total"] == "0")
+    eventually(lambda: pending(queue) == 0)
     assert len(beats) == 1
 
 
