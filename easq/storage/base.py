@@ -1,9 +1,9 @@
-"""The Storage interface: one page, what holds after each verb.
+"""The Storage interface: on one page, what each verb does.
 
 A stream is named by text (`NAME` for an input, `NAME/sink` for its sink). Each verb is one atomic step: it happens
-whole or not at all, also across a crash, and has happened durably (at the engine's level) when the await returns.
-Policy (limits of a put, who may take over a name, when a silent connection is lost) is the caller's. Rules that need
-the time are given `now`, in seconds of a monotonic clock.
+whole or not at all, also across a crash, and it is durable (at the level of the engine) when the await returns. Policy
+belongs to the caller: limits of a put, who may take over a name, when a silent connection is lost. `now` is a time of a
+monotonic clock, in seconds.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from easq.model import NO_INDEX, Ack, Consumer, Frame, Tags
 from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
 from easq.storage.rules.scans import NO_SCAN_LIMIT, ScanLimit
 
-#: one read answers at most so many bytes of payload
+#: most payload bytes that one read returns
 MOST_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one stream may hold; `evict` drops the oldest items to make room, otherwise a put is refused."""
+    """The most that a stream may hold. With `evict`, the oldest items are dropped to make room, otherwise a put is
+    refused.
+    """
 
     max_items: int = 1_000_000
     max_bytes: int = 10 * 1024**3
@@ -36,22 +38,22 @@ class Timing:
 
     #: a lost consumer's items go to others after this; the same user gets them at once
     leave_grace_s: float = 2.0
-    #: a group holds items back this long after its last consumer left
+    #: a group retains items this long after its last consumer left
     group_retention_s: float = 60.0
     #: delay before the redelivery that follows the k-th failure; the last value goes for all further ones
     backoff_s: tuple[float, ...] = (0.0, 1.0, 5.0, 15.0, 60.0)
     #: an item that was busy for so long in all, waiting or at a consumer, has failed; 0: no limit
     busy_limit_s: float = 600.0
-    #: consumers that left are listed this long
+    #: consumers that left are listed for so long
     forget_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a watch asks for. `window` is at least 1; `after` the highest index that is not wanted.
+    """The parameters of a watch. `window` is at least 1; `after` is the highest index that is not wanted.
 
-    `process` names the consumer's process, or is empty: a process that reconnects within the grace period keeps its
-    pending items.
+    `process` names the process of the consumer, or is empty. A process that reconnects within the grace period keeps
+    its pending items.
     """
 
     window: int
@@ -63,7 +65,7 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a group gave an item up: how often it was delivered and failed there, and the last code and reason."""
+    """Why a group gave an item up: its deliveries and failures there, and the last code and reason."""
 
     group: str
     deliveries: int
@@ -74,11 +76,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterPolicy:
-    """What becomes of an item that failed `max_failures` times in a group (0: it is never given up).
+    """What happens to an item that has failed `max_failures` times in a group (0: it is never given up).
 
-    `rear_copy` is appended to the stream `rear`, in the same step in which the item counts as committed for the group;
-    without room there (`rear_limits`) the item stays. When the last group gave it up and none committed, `answer` is
-    appended to the stream `sink`, where somebody may wait for a result; no limit holds there.
+    `rear_copy` makes the dead letter, which is appended to the stream `rear` in the same step in which the item counts
+    as committed for the group. Without room there (`rear_limits`) the item stays. When the last group gave it up and
+    none committed it, `answer` is appended to the stream `sink`, where somebody may wait for a result; no limit applies
+    there.
     """
 
     max_failures: int
@@ -91,8 +94,8 @@ class DeadLetterPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One item handed to a consumer connection: the frame, and how often it was delivered to the group, this time
-    included.
+    """One item that is delivered to a connection: the frame, and its delivery count in the group, including this
+    one.
     """
 
     frame: Frame
@@ -101,9 +104,9 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class StreamStats:
-    """What attributes tell of a stream at one moment; claimed items count as gone.
+    """The state of a stream as attributes show it; claimed items count as removed.
 
-    `epoch` counts how often acknowledged items may have been lost, where the engine can tell.
+    `epoch` counts how often acknowledged items may have been lost, if the engine can tell.
     """
 
     length: int
@@ -120,21 +123,21 @@ class StreamStats:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where an item stands for a group: its owner's user name if pending, else how many items would be pushed
-    before it.
-    """
+    """The place of an item for a group: the user at which it is pending, else the number of items before it."""
 
     owner: str | None
     ahead: int
 
 
 def is_enough(frames: Sequence[Frame], wanted: int) -> bool:
-    """Whether a read gave all that was asked for, or as many bytes as one answer holds (no item is above 30 MiB)."""
+    """Return whether a read returned all that was asked for, or as much as one answer may hold (an item has 30 MiB at
+    most).
+    """
     return len(frames) >= wanted or sum(len(frame.data) for frame in frames) > MOST_BYTES // 2
 
 
 class Storage(ABC):
-    """Where entries live. Unknown streams raise KeyError: `open` comes first."""
+    """Stores the entries of streams, and delivers them. `open` comes first: unknown streams raise KeyError."""
 
     #: the word for `meta.durability`: fsync, os, memory, redis-fsync ...
     durability: str
@@ -143,35 +146,35 @@ class Storage(ABC):
 
     @abstractmethod
     async def start(self, on_failure: Callable[[Exception], None]) -> None:
-        """The engine is ready. `on_failure` is called once if it fails later; nothing is acknowledged after that.
+        """Start the engine. `on_failure` is called once if it fails later; nothing is acknowledged after that.
 
-        Raises StorageError when the storage is foreign, damaged or locked.
+        Raises StorageError when the storage belongs to another program, is damaged or locked.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """All that was acknowledged is stored, files are closed and the lock is free."""
+        """Store all that was acknowledged, close files, and release the lock."""
 
     @abstractmethod
     async def open(self, stream: str, dead_letters: DeadLetterPolicy | None = None) -> None:
-        """The stream exists; what it held before is there, and what was pending is ready.
+        """Open the stream, and create it if it does not exist. Stored items are there, and pending ones are ready.
 
         The streams that `dead_letters` names are opened first.
         """
 
     @abstractmethod
     async def streams(self) -> Sequence[str]:
-        """The names of all stored streams, opened or not."""
+        """Return the names of all stored streams, opened or not."""
 
     @abstractmethod
     async def append(self, stream: str, frame: Frame, *, priority: int, limits: Limits, key: str = "") -> Ack:
-        """The item is stored under a new index, higher than any before, and may be read and delivered.
+        """Store the item under a new index, higher than any before; it may be read and delivered from then on.
 
-        With an idempotency `key` that stored an item before, nothing happens, and the answer is the first one's, also
-        when that item is long consumed: for 10 minutes, and for the last 100,000 keys of the stream, at least.
-        Raises KeyReused when that item had other data.
+        If the idempotency `key` stored an item before, nothing is stored, and the answer is the first one, even if that
+        item was consumed since. Keys are stored for 10 minutes, and the last 100,000 of the stream, at least. Raises
+        KeyReused when that item had other data.
 
-        Raises QueueFull and StreamEnded (nothing stored); StorageError when it is not known whether it was stored.
+        Raises QueueFull and StreamEnded (nothing is stored); StorageError when it is unknown whether it was stored.
         """
 
     @abstractmethod
@@ -203,11 +206,11 @@ class Storage(ABC):
 
     @abstractmethod
     async def release(self, stream: str, indexes: Sequence[int]) -> None:
-        """Claimed items that still exist are back where they were; if the storage is away, once it is there again."""
+        """Show claimed items again if they still exist; if the storage is away, once it is back."""
 
     @abstractmethod
     async def settle(self, stream: str, indexes: Sequence[int]) -> None:
-        """Claimed items are gone for all groups; if the storage is away, once it is there again."""
+        """Delete claimed items for all groups; if the storage is away, once it is back."""
 
     @abstractmethod
     async def wait(
@@ -227,18 +230,20 @@ class Storage(ABC):
 
     @abstractmethod
     async def wake(self, stream: str) -> None:
-        """Every `wait` returns: a reader that was woken has left without taking, or the service stops."""
+        """End every `wait`: a woken reader has left without taking its item, or the service stops."""
 
     @abstractmethod
     async def attach(self, stream: str, consumer: Consumer, subscription: Subscription, *, now: float) -> int:
-        """A connection of the consumer is known, under a number never given before; an older one of the same name
-        is closed. A new connection of the same process gets the pending items of the older one.
+        """Add a connection of the consumer, and return its number, which is never used again.
+
+        An older connection of the consumer is closed. A new connection of the same process gets the pending items of
+        the older one. Raises StreamEnded.
         """
 
     @abstractmethod
     async def detach(self, stream: str, session: int, *, lost: bool, now: float) -> None:
-        """The connection is gone. Closed: its items are ready at once. Lost: at once for the same user, for others
-        after the grace.
+        """Remove the connection. Closed: its items are ready at once. Lost: at once for the same user, for others after
+        the grace period.
 
         A lost connection counts as a failure of its items unless their process reconnects within the grace period. For
         a consumer that names no process, the first `FREE_LOSSES` losses of an item do not count.
@@ -246,23 +251,24 @@ class Storage(ABC):
 
     @abstractmethod
     async def lease(self, stream: str, session: int, *, index_only: bool) -> list[Lease]:
-        """Waits until items are there for this connection and returns them, pending at it.
+        """Wait for items for this connection, and return them; they are pending there.
 
-        Empty: the connection was replaced. Raises StreamEnded when the stream ended and its group has committed all.
+        Returns none when the connection was replaced. Raises StreamEnded when the stream has ended, and its group has
+        committed everything.
         """
 
     @abstractmethod
     async def still_leased(self, stream: str, session: int, index: int) -> bool:
         """Return whether a leased item is still pending at the connection and will not be leased to it again.
 
-        To be asked right before the item is sent: the process may have stood still since the lease, and others may
+        Called right before the item is sent: the process may have stood still since the lease, and another consumer may
         have got and committed the item.
         """
 
     @abstractmethod
     async def commit(self, stream: str, group: str, indexes: Sequence[int]) -> int:
-        """The items are done for `group` and never delivered to it again; returns how many were present and not
-        yet committed.
+        """Commit the items for `group`, which never gets them again; return how many were present and not yet
+        committed.
 
         An item that no other group retains is removed. A group retains the items that it has not committed and that
         match the filter of one of its consumers, or of one that left within the retention period.
@@ -288,38 +294,40 @@ class Storage(ABC):
 
     @abstractmethod
     async def delete(self, stream: str, indexes: Sequence[int]) -> int:
-        """The items are gone for all groups, pending or not; returns how many were present."""
+        """Delete the items for all groups, pending or not; return how many were present."""
 
     @abstractmethod
     async def truncate(self, stream: str, below: int) -> int:
-        """All items with an index lower than `below` are gone for all groups; returns how many. Later indexes go
-        on from before. Many are removed in steps, the oldest first; a crash in between keeps the rest.
+        """Delete all items with an index lower than `below` for all groups; return how many there were.
+
+        Later indexes go on from before. Many items are deleted in steps, the oldest first; a crash in between keeps the
+        rest.
         """
 
     @abstractmethod
     async def locate(self, stream: str, group: str, index: int) -> Location | None:
-        """Where the item stands for `group`; None when it is not present."""
+        """Return the place of the item for `group`; None when it is not present."""
 
     @abstractmethod
     async def count(
         self, stream: str, *, tags: Tags, priority: int | None, limit: ScanLimit = NO_SCAN_LIMIT
     ) -> int:
-        """How many items are present with all of `tags` and, if given, of this priority class.
+        """Return how many items are present with all of `tags` and, if given, of this priority.
 
         Raises Unavailable when the caller of `limit` is gone before all entries were examined.
         """
 
     @abstractmethod
     async def attributes(self, stream: str, *, now: float) -> StreamStats:
-        """The stream as it is at this moment."""
+        """Return the present state of the stream."""
 
     @abstractmethod
     async def sessions(self, stream: str) -> Mapping[Consumer, int]:
-        """The connected consumers and their connection numbers."""
+        """Return the connected consumers and the numbers of their connections."""
 
     @abstractmethod
     async def active(self, stream: str, session: int, *, now: float) -> None:
-        """The connection showed life at `now`."""
+        """Record a heartbeat of the connection at `now`."""
 
     @abstractmethod
     async def idle(self, stream: str, consumer: Consumer, *, now: float, process: str = "") -> float | None:
@@ -329,4 +337,4 @@ class Storage(ABC):
 
     @abstractmethod
     async def end(self, stream: str, *, ended: bool) -> None:
-        """The stream's end mark is stored or taken back."""
+        """Set or remove the end mark of the stream."""

@@ -1,6 +1,6 @@
 """Long polls that wait for an item: each is woken when a matching item may have arrived.
 
-Readers are indexed by one of their tags, so an item costs only what the readers with one of its tags cost.
+They are indexed by one of their tags, so an item costs only what the long polls with one of its tags cost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from easq.model import REQUEST_ID, Frame, Tags
 
-#: the tag under which a reader is listed; None for a reader without tags
+#: the tag under which a long poll is listed; None without tags
 _Key: TypeAlias = tuple[str, str] | None
 
 
@@ -30,7 +30,7 @@ class _LongPoll:
 
     @property
     def key(self) -> _Key:
-        """The wanted tag under which the reader is listed: the request id if it is one, since few items share it."""
+        """The tag under which the long poll is listed: the request id if it is wanted, since few items share it."""
         if REQUEST_ID in self.tags:
             return REQUEST_ID, self.tags[REQUEST_ID]
         return next(iter(self.tags.items()), None)
@@ -39,73 +39,73 @@ class _LongPoll:
         return frame.index >= self.start and matches(frame.tags, self.tags)
 
     def wake(self, *_: object) -> None:
-        """Wake the reader, so that it reads again."""
+        """Wake the long poll, so that it reads again."""
         if not self.future.done():
             self.future.set_result(None)
 
 
 def matches(tags: Tags, wanted: Tags) -> bool:
-    """Whether `wanted` are among `tags`."""
+    """Return whether all `wanted` tags are among `tags`."""
     return all(tags.get(key) == value for key, value in wanted.items())
 
 
 @dataclass(slots=True)
 class _Stream:
-    """The readers of one stream. Those with a `start` above the next index are in `later` until it is reached."""
+    """The long polls of one stream. Those with a `start` above the next index are in `later` until it is reached."""
 
     reached: int = 0  # the highest index that has arrived
-    readers: dict[int, _LongPoll] = field(default_factory=dict)
+    polls: dict[int, _LongPoll] = field(default_factory=dict)
     by_key: dict[_Key, dict[int, _LongPoll]] = field(default_factory=dict)
     later: list[tuple[int, int]] = field(default_factory=list)  # heap of (start, number); some have left
 
-    def add(self, reader: _LongPoll) -> None:
-        self.readers[reader.number] = reader
-        if reader.start > self.reached + 1:
-            heapq.heappush(self.later, (reader.start, reader.number))
+    def add(self, poll: _LongPoll) -> None:
+        self.polls[poll.number] = poll
+        if poll.start > self.reached + 1:
+            heapq.heappush(self.later, (poll.start, poll.number))
         else:
-            self.by_key.setdefault(reader.key, {})[reader.number] = reader
+            self.by_key.setdefault(poll.key, {})[poll.number] = poll
 
-    def remove(self, reader: _LongPoll) -> None:
-        """Remove the reader, if it is here."""
-        if self.readers.pop(reader.number, None) is None:
+    def remove(self, poll: _LongPoll) -> None:
+        """Remove the long poll, if it is here."""
+        if self.polls.pop(poll.number, None) is None:
             return
-        listed = self.by_key.get(reader.key, {})
-        listed.pop(reader.number, None)
+        listed = self.by_key.get(poll.key, {})
+        listed.pop(poll.number, None)
         if not listed:
-            self.by_key.pop(reader.key, None)
-        if len(self.later) > 2 * len(self.readers) + 64:
-            self.later = [one for one in self.later if one[1] in self.readers]
+            self.by_key.pop(poll.key, None)
+        if len(self.later) > 2 * len(self.polls) + 64:
+            self.later = [one for one in self.later if one[1] in self.polls]
             heapq.heapify(self.later)
 
     def reach(self, index: int) -> None:
-        """Record an item with this index, and list the readers that wait from there on."""
+        """Record an item with this index, and list the long polls that wait from there on."""
         self.reached = max(self.reached, index)
         while self.later and self.later[0][0] <= self.reached + 1:
-            reader = self.readers.get(heapq.heappop(self.later)[1])
-            if reader is None:
+            poll = self.polls.get(heapq.heappop(self.later)[1])
+            if poll is None:
                 continue
-            listed = self.by_key.setdefault(reader.key, {})
-            is_first_come = not listed or next(reversed(listed)) < reader.number
-            listed[reader.number] = reader
+            listed = self.by_key.setdefault(poll.key, {})
+            is_first_come = not listed or next(reversed(listed)) < poll.number
+            listed[poll.number] = poll
             if not is_first_come:
-                self.by_key[reader.key] = dict(sorted(listed.items()))
+                self.by_key[poll.key] = dict(sorted(listed.items()))
 
     def found(self, frame: Frame) -> Iterable[_LongPoll]:
-        """Return the readers that may want the item, in order of arrival."""
+        """Return the long polls that may want the item, in order of arrival."""
         by_key = self.by_key
         listed = [by_key[key].values() for key in frame.tags.items() if key in by_key]
         if None in by_key:
             listed.append(by_key[None].values())
         if len(listed) > 1:
-            return heapq.merge(*listed, key=lambda reader: reader.number)
+            return heapq.merge(*listed, key=lambda poll: poll.number)
         return listed[0] if listed else ()
 
 
 class LongPolls:
-    """The readers of one engine that wait, by stream, first come first."""
+    """The waiting long polls of one engine, by stream, in order of arrival."""
 
     def __init__(self) -> None:
-        self._streams: dict[str, _Stream] = {}  # only streams with a waiting reader
+        self._streams: dict[str, _Stream] = {}  # only streams with a waiting poll
         self._number = 0
 
     def __contains__(self, stream: str) -> bool:
@@ -122,46 +122,47 @@ class LongPolls:
         gone: asyncio.Future[None] | None = None,
     ) -> None:
         """Return when an item from index `start` on with all of `tags` may have arrived, after `timeout_s`, or when
-        `gone` is done. An item that woke a reader that is gone wakes the next one.
+        `gone` is done.
+
+        `taking`: the item will be taken, so that it wakes one such long poll only. If that one is gone, the next is
+        woken.
         """
         self._number += 1
-        reader = _LongPoll(
-            self._number, start, dict(tags), taking, asyncio.get_running_loop().create_future()
-        )
-        readers = self._streams.setdefault(stream, _Stream())
-        readers.add(reader)
+        poll = _LongPoll(self._number, start, dict(tags), taking, asyncio.get_running_loop().create_future())
+        polls = self._streams.setdefault(stream, _Stream())
+        polls.add(poll)
         if gone is not None:
-            gone.add_done_callback(reader.wake)
+            gone.add_done_callback(poll.wake)
         try:
-            await asyncio.wait_for(reader.future, timeout_s)
+            await asyncio.wait_for(poll.future, timeout_s)
         except TimeoutError:
             pass
         finally:
-            readers.remove(reader)
-            if not readers.readers:
+            polls.remove(poll)
+            if not polls.polls:
                 self._streams.pop(stream, None)
             if gone is not None:
-                gone.remove_done_callback(reader.wake)
-                if gone.done() and reader.item is not None:
-                    self.item_arrived(stream, reader.item)
+                gone.remove_done_callback(poll.wake)
+                if gone.done() and poll.item is not None:
+                    self.item_arrived(stream, poll.item)
 
     def item_arrived(self, stream: str, frame: Frame) -> None:
-        """An item may be read: those that want it look, up to the first that takes it away."""
-        readers = self._streams.get(stream)
-        if readers is None:
+        """Wake the long polls that want the item, up to the first that takes it."""
+        polls = self._streams.get(stream)
+        if polls is None:
             return
-        if frame.index > readers.reached:
-            readers.reach(frame.index)
-        for reader in readers.found(frame):
-            if not reader.wants(frame) or reader.future.done():
+        if frame.index > polls.reached:
+            polls.reach(frame.index)
+        for poll in polls.found(frame):
+            if not poll.wants(frame) or poll.future.done():
                 continue
-            reader.item = frame
-            reader.wake()
-            if reader.taking:
+            poll.item = frame
+            poll.wake()
+            if poll.taking:
                 return
 
     def wake(self, stream: str) -> None:
-        """Every reader of the stream looks."""
-        readers = self._streams.get(stream)
-        for reader in list(readers.readers.values()) if readers is not None else ():
-            reader.wake()
+        """Wake all long polls of the stream."""
+        polls = self._streams.get(stream)
+        for poll in list(polls.polls.values()) if polls is not None else ():
+            poll.wake()

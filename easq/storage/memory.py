@@ -1,4 +1,4 @@
-"""The reference engine: entries in a dictionary, gone with the process. The readable definition of what is stored."""
+"""The reference engine: entries in a dictionary, lost with the process. The readable definition of what is stored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Sequence
 
 from easq.model import Frame, Tags
 from easq.storage.base import DeadLetterPolicy, Timing
-from easq.storage.embedded import EmbeddedStorage, Settle
+from easq.storage.embedded import EmbeddedStorage
+from easq.storage.engine import Settle
 from easq.storage.rules.changes import Change, Keyed, KeysForgotten, Removed, Stored, Truncated
 from easq.storage.rules.idempotency import KeyWindow
 from easq.storage.rules.stream import Stream
@@ -55,7 +56,7 @@ class MemoryStorage(EmbeddedStorage):
                     below = [index for index in self._entries[change.stream] if index < change.below]
                     self._forget(change.stream, below)
                 case _:
-                    pass  # the core itself remembers groups and counts
+                    pass  # the rules have groups and counts in memory
         if settle is not None:
             settle(None)
         self._settled()

@@ -1,4 +1,6 @@
-"""A storage URL to an engine, imported on demand: `memory:`, `sqlite:PATH`, and those of a Redis (`redis/url.py`)."""
+"""Opens the engine that a storage URL names, imported on demand: `memory:`, `sqlite:PATH`, or a Redis
+(`redis/url.py`).
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ def open_storage(
     wait_replicas: int = 0,
     allow_open: bool = False,
 ) -> Storage:
-    """The engine that `url` names, not started yet.
+    """Return the engine that `url` names, not started yet.
 
-    `durability` and `recover` are for SQLite; `wait_replicas` and `allow_open` (a Redis that others can reach may be
-    without a password) for Redis. Raises UsageError for a URL that names none, or an option that it does not have.
+    `durability` and `recover` are for SQLite; `wait_replicas` and `allow_open` (a Redis that other machines can reach
+    may have no password) for Redis. Raises UsageError for a URL that names no engine, and for an option of another
+    engine.
     """
     scheme, colon, rest = url.partition(":")
     if is_redis_url(url):
@@ -56,7 +59,9 @@ def open_storage(
 
 
 def open_client(url: str, *, wait_replicas: int = 0, allow_open: bool = False) -> RedisClient:
-    """The link to the Redis that `url` names, not connected yet. Raises UsageError, ConfigError without redis-py."""
+    """Return the client of the Redis that `url` names, not connected yet. Raises UsageError; ConfigError without
+    redis-py.
+    """
     where = parse_redis_url(url)
     if where.is_open and not allow_open:
         raise UsageError(

@@ -16,6 +16,7 @@ from easq.model import Consumer, Frame
 from easq.server.queue import Clock, Queue, QueuePolicy
 from easq.server.queues import Queues
 from easq.storage.base import Lease, Limits, Storage, Subscription, Timing
+from easq.storage.embedded import EmbeddedStorage
 from easq.storage.memory import MemoryStorage
 from easq.storage.redis.client import RedisClient
 from easq.storage.redis.engine import RedisStorage
@@ -94,7 +95,8 @@ class Engine:
     def start(self) -> None:
         """The engine runs on what was stored."""
         self.storage = self.storage_of()
-        self.storage.__dict__["stood_still_s"] = inf  # here the clock leaps
+        if isinstance(self.storage, EmbeddedStorage):
+            self.storage._ticker.stood_still_s = inf  # here the clock leaps
         policy = QueuePolicy(limits=Limits(MAX_ITEMS, MAX_BYTES), max_failures=MAX_FAILURES)
         queues = Queues(
             self.storage, ["q"], policy=policy, sink_policy=policy, clock=Clock(self.loop.time, lambda: 7)

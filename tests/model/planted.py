@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from easq.model import Frame, Tags
-from easq.storage.embedded import EmbeddedStorage, Settle
+from easq.storage.embedded import EmbeddedStorage
+from easq.storage.engine import Settle
 from easq.storage.memory import MemoryStorage
 from easq.storage.rules.changes import Change, Keyed, Removed
 from easq.storage.sqlite.engine import SqliteStorage
-from easq.storage.sqlite.group_commit import GroupCommit
+from easq.storage.sqlite.rows import RowWriter
 from tests.simulation import planted as rules
 
 
@@ -32,7 +33,7 @@ def deleted_before_the_response(patch: pytest.MonkeyPatch) -> None:
 
 def key_dropped_at_consumption(patch: pytest.MonkeyPatch) -> None:
     """An idempotency key is remembered as long as its item is there."""
-    in_memory, in_file = MemoryStorage._submit, GroupCommit._record
+    in_memory, in_file = MemoryStorage._submit, RowWriter.record
 
     def submit(self: MemoryStorage, changes: Sequence[Change], settle: Settle | None = None) -> object:
         for change in changes:
@@ -42,14 +43,14 @@ def key_dropped_at_consumption(patch: pytest.MonkeyPatch) -> None:
                     del keys[key]
         return in_memory(self, changes, settle)
 
-    def record(self: GroupCommit, change: Change) -> None:
+    def record(self: RowWriter, change: Change) -> None:
         in_file(self, change)
         for index in change.indexes if isinstance(change, Removed) else ():
             statement = "DELETE FROM idempotency WHERE stream = ? AND item = ?"
             self._connection.execute(statement, (self._ids[change.stream], index))
 
     patch.setattr(MemoryStorage, "_submit", submit)
-    patch.setattr(GroupCommit, "_record", record)
+    patch.setattr(RowWriter, "record", record)
 
 
 def keys_are_not_stored(patch: pytest.MonkeyPatch) -> None:

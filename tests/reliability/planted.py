@@ -11,10 +11,10 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 from easq.cli.main import main
-from easq.storage import embedded
+from easq.storage import engine as storage_engine
 from easq.storage.rules import consumers
 from easq.storage.rules.changes import Change, Removed, Stored
-from easq.storage.sqlite import engine, group_commit
+from easq.storage.sqlite import engine, rows
 
 
 def acknowledged_before_stored() -> None:
@@ -22,13 +22,13 @@ def acknowledged_before_stored() -> None:
     original = engine.SqliteStorage._submit
 
     async def later(
-        self: engine.SqliteStorage, changes: Sequence[Change], settle: embedded.Settle | None = None
+        self: engine.SqliteStorage, changes: Sequence[Change], settle: storage_engine.Settle | None = None
     ) -> None:
         await asyncio.sleep(0.05)
         await original(self, changes, settle)
 
     def submit(
-        self: engine.SqliteStorage, changes: Sequence[Change], settle: embedded.Settle | None = None
+        self: engine.SqliteStorage, changes: Sequence[Change], settle: storage_engine.Settle | None = None
     ) -> Awaitable[None]:
         stored = asyncio.ensure_future(later(self, changes, settle))
         return asyncio.sleep(0) if any(isinstance(change, Stored) for change in changes) else stored
@@ -55,9 +55,9 @@ def last_index_forgotten() -> None:
             if not statement.startswith("UPDATE stream SET last"):
                 self._connection.executemany(statement, rows)
 
-    original = group_commit.GroupCommit._store
+    original = rows.RowWriter.store
 
-    def store(self: group_commit.GroupCommit, stored: list[Stored]) -> None:
+    def store(self: rows.RowWriter, stored: list[Stored]) -> None:
         connection = self._connection
         self._connection = WithoutLast(connection)
         try:
@@ -65,18 +65,18 @@ def last_index_forgotten() -> None:
         finally:
             self._connection = connection
 
-    group_commit.GroupCommit._store = store
+    rows.RowWriter.store = store
 
 
 def commits_forgotten() -> None:
     """What was removed is gone from memory alone, until the next start."""
-    original = group_commit.GroupCommit._record
+    original = rows.RowWriter.record
 
-    def record(self: group_commit.GroupCommit, change: Change) -> None:
+    def record(self: rows.RowWriter, change: Change) -> None:
         if not isinstance(change, Removed):
             original(self, change)
 
-    group_commit.GroupCommit._record = record
+    rows.RowWriter.record = record
 
 
 def window_one_too_large() -> None:

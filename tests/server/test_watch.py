@@ -15,7 +15,7 @@ from easq.server import queue as queue_module
 from easq.server.queue import Queue
 from easq.server.watch import Liveness
 from easq.storage.base import Timing
-from easq.storage.embedded import EmbeddedStorage
+from easq.storage.ticker import Ticker
 from tests.server.conftest import Open
 from tests.support.http import PROTOBUF, Connection, Stream
 from tests.support.protobuf import read_item
@@ -610,7 +610,7 @@ def test_who_comes_back_while_the_service_stands_still_is_in_time(
     start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The handshake waits in the socket when the grace ends, and is read before others get its items."""
-    monkeypatch.setattr(EmbeddedStorage, "stood_still_s", 0.3)
+    monkeypatch.setattr(Ticker, "stood_still_s", 0.3)
     local = start(timing=Timing(leave_grace_s=0.6))
     queue = local.queue
     fill(queue, 1)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from easq.errors import QueueFull
 from easq.model import Frame, Tags
 from easq.storage.base import DeadLetterPolicy, Timing
-from easq.storage.embedded import EmbeddedStorage, Settle
+from easq.storage.embedded import EmbeddedStorage
+from easq.storage.engine import Settle
 from easq.storage.rules.changes import (
     Change,
     Committed,
@@ -160,8 +161,8 @@ class OnDisk(EmbeddedStorage):
         self._failure = ConnectionAbortedError("the power is gone")
         if self._writing is not None:
             self._writing.cancel()
-        if self._lazy_timer is not None:
-            self._lazy_timer.cancel()
+        self._ticker.stop()
+        self._records.stop()
         if written:
             self._write()
 

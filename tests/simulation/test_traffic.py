@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 import pytest
 
 from easq.model import REQUEST_ID
-from easq.storage.embedded import Settle
+from easq.storage.engine import Settle
 from easq.storage.rules.changes import Change, Keyed, Removed
 from easq.storage.rules.consumers import ConsumerSession
 from easq.storage.rules.effects import DeliveryRecord, Effects

@@ -1,8 +1,8 @@
-"""The data file of the embedded engine, and the files beside it: made whole, locked, recognised, copied anew.
+"""The data file of the embedded engine, and the files beside it: creation, lock, recognition, copies, space.
 
-Beside `PATH` lie SQLite's own `-wal` and `-shm`, and `.lock` (held by one process), `.new` (a file being made),
-`.failed` (the file on which the disk failed), `.copied` (its complete copy, to replace it), `.ballast` (space that is
-freed when the disk is full) and `.v1` (the file before a migration, until the user removes it).
+Beside `PATH` there are `-wal` and `-shm` of SQLite, and `.lock` (held by one process), `.new` (a file being created),
+`.failed` (marks a file on which the disk failed), `.copied` (the complete copy that will replace it), `.ballast` (space
+that is freed when the disk is full) and `.v1` (the file before a migration, until the user removes it).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 #: "easq" in ASCII: SQLite's mark of whose file this is
 APPLICATION_ID = 0x65617371
 SCHEMA_VERSION = 2
-#: given back when the disk is full, so that deletes and commits go on
+#: freed when the disk is full, so that deletes and commits go on
 BALLAST_BYTES = 16 * 1024**2
 #: puts are refused when free pages and disk together have less room than this; half of it is for the log
 RESERVE_BYTES = 32 * 1024**2
@@ -51,15 +51,15 @@ class DataFile:
         self._had_log = False
 
     def connect(self, mode: str) -> sqlite3.Connection:
-        """A connection to the file as it is; `mode` is `rw` or `ro`."""
+        """Return a connection to the present file; `mode` is `rw` or `ro`."""
         uri = f"{self.path.absolute().as_uri()}?mode={mode}"
         return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
     def open(self, *, recover: bool) -> sqlite3.Connection:
-        """The locked file's one connection for writing; the file is made when there is none.
+        """Lock the file, create it if there is none, and return the one connection for writing.
 
-        Raises StorageError when another process has it, when it is not writable, and when the disk failed under it and
-        `recover` was not asked for; sqlite3.Error and OSError for what cannot be read. The lock may be held then.
+        Raises StorageError when another process has the lock, when the file is not writable, and when the disk failed
+        under it and `recover` is not set; sqlite3.Error and OSError when it cannot be read. The lock may then be held.
         """
         self._refuse_dangling(*self._given.absolute().parents)
         if not self.path.parent.exists():
@@ -147,7 +147,7 @@ class DataFile:
             log.warning("%s", warning)
 
     def _make_folder(self) -> None:
-        """Make the file's folder where there is none. Raises StorageError."""
+        """Create the folder of the file if there is none. Raises StorageError."""
         try:
             files.make_private_folder(self.path.parent)
         except OSError as error:
@@ -203,13 +203,13 @@ class DataFile:
             reader.close()
 
     def drop_lock(self) -> None:
-        """Another process may have the file."""
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def _create(self) -> None:
-        """The file appears under its name whole: made beside it, synced, renamed."""
+        """Create the file: it gets its name when it is complete and synced."""
         os.rename(self._make(lambda _: None), self.path)
         sync(self.path.parent)
 
@@ -286,10 +286,10 @@ class DataFile:
             sync(self.path.parent)
 
     def _copy(self, *, wanted: bool) -> None:
-        """What can be read is in a new file under the old name, and on the disk.
+        """Replace the file by a copy of all that can be read, synced.
 
-        After a failed sync the system may hold pages for written that never were; reading them proves nothing, so the
-        file is not written on until all of it was written anew. Raises StorageError when that was not asked for.
+        After a failed sync the system may take pages for written that never were, and reading them proves nothing. So
+        the file is not written to until all of it was written anew. Raises StorageError when this is not `wanted`.
         """
         if not wanted:
             raise StorageError(
@@ -300,7 +300,7 @@ class DataFile:
         if not copied.exists():
             os.rename(self._copy_anew(), copied)
             sync(self.path.parent)
-        # the copy is whole: whatever cuts this off, the next start goes on from here
+        # the copy is complete: after an interruption the next start goes on from here
         for leftover in (self._log, Path(f"{self.path}-shm")):
             leftover.unlink(missing_ok=True)
         sync(self.path.parent)  # the old log beside the new file would be taken for its own
@@ -310,7 +310,7 @@ class DataFile:
         log.warning("%s was copied after a failure of the disk", self.path)
 
     def _copy_anew(self) -> Path:
-        """Where a file is that holds all that can be read, and is on the disk."""
+        """Write all that can be read to a new file, sync it, and return its path."""
         fresh = self._fresh_path()
         connection = self.connect("rw")
         try:
@@ -382,7 +382,7 @@ class DataFile:
         return self.path.with_name(self.path.name + ".failed")
 
     def mark_failed(self) -> None:
-        """The next start is warned, as far as the disk still lets it be."""
+        """Mark the file, as far as the disk still allows it, so that the next start is warned."""
         try:
             os.close(os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             sync(self.path.parent)
@@ -392,7 +392,7 @@ class DataFile:
     # -- space ---------------------------------------------------------------------------------------------------------
 
     def free_bytes(self) -> int:
-        """What the disk has left."""
+        """Return the free bytes of the disk."""
         status = os.statvfs(self.path.parent)
         return status.f_bavail * status.f_frsize
 
@@ -432,11 +432,11 @@ class DataFile:
         return self.path.with_name(self.path.name + ".ballast")
 
     def drop_ballast(self) -> None:
-        """The space that was put aside is free."""
+        """Free the space that was put aside."""
         self._ballast.unlink(missing_ok=True)
 
     def make_ballast(self) -> None:
-        """Space is put aside for the time when the disk is full, as far as there is plenty now."""
+        """Put space aside for the time when the disk is full, if there is plenty now."""
         if self._ballast.exists():
             return
         if self.free_bytes() < RESERVE_BYTES + 2 * BALLAST_BYTES:
@@ -508,7 +508,7 @@ def _mib(size: int) -> int:
 
 
 def sync(path: Path) -> None:
-    """The file, or the folder's list of names, is on the disk."""
+    """Sync the file, or the list of names of the folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,6 @@
-"""The embedded, durable engine: one SQLite file, written by group commit (`GroupCommit`).
+"""The embedded, durable engine: one SQLite file, written by group commit.
 
-What is read comes over a second, read-only connection; the rules say what is visible, and that is durable.
+A second, read-only connection reads. The rules say what is visible, and that is durable.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from pathlib import Path
 from easq.errors import EasqError, QueueFull, StorageError
 from easq.model import Frame, Tags
 from easq.storage.base import DeadLetterPolicy, Timing
-from easq.storage.embedded import EmbeddedStorage, Settle
+from easq.storage.embedded import EmbeddedStorage
+from easq.storage.engine import Settle
 from easq.storage.rules.changes import Change, Keyed
 from easq.storage.rules.effects import DeliveryRecord
 from easq.storage.rules.entries import INDEX_BITS
 from easq.storage.rules.filters import stored_filters
 from easq.storage.rules.idempotency import KeyWindow
 from easq.storage.rules.stream import Stream
+from easq.storage.sqlite.checkpoints import MOST_LOG_BYTES
 from easq.storage.sqlite.data_file import RESERVE_BYTES, DataFile, is_denied
-from easq.storage.sqlite.group_commit import MOST_LOG_BYTES, CommitJob, GroupCommit
+from easq.storage.sqlite.group_commit import CommitJob, GroupCommit
 
 log = logging.getLogger(__name__)
 
-#: free room is checked again after so many seconds, or so many bytes were put; after fewer bytes when little is left
+#: free room is checked again after so many seconds, or when so many bytes were put; after fewer when little is left
 SPACE_S, SPACE_BYTES = 0.5, 4 * 1024**2
 #: earlier versions of SQLite can lose data of the write-ahead log if two connections write; easq itself has one
 SAFE_SQLITE = (3, 51, 3)
 
 
 class SqliteStorage(EmbeddedStorage):
-    """Entries in the file `path`. Durability `fsync`: what is acknowledged survives power loss; `os`: a killed
+    """Entries in the file `path`. With durability `fsync`, acknowledged data survives power loss; with `os`, a killed
     process.
     """
 
@@ -248,7 +250,7 @@ class SqliteStorage(EmbeddedStorage):
             )
 
     def _has_space(self) -> bool:
-        # nobody may put any more, so that nobody would find out that there is room again
+        # after a while it is tried again: without puts nobody would notice that there is room again
         known_full = self._open_writer.full and (
             self._loop.time() - self._open_writer.full_at < self._timing.backoff_s[-1]
         )

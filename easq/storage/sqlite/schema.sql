@@ -1,4 +1,4 @@
--- What an easq data file holds: layout 2 (application_id 'easq', user_version 2, auto_vacuum INCREMENTAL).
+-- The tables of a data file: layout 2 (application_id 'easq', user_version 2, auto_vacuum INCREMENTAL).
 -- An item's id is stream.id << 42 | index: there are 2^21 streams of 2^42 indexes, and a stream's items lie together, in
 -- order.
 
@@ -10,7 +10,7 @@ CREATE TABLE stream (
   ended INTEGER NOT NULL DEFAULT 0
 );
 
--- Settings of a stream that were changed at run time; nothing uses them yet.
+-- Settings of a stream that were changed at run time; not used yet.
 CREATE TABLE property (
   stream INTEGER NOT NULL,
   name   TEXT NOT NULL,
@@ -35,7 +35,7 @@ CREATE INDEX item_request ON item (request_id, stream);
 CREATE INDEX item_due ON item (stream, due_ms) WHERE due_ms IS NOT NULL;
 CREATE INDEX item_expires ON item (stream, expires_ms) WHERE expires_ms IS NOT NULL;
 
--- Consumer groups that retain or remember items. `filter` is a JSON list with one entry for each filter of the group: its
+-- Consumer groups that have state. `filter` is a JSON list with one entry for each filter of the group: its
 -- tags, the wall time at which its last consumer left (null while one is connected) and, if the service was stopped
 -- later, the milliseconds from then to the stop; '' in a file that was migrated from layout 1. `left_ms` is the wall time
 -- at which the group's last consumer left, NULL while it has one.
@@ -67,8 +67,8 @@ CREATE TABLE idempotency (
 ) WITHOUT ROWID;
 CREATE INDEX idempotency_number ON idempotency (stream, number);
 
--- How often the item was delivered to the group and failed there, with the last code and reason; how often its connection
--- was lost for good; and the milliseconds that it has waited for busy consumers since the last failure.
+-- Delivery records: deliveries and failures of the item in the group, with the last code and reason; how many of its
+-- connections were lost; and the milliseconds that it has waited for busy consumers since the last failure.
 CREATE TABLE touched (
   item       INTEGER NOT NULL,
   name       TEXT NOT NULL,

@@ -497,7 +497,7 @@ def test_a_failed_disk_is_not_written_on(tmp_path: Path, monkeypatch: pytest.Mon
         await engine.put()
         with monkeypatch.context() as patch:
             patch.setattr(os, "fdatasync", fail)
-            patch.setattr("easq.storage.sqlite.group_commit.CHECKPOINT_BYTES", 1)
+            patch.setattr("easq.storage.sqlite.checkpoints.CHECKPOINT_BYTES", 1)
             with pytest.raises(StorageError):
                 await engine.put()
             before = {file: file.read_bytes() for file in (path, Path(f"{path}-wal"))}
@@ -518,7 +518,7 @@ def test_a_checkpoint_that_fails_is_a_failure_of_the_disk(
         await engine.start()
         await engine.put(b"x" * 4_000_000)
         await engine.restart()
-        monkeypatch.setattr("easq.storage.sqlite.group_commit.CHECKPOINT_BYTES", 1)
+        monkeypatch.setattr("easq.storage.sqlite.checkpoints.CHECKPOINT_BYTES", 1)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
         try:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import pytest
 
 from easq.errors import QueueFull, StorageError
+from easq.storage.sqlite import checkpoints, group_commit
 from easq.storage.sqlite import engine as sqlite
-from easq.storage.sqlite import group_commit
 from easq.storage.sqlite.engine import SqliteStorage
 from tests.storage.conftest import Engine
 from tests.support.disk import small_disk, use_up
@@ -234,9 +234,9 @@ def test_a_large_file_that_is_mostly_free_is_made_shorter_when_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In slices, until it has no more free pages than others; what is in it stays."""
-    monkeypatch.setattr(group_commit, "LARGE_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(checkpoints, "LARGE_FILE_BYTES", 1 << 20)
     monkeypatch.setattr(group_commit, "IDLE_S", 0.02)
-    monkeypatch.setattr(group_commit, "SLICE_S", 0.0005)
+    monkeypatch.setattr(checkpoints, "SLICE_S", 0.0005)
     monkeypatch.setattr(group_commit, "SLICE_AFTER_S", 0.0)
     path = tmp_path / "easq.db"
 
@@ -250,7 +250,7 @@ def test_a_large_file_that_is_mostly_free_is_made_shorter_when_idle(
         )
         await engine.storage.delete("q", indexes[:40] + indexes[60:])
         await until(lambda: path.stat().st_size < large // 3)
-        await until(lambda: not storage._open_writer._shrinks and storage._file.log_bytes() == 0)
+        await until(lambda: not storage._open_writer._checkpoints.shrinks and storage._file.log_bytes() == 0)
         size = path.stat().st_size
         assert 20 * 50_000 < size < 2.5 * 20 * 50_000 + (64 << 10)
         assert len(slices) > 1
@@ -267,9 +267,9 @@ def test_what_is_put_meanwhile_does_not_wait_for_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Puts and slices take turns."""
-    monkeypatch.setattr(group_commit, "LARGE_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(checkpoints, "LARGE_FILE_BYTES", 1 << 20)
     monkeypatch.setattr(group_commit, "IDLE_S", 0.02)
-    monkeypatch.setattr(group_commit, "SLICE_S", 0.0)
+    monkeypatch.setattr(checkpoints, "SLICE_S", 0.0)
     monkeypatch.setattr(group_commit, "SLICE_AFTER_S", 0.0)
 
     async def body(engine: Engine, storage: SqliteStorage) -> None:
@@ -283,7 +283,7 @@ def test_what_is_put_meanwhile_does_not_wait_for_the_whole(
         await until(lambda: "PRAGMA i" in order)
         for _ in range(20):
             await engine.put()
-        await until(lambda: not storage._open_writer._shrinks)
+        await until(lambda: not storage._open_writer._checkpoints.shrinks)
         last_put = len(order) - order[::-1].index("COMMIT")
         assert 0 < order[:last_put].count("PRAGMA i") < order.count("PRAGMA i")
 
@@ -292,7 +292,7 @@ def test_what_is_put_meanwhile_does_not_wait_for_the_whole(
 
 def test_a_file_on_a_failed_disk_is_not_made_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing at all is written after a failure."""
-    monkeypatch.setattr(group_commit, "LARGE_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(checkpoints, "LARGE_FILE_BYTES", 1 << 20)
     monkeypatch.setattr(group_commit, "IDLE_S", 0.02)
     monkeypatch.setattr(group_commit, "SLICE_AFTER_S", 0.02)
 
@@ -304,14 +304,14 @@ def test_a_file_on_a_failed_disk_is_not_made_shorter(tmp_path: Path, monkeypatch
         await engine.start()
         assert isinstance(engine.storage, SqliteStorage)
         await asyncio.gather(*(engine.put(ITEM, requestId="r") for _ in range(8)))
-        monkeypatch.setattr(engine.storage._open_writer, "_give_back", lambda: None)
+        monkeypatch.setattr(engine.storage._open_writer._checkpoints, "_give_back", lambda: None)
         await engine.storage.truncate("q", 9)
-        await until(lambda: engine.storage._open_writer._shrinks)  # type: ignore[attr-defined]
+        await until(lambda: engine.storage._open_writer._checkpoints.shrinks)  # type: ignore[attr-defined]
         slices: list[int] = []
         monkeypatch.setattr(os, "fdatasync", fail)
         with pytest.raises(StorageError):
             await engine.put()
-        monkeypatch.setattr(engine.storage._open_writer, "_give_back", lambda: slices.append(1))
+        monkeypatch.setattr(engine.storage._open_writer._checkpoints, "_give_back", lambda: slices.append(1))
         await asyncio.sleep(0.2)
         assert slices == []
         await engine.storage.close()
@@ -329,8 +329,8 @@ def test_a_log_that_cannot_be_cut_is_said_aloud_once_a_minute(
     reader: Callable[[], Callable[[], None]],
 ) -> None:
     """And it is cut as soon as the other program has read."""
-    monkeypatch.setattr(group_commit, "LONG_LOG_BYTES", 2 << 20)
-    monkeypatch.setattr(group_commit, "CHECKPOINT_BYTES", 1 << 20)
+    monkeypatch.setattr(checkpoints, "LONG_LOG_BYTES", 2 << 20)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", 1 << 20)
 
     def said() -> list[str]:
         return [line for line in caplog.messages if "cannot be truncated" in line]
@@ -346,7 +346,7 @@ def test_a_log_that_cannot_be_cut_is_said_aloud_once_a_minute(
         assert len(said()) == 1
         assert "easq.db-wal has" in said()[0]
         assert storage._file.log_bytes() > 8 << 20
-        storage._open_writer._said_at.clear()
+        storage._open_writer._checkpoints._said_at.clear()
         for _ in range(6):
             await engine.put(ITEM, requestId="r")
         assert len(said()) == 2
