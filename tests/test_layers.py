@@ -52,7 +52,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "google": ("easq.protocol.frames",),
     "httpcore": ("easq.net.bounded",),
     "httpx": ("easq.net.http", "easq.net.bounded"),
-    "redis": ("easq.storage.redis.",),
+    "redis": ("easq.storage.redis.driver",),
     "rich": ("easq.render.printer",),
     "sqlite3": ("easq.storage.sqlite.", "easq.cli.version"),
     "tomli_w": ("easq.config.profiles",),

@@ -14,20 +14,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from redis.crc import key_slot
-
 from easq.errors import EasqError, StorageError, Unavailable
 from easq.storage.redis import scripts
-from easq.storage.redis.connection import (
-    DEADLINE_S,
-    ConnectionLost,
-    NotReady,
-    PipelinedConnection,
-    Reply,
-    ScriptCall,
-    connection_to,
-    show,
-)
+from easq.storage.redis.connection import DEADLINE_S, NotReady, PipelinedConnection, ScriptCall, show
+from easq.storage.redis.driver import ConnectionLost, RedisConnection, Reply, slot_of
 from easq.storage.redis.pubsub import ChannelSubscriber, MessageHandler
 from easq.storage.redis.server_info import MEND_POLICY, SAFE_POLICY, evicts, weakest
 from easq.storage.redis.topology import Primary, Topology, slot_table
@@ -62,14 +52,14 @@ class _ConnectionSet:
 
     def number(self, key: str) -> int:
         """The number of the wire to the primary that has the key, -1 where none has."""
-        return self.table[key_slot(key.encode())] if self.table else 0
+        return self.table[slot_of(key)] if self.table else 0
 
     def identity(self) -> object:
         """Equal for the same servers with the same slots, none of them started anew."""
         return [
-            (primary.slots, connection.facts.identity)
+            (primary.slots, connection.info.identity)
             for primary, connection in zip(self.primaries, self.connections, strict=True)
-            if connection.facts is not None
+            if connection.info is not None
         ]
 
 
@@ -238,7 +228,15 @@ class RedisClient:
     async def _connect(self, *, check: bool = False) -> _ConnectionSet:
         """A session that is ready. Raises StorageError, and what `prepare` raises."""
         primaries = await self._primaries.find()
-        connections = [self._new_connection(primary) for primary in primaries]
+        connections = [
+            PipelinedConnection(
+                self._driver(primary),
+                self._url.path or show(primary.host, primary.port),
+                self._texts,
+                self._wait_replicas,
+            )
+            for primary in primaries
+        ]
         active = _ConnectionSet(
             primaries, connections, slot_table(primaries) if self._url.kind == "cluster" else ()
         )
@@ -258,32 +256,30 @@ class RedisClient:
             raise
         return active
 
-    def _new_connection(self, primary: Primary) -> PipelinedConnection:
-        name = self._url.path or show(primary.host, primary.port)
-        connection = connection_to(self._url, primary.host, primary.port)
-        return PipelinedConnection(connection, name, self._texts, self._wait_replicas)
+    def _driver(self, primary: Primary) -> RedisConnection:
+        return RedisConnection(self._url, primary.host, primary.port, connect_timeout_s=DEADLINE_S)
 
     async def _open(self, connection: PipelinedConnection, *, check: bool) -> None:
         """The wire is open, to a primary. Raises StorageError."""
         try:
             await connection.open()
-            facts = await connection.update_info()
+            info = await connection.update_info()
         except ConnectionLost as error:
             message = f"no Redis at {connection.name}: {error}"
             if self._url.kind == "server":
                 raise StorageError(message, hint="start it, or name another with --storage") from error
             raise NotReady(message) from error
-        if not facts.is_primary:
+        if not info.is_primary:
             raise NotReady(f"{connection.name} is a replica")
-        if facts.is_loading:
+        if info.is_loading:
             # INFO is answered all the while, scripts are not
             raise NotReady(f"{connection.name} loads its data")
-        if facts.is_clustered and self._url.kind != "cluster":
+        if info.is_clustered and self._url.kind != "cluster":
             raise StorageError(
                 f"{connection.name} is a node of a Cluster", hint=f"use redis+cluster://{connection.name}"
             )
         if check:
-            facts.check(connection.name)
+            info.check(connection.name)
 
     async def _make_ready(self, active: _ConnectionSet) -> None:
         """The session is prepared, and what waited is on its way."""
@@ -311,13 +307,11 @@ class RedisClient:
             return None
         if number not in active.subscribers:
             primary = active.primaries[number]
-            active.subscribers[number] = ChannelSubscriber(
-                lambda: connection_to(self._url, primary.host, primary.port), self._hear
-            )
-        active.subscribers[number].want(channel)
+            active.subscribers[number] = ChannelSubscriber(lambda: self._driver(primary), self._publish)
+        active.subscribers[number].request(channel)
         return active.subscribers[number]
 
-    def _hear(self, channel: str, data: bytes) -> None:
+    def _publish(self, channel: str, data: bytes) -> None:
         for handler in self._handlers.get(channel, ()):
             handler(data)
 
@@ -326,18 +320,18 @@ class RedisClient:
         active = self._active
         if active is None:
             return
-        facts = [connection.facts for connection in active.connections if connection.facts is not None]
-        durability = f"redis-replicated:{self._wait_replicas}" if self._wait_replicas else weakest(facts)
+        info = [connection.info for connection in active.connections if connection.info is not None]
+        durability = f"redis-replicated:{self._wait_replicas}" if self._wait_replicas else weakest(info)
         if self.durability not in {"", durability}:
             log.warning("durability was %s and is %s now", self.durability, durability)
         self.durability = durability
-        policy = next((one.policy for one in facts if one.policy != SAFE_POLICY), SAFE_POLICY)
+        policy = next((one.policy for one in info if one.policy != SAFE_POLICY), SAFE_POLICY)
         if policy not in {SAFE_POLICY, self._policy}:
             log.warning("%s: puts are refused. %s", evicts(policy), MEND_POLICY)
         elif policy != self._policy:
             log.warning("Redis has maxmemory-policy %s again: puts are accepted", policy)
         self._policy = policy
-        evicted = sum(one.evicted for one in facts)
+        evicted = sum(one.evicted for one in info)
         if evicted > self._evicted and active.is_ready:
             log.error("Redis has evicted %d keys: acknowledged items may be lost", evicted - self._evicted)
         self._evicted = evicted
@@ -373,7 +367,7 @@ class RedisClient:
             await subscriber.close()
         for connection in active.connections:
             await connection.close()
-            for call in connection.take_back():
+            for call in connection.take_unsent():
                 self._submit(call)
         return next(filter(None, reasons), "")
 
@@ -389,7 +383,16 @@ class RedisClient:
             why = await self._end(active)
             lost_at = self._lost_at
             log.warning("Redis is away: %s", why or "its primaries are others now")
-            active = await self._connect_again()
+            said, again = "", None
+            while again is None:
+                await asyncio.sleep(random.uniform(*PAUSE_S))
+                try:
+                    again = await self._connect()
+                except EasqError as error:
+                    if error.message != said:
+                        log.warning("Redis is away: %s", error)
+                    said = error.message
+            active = again
             log.warning("Redis is back after %.1f s", loop.time() - lost_at)
 
     async def _watch(self, active: _ConnectionSet) -> None:
@@ -401,14 +404,3 @@ class RedisClient:
                 found = await self._primaries.find()
             except StorageError as error:
                 log.debug("%s", error)
-
-    async def _connect_again(self) -> _ConnectionSet:
-        said = ""
-        while True:
-            await asyncio.sleep(random.uniform(*PAUSE_S))
-            try:
-                return await self._connect()
-            except EasqError as error:
-                if error.message != said:
-                    log.warning("Redis is away: %s", error)
-                said = error.message

@@ -12,20 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import ssl
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
-from typing import Any, TypeAlias
-
-from redis import exceptions
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
 from easq.errors import EasqError, QueueFull, StorageError, Unavailable
-from easq.storage.redis.server_info import ServerInfo, parse_facts
-from easq.storage.redis.url import RedisUrl
+from easq.storage.redis.driver import Command, ConnectionLost, ErrorReply, RedisConnection, Reply
+from easq.storage.redis.server_info import ServerInfo, parse_info
 
 log = logging.getLogger(__name__)
 
@@ -40,32 +33,11 @@ BATCH_CALLS, BATCH_BYTES = 512, 4 * 1024**2
 #: the server is looked at this often, in seconds: whether it is there, what it is, and what its settings are
 INFO_S = 1.0
 
-#: bytes, int, None or a list of them; from `ask` also an error that Redis answered with
-Reply: TypeAlias = Any
-Command: TypeAlias = Sequence[str | bytes | int]
-
 #: what INFO and CONFIG are asked for
 _INFO: Sequence[Command] = (
     ("INFO", "server", "memory", "persistence", "replication", "cluster", "stats"),
     ("CONFIG", "GET", "append*", "no-appendfsync-on-rewrite"),
 )
-#: error replies that redis-py raises as what they are; its other errors are those of the connection
-_REPLIED = (exceptions.ResponseError, exceptions.BusyLoadingError, exceptions.AuthenticationError)
-#: redis-py cuts the code off these
-_CODES: Mapping[type[Exception], str] = {
-    exceptions.NoScriptError: "NOSCRIPT",
-    exceptions.OutOfMemoryError: "OOM",
-    exceptions.ReadOnlyError: "READONLY",
-    exceptions.NoPermissionError: "NOPERM",
-    exceptions.BusyLoadingError: "LOADING",
-    exceptions.AuthenticationError: "WRONGPASS",
-    exceptions.ClusterDownError: "CLUSTERDOWN",
-    exceptions.MasterDownError: "MASTERDOWN",
-    exceptions.MovedError: "MOVED",
-    exceptions.AskError: "ASK",
-    exceptions.TryAgainError: "TRYAGAIN",
-    exceptions.ClusterCrossSlotError: "CROSSSLOT",
-}
 #: code -> what is said of it. Redis refuses with these before a script has written anything. ASK is not followed: a
 #: script with several keys gets TRYAGAIN on both sides until the whole slot has moved.
 _REFUSALS: Mapping[str, str] = {
@@ -85,18 +57,8 @@ _REFUSALS: Mapping[str, str] = {
 _ELSEWHERE = {"READONLY", "MOVED", "MASTERDOWN"}
 
 
-class ConnectionLost(Exception):
-    """The connection is of no use any more; the message says why."""
-
-
 class NotReady(StorageError):
     """Redis is there and cannot be used now; it may be better soon."""
-
-
-def code_of(error: Exception) -> str:
-    """The word that Redis begins the error reply with."""
-    word = str(error).partition(" ")[0]
-    return _CODES.get(type(error)) or (word if word.isupper() else "ERR")
 
 
 @dataclass(slots=True, eq=False)
@@ -131,45 +93,9 @@ class ScriptCall:
             self.future.set_result(reply)
 
 
-def _reason(error: Exception) -> str:
-    """Why there is no connection, without the address, which redis-py repeats."""
-    cause = error.__context__
-    if isinstance(cause, ConnectionError) and cause.errno:
-        return os.strerror(cause.errno)
-    return str(error)
-
-
 def show(host: str, port: int) -> str:
     """The address as people write it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-#: redis-py's option to clear a TLS verify flag; older versions lack it. Python 3.13 sets VERIFY_X509_STRICT, which
-#: refuses private CAs without key usage; redis-cli and Python 3.12 accept them
-_EXCLUDE = "ssl_exclude_verify_flags"
-
-
-def connection_to(url: RedisUrl, host: str, port: int, *, sentinel: bool = False) -> AbstractConnection:
-    """A connection that is not open yet, with what `url` says of users, passwords and TLS."""
-    options: dict[str, Any] = dict(url.options)
-    username, password = options.pop("sentinel_username", ""), options.pop("sentinel_password", "")
-    common: dict[str, Any] = {
-        "db": 0 if sentinel else url.db,
-        "username": (username if sentinel else url.username) or None,
-        "password": (password if sentinel else url.password) or None,
-        "protocol": 2,
-        # the deadline is that of a round trip, one timer for all its replies
-        "socket_timeout": None,
-        "socket_connect_timeout": DEADLINE_S,
-    }
-    if url.path:
-        return UnixDomainSocketConnection(path=url.path, **common)
-    if url.tls:
-        checks = options.pop("ssl_check_hostname", "true").lower() not in {"no", "false", "0"}
-        if _EXCLUDE in signature(SSLConnection).parameters:
-            options[_EXCLUDE] = [ssl.VERIFY_X509_STRICT]
-        return SSLConnection(host=host, port=port, ssl_check_hostname=checks, **common, **options)
-    return Connection(host=host, port=port, **common)
 
 
 class PipelinedConnection:
@@ -177,7 +103,7 @@ class PipelinedConnection:
 
     def __init__(
         self,
-        connection: AbstractConnection,
+        connection: RedisConnection,
         name: str,
         texts: Mapping[str, str] | None = None,
         wait_replicas: int = 0,
@@ -185,7 +111,7 @@ class PipelinedConnection:
         """`name` is the server's address for people; `texts` has the text of each script, by its SHA-1."""
         self.name = name
         #: what the server last said of itself; known after `update_info`
-        self.facts: ServerInfo | None = None
+        self.info: ServerInfo | None = None
         #: fewer replicas follow than are waited for, as far as is known: what they have to have is refused
         self.has_too_few = False
         self._connection = connection
@@ -200,7 +126,7 @@ class PipelinedConnection:
         self._round: asyncio.Future[None] | None = None
         self._is_sent = False
         #: when its last reply came, or it was sent
-        self._heard_at = 0.0
+        self._replied_at = 0.0
         #: why the connection is of no use any more
         self._lost = ""
         self._is_retired = False
@@ -210,13 +136,11 @@ class PipelinedConnection:
         """The connection is there. Raises Lost and StorageError."""
         try:
             async with asyncio.timeout(DEADLINE_S):
-                await self._connection.connect()
+                await self._connection.open()
         except TimeoutError as error:
             raise ConnectionLost(f"no answer within {DEADLINE_S:g} s") from error
-        except _REPLIED as error:
+        except ErrorReply as error:
             raise self.refused(error) from error
-        except (exceptions.RedisError, OSError) as error:
-            raise ConnectionLost(_reason(error)) from error
         self._reader = asyncio.create_task(self._read())
 
     async def close(self) -> None:
@@ -224,28 +148,25 @@ class PipelinedConnection:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
-        try:
-            # the end of TLS takes a round trip, which a connection that is lost does not have
-            await self._connection.disconnect(nowait=bool(self._lost))
-        except (exceptions.RedisError, OSError):
-            pass
+        # the end of TLS takes a round trip, which is not possible over a lost connection
+        await self._connection.close(nowait=bool(self._lost))
 
     async def update_info(self) -> ServerInfo:
-        """`facts` are what the server says of itself now. Raises Lost and StorageError."""
+        """`info` are what the server says of itself now. Raises Lost and StorageError."""
         asked = [*_INFO]
         if self.has_too_few:
             asked.append(("WAIT", self._wait_replicas, PROBE_MS))
         info, config, *reached = await self.ask(asked)
-        if isinstance(info, Exception):
+        if isinstance(info, ErrorReply):
             raise self.refused(info)
-        self.facts = parse_facts(info, None if isinstance(config, Exception) else config)
-        reached.append(self.facts.replicas)
+        self.info = parse_info(info, None if isinstance(config, ErrorReply) else config)
+        reached.append(self.info.replicas)
         self.has_too_few = any(not isinstance(count, int) or count < self._wait_replicas for count in reached)
-        return self.facts
+        return self.info
 
-    def refused(self, error: Exception) -> StorageError:
+    def refused(self, error: ErrorReply) -> StorageError:
         """What a start says of an error that Redis answered with."""
-        code = code_of(error)
+        code = error.code
         if code in _REFUSALS:
             return NotReady(f"{self.name}: {_REFUSALS[code]}")
         if code in {"WRONGPASS", "NOAUTH"}:
@@ -270,7 +191,7 @@ class PipelinedConnection:
         self._is_retired = True
         self._work.set()
 
-    def take_back(self) -> Sequence[ScriptCall]:
+    def take_unsent(self) -> Sequence[ScriptCall]:
         """What was submitted and certainly not run."""
         calls = list(self._waiting)
         self._waiting.clear()
@@ -279,16 +200,16 @@ class PipelinedConnection:
     async def run(self, updated: Callable[[], None]) -> str:
         """Batches go out until the connection is lost, or retired; why it ended (nothing: it was retired).
 
-        `updated` is called each time `facts` are new.
+        `updated` is called each time `info` are new.
         """
         loop = asyncio.get_running_loop()
-        look_at = loop.time() + INFO_S
+        update_at = loop.time() + INFO_S
         try:
             while not self._is_retired and not self._lost:
-                if loop.time() >= look_at:
+                if loop.time() >= update_at:
                     await self._refresh()
                     updated()
-                    look_at = loop.time() + INFO_S
+                    update_at = loop.time() + INFO_S
                 elif batch := self._take():
                     try:
                         await self._exchange(batch)
@@ -301,7 +222,7 @@ class PipelinedConnection:
                             )
                         raise
                 else:
-                    await self._idle(look_at)
+                    await self._idle(update_at)
         except (ConnectionLost, StorageError) as error:
             return str(error)
         except Exception as error:
@@ -316,11 +237,11 @@ class PipelinedConnection:
 
     async def _refresh(self) -> None:
         try:
-            facts = await self.update_info()
+            info = await self.update_info()
         except NotReady as error:
             log.debug("%s", error)
         else:
-            if not facts.is_primary:
+            if not info.is_primary:
                 self._lost = f"{self.name}: {_REFUSALS['READONLY']}"
 
     async def _idle(self, until: float) -> None:
@@ -373,8 +294,8 @@ class PipelinedConnection:
         """Calls have ended with their replies; those whose script is not there are returned."""
         unknown: list[ScriptCall] = []
         for call, reply in zip(batch, replies, strict=True):
-            if isinstance(reply, Exception):
-                if code_of(reply) == "NOSCRIPT":
+            if isinstance(reply, ErrorReply):
+                if reply.code == "NOSCRIPT":
                     unknown.append(call)
                 else:
                     self._refuse(call, reply)
@@ -400,21 +321,21 @@ class PipelinedConnection:
         """The connection broke while the calls were under way: those without a reply may have been run."""
         for number, call in enumerate(batch):
             reply = replies[number] if number < len(replies) else None
-            if not self._is_sent or (isinstance(reply, Exception) and code_of(reply) == "NOSCRIPT"):
-                self._keep(call)
-            elif isinstance(reply, Exception):
+            if not self._is_sent or (isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT"):
+                self._requeue(call)
+            elif isinstance(reply, ErrorReply):
                 self._refuse(call, reply)
             elif number < len(replies) and not (waits and call.replicated):
                 call.answer(reply)
             else:
                 call.fail(StorageError(f"{call.script}: not known whether it was done: {why}"))
 
-    def _refuse(self, call: ScriptCall, reply: Exception) -> None:
+    def _refuse(self, call: ScriptCall, reply: ErrorReply) -> None:
         """The call has ended with what an error reply means, or waits for another server."""
-        code = code_of(reply)
+        code = reply.code
         if code in _ELSEWHERE:
             self._lost = f"{self.name}: {_REFUSALS[code]}"
-            self._keep(call)
+            self._requeue(call)
         elif code == "OOM":
             call.fail(QueueFull("Redis has no memory left"))
         elif code in _REFUSALS:
@@ -422,7 +343,7 @@ class PipelinedConnection:
         else:
             call.fail(StorageError(f"{call.script}: Redis says: {reply}"))
 
-    def _keep(self, call: ScriptCall) -> None:
+    def _requeue(self, call: ScriptCall) -> None:
         """The call was certainly not run, and waits again."""
         if call.inside:
             call.fail(Unavailable("the connection to Redis is lost"))
@@ -435,17 +356,17 @@ class PipelinedConnection:
         self._is_sent = False
         if self._lost:
             raise ConnectionLost(self._lost)
-        packed = self._connection.pack_commands(commands)
+        packed = self._connection.pack(commands)
         self._expected = len(commands)
         loop = asyncio.get_running_loop()
         self._round = loop.create_future()
         self._is_sent = True
-        self._heard_at = loop.time()
+        self._replied_at = loop.time()
         try:
             async with asyncio.timeout(DEADLINE_S):
-                await self._connection.send_packed_command(packed, check_health=False)
+                await self._connection.send(packed)
             while not self._round.done():
-                left_s = self._heard_at + DEADLINE_S - loop.time()
+                left_s = self._replied_at + DEADLINE_S - loop.time()
                 if left_s <= 0:
                     raise TimeoutError
                 await asyncio.wait((self._round,), timeout=left_s)
@@ -453,7 +374,7 @@ class PipelinedConnection:
         except TimeoutError as error:
             self._lost = f"{self.name} did not answer within {DEADLINE_S:g} s"
             raise ConnectionLost(self._lost) from error
-        except (exceptions.RedisError, OSError) as error:
+        except ConnectionLost as error:
             self._lost = self._lost or f"the connection to {self.name} broke: {error}"
             raise ConnectionLost(self._lost) from error
         finally:
@@ -462,21 +383,16 @@ class PipelinedConnection:
 
     async def _read(self) -> None:
         """Replies are collected as they come; the end of the connection is noticed at once, also when it is idle."""
-        read = self._connection.read_response
-        reply: Reply
         try:
             while True:
-                try:
-                    reply = await read(disable_decoding=True, disconnect_on_error=False)
-                except _REPLIED as error:
-                    reply = error
+                reply = await self._connection.receive()
                 if self._round is None:
-                    raise exceptions.InvalidResponse("a reply that nobody asked for")
+                    raise ConnectionLost("a reply without a command")
                 self._replies.append(reply)
-                self._heard_at = asyncio.get_running_loop().time()
+                self._replied_at = asyncio.get_running_loop().time()
                 if len(self._replies) == self._expected and not self._round.done():
                     self._round.set_result(None)
-        except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
+        except ConnectionLost as error:
             self._lost = self._lost or f"the connection to {self.name} broke: {error}"
             if self._round is not None and not self._round.done():
                 self._round.set_exception(ConnectionLost(self._lost))

@@ -8,8 +8,7 @@ import random
 from collections.abc import Callable
 from typing import TypeAlias
 
-from redis import exceptions
-from redis.asyncio.connection import AbstractConnection
+from easq.storage.redis.driver import ConnectionLost, ErrorReply, RedisConnection
 
 log = logging.getLogger(__name__)
 
@@ -28,32 +27,32 @@ class ChannelSubscriber:
     """Hears channels until it is closed, over as many connections, one after the other, as that takes."""
 
     def __init__(
-        self, connection: Callable[[], AbstractConnection], handler: Callable[[str, bytes], None]
+        self, connection: Callable[[], RedisConnection], handler: Callable[[str, bytes], None]
     ) -> None:
         """`connection` makes one that is not open yet; `handler` gets the channel and what was published."""
         self._make = connection
         self._handler = handler
         #: channel -> done once it is heard
         self._channels: dict[str, asyncio.Event] = {}
-        self._connection: AbstractConnection | None = None
-        self._last = 0.0
+        self._connection: RedisConnection | None = None
+        self._received_at = 0.0
         self._task = asyncio.create_task(self._run())
 
-    def want(self, channel: str) -> None:
+    def request(self, channel: str) -> None:
         """The channel is heard from the next connection on."""
         self._channels.setdefault(channel, asyncio.Event())
 
     async def add(self, channel: str) -> None:
         """The channel is heard, unless the connection is away; then it is heard from the next one on."""
-        self.want(channel)
+        self.request(channel)
         confirmed = self._channels[channel]
         try:
             if self._connection is not None and not confirmed.is_set():
                 await self._subscribe(self._connection, [channel])
             async with asyncio.timeout(_CONFIRM_S):
                 await confirmed.wait()
-        except (exceptions.RedisError, OSError, TimeoutError) as error:
-            log.debug("%s is not heard yet: %r", channel, error)
+        except (ConnectionLost, TimeoutError) as error:
+            log.debug("%s is not subscribed yet: %r", channel, error)
 
     async def close(self) -> None:
         """Nothing is heard any more."""
@@ -65,36 +64,35 @@ class ChannelSubscriber:
             connection = self._make()
             try:
                 async with asyncio.timeout(_SILENCE_S):
-                    await connection.connect()
+                    await connection.open()
                     await self._subscribe(connection, list(self._channels))
                 self._connection = connection
-                await self._hear(connection)
-            except (exceptions.RedisError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-                log.debug("hearing nothing: %r", error)
+                await self._receive(connection)
+            except (ConnectionLost, ErrorReply, TimeoutError) as error:
+                log.debug("the subscription is lost: %r", error)
             finally:
                 self._connection = None
                 for confirmed in self._channels.values():
                     confirmed.clear()
-                await _disconnect(connection, nowait=False)
+                await connection.close(nowait=False)
             await asyncio.sleep(random.uniform(*_PAUSE_S))
 
-    async def _subscribe(self, connection: AbstractConnection, channels: list[str]) -> None:
+    async def _subscribe(self, connection: RedisConnection, channels: list[str]) -> None:
         """Both kinds: scripts of a Cluster publish in the channel's slot, others anywhere."""
         commands = [(verb, channel) for channel in channels for verb in ("SUBSCRIBE", "SSUBSCRIBE")]
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        await connection.send(connection.pack(commands))
 
-    async def _hear(self, connection: AbstractConnection) -> None:
+    async def _receive(self, connection: RedisConnection) -> None:
         """Raises what ends the connection."""
-        self._last = asyncio.get_running_loop().time()
+        self._received_at = asyncio.get_running_loop().time()
         pings = asyncio.create_task(self._ping(connection))
         try:
             while True:
-                try:
-                    reply = await connection.read_response(disable_decoding=True, disconnect_on_error=False)
-                except exceptions.ResponseError as error:
-                    log.warning("wake-ups from Redis come late, by polling: %s", error)
+                reply = await connection.receive()
+                if isinstance(reply, ErrorReply):
+                    log.warning("wake-ups from Redis come late, by polling: %s", reply)
                     continue
-                self._last = asyncio.get_running_loop().time()
+                self._received_at = asyncio.get_running_loop().time()
                 match reply:
                     case [b"message" | b"smessage", channel, data]:
                         self._handler(channel.decode(), data)
@@ -103,23 +101,13 @@ class ChannelSubscriber:
         finally:
             pings.cancel()
 
-    async def _ping(self, connection: AbstractConnection) -> None:
+    async def _ping(self, connection: RedisConnection) -> None:
         """The connection is closed once nothing came on it for too long."""
         loop = asyncio.get_running_loop()
-        while loop.time() < self._last + _SILENCE_S:
+        while loop.time() < self._received_at + _SILENCE_S:
             await asyncio.sleep(_PING_S)
             try:
-                await connection.send_packed_command(
-                    connection.pack_commands([("PING",)]), check_health=False
-                )
-            except (exceptions.RedisError, OSError):
+                await connection.send(connection.pack([("PING",)]))
+            except ConnectionLost:
                 return
-        await _disconnect(connection, nowait=True)
-
-
-async def _disconnect(connection: AbstractConnection, *, nowait: bool) -> None:
-    """The connection is closed, within a second."""
-    try:
-        await connection.disconnect(nowait=nowait)
-    except (exceptions.RedisError, OSError):
-        pass
+        await connection.close(nowait=True)

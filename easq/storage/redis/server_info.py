@@ -53,7 +53,7 @@ class ServerInfo:
             raise StorageError(f"{name}: {evicts(self.policy)}", hint=MEND_POLICY)
 
 
-def parse_facts(info: bytes, config: Sequence[bytes] | None) -> ServerInfo:
+def parse_info(info: bytes, config: Sequence[bytes] | None) -> ServerInfo:
     """`info` is the answer to INFO, `config` the one to CONFIG GET, None where it is forbidden."""
     lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
     said = {name: value for name, colon, value in lines if colon}
@@ -91,6 +91,6 @@ def _durability(said: Mapping[str, str], settings: Mapping[str, str]) -> str:
     )
 
 
-def weakest(facts: Iterable[ServerInfo]) -> str:
+def weakest(servers: Iterable[ServerInfo]) -> str:
     """The word for what survives on all of them."""
-    return min((one.durability for one in facts), key=_WORDS.index)
+    return min((one.durability for one in servers), key=_WORDS.index)

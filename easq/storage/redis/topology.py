@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from easq.storage.redis.connection import (
-    Command,
-    ConnectionLost,
-    NotReady,
-    PipelinedConnection,
-    Reply,
-    connection_to,
-    show,
-)
+from easq.storage.redis.connection import DEADLINE_S, NotReady, PipelinedConnection, show
+from easq.storage.redis.driver import Command, ConnectionLost, ErrorReply, RedisConnection, Reply
 from easq.storage.redis.url import RedisUrl
 
 
@@ -68,11 +61,12 @@ class Topology:
         none. Raises StorageError when asking again would not help.
         """
         is_sentinel = self._url.kind == "sentinel"
-        connection = PipelinedConnection(connection_to(self._url, *node, sentinel=is_sentinel), show(*node))
+        driver = RedisConnection(self._url, *node, connect_timeout_s=DEADLINE_S, sentinel=is_sentinel)
+        connection = PipelinedConnection(driver, show(*node))
         try:
             await connection.open()
             (reply,) = await connection.ask([command])
-            if isinstance(reply, Exception):
+            if isinstance(reply, ErrorReply):
                 raise connection.refused(reply)
         except ConnectionLost as error:
             problems.append(f"{connection.name}: {error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from easq.errors import StorageError
-from easq.storage.redis.server_info import parse_facts, weakest
+from easq.storage.redis.server_info import parse_info, weakest
 
 INFO = (
     b"# Server\r\nredis_version:%s\r\nrun_id:r\r\n# Persistence\r\naof_enabled:%d\r\n"
@@ -32,23 +32,23 @@ INFO = (
 )
 def test_the_word_for_what_survives(aof: int, config: list[bytes] | None, word: str) -> None:
     """Never a better word than what the server says; where CONFIG is forbidden the weaker one."""
-    assert parse_facts(INFO % (b"7.0.15", aof, b"noeviction"), config).durability == word
+    assert parse_info(INFO % (b"7.0.15", aof, b"noeviction"), config).durability == word
 
 
 def test_the_weakest_word_goes_for_all() -> None:
     """One node that syncs each second makes the Cluster one that does."""
-    always = parse_facts(
+    always = parse_info(
         INFO % (b"7.0.15", 1, b"noeviction"), [b"appendonly", b"yes", b"appendfsync", b"always"]
     )
-    everysec = parse_facts(INFO % (b"7.0.15", 1, b"noeviction"), None)
+    everysec = parse_info(INFO % (b"7.0.15", 1, b"noeviction"), None)
     assert weakest([always, everysec]) == "redis-everysec"
 
 
 def test_a_version_that_is_too_old_is_refused() -> None:
     """7.0 is the oldest."""
-    parse_facts(INFO % (b"7.0.0", 1, b"noeviction"), None).check("r:1")
+    parse_info(INFO % (b"7.0.0", 1, b"noeviction"), None).check("r:1")
     with pytest.raises(StorageError) as caught:
-        parse_facts(INFO % (b"6.2.14", 1, b"noeviction"), None).check("r:1")
+        parse_info(INFO % (b"6.2.14", 1, b"noeviction"), None).check("r:1")
     assert caught.value.message == "r:1: Redis 6.2 is too old"
 
 
@@ -68,4 +68,4 @@ def test_a_version_that_is_too_old_is_refused() -> None:
 def test_how_many_replicas_follow(lines: list[str], count: int) -> None:
     """Those that are still copying do not, nor those that have said nothing for a while."""
     said = INFO % (b"7.0.15", 1, b"noeviction") + "\r\n".join(lines).encode()
-    assert parse_facts(said, None).replicas == count
+    assert parse_info(said, None).replicas == count
