@@ -1,7 +1,4 @@
-"""The link to Redis: scripts are called there, whatever becomes of the connections meanwhile.
-
-Only this file and those whose names begin with it know redis-py.
-"""
+"""Calls scripts on Redis, and connects again after each loss."""
 
 from __future__ import annotations
 
@@ -25,11 +22,11 @@ from easq.storage.redis.url import RedisUrl
 
 log = logging.getLogger(__name__)
 
-#: so many calls may be there, and so many bytes in them, waiting and under way
+#: most calls, and bytes in them, that wait or are under way
 MOST_CALLS, MOST_BYTES = 20_000, 256 * 1024**2
 #: pause before connecting again, in seconds, drawn anew each time: servers that lost Redis together come back apart
 PAUSE_S = (0.05, 0.5)
-#: how long a start waits for a Redis that is there and not ready: it loads its data, or its Sentinels elect
+#: how long a start waits for a Redis that is not ready: it loads its data, or its Sentinels elect a primary
 START_S = 10.0
 #: how often Sentinels and Clusters are asked whether the primaries are still the same, in seconds
 ASK_S = 5.0
@@ -39,23 +36,23 @@ _STORING = {"append", "dead_letter"}
 
 @dataclass(slots=True, eq=False)
 class _ConnectionSet:
-    """The connections from one loss to the next: to all primaries, or to none."""
+    """The connections to all primaries, from one loss to the next."""
 
     primaries: tuple[Primary, ...]
     connections: Sequence[PipelinedConnection]
-    #: slot -> number of the wire, in a Cluster
+    #: slot -> number of the connection, in a Cluster
     table: Sequence[int]
     runs: list[asyncio.Task[str]] = field(default_factory=list)
     subscribers: dict[int, ChannelSubscriber] = field(default_factory=dict)
-    #: whether it is prepared: calls go through
+    #: whether it is prepared, so that calls are sent
     is_ready: bool = False
 
     def number(self, key: str) -> int:
-        """The number of the wire to the primary that has the key, -1 where none has."""
+        """Return the number of the connection to the primary that has the key; -1 if none has it."""
         return self.table[slot_of(key)] if self.table else 0
 
     def identity(self) -> object:
-        """Equal for the same servers with the same slots, none of them started anew."""
+        """Return a value that is equal for the same servers with the same slots, none of them restarted."""
         return [
             (primary.slots, connection.info.identity)
             for primary, connection in zip(self.primaries, self.connections, strict=True)
@@ -63,18 +60,18 @@ class _ConnectionSet:
         ]
 
 
-#: the session whose preparation this task, or the one that started it, is part of
+#: the connections whose preparation this task, or the one that started it, is part of
 _inside: ContextVar[_ConnectionSet | None] = ContextVar("inside", default=None)
 
 
 class RedisClient:
-    """Calls scripts on Redis. It connects again by itself after each loss; what is lost then is said of each call."""
+    """Calls scripts on Redis. After a loss it connects again by itself; each call reports what happened to it."""
 
     def __init__(
         self, url: RedisUrl, *, wait_replicas: int = 0, source: Callable[[str], str] = scripts.source
     ) -> None:
-        """Nothing is connected yet. `source` gives the text of the script of a name."""
-        #: what an answered call survives, in the word of `meta.durability`; known once connected
+        """Connect nothing yet. `source` returns the text of a script by its name."""
+        #: the durability of an answered call, as `meta.durability` has it; known once connected
         self.durability = ""
         self._url = url
         self._wait_replicas = wait_replicas
@@ -87,24 +84,24 @@ class RedisClient:
         #: calls that wait for a connection, the oldest first
         self._waiting: deque[ScriptCall] = deque()
         self._expiry: asyncio.TimerHandle | None = None
-        #: how many calls there are, waiting and under way, and their bytes
+        #: number of calls, waiting and under way, and their bytes
         self._count = self._bytes = 0
         self._active: _ConnectionSet | None = None
         self._reconnector: asyncio.Task[None] | None = None
         self._lost_at = 0.0
-        #: of the last session that was prepared
+        #: of the last connections that were prepared
         self._identity: object = None
         self._policy = SAFE_POLICY
         self._evicted = 0
         self._has_too_few = False
 
     async def connect(self, prepare: Callable[[bool], Awaitable[None]]) -> None:
-        """Calls go through, from now on, but for the times when Redis is away.
+        """Connect; from then on calls are sent, except while Redis is away.
 
-        `prepare(changed)` has returned; it is awaited again after each new connection, before any other call goes
-        through, and again after a pause when it raises. `changed`: a primary is another one than before, or was
-        started anew (or has other slots of a Cluster); never at the first time. Calls made inside `prepare` go
-        through at once.
+        Returns after `prepare(changed)` has returned. It is awaited again after each new connection, before any other
+        call is sent, and again after a pause when it raises. `changed`: a primary is another one than before, or was
+        restarted (or has other slots of a Cluster); it is False the first time. Calls inside `prepare` are sent at
+        once.
 
         Raises StorageError when Redis cannot be reached or used, and what `prepare` raises.
         """
@@ -124,7 +121,7 @@ class RedisClient:
         self._reconnector = asyncio.create_task(self._keep(active))
 
     async def close(self) -> None:
-        """No connection is there; calls that waited were refused."""
+        """Close all connections, and refuse the calls that wait."""
         reconnector, self._reconnector = self._reconnector, None
         if reconnector is not None:
             reconnector.cancel()
@@ -138,19 +135,20 @@ class RedisClient:
             self._waiting.popleft().fail(Unavailable("the service stops"))
 
     def is_up(self) -> bool:
-        """Whether calls go through: every primary answered within the last two seconds."""
+        """Return whether calls are sent: every primary has answered within the last two seconds."""
         active = self._active
         return active is not None and active.is_ready and not any(run.done() for run in active.runs)
 
     async def call(
         self, script: str, keys: Sequence[str], args: Sequence[str | bytes | int], *, replicated: bool = True
     ) -> Reply:
-        """The script's reply: bytes, int, None or a list of them. In a Cluster all keys are in one slot.
+        """Call the script, and return its reply: bytes, int, None or a list of them. In a Cluster all keys are in one
+        slot.
 
-        With `replicated` what it says is on as many replicas as were asked for. Whoever cancels the call does not
-        know.
+        With `replicated`, the reply is given once it is on as many replicas as were asked for. When the call is
+        cancelled, it is unknown whether the script was run.
 
-        Raises Unavailable and QueueFull when the script certainly was not run, StorageError when nobody knows.
+        Raises Unavailable and QueueFull when the script certainly was not run, StorageError when that is unknown.
         """
         sha = self._shas.get(script) or self._learn(script)
         size = 64 + sum(len(arg) for arg in args if not isinstance(arg, int))
@@ -169,9 +167,10 @@ class RedisClient:
             self._bytes -= size
 
     async def listen(self, channel: str, handler: MessageHandler) -> None:
-        """`handler` gets what is published in `channel`, with PUBLISH or SPUBLISH, for as long as the link lives.
+        """Call `handler` with each message that is published in `channel`, with PUBLISH or SPUBLISH, until the client
+        is closed.
 
-        These are hints: what is published while the connection is away is never heard.
+        Messages are hints: those that are published while the connection is away are lost.
         """
         self._handlers.setdefault(channel, []).append(handler)
         active = self._active
@@ -190,7 +189,7 @@ class RedisClient:
         return sha
 
     def _submit(self, call: ScriptCall) -> None:
-        """The call is on its way, or waits for a connection, or was refused."""
+        """Send the call, let it wait for a connection, or refuse it."""
         active, inside = self._active, _inside.get()
         if inside is not None and not inside.is_ready:
             call.inside = True
@@ -217,7 +216,7 @@ class RedisClient:
             self._expiry = loop.call_at(call.until, self._expire)
 
     def _expire(self) -> None:
-        """No call waits for a connection longer than it may."""
+        """Refuse the calls that have waited too long for a connection."""
         loop = asyncio.get_running_loop()
         self._expiry = None
         while self._waiting and self._waiting[0].until <= loop.time():
@@ -226,7 +225,7 @@ class RedisClient:
             self._expiry = loop.call_at(self._waiting[0].until, self._expire)
 
     async def _connect(self, *, check: bool = False) -> _ConnectionSet:
-        """A session that is ready. Raises StorageError, and what `prepare` raises."""
+        """Return a prepared set of connections. Raises StorageError, and what `prepare` raises."""
         primaries = await self._primaries.find()
         connections = [
             PipelinedConnection(
@@ -260,7 +259,7 @@ class RedisClient:
         return RedisConnection(self._url, primary.host, primary.port, connect_timeout_s=DEADLINE_S)
 
     async def _open(self, connection: PipelinedConnection, *, check: bool) -> None:
-        """The wire is open, to a primary. Raises StorageError."""
+        """Open the connection, and check that the server is a usable primary. Raises StorageError."""
         try:
             await connection.open()
             info = await connection.update_info()
@@ -282,7 +281,7 @@ class RedisClient:
             info.check(connection.name)
 
     async def _make_ready(self, active: _ConnectionSet) -> None:
-        """The session is prepared, and what waited is on its way."""
+        """Prepare the connections, then send the calls that wait."""
         assert self._prepare is not None
         identity = active.identity()
         token = _inside.set(active)
@@ -301,7 +300,7 @@ class RedisClient:
             self._submit(call)
 
     def _subscriber(self, active: _ConnectionSet, channel: str) -> ChannelSubscriber | None:
-        """The connection on which the channel is heard; None where its slot has no primary."""
+        """Return the subscriber of the channel; None if its slot has no primary."""
         number = active.number(channel)
         if number < 0:
             return None
@@ -316,7 +315,7 @@ class RedisClient:
             handler(data)
 
     def _info_updated(self) -> None:
-        """What the servers say of themselves now is what is shown."""
+        """Log warnings for what has changed in the state of the servers."""
         active = self._active
         if active is None:
             return
@@ -345,10 +344,10 @@ class RedisClient:
         self._has_too_few = has_too_few
 
     async def _end(self, active: _ConnectionSet) -> str:
-        """Its batches under way have ended, its connections are closed, and what was not sent waits again, also when
-        this is cancelled.
+        """End the batches under way, close the connections, and let unsent calls wait again, also when this is
+        cancelled.
 
-        Returns why it ended.
+        Returns why the connections ended.
         """
         self._active = None
         self._lost_at = self._lost_at or asyncio.get_running_loop().time()
@@ -372,7 +371,7 @@ class RedisClient:
         return next(filter(None, reasons), "")
 
     async def _keep(self, active: _ConnectionSet) -> None:
-        """There is a connection whenever there can be one."""
+        """Replace the connections whenever one is lost or the primaries have changed."""
         loop = asyncio.get_running_loop()
         while True:
             moved = asyncio.create_task(self._watch(active))
@@ -396,7 +395,7 @@ class RedisClient:
             log.warning("Redis is back after %.1f s", loop.time() - lost_at)
 
     async def _watch(self, active: _ConnectionSet) -> None:
-        """Returns once the primaries are others than those of the session."""
+        """Return once the primaries have changed."""
         found = active.primaries
         while found == active.primaries:
             await asyncio.sleep(ASK_S * random.uniform(0.9, 1.1))

@@ -1,4 +1,4 @@
-"""What goes into a script and comes out of it, as the Lua files read it: indexes, tags, frames."""
+"""Converts the arguments and answers of scripts: indexes, tags, frames."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from easq.model import Frame, Tags
 
-#: Lua counts in doubles: no index is as high as this
+#: above all indexes: numbers in Lua are doubles
 TOP = 2**53 - 1
 
 
 def index_text(index: int) -> str:
-    """The index as scripts compare it: 16 digits."""
+    """Return the index as scripts compare it: 16 digits."""
     return f"{index:016d}"
 
 
 def index_texts(indexes: Iterable[int]) -> list[str]:
-    """Those that an item can have, in order."""
+    """Return the indexes that an item can have, in order, as text."""
     return [index_text(index) for index in indexes if 0 < index < TOP]
 
 
 def pack_tags(tags: Tags) -> bytes:
-    """Pairs of length and text, four bytes a length; equal tags in whatever order give equal bytes."""
+    """Return the tags as pairs of length (four bytes) and text. Equal tags in any order give equal bytes."""
     parts: list[bytes] = []
     for pair in sorted(tags.items()):
         for text in pair:
@@ -33,7 +33,7 @@ def pack_tags(tags: Tags) -> bytes:
 
 
 def unpack_tags(data: bytes) -> dict[str, str]:
-    """The tags that `pack_tags` made these bytes of."""
+    """Return the tags from the bytes of `pack_tags`."""
     texts: list[str] = []
     at = 0
     while at < len(data):
@@ -44,6 +44,6 @@ def unpack_tags(data: bytes) -> dict[str, str]:
 
 
 def read_frame(item: Sequence[Any]) -> Frame:
-    """The frame that a script answers as index, tags and data."""
+    """Return the frame of an answer of index, tags and data."""
     index, tags, data = item
     return Frame(int(index), unpack_tags(tags), data)

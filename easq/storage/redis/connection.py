@@ -1,11 +1,11 @@
-"""One connection to one Redis: what is submitted goes out in batches, one under way at a time.
+"""One connection to one Redis: calls are sent in batches, one batch under way at a time.
 
-While a batch is under way, what is submitted meanwhile is the next one: group commit over the wire, without a timer.
-With `appendfsync always` Redis syncs once for a batch, and one WAIT does for all of it.
+Calls that arrive while a batch is under way form the next one: group commit over the network, without a timer. With
+`appendfsync always` Redis syncs once for a batch, and one WAIT serves all of it.
 
-A call ends in one of four ways: its reply; Unavailable and QueueFull, when it certainly was not run; StorageError, when
-nobody knows. Nothing that may have run is sent again. While fewer replicas follow than are waited for, a call that they
-have to have is not run: nobody knows of those alone that found it out.
+A call ends in one of four ways: its reply; Unavailable or QueueFull, when it certainly was not run; StorageError, when
+that is unknown. Nothing that may have been run is sent again. While fewer replicas follow than are waited for, a call
+that needs them is not run: it is unknown only for the calls that found this out.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from easq.storage.redis.server_info import ServerInfo, parse_info
 
 log = logging.getLogger(__name__)
 
-#: a server that owes replies and gives none for so long is lost, in seconds; as long as they come, it is at work
+#: a connection without any reply for so many seconds while some are due is lost
 DEADLINE_S = 1.0
-#: how long a WAIT waits for replicas, in milliseconds; it ends before the deadline does
+#: how long a WAIT waits for replicas, in milliseconds; less than the deadline
 WAIT_MS = 700
-#: and how long to see whether they have caught up, once one has ended short
+#: and how long after one did not reach enough, to see whether they have caught up
 PROBE_MS = 100
 #: one batch takes at most so many calls, and stops taking after so many bytes
 BATCH_CALLS, BATCH_BYTES = 512, 4 * 1024**2
-#: the server is looked at this often, in seconds: whether it is there, what it is, and what its settings are
+#: the server is asked for its state and settings at this interval, in seconds
 INFO_S = 1.0
 
-#: what INFO and CONFIG are asked for
+#: the commands that ask for them
 _INFO: Sequence[Command] = (
     ("INFO", "server", "memory", "persistence", "replication", "cluster", "stats"),
     ("CONFIG", "GET", "append*", "no-appendfsync-on-rewrite"),
 )
-#: code -> what is said of it. Redis refuses with these before a script has written anything. ASK is not followed: a
+#: code -> message. Redis refuses with these before a script has written anything. ASK is not followed: a
 #: script with several keys gets TRYAGAIN on both sides until the whole slot has moved.
 _REFUSALS: Mapping[str, str] = {
     "BUSY": "Redis is busy with a script",
@@ -53,53 +53,53 @@ _REFUSALS: Mapping[str, str] = {
     "MISCONF": "Redis cannot write to its disk",
     "NOSCRIPT": "Redis keeps forgetting its scripts",
 }
-#: after these the connection is to the wrong server, and the call waits for the right one
+#: with these codes the server is the wrong one, and the call waits for the right one
 _ELSEWHERE = {"READONLY", "MOVED", "MASTERDOWN"}
 
 
 class NotReady(StorageError):
-    """Redis is there and cannot be used now; it may be better soon."""
+    """Redis answers, but cannot be used now; that may change soon."""
 
 
 @dataclass(slots=True, eq=False)
 class ScriptCall:
-    """One run of a script, until its `future` has the reply."""
+    """One call of a script, until its `future` has the reply."""
 
     script: str
     #: EVALSHA, the SHA-1 and what follows
     command: Command
     size: int
-    #: what it answers has to be on replicas
+    #: its effects have to be on replicas before it ends
     replicated: bool
     future: asyncio.Future[Reply]
-    #: when it gives up waiting for a connection, by the loop's clock
+    #: until when it waits for a connection, by the clock of the loop
     until: float
-    #: made by what prepares the connection: it ends with it
+    #: made while the connection is prepared: it ends with the connection
     inside: bool = False
 
     @property
     def key(self) -> str:
-        """The first key, or nothing."""
+        """The first key, or an empty text."""
         return str(self.command[3]) if self.command[2] else ""
 
     def fail(self, error: EasqError) -> None:
-        """It has ended."""
+        """End the call with an error."""
         if not self.future.done():
             self.future.set_exception(error)
 
     def answer(self, reply: Reply) -> None:
-        """It has ended."""
+        """End the call with its reply."""
         if not self.future.done():
             self.future.set_result(reply)
 
 
 def show(host: str, port: int) -> str:
-    """The address as people write it."""
+    """Return the address as people write it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class PipelinedConnection:
-    """One connection, and what waits to be sent over it."""
+    """One connection, and the calls that wait for it."""
 
     def __init__(
         self,
@@ -108,11 +108,11 @@ class PipelinedConnection:
         texts: Mapping[str, str] | None = None,
         wait_replicas: int = 0,
     ) -> None:
-        """`name` is the server's address for people; `texts` has the text of each script, by its SHA-1."""
+        """`name` is the address of the server for messages; `texts` has the text of each script, by its SHA-1."""
         self.name = name
-        #: what the server last said of itself; known after `update_info`
+        #: the last known state of the server; known after `update_info`
         self.info: ServerInfo | None = None
-        #: fewer replicas follow than are waited for, as far as is known: what they have to have is refused
+        #: fewer replicas follow than are waited for, as far as known: replicated calls are refused
         self.has_too_few = False
         self._connection = connection
         self._texts = {} if texts is None else texts
@@ -120,20 +120,20 @@ class PipelinedConnection:
         self._waiting: deque[ScriptCall] = deque()
         self._work = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
-        #: the round trip that is under way: its replies, how many they will be, and whether it was sent at all
+        #: the round trip under way: its replies, the number expected, and whether it was sent
         self._replies: list[Reply] = []
         self._expected = 0
         self._round: asyncio.Future[None] | None = None
         self._is_sent = False
         #: when its last reply came, or it was sent
         self._replied_at = 0.0
-        #: why the connection is of no use any more
+        #: why the connection cannot be used any more
         self._lost = ""
         self._is_retired = False
         self._is_over = False
 
     async def open(self) -> None:
-        """The connection is there. Raises Lost and StorageError."""
+        """Open the connection. Raises ConnectionLost and StorageError."""
         try:
             async with asyncio.timeout(DEADLINE_S):
                 await self._connection.open()
@@ -144,7 +144,7 @@ class PipelinedConnection:
         self._reader = asyncio.create_task(self._read())
 
     async def close(self) -> None:
-        """The connection is closed."""
+        """Close the connection."""
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
@@ -152,7 +152,7 @@ class PipelinedConnection:
         await self._connection.close(nowait=bool(self._lost))
 
     async def update_info(self) -> ServerInfo:
-        """`info` are what the server says of itself now. Raises Lost and StorageError."""
+        """Ask the server for its state, and return it. Raises ConnectionLost and StorageError."""
         asked = [*_INFO]
         if self.has_too_few:
             asked.append(("WAIT", self._wait_replicas, PROBE_MS))
@@ -165,7 +165,7 @@ class PipelinedConnection:
         return self.info
 
     def refused(self, error: ErrorReply) -> StorageError:
-        """What a start says of an error that Redis answered with."""
+        """Return the error to raise at a start for an error reply."""
         code = error.code
         if code in _REFUSALS:
             return NotReady(f"{self.name}: {_REFUSALS[code]}")
@@ -179,7 +179,7 @@ class PipelinedConnection:
         )
 
     def submit(self, call: ScriptCall) -> None:
-        """The call goes out with the next batch."""
+        """Add the call to the next batch."""
         if self._is_over and call.inside:
             call.fail(Unavailable("the connection to Redis is lost"))
             return
@@ -187,20 +187,20 @@ class PipelinedConnection:
         self._work.set()
 
     def retire(self) -> None:
-        """`run` returns once the batch that is under way has been answered."""
+        """Let `run` return once the batch under way has been answered."""
         self._is_retired = True
         self._work.set()
 
     def take_unsent(self) -> Sequence[ScriptCall]:
-        """What was submitted and certainly not run."""
+        """Return the calls that were submitted and certainly not run."""
         calls = list(self._waiting)
         self._waiting.clear()
         return calls
 
     async def run(self, updated: Callable[[], None]) -> str:
-        """Batches go out until the connection is lost, or retired; why it ended (nothing: it was retired).
+        """Send batches until the connection is lost or retired; return why it ended (empty: it was retired).
 
-        `updated` is called each time `info` are new.
+        `updated` is called each time `info` is new.
         """
         loop = asyncio.get_running_loop()
         update_at = loop.time() + INFO_S
@@ -268,7 +268,7 @@ class PipelinedConnection:
         return batch
 
     async def _exchange(self, batch: Sequence[ScriptCall]) -> None:
-        """Every call of the batch has ended, or waits again because it certainly was not run."""
+        """Send the batch, and end its calls; those that certainly were not run may wait again."""
         loads: list[Command] = []
         for _ in range(3):
             commands = [*loads, *(call.command for call in batch)]
@@ -291,7 +291,7 @@ class PipelinedConnection:
     def _settle(
         self, batch: Sequence[ScriptCall], replies: Sequence[Reply], reached: Reply
     ) -> Sequence[ScriptCall]:
-        """Calls have ended with their replies; those whose script is not there are returned."""
+        """End the calls with their replies; return those whose script Redis does not know."""
         unknown: list[ScriptCall] = []
         for call, reply in zip(batch, replies, strict=True):
             if isinstance(reply, ErrorReply):
@@ -318,7 +318,7 @@ class PipelinedConnection:
     def _settle_lost(
         self, batch: Sequence[ScriptCall], replies: Sequence[Reply], *, waits: bool, why: Exception
     ) -> None:
-        """The connection broke while the calls were under way: those without a reply may have been run."""
+        """End the calls of a batch whose connection broke: those without a reply may have been run."""
         for number, call in enumerate(batch):
             reply = replies[number] if number < len(replies) else None
             if not self._is_sent or (isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT"):
@@ -331,7 +331,7 @@ class PipelinedConnection:
                 call.fail(StorageError(f"{call.script}: not known whether it was done: {why}"))
 
     def _refuse(self, call: ScriptCall, reply: ErrorReply) -> None:
-        """The call has ended with what an error reply means, or waits for another server."""
+        """End the call with the error that its error reply means, or let it wait for another server."""
         code = reply.code
         if code in _ELSEWHERE:
             self._lost = f"{self.name}: {_REFUSALS[code]}"
@@ -344,14 +344,14 @@ class PipelinedConnection:
             call.fail(StorageError(f"{call.script}: Redis says: {reply}"))
 
     def _requeue(self, call: ScriptCall) -> None:
-        """The call was certainly not run, and waits again."""
+        """Let a call that certainly was not run wait again."""
         if call.inside:
             call.fail(Unavailable("the connection to Redis is lost"))
         else:
             self._waiting.appendleft(call)
 
     async def ask(self, commands: Sequence[Command]) -> list[Reply]:
-        """The replies to all commands, in one round trip; an error reply is a value. Raises Lost."""
+        """Return the replies to all commands, in one round trip; an error reply is a value. Raises ConnectionLost."""
         self._replies = []
         self._is_sent = False
         if self._lost:
@@ -382,7 +382,7 @@ class PipelinedConnection:
         return self._replies
 
     async def _read(self) -> None:
-        """Replies are collected as they come; the end of the connection is noticed at once, also when it is idle."""
+        """Collect replies as they arrive; notice the end of the connection at once, also when it is idle."""
         try:
             while True:
                 reply = await self._connection.receive()

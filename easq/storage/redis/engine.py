@@ -1,6 +1,6 @@
-"""The engine on Redis, for any number of servers: every decision is a script's, here are only sockets' sleepers.
+"""The engine on Redis, for any number of servers. Every rule runs in a Lua script; this module calls the scripts.
 
-What one server has to do for all (time that is over, servers that are gone, hints) is in `heartbeat.py`.
+The regular duties of a server (its lease, what is due, servers that are gone) are in `heartbeat.py`.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from easq.storage.rules.scans import NO_SCAN_LIMIT, ScanGate, ScanLimit
 
 log = logging.getLogger(__name__)
 
-#: one call of a read answers at most so many bytes, after one item
+#: most bytes that one call of a read returns, after one item
 _READ_BYTES = 4 * 1024**2
 #: one fetch of a connection reads at most so many items, and so many bytes
 _FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
-#: a connection whose fetch failed tries again after this, in seconds
+#: pause before a failed fetch is repeated, in seconds
 _AGAIN_S = (0.05, 0.3)
-#: further calls of scans that are under way at Redis together: many would hold up the calls of all others
+#: most concurrent calls of scans after their first: many would delay all other calls
 _SCANS_AT_ONCE = 2
-#: the answer before there is one
+#: the answer before the first call
 _NOTHING: Any = None
-#: that a connection showed life is told this often, in seconds
+#: heartbeats of connections are reported at this interval, in seconds
 _ACTIVE_S = 1.0
 
 
 class RedisStorage(Storage):
-    """All verbs, each one script. `meta.durability` is what the link says of its Redis."""
+    """All verbs, each one script. `meta.durability` is what the client reports of its Redis."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class RedisStorage(Storage):
         clock: Callable[[], float] | None = None,
         lease_s: float = LEASE_S,
     ) -> None:
-        """`clock`, in seconds, takes the place of Redis's own in every rule. A server that was not heard from for
-        `lease_s` is gone: what its consumers had goes to others.
+        """`clock`, in seconds, replaces the clock of Redis in every rule. A server without a heartbeat for `lease_s` is
+        gone: others get the items of its consumers.
         """
         self._client = client
         self._lease_s = lease_s
@@ -84,7 +84,7 @@ class RedisStorage(Storage):
         return await self._heartbeat.names()
 
     async def check(self, stream: str) -> None:
-        """What is due in the stream is done, and the connections of servers that are gone are lost."""
+        """Do what is due in the stream, and remove the connections of servers that are gone."""
         await self._heartbeat.check(self._heartbeat[stream])
 
     # -- put and get ---------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class RedisStorage(Storage):
         limit: ScanLimit | None,
         replicated: bool = False,
     ) -> Reply:
-        """Call the script of a scan: at once without a `limit`, else when it is its turn. None: its time is over.
+        """Call the script of a scan: at once without a `limit`, else when it gets a slot. None: its time is over.
 
         Raises Unavailable when the caller is gone.
         """
@@ -188,7 +188,7 @@ class RedisStorage(Storage):
                 answer = await self._scan(
                     remote, "take", at, *args, limit=None if is_first else limit, replicated=True
                 )
-                if answer is None:  # nothing further is examined, and what was found is claimed
+                if answer is None:  # nothing more is examined, and the items found are claimed
                     answer = await self._scan(remote, "take", str(TOP), *args, limit=None, replicated=True)
                 rest, items = answer
                 if not rest:
@@ -197,7 +197,7 @@ class RedisStorage(Storage):
             frames = [read_frame(item) for item in items]
             remote.claims.update((frame.index, owner) for frame in frames)
         except (StorageError, asyncio.CancelledError):
-            remote.unfinished["release", (owner,)] = None  # nobody knows whether it was claimed
+            remote.unfinished["release", (owner,)] = None  # it is unknown whether they are claimed
             raise
         finally:
             remote.taking.remove(owner)
@@ -211,7 +211,7 @@ class RedisStorage(Storage):
         await self._end_claims(stream, "settle", indexes)
 
     async def _end_claims(self, stream: str, script: str, indexes: Sequence[int]) -> None:
-        """The script is called with the claims of this server, again after each look until it was."""
+        """Call the script with the claims of this server; a call that fails is repeated by each check."""
         remote = self._heartbeat[stream]
         owned: dict[str, list[int]] = {}
         for index in indexes:
@@ -295,9 +295,9 @@ class RedisStorage(Storage):
         return []
 
     async def fetch(self, stream: str, session: int, *, index_only: bool) -> list[Lease] | None:
-        """What is there for the connection now; None when it is not the consumer's any more.
+        """Return the items for the connection now; None when it no longer belongs to the consumer.
 
-        A server that may have been taken for gone asks again before anything reaches a socket.
+        A server whose lease may have expired asks again before anything is sent.
         """
         remote = self._heartbeat[stream]
         known = remote.sessions.get(session)
@@ -319,7 +319,7 @@ class RedisStorage(Storage):
         return [_lease(*item) for item in items]
 
     def _is_certain(self, remote: RemoteStream, known: LocalSession) -> bool:
-        """Whether the lease has not expired since the connection's last answer."""
+        """Return whether the lease has not expired since the connection's last answer."""
         age_s = asyncio.get_running_loop().time() - remote.renewed_at
         return age_s <= self._lease_s / 2 and known.lapses == remote.lapses
 
@@ -332,7 +332,7 @@ class RedisStorage(Storage):
             try:
                 await self._heartbeat.check(remote)
                 lapses = remote.lapses
-                # the token of the last fetch, and no further items: what of it is left
+                # the token of the last fetch, and no further items: those of it that are still pending
                 status, items = await self._heartbeat.ask(remote, "fetch", session, known.token - 1, 1, 0, 0)
                 known.still_pending = {int(item[0]) for item in items} if status == "ok" else set()
                 known.lapses = lapses
@@ -353,14 +353,14 @@ class RedisStorage(Storage):
             try:
                 await self._heartbeat.ask(self._heartbeat[stream], "active", session, replicated=False)
             except (Unavailable, StorageError) as error:
-                log.debug("%s: a sign of life is not told: %s", stream, error)
+                log.debug("%s: a heartbeat is not reported: %s", stream, error)
 
     async def idle(self, stream: str, consumer: Consumer, *, now: float, process: str = "") -> float | None:
         who = (consumer.group, consumer.user, process)
         _, idle_ms = await self._heartbeat.ask(self._heartbeat[stream], "idle", *who, replicated=False)
         return None if idle_ms is None else idle_ms / 1000
 
-    # -- what becomes of items -----------------------------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------------------------------
 
     async def commit(self, stream: str, group: str, indexes: Sequence[int]) -> int:
         _, counted = await self._heartbeat.ask(
@@ -401,7 +401,7 @@ class RedisStorage(Storage):
     async def end(self, stream: str, *, ended: bool) -> None:
         await self._heartbeat.ask(self._heartbeat[stream], "end", int(ended))
 
-    # -- what is asked -------------------------------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------------------------------
 
     async def locate(self, stream: str, group: str, index: int) -> Location | None:
         for text in index_texts([index]):
@@ -455,12 +455,12 @@ class RedisStorage(Storage):
 
 
 def _start(start: int) -> str:
-    """An index to begin at; NEWEST stays what it is."""
+    """Return an index to begin at, as text; NEWEST stays as it is."""
     return str(NEWEST if start == NEWEST else min(max(start, 0), TOP))
 
 
 def _lease(index: bytes, deliveries: int, tags: bytes, data: bytes) -> Lease:
-    """A redelivered frame says so; a first delivery is as it was stored."""
+    """Return the lease; a redelivered frame has its delivery count as a tag, a first delivery is as it was stored."""
     carried = unpack_tags(tags)
     if deliveries > 1:
         carried[DELIVERY_COUNT] = str(deliveries)

@@ -1,7 +1,7 @@
-"""What a server does at Redis besides its callers' verbs: it shows that it is there, does what is due, and is told.
+"""The regular duties of a server at Redis: it renews its lease, does what is due, and receives hints.
 
-Each second, and when something is due, it looks at each stream: time that is over, servers that are gone. What it hears
-in its channel are hints, so that nobody waits for the next look.
+Each second, and when something is due, it checks each stream: for timers that are due, and for servers that are gone.
+The messages in its channel are hints, so that nobody waits for the next check.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ log = logging.getLogger(__name__)
 #: a stream with connections or claims of this server is checked at this interval, in parts of the server lease, drawn
 #: anew each time
 CHECK = (0.12, 0.2)
-#: and so many of the other streams each time, in turn: their timers run here, and ended servers are reported by `alive`
+#: so many of the other streams are checked each time: their timers run here, and `alive` reports ended servers
 _IDLE_CHECKS = 8
 #: most concurrent calls where one is made for each stream
 _AT_ONCE = 500
 #: a server that stops has so long to release its connections and claims, in seconds; the rest expires with its lease
 _LEAVE_S = 5.0
 _STREAMS, _SERVERS = "easq:streams", "easq:servers"
-#: a script that finds its stream gone or behind is called again so often
+#: most calls of a script that finds its stream gone or behind
 _TRIES = 5
 
 
 class Heartbeat:
-    """The streams that this server has opened, by name."""
+    """The lease of this server, and the streams that it has opened, by name."""
 
     def __init__(
         self, client: ScriptClient, timing: Timing, clock: Callable[[], float] | None, lease_s: float
@@ -61,12 +61,12 @@ class Heartbeat:
         self._streams: dict[str, RemoteStream] = {}
         self._by_prefix: dict[bytes, RemoteStream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        #: streams to be checked next although this server has nothing there
+        #: streams to check next although this server has nothing there
         self._idle: list[RemoteStream] = []
         #: servers with a valid lease, and those whose lease has expired
         self._alive: set[bytes] = set()
         self._gone: set[bytes] = set()
-        #: when this server last renewed its lease, and since when it has always done so in time
+        #: when this server last renewed its lease, and since when each renewal was in time
         self._renewed_at = self._steady_since = -inf
 
     def __getitem__(self, stream: str) -> RemoteStream:
@@ -75,14 +75,14 @@ class Heartbeat:
     # -- running -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Redis is there, and this server is told of what is its."""
+        """Connect, subscribe to the channel of this server, and begin the heartbeat."""
         await self._client.connect(self._prepare)
         await self._client.listen(HINT + self.server, self._hear)
         await self._renew_lease()
         self._soon(self._beat())
 
     async def close(self) -> None:
-        """Connections and claims of this server are given up, as far as Redis is there."""
+        """Release connections and claims of this server, as far as Redis can be reached, and disconnect."""
         for remote in self._streams.values():
             if remote.timer is not None:
                 remote.timer.cancel()
@@ -92,7 +92,7 @@ class Heartbeat:
         if self._client.is_up():
             try:
                 async with asyncio.timeout(_LEAVE_S):
-                    await _in_turn(self._leave(remote) for remote in self._streams.values() if remote.is_used)
+                    await _all(self._leave(remote) for remote in self._streams.values() if remote.is_used)
                     await self._renew_lease(stops=True)
             except (EasqError, TimeoutError) as error:
                 log.debug("not everything is released: %r", error)
@@ -109,12 +109,12 @@ class Heartbeat:
             _, more = await self.ask(remote, "leave", replicated=False)
 
     async def open(self, stream: str, dead_letters: DeadLetterPolicy | None) -> None:
-        """The stream is known here. Raises StorageError when another version of easq made it."""
+        """Open the stream. Raises StorageError when another version of easq created it."""
         if stream not in self._streams:
             remote = RemoteStream(
                 stream, settings_of(self._timing, dead_letters, self._lease_s), dead_letters
             )
-            # before anything is called: from now on it is opened at each Redis that this server is connected to
+            # before the first call: from now on it is opened again after each new connection
             self._streams[stream] = self._by_prefix[remote.prefix.encode()] = remote
             try:
                 await self._open_again([remote])
@@ -124,7 +124,7 @@ class Heartbeat:
                 raise
 
     async def names(self) -> list[str]:
-        """All stored streams."""
+        """Return the names of all stored streams."""
         return sorted(
             name.decode() for name in await self._client.call("streams", (_STREAMS,), (), replicated=False)
         )
@@ -132,7 +132,7 @@ class Heartbeat:
     async def _open(self, remote: RemoteStream) -> None:
         status, answer = await self._client.call(
             "open",
-            # all that it looks at: while this slot moves, the connection is there for the other queues
+            # the only key that it reads: while this slot moves, the other queues can use the connection
             remote.keys[:1],
             self._context(remote, remote.last, remote.number, remote.epoch),
             replicated=False,
@@ -148,7 +148,7 @@ class Heartbeat:
         remote.announced = arrivals
 
     def _saw(self, remote: RemoteStream, epoch: int, last: int) -> None:
-        """The stream's epoch and highest index; that the epoch is a new one is said."""
+        """Record epoch and highest index of the stream; log a warning when the epoch is a new one."""
         is_new, remote.epoch = epoch > remote.epoch, max(remote.epoch, epoch)
         if is_new and (remote.last or remote.number):
             log.warning(
@@ -161,14 +161,16 @@ class Heartbeat:
         remote.saw(last)
 
     async def _prepare(self, _: bool) -> None:
-        """After each connection: indexes go on above all that were given, and sleepers look."""
+        """After each new connection: raise the indexes above all that were given, and wake connections and long
+        polls.
+        """
         await self._open_again(list(self._streams.values()))
         for remote in self._streams.values():
             self.long_polls.wake(remote.name)
             self._schedule(remote, 0.0)
 
     async def _open_again(self, remotes: Sequence[RemoteStream]) -> None:
-        await _in_turn(self._open(remote) for remote in remotes)
+        await _all(self._open(remote) for remote in remotes)
         for start in range(0, len(remotes), _AT_ONCE):
             names = [remote.name for remote in remotes[start : start + _AT_ONCE]]
             await self._client.call("streams", (_STREAMS,), names, replicated=False)
@@ -176,7 +178,7 @@ class Heartbeat:
             remote.wake_all()
 
     def _queue_of(self, remote: RemoteStream) -> list[RemoteStream]:
-        """All streams of its queue that are open here."""
+        """Return all streams of its queue that are open here."""
         queue = remote.prefix.partition("}")[0]
         return [other for other in self._streams.values() if other.prefix.partition("}")[0] == queue]
 
@@ -189,7 +191,7 @@ class Heartbeat:
     async def ask(
         self, remote: RemoteStream, script: str, *args: Argument, replicated: bool = True
     ) -> tuple[str, Any]:
-        """The script's status and answer; what it asks for besides is seen to."""
+        """Call the script, and return its status and answer. Dead letters that it requests are written."""
         status, answer, exhausted = await self._call(remote, script, *args, replicated=replicated)
         await self._write_dead_letters(exhausted)
         return status, answer
@@ -197,7 +199,7 @@ class Heartbeat:
     async def _call(
         self, remote: RemoteStream, script: str, *args: Argument, replicated: bool
     ) -> tuple[str, Any, Sequence[bytes]]:
-        """The script's status and answer, and what has to be buried."""
+        """Call the script, and return its status, its answer, and the items for which it requests dead letters."""
         for _ in range(_TRIES):
             reply = await self._client.call(
                 script, remote.keys, self._context(remote, *args), replicated=replicated
@@ -205,7 +207,7 @@ class Heartbeat:
             status = reply[0].decode()
             if status not in {"gone", "behind"}:
                 return status, reply[1], self._follow(remote, *reply[2:]) if len(reply) > 2 else ()
-            # Redis was emptied, or is older than what this server knows: so are the queue's other streams
+            # Redis was emptied, or has less than this server knows: so do the queue's other streams
             await self._open_again(self._queue_of(remote))
         raise StorageError(f"Redis keeps losing the stream {remote.name}")
 
@@ -221,7 +223,7 @@ class Heartbeat:
         epoch: int,
         fresh: Sequence[bytes],
     ) -> Sequence[bytes]:
-        """Sleepers wake, and what is due is seen to in time; what is to be buried is returned."""
+        """Wake connections and long polls, schedule the next check, and return the items that need dead letters."""
         self._saw(remote, epoch, last)
         remote.arrivals = arrivals
         for prefix, numbers in woken:
@@ -262,7 +264,7 @@ class Heartbeat:
         task.add_done_callback(self._tasks.discard)
 
     async def _write_dead_letters(self, exhausted: Sequence[bytes]) -> None:
-        """Items out of failures are in the rear store. What fails is left to the next look."""
+        """Write the requested dead letters. Those that fail are left to the next check."""
         for place in range(0, len(exhausted), 3):
             prefix, group, index = exhausted[place : place + 3]
             remote = self._by_prefix.get(prefix)
@@ -307,7 +309,7 @@ class Heartbeat:
         if status == "full":
             log.warning("%s: item %d is out of failures and the rear store is full", remote.name, int(index))
 
-    # -- looking -------------------------------------------------------------------------------------------------------
+    # -- checks --------------------------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
         while True:
@@ -316,7 +318,7 @@ class Heartbeat:
                 await self._renew_lease()
             except EasqError as error:
                 log.debug("the lease of this server is not renewed: %s", error)
-            await _in_turn(self._check(remote) for remote in self._to_check())
+            await _all(self._check(remote) for remote in self._to_check())
 
     def _to_check(self) -> list[RemoteStream]:
         """Return the streams to check now: those in use here, and a few of the others in turn."""
@@ -329,7 +331,8 @@ class Heartbeat:
         return list(dict.fromkeys([*busy, *idle]))
 
     async def _renew_lease(self, *, stops: bool = False) -> None:
-        """Renew this server's lease, or end it when the server stops; check all streams when another server is gone.
+        """Renew the lease of this server, or end it when the server stops; check all streams when another server is
+        gone.
 
         Raises StorageError and Unavailable.
         """
@@ -354,11 +357,11 @@ class Heartbeat:
         except EasqError as error:
             log.debug("%s: %s", remote.name, error)
         except Exception:
-            # a mistake of ours; without another look this server would be taken for gone
-            log.exception("%s: a look failed", remote.name)
+            # a bug; without further checks the lease of this server would expire
+            log.exception("%s: a check failed", remote.name)
 
     async def check(self, remote: RemoteStream) -> None:
-        """This server is alive at Redis, and what is due is done. Raises StorageError and Unavailable."""
+        """Renew the lease of this server at the stream, and do what is due. Raises StorageError and Unavailable."""
         loop = asyncio.get_running_loop()
         begun, attaching = loop.time(), remote.attaching
         has_readers = remote.name in self.long_polls
@@ -372,7 +375,7 @@ class Heartbeat:
             if server not in self._alive and server != self.server.encode():
                 self._schedule(remote, (left_ms + 1) / 1000)
         if exhausted:
-            # a dead server's items may be thousands, and each look is by what this one is known to be alive
+            # there may be thousands after a server ended, and this server has to go on renewing its lease
             self._soon(self._write_dead_letters(exhausted))
         remote.lapses += begun - remote.renewed_at > self._lease_s / 2
         remote.renewed_at = max(remote.renewed_at, begun)
@@ -390,39 +393,39 @@ class Heartbeat:
             remote.leaving.update((number, False) for number in mine if number not in known)
         ending = {args[0] for _, args in remote.unfinished}
         for name in {name.decode() for name in claims} - {*remote.taking, *remote.claims.values()} - ending:
-            # its end was told to a primary that is not the primary any more
+            # it was ended at a server that is no longer the primary
             remote.unfinished["release", (name,)] = None
-        # one after the other, the many that leave in an absence of Redis would keep this server from its next look
+        # one after the other, the many that were left during an absence of Redis would delay the next check
         await asyncio.gather(
             *(self.detach(remote, number, lost=lost) for number, lost in remote.leaving.items()),
             *(self.end_claim(remote, script, *args) for script, args in remote.unfinished),
         )
 
     async def detach(self, remote: RemoteStream, number: int, *, lost: bool) -> None:
-        """The connection is given up; if that fails, each look tries again."""
+        """Remove the connection; if that fails, each check tries again."""
         remote.leaving[number] = lost
         await self.ask(remote, "detach", number, int(lost), replicated=False)
         remote.leaving.pop(number, None)
 
     async def end_claim(self, remote: RemoteStream, script: str, *args: str) -> None:
-        """The script was called with the name of a claim and what it has; if that fails, each look tries again.
+        """Call the script with the name of a claim and its items; if that fails, each check tries again.
 
-        It may be called more than once: a claim's name is never given again.
+        It may be called more than once: the name of a claim is used once.
         """
         remote.unfinished[script, args] = None
         await self.ask(remote, script, *args, replicated=False)
         remote.unfinished.pop((script, args), None)
 
-    # -- readers -------------------------------------------------------------------------------------------------------
+    # -- long polls ----------------------------------------------------------------------------------------------------
 
     def has_read(self, remote: RemoteStream, arrivals: int | None) -> None:
-        """A read or a take was made when so many items had come."""
+        """Record the number of arrivals at the time of a read or take."""
         remote.read_at = arrivals
         if arrivals is not None and remote.name not in self.long_polls:
             remote.announced = max(remote.announced, arrivals)
 
     def item_arrived(self, remote: RemoteStream, frame: Frame) -> None:
-        """This server's own item is there."""
+        """Wake the long polls that want an item that this server has stored."""
         self._announce(remote, remote.arrivals)
         self.long_polls.item_arrived(remote.name, frame)
 
@@ -440,7 +443,7 @@ class Heartbeat:
         timeout_s: float,
         gone: asyncio.Future[None] | None = None,
     ) -> None:
-        """As Storage.wait. What came between the read before and now ends it at once."""
+        """Wait as `Storage.wait` does. Items that arrived since the last read end it at once."""
         read_at, remote.read_at = remote.read_at, None
         if read_at is not None and remote.announced > read_at:
             return
@@ -468,8 +471,8 @@ class Heartbeat:
         self.long_polls.item_arrived(remote.name, Frame(int(index), unpack_tags(tags)))
 
 
-async def _in_turn(calls: Iterable[Awaitable[object]]) -> None:
-    """Await all calls, `_AT_ONCE` at a time: the link accepts a bounded number. Raise the first error."""
+async def _all(calls: Iterable[Awaitable[object]]) -> None:
+    """Await all calls, `_AT_ONCE` at a time: the client accepts a bounded number. Raise the first error."""
     rest = iter(calls)
     while part := list(islice(rest, _AT_ONCE)):
         for error in await asyncio.gather(*part, return_exceptions=True):

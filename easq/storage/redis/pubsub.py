@@ -1,4 +1,4 @@
-"""A connection on which channels of one Redis are heard. What comes there are hints, never the only way to know."""
+"""Subscribes to channels of one Redis. The messages are hints, never the only way to learn of something."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from easq.storage.redis.driver import ConnectionLost, ErrorReply, RedisConnectio
 
 log = logging.getLogger(__name__)
 
-#: what gets the bytes that were published
+#: called with the bytes that were published
 MessageHandler: TypeAlias = Callable[[bytes], None]
 
-#: a connection on which nothing came for this, though it was asked each second, is lost
+#: a connection without any reply for so long, though it is pinged each second, is lost
 _SILENCE_S, _PING_S = 3.0, 1.0
 #: pause before connecting again, in seconds
 _PAUSE_S = (0.1, 0.5)
-#: how long `add` waits to hear that the channel is heard, in seconds
+#: how long `add` waits for the confirmation of a subscription, in seconds
 _CONFIRM_S = 1.0
 
 
 class ChannelSubscriber:
-    """Hears channels until it is closed, over as many connections, one after the other, as that takes."""
+    """Subscribes to channels until it is closed, over one connection after the other."""
 
     def __init__(
         self, connection: Callable[[], RedisConnection], handler: Callable[[str, bytes], None]
     ) -> None:
-        """`connection` makes one that is not open yet; `handler` gets the channel and what was published."""
+        """`connection` makes a connection that is not open yet; `handler` gets the channel and the message."""
         self._make = connection
         self._handler = handler
-        #: channel -> done once it is heard
+        #: channel -> set once the subscription is confirmed
         self._channels: dict[str, asyncio.Event] = {}
         self._connection: RedisConnection | None = None
         self._received_at = 0.0
         self._task = asyncio.create_task(self._run())
 
     def request(self, channel: str) -> None:
-        """The channel is heard from the next connection on."""
+        """Subscribe to the channel from the next connection on."""
         self._channels.setdefault(channel, asyncio.Event())
 
     async def add(self, channel: str) -> None:
-        """The channel is heard, unless the connection is away; then it is heard from the next one on."""
+        """Subscribe to the channel; while the connection is away, from the next one on."""
         self.request(channel)
         confirmed = self._channels[channel]
         try:
@@ -55,7 +55,7 @@ class ChannelSubscriber:
             log.debug("%s is not subscribed yet: %r", channel, error)
 
     async def close(self) -> None:
-        """Nothing is heard any more."""
+        """End all subscriptions."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -78,12 +78,12 @@ class ChannelSubscriber:
             await asyncio.sleep(random.uniform(*_PAUSE_S))
 
     async def _subscribe(self, connection: RedisConnection, channels: list[str]) -> None:
-        """Both kinds: scripts of a Cluster publish in the channel's slot, others anywhere."""
+        """Use both commands: scripts of a Cluster publish in the slot of the channel, others anywhere."""
         commands = [(verb, channel) for channel in channels for verb in ("SUBSCRIBE", "SSUBSCRIBE")]
         await connection.send(connection.pack(commands))
 
     async def _receive(self, connection: RedisConnection) -> None:
-        """Raises what ends the connection."""
+        """Pass messages on until the connection ends. Raises what ended it."""
         self._received_at = asyncio.get_running_loop().time()
         pings = asyncio.create_task(self._ping(connection))
         try:
@@ -102,7 +102,7 @@ class ChannelSubscriber:
             pings.cancel()
 
     async def _ping(self, connection: RedisConnection) -> None:
-        """The connection is closed once nothing came on it for too long."""
+        """Close the connection once nothing was received on it for too long."""
         loop = asyncio.get_running_loop()
         while loop.time() < self._received_at + _SILENCE_S:
             await asyncio.sleep(_PING_S)

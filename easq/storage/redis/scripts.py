@@ -1,6 +1,7 @@
-"""The text of each Lua script: the parts that its first line names, and its own file.
+"""The text of each Lua script: the parts that its first line names, then its own file.
 
-That line is `-- flags: FLAGS; after: PART PART ...`; the flags are those that Redis 7 takes in a script's first line.
+That line is `-- flags: FLAGS; after: PART PART ...`; the flags are those that Redis 7 takes in the first line of a
+script. A part is a Lua file with functions for several scripts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _HEAD = re.compile(r"-- flags: ?(?P<flags>[a-z,-]*); after: ?(?P<parts>[a-z ]*)"
 
 @cache
 def source(name: str) -> str:
-    """The script `lua/NAME.lua` as Redis takes it."""
+    """Return the script `lua/NAME.lua` as Redis takes it."""
     own = _text(name)
     head = _HEAD.fullmatch(own.partition("\n")[0])
     assert head is not None, f"{name}.lua does not say what comes before it"

@@ -1,4 +1,4 @@
-"""What a Redis says of itself, and whether a queue can be kept there. No I/O."""
+"""The state of a Redis server by its own account, and whether it can store a queue. No I/O."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from easq.errors import StorageError
 
-#: the oldest Redis that has all that is asked of it
+#: the oldest Redis that has all commands that are used
 OLDEST = (7, 0)
 
-#: a replica that has said nothing for longer does not follow; a live one does each second. In seconds
+#: a replica that has reported nothing for more seconds does not follow; a live one reports each second
 _MOST_LAG_S = 2
 _REPLICA = re.compile(r"slave[0-9]+")
-#: the only maxmemory-policy with which Redis keeps what it acknowledged, and how to set it
+#: the only maxmemory-policy with which Redis never deletes acknowledged items, and how to set it
 SAFE_POLICY = "noeviction"
 MEND_POLICY = f"set it: redis-cli CONFIG SET maxmemory-policy {SAFE_POLICY}, and in redis.conf"
-#: the words for what an acknowledged put survives, the weakest first
+#: the words for the durability of an acknowledged put, the weakest first
 _WORDS = ("redis-memory", "redis-everysec", "redis-fsync")
 
 
@@ -28,7 +28,7 @@ def evicts(policy: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server says of itself. Two with the same `identity` are one server that has not been started anew."""
+    """The state of a server. Two with the same `identity` are one server that was not restarted."""
 
     version: tuple[int, ...]
     identity: str
@@ -37,13 +37,13 @@ class ServerInfo:
     policy: str
     durability: str
     is_clustered: bool
-    #: how many replicas follow it
+    #: number of replicas that follow
     replicas: int
     #: keys evicted since it was started
     evicted: int = 0
 
     def check(self, name: str) -> None:
-        """Raises StorageError when no queue can be kept on this server, `name` in its message."""
+        """Raise StorageError, with `name` in its message, when this server cannot store a queue."""
         if self.version < OLDEST:
             raise StorageError(
                 f"{name}: Redis {'.'.join(map(str, self.version))} is too old",
@@ -54,7 +54,7 @@ class ServerInfo:
 
 
 def parse_info(info: bytes, config: Sequence[bytes] | None) -> ServerInfo:
-    """`info` is the answer to INFO, `config` the one to CONFIG GET, None where it is forbidden."""
+    """Return the state. `info` is the reply to INFO, `config` the one to CONFIG GET, None if it is forbidden."""
     lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
     said = {name: value for name, colon, value in lines if colon}
     words = [word.decode("utf-8", "replace") for word in config or ()]
@@ -73,7 +73,7 @@ def parse_info(info: bytes, config: Sequence[bytes] | None) -> ServerInfo:
 
 
 def _follows(line: str) -> bool:
-    """Whether the replica that is described so has all that was there before, and gets what is new."""
+    """Return whether the described replica has all earlier writes, and gets new ones."""
     about = dict(part.partition("=")[::2] for part in line.split(","))
     lag = about.get("lag", "")
     return about.get("state") == "online" and lag.isdecimal() and int(lag) <= _MOST_LAG_S
@@ -92,5 +92,5 @@ def _durability(said: Mapping[str, str], settings: Mapping[str, str]) -> str:
 
 
 def weakest(servers: Iterable[ServerInfo]) -> str:
-    """The word for what survives on all of them."""
+    """Return the word for the durability that all of the servers have."""
     return min((one.durability for one in servers), key=_WORDS.index)

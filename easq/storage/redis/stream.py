@@ -1,4 +1,4 @@
-"""One stream at Redis as this server knows it: how its scripts are called, and what an answer asks for besides."""
+"""One stream at Redis as this server knows it, and the settings with which its scripts are called."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 #: schema version of the keys that the scripts read and write. Version 1, without the filters of groups, is accepted and
 #: converted; others are refused
 SCHEMA = "2"
-#: a server that was not heard from so long is gone, in seconds: what its consumers had goes to others
+#: a server without a heartbeat for so many seconds is gone: others get the items of its consumers
 LEASE_S = 5.0
-#: what is published for a server comes in the channel of this name and its own
+#: prefix of the channel of a server, which ends in the name of the server
 HINT = "easq:hint:"
-#: how far indexes and connection numbers are raised when some may have been given that are not known any more
+#: how far indexes and connection numbers are raised when Redis may have lost some that were used
 RAISE = 1_000_000
-#: one call looks at so many entries at most
+#: most entries that one call of a script examines
 BUDGET = 1000
 
 Argument: TypeAlias = str | bytes | int
@@ -34,7 +34,7 @@ Reply: TypeAlias = Any
 
 
 class ScriptClient(Protocol):
-    """What calls scripts: see `redis.RedisClient`."""
+    """The interface of `RedisClient`: it calls scripts."""
 
     durability: str
 
@@ -52,55 +52,55 @@ class ScriptClient(Protocol):
 
 
 def key_prefix(stream: str) -> str:
-    """What every key of the stream begins with. A queue's streams are in one slot of a Cluster."""
+    """Return the beginning of every key of the stream. The streams of a queue are in one slot of a Cluster."""
     name = re.split("[/#]", stream, maxsplit=1)[0]
     return f"easq:{{{name}}}{stream[len(name) :]}:"
 
 
 @dataclass(slots=True, eq=False)
 class LocalSession:
-    """A connection of this server. A fetch whose answer did not come is repeated under the same token."""
+    """A connection at this server. A fetch without an answer is repeated under the same token."""
 
     number: int
     wakeup: asyncio.Event = field(default_factory=asyncio.Event)
     token: int = 1
-    #: how often the lease may have expired until the last fetch, or until it was asked what of that is still there
+    #: `RemoteStream.lapses` at the last fetch, or when it was checked which items of that are still pending
     lapses: int = 0
-    #: what of the last fetch is still pending at the connection; None: the lease has not expired since
+    #: items of the last fetch that are still pending at the connection; None: the lease has not expired since
     still_pending: set[int] | None = None
 
 
 @dataclass(slots=True, eq=False)
 class RemoteStream:
-    """A stream, with what this server has seen of it and has going on in it."""
+    """A stream at Redis: what this server has seen of it, and what it has under way there."""
 
     name: str
     settings: str
     dead_letters: DeadLetterPolicy | None
     sessions: dict[int, LocalSession] = field(default_factory=dict)
-    #: the highest index, and connection number, that this server ever saw
+    #: highest index and connection number that this server has seen
     last: int = 0
     number: int = 0
     epoch: int = 0
-    #: so many items had come at the last answer
+    #: number of puts and releases ever, at the last answer
     arrivals: int = 0
-    #: so many items have come, by put or release, of which the readers here were told
+    #: number of puts and releases already announced to the long polls here
     announced: int = 0
-    #: and so many had come when the last read was made, until a wait follows it
+    #: and at the time of the last read, until a wait follows it
     read_at: int | None = None
-    #: until when other servers tell this one of items
+    #: until when other servers announce new items to this one
     listed_until: float = 0.0
-    #: when this server was last known to be alive at Redis
+    #: when this server last renewed its lease here
     renewed_at: float = 0.0
-    #: how often it was renewed so late that others may have taken this server for gone
+    #: how often that was so late that the lease may have expired
     lapses: int = 0
-    #: connections being made; and those still to be given up (and whether lost)
+    #: connections being added; and those still to be removed (and whether lost)
     attaching: int = 0
     leaving: dict[int, bool] = field(default_factory=dict)
-    #: the claims of this server, each under a name of its own: those being made, and of the others index -> name
+    #: the claims of this server, each under a name of its own: those being made, and index -> name of the others
     taking: set[str] = field(default_factory=set)
     claims: dict[int, str] = field(default_factory=dict)
-    #: what is still to become of claims: scripts and their arguments, a claim's name first; in order, without values
+    #: calls that still have to end claims: script and arguments, the name of the claim first; in order, without values
     unfinished: dict[tuple[str, tuple[str, ...]], None] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
     #: whether this server ever had a connection or a claim on this stream
@@ -119,23 +119,25 @@ class RemoteStream:
 
     @property
     def keys(self) -> tuple[str, str]:
-        """What each call declares. The second is never there: while the slot moves to another node of a Cluster, a
-        script would fail at the first key that it misses, with half of its work done; so Redis does not begin it.
+        """The keys that each call declares.
+
+        The second one never exists. While the slot moves to another node of a Cluster, a script would fail at the first
+        key that is missing there, with a part of its work done; with a missing declared key Redis does not begin it.
         """
         return f"{self.prefix}meta", f"{self.prefix}none"
 
     def saw(self, index: int) -> None:
-        """This index was given."""
+        """Record an index of the stream."""
         self.last = max(self.last, index)
 
     def wake_all(self) -> None:
-        """Every connection looks."""
+        """Wake every connection, so that it fetches."""
         for session in self.sessions.values():
             session.wakeup.set()
 
 
 def settings_of(timing: Timing, dead_letters: DeadLetterPolicy | None, lease_s: float) -> str:
-    """What the scripts are told in each call, in milliseconds where it is time."""
+    """Return the settings for the scripts as JSON; times are in milliseconds."""
     return json.dumps(
         {
             "schema": SCHEMA,

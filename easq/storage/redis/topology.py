@@ -1,4 +1,4 @@
-"""Which servers are to be called: the one of the URL, the one that Sentinels name, or each primary of a Cluster."""
+"""Finds the primaries: the server of the URL, the one that Sentinels name, or each primary of a Cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from easq.storage.redis.url import RedisUrl
 
 @dataclass(frozen=True, slots=True)
 class Primary:
-    """A server, and which slots of a Cluster it has: pairs of first and last. None elsewhere."""
+    """A server, and its slots of a Cluster as pairs of first and last; none elsewhere."""
 
     host: str
     port: int
@@ -24,11 +24,11 @@ class Topology:
 
     def __init__(self, url: RedisUrl) -> None:
         self._url = url
-        #: who is asked, who answered last first
+        #: nodes to ask; the one that answered last is the first
         self._asked = list(url.nodes)
 
     async def find(self) -> tuple[Primary, ...]:
-        """The primaries now. Raises StorageError, NotReady where it may be better soon."""
+        """Return the present primaries. Raises StorageError; NotReady if that may change soon."""
         if self._url.kind == "sentinel":
             return await self._from_sentinels()
         if self._url.kind == "cluster":
@@ -57,8 +57,10 @@ class Topology:
         raise NotReady(f"no node knows the Cluster's slots: {'; '.join(problems)}")
 
     async def _ask(self, node: tuple[str, int], command: Command, problems: list[str]) -> Reply:
-        """The reply of one node, over a connection for this alone; None with a new line in `problems` where there is
-        none. Raises StorageError when asking again would not help.
+        """Return the reply of one node, over a connection for this alone; None with a new line in `problems` if there
+        is none.
+
+        Raises StorageError when asking again would not help.
         """
         is_sentinel = self._url.kind == "sentinel"
         driver = RedisConnection(self._url, *node, connect_timeout_s=DEADLINE_S, sentinel=is_sentinel)
@@ -80,7 +82,7 @@ class Topology:
 
 
 def _parse_slots(reply: Reply, asked: str) -> tuple[Primary, ...]:
-    """The primaries of an answer to CLUSTER SLOTS; a node without a name is the one that was asked."""
+    """Return the primaries of an answer to CLUSTER SLOTS. A node without a name is the one that was asked."""
     found: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for first, last, (host, port, *_), *_ in reply:
         name = host.decode() if host else asked
@@ -90,7 +92,7 @@ def _parse_slots(reply: Reply, asked: str) -> tuple[Primary, ...]:
 
 
 def slot_table(primaries: Sequence[Primary]) -> list[int]:
-    """For each slot the number of its primary, -1 for none."""
+    """Return for each slot the number of its primary, -1 for none."""
     table = [-1] * 16_384
     for number, primary in enumerate(primaries):
         for first, last in primary.slots:

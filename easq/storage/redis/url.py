@@ -37,7 +37,7 @@ _PORT, _SENTINEL_PORT = 6379, 26379
 
 @dataclass(frozen=True, slots=True)
 class RedisUrl:
-    """Where a Redis is. `shown` is the URL without what is secret."""
+    """The address of a Redis. `shown` is the URL without secrets."""
 
     shown: str
     kind: Literal["server", "sentinel", "cluster"]
@@ -48,19 +48,19 @@ class RedisUrl:
     password: str = field(default="", repr=False)
     db: int = 0
     service: str = ""
-    #: what the query says, as redis-py names it: ssl_ca_certs ...
+    #: the options of the query, named as in redis-py: ssl_ca_certs ...
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def is_open(self) -> bool:
-        """Whether others than this machine can reach it and no secret is asked of them."""
+        """Whether other machines can reach it without a secret."""
         if self.password or self.path or "ssl_certfile" in self.options:
             return False
         return not all(_is_loopback(host) for host, _ in self.nodes)
 
 
 def is_redis_url(url: str) -> bool:
-    """Whether the URL is one of those of a Redis."""
+    """Return whether the URL names a Redis."""
     scheme, slashes, _ = url.partition("://")
     return bool(slashes) and scheme in _SCHEMES
 
@@ -84,7 +84,7 @@ def shown_url(url: str) -> str:
 
 
 def parse_redis_url(url: str) -> RedisUrl:
-    """What `url` names. Raises UsageError, which never repeats a password."""
+    """Return the parts of `url`. Raises UsageError, whose message never contains a password."""
     scheme, _, rest = url.partition("://")
     shown = shown_url(url)
     if not is_redis_url(url) or not rest:
