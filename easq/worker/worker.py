@@ -168,6 +168,7 @@ class Worker:
         self._queue = ""
         self._items = Deliveries[Outcome](window=window, jobs=self.jobs)
         self._over = threading.Event()
+        self._is_aborted = False
         self._thread: threading.Thread | None = None
         self.failed: BaseException | None = None
         # of the event loop
@@ -222,7 +223,11 @@ class Worker:
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="easq-work", daemon=True)
         self._thread.start()
-        started.result()
+        try:
+            started.result()
+        except BaseException:  # also an interrupt
+            self.abort()
+            raise
 
     def stop(self, grace_s: float | None = None) -> None:
         """Begin no further item. Items in flight have `grace_s` seconds; then their calls are cancelled.
@@ -234,6 +239,7 @@ class Worker:
 
     def abort(self) -> None:
         """Drop everything at once, as a crash would."""
+        self._is_aborted = True
         self._call(self._drop)
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -266,7 +272,10 @@ class Worker:
 
     async def _work(self, started: Future[None]) -> None:
         self._main, self._loop = asyncio.current_task(), asyncio.get_running_loop()
-        self._changed, self._has_done, self._give_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._changed, self._has_done = asyncio.Event(), asyncio.Event()
+        self._stopping, self._give_up = asyncio.Event(), asyncio.Event()
+        if self._is_aborted:
+            raise asyncio.CancelledError
         watcher = self._watcher = self._input.async_watcher(
             Watch(window=self.window, upgrade=self._upgrade),
             on_frame=self._received,
@@ -288,8 +297,7 @@ class Worker:
             for task in tasks:
                 task.add_done_callback(self._ended)
             try:
-                while not self._items.is_stopping:
-                    await self._change(inf)
+                await self._stopping.wait()
                 await self._drain()
             except BaseException:  # `abort`, or a bug
                 await watcher.abort()
@@ -310,7 +318,7 @@ class Worker:
     async def _change(self, timeout_s: float) -> None:
         """Wait until an item or the state of the worker has changed, or `timeout_s` seconds have passed."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), None if timeout_s == inf else timeout_s)
+            await asyncio.wait_for(self._changed.wait(), timeout_s)
         self._changed.clear()
 
     async def _drain(self) -> None:
@@ -340,6 +348,7 @@ class Worker:
 
     def _stop(self, deadline: float) -> None:
         self._items.stop(deadline)
+        self._stopping.set()
         self._changed.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -352,7 +361,7 @@ class Worker:
     def _received(self, frame: Frame) -> None:
         if self._items.push(frame, self._watcher.epoch) and self._items.is_stopping:
             # after the first one that is returned the service sends no more
-            self._spawn(self._hand_back(self._items.waiting))
+            self._spawn(self._hand_back([frame]))
         self._begin()
 
     def _spawn(self, work: Awaitable[None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import itertools
 import socket
 import threading
@@ -25,6 +26,7 @@ from easq.net.http import Transport
 from easq.net.settings import NetworkSettings
 from easq.protocol.operations import SHUTDOWN, Caller
 from easq.worker.worker import Worker, engine_user
+from tests.client.servers import answering, reply, silent
 from tests.conftest import Serve
 from tests.models.test_models import Handler, Reply, Seen, Upstream, upstream
 from tests.support.http import PROTOBUF
@@ -556,6 +558,42 @@ def test_a_bug_in_a_model_ends_the_worker_and_surfaces(bench: Make) -> None:
     assert worker.wait(PATIENCE_S)
     assert isinstance(worker.failed, ZeroDivisionError)
     assert on.service.stream().length() == 1
+
+
+def test_nothing_is_committed_while_the_caller_has_too_many_outcomes_to_deal_with(bench: Make) -> None:
+    """So that a slow reader of the outcomes slows the work down, and is not held in memory."""
+    on = bench()
+    waiting = [20_000]
+    on.put(*(b"%d" % number for number in range(30)))
+    model = Local()
+    worker = on.start(model, unread=lambda: waiting[0])
+    eventually(lambda: worker.in_flight == 5 and on.outcomes and not model.running)
+    assert len(model.calls) <= 10  # a first commit, and a full window
+    waiting[0] = 0
+    assert len(on.results(30)) == 30
+
+
+def test_an_interrupt_ends_a_start_that_waits_for_the_service(bench: Make) -> None:
+    """Nothing works on in the background."""
+    on = bench()
+    with answering(reply(200, b'{"meta.name":"q"}'), silent) as server:
+
+        def interrupt() -> None:
+            eventually(lambda: len(server.requests) > 1)
+            _thread.interrupt_main()
+
+        interrupting = threading.Thread(target=interrupt)
+        url = f"{server.url}/q"
+        worker = Worker(
+            QueueClient.over(on.transport, url, Caller()),
+            Local(),
+            sink=QueueClient.over(on.transport, f"{url}/sink", Caller()),
+        )
+        interrupting.start()
+        with pytest.raises(KeyboardInterrupt):
+            worker.start()
+        interrupting.join()
+        assert worker.wait(PATIENCE_S)
 
 
 def test_a_wrong_token_is_refused_at_the_start(bench: Make) -> None:
