@@ -36,13 +36,16 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "bench": {"errors", "model", "net", "protocol", "client", "prediction"},
     "render": {"errors", "model", "redact", "protocol"},
     "worker": _GROUND | {"client"},
+    "local": {"errors", "models", "storage", "server", "emulator"},
     "cli": _GROUND | _CLIENT,
     "__main__": {"cli"},
 }
 #: the rules of a queue, which know nothing of the network: they import of server/ only each other
 QUEUE_RULES = {"queue", "queues", "subscriber", "dead_letters", "rate_limit"}
-#: the one bridge between the wings
+#: the one bridge between the wings: the command that runs a service. `local` runs one too, and knows no client
 BRIDGE = "easq.cli.serve"
+#: the interface for programs names things of both wings, and imports each when it is used; they ask it for the version
+FACE = "easq"
 
 #: library -> the modules (or packages, with a dot at the end) that may know it
 HOMES: Mapping[str, tuple[str, ...]] = {
@@ -124,7 +127,7 @@ def _wrong_direction(imports: list[Import]) -> Iterator[str]:
         source, target = _part(found.module), _part(found.target)
         if not target or source == target:
             continue
-        if found.module == BRIDGE and target in _SERVICE:
+        if found.module == FACE or (found.module == BRIDGE and target in _SERVICE):
             continue
         if source not in MAY_IMPORT:
             yield f"{found.module}:{found.line}: {source or 'easq'} has no place in the picture"
@@ -157,7 +160,7 @@ def _wrong_home(imports: list[Import]) -> Iterator[str]:
 def _circles(imports: list[Import], modules: set[str]) -> Iterator[str]:
     graph: dict[str, set[str]] = {module: set() for module in modules}
     for found in imports:
-        if found.target in modules and found.target != found.module:
+        if found.target in modules and found.module not in (found.target, FACE):
             graph[found.module].add(found.target)
     state: dict[str, int] = {}
     trail: list[str] = []

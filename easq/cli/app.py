@@ -170,7 +170,7 @@ class App:
     @cached_property
     def discovery(self) -> Discovery:
         """The instances of the service. Raises ConfigError if no service is configured."""
-        from easq.config.profiles import easq_folder
+        from easq.net.files import easq_folder
         from easq.prediction.discovery import Discovery
         from easq.protocol.durations import parse_duration
 

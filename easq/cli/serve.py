@@ -164,7 +164,7 @@ def _token(app: App) -> str:
 
 def _default_storage(app: App) -> str:
     """Return EASQ_STORAGE, which other users cannot see, unlike a command line; or the file in the state folder."""
-    from easq.config.profiles import easq_folder
+    from easq.net.files import easq_folder
 
     if given := app.environ.get("EASQ_STORAGE"):
         return given

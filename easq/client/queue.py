@@ -173,6 +173,11 @@ class QueueClient:
             self._transport.close()
 
     @property
+    def transport(self) -> Transport:
+        """What sends its requests."""
+        return self._transport
+
+    @property
     def settings(self) -> NetworkSettings:
         """The settings of its connections."""
         return self._transport.settings
@@ -233,9 +238,9 @@ class QueueClient:
             key: an idempotency key, 1 to 128 visible ASCII characters. With one the put is sent again after any
                 failure, and stored once; without one only when it is certain that it was not stored.
         """
-        if isinstance(data, str):
-            data = _utf8(data)
-        put = put_operation(data, tags=tags, priority=priority, path=path, content_type=content_type, key=key)
+        put = put_operation(
+            as_bytes(data), tags=tags, priority=priority, path=path, content_type=content_type, key=key
+        )
         return self.send(put)
 
     def send(self, put: operations.Put) -> Ack:
@@ -619,9 +624,12 @@ def put_operation(
     )
 
 
-def _utf8(text: str) -> bytes:
+def as_bytes(data: bytes | str) -> bytes:
+    """Return a payload as it is sent: text as UTF-8. Raises UsageError for text that cannot be written so."""
+    if not isinstance(data, str):
+        return data
     try:
-        return text.encode()
+        return data.encode()
     except UnicodeEncodeError as error:
         raise UsageError("the payload is broken text: it cannot be written as UTF-8") from error
 

@@ -166,6 +166,7 @@ class Watcher:
         if link is not None:
             link.wake(abort=abort)
         with self._changed:
+            self._over = self._over or self._thread.ident is None  # it was never entered
             self._changed.notify_all()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             # while it still connects it holds no items, and may be left: a daemon thread, it ends once connecting does

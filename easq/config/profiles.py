@@ -131,24 +131,7 @@ def config_path(environ: Mapping[str, str]) -> Path:
     """Return the path of the file, which may not exist."""
     if environ.get("EASQ_CONFIG"):
         return Path(os.path.expanduser(environ["EASQ_CONFIG"]))
-    return easq_folder(environ, "XDG_CONFIG_HOME", ".config") / "config.toml"
-
-
-def easq_folder(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
-    """Return the folder for files of one kind: below the folder that `variable` names, else below the home folder.
-
-    Raises ConfigError if no home folder is known.
-    """
-    base = Path(environ.get(variable, ""))
-    if not base.is_absolute():  # the XDG rule: a relative path is ignored
-        home = environ.get("HOME") or os.path.expanduser("~")
-        if home == "~":
-            raise ConfigError(
-                f"no home folder is known: HOME is not set, and user {os.getuid()} has none",
-                hint=f"set HOME or {variable}",
-            )
-        base = Path(home) / below_home
-    return base / "easq"
+    return files.easq_folder(environ, "XDG_CONFIG_HOME", ".config") / "config.toml"
 
 
 def load(path: Path) -> Config:

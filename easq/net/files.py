@@ -1,6 +1,6 @@
 """Reads, writes and locks files that a user names: regular files only, up to a size, replaced atomically.
 
-All functions raise OSError. Its `strerror` says what is wrong; the caller adds the name of the file.
+All functions on files raise OSError. Its `strerror` says what is wrong; the caller adds the name of the file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+
+from easq.errors import ConfigError
 
 #: most symbolic links that are followed to one file: the kernel's limit
 _MAX_LINKS = 40
@@ -180,3 +183,20 @@ def require_regular(status: os.stat_result) -> None:
         stat.S_IFSOCK: "a socket",
     }
     raise OSError(errno.EINVAL, f"it is {kinds.get(stat.S_IFMT(mode), 'no file')}, not a regular file")
+
+
+def easq_folder(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
+    """Return the folder of easq's files of one kind: in what `variable` names, else in `below_home` of the home.
+
+    Raises ConfigError if no home is known.
+    """
+    base = Path(environ.get(variable, ""))
+    if not base.is_absolute():  # the XDG rule: a relative path is ignored
+        home = environ.get("HOME") or os.path.expanduser("~")
+        if home == "~":
+            raise ConfigError(
+                f"no home folder is known: HOME is not set, and user {os.getuid()} has none",
+                hint=f"set HOME or {variable}",
+            )
+        base = Path(home) / below_home
+    return base / "easq"

@@ -261,11 +261,18 @@ async def serve(server: Server, on_ready: Callable[[], None]) -> None:
     """
     import signal
 
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_LoopErrors())
+    def ready() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, server.request_stop)
+        on_ready()
+
+    await run(server, ready)
+
+
+async def run(server: Server, on_ready: Callable[[], None]) -> None:
+    """Run the service until `Server.request_stop`, as `serve` does, without taking signals."""
+    asyncio.get_running_loop().set_exception_handler(_LoopErrors())
     await server.start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.request_stop)
     try:
         server.start_engines()
         on_ready()

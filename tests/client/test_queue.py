@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -6,6 +7,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
+import easq
 from easq import errors
 from easq.client.queue import QueueClient, sub_path
 from easq.model import NEWEST, Ack, Consumer, Frame, SearchResult
@@ -15,6 +17,7 @@ from easq.net.settings import NetworkSettings
 from easq.protocol.frames import encode_frames
 from easq.protocol.operations import Caller, Codec, Request, parse
 from tests.client.servers import Peer, Server, answering, broken, reply, silent
+from tests.support.waiting import eventually
 
 PROTOBUF = "application/vnd.google.protobuf"
 BIG = 2**64 - 1
@@ -399,3 +402,118 @@ def test_one_client_serves_several_threads() -> None:
         for thread in threads:
             thread.join()
     assert len(server.requests) == 160
+
+
+# as a program uses it
+
+
+def easq_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("easq")]
+
+
+def sockets() -> list[str]:
+    links = (os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd))
+    return sorted(link for link in links if link.startswith("socket:"))
+
+
+def _is_open(descriptor: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{descriptor}")
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[easq.Service]:
+    with easq.serve(token="t", retry_delay_s=[0.0]) as running:
+        yield running
+
+
+def test_items_go_through_all_of_it(service: easq.Service) -> None:
+    with easq.QueueClient(service.url, "t", group="g", user="u") as queue:
+        acks = [queue.put(data, tags={"n": str(n)}) for n, data in enumerate((b"a", "é", b"c", b"d"))]
+        assert queue.count() == 4
+        assert [frame.data for frame in queue.get(length=4)] == [b"a", "é".encode(), b"c", b"d"]
+        assert not queue.search(acks[0].index).is_pending
+        seen = []
+        for frame in queue.watch(window=4):
+            seen.append(frame)
+            if len(seen) == 4:
+                assert queue.commit(seen[0]) == 1
+                assert queue.commit(seen[1].index) == 1
+                assert queue.commit([seen[2], seen[3].index]) == 2
+                break
+        assert queue.commit(seen) == 0
+        assert queue.count() == 0
+        assert queue.sink.put("result").index == 1
+        assert queue.sink.delete(queue.sink.get()) == 1
+        assert queue.attributes()["stream.length"] == "0"
+
+
+def test_a_negative_item_comes_again(service: easq.Service) -> None:
+    with easq.QueueClient(service.url, "t", group="g") as queue:
+        queue.put(b"x")
+        for frame in queue.watch():
+            if "deliveryCount" not in frame.tags:
+                assert queue.negative(frame, code="Engine.Error", reason="again") == 1
+                continue
+            queue.commit(frame)
+            break
+        assert queue.count() == 0
+
+
+def test_a_watch_ends_with_its_stream_and_with_its_client() -> None:
+    with easq.serve() as service, easq.QueueClient(service.url) as queue:
+        queue.put(b"x")
+        with queue.watch() as watch:
+            ended = threading.Thread(target=lambda: list(watch))
+            ended.start()
+            queue.commit(queue.get())
+            queue.end()
+            ended.join(30)
+            assert not ended.is_alive()
+        with pytest.raises(easq.StreamEnded):
+            queue.put(b"y")
+        queue.end(undo=True)
+        assert queue.truncate(queue.put(b"y").index + 1) == 1
+        watch = queue.watch()
+        open_one = threading.Thread(target=lambda: list(watch))
+        open_one.start()
+        eventually(lambda: watch.epoch == 1)
+        queue.close()
+        open_one.join(30)
+        assert not open_one.is_alive()
+        assert list(watch) == []
+
+
+def test_a_closed_client_leaves_no_thread_and_no_socket(service: easq.Service) -> None:
+    threads, before = easq_threads(), sockets()
+    for upgrade in (True, False):
+        with easq.QueueClient(service.url, "t") as queue:
+            queue.put(b"x")
+            for frame in queue.watch(upgrade=upgrade):
+                queue.commit(frame)
+                break
+            unused = queue.watch()
+            held = queue.watch()
+            held.__enter__()
+        assert list(unused) == []
+        eventually(lambda: easq_threads() == threads)
+    # the service closes its side of them a moment later
+    eventually(lambda: len(sockets()) <= len(before))
+
+
+def test_what_is_wrong_is_an_error_of_ours_without_the_token(service: easq.Service) -> None:
+    with pytest.raises(easq.ConfigError):
+        easq.QueueClient("ftp://host/q")
+    with easq.QueueClient(service.url, "wrong-token") as queue, pytest.raises(easq.AuthFailed) as refused:
+        for _ in queue.watch():
+            pass
+    assert "wrong-token" not in f"{refused.value} {refused.value.hint}"
+    with easq.QueueClient(service.url, "t") as queue:
+        with pytest.raises(easq.UsageError):
+            queue.put("\ud800")
+        with pytest.raises(easq.NotFound):
+            queue.search(10_000)
+    with (
+        easq.QueueClient(service.queue_url("nothing"), "t") as queue,
+        pytest.raises(easq.NotFound),
+    ):
+        queue.count()

@@ -11,6 +11,7 @@ import pytest
 
 from easq.config import profiles
 from easq.errors import ConfigError
+from easq.net import files
 from tests.support.nodes import NODES, ZERO, look, make_device
 
 
@@ -291,7 +292,7 @@ def test_the_place_of_the_file() -> None:
     ],
 )
 def test_the_folder_of_other_files(environ: dict[str, str], folder: str) -> None:
-    assert profiles.easq_folder(environ, "XDG_CACHE_HOME", ".cache") == Path(folder)
+    assert files.easq_folder(environ, "XDG_CACHE_HOME", ".cache") == Path(folder)
 
 
 def test_who_has_no_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -634,3 +634,51 @@ def test_never_more_is_under_way_than_may_be(bench: Make, jobs: int | None, most
     model.gate.set()
     on.results(20)
     assert model.most == most
+
+
+# as a program uses it
+
+
+def test_a_function_is_a_worker_in_the_background(serve: Serve) -> None:
+    service = serve()
+    failures: list[str] = []
+
+    def reverse(data: bytes) -> bytes:
+        if data == b"bad":
+            raise ValueError("no picture")
+        return data[::-1]
+
+    def note(outcome: Outcome) -> None:
+        if outcome.code:
+            failures.append(f"{outcome.fate.value}: {outcome.code} {outcome.reason}")
+
+    with QueueClient(service.url(), service.token) as queue:
+        with Worker(queue, reverse, on_outcome=note):
+            ack = queue.put("abc")
+            [frame] = queue.sink.get(timeout_s=30, tags={"requestId": ack.request_id})
+            assert frame.data == b"cba"
+            queue.put(b"bad")
+            eventually(lambda: failures)
+        assert set(failures) == {"failed: EngineError ValueError: no picture"}
+    eventually(lambda: not [one for one in threading.enumerate() if one.name.startswith("easq-")])
+
+
+@pytest.mark.parametrize("model", [["tr", "a-z", "A-Z"], "exec:tr a-z A-Z"])
+def test_a_command_runs_until_the_stream_ends(serve: Serve, model: str | list[str]) -> None:
+    service = serve()
+    with QueueClient(service.url(), service.token) as queue:
+        queue.put(b"abc")
+        queue.end()
+        Worker(queue, model).run()
+        assert [frame.data for frame in queue.sink.get()] == [b"ABC"]
+
+
+def test_what_ends_a_worker_is_raised(serve: Serve) -> None:
+    service = serve(token="t")
+    with QueueClient(service.url(), service.token) as queue:
+        queue.put(b"abc")
+        with pytest.raises(ChildFailed):
+            Worker(queue, ["no-such-command-here"]).run()
+        assert queue.count() == 1
+    with QueueClient(service.url(), "wrong") as queue, pytest.raises(AuthFailed):
+        Worker(queue, bytes.upper).run()

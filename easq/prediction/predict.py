@@ -1,0 +1,131 @@
+"""One prediction as a function call: through the queue, from the gateway, or from an instance itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from typing import Literal
+
+from easq.client.items import Item
+from easq.client.queue import QueueClient, as_bytes
+from easq.errors import EasqError, UsageError
+from easq.model import Tags
+from easq.net.files import easq_folder
+from easq.net.http import Transport
+from easq.net.settings import NetworkSettings
+from easq.net.url import stream_url
+from easq.prediction.discovery import Discovery
+from easq.prediction.lookup import EasLookup
+from easq.prediction.routes import (
+    Credentials,
+    Route,
+    Terms,
+    direct_route,
+    failure_of,
+    gateway_route,
+    queue_route,
+)
+from easq.protocol.operations import Caller
+
+
+def predict(
+    data: bytes | str,
+    url: str | QueueClient = "",
+    *,
+    via: Literal["queue", "gateway", "direct"] = "queue",
+    token: str = "",
+    endpoint: str = "",
+    service: str = "",
+    timeout_s: float = 60.0,
+    path: str = "",
+    content_type: str = "",
+    tags: Tags | None = None,
+    priority: int = 0,
+    sign: Literal["auto", "token", "hmac", "none"] = "auto",
+    connect_timeout_s: float = 5.0,
+    headers: Mapping[str, str] | None = None,
+    cacert: str = "",
+    insecure: bool = False,
+) -> bytes:
+    """Return the model's answer to `data`.
+
+    Through the queue, the item is put into the input and its result taken from the sink and removed there; if no result
+    comes in time, the error names the request id under which it can be fetched later. By the other ways the request is
+    sent again after a lost connection, 502, 503, 504 or no answer in a third of `timeout_s`: the model may get it
+    twice.
+
+    Raises DeadlineExceeded without an answer in time, Refused if the model answers 4xx, ServerError if it fails,
+    UsageError and ConfigError for arguments that do not go together, and the errors of `QueueClient`.
+
+    Args:
+        data: the request; text is sent as UTF-8.
+        url: for `queue` the queue's address, or a client of its input; for `gateway` the service's address.
+        via: `queue`; `gateway`: POST to `url`; `direct`: one of the instances that discovery names, by weight.
+        token: of the service; empty for none. A client given as `url` has its own.
+        endpoint: for `direct`: the address of discovery, `http://HOST[:PORT]`. The list of instances is stored in the
+            user's cache folder, and asked for again after 5 s.
+        service: for `direct`: the service's name.
+        timeout_s: time limit, in seconds, above 0.
+        path: what follows the service's address, as in a URL.
+        content_type: what `data` is, for the model.
+        tags: for `queue`: tags of the item.
+        priority: for `queue`: 0 or more; items of a higher class are processed first.
+        sign: for `gateway` and `direct`: send the `token` itself, a signature by it (`hmac`), or `none`; `auto`: a
+            signature for `direct`.
+        connect_timeout_s: time limit of connecting, in seconds.
+        headers: sent with every request.
+        cacert: path of a file of CA certificates; empty for the system's.
+        insecure: accept any certificate.
+    """
+    if timeout_s <= 0:
+        raise UsageError(f"the time limit {timeout_s:g} s is not above 0")
+    if via not in ("queue", "gateway", "direct"):
+        raise UsageError(f"there is no way {via!r}", hint="queue, gateway or direct")
+    if via != "queue" and (tags or priority or isinstance(url, QueueClient)):
+        raise UsageError("tags, priority and a QueueClient are for the way through the queue")
+    if (via == "direct") != bool(endpoint and service) or (via != "direct" and (endpoint or service)):
+        raise UsageError("endpoint and service go with direct calls, both of them")
+    settings = NetworkSettings(
+        connect_timeout_s, headers=dict(headers or {}), cacert=cacert, insecure=insecure
+    )
+    terms = Terms(timeout_s, path, content_type, tags or {}, priority, single=True)
+    with ExitStack() as at_end:
+        route = _route(url, via, token, sign, endpoint, service, settings, terms, at_end)
+        frame = route.transport.run(route.steps(Item(as_bytes(data)), None)).frame
+        if route.delete is not None:
+            # the answer is here: one that stays in the sink does less harm than one that is lost
+            with suppress(EasqError):
+                route.delete([frame])
+    if (error := failure_of(frame)) is not None:
+        raise error
+    return frame.data
+
+
+def _route(
+    url: str | QueueClient,
+    via: str,
+    token: str,
+    sign: str,
+    endpoint: str,
+    service: str,
+    settings: NetworkSettings,
+    terms: Terms,
+    at_end: ExitStack,
+) -> Route:
+    """Return the route of one request; `at_end` closes what was made for it."""
+    if isinstance(url, QueueClient):
+        return queue_route(url, url.sink, url.transport, terms)
+    credentials = Credentials(lambda: token, sign, tuple(settings.headers.items()))
+    if via == "direct":
+        folder = easq_folder(os.environ, "XDG_CACHE_HOME", ".cache")
+        discovery = at_end.enter_context(Discovery(EasLookup(endpoint, service), settings, folder=folder))
+        # no proxy is on the way to an instance
+        transport = at_end.enter_context(Transport(replace(settings, environ={})))
+        return direct_route(discovery, transport, terms, credentials)
+    transport, address = at_end.enter_context(Transport(settings)), stream_url(url, sink=False)
+    if via == "gateway":
+        return gateway_route(address, Caller(), transport, terms, credentials)
+    queue = QueueClient.over(transport, address, Caller(token=token))
+    return queue_route(queue, queue.sink, transport, terms)
