@@ -106,6 +106,8 @@ class Deliveries(Generic[Note]):
         """Note a delivered item. Return whether it is new, and waits from now on."""
         self.connected(epoch)
         index = frame.index
+        if index in self._left:  # another process of the group has returned it
+            del self._left[index], self._epochs[index]
         is_new = index not in self._epochs
         self._epochs[index] = epoch
         if not is_new:

@@ -37,6 +37,14 @@ def test_an_item_from_push_to_commit() -> None:
     assert (items.in_flight, items.uncommitted, items.batch()) == (0, 0, [])
 
 
+def test_an_item_that_was_left_and_comes_again_is_new() -> None:
+    """A consumer in another process has returned it with a negative."""
+    items = made(1, begin=True)
+    items.leave(1)
+    assert items.push(Frame(1), 1)
+    assert (items.left, items.begin(0.0)) == (0, Frame(1))
+
+
 def test_items_begin_in_the_order_of_delivery() -> None:
     items = made(3, 1, 2)
     assert [items.begin(0.0) for _ in range(4)] == [Frame(3), Frame(1), Frame(2), None]
@@ -304,7 +312,7 @@ class Reference(RuleBasedStateMachine):
     def push(self, index: int) -> None:
         known = self.known.get(index)
         is_new = self.items.push(Frame(index), self.epoch)
-        if known is None:
+        if known is None or known.state == "left":
             assert is_new
             self.enter(index, "waiting", self.epoch)
         elif known.state == "committed":
