@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
-class Condition:
+class FigureCondition:
     """A condition on a metric: the comparison with a value in the metric's unit."""
 
     text: str
@@ -58,7 +58,7 @@ class Condition:
         return 100 * failed / requests if requests else None
 
 
-def read_condition(text: str) -> Condition:
+def read_condition(text: str) -> FigureCondition:
     """Return the condition in `text`: `p99>50ms`, `throughput<5000/s`, `errors>0`, `errors>=1%`.
 
     Raises ValueError for anything else.
@@ -70,7 +70,7 @@ def read_condition(text: str) -> Condition:
     if metric in _LATENCIES:
         if _NUMBER.fullmatch(value):
             raise ValueError(f"{value!r} has no unit: write {value}ms or {value}s")
-        return Condition(text, metric, sign, parse_duration(value))
+        return FigureCondition(text, metric, sign, parse_duration(value))
     if metric == "throughput":
         number, percent = value.removesuffix("/s").rstrip(), False
     elif metric == "errors":
@@ -79,4 +79,4 @@ def read_condition(text: str) -> Condition:
         raise ValueError(f"{metric!r} is none of {', '.join((*_LATENCIES, 'throughput', 'errors'))}")
     if not _NUMBER.fullmatch(number):
         raise ValueError(f"{value!r} is no number for {metric}")
-    return Condition(text, metric, sign, float(number), percent)
+    return FigureCondition(text, metric, sign, float(number), percent)

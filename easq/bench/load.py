@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
 from easq.errors import EasqError
-from easq.net.pipeline import Asking, Outcome, Pipeline, Task
+from easq.net.pipeline import Asking, Pipeline, Task, TaskOutcome
 from easq.net.settings import NetworkSettings
 
 Q = TypeVar("Q")
@@ -127,7 +127,7 @@ class LoadRun:
 
     def outcomes(
         self, ask: Callable[[int, bytes], Q], steps: Asking[Q, R]
-    ) -> Iterator[list[Outcome[int, R]]]:
+    ) -> Iterator[list[TaskOutcome[int, R]]]:
         """Yield the outcomes of the requests in batches; `ask` makes a request of its number and payload."""
         load, ended, failed = self.load, 0, 0
         self._bulk = Pipeline(
@@ -139,7 +139,7 @@ class LoadRun:
             failed += sum(outcome.error is not None for outcome in batch)
             self.progress(ended, failed)
 
-    def sample(self, outcome: Outcome[int, R], ended: float) -> None:
+    def sample(self, outcome: TaskOutcome[int, R], ended: float) -> None:
         """Add a request, measured from when it was due to `ended`, unless it is a warm-up or was cut off by `stop`."""
         if outcome.what < self.load.warmup or outcome.given_up:
             return

@@ -22,7 +22,7 @@ from easq.client.queue import MAX_INDEXES_PER_REQUEST, QueueClient, put_operatio
 from easq.errors import DeadlineExceeded
 from easq.model import Ack, Consumer, Frame
 from easq.net.aio import AsyncTransport
-from easq.net.pipeline import Asking, Outcome, Pipeline, Task, asking
+from easq.net.pipeline import Asking, Pipeline, Task, TaskOutcome, asking
 from easq.net.settings import NetworkSettings
 from easq.protocol.operations import Commit, Delete, Operation, Watch
 from easq.protocol.replies import Reply, read_counted, read_ok, read_put
@@ -57,8 +57,8 @@ class Bench(LoadRun):
 
     def roundtrip(self) -> None:
         """Measure each item from when its put was due to its delivery to a watch, which commits it."""
-        with _Consumers(self.client, self._run, 1) as consumers:
-            waiting: dict[int, Outcome[int, Ack]] = {}
+        with _BenchConsumers(self.client, self._run, 1) as consumers:
+            waiting: dict[int, TaskOutcome[int, Ack]] = {}
             for outcome in self._puts(tags={TAG: self._run}):
                 if outcome.result is not None:
                     waiting[outcome.result.index] = outcome
@@ -78,7 +78,7 @@ class Bench(LoadRun):
         stored = sum(outcome.result is not None for outcome in self._puts(tags={TAG: self._run}))
         if self.stopped.is_set():
             return
-        with _Consumers(self.client, self._run, self.load.workers) as consumers:
+        with _BenchConsumers(self.client, self._run, self.load.workers) as consumers:
             consumers.wait_for(
                 stored, self.stopped, self.settings.request_timeout_s, lambda done: self.progress(done, 0)
             )
@@ -107,7 +107,7 @@ class Bench(LoadRun):
     def _asking(self, read: Callable[[Reply], R]) -> Asking[Operation, R]:
         return asking(self.client.url, self.client.caller, self.settings, read)
 
-    def _puts(self, *, tags: dict[str, str]) -> Iterator[Outcome[int, Ack]]:
+    def _puts(self, *, tags: dict[str, str]) -> Iterator[TaskOutcome[int, Ack]]:
         def operation(number: int, data: bytes) -> Operation:
             return put_operation(data, tags=tags, key=f"{self._run}-{number}")
 
@@ -118,7 +118,7 @@ class Bench(LoadRun):
                 yield outcome
 
 
-class _Consumers:
+class _BenchConsumers:
     """Consumers in a group of their own, on an event loop in a thread; each commits the items of one run in batches."""
 
     def __init__(self, client: QueueClient, run: str, count: int) -> None:
@@ -130,7 +130,7 @@ class _Consumers:
         self._started: Future[asyncio.Task[None]] = Future()
         self._thread = threading.Thread(target=self._work, name="easq-bench", daemon=True)
 
-    def __enter__(self) -> _Consumers:
+    def __enter__(self) -> _BenchConsumers:
         self.began = time.monotonic()
         self._thread.start()
         self._started.result()
@@ -175,7 +175,7 @@ class _Consumers:
             consumers = []
             for number in range(self._count):
                 client = self._client.called_by(Consumer(f"easq-bench-{self._run}", f"c{number}"))
-                consumer = _Consumer(client, self._run, self.times)
+                consumer = _BenchConsumer(client, self._run, self.times)
                 at_end.push_async_callback(consumer.watcher.close)
                 await consumer.watcher.connect()
                 consumers.append(consumer)
@@ -188,7 +188,7 @@ class _Consumers:
             )
 
 
-class _Consumer:
+class _BenchConsumer:
     """One consumer, which commits each item as soon as it is pushed."""
 
     def __init__(self, client: QueueClient, run: str, times: dict[int, tuple[float, float]]) -> None:

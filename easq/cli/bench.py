@@ -14,7 +14,7 @@ from easq.cli.param_types import DURATION, HEADER_TEXT, PATH_TEXT, RATE, SIZE, P
 from easq.cli.routes import service_options, sign_option, via_option
 
 if TYPE_CHECKING:
-    from easq.bench.conditions import Condition
+    from easq.bench.conditions import FigureCondition
     from easq.bench.load import Load, LoadRun
     from easq.cli.app import App
     from easq.errors import EasqError
@@ -35,11 +35,13 @@ class FailIf(ParamType):
 
     name = "condition"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Condition:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> FigureCondition:
         """Return `value` as a condition."""
-        from easq.bench.conditions import Condition, read_condition
+        from easq.bench.conditions import FigureCondition, read_condition
 
-        if isinstance(value, Condition):
+        if isinstance(value, FigureCondition):
             return value
         try:
             return read_condition(value)
@@ -168,7 +170,7 @@ def predict(
     file: str | None,
     rate: float | None,
     warmup: int,
-    fail_if: tuple[Condition, ...],
+    fail_if: tuple[FigureCondition, ...],
 ) -> None:
     """Measure requests to the model.
 
@@ -245,7 +247,7 @@ def _run(
     file: str | None,
     rate: float | None,
     warmup: int,
-    fail_if: tuple[Condition, ...],
+    fail_if: tuple[FigureCondition, ...],
     force: bool,
 ) -> None:
     from easq.bench.queue import Bench
@@ -328,7 +330,7 @@ def _end(
     app: App,
     run: LoadRun,
     record: dict[str, object],
-    fail_if: tuple[Condition, ...],
+    fail_if: tuple[FigureCondition, ...],
     interrupted: KeyboardInterrupt | None,
 ) -> None:
     """Print the figures. Raises the interrupt, CheckFailed for a condition that holds, or the error of a request."""
@@ -384,7 +386,7 @@ def _tell(app: App, run: LoadRun, record: dict[str, object]) -> None:
             printer.lines(histogram_lines(run.samples.histogram()))
 
 
-def _judge(record: dict[str, object], fail_if: tuple[Condition, ...], first: EasqError | None) -> None:
+def _judge(record: dict[str, object], fail_if: tuple[FigureCondition, ...], first: EasqError | None) -> None:
     """Raise CheckFailed for conditions that hold, else the error with which requests failed."""
     from easq.errors import CheckFailed, Partial
 

@@ -46,14 +46,14 @@ class WorkRun:
     worker: Worker
     input: QueueClient
     events: Events
-    told: int = 0
+    reported: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     times: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMES))
     recent: deque[float] = field(default_factory=deque)  # when the last items were done
     begun: float = field(default_factory=time.monotonic)
     signals: list[int] = field(default_factory=list)
     watches: bool = False  # True once the watch began, and items may be pushed
-    stop_told: bool = False
+    stop_reported: bool = False
     lost: Exception | None = None  # why stdout cannot be written to any more
     backlog: str = "?"
     backlog_at: float = float("-inf")
@@ -118,8 +118,8 @@ class WorkRun:
                 self._count(event)
                 if self.lost is None:
                     self._tell(event)
-        if len(self.signals) == 1 and not self.stop_told:
-            self.stop_told = True
+        if len(self.signals) == 1 and not self.stop_reported:
+            self.stop_reported = True
             self.app.printer.info(f"stopping; {self.worker.in_flight} under way")
         self._show()
 
@@ -133,8 +133,8 @@ class WorkRun:
                 self.recent.popleft()
 
     def _tell(self, outcome: Outcome) -> None:
-        printer, number = self.app.printer, self.told
-        self.told += 1
+        printer, number = self.app.printer, self.reported
+        self.reported += 1
         if self.app.output == "json":
             printer.record(
                 {
@@ -209,8 +209,8 @@ class WorkRun:
             return
         printer.info("Work done.")
         printer.remark(f"Total time cost: {format_duration(seconds)}, p50 {_ms(p50)}, p99 {_ms(p99)}")
-        told = ", ".join(f"{fate.replace('_', ' ')}: {count}" for fate, count in counts.items())
-        printer.remark(f"Total: {self.told}, {told}")
+        reported = ", ".join(f"{fate.replace('_', ' ')}: {count}" for fate, count in counts.items())
+        printer.remark(f"Total: {self.reported}, {reported}")
 
 
 def _ms(seconds: float | None) -> str:

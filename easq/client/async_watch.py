@@ -63,7 +63,7 @@ class AsyncWatcher:
         self._rules = Reconnecting(
             url, settings, reconnect_for_s=reconnect_for_s, notice=on_notice or (lambda _: None)
         )
-        self._link: _WebSocket | _Stream | _InThread | None = None
+        self._link: _AsyncWebSocketLink | _AsyncStreamLink | _ThreadLink | None = None
 
     async def connect(self) -> None:
         """Begin the watch. Raises the error for which that is not possible."""
@@ -124,12 +124,12 @@ class AsyncWatcher:
         if not operation.upgrade:
             stream = AsyncByteStream(url, request, headers, settings)
             await stream.open()
-            self._link = _Stream(stream, frames)
+            self._link = _AsyncStreamLink(stream, frames)
         elif proxy_for(url, settings.environ) and not is_encrypted(url.partition(":")[0]):
             # aiohttp asks a proxy for a tunnel for TLS alone, and most proxies pass no Upgrade on
             from easq.client.watch import WebSocketLink
 
-            self._link = await _InThread.open(
+            self._link = await _ThreadLink.open(
                 lambda: WebSocketLink(
                     url, self._caller, operation, settings, self._ping_every_s, self._silent_after_s
                 )
@@ -145,7 +145,7 @@ class AsyncWatcher:
                 otherwise=", or use --transport http",
             )
             await socket.open(MAX_FRAME_BYTES)
-            self._link = _WebSocket(socket, frames)
+            self._link = _AsyncWebSocketLink(socket, frames)
         self.epoch += 1
 
 
@@ -165,7 +165,7 @@ async def commit_batches(
         await has_done.wait()
 
 
-class _WebSocket:
+class _AsyncWebSocketLink:
     """A watch over WebSocket."""
 
     def __init__(self, socket: AsyncWebSocket, frames: WatchFrames) -> None:
@@ -180,7 +180,7 @@ class _WebSocket:
         return self._frames.of_message(data, is_text=is_text)
 
 
-class _Stream:
+class _AsyncStreamLink:
     """A watch over the endless HTTP answer."""
 
     def __init__(self, stream: AsyncByteStream, frames: WatchFrames) -> None:
@@ -194,7 +194,7 @@ class _Stream:
         await self._stream.abort()
 
 
-class _InThread:
+class _ThreadLink:
     """A watch over WebSocket whose blocking calls run in a thread."""
 
     def __init__(self, link: WebSocketLink) -> None:
@@ -202,7 +202,7 @@ class _InThread:
         self._reading: asyncio.Future[list[Frame]] | None = None
 
     @classmethod
-    async def open(cls, connect: Callable[[], WebSocketLink]) -> _InThread:
+    async def open(cls, connect: Callable[[], WebSocketLink]) -> _ThreadLink:
         return cls(await asyncio.to_thread(connect))
 
     async def read(self) -> list[Frame]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from easq.client.journal import Journal
     from easq.client.queue import QueueClient
     from easq.model import Ack
-    from easq.net.pipeline import Outcome, Task
+    from easq.net.pipeline import Task, TaskOutcome
     from easq.net.settings import NetworkSettings
     from easq.protocol.operations import Caller, Operation, Put
 
@@ -218,7 +218,7 @@ class PutRun:
             put = self._make_put(item, self._journal.key(entry.number))
             yield Task((item, entry.number, entry.doubt_s), put, len(item.data))
 
-    def _take(self, batch: Sequence[Outcome[Numbered, Ack]]) -> None:
+    def _take(self, batch: Sequence[TaskOutcome[Numbered, Ack]]) -> None:
         """Count the outcomes, write them to the journal, and then report them; once that failed, only count."""
         rows: list[tuple[int, Item, Ack]] = []
         for outcome in batch:
@@ -243,7 +243,7 @@ class PutRun:
         except EasqError as error:
             self._broken = error
 
-    def _write_journal(self, batch: Sequence[Outcome[Numbered, Ack]]) -> None:
+    def _write_journal(self, batch: Sequence[TaskOutcome[Numbered, Ack]]) -> None:
         if self._journal is None:
             return
         stored = [outcome.what[1] for outcome in batch if outcome.error is None]
@@ -262,7 +262,7 @@ def knows_keys(client: QueueClient) -> bool:
         return False
 
 
-def _is_refused(outcome: Outcome[Numbered, Ack]) -> bool:
+def _is_refused(outcome: TaskOutcome[Numbered, Ack]) -> bool:
     """Whether the item was certainly not stored, by any attempt of this run."""
     from easq.net.failures import had_no_effect
 

@@ -34,7 +34,7 @@ _ABORT_S = 0.1
 _LAST_BYTE_AT = 52
 
 
-class _Connection:
+class _WatchConnection:
     """A session of aiohttp for one connection. Times are in seconds."""
 
     def __init__(
@@ -112,7 +112,7 @@ class _Connection:
         await self._session.close()
 
 
-class AsyncWebSocket(_Connection):
+class AsyncWebSocket(_WatchConnection):
     """One WebSocket connection. One task reads; pings are sent by another one."""
 
     def __init__(
@@ -242,7 +242,7 @@ class AsyncWebSocket(_Connection):
                 await self._socket.close()
 
 
-class AsyncByteStream(_Connection):
+class AsyncByteStream(_WatchConnection):
     """The bytes of an endless HTTP answer. It has no pings: TCP finds out that the other side is gone."""
 
     def __init__(

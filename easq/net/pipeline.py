@@ -50,7 +50,7 @@ class Task(Generic[T, Q]):
 
 
 @dataclass(slots=True)
-class Outcome(Generic[T, R]):
+class TaskOutcome(Generic[T, R]):
     """The `result` or the `error` of a task. Moments are in seconds on the monotonic clock."""
 
     what: T
@@ -69,8 +69,8 @@ class Outcome(Generic[T, R]):
 #: begins the exchange of a question, and fills in its Times
 Asking: TypeAlias = "Callable[[Q, Times], Steps[R]]"
 #: a question, or the error for which there is none, and its outcome
-_Entry: TypeAlias = "tuple[Any, Outcome[Any, Any]]"
-_Message: TypeAlias = "list[Outcome[Any, Any]] | BaseException | tuple[int, str] | str | None"
+_Entry: TypeAlias = "tuple[Any, TaskOutcome[Any, Any]]"
+_Message: TypeAlias = "list[TaskOutcome[Any, Any]] | BaseException | tuple[int, str] | str | None"
 
 
 def asking(
@@ -140,7 +140,7 @@ class Pipeline:
         self._steps: Callable[[Any, Times], Steps[Any]]
         self._reader: threading.Thread
 
-    def run(self, tasks: Iterator[Task[T, Q]], steps: Asking[Q, R]) -> Iterator[list[Outcome[T, R]]]:
+    def run(self, tasks: Iterator[Task[T, Q]], steps: Asking[Q, R]) -> Iterator[list[TaskOutcome[T, R]]]:
         """Yield the outcomes in the order of the tasks, in batches; asking for the next batch frees the one before.
 
         `steps` begins the exchange of a task. Raises what reading a task raised, after the outcomes of those before it.
@@ -280,7 +280,7 @@ class Pipeline:
         except asyncio.CancelledError:
             pass  # between two tasks
 
-    async def _due(self, outcome: Outcome[Any, Any], rate: float) -> bool:
+    async def _due(self, outcome: TaskOutcome[Any, Any], rate: float) -> bool:
         """Wait until the task may begin by the rate. Return False if the run was stopped before."""
         now = time.monotonic()
         due = self._next_due or now
@@ -297,7 +297,7 @@ class Pipeline:
             await asyncio.sleep(pause_s)
         return not self._stopping
 
-    async def _one(self, sender: Sender, ask: Any, outcome: Outcome[Any, Any]) -> None:
+    async def _one(self, sender: Sender, ask: Any, outcome: TaskOutcome[Any, Any]) -> None:
         outcome.began = time.monotonic()
         outcome.due = outcome.due or outcome.began
         try:
@@ -318,7 +318,7 @@ class Pipeline:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
 
-    async def _take(self, sender: Sender, steps: Steps[R], outcome: Outcome[Any, R]) -> R:
+    async def _take(self, sender: Sender, steps: Steps[R], outcome: TaskOutcome[Any, R]) -> R:
         """Return the result of an exchange, as `Transport.run`, without blocking."""
         try:
             step = next(steps)
@@ -339,7 +339,7 @@ class Pipeline:
             answer: R = end.value
             return answer
 
-    async def _pause(self, pause_s: float, outcome: Outcome[Any, Any]) -> None:
+    async def _pause(self, pause_s: float, outcome: TaskOutcome[Any, Any]) -> None:
         """Wait for so long. Raise the error of the last attempt if the run is stopped meanwhile."""
         error = outcome.times.pausing
         if error is None or self._leave is None:
@@ -366,7 +366,7 @@ class _Backlog:
     """The tasks that were read and not yet reported, in order; its limits bound the memory."""
 
     def __init__(self, most: int) -> None:
-        self.order: deque[Outcome[Any, Any]] = deque()
+        self.order: deque[TaskOutcome[Any, Any]] = deque()
         self.waiting: deque[_Entry] = deque()
         self.ended = False
         self.failure: BaseException | None = None
@@ -376,7 +376,7 @@ class _Backlog:
 
     def enter(self, task: Task[Any, Any]) -> bool:
         """Add a task, once there is room. Return False if the backlog is closed: then the task is not begun."""
-        outcome: Outcome[Any, Any] = Outcome(task.what, task.size)
+        outcome: TaskOutcome[Any, Any] = TaskOutcome(task.what, task.size)
         with self._room:
             while not self._closed and self._held:
                 if self._held < self._most and self._bytes + task.size <= MAX_HELD_BYTES:
@@ -390,13 +390,13 @@ class _Backlog:
                 self.waiting.append((task.ask, outcome))
             return not self._closed
 
-    def grow(self, outcome: Outcome[Any, Any], size: int) -> None:
+    def grow(self, outcome: TaskOutcome[Any, Any], size: int) -> None:
         """Count `size` bytes more for a task: large answers that wait to be reported delay further requests."""
         with self._room:
             outcome.held += size
             self._bytes += size
 
-    def leave(self, outcomes: list[Outcome[T, R]]) -> None:
+    def leave(self, outcomes: list[TaskOutcome[T, R]]) -> None:
         """Remove reported tasks, which makes room for others."""
         with self._room:
             self._held -= len(outcomes)

@@ -133,7 +133,7 @@ class Engine:
 
     async def run(self) -> None:
         """Process items until cancelled. Items in flight are then returned to the group, and not counted as failed."""
-        told = ""
+        reported = ""
         while True:
             began = time.monotonic()
             try:
@@ -141,11 +141,11 @@ class Engine:
             except StreamEnded:
                 pass  # the stream may be opened again
             except EasqError as error:
-                if error.message != told or time.monotonic() - began > _AGAIN_S:
-                    told = error.message
+                if error.message != reported or time.monotonic() - began > _AGAIN_S:
+                    reported = error.message
                     log.warning(
                         "engine %s of %s stopped, and connects again: %s",
-                        self._consumer.user, self._input.name, told,
+                        self._consumer.user, self._input.name, reported,
                     )  # fmt: skip
             await asyncio.sleep(_AGAIN_S)
 
@@ -207,7 +207,7 @@ class Engine:
                     lambda: self._input.negative(self._consumer, negative), "a failure cannot be reported"
                 )
                 await self._share()
-        except (_Stopped, StorageError):  # the service stops
+        except (_EngineStopped, StorageError):  # the service stops
             pass
         except EasqError as error:
             log.debug("item %d of %s: %s", index, self._input.name, error.message)
@@ -216,16 +216,16 @@ class Engine:
                 del self._items[index]
 
     async def _outcome(self, frame: Frame) -> op.Negative | None:
-        """Return the negative for an item that failed; None once its answer is stored. Raises _Stopped."""
+        """Return the negative for an item that failed; None once its answer is stored. Raises _EngineStopped."""
         try:
             await self._store_answer(frame, await self._ask_model(frame))
         except ModelFailed as error:
             if error.code == SHUTDOWN:
-                raise _Stopped from error
+                raise _EngineStopped from error
             return negative_of(frame, error)
         except (Refused, UsageError) as error:  # the sink refuses this answer, not all answers
             return negative_of(frame, error)
-        except (StorageError, _Stopped):
+        except (StorageError, _EngineStopped):
             raise
         except Exception:
             log.exception("item %d of %s failed", frame.index, self._input.name)
@@ -294,7 +294,7 @@ class Engine:
             await self._persist(lambda: self._sink.put(put), "the result cannot be put into the sink")
 
     async def _persist(self, action: Callable[[], Awaitable[object]], what: str) -> None:
-        """Call `action` until it succeeds. Raises every error that is not temporary, and _Stopped."""
+        """Call `action` until it succeeds. Raises every error that is not temporary, and _EngineStopped."""
         failures = 0
         while True:
             try:
@@ -307,11 +307,11 @@ class Engine:
                 await self._pause(short_pause_after(error, failures))
 
     async def _pause(self, seconds: float) -> None:
-        """Wait for so many seconds. Raises _Stopped after `give_up`."""
+        """Wait for so many seconds. Raises _EngineStopped after `give_up`."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._give_up.wait(), seconds)
-            raise _Stopped
+            raise _EngineStopped
 
 
-class _Stopped(Exception):
+class _EngineStopped(Exception):
     """The engine stops: the item is returned."""

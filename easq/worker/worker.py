@@ -434,7 +434,7 @@ class Worker:
             await self._hand_back([frame], sender)
         except (Refused, UsageError) as error:  # the sink refuses this answer, not all answers
             await self._give_back(frame, error, began, sender)
-        except _Stopped:
+        except _GraceOver:
             await self._hand_back([frame], sender)
         except EasqError as error:  # nothing works: no command, no access
             self._fail(error)
@@ -483,7 +483,7 @@ class Worker:
         return outcome_of(frame, fate, began, code=code, reason=reason, size=len(answer.data))
 
     async def _put(self, put: Put, sender: Sender) -> None:
-        """Put a result into the sink, once. Wait until there is room; raises _Stopped when we stop before."""
+        """Put a result into the sink, once. Wait until there is room; raises _GraceOver when we stop before."""
         check_tags(put.tags)
         # KeyReused: an earlier delivery stored another answer, and was not committed
         with contextlib.suppress(KeyReused):
@@ -509,7 +509,7 @@ class Worker:
                 if self._watcher.epoch == epoch:
                     await sender.run(self._input.asking(negative, read_counted))
 
-            with contextlib.suppress(_Stopped):  # the connection that ends returns it
+            with contextlib.suppress(_GraceOver):  # the connection that ends returns it
                 await self._persist(tell, "a failure cannot be told", holds=False)
         fate, code = (Fate.BUSY, str(error.status)) if found.code == BUSY else (Fate.FAILED, found.code)
         self._tell(outcome_of(frame, fate, began, code=code, reason=found.reason))
@@ -542,7 +542,7 @@ class Worker:
     async def _persist(self, action: Callable[[], Awaitable[object]], what: str, *, holds: bool) -> None:
         """Call `action` until it succeeds; with `holds` no item begins meanwhile.
 
-        Raises _Stopped at the end of the grace, and every error that is not temporary.
+        Raises _GraceOver at the end of the grace, and every error that is not temporary.
         """
         failures = 0
         try:
@@ -559,7 +559,7 @@ class Worker:
                     with contextlib.suppress(TimeoutError):
                         pause_s = short_pause_after(error, failures)
                         await asyncio.wait_for(self._give_up.wait(), pause_s)
-                        raise _Stopped from error
+                        raise _GraceOver from error
         finally:
             if failures and holds:
                 self._items.resume()
@@ -580,12 +580,12 @@ class Worker:
                 await asyncio.sleep(_TICK_S)
 
         # at the end of the grace: the items are delivered again, and their results are known by their keys
-        with contextlib.suppress(_Stopped):
+        with contextlib.suppress(_GraceOver):
             await commit_batches(self._items, self._has_done, commit)
 
     async def _commit(self, batch: Sequence[int], sender: Sender) -> None:
         await sender.run(self._input.asking(Commit(tuple(batch)), read_counted))
 
 
-class _Stopped(Exception):
+class _GraceOver(Exception):
     """The grace of the worker is over."""

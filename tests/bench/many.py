@@ -12,7 +12,7 @@ from tests.bench.world import SIZE, World, seconds
 
 #: what the delayed comparison adds to each round trip, in seconds
 DELAY_S = 0.02
-#: items that a watch has in hand
+#: uncommitted items of a watch
 _WINDOW = 100
 #: threads of the other side, and requests in flight of ours
 _AT_A_TIME = 32

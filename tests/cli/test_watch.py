@@ -1,4 +1,4 @@
-"""easq watch: the policies, the ends, the signals, and whose hands an item is in afterwards."""
+"""easq watch: policies, ends and signals, and which items are pending afterwards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def left(queue: Easq) -> list[str]:
 
 
 def pending(queue: Easq, user: str = "default_user") -> int:
-    """How many items the consumer has in hand, by the queue's own word."""
+    """Return how many items are pending at the consumer, by the attributes of the queue."""
     for line in queue("info").text.splitlines():
         found = re.search(rf"Id: default_group\.{user}, .*Pending: (\d+), Status: Running", line)
         if found:

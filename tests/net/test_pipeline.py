@@ -15,7 +15,7 @@ from easq.model import Ack, Consumer
 from easq.net import pipeline as bulk_module
 from easq.net.failures import Unanswered, Unconnected
 from easq.net.http import Transport
-from easq.net.pipeline import Outcome, Pipeline, Task, asking
+from easq.net.pipeline import Pipeline, Task, TaskOutcome, asking
 from easq.net.retry import Retry, Steps, Times, exchange
 from easq.net.settings import NetworkSettings
 from easq.protocol.operations import Caller, Operation, Request
@@ -54,7 +54,7 @@ def put_all(
     rate: float | None = None,
     open_loop: bool = False,
     retry: Retry = Retry.READ,
-) -> list[Outcome[bytes, Ack]]:
+) -> list[TaskOutcome[bytes, Ack]]:
     bulk = Pipeline(
         settings, workers=workers, stop_at_failure=stop_at_failure, rate=rate, open_loop=open_loop
     )
@@ -163,7 +163,7 @@ def test_without_a_key_what_may_be_stored_is_not_sent_again() -> None:
 def test_a_refused_connection_is_tried_until_the_server_is_up() -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}/api/predict/q"
-    found: list[Outcome[bytes, Ack]] = []
+    found: list[TaskOutcome[bytes, Ack]] = []
     client = threading.Thread(target=lambda: found.extend(put_all(url, puts(b"p1"))))
     client.start()
     server = numbering()
@@ -388,7 +388,7 @@ def test_what_reading_raises_comes_behind_the_outcomes_before() -> None:
 def test_a_stop_lets_those_in_flight_finish_and_gives_up_what_takes_too_long() -> None:
     with numbering(late=[b"p2"]) as server:
         bulk = Pipeline(QUICK, workers=2)
-        found: list[Outcome[bytes, Ack]] = []
+        found: list[TaskOutcome[bytes, Ack]] = []
         for batch in bulk.run(
             puts(b"p1", b"p2", *[b"p2"] * 100), asking(server.url, CALLER, QUICK, read_put)
         ):

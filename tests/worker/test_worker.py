@@ -1,4 +1,4 @@
-"""The engine: what it makes of each item, in whose hands an item is, and how it ends; against a real service."""
+"""The worker against a real service: the outcome of each item, which consumer has it, and the end."""
 
 from __future__ import annotations
 
@@ -400,7 +400,7 @@ def test_a_long_answer_is_no_longer_reason(bench: Make, upstream: Callable[[Repl
 
 
 def test_a_full_sink_holds_everything_and_loses_nothing(bench: Make) -> None:
-    """No more than the window is in hand, nothing is begun meanwhile, and it goes on by itself."""
+    """At most the window is in flight, nothing begins meanwhile, and the work goes on by itself."""
     on = bench("--sink-max-length", "2")
     model = Local()
     on.put(*(b"%d" % number for number in range(12)))
@@ -442,7 +442,7 @@ def test_an_answer_that_is_in_the_sink_already_is_committed(bench: Make) -> None
 
 
 def test_what_runs_when_the_service_is_killed_is_answered_once(bench: Make) -> None:
-    """The worker connects again; what it had in hand comes again, is not run again, and is committed."""
+    """The worker connects again; items in flight are delivered again, do not run again, and are committed."""
     on = bench("--leave-grace", "0s", "--max-delivery", "0", storage=None)
     on.service.wanted_port = on.service.port
     model = Local()
