@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import re
 from collections.abc import Iterator
@@ -60,13 +61,24 @@ def _options(command: click.Command, context: click.Context, *, shared: bool) ->
         if (record := param.get_help_record(context)) is not None and "--help" not in param.opts
     ]
     if records:
-        yield from ("| option | |", "|---|---|")
-        yield from (f"| `{_cell(name)}` | {_escaped(_cell(text))} |" for name, text in records)
+        yield from ("| option | what it does |", "|---|---|")
+        yield from (f"| {_code(_one_line(name))} | {_cell(text)} |" for name, text in records)
         yield ""
 
 
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
 def _cell(text: str) -> str:
-    return re.sub(r"\s+", " ", text).replace("|", "\\|")
+    return _escaped(_one_line(text)).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    """Return a code span for a cell. Sites and GitHub do not agree on how a `|` is written between backticks."""
+    if "|" not in text:
+        return f"`{text}`"
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
 
 
 def _escaped(text: str) -> str:

@@ -228,3 +228,10 @@ def test_each_workflow_runs_the_script_of_this_repository() -> None:
         assert "- run: bash .ci/run\n" in text, path.name
         assert "\npermissions:\n  contents: read\n" in text, path.name
         assert re.findall(r"(\S+): write$", text, re.MULTILINE) in ([], ["id-token"]), path.name
+
+
+def test_no_code_in_a_table_shows_the_backslash_before_a_bar() -> None:
+    """Between backticks the site prints it; `<code>` and `&#124;` are the same everywhere."""
+    for path in (ROOT / "docs").glob("*.md"):
+        rows = re.findall(r"^\|.*`[^`|]*\\\|[^`]*`.*$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert rows == [], path.name
