@@ -28,15 +28,16 @@ class Guard:
 
     @classmethod
     def make(cls, *, bound: str, token: str, allowed_hosts: Sequence[str]) -> Guard:
-        """Return rules that serve loopback names, the bound address and `allowed_hosts`; and, when bound to all
-        addresses, any literal IP address.
+        """Return rules that accept loopback names, the bound address and `allowed_hosts`.
+
+        A service that is bound to all addresses accepts any literal IP address too.
         """
         named = {_canonical_host(host) for host in allowed_hosts}
         own = set() if is_unspecified(bound) else {_canonical_host(bound)}
         return cls(token, frozenset(_LOOPBACK_NAMES | own | named), is_unspecified(bound))
 
     def check_token(self, given: str) -> None:
-        """Raise AuthFailed unless `given` is the token, in a time that does not depend on where they differ."""
+        """Raise AuthFailed unless `given` is the token. The comparison takes constant time."""
         if self.token and not hmac.compare_digest(given.encode(errors="replace"), self.token.encode()):
             raise AuthFailed("the token is wrong" if given else "a token is needed")
 
@@ -63,12 +64,13 @@ class Guard:
     def check_source(self, headers: Mapping[str, str], authority: str | None = None) -> None:
         """Raise Forbidden for a Host that is not served here (421), and for a web page of another origin.
 
-        `authority` is that of a request target in absolute form, and is checked as Host is.
-
         A page whose name was rebound to this address (DNS rebinding) sends its own Host. A page of another site sends
-        its Origin, or, for a picture or a link, `Sec-Fetch-Site: cross-site`; one at another port of this machine
-        sends `same-site`. A get removes items, so it is refused like a put. The Python SDK's Origin is scheme and host,
-        the Go SDK's the whole address in lower case.
+        its Origin, or `Sec-Fetch-Site: cross-site` for a picture or a link. A page at another port of this machine
+        sends `same-site`. A get removes items, so it is refused like a put. The Origin of the Python SDK is scheme and
+        host; the Origin of the Go SDK is the whole address in lower case.
+
+        Args:
+            authority: the authority of a request target in absolute form; it is checked like Host.
         """
         host = _parse_host(headers.get("Host", ""))
         if not self._serves(host) or not (authority is None or self._serves(_parse_host(authority))):
@@ -100,13 +102,13 @@ class Guard:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches a service that is bound to `host`."""
+    """Return whether `host` is a loopback address or name: no other machine can reach it."""
     name = _canonical_host(host)
     return name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
 
 
 def is_unspecified(host: str) -> bool:
-    """Return whether `host` stands for all addresses of the machine."""
+    """Return whether `host` means all addresses of the machine, such as 0.0.0.0."""
     name = _canonical_host(host)
     return not name or (_is_address(name) and ipaddress.ip_address(name).is_unspecified)
 

@@ -1,4 +1,4 @@
-"""A command that runs with a service of its own: signals are passed on to it, and its exit code is returned."""
+"""Runs a command beside a service, forwards signals to the command, and returns its exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from easq.server.server import Server
 async def run_child(server: Server, cmd: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run `cmd` until it ends or the server fails, and return its exit code.
 
-    Raises ChildFailed if it cannot start, and the error of a server that failed; then `cmd` is terminated.
+    A server that fails terminates `cmd`. Raises ChildFailed if `cmd` cannot start, and the error of a failed server.
     """
     loop, signals = asyncio.get_running_loop(), _Signals()
     loop.add_signal_handler(signal.SIGINT, signals.interrupt)
@@ -43,7 +43,7 @@ async def run_child(server: Server, cmd: Sequence[str], environ: Mapping[str, st
 
 
 class _Signals:
-    """Passes signals on to a command, also those that came while it was started."""
+    """Forwards signals to a command. Signals that arrive before the command runs are forwarded once it runs."""
 
     def __init__(self) -> None:
         self._child: Process | None = None
@@ -51,7 +51,7 @@ class _Signals:
         self._interrupts = 0
 
     def started(self, child: Process) -> None:
-        """Pass on to `child` what came, and what comes from now on."""
+        """Forward earlier signals to `child`, and later ones as they arrive."""
         self._child = child
         for number in self._early:
             self._send(number)
@@ -61,7 +61,7 @@ class _Signals:
         self._send(signal.SIGTERM)
 
     def interrupt(self) -> None:
-        """Handle a SIGINT: the second one kills. That of a terminal has reached the command already."""
+        """Handle a SIGINT: the second one kills. A terminal sends its SIGINT to the command as well."""
         if not _is_in_foreground():
             self._interrupts += 1
             self._send(signal.SIGINT if self._interrupts == 1 else signal.SIGKILL)
@@ -75,7 +75,7 @@ class _Signals:
 
 
 def _is_in_foreground() -> bool:
-    """Return whether a terminal sends its SIGINT to this process, and so to the command: it is in the same group."""
+    """Return whether a terminal sends its SIGINT to the process group of this process and of the command."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:  # there is none

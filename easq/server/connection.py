@@ -46,10 +46,11 @@ MAX_HEADERS = 100
 CHECK_EVERY_S, _HEAD_CHECKS = 1.0, 5
 #: seconds between two warnings that an address has too many connections
 _WARN_AGAIN_S = 60.0
-#: methods of requests that usually have no body; headers that announce a body, or the last request of a connection; and
-#: headers that `without_repeated` drops when they are repeated
+#: methods of requests that usually have no body
 _BODILESS = (b"GET ", b"HEAD ", b"DELETE ", b"OPTIONS ")
+#: headers that announce a body, or bytes that are not HTTP
 _FRAMING = (b"\ncontent-length", b"\ntransfer-encoding", b"\nupgrade")
+#: headers whose repetitions `without_repeated` drops
 _DROPPED = (b"\ncontent-type:", b"\nuser-agent:")
 
 
@@ -73,20 +74,19 @@ class ClientConnection(web.RequestHandler):
     def __init__(self, server: HttpServer, **given: Any) -> None:
         super().__init__(server, **given)
         self.server = server
-        #: number of the check before which the first byte of a head arrived; None once the head is complete
+        #: number of checks when the first byte of a head arrived; None while no head is being read
         self.begun: int | None = None
         self.is_answering = False
         self.address = ""
         #: when the last byte arrived, by the event loop's clock
         self.last_byte_at = 0.0
-        #: whether all input so far was whole heads of requests without a body, each in one piece, so that the next
-        #: bytes begin a head as well
+        #: whether each piece of input so far was exactly one head without a body; the next piece then begins a head
         self.heads_only = True
         #: done once the connection is lost; None until `until_lost` asks for it
         self.lost: asyncio.Future[None] | None = None
         #: called when a WebSocket frame is not masked
         self.on_unmasked: Callable[[], None] | None = None
-        #: of the current request: its route, its queue, and when it began, by the event loop's clock
+        #: route, queue and start time (event loop's clock) of the current request
         self.route, self.queue, self.started = "", "", 0.0
 
     def begin(self) -> None:
@@ -103,11 +103,11 @@ class ClientConnection(web.RequestHandler):
             self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002
-        """Tell aiohttp that the connection is closed, without its error. A writer that waits for buffer space goes on,
-        and has to call `check_connected`.
+        """Tell aiohttp that the connection is closed, but not the error.
 
-        aiohttp would set `exc` on the writer's future. Its traceback refers to that future and to the payload being
-        written: a reference cycle that only a full garbage collection would free.
+        A writer that waits for buffer space continues, so it has to call `check_connected`. aiohttp would set `exc` on
+        the writer's future. The traceback of `exc` refers to that future and to the payload being written: a reference
+        cycle that only a full garbage collection would free.
         """
         super().connection_lost(None)
         self.on_unmasked = None  # it refers to the WebSocket, and that to this connection
@@ -116,7 +116,7 @@ class ClientConnection(web.RequestHandler):
             self.lost.set_result(None)
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
-        """Have a WebSocket's parser read what follows the handshake, as far as it is masked."""
+        """Set the parser of a WebSocket. It gets no data from the first unmasked frame on."""
         if self.on_unmasked is not None:
             parser = MaskedFrames(parser, self.on_unmasked)
         super().set_parser(parser, data_received_cb)
@@ -169,9 +169,10 @@ class ClientConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002
     ) -> web.StreamResponse:
-        """Return the answer to what could not be read as a request, after which the connection ends.
+        """Return the answer to malformed input, after which the connection is closed.
 
-        It has no traceback, and repeats nothing of the input. Raises ConnectionError when an answer has begun.
+        The answer has no traceback, and repeats nothing of the input. Raises ConnectionError when another answer has
+        begun.
         """
         self.route, self.queue, self.started = MALFORMED, "", self.server.now()
         log.info("%s sent what is no HTTP request: %s", request.remote, type(exc).__name__)
@@ -185,9 +186,9 @@ class ClientConnection(web.RequestHandler):
 
 
 class HttpServer(web.Server):
-    """aiohttp's server, with connections of this module."""
+    """aiohttp's server, whose connections are `ClientConnection`s."""
 
-    #: number of checks so far. Checks are counted, not time: while the process stands still no client is slow
+    #: number of checks so far. The age of a head is counted in checks, not in time: a suspended process makes no checks
     checks = 0
 
     def __init__(
@@ -203,10 +204,10 @@ class HttpServer(web.Server):
 
         Args:
             handler: answers each request.
-            refuse: returns the answer to what is no HTTP request.
-            hooks: are called when a request is over.
+            refuse: returns the answer to malformed input.
+            hooks: called when a request is over.
             max_connections: most connections from one IP address; 0: no limit.
-            keepalive_timeout_s: an idle connection is closed after so many seconds.
+            keepalive_timeout_s: time after which an idle connection is closed, in seconds.
         """
         super().__init__(handler, handler_cancellation=False)
         self.refuse, self.hooks = refuse, hooks
@@ -250,7 +251,7 @@ class HttpServer(web.Server):
             del self._by_address[address]
 
     def check(self) -> None:
-        """Close connections that are too slow with the head of a request."""
+        """Close connections whose client sends the head of a request too slowly."""
         self.checks += 1
         for connection in self.connections:
             begun = connection.begun if isinstance(connection, ClientConnection) else None
@@ -262,7 +263,7 @@ class HttpServer(web.Server):
 class SingleWriteResponse(web.StreamResponse):
     """A reply in one write, on a connection that stays open.
 
-    It goes around aiohttp's writer, which supports responses in parts and takes a tenth of the time of a put.
+    It does not use aiohttp's writer for responses in parts, which takes a tenth of the time of a put.
     """
 
     def __init__(self, reply: Reply) -> None:
@@ -275,7 +276,7 @@ class SingleWriteResponse(web.StreamResponse):
         return True
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Write the reply. Waits for a client that reads no answers. Raises ConnectionError when it is lost."""
+        """Write the reply; wait while the write buffer is not empty. Raises ConnectionError when the client is lost."""
         if request.transport is None or request.transport.is_closing():
             raise ClientConnectionResetError("the connection is closed")
         data = _head(self._reply, self.reason) + self._reply.body
@@ -307,15 +308,15 @@ def until_lost(request: web.BaseRequest) -> asyncio.Future[None]:
 
 
 def on_unmasked(request: web.BaseRequest, call: Callable[[], None]) -> None:
-    """Have the first unmasked frame on the request's connection call `call`; neither it nor what follows is read.
+    """Call `call` at the first unmasked frame of the connection. That frame and all later bytes are discarded.
 
-    To be called before the WebSocket is prepared: frames may arrive in one piece with the handshake.
+    Use this before the WebSocket is prepared: frames may arrive in one piece with the handshake.
     """
     connection_of(request).on_unmasked = call
 
 
 async def drain(request: web.BaseRequest) -> None:
-    """Wait until what was written has left this process. Raises ConnectionError when the connection was lost."""
+    """Wait until the write buffer is empty. Raises ConnectionError when the connection was lost."""
     await request.writer.drain()
     check_connected(request)
 
@@ -348,8 +349,8 @@ def release_frames(error: BaseException) -> None:
 def without_repeated(data: bytes) -> bytes | None:
     """Return `data` without repeated Content-Type and User-Agent lines; None unless it is one whole, bodiless head.
 
-    The Java SDK sends two Content-Type lines with a GET. The parser refuses those, since two readers may pick different
-    ones; without a body neither has a meaning.
+    The Java SDK sends two Content-Type lines with a GET. The parser refuses repeated headers, since a proxy and a
+    server may use different ones. These two headers mean nothing without a body.
     """
     if not data.startswith(_BODILESS) or data.find(b"\r\n\r\n") != len(data) - 4:
         return None
@@ -372,7 +373,7 @@ def without_repeated(data: bytes) -> bytes | None:
 
 
 def _parser_error(error: BaseException | None, status: int) -> BadRequest:
-    """Return the parser's complaint in plain words, without the value of a header."""
+    """Return the error for an exception of the parser. Its message never contains the value of a header."""
     if isinstance(error, LineTooLong):
         return BadRequest(
             f"the request line is above {MAX_LINE} bytes, or a header above {MAX_FIELD}", status=431

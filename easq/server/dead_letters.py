@@ -7,13 +7,13 @@ from dataclasses import replace
 from easq.model import DELIVERY_COUNT, LAST_CODE, LAST_REASON, NO_INDEX, TS_SINK, Frame
 from easq.storage.base import Failure
 
-#: tags that the copy has besides those of the item
+#: tags that are added to the copy
 REAR_INDEX, REAR_GROUP = "rear@index", "rear@group"
 REAR_DELIVERIES, REAR_FAILURES = "rear@deliveries", "rear@failures"
 
-#: code of an answer when the last failure had none that is a number
+#: code of an answer when the code of the last failure is not a number
 _NO_CODE = "500"
-#: most characters of the reason in a tag; the data of an answer is the whole of it
+#: most characters of the reason in a tag; the data of an answer has the whole reason
 _MAX_REASON = 200
 
 

@@ -1,7 +1,7 @@
 """A time limit that counts only the time in which the process ran.
 
-With a limit in plain time, a process that was stopped, or whose machine was suspended, would find all its connections
-too slow when it runs again.
+A limit in wall time would end all connections of a process that was stopped, or whose machine was suspended, as soon as
+the process runs again.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-#: the time is counted in parts: at least four, each of at most 1 s. A standstill of any length uses up one part
+#: the limit is divided into at least four parts of at most 1 s. A suspension of any length counts as one part
 _PARTS, _PART_S = 4, 1.0
 
 
 class Deadline:
     """A context manager like `asyncio.timeout`: raises TimeoutError once the event loop has run for `seconds`.
 
-    After a standstill, data that waits in the sockets is read before the time limit is checked again.
+    After a suspension, the event loop reads data that waits in the sockets before the limit is checked again.
     """
 
     def __init__(self, seconds: float) -> None:

@@ -1,8 +1,8 @@
 """The engines of `easq serve --model`: each consumes a queue and puts the model's answers into its sink.
 
-They run on the service's event loop and call the broker directly: 200 engines that connected to the service's own
-address took 1,800 threads. An answer is stored before its item is committed. A model whose calls block is called in a
-thread pool that all engines share.
+They run on the service's event loop and call the queues directly. (200 engines that connected to the service's own
+address took 1,800 threads.) An answer is stored before its item is committed. All engines share one thread pool for
+models whose calls block.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ log = logging.getLogger(__name__)
 
 #: uncommitted items of one engine, at most: the default of EAS's `worker_threads`
 WINDOW = 5
-#: an engine whose connection ended connects again after so many seconds
-_AGAIN_S = 1.0
-#: calls that run when the service stops have so long to finish, in seconds
+#: pause before an engine connects again, in seconds
+_RECONNECT_S = 1.0
+#: time in which running calls may finish when the service stops, in seconds
 _GRACE_S = 5.0
-#: and, once they were cancelled, so long to end
-_LAST_S = 2.0
+#: time in which cancelled calls may end, in seconds
+_CANCEL_S = 2.0
 #: seconds between heartbeats; after 5 s without one, another consumer can take over the name
-_ALIVE_EVERY_S = 2.5
-#: an item that waits until the model may be called checks again after so many seconds, at most
-_LOOK_S = 0.5
+_HEARTBEAT_S = 2.5
+#: longest pause between two checks whether the model may be called, in seconds
+_POLL_S = 0.5
 #: temporary errors: the same operation may succeed later
-_PASSING = (QueueFull, Unavailable, StreamEnded)
+_TEMPORARY = (QueueFull, Unavailable, StreamEnded)
 
 
 class Engines:
     """All engines of a service: on every queue, one for each of `users`."""
 
     def __init__(self, queues: Queues, model: Model, *, users: Sequence[str], item_timeout_s: float) -> None:
-        """The model is closed by `stop`."""
+        """Prepare; `start` begins. `stop` closes the model."""
         self._model = model
         self._engines = [
             Engine(pair, user, self._ask, item_timeout_s) for pair in queues.pairs.values() for user in users
@@ -72,7 +72,7 @@ class Engines:
         self._tasks.append(asyncio.create_task(self._send_heartbeats()))
 
     async def stop(self) -> None:
-        """Stop the engines and close the model. Items that are not done within the grace period are returned."""
+        """Stop the engines and close the model. Items unfinished after the grace period are returned to the queue."""
         items = [item for engine in self._engines for item in engine.stop()]
         if items:
             _, late = await asyncio.wait(items, timeout=_GRACE_S)
@@ -80,7 +80,7 @@ class Engines:
                 for engine in self._engines:
                     engine.give_up()
                 self._model.cancel()
-                await asyncio.wait(late, timeout=_LAST_S)
+                await asyncio.wait(late, timeout=_CANCEL_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -91,9 +91,9 @@ class Engines:
 
     async def _send_heartbeats(self) -> None:
         while True:
-            await asyncio.sleep(_ALIVE_EVERY_S)
+            await asyncio.sleep(_HEARTBEAT_S)
             for engine in self._engines:
-                await engine.show_life()
+                await engine.heartbeat()
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +104,7 @@ class _InFlight:
 
 
 class Engine:
-    """One consumer of a queue, in the group named after the queue, that puts each item's answer into the sink."""
+    """One consumer of a queue. It puts the answer to each item into the sink. Its group is named after the queue."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._breaker = Breaker()
         self._running = 0  # calls of the model
-        self._shared = 0  # how often the waiting items were returned for other workers
+        self._shared = 0  # number of times that waiting items were returned for other workers
         self._is_stopping = False
         self._give_up = asyncio.Event()
 
@@ -141,16 +141,16 @@ class Engine:
             except StreamEnded:
                 pass  # the stream may be opened again
             except EasqError as error:
-                if error.message != reported or time.monotonic() - began > _AGAIN_S:
+                if error.message != reported or time.monotonic() - began > _RECONNECT_S:
                     reported = error.message
                     log.warning(
                         "engine %s of %s stopped, and connects again: %s",
                         self._consumer.user, self._input.name, reported,
                     )  # fmt: skip
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(_RECONNECT_S)
 
     def stop(self) -> set[asyncio.Task[None]]:
-        """Begin no further item, and return the tasks of those in flight."""
+        """Accept no more items, and return the tasks of the items in flight."""
         self._is_stopping = True
         return set(self._tasks)
 
@@ -158,7 +158,7 @@ class Engine:
         """Stop waiting for the model and the storage: items in flight are returned."""
         self._give_up.set()
 
-    async def show_life(self) -> None:
+    async def heartbeat(self) -> None:
         """Send a heartbeat, so that no other consumer can take over the name."""
         if self._subscriber is not None:
             with contextlib.suppress(EasqError):
@@ -179,7 +179,7 @@ class Engine:
             await asyncio.shield(subscriber.close(lost=False))
 
     def _take(self, frame: Frame, subscriber: Subscriber) -> None:
-        """Begin a delivered item. One that is delivered again while it is in flight is not processed twice."""
+        """Begin to process a delivered item, unless it is in flight already."""
         if (item := self._items.get(frame.index)) is not None:
             item.subscriber = subscriber
         elif not self._is_stopping:
@@ -191,7 +191,7 @@ class Engine:
     async def _work_on(self, frame: Frame, item: _InFlight) -> None:
         """Process one item: commit it once its answer is stored, or return it with the reason of its failure.
 
-        When the service stops the item stays pending, and is returned with the connection. Never raises.
+        When the service stops, the item stays pending until its connection ends. Never raises.
         """
         index = frame.index
         try:
@@ -206,7 +206,10 @@ class Engine:
                 await self._persist(
                     lambda: self._input.negative(self._consumer, negative), "a failure cannot be reported"
                 )
-                await self._share()
+                if self._breaker.is_open:
+                    group = self._consumer.group
+                    if consumers_of(await self._input.attributes(), group) > 1:
+                        self._shared += 1  # the items that wait for the model go to the other consumers
         except (_EngineStopped, StorageError):  # the service stops
             pass
         except EasqError as error:
@@ -233,8 +236,15 @@ class Engine:
         return None
 
     async def _ask_model(self, frame: Frame) -> Answer:
-        """Return the model's answer. While the model is busy or fails, it is called for one item at a time."""
-        await self._wait_for_breaker()
+        """Return the model's answer. While the model is busy or fails, it is called for one item at a time.
+
+        Raises ModelFailed; busy when the item is returned for another worker of the group.
+        """
+        shared = self._shared
+        while (wait_s := self._breaker.wait_s(time.monotonic(), running=self._running)) > 0:
+            await self._pause(min(wait_s, _POLL_S))
+            if self._shared != shared:
+                raise ModelFailed("another worker may have it", status=503, busy=True, retry_after_s=0.0)
         self._running += 1
         try:
             answer = await self._call(frame, self._item_timeout_s)
@@ -252,14 +262,6 @@ class Engine:
         self._breaker.succeeded()
         return answer
 
-    async def _wait_for_breaker(self) -> None:
-        """Wait until a call may begin. Raises ModelFailed (busy) when the item is to go to another worker."""
-        shared = self._shared
-        while (wait_s := self._breaker.wait_s(time.monotonic(), running=self._running)) > 0:
-            await self._pause(min(wait_s, _LOOK_S))
-            if self._shared != shared:
-                raise ModelFailed("another worker may have it", status=503, busy=True, retry_after_s=0.0)
-
     def _note_failure(self, error: ModelFailed) -> None:
         was_open = self._breaker.is_open
         if error.busy:
@@ -271,13 +273,6 @@ class Engine:
                 "the model of %s is called for one item at a time: %s", self._input.name, error.message
             )
 
-    async def _share(self) -> None:
-        """Return the items that wait for the model to other workers of the group, if there are any."""
-        if not self._breaker.is_open:
-            return
-        if consumers_of(await self._input.attributes(), self._consumer.group) > 1:
-            self._shared += 1
-
     async def _store_answer(self, frame: Frame, answer: Answer) -> None:
         key_of = (self._input.name, self._consumer.group, frame)
         if not answer.data:
@@ -288,7 +283,7 @@ class Engine:
             await self._put(too_large_put(*key_of, error))
 
     async def _put(self, put: op.Put) -> None:
-        """Put the result into the sink, once however often the item is delivered."""
+        """Put the result into the sink, but only once if the item is delivered again."""
         # KeyReused: an earlier delivery stored another answer, and was not committed
         with contextlib.suppress(KeyReused):
             await self._persist(lambda: self._sink.put(put), "the result cannot be put into the sink")
@@ -300,14 +295,14 @@ class Engine:
             try:
                 await action()
                 return
-            except _PASSING as error:
+            except _TEMPORARY as error:
                 if not failures:
                     log.info("%s yet: %s", what, error.message)
                 failures += 1
                 await self._pause(short_pause_after(error, failures))
 
     async def _pause(self, seconds: float) -> None:
-        """Wait for so many seconds. Raises _EngineStopped after `give_up`."""
+        """Wait for `seconds`. Raises _EngineStopped after `give_up`."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._give_up.wait(), seconds)
             raise _EngineStopped

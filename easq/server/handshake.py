@@ -10,7 +10,7 @@ from easq.errors import BadRequest, UpgradeRequired
 def check_handshake(request: web.BaseRequest, socket: web.WebSocketResponse) -> None:
     """Raise BadRequest for an invalid handshake, UpgradeRequired for another version of WebSocket.
 
-    aiohttp accepts drafts of RFC 6455 as well; its section 4.4 asks for an answer with the supported version.
+    aiohttp also accepts versions of drafts. RFC 6455, section 4.4, requires an answer with the supported version.
     """
     version = request.headers.get("Sec-WebSocket-Version", "").strip()
     if version not in ("", "13"):

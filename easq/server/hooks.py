@@ -1,4 +1,4 @@
-"""Hooks: what is called once for each request that is over, such as the access log and metrics."""
+"""Hooks: observers that are called once at the end of each request, such as the access log and metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
-#: route of what could not be read as an HTTP request
+#: route of malformed input, which is no HTTP request
 MALFORMED = "malformed"
 
 
@@ -37,10 +37,10 @@ class Hook(Protocol):
     """An observer of requests. It is called on the event loop, and must not block."""
 
     def is_enabled(self) -> bool:
-        """Return whether it wants to be called; while no hook does, requests cost nothing more."""
+        """Return whether to call this hook. No record is made while no hook is enabled."""
 
     def __call__(self, record: RequestRecord) -> None:
-        """Record a request that is over: also one that was refused, broken off or upgraded, or that failed."""
+        """Record the end of a request, with any outcome: answered, refused, failed, interrupted or upgraded."""
 
 
 class AccessLog:
@@ -54,7 +54,7 @@ class AccessLog:
         return self._log.isEnabledFor(logging.INFO)
 
     def __call__(self, record: RequestRecord) -> None:
-        """Log the request. One that could not be read has a line of its own, with the reason."""
+        """Log the request, unless it was malformed: `ClientConnection.handle_error` logs those with the reason."""
         if record.route != MALFORMED:
             self._log.info(
                 "%s %s %s %.1fms",

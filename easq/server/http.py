@@ -31,7 +31,7 @@ _MAX_FORM = 64 * 1024
 
 
 class ServiceState:
-    """What all requests of a service share: whether it stops, and a thread that encodes large payloads."""
+    """State that all requests of a service share: whether it stops, and a thread that encodes large payloads."""
 
     def __init__(self) -> None:
         self.stopping = False
@@ -129,7 +129,7 @@ async def truncate(operation: op.Truncate, call: QueueCall) -> web.StreamRespons
 
 
 async def get(operation: op.Get, call: QueueCall) -> web.StreamResponse:
-    """Return the items that match. With auto-delete the answer is sent here, and the items are removed after that."""
+    """Return the items that match. With auto-delete, send the answer here, and then remove the items."""
     frames = await call.queue.get(operation, is_gone=call.is_gone, gone=call.until_lost)
     try:
         if sum(len(frame.data) for frame in frames) > LARGE_BYTES:
@@ -158,7 +158,7 @@ def _frames_reply(get: op.Get, frames: list[Frame]) -> Reply:
 async def _send_then_settle(
     response: web.StreamResponse, call: QueueCall, frames: list[Frame]
 ) -> web.StreamResponse:
-    """Send the answer. Claimed items are removed once the kernel has all of it, else they are given back."""
+    """Send the answer. Remove the claimed items if the kernel has taken the whole answer, else give them back."""
     request, is_written = call.request, False
     try:
         transport = request.transport

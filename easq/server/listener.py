@@ -1,4 +1,4 @@
-"""A listening address: each request there gets an answer, or the reply to its error."""
+"""Listens at an address, checks each request, and turns errors into replies."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ from easq.server.response import respond
 
 log = logging.getLogger(__name__)
 
-#: headers whose value is not a list. Given twice, they are refused: a proxy that reads the first one and a server that
-#: reads the last would disagree
+#: headers whose value is not a list. A request that repeats one is refused: a proxy may use the first value where a
+#: server uses the last
 _SINGLE = re.compile(
     rb"host|content-length|content-type|transfer-encoding|user-agent|authorization|x-auth-token|origin|idempotency-key"
     rb"|x-easq-.*|x-eas-queueservice-.*|sec-(?!websocket-(?:extensions|protocol)$).*",
     re.IGNORECASE,
 )
-#: an idle connection is closed after so many seconds
+#: time after which an idle connection is closed, in seconds
 _KEEP_ALIVE_S = 60.0
-#: a connection whose client takes nothing of what is written for so long is lost, in seconds
+#: time after which a connection is lost whose client acknowledges no written data, in seconds
 _WRITE_DEADLINE_S = 30.0
 #: a silent connection is probed after 10 s, then every 5 s; after four unanswered probes, 30 s in all, it is lost: a
 #: host that vanished must not keep items pending. macOS calls the first option TCP_KEEPALIVE
 _PROBES = (("TCP_KEEPIDLE", 10), ("TCP_KEEPALIVE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
-#: connections that wait to be accepted, and how many asyncio accepts in one iteration of its loop. asyncio takes one
-#: number for both, and logs an error for each connection that it cannot accept
+#: most connections that wait to be accepted, and most that asyncio accepts in one iteration of its loop. asyncio takes
+#: one number for both, and logs an error for each connection that it cannot accept
 _BACKLOG, _ACCEPT_AT_ONCE = 1024, 64
-#: a connection that asyncio has accepted reaches the server at most so many iterations of the loop later
+#: iterations of the loop until a connection that asyncio has accepted reaches the server, at most
 _ACCEPT_ITERATIONS = 3
-#: requests in flight may take so long once the service stops, in seconds
+#: time that requests in flight have once the service stops, in seconds
 _GRACE_S = 5.0
 
 
 class Listener:
-    """One address, and what answers there. It can be started again, at the same port, after it was closed."""
+    """One listening address and its handler. After `close` it can be started again at the same port."""
 
     def __init__(
         self, handler: Handler, guard: Guard, *, max_connections: int = 0, hooks: Sequence[Hook] = ()
@@ -103,15 +103,15 @@ class Listener:
         for listening in self._accepting.sockets:
             with socket.socket(fileno=os.dup(listening.fileno())) as same:
                 same.listen(_BACKLOG)
-            _find_lost(listening)
+            _enable_probes(listening)
         self.ip, self.port = self._accepting.sockets[0].getsockname()[:2]
         self._check()
 
     async def refuse_new(self) -> None:
-        """Accept no more connections; those that are open stay.
+        """Accept no more connections; open connections stay open.
 
-        asyncio hands a connection over some iterations of its loop after it was accepted, and cannot once its server
-        is closed.
+        asyncio passes a connection on some iterations after it has accepted it, but not after its server is closed. So
+        the server is closed only after these iterations.
         """
         accepting, self._accepting = self._accepting, None
         if accepting is not None:
@@ -127,7 +127,7 @@ class Listener:
         self._next_check = asyncio.get_running_loop().call_later(CHECK_EVERY_S, self._check)
 
     async def close(self) -> None:
-        """Close all connections; requests in flight have some seconds to end."""
+        """Close all connections. Requests in flight have five seconds to end."""
         await self.refuse_new()
         if self._next_check is not None:
             self._next_check.cancel()
@@ -164,8 +164,8 @@ class Listener:
             connection.is_answering = False
 
 
-def _find_lost(listening: socket.socket) -> None:
-    """Have the system close connections whose peer is gone. Accepted sockets inherit the options."""
+def _enable_probes(listening: socket.socket) -> None:
+    """Set the TCP options that detect lost connections. Accepted sockets inherit them."""
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, seconds in _PROBES:
         if hasattr(socket, name):
@@ -176,9 +176,7 @@ def _find_lost(listening: socket.socket) -> None:
 
 
 def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """Raise BadRequest when there are too many headers, when they are too large in all, or when one that must be unique
-    is repeated.
-    """
+    """Raise BadRequest for too many headers, too many bytes of headers, or a repeated header of `_SINGLE`."""
     size, names = 0, set()
     for name, value in headers:
         size += len(name) + len(value)
@@ -198,7 +196,7 @@ def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
 def _reply_to(error: Exception, request: web.BaseRequest) -> web.Response:
     match error:
         case StorageError():
-            # whether it was stored is not known: no answer, so that no client sends it again by itself
+            # nobody knows whether the data was stored. Without an answer no client retries by itself
             log.error("%s", error)
             if request.transport is not None:
                 request.transport.abort()

@@ -12,7 +12,8 @@ _MAX_HEAD = 10
 class Masks:
     """Finds frames that a client has not masked.
 
-    RFC 6455 forbids them, since they can poison the cache of a proxy that reads them as requests; aiohttp accepts them.
+    RFC 6455 forbids unmasked frames: a proxy that reads them as requests may store a forged response in its cache.
+    aiohttp accepts unmasked frames.
     """
 
     def __init__(self) -> None:
@@ -53,10 +54,10 @@ def _frame_size(head: bytes) -> int | None:
 
 
 class MaskedFrames:
-    """Wraps aiohttp's parser of a WebSocket, which gets nothing from the first unmasked frame on."""
+    """Wraps aiohttp's parser of a WebSocket. The parser gets no data from the first unmasked frame on."""
 
     def __init__(self, parser: Any, on_unmasked: Callable[[], None]) -> None:
-        """`on_unmasked` is called once."""
+        """Wrap `parser`; `on_unmasked` is called once, at the first unmasked frame."""
         self._parser = parser
         self._on_unmasked = on_unmasked
         self._masks = Masks()

@@ -1,6 +1,6 @@
 """Settings of the whole process of `easq serve`: garbage collector, memory allocator, open files.
 
-Nothing here is called by an import, or by `Server`: a service inside another program leaves that program as it is.
+Neither an import nor `Server` calls these functions: a service inside another program does not change that program.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import logging
 
 log = logging.getLogger(__name__)
 
-#: Thresholds of the garbage collector, in new objects. Python's default of 700 is below what 64 concurrent puts
-#: allocate, and costs 4 % of the time; 5,000 costs nothing measurable. After 60,000 connections that broke one after
-#: the other the process has grown by 1 MiB, as with 700; with (50,000, 20, 50) by 3 KB for each connection.
+#: thresholds of the garbage collector, in new objects. 64 concurrent puts allocate more than Python's default of 700,
+#: which costs 4 % of the time; 5,000 costs nothing measurable. After 60,000 broken connections the process had grown by
+#: 1 MiB, with 700 as with 5,000. With (50,000, 20, 50) it had grown by 3 KB for each connection.
 COLLECT = (5_000, 10, 10)
-#: malloc: buffers of at least so many bytes are mapped on their own, and at most so many bytes of other freed memory
-#: stay with the process
+#: settings of malloc in bytes: the smallest buffer that gets a mapping of its own, and the most freed memory that the
+#: process keeps
 _MAPPED_BYTES, _TRIM_BYTES = 1024**2, 16 * 1024**2
-#: their names in malloc.h
+#: numbers of these two settings in malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -34,8 +34,8 @@ def _return_freed_memory() -> None:
     """Tell the C library of Linux (glibc) to give large buffers back to the system as soon as they are freed.
 
     By default glibc raises the threshold up to 32 MiB, and keeps freed buffers that lie between smaller allocations.
-    After 100 watchers were reset at once in the middle of an item of 8 MiB, the process kept 950 MiB (with SQLite
-    2,400 MiB); with these settings 8 MiB. Puts and gets of 256 KiB to 8 MiB do not get slower.
+    100 watchers were reset at once in the middle of an item of 8 MiB: the process then kept 950 MiB (with SQLite 2,400
+    MiB), and 8 MiB with these settings. Puts and gets of 256 KiB to 8 MiB are as fast as before.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,6 +1,6 @@
 """The operations of one stream and their rules: limits, reserved tags, long polls, and who may watch.
 
-An input and its sink are two of these. The states of an entry are drawn at the head of `storage/rules/stream.py`.
+A queue has two streams, its input and its sink. The states of an entry are drawn in `storage/rules/stream.py`.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ AUTO_COMMIT_WINDOW = 64
 MAX_LENGTH = 10_000
 #: longest wait of a long poll, in seconds
 MAX_WAIT_S = 3600.0
-#: a long poll is answered so many seconds before its timeout, since the Python SDK's socket gives up at the timeout
+#: time between the answer to a long poll and its timeout, in seconds: the Python SDK's socket gives up at the timeout
 ANSWER_EARLY_S = 0.2
 #: time limit of one scan of a long poll, in seconds, even when less is left of its timeout
 LEAST_SCAN_S = 0.5
-#: a second watch under a consumer name waits so long for the first to end, in seconds
+#: time that a second watch under a consumer name waits for the end of the first, in seconds
 TAKEOVER_WAIT_S = 1.0
-#: and checks so often whether it has ended, in seconds
+#: pause between two checks of the first watch, in seconds
 _POLL_S = 0.25
-#: it is refused when the first one had a heartbeat in the last so many seconds
+#: age of a session's last heartbeat from which another watch can take over its consumer name, in seconds
 ALIVE_S = 5.0
-#: end of the name of a stream that is a rear store
+#: suffix of the name of a rear store's stream
 REAR_SUFFIX = "#rear"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
@@ -63,11 +63,11 @@ _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """Limits of a queue, and how often an item may fail."""
+    """Limits of a queue, and the number of failures that makes an item a dead letter."""
 
     max_payload: int = 8 * 1024**2  # bytes of one item
     limits: Limits = field(default_factory=Limits)
-    max_failures: int = 5  # an item that failed so often in a group becomes a dead letter; 0: never
+    max_failures: int = 5  # failures in one group until an item becomes a dead letter; 0: no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Queue:
         """Prepare; `open` creates the stream.
 
         Args:
-            answers: the sink, for an input: dead letters are answered there.
+            answers: the sink of an input, which gets an answer to each dead letter; None for a sink.
         """
         self.name = name
         self.is_sink = is_sink
@@ -117,7 +117,7 @@ class Queue:
         else:
             self.rear = Queue(storage, name, is_sink=is_sink, policy=policy, clock=clock, is_rear=True)
         self._rate_limiter = RateLimiter()
-        #: set when a consumer leaves, and replaced: several may wait for it
+        #: set when a session ends, and then replaced by a new event; several attaches may wait for one
         self._departure = asyncio.Event()
 
     async def open(self) -> None:
@@ -166,8 +166,8 @@ class Queue:
     def _tags(self, put: op.Put) -> dict[str, str]:
         """Return the client's tags and the service's own.
 
-        On the input, the service alone sets `ts@*` and `Header:*`. On the sink, engines send these tags of the input
-        item, which win over the headers of the request.
+        On the input, only the service sets `ts@*` and `Header:*`. On the sink, an engine sends these tags with the
+        values of the input item. They override the headers of the engine's request.
         """
         if put.content_type and not _CONTENT_TYPE.fullmatch(put.content_type):
             raise BadRequest("the Content-Type is not 1-256 visible ASCII characters")
@@ -186,7 +186,7 @@ class Queue:
         return tags
 
     def _is_reserved(self, tag: str) -> bool:
-        """Return whether the service alone sets this tag."""
+        """Return whether a tag is reserved: only the service sets it."""
         if self.is_sink:
             return tag in {TS_SINK, DELIVERY_COUNT}
         return tag.startswith((HEADER_PREFIX, "ts@")) or tag == DELIVERY_COUNT
@@ -200,12 +200,12 @@ class Queue:
         is_gone: Callable[[], bool] = lambda: False,
         gone: Callable[[], asyncio.Future[None] | None] = lambda: None,
     ) -> list[Frame]:
-        """Return the items that match, after waiting up to the timeout until there are `length` of them.
+        """Return the matching items. Wait until there are `length` items, at most until the timeout.
 
         With auto-delete the items are claimed: the caller has to `settle` them or to `give_back` them.
 
         Args:
-            is_gone: returns whether the caller has disconnected, or the service stops; the list is then empty.
+            is_gone: returns whether the caller has disconnected, or the service stops. The list is then empty.
             gone: returns a future that is done when the caller disconnects, or None.
         """
         if get.length < 1:
@@ -225,7 +225,7 @@ class Queue:
             frames = await self._get_now(get, start, length, length if left > 0 else 1, limit)
             if left <= 0 or is_enough(frames, length):
                 return frames
-            left = deadline - self.clock.now()  # a scan of many entries takes long
+            left = deadline - self.clock.now()  # again: a scan of many entries can take seconds
             if is_gone():
                 return []
             if left <= 0 and (not get.auto_delete or length == 1):
@@ -241,7 +241,7 @@ class Queue:
             )
 
     async def wake_readers(self) -> None:
-        """Have every long poll check again for items, and for whether its caller is there."""
+        """Wake every long poll, which then checks for items and for the end of its connection."""
         await self.storage.wake(self.stream)
         if self.rear is not self:
             await self.storage.wake(self.rear.stream)
@@ -260,7 +260,7 @@ class Queue:
         await self.storage.settle(self.stream, [frame.index for frame in frames])
 
     async def give_back(self, frames: Sequence[Frame]) -> None:
-        """Put claimed items back, which could not be written to the caller."""
+        """Put claimed items back that could not be written to the caller."""
         await self.storage.release(self.stream, [frame.index for frame in frames])
 
     # -- other operations -------------------------------------------------------------------------------------------
@@ -295,10 +295,12 @@ class Queue:
         if location is None:
             raise NotFound("no data in stream")
         owner = "" if location.owner is None else location.owner
-        return SearchResult(f"{consumer.group}.{owner}", location.owner is not None, location.ahead)
+        return SearchResult(
+            f"{consumer.group}.{owner}", is_pending=location.owner is not None, wait_count=location.ahead
+        )
 
     async def count(self, count: op.Count, *, is_gone: Callable[[], bool] = lambda: False) -> int:
-        """Return how many items match. Raises Unavailable when the caller `is_gone` before they are counted."""
+        """Return the number of matching items. Raises Unavailable when the caller disconnects during the count."""
         return await self.storage.count(
             self.stream, tags=count.tags, priority=count.priority, limit=ScanLimit(is_gone)
         )
@@ -343,10 +345,11 @@ class Queue:
     # -- watchers --------------------------------------------------------------------------------------------------
 
     async def attach(self, consumer: Consumer, watch: op.Watch) -> int:
-        """Connect the consumer, and return the number of its session. A silent older session of its name is replaced.
+        """Begin a session of the consumer, and return its number.
 
-        A consumer that connects often is delayed. Raises AnotherWatcher when an older session of its name is alive, and
-        StreamEnded when the stream has ended and nothing is left for the group.
+        The session replaces a silent older one of the same consumer. A consumer that connects often is delayed. Raises
+        AnotherWatcher when the older session is alive, and StreamEnded when the stream has ended and the group has no
+        items left.
         """
         delay = self._rate_limiter.delay(consumer, self.clock.now())
         if delay > 0:
@@ -357,22 +360,20 @@ class Queue:
         subscription = Subscription(
             AUTO_COMMIT_WINDOW if watch.auto_commit else window,
             after,
-            watch.tags,
-            watch.auto_commit,
-            watch.process,
+            tags=watch.tags,
+            auto_commit=watch.auto_commit,
+            process=watch.process,
         )
         return await self.storage.attach(self.stream, consumer, subscription, now=self.clock.now())
 
     async def _wait_for_name(self, consumer: Consumer, process: str) -> None:
         """Wait up to TAKEOVER_WAIT_S until no live session has the name. Raises AnotherWatcher.
 
-        A session of the same process is dead: a process has one connection under a name.
+        An older session of the same process counts as dead, since a process has only one connection for a consumer.
         """
         deadline = self.clock.now() + TAKEOVER_WAIT_S
         while True:
-            departure = (
-                self._departure
-            )  # taken before the check, so that a departure in between is not missed
+            departure = self._departure  # read before the check: a session may end during it
             now = self.clock.now()
             idle = await self.storage.idle(self.stream, consumer, now=now, process=process)
             if idle is None:
@@ -380,7 +381,7 @@ class Queue:
             if now >= deadline:
                 break
             try:
-                # another server of the same storage does not tell of departures: hence the polling
+                # polls, since a session may also end at another server of the same storage
                 await asyncio.wait_for(departure.wait(), min(deadline - now, _POLL_S))
             except TimeoutError:
                 pass

@@ -21,7 +21,7 @@ class Pair:
     sink: Queue
 
     async def open(self) -> None:
-        """Create both unless they exist, the sink first, since the input's dead letters are answered there."""
+        """Create both unless they exist. The sink is first, since it gets answers to the input's dead letters."""
         await self.sink.open()
         await self.input.open()
 

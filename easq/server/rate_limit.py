@@ -1,14 +1,14 @@
 """A rate limiter for connections: a client that reconnects without a pause must not keep the service busy.
 
-The Python SDK connects hundreds of times a second to a service that closes in order. A delayed answer slows it down; a
-refusal does not.
+The Python SDK connects hundreds of times a second to a service that closes its connections with a close frame. A
+delayed answer slows the SDK down; a refusal does not.
 """
 
 from __future__ import annotations
 
 from easq.model import Consumer
 
-#: connections that are answered without a delay, and how many more there are a second
+#: size of a bucket in connections, and connections that are added to it each second
 BURST, PER_SECOND = 5.0, 5.0
 #: most consumers that are remembered
 _MAX_KNOWN = 1000

@@ -11,7 +11,7 @@ from aiohttp import HttpVersion11, web
 from easq.errors import PayloadTooLarge
 from easq.server.deadline import Deadline
 
-#: time limit of a body in seconds, and how many bytes that have arrived extend it by one second
+#: time limit of a body in seconds, and the number of received bytes that extends it by one second
 _BODY_DEADLINE_S, _BODY_RATE = 9.0, 1024
 #: scheme and authority of a request target in absolute form, which clients send to proxies
 _ABSOLUTE = re.compile(r"https?://([^/?]*)/?", re.IGNORECASE)
@@ -49,7 +49,7 @@ async def _begin_body(
     if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
         # curl waits a second for this before it sends a large body, other clients without limit
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # aiohttp would take this for the begin of the answer
+        request.writer.output_size = 0  # else aiohttp considers the answer begun
 
 
 async def read_body(
@@ -78,7 +78,7 @@ async def read_body(
 
 
 class BodyReader:
-    """A request's body in pieces, under the limits of `read_body`. The time between two calls does not count."""
+    """A request's body in pieces, under the limits of `read_body`. Only the time inside `read` counts."""
 
     def __init__(
         self, request: web.BaseRequest, limit: int, too_large: Callable[[int], PayloadTooLarge]

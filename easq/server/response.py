@@ -9,7 +9,7 @@ from aiohttp import HttpVersion11, web
 from easq.protocol.replies import Reply
 from easq.server.connection import SingleWriteResponse, reset
 
-#: a large reply is written in slices of so many bytes
+#: size of a slice of a large reply, in bytes
 _SLICE_BYTES = 256 * 1024
 #: headers of a streamed answer: without them nginx buffers it
 UNBUFFERED = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache, no-transform"}
@@ -24,7 +24,7 @@ def respond(reply: Reply) -> web.Response:
 
 
 def acknowledge(reply: Reply, request: web.BaseRequest) -> web.StreamResponse:
-    """Return the response for `reply`, in one write where the connection stays open: for short, frequent answers."""
+    """Return the response for a short, frequent reply. It is sent in one write if the connection stays open."""
     stays_open = request.version == HttpVersion11 and request.keep_alive and request.method != "HEAD"
     return SingleWriteResponse(reply) if stays_open else respond(reply)
 
@@ -48,7 +48,7 @@ class SlicedResponse(web.StreamResponse):
 def break_off(request: web.BaseRequest) -> None:
     """Abort the connection in the middle of an answer.
 
-    Over HTTP/1.0 it is reset: there an orderly end marks the answer as complete.
+    An HTTP/1.0 connection is reset, since its client takes an orderly close for the end of the answer.
     """
     transport = request.transport
     if transport is None:

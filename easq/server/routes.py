@@ -1,10 +1,10 @@
-"""The routes of the service: a table of paths, methods and operations, with who may call each and what answers.
+"""The routes of the service: tables of paths and operations, each with its authentication and its handler.
 
-A request is answered by the first of these:
+The first match answers a request:
 
 1. the address of a queue or its sink: `operation_routes`, by the operation that method and parameters ask for,
 2. a row of the table of paths: the service's own, then those that extensions add,
-3. any other path: the queue that it names, or the first one.
+3. any other path: the queue that the path names, else the first queue.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class PathRoute:
 
     Attributes:
         name: the route as hooks get it.
-        path: has to match all of the path, as it was sent.
+        path: pattern for the whole path, before percent-decoding.
         methods: methods of the route; empty for all.
         auth: who may call it.
-        answer: returns the response; it gets the match of the path.
-        segment: what the first group of the path has to be, once it is decoded; empty for anything.
-        shares_path: with another method the path belongs to a later row; else that is answered with 405.
+        answer: returns the response to a request and the match of its path.
+        segment: required value of the first group of `path`, after percent-decoding; empty for any value.
+        shares_path: whether later rows are tried for other methods. If false, other methods are answered with 405.
     """
 
     name: str
@@ -65,7 +65,7 @@ class PathRoute:
     shares_path: bool = False
 
     def match(self, method: str, raw_path: str) -> re.Match[str] | None:
-        """Return the match of the path; None when another row has to answer."""
+        """Return the match of the path; None if this route does not answer the request."""
         if self.shares_path and method not in self.methods:
             return None
         found = self.path.fullmatch(raw_path)
@@ -78,7 +78,7 @@ OperationHandler: TypeAlias = Callable[[Any, QueueCall], Awaitable[web.StreamRes
 
 @dataclass(frozen=True, slots=True)
 class OperationRoute:
-    """One row of the table of operations: what a request for a queue can ask for."""
+    """One row of the table of operations: the name, method, authentication and handler of one operation."""
 
     name: str
     method: str
@@ -89,8 +89,8 @@ class OperationRoute:
 def operation_routes(watches: Watches) -> Mapping[type[op.Operation], OperationRoute]:
     """Return the table of operations.
 
-    A signature covers neither the query, which names the operation, nor the date: whoever recorded one could use it for
-    any operation. So only a put can be signed.
+    Only a put can be signed. A signature does not cover the query, which names the operation, so somebody who recorded
+    a signature could use it for any operation.
     """
     return {
         op.Put: OperationRoute("put", "POST", Auth.TOKEN_OR_SIGNATURE, http.put),
@@ -109,7 +109,7 @@ def operation_routes(watches: Watches) -> Mapping[type[op.Operation], OperationR
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The stream that a path leads to, and what follows the stream's address."""
+    """The stream of a path, and the rest of the path after the stream's address."""
 
     queue: Queue
     path: str
@@ -137,7 +137,7 @@ class Router:
             PathRoute("health", re.compile("/healthz"), ("GET",), Auth.ANYBODY, self._health),
             *routes,
         )
-        #: the addresses themselves, which nearly every request names: nothing else is served there
+        #: the usual paths of queues and sinks, which nearly all requests use, resolved once
         self._places = {path: self._place(path, "POST") for path in self._addresses()}
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -199,7 +199,7 @@ class Router:
         await self._watches.stop()
 
     def close(self) -> None:
-        """Free what requests have shared, once none is in flight."""
+        """Free the shared state of requests. Call this when no request is in flight."""
         self._state.close()
 
     async def _health(self, _request: web.BaseRequest, _found: re.Match[str]) -> web.StreamResponse:
@@ -213,8 +213,10 @@ class Router:
                 yield f"{self._base}/{name}/sink"
 
     def _place(self, raw_path: str, method: str) -> Place:
-        """Return where a path leads: under the base path to the queue of the next segment, else to the first queue, as
-        inside a cluster. Raises NotFound.
+        """Return the stream of a path. Raises NotFound.
+
+        Under the base path, the next segment names the queue. Any other path belongs to the first queue, as inside a
+        cluster.
         """
         if self._base and (raw_path == self._base or raw_path.startswith(self._base + "/")):
             segment, slash, rest = raw_path[len(self._base) + 1 :].partition("/")

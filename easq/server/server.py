@@ -28,10 +28,12 @@ log = logging.getLogger(__name__)
 
 #: most bytes an item may have: the Go SDK reads frames of at most 32 MiB
 MAX_PAYLOAD = 30 * 1024**2
-#: default limits: consumers that watch, and connections from one IP address (behind a proxy all clients share one)
+#: default limits: consumers that watch, and connections from one IP address. Clients behind a proxy share an address
 MAX_WATCHERS, MAX_CONNECTIONS = 20_000, 20_000
-#: the system, or the process, has no room for one more connection; seconds between two warnings of that
-_NO_ROOM, _WARN_AGAIN_S = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}, 60.0
+#: errors of accept when the process or the system is out of files or memory
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+#: time between two warnings about these errors, in seconds
+_WARN_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class ServerSettings:
 
     @property
     def guard(self) -> Guard:
-        """The rules of who may call, and from where."""
+        """The access rules of the service."""
         return Guard.make(bound=self.host, token=self.token, allowed_hosts=self.allowed_hosts)
 
     def check(self) -> None:
@@ -112,7 +114,7 @@ class Extension(Protocol):
         """Start before the service listens on `host`. Raises ConfigError."""
 
     async def stop(self) -> None:
-        """Stop after the watchers were told that the service stops."""
+        """Stop. The server calls this after it has ended all watches."""
 
 
 class Server:
@@ -151,7 +153,7 @@ class Server:
 
     @property
     def durability(self) -> str:
-        """What an acknowledged put survives, as in `meta.durability`."""
+        """The durability of an acknowledged put, as in the attribute `meta.durability`."""
         return self._storage.durability
 
     @property
@@ -171,7 +173,7 @@ class Server:
 
     @property
     def origin(self) -> str:
-        """The service's address without a path, where discovery is asked."""
+        """The service's address without a path, which answers requests for discovery."""
         host = "127.0.0.1" if is_unspecified(self._settings.host) else self._settings.host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
@@ -237,7 +239,7 @@ class Server:
         self._ended.set()
 
     async def stop(self) -> None:
-        """Stop engines, new connections, watchers and requests, in this order. All that was acknowledged is stored."""
+        """Stop engines, new connections, watches and requests, in this order. Every acknowledged item stays stored."""
         if self._engines is not None:
             await self._engines.stop()
         if self._router is not None and self._listener is not None:
@@ -284,8 +286,9 @@ async def run(server: Server, on_ready: Callable[[], None]) -> None:
 
 
 class _LoopErrors:
-    """Logs the errors of the event loop. A connection that cannot be accepted is one line a minute, where asyncio
-    would log a traceback for each.
+    """Logs the errors of the event loop. Connections that cannot be accepted are logged in one line a minute.
+
+    asyncio would log a traceback for each of them.
     """
 
     def __init__(self) -> None:

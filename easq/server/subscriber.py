@@ -10,7 +10,7 @@ from easq.server.queue import Queue
 
 
 class Subscriber:
-    """Gets the frames for one connection, never more of them uncommitted than the window."""
+    """Gets the frames for one connection. The number of uncommitted frames never exceeds the window."""
 
     def __init__(self, queue: Queue, consumer: Consumer, watch: op.Watch, session: int) -> None:
         self._queue = queue
@@ -24,9 +24,9 @@ class Subscriber:
         return cls(queue, consumer, watch, await queue.attach(consumer, watch))
 
     async def next(self) -> list[Frame]:
-        """Wait for frames and return them; none when another session has taken the name over.
+        """Wait for frames and return them; return an empty list when another session has replaced this one.
 
-        Raises StreamEnded once nothing is left for the group.
+        Raises StreamEnded when the stream has ended and the group has no items left.
         """
         leases = await self._queue.storage.lease(
             self._queue.stream, self._session, index_only=self._watch.index_only
@@ -34,11 +34,11 @@ class Subscriber:
         return [lease.frame for lease in leases]
 
     async def still_has(self, frame: Frame) -> bool:
-        """Return whether the frame may still be sent: another consumer may have got it meanwhile."""
+        """Return whether the frame may still be sent: its lease may have passed to another consumer."""
         return await self._queue.storage.still_leased(self._queue.stream, self._session, frame.index)
 
     async def sent(self, frames: Sequence[Frame]) -> None:
-        """Commit the frames with auto-commit, once they were written to the connection."""
+        """Record that the frames were written to the connection. A watch with auto-commit commits them."""
         if self._watch.auto_commit and frames:
             await self._queue.commit(self._consumer, [frame.index for frame in frames])
 

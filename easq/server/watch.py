@@ -26,33 +26,33 @@ log = logging.getLogger(__name__)
 WRITE_DEADLINE_S, _WRITE_RATE = 30.0, 16 * 1024
 #: seconds between two heartbeats of an open connection; after 5 s without one its consumer name can be taken over
 _HEARTBEAT_S = 2.0
-#: the time without a byte is counted in so many parts
+#: parts into which the time limit of silence is divided: a suspension of the process uses up one part only
 _SILENCE_PARTS = 4
 #: reason of the close frame when the stream has ended
 END_REASON = b"eos"
-#: most bytes of a message: clients only send pings and close frames. aiohttp refuses messages of the size it is given
+#: most bytes of a message from a client: clients only send pings and close frames
 _MAX_INBOUND = 1024
-#: most messages a second, and at once: a service that stood still reads all of them at once
+#: most messages a second, and most at once: a service that was suspended reads all that have arrived at once
 _INBOUND_RATE, _INBOUND_BURST = 50, 1000
 #: delay of the first delivery with auto-commit, in seconds: a connection that is closed at once must commit nothing
-_SETTLE_S = 0.05
+_AUTO_COMMIT_DELAY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """A WebSocket from which no byte arrives for `silent_after_s` is lost. Pings are sent three times as often."""
+    """A WebSocket from which no byte arrives for `silent_after_s` is lost. It is pinged every `silent_after_s / 3`."""
 
     silent_after_s: float = 10.0
 
 
 class Watches:
-    """The connections of a service that watch: limited in number, and ended in order when the service stops."""
+    """All watches of a service: limits their number, and closes them in order when the service stops."""
 
     def __init__(self, liveness: Liveness, *, max_watchers: int = 0) -> None:
         """Prepare.
 
         Args:
-            liveness: when a silent WebSocket is lost.
+            liveness: time limit of silent WebSockets.
             max_watchers: most connections at a time, over all queues; 0: no limit.
         """
         self._liveness = liveness
@@ -77,7 +77,7 @@ class Watches:
             self._tasks.discard(task)
 
     async def stop(self) -> None:
-        """Tell every watcher that the service stops, and wait until they have left, for at most 5 s."""
+        """End every watch with the reason that the service stops. Wait for them, for at most 5 s."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -106,7 +106,7 @@ async def _serve(watch: op.Watch, call: QueueCall, liveness: Liveness) -> web.St
     finally:
         await _leave(subscriber, lost=lost)
         if lost and request.transport is not None:
-            # no close frame: to a client that wakes up again this is a lost connection, as it is to us
+            # no close frame: a suspended client must see a lost connection when it resumes
             request.transport.abort()
         await transport.release()
 
@@ -125,13 +125,13 @@ async def _deliver(
     watch: op.Watch,
     state: ServiceState,
 ) -> None:
-    """Send frames until another session takes the consumer's name over.
+    """Send frames until another session replaces this one.
 
-    With auto-commit, the frames that were written before the connection broke are committed: they may have been read,
-    and are delivered at most once.
+    Auto-commit delivers at most once. So frames that were written before the connection broke are committed: the client
+    may have read them.
     """
     if watch.auto_commit:
-        await asyncio.sleep(_SETTLE_S)
+        await asyncio.sleep(_AUTO_COMMIT_DELAY_S)
     while frames := await subscriber.next():
         written: list[Frame] = []
         try:
@@ -165,8 +165,9 @@ class _WebSocketTransport:
         self._watch, self._state = watch, state
         self._liveness = liveness
         self.response = web.WebSocketResponse(
-            autoping=False, autoclose=False, compress=False, max_msg_size=_MAX_INBOUND + 1, heartbeat=None
-        )
+            autoping=False, autoclose=False, compress=False, heartbeat=None,
+            max_msg_size=_MAX_INBOUND + 1,  # aiohttp refuses messages of exactly this size
+        )  # fmt: skip
 
     def check(self, request: web.BaseRequest) -> None:
         """Raise BadRequest for an invalid handshake, UpgradeRequired for another version of WebSocket."""
@@ -190,7 +191,7 @@ class _WebSocketTransport:
         self._request.writer.output_size += len(data)
 
     async def run(self, subscriber: Subscriber) -> bool:
-        """Deliver until either side ends, and return whether the connection was lost, not closed."""
+        """Deliver until either side ends the connection. Return true if it was lost, false if it was closed."""
         deliver = asyncio.create_task(_deliver(self, subscriber, self._watch, self._state))
         listen = asyncio.create_task(self._listen(subscriber))
         silence = asyncio.create_task(self._until_silent())
@@ -227,7 +228,7 @@ class _WebSocketTransport:
             await asyncio.gather(deliver, listen, silence, ping, return_exceptions=True)
 
     async def release(self) -> None:
-        """Drop the traceback of the error that ended the connection, which the response refers to."""
+        """Close a WebSocket that is still open, and drop the traceback of the error that the response refers to."""
         if self.response.prepared:
             # fails on an aborted connection: here, not later inside aiohttp
             await self._close(WSCloseCode.OK, b"")
@@ -242,7 +243,7 @@ class _WebSocketTransport:
             pass
 
     async def _listen(self, subscriber: Subscriber) -> bool:
-        """Read until the end, and return whether the connection was lost, not closed."""
+        """Read until the connection ends. Return true if it was lost, false if it was closed."""
         loop = asyncio.get_running_loop()
         allowed, since = float(_INBOUND_BURST), loop.time()
         while True:
@@ -265,8 +266,8 @@ class _WebSocketTransport:
     async def _until_silent(self) -> None:
         """Return once no byte has arrived for `silent_after_s`.
 
-        The time is counted in parts. A standstill of the process (stopped, suspended) uses up one part only, and what
-        waits in the socket is read before the next check.
+        The time is counted in parts. A suspension of the process uses up one part only: data that waits in the socket
+        is read before the next check.
         """
         loop, limit_s = asyncio.get_running_loop(), self._liveness.silent_after_s
         part_s = limit_s / _SILENCE_PARTS
@@ -289,7 +290,7 @@ class _WebSocketTransport:
 
 
 class _HttpStreamTransport:
-    """The endless HTTP answer: each frame follows its length, in four bytes, big endian. TCP tells when it is lost."""
+    """The endless HTTP answer: each frame follows its length in four bytes, big endian. TCP detects its loss."""
 
     def __init__(self, watch: op.Watch, state: ServiceState) -> None:
         self._watch, self._state = watch, state
@@ -298,8 +299,9 @@ class _HttpStreamTransport:
         )
 
     def check(self, request: web.BaseRequest) -> None:
-        """Raise UpgradeRequired for a WebSocket handshake from which a proxy removed the Upgrade header, and for a
-        request over HTTP/1.0, which such proxies send, unless its transport header asks for the HTTP stream.
+        """Raise UpgradeRequired for a WebSocket handshake that has lost its Upgrade header at a proxy.
+
+        Such proxies speak HTTP/1.0. So a watch over HTTP/1.0 has to ask for the HTTP stream in its transport header.
         """
         check_not_stripped(request)
         wanted = request.headers.get(op.TRANSPORT_HEADER, "").strip().lower() == op.TRANSPORT_HTTP
@@ -323,7 +325,10 @@ class _HttpStreamTransport:
         check_connected(self._request)
 
     async def run(self, subscriber: Subscriber) -> bool:
-        """Deliver until either side ends, and return whether the connection was lost, and the stream has not ended."""
+        """Deliver until either side ends. Return true if the connection was lost.
+
+        Return false if the stream has ended, or if another session has replaced this one.
+        """
         deliver = asyncio.create_task(_deliver(self, subscriber, self._watch, self._state))
         gone = asyncio.create_task(self._until_lost(subscriber))
         try:
@@ -341,7 +346,7 @@ class _HttpStreamTransport:
             await asyncio.gather(deliver, gone, return_exceptions=True)
 
     async def _until_lost(self, subscriber: Subscriber) -> None:
-        """Return once the connection is lost. Until then, send heartbeats: TCP says that the client is there."""
+        """Return once the connection is lost. Until then, record heartbeats: TCP probes detect a lost client."""
         lost = until_lost(self._request)
         while not lost.done():
             await subscriber.heartbeat()

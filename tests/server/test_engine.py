@@ -225,7 +225,7 @@ def test_the_name_of_an_engine_is_not_taken_while_it_lives(
     cloud: OpenCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heartbeats protect it, without a connection."""
-    monkeypatch.setattr("easq.server.engine._ALIVE_EVERY_S", 0.05)
+    monkeypatch.setattr("easq.server.engine._HEARTBEAT_S", 0.05)
     monkeypatch.setattr("easq.server.queue.ALIVE_S", 1.0)
     monkeypatch.setattr("easq.server.queue.TAKEOVER_WAIT_S", 1.5)
     made = begun(cloud())
@@ -257,7 +257,7 @@ def test_an_item_that_fails_after_its_connection_was_replaced_is_returned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The new session has delivered it again, so this engine returns it."""
-    monkeypatch.setattr("easq.server.engine._AGAIN_S", 0.05)
+    monkeypatch.setattr("easq.server.engine._RECONNECT_S", 0.05)
     consumer = Consumer("q", "u")
 
     async def main() -> None:
