@@ -52,6 +52,12 @@ class _WatchConnection:
         self._secrets = secrets_of(headers, self._proxy)
         self._tracer = Tracer(settings.trace, self._secrets)
         self._tracer.sent("GET", url + request.path, request.query, headers)
+        encrypted = any(is_encrypted(one.partition(":")[0]) for one in (url, self._proxy or ""))
+        self._options: dict[str, Any] = {
+            "headers": headers,
+            "proxy": URL(self._proxy) if self._proxy else None,
+            "ssl": tls_context(cacert=settings.cacert, insecure=settings.insecure) if encrypted else True,
+        }
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver(), socket_factory=_probed),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -64,12 +70,6 @@ class _WatchConnection:
             max_field_size=MAX_HEADER_BYTES,
             middlewares=(self._check,),  # before a redirect is followed, which `ws_connect` would do
         )
-        encrypted = any(is_encrypted(one.partition(":")[0]) for one in (url, self._proxy or ""))
-        self._options: dict[str, Any] = {
-            "headers": headers,
-            "proxy": URL(self._proxy) if self._proxy else None,
-            "ssl": tls_context(cacert=settings.cacert, insecure=settings.insecure) if encrypted else True,
-        }
 
     async def _check(
         self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType

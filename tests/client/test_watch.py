@@ -767,3 +767,11 @@ def test_a_message_that_comes_slowly_is_no_silence() -> None:
     with watching(Watched(script), ping_every_s=0.1, silent_after_s=0.3) as watcher:
         assert watcher.next(20) == frame(900)
         assert watcher.epoch == 1
+
+
+@pytest.mark.parametrize("kind", ["loop"], indirect=True)  # a thread connects first
+def test_a_ca_file_that_is_none_is_refused_and_leaves_nothing_open(tmp_path: Path) -> None:
+    settings = NetworkSettings(cacert=str(tmp_path / "none.pem"), environ={})
+    watcher = Watcher("https://127.0.0.1:1/q", CALLER, Watch(), settings)
+    with pytest.raises(errors.ConfigError):
+        watcher.__enter__()
