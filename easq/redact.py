@@ -14,6 +14,7 @@ MIN_SECRET = 4
 _MIN_SHOWN_IN_PART = 20
 #: a lower-case secret below this length, in characters, may be an ordinary word
 _MAX_WORD = 12
+_LOWER_CASE = re.compile("[a-z]+")
 #: the service's answers to a wrong token; never masked, even if the token is one of these words
 _SENTENCES = re.compile(r"(the token is wrong|a token is needed|the signature is wrong)")
 
@@ -50,11 +51,15 @@ def hide(text: str, secrets: Iterable[str], *, words: bool = True) -> str:
     parts = _SENTENCES.split(text)
     for at in range(0, len(parts), 2):
         for secret in found:
-            if not words and _is_word(secret):
-                parts[at] = _as_value(secret).sub(_HIDDEN, parts[at])
+            if not words and len(secret) < _MAX_WORD and _LOWER_CASE.fullmatch(secret):
+                # in quotes or parentheses, and as a part of an address or an assignment
+                as_value = rf"(?<=['\"(=/@&:]){secret}\b|\b{secret}(?=['\")=/@&])"
+                parts[at] = re.sub(as_value, _HIDDEN, parts[at])
                 continue
-            for form in _spellings(secret):
-                parts[at] = parts[at].replace(form, _HIDDEN)
+            in_json = json.dumps(secret, ensure_ascii=False)[1:-1]
+            quoted = (quote(secret, errors="replace"), quote(secret, safe="", errors="replace"))
+            for spelling in {secret, in_json, *quoted}:
+                parts[at] = parts[at].replace(spelling, _HIDDEN)
     return "".join(parts)
 
 
@@ -79,18 +84,3 @@ def _without_user(address: str) -> str:
         return address
     scheme = _SCHEME.match(address)
     return (scheme[0] if scheme else "") + address.rpartition("@")[2]
-
-
-def _is_word(secret: str) -> bool:
-    return len(secret) < _MAX_WORD and secret.isascii() and secret.isalpha() and secret.islower()
-
-
-def _as_value(word: str) -> re.Pattern[str]:
-    """Return a pattern for `word` in quotes or parentheses, and as a part of an address or an assignment."""
-    return re.compile(rf"(?<=['\"(=/@&:]){word}\b|\b{word}(?=['\")=/@&])")
-
-
-def _spellings(secret: str) -> set[str]:
-    """Return the spellings of `secret`: plain, percent-encoded and JSON-escaped."""
-    quoted = json.dumps(secret, ensure_ascii=False)[1:-1]
-    return {secret, quote(secret, errors="replace"), quote(secret, safe="", errors="replace"), quoted}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from easq.bench.load import Load, LoadRun
     from easq.cli.app import App
     from easq.errors import EasqError
-    from easq.prediction.routes import Answer
+    from easq.prediction.routes import Prediction
     from easq.render.progress import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -200,7 +200,7 @@ def predict(
     def ask(_number: int, data: bytes) -> Item:
         return Item(data)
 
-    def done(answers: list[Answer]) -> None:
+    def done(answers: list[Prediction]) -> None:
         if route.delete is not None:
             route.delete(answer.frame for answer in answers)
 

@@ -144,15 +144,17 @@ class Group(click.Group):
         width = max(len(name) for names in sections.values() for name in names)
         for title, names in sections.items():
             with formatter.section(title):
-                formatter.write_dl([(f"{name:{width}}", self._summary(ctx, name)) for name in names])
+                formatter.write_dl(
+                    [
+                        (f"{name:{width}}", self._command(ctx, name).get_short_help_str(_SUMMARY_LENGTH))
+                        for name in names
+                    ]
+                )
 
     def sections(self, ctx: click.Context) -> Mapping[str, Sequence[str]]:
         """Return the names of the commands that are not hidden, by the title of their section."""
         shown = (name for name in self.list_commands(ctx) if not self._command(ctx, name).hidden)
         return {"Commands": tuple(shown)}
-
-    def _summary(self, ctx: click.Context, name: str) -> str:
-        return self._command(ctx, name).get_short_help_str(limit=_SUMMARY_LENGTH)
 
     def _command(self, ctx: click.Context, name: str) -> click.Command:
         command = self.get_command(ctx, name)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -14,11 +13,11 @@ from easq.cli.options import as_tags, stream_options, tags_option
 from easq.cli.param_types import DURATION, INDEX_OR_HEAD, WholeNumber
 
 if TYPE_CHECKING:
-    from easq.cli.app import App
-    from easq.model import Frame
+    from collections.abc import Mapping, Sequence
 
-#: a request id that may stand in the name of a file
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+    from easq.cli.app import App
+    from easq.client.queue import QueueClient
+    from easq.model import Frame
 
 
 @command(
@@ -63,9 +62,8 @@ def get(
 
     Reading starts at INDEX; 0 is the head of the queue. With --delete, the printed items are deleted.
     """
-    from easq.errors import DeadlineExceeded, EasqError, NoData, Partial, UsageError
+    from easq.errors import UsageError
     from easq.model import REQUEST_ID
-    from easq.net.retry import OVERTIME_S
 
     if delete and app.output == "none" and output_dir is None:
         raise UsageError(
@@ -73,121 +71,114 @@ def get(
             hint="--output-dir DIR keeps the payloads",
         )
     wanted = {**as_tags(tags), **({REQUEST_ID: request_id} if request_id else {})}
-    client = app.queue()
-    bounded = client.bounded(None if timeout is None else time.monotonic() + timeout + OVERTIME_S)
-    shown = deleted = 0
-    try:
-        for frames in bounded.pages(index, length=length, timeout_s=timeout or 0.0, tags=wanted):
-            if not shown and index and not wanted and frames[0].index != index:
-                text = f"no item has the index {index}; the next one is {frames[0].index}"
-                if delete and length == 1:
-                    raise NoData(text, hint="nothing was deleted")
-                if app.output != "json":
-                    app.printer.warn(text)
-            _print(app, frames, output_dir, first=shown, alone=length == 1)
-            shown += len(frames)
-            if delete:
-                whole = [f.index for f in frames if output_dir is not None or app.printer.shows_whole(f.data)]
-                if whole:
-                    client.delete(whole)
-                deleted += len(whole)
-    except DeadlineExceeded as error:
-        if not shown:
-            raise
-        app.printer.warn(f"{error.message}: {shown} of at most {length} are shown")
-    except EasqError as error:
-        if not deleted:
-            raise
-        raise Partial(f"{error.message}; deleted before that: {deleted}", hint=error.hint) from error
-    if not shown:
-        if not allow_empty:
-            raise NoData(_nothing(index, wanted, timeout or 0.0))
-        _print(app, [], output_dir, first=0, alone=False)
-    if delete and deleted < shown:
-        text = f"{shown - deleted} of {shown} items were not shown in full, and not deleted"
-        raise (Partial if deleted else UsageError)(text, hint="use -o json or --output-dir DIR")
+    run = GetRun(app, index, length, timeout, wanted, delete, output_dir)
+    run.read()
+    run.end(allow_empty=allow_empty)
 
 
-def _nothing(index: int, tags: dict[str, str], timeout_s: float) -> str:
-    from easq.protocol.durations import format_duration
-    from easq.protocol.replies import format_tags
+@dataclass
+class GetRun:
+    """One run of `easq get`: prints the items page by page, and deletes them if that was asked for."""
 
-    where = f" from index {index} on" if index else ""
-    which = f" with {format_tags(tags)}" if tags else ""
-    when = f" within {format_duration(timeout_s)}" if timeout_s else ""
-    return f"no data{where}{which}{when}"
+    app: App
+    index: int
+    length: int
+    timeout_s: float | None
+    tags: Mapping[str, str]
+    delete: bool
+    output_dir: str | None
+    shown: int = 0
+    deleted: int = 0
 
+    def read(self) -> None:
+        """Print the items. Raises Partial if that fails after some were deleted."""
+        from easq.errors import DeadlineExceeded, EasqError, Partial
+        from easq.net.retry import OVERTIME_S
 
-def _print(app: App, frames: list[Frame], output_dir: str | None, *, first: int, alone: bool) -> None:
-    """Print the items, numbered from `first`, or write them to the folder `output_dir`."""
-    if output_dir is not None:
-        _store(app, frames, output_dir, first)
-    else:
-        _show(app, frames, first, alone=alone)
+        client, timeout_s = self.app.queue(), self.timeout_s
+        bounded = client.bounded(None if timeout_s is None else time.monotonic() + timeout_s + OVERTIME_S)
+        try:
+            for frames in bounded.pages(
+                self.index, length=self.length, timeout_s=timeout_s or 0.0, tags=self.tags
+            ):
+                self._check_index(frames[0].index)
+                self._print(frames)
+                if self.delete:
+                    self._delete(client, frames)
+        except DeadlineExceeded as error:
+            if not self.shown:
+                raise
+            self.app.printer.warn(f"{error.message}: {self.shown} of at most {self.length} are shown")
+        except EasqError as error:
+            if not self.deleted:
+                raise
+            text = f"{error.message}; deleted before that: {self.deleted}"
+            raise Partial(text, hint=error.hint) from error
 
+    def end(self, *, allow_empty: bool) -> None:
+        """Raise NoData if there was no item, and an error if not all were deleted that were to be."""
+        from easq.errors import NoData, Partial, UsageError
+        from easq.protocol.durations import format_duration
+        from easq.protocol.replies import format_tags
 
-def _show(app: App, frames: list[Frame], first: int, *, alone: bool) -> None:
-    from easq.render.rows import FRAME_COLUMNS, frame_row
+        if not self.shown:
+            if not allow_empty:
+                where = f" from index {self.index} on" if self.index else ""
+                which = f" with {format_tags(self.tags)}" if self.tags else ""
+                when = f" within {format_duration(self.timeout_s)}" if self.timeout_s else ""
+                raise NoData(f"no data{where}{which}{when}")
+            self._print([])
+        if self.delete and self.deleted < self.shown:
+            text = (
+                f"{self.shown - self.deleted} of {self.shown} items were not shown in full, and not deleted"
+            )
+            kind = Partial if self.deleted else UsageError
+            raise kind(text, hint="use -o json or --output-dir DIR")
 
-    if app.output == "table" and (app.printer.out_is_terminal or not first):
-        rows = [frame_row(number, frame) for number, frame in enumerate(frames, first)]
-        app.printer.table(FRAME_COLUMNS, rows)
-    else:
-        for number, frame in enumerate(frames, first):
-            app.printer.frame(number, frame, alone=alone)
-        app.printer.flush()
+    def _check_index(self, first: int) -> None:
+        """Warn if the first item is not the one asked for. Raises NoData if it would be deleted."""
+        from easq.errors import NoData
 
+        if self.shown or not self.index or self.tags or first == self.index:
+            return
+        text = f"no item has the index {self.index}; the next one is {first}"
+        if self.delete and self.length == 1:
+            raise NoData(text, hint="nothing was deleted")
+        if self.app.output != "json":
+            self.app.printer.warn(text)
 
-def _store(app: App, frames: list[Frame], folder: str, first: int) -> None:
-    """Write each payload to a new file in `folder`, synced to the disk, and print its name.
+    def _print(self, frames: Sequence[Frame]) -> None:
+        from easq.render.rows import FRAME_COLUMNS, frame_row
 
-    Raises UsageError for a folder that is a link, and for a file that is there already.
-    """
-    from easq.errors import UsageError
+        printer, numbered = self.app.printer, list(enumerate(frames, self.shown))
+        if self.output_dir is not None:
+            self._write_files(self.output_dir, numbered)
+        elif self.app.output == "table" and (printer.out_is_terminal or not self.shown):
+            printer.table(FRAME_COLUMNS, [frame_row(number, frame) for number, frame in numbered])
+        else:
+            for number, frame in numbered:
+                printer.frame(number, frame, alone=bool(frames) and self.length == 1)
+            printer.flush()
+        self.shown += len(frames)
 
-    try:
-        if not os.path.lexists(folder):
-            os.mkdir(folder)
-        target = os.open(
-            folder.rstrip("/") or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        )
-    except OSError as error:
-        link = os.path.islink(folder.rstrip("/"))
-        raise UsageError(f"{folder}: {'a symbolic link' if link else error.strerror}") from error
-    if app.output == "table" and not first:
+    def _write_files(self, folder: str, numbered: Sequence[tuple[int, Frame]]) -> None:
+        from easq.client.payload_files import PayloadFolder
         from easq.render.rows import FRAME_COLUMNS
 
-        app.printer.header(FRAME_COLUMNS)
-    try:
-        for number, frame in enumerate(frames, first):
-            name = file_name(frame)
-            _write_new(target, name, frame.data, folder)
-            app.printer.frame(number, frame, file=os.path.join(folder, name))
-        app.printer.flush()
-        os.fsync(target)
-    finally:
-        os.close(target)
+        with PayloadFolder(folder) as files:
+            if self.app.output == "table" and not self.shown:
+                self.app.printer.header(FRAME_COLUMNS)
+            for number, frame in numbered:
+                self.app.printer.frame(number, frame, file=files.write(frame))
+            self.app.printer.flush()
 
-
-def file_name(frame: Frame) -> str:
-    """Return INDEX-REQUESTID; INDEX alone if the request id has other characters than letters, digits, _ and -."""
-    if _SAFE_ID.fullmatch(frame.request_id):
-        return f"{frame.index}-{frame.request_id}"
-    return str(frame.index)
-
-
-def _write_new(folder: int, name: str, data: bytes, shown_folder: str) -> None:
-    from easq.errors import StorageError, UsageError
-
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        fd = os.open(name, flags, 0o666, dir_fd=folder)
-    except OSError as error:
-        raise UsageError(f"{os.path.join(shown_folder, name)}: {error.strerror}") from error
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-    except OSError as error:
-        raise StorageError(f"{os.path.join(shown_folder, name)}: {error.strerror}") from error
+    def _delete(self, client: QueueClient, frames: Sequence[Frame]) -> None:
+        """Delete the items that were printed in full."""
+        whole = [
+            frame.index
+            for frame in frames
+            if self.output_dir is not None or self.app.printer.shows_whole(frame.data)
+        ]
+        if whole:
+            client.delete(whole)
+        self.deleted += len(whole)

@@ -138,8 +138,8 @@ def _check_readable(path: str, *, hint: str = "") -> None:
 
 def queue_limit(app: App, *, sink: bool | None = None) -> int:
     """Return how many bytes an item may have in the queue, or in its sink (None: as -k says)."""
-    from easq.client.items import item_limit
     from easq.client.queue import QueueClient
+    from easq.client.state import item_limit
 
     # not by App.queue: it may warn, which the thread that reads must not
     return item_limit(QueueClient.over(app.transport, app.stream_url(sink=sink), app.caller()))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from easq.client.items import Item, Items
     from easq.model import Frame
     from easq.prediction.exchanges import Served
-    from easq.prediction.routes import Answer, Route, Terms
+    from easq.prediction.routes import Prediction, Route, Terms
 
 
 def check_given(
@@ -95,7 +95,10 @@ class PredictRun:
                 answers = route_answers(route, items, workers=workers, timed=timed, stop=self._is_over)
                 self._print_all(answers, route)
         except KeyboardInterrupt:
-            self._print_how_to_fetch()
+            for request_id, is_stored in list(self.asked.items()):
+                where = "is in the queue" if is_stored else "may be in the queue"
+                fetch = f"easq get -k --request-id {request_id}"
+                app.printer.warn(f"request {request_id} {where}; fetch its result with: {fetch}")
             raise
 
     def _is_over(self) -> bool:
@@ -120,7 +123,7 @@ class PredictRun:
                     self._delete(printed, route)
         self._end()
 
-    def _take(self, number: int, item: Item, result: Answer | EasqError, printed: list[Frame]) -> None:
+    def _take(self, number: int, item: Item, result: Prediction | EasqError, printed: list[Frame]) -> None:
         if isinstance(result, EasqError):
             self._failed(result, item)
             return
@@ -151,12 +154,6 @@ class PredictRun:
                 self.app.printer.warn(f"{stays}: easq get -k {frame.index} --output-dir DIR")
         route.delete(whole)
 
-    def _print_how_to_fetch(self) -> None:
-        for request_id, is_stored in list(self.asked.items()):
-            where = "is in the queue" if is_stored else "may be in the queue"
-            fetch = f"easq get -k --request-id {request_id}"
-            self.app.printer.warn(f"request {request_id} {where}; fetch its result with: {fetch}")
-
     def _end(self) -> None:
         if not self.failures:
             return
@@ -168,7 +165,7 @@ class PredictRun:
             raise Partial(counts)
         raise type(first)(counts, status=first.http_status)
 
-    def _print(self, number: int, answer: Answer) -> None:
+    def _print(self, number: int, answer: Prediction) -> None:
         """Print an answer, a line each or its bytes alone, and the instance if asked for."""
         printer, frame = self.app.printer, answer.frame
         served = answer.served if self.shows_instance else None

@@ -141,7 +141,8 @@ def _put_many(
 
     from easq.cli.signals import Interrupt
     from easq.client.journal import Journal
-    from easq.client.put_run import PutRun, knows_keys
+    from easq.client.put_run import PutRun
+    from easq.client.state import knows_keys
 
     url, caller = app.stream()
     with ExitStack() as stack:

@@ -11,8 +11,6 @@ from easq.cli.options import stream_options
 from easq.cli.param_types import INDEX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from easq.cli.app import App
 
 
@@ -25,13 +23,14 @@ def trunc(app: App, index: int | None, everything: bool) -> None:
 
     The items are deleted for all groups. The item at INDEX itself stays.
     """
+    from easq.client.state import last_index
     from easq.errors import UsageError
 
     if (index is None) != everything:
         raise UsageError("one of INDEX and --all is needed", hint="easq trunc --help")
     client = app.queue()
     if index is None:
-        index = _last_entry(client.attributes()) + 1
+        index = last_index(client) + 1
     app.confirm(f"trunc stream from index: {index}")
     counted = client.truncate(index)
     if app.output == "json":
@@ -40,12 +39,3 @@ def trunc(app: App, index: int | None, everything: bool) -> None:
     app.printer.line("[OK] truncated")
     if counted == 0 and not everything:
         app.printer.warn(f"0 items truncated: none was below index {index}")
-
-
-def _last_entry(attributes: Mapping[str, str]) -> int:
-    from easq.errors import NotAQueueService
-
-    text = attributes.get("stream.lastEntry", "")
-    if not text.isascii() or not text.isdigit():
-        raise NotAQueueService(f"stream.lastEntry is {text!r}, not an index")
-    return int(text)

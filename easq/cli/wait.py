@@ -12,7 +12,7 @@ from easq.cli.param_types import DURATION, ParamType
 
 if TYPE_CHECKING:
     from easq.cli.app import App
-    from easq.client.wait import Comparison, Condition
+    from easq.client.wait import Comparison, QueueCondition
 
 
 class ComparisonType(ParamType):
@@ -89,12 +89,12 @@ def _condition(
     result: str | None,
     consumers: Comparison | None,
     ready: bool,
-) -> Condition:
+) -> QueueCondition:
     """Return the condition that was asked for. Raises UsageError for none, and for more than one."""
     from easq.client import wait
     from easq.errors import UsageError
 
-    asked: list[Condition] = []
+    asked: list[QueueCondition] = []
     if empty:
         asked.append(wait.length_condition(wait.Comparison("=", 0), "empty"))
     if length is not None:

@@ -15,7 +15,7 @@ from easq.errors import EasqError, PayloadTooLarge, UsageError
 from easq.model import Tags
 
 if TYPE_CHECKING:
-    from easq.client.queue import QueueClient
+    pass
 
 LINES, WHOLE, JSON = "lines", "whole", "json"
 FORMATS = (LINES, WHOLE, JSON)
@@ -28,8 +28,6 @@ _UNASKED_BYTES = 8 * 1024 * 1024
 MOST_BYTES = 64 * 1024 * 1024
 #: bytes of a request at most to a model that is called directly
 MOST_REQUEST_BYTES = 256 * 1024 * 1024
-#: seconds to wait for a queue to tell its limit
-_ASK_S = 2.0
 #: bytes of a JSON record: at most so many for each byte of the payload (\u0001), and so many more for its tags
 _JSON_FACTOR, _JSON_EXTRA = 6, 128 * 1024
 #: bytes that are read at a time to skip a line that is too long
@@ -228,13 +226,3 @@ def _read(read: Callable[[], bytes], source: str) -> bytes:
         return read()
     except OSError as error:
         raise UsageError(f"cannot read {source}: {error.strerror}") from error
-
-
-def item_limit(client: QueueClient) -> int:
-    """Return how many bytes an item may have, by the attributes of the stream of `client`."""
-    try:
-        value = client.attributes(deadline_s=_ASK_S).get("meta.maxPayloadBytes", "")
-    except EasqError:
-        return MOST_BYTES
-    known = value.isascii() and value.isdigit() and len(value) <= 12
-    return min(int(value), MOST_BYTES) if known else MOST_BYTES

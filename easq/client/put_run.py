@@ -28,8 +28,6 @@ MakePut: TypeAlias = "Callable[[Item, str], Put | EasqError]"
 GRACE_S = 5.0
 #: seconds for the reader of the input to notice that the run is over
 _READER_S = 1.0
-#: seconds for a service to answer whether it knows idempotency keys
-_ASK_S = 2.0
 #: failures and places that are kept to be reported one by one
 MAX_REPORTED = 100
 
@@ -252,14 +250,6 @@ class PutRun:
             self._journal.refused(refused)
         if stored:
             self._journal.stored(stored)
-
-
-def knows_keys(client: QueueClient) -> bool:
-    """Whether the service of `client` is one that knows idempotency keys: easq's."""
-    try:
-        return "meta.durability" in client.attributes(deadline_s=_ASK_S)
-    except EasqError:
-        return False
 
 
 def _is_refused(outcome: TaskOutcome[Numbered, Ack]) -> bool:

@@ -63,7 +63,7 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class QueueCondition:
     """A condition; `observe` gets a client, the seconds it may wait, and the seconds the exchange may take."""
 
     text: str
@@ -72,7 +72,7 @@ class Condition:
     may_be_unreachable: bool = False
 
 
-def length_condition(comparison: Comparison, text: str = "") -> Condition:
+def length_condition(comparison: Comparison, text: str = "") -> QueueCondition:
     """Return the condition on the number of items, pending ones included."""
 
     def observe(client: QueueClient, _wait_s: float, deadline_s: float) -> Observation:
@@ -86,7 +86,7 @@ def length_condition(comparison: Comparison, text: str = "") -> Condition:
         seen = "; ".join([f"the length is {int(value)}", *told])
         return Observation(comparison.holds(int(value)), int(value), seen)
 
-    return Condition(text or f"length {comparison}", observe)
+    return QueueCondition(text or f"length {comparison}", observe)
 
 
 def _holders(attributes: Mapping[str, str]) -> list[str]:
@@ -113,24 +113,24 @@ def _holders(attributes: Mapping[str, str]) -> list[str]:
     return told
 
 
-def result_condition(request_id: str) -> Condition:
+def result_condition(request_id: str) -> QueueCondition:
     """Return the condition that the sink holds the result of a request."""
 
     def observe(client: QueueClient, wait_s: float, deadline_s: float) -> Observation:
         frame = client.find(request_id, timeout_s=wait_s, deadline_s=deadline_s)
         return Observation(frame is not None, str(frame.index) if frame else "", "the sink does not hold it")
 
-    return Condition(f"result {request_id}", observe, of_sink=True)
+    return QueueCondition(f"result {request_id}", observe, of_sink=True)
 
 
-def consumers_condition(comparison: Comparison) -> Condition:
+def consumers_condition(comparison: Comparison) -> QueueCondition:
     """Return the condition on the number of connected consumers."""
 
     def observe(client: QueueClient, _wait_s: float, deadline_s: float) -> Observation:
         number = _running(client.attributes(deadline_s=deadline_s))
         return Observation(comparison.holds(number), number, f"there are {number}")
 
-    return Condition(f"consumers {comparison}", observe)
+    return QueueCondition(f"consumers {comparison}", observe)
 
 
 def _running(attributes: Mapping[str, str]) -> int:
@@ -147,18 +147,18 @@ def _running(attributes: Mapping[str, str]) -> int:
     return sum(line.status == "Running" for line in lines)
 
 
-def ready_condition() -> Condition:
+def ready_condition() -> QueueCondition:
     """Return the condition that the service answers."""
 
     def observe(client: QueueClient, _wait_s: float, deadline_s: float) -> Observation:
         attributes = client.attributes(deadline_s=deadline_s)
         return Observation(True, attributes.get("meta.state", ""), "it answers")
 
-    return Condition("ready", observe, may_be_unreachable=True)
+    return QueueCondition("ready", observe, may_be_unreachable=True)
 
 
 def wait_for(
-    client: QueueClient, condition: Condition, timeout_s: float | None, *, notice: Callable[[str], None]
+    client: QueueClient, condition: QueueCondition, timeout_s: float | None, *, notice: Callable[[str], None]
 ) -> Observation:
     """Wait until the condition holds, and return the observation of that.
 

@@ -79,7 +79,12 @@ class Config:
     def profile(self, name: str) -> Mapping[str, Any]:
         """Return the profile `name`, its types checked. Raises ConfigError if there is none."""
         if name not in self.profiles:
-            raise _unknown_profile(self, name)
+            if not self.profiles:
+                hint = "easq config --url URL --token-file FILE"
+                raise ConfigError(f"no profile {name!r}: {self.path} has none", hint=hint)
+            known = sorted(self.profiles)
+            text = f"no profile {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+            raise ConfigError(text, hint="easq config list")
         for key, value in self.profiles[name].items():
             problem = type_problem(key, value)
             if problem:
@@ -240,18 +245,6 @@ def problems(config: Config) -> list[str]:
     if "profile" in config.document and config.current not in config.profiles:
         found.append(f"{config.path}: profile {config.current!r} is not there")
     return found
-
-
-def _unknown_profile(config: Config, name: str) -> ConfigError:
-    known = sorted(config.profiles)
-    if not known:
-        return ConfigError(
-            f"no profile {name!r}: {config.path} has none", hint="easq config --url URL --token-file FILE"
-        )
-    return ConfigError(
-        f"no profile {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}",
-        hint="easq config list",
-    )
 
 
 def chosen_profile(config: Config, options: Mapping[str, Any], environ: Mapping[str, str]) -> Value:

@@ -25,7 +25,7 @@ def values_to_save(values: Mapping[str, Any]) -> dict[str, Any]:
         if problem := value_problem(key, value):
             raise UsageError(problem)
         words = [value] if isinstance(value, str) else value
-        if isinstance(words, list) and not all(_is_unicode(word) for word in words):
+        if isinstance(words, list) and any("\ud800" <= char <= "\udfff" for word in words for char in word):
             raise UsageError(f"{key} is not UTF-8: {value!a}")
     saved = dict(values)
     if "token_file" in values:
@@ -81,14 +81,6 @@ def shown_values(settings: Resolved, *, reveal: bool) -> dict[str, Value]:
     else:
         text = f"from command {source.value[0]}"
     return {**values, "token": Value(text, source.origin)}
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _token_file(name: str) -> str:

@@ -9,13 +9,13 @@ from easq.client.items import Item, Items
 from easq.errors import EasqError
 from easq.model import Frame
 from easq.prediction.in_order import in_order
-from easq.prediction.routes import Answer, Route, Terms
+from easq.prediction.routes import Prediction, Route, Terms
 
 if TYPE_CHECKING:
     from easq.prediction.conversation import ConversationPool
 
 #: items whose results came together, each with its answer or its error
-Results: TypeAlias = Sequence[tuple[Item, Answer | EasqError]]
+Results: TypeAlias = Sequence[tuple[Item, Prediction | EasqError]]
 
 
 def route_answers(
@@ -30,7 +30,7 @@ def route_answers(
     if workers == 1 or items.single:
         transport = route.transport
 
-        def ask(item: Item) -> Answer:
+        def ask(item: Item) -> Prediction:
             return transport.run(route.steps(item, None))
 
         yield from ([one] for one in in_order(iter(items), ask, workers=1, stop=stop))
@@ -40,7 +40,7 @@ def route_answers(
     pipeline = Pipeline(route.transport.settings, workers=workers, timed=timed)
     tasks = (Task(item, item.error or item, len(item.data)) for item in items)
     for batch in pipeline.run(tasks, route.steps):
-        results: list[tuple[Item, Answer | EasqError]] = []
+        results: list[tuple[Item, Prediction | EasqError]] = []
         for outcome in batch:
             result = outcome.error or outcome.result
             assert result is not None, "an exchange ends in an answer or an error"
@@ -55,8 +55,8 @@ def message_answers(
 ) -> Iterator[Results]:
     """Yield the answers of a WebSocket service, over as many connections as there are messages at a time."""
 
-    def ask(item: Item) -> Answer:
+    def ask(item: Item) -> Prediction:
         served = pool.ask(item.data, timeout_s=terms.timeout_s)
-        return Answer(Frame(0, data=served.data), served)
+        return Prediction(Frame(0, data=served.data), served)
 
     yield from ([one] for one in in_order(iter(items), ask, workers=workers, stop=stop))

@@ -11,7 +11,7 @@ from easq.client.items import Item, Items
 from easq.errors import EasqError
 from easq.model import Frame
 from easq.prediction.conversation import Conversation
-from easq.prediction.routes import Answer
+from easq.prediction.routes import Prediction
 
 #: bytes of the terminal that are read at a time
 _READ_BYTES = 65536
@@ -19,7 +19,7 @@ _READ_BYTES = 65536
 
 def item_messages(
     conversation: Conversation, items: Items, *, timeout_s: float, idle_s: float, stop: Callable[[], bool]
-) -> Iterator[tuple[Item, Answer | EasqError]]:
+) -> Iterator[tuple[Item, Prediction | EasqError]]:
     """Yield each item with its answer, and with every further message until none came for `idle_s`.
 
     No further item is sent once `stop` returns true.
@@ -31,16 +31,16 @@ def item_messages(
             if item.error is not None:
                 raise item.error
             served = conversation.ask(item.data, timeout_s=timeout_s)
-            yield item, Answer(Frame(0, data=served.data), served)
+            yield item, Prediction(Frame(0, data=served.data), served)
             for data in conversation.more(idle_s):
-                yield item, Answer(Frame(0, data=data))
+                yield item, Prediction(Frame(0, data=data))
         except EasqError as error:
             yield item, error
 
 
 def typed_messages(
     conversation: Conversation, fd: int, *, timeout_s: float, idle_s: float, stop: Callable[[], bool]
-) -> Iterator[tuple[Item, Answer | EasqError]]:
+) -> Iterator[tuple[Item, Prediction | EasqError]]:
     """Send each line that is typed on the terminal `fd`, and yield every message that comes, as it comes.
 
     Ends after the end of the input, once every message has its answer and none came for `idle_s`; or once `stop`
@@ -56,7 +56,7 @@ def typed_messages(
             data = conversation.receive()
             if data is not None:
                 received_at = time.monotonic()
-                yield place, Answer(Frame(0, data=data))
+                yield place, Prediction(Frame(0, data=data))
             for line in typed.read():
                 place, received_at = Item(line, "", typed.count), time.monotonic()
                 conversation.send(line, timeout_s=timeout_s)

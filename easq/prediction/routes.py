@@ -65,7 +65,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Prediction:
     """The answer to a request, and by which instance it was given, if that is known."""
 
     frame: Frame
@@ -76,7 +76,7 @@ class Answer:
 class Route:
     """The exchange of a request, and the transport for one at a time."""
 
-    steps: Callable[[Item, Times | None], Steps[Answer]]
+    steps: Callable[[Item, Times | None], Steps[Prediction]]
     transport: Transport
     delete: Callable[[Iterable[Frame]], object] | None = None  #: deletes results; None if none are stored
 
@@ -155,7 +155,7 @@ def queue_route(queue: QueueClient, sink: QueueClient, transport: Transport, ter
     began = time.monotonic()
     check_pair(queue, sink)
 
-    def steps(item: Item, times: Times | None = None) -> Steps[Answer]:
+    def steps(item: Item, times: Times | None = None) -> Steps[Prediction]:
         frame = yield from predict_queue(
             queue,
             sink,
@@ -169,7 +169,7 @@ def queue_route(queue: QueueClient, sink: QueueClient, transport: Transport, ter
             unanswered=terms.unanswered,
             asked=terms.asked,
         )
-        return Answer(frame)
+        return Prediction(frame)
 
     def delete(frames: Iterable[Frame]) -> None:
         # within the time of the one request, or of another one
@@ -195,7 +195,7 @@ def gateway_route(
         credentials.on_sent(url)
     signed_path = unquote(urlsplit(url).path) + sub_path(terms.path)
 
-    def steps(item: Item, times: Times | None = None) -> Steps[Answer]:
+    def steps(item: Item, times: Times | None = None) -> Steps[Prediction]:
         content_type = terms.content_type or item.content_type
         served = yield from predict_gateway(
             url,
@@ -233,7 +233,7 @@ def direct_route(
     if sign == "token" and credentials is not None:
         credentials.on_sent(*(one.url for one in discovery.instances))
 
-    def steps(item: Item, times: Times | None = None) -> Steps[Answer]:
+    def steps(item: Item, times: Times | None = None) -> Steps[Prediction]:
         content_type = terms.content_type or item.content_type
         served = yield from predict_direct(
             discovery,
@@ -280,5 +280,5 @@ def websocket_route(
     return lambda: Conversation(address, headers, settings, text=not binary, warn=warn_once)
 
 
-def _answer(served: Served) -> Answer:
-    return Answer(Frame(0, data=served.data), served)
+def _answer(served: Served) -> Prediction:
+    return Prediction(Frame(0, data=served.data), served)

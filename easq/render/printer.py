@@ -340,7 +340,6 @@ class Printer:
         return f"{code}{text}{_PLAIN}" if self._colored(self._err) else text
 
     def _drawn(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
@@ -351,12 +350,12 @@ class Printer:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(Text(one_line(value)) for value in row))  # Text: rich would obey [markup]
-        colored = self._colored(self._out)
+        colored, width = self._colored(self._out), self._environ.get("COLUMNS", "")
         console = Console(
             file=io.StringIO(),
             force_terminal=colored,
             no_color=not colored,
-            width=_width(self._environ, self._out),
+            width=int(width) if width.isascii() and width.isdigit() and int(width) else _columns(self._out),
             highlight=False,
         )
         with console.capture() as capture:
@@ -377,13 +376,6 @@ def error_record(error: EasqError, *, prefix: str = "") -> dict[str, object]:
 
 def _json(value: Mapping[str, object]) -> str:
     return json_safe(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-
-
-def _width(environ: Mapping[str, str], stream: IO[bytes] | None) -> int:
-    columns = environ.get("COLUMNS", "")
-    if columns.isascii() and columns.isdigit() and int(columns) > 0:
-        return int(columns)
-    return _columns(stream)
 
 
 def _columns(stream: IO[bytes] | None) -> int:

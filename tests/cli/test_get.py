@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from easq.cli.get import file_name
+from easq.client.payload_files import file_name
 from easq.model import REQUEST_ID, Frame
 from tests.cli.conftest import Easq, finish
 
