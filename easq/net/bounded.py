@@ -126,7 +126,8 @@ class BoundedTransport(httpx.BaseTransport):
 class _Current(threading.local):
     """The exchange of the current thread."""
 
-    exchange: Exchange = Exchange("", None)
+    def __init__(self) -> None:
+        self.exchange = Exchange("", None)
 
 
 class _Body(httpx.SyncByteStream):

@@ -65,7 +65,7 @@ def test_weight_0_is_drained_and_all_0_are_equal() -> None:
     assert counts([balance.next() for _ in range(300)], equal) == [100, 100, 100]
 
 
-def test_what_was_tried_is_not_handed_out_again() -> None:
+def test_an_instance_that_was_tried_is_not_picked_again() -> None:
     balance = Balance(of(1, 100, 0, 1))
     tried: set[str] = set()
     while instance := balance.next(tried):
@@ -75,7 +75,7 @@ def test_what_was_tried_is_not_handed_out_again() -> None:
     assert balance.next() is not None
 
 
-def test_what_one_that_fails_cannot_take_goes_to_all_others_alike() -> None:
+def test_the_share_of_a_failed_instance_is_spread_over_the_others() -> None:
     instances = of(1, 1, 1)
     balance = Balance(instances)
     served = []
@@ -99,7 +99,7 @@ def test_threads_share_one_cycle() -> None:
     assert counts(picks, instances) == [1000, 1000, 2000, 1000, 3000]
 
 
-def test_a_list_replaced_by_its_like_leaves_the_cycle_where_it_is() -> None:
+def test_an_equal_list_does_not_restart_the_cycle() -> None:
     instances = of(3, 1, 2)
     balance = Balance(instances)
     picks = []
@@ -109,7 +109,7 @@ def test_a_list_replaced_by_its_like_leaves_the_cycle_where_it_is() -> None:
     assert counts(picks, instances) == [300, 100, 200]
 
 
-def test_a_changed_list_holds_from_the_next_pick_on() -> None:
+def test_a_changed_list_is_used_from_the_next_pick_on() -> None:
     balance = Balance(of(1, 1))
     balance.next()
     changed = of(1, 3)

@@ -17,20 +17,20 @@ def pauses(breaker: Breaker, count: int, *, asked_s: float | None = None) -> lis
     return found
 
 
-def test_closed_it_holds_nothing_up() -> None:
+def test_a_closed_breaker_delays_no_call() -> None:
     assert Breaker().wait_s(5.0, running=7) == 0.0
 
 
-def test_calls_to_a_busy_model_are_ever_further_apart() -> None:
+def test_the_pause_before_calls_of_a_busy_model_doubles() -> None:
     assert pauses(Breaker(), 7) == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
 
-def test_what_the_model_asks_for_is_kept_to_a_bound() -> None:
+def test_the_pause_that_a_model_asks_for_is_limited() -> None:
     assert pauses(Breaker(), 4, asked_s=5.0) == [5.0, 5.0, 5.0, 8.0]
     assert pauses(Breaker(), 1, asked_s=3600.0) == [30.0]
 
 
-def test_open_one_call_goes_out_at_a_time() -> None:
+def test_an_open_breaker_lets_one_call_run_at_a_time() -> None:
     breaker = Breaker()
     breaker.busy(0.0, None)
     assert breaker.wait_s(9.0, running=1) == inf

@@ -31,7 +31,7 @@ def verification() -> ssl.SSLCertVerificationError:
         (RuntimeError(), "cannot connect to https://h:1/q: no answer in time", False),
     ],
 )
-def test_the_innermost_cause_says_why(cause: Exception, message: str, lasting: bool) -> None:
+def test_the_innermost_cause_gives_the_reason(cause: Exception, message: str, lasting: bool) -> None:
     outer = RuntimeError("outer")
     outer.__cause__ = RuntimeError("middle")
     outer.__cause__.__context__ = cause
@@ -59,10 +59,10 @@ def test_the_innermost_cause_says_why(cause: Exception, message: str, lasting: b
         ),
     ],
 )
-def test_a_proxy_that_is_not_there_is_named(cause: Exception, message: str) -> None:
+def test_a_missing_proxy_is_named(cause: Exception, message: str) -> None:
     assert unconnected(cause, URL, "http://user:secret@p:3").message == message
 
 
-def test_it_is_unreachable_to_everybody_else() -> None:
+def test_an_unconnected_error_is_unreachable() -> None:
     assert isinstance(Unconnected("x"), errors.Unreachable)
     assert Unconnected("x").kind == errors.Unreachable.kind

@@ -13,7 +13,7 @@ from tests.support.nodes import NODES, ZERO, look, make_device
 
 
 @pytest.mark.parametrize("kind", NODES)
-def test_what_is_no_regular_file_is_neither_read_nor_written(tmp_path: Path, kind: str) -> None:
+def test_only_regular_files_are_read_and_written(tmp_path: Path, kind: str) -> None:
     """It is refused without being opened, and is what it was afterwards."""
     place = tmp_path / "place"
     NODES[kind](place)
@@ -83,7 +83,7 @@ def test_neither_a_link_nor_a_linked_file_of_another_user_is_written(tmp_path: P
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
-def test_files_and_folders_are_ours_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+def test_files_and_folders_are_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     """Also each folder above that had to be made."""
     folder = tmp_path / "a" / "b" / "c"
     old = os.umask(umask)
@@ -97,7 +97,7 @@ def test_files_and_folders_are_ours_alone_whatever_the_umask(tmp_path: Path, uma
     assert stat.S_IMODE((folder / "file").stat().st_mode) == 0o600
 
 
-def test_a_file_is_ours_alone_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_private_from_its_creation_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is made so, and need not become so."""
     made: list[int] = []
     monkeypatch.setattr(os, "fchmod", lambda fd, _: made.append(stat.S_IMODE(os.fstat(fd).st_mode)))
@@ -134,7 +134,9 @@ def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
         (0o1777, True, False),
     ],
 )
-def test_what_others_can_read_or_change_is_said(tmp_path: Path, mode: int, folder: bool, said: bool) -> None:
+def test_files_that_others_can_read_or_change_are_reported(
+    tmp_path: Path, mode: int, folder: bool, said: bool
+) -> None:
     path = tmp_path / "it"
     path.mkdir() if folder else path.touch()
     path.chmod(mode)

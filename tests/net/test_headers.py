@@ -9,7 +9,7 @@ from easq.protocol.operations import Caller, Request
 PUT = Request("POST", headers={"Content-Type": "text/plain"})
 
 
-def test_what_is_sent_is_ours_the_callers_and_the_users() -> None:
+def test_headers_are_easqs_the_callers_and_the_users() -> None:
     headers = request_headers(PUT, Caller(Consumer("g", "u"), "TOK"), {"content-type": "a/b", "X-A": "1"})
     assert headers == {
         "User-Agent": f"easq/{__version__}",
@@ -25,7 +25,7 @@ def test_what_is_sent_is_ours_the_callers_and_the_users() -> None:
     }
 
 
-def test_without_a_caller_nobody_is_named() -> None:
+def test_without_a_caller_no_identity_is_sent() -> None:
     assert set(request_headers(PUT, None, {})) == {"User-Agent", "Accept", "Accept-Encoding", "Content-Type"}
 
 
@@ -33,7 +33,7 @@ BAD_VALUES = ["a\r\nX-Evil: 1", "a\nb", "a\rb", "a\0b", "a\x7fb", "ü", "\u2028"
 
 
 @pytest.mark.parametrize("value", BAD_VALUES)
-def test_a_value_that_cannot_stand_in_a_header_is_refused(value: str) -> None:
+def test_an_invalid_header_value_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match="X-A"):
         request_headers(PUT, None, {"X-A": value})
     with pytest.raises(UsageError, match="Content-Type"):

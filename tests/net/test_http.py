@@ -29,7 +29,7 @@ def transport() -> Iterator[Transport]:
         yield transport
 
 
-def test_one_request_with_exactly_these_lines(transport: Transport) -> None:
+def test_a_request_has_exactly_these_lines(transport: Transport) -> None:
     with answering(reply(200, b"7")) as server:
         assert transport.exchange(server.url, PUT, CALLER).body == b"7"
     assert len(server.requests) == 1
@@ -58,7 +58,7 @@ def test_one_request_with_exactly_these_lines(transport: Transport) -> None:
         ("http://[::ffff:127.0.0.1]:{port}/a;b/c;d", "[::ffff:127.0.0.1]:{port}"),
     ],
 )
-def test_the_whole_address_is_asked_at_its_host(transport: Transport, url: str, host: str) -> None:
+def test_an_address_gives_the_host_and_the_target(transport: Transport, url: str, host: str) -> None:
     with answering(reply(200, b"7")) as server:
         transport.exchange(url.format(port=server.port), GET, CALLER)
     lines = server.heads()[0].split("\r\n")
@@ -66,7 +66,7 @@ def test_the_whole_address_is_asked_at_its_host(transport: Transport, url: str, 
     assert f"Host: {host.format(port=server.port)}" in lines
 
 
-def test_headers_of_one_name_are_one_and_any_bytes_are_text(transport: Transport) -> None:
+def test_repeated_headers_are_joined_and_any_bytes_are_text(transport: Transport) -> None:
     with answering(
         lambda peer: peer.send(
             b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-A: 1\r\nx-a: 2\r\nX-B: \xe4\xb8\xad\xff\r\n\r\n"
@@ -88,14 +88,14 @@ def test_paths_and_queries_cannot_break_out_of_the_request_line(transport: Trans
     assert "/%25/%3F%23?" in server.heads()[0].split(" ")[1]
 
 
-def test_an_empty_put_says_that_it_is_empty(transport: Transport) -> None:
+def test_an_empty_put_has_a_content_length_of_0(transport: Transport) -> None:
     with answering(reply()) as server:
         transport.exchange(server.url, Request("PUT", (("_indexes_", "1,2"),)), CALLER)
     assert "Content-Length: 0" in server.heads()[0].split("\r\n")
     assert "_indexes_=1%2C2" in server.heads()[0]
 
 
-def test_connections_are_kept(transport: Transport) -> None:
+def test_connections_are_reused(transport: Transport) -> None:
     with answering(reply()) as server:
         for _ in range(3):
             transport.exchange(server.url, GET, CALLER)
@@ -202,7 +202,7 @@ def test_a_proxy_that_wants_a_password_says_so_once(scheme: str) -> None:
     assert caught.value.hint == "HTTP_PROXY=http://USER:PASSWORD@HOST:PORT names a user"
 
 
-def test_what_a_proxy_quotes_does_not_show_its_password() -> None:
+def test_an_answer_of_a_proxy_does_not_show_its_password() -> None:
     told: list[str] = []
 
     def quote(_: Server, peer: Peer) -> None:
@@ -234,7 +234,7 @@ def test_the_name_of_a_proxy_that_does_not_resolve_is_said(name: str) -> None:
     )
 
 
-def test_what_is_no_http_is_told_from_a_lost_connection_whatever_it_says(transport: Transport) -> None:
+def test_an_answer_that_is_no_http_differs_from_a_lost_connection(transport: Transport) -> None:
     with answering(lambda peer: peer.send(b"the door is closed, disconnected\r\n\r\n")) as server:
         with pytest.raises(errors.NotAQueueService, match="does not answer in HTTP: "):
             transport.exchange(server.url, GET, CALLER)
@@ -294,7 +294,7 @@ def test_a_full_queue_is_asked_three_times(transport: Transport, retry: Retry) -
     assert len(server.requests) == 3
 
 
-def test_never_is_once(transport: Transport) -> None:
+def test_without_retries_a_request_is_sent_once(transport: Transport) -> None:
     with answering(reply(503, X_Easq_Stored="no")) as server:
         with pytest.raises(errors.Unavailable):
             transport.exchange(server.url, GET, CALLER, retry=Retry.NEVER)
@@ -354,7 +354,7 @@ def drip(data: bytes) -> Callable[[Peer], None]:
     ],
     ids=["nothing sensible", "headers", "body", "endless body"],
 )
-def test_a_drip_ends_by_the_deadline(transport: Transport, dripped: bytes) -> None:
+def test_a_dripped_answer_ends_by_the_deadline(transport: Transport, dripped: bytes) -> None:
     began = time.monotonic()
     with answering(drip(dripped)) as server:
         with pytest.raises(errors.EasqError) as caught:
@@ -425,7 +425,7 @@ def test_compressed_bytes_are_not_expanded(transport: Transport) -> None:
 @pytest.mark.parametrize(
     "said", [b"SSH-2.0-OpenSSH_9.6\r\n", b"\x15\x03\x01\x00\x02\x02\x46", b"HTTP/9 hello\r\n\r\n"]
 )
-def test_what_is_not_http_is_said_to_be(transport: Transport, said: bytes) -> None:
+def test_an_answer_that_is_no_http_is_named(transport: Transport, said: bytes) -> None:
     def speak(_: Server, peer: Peer) -> None:
         peer.read_request()
         peer.send(said)
@@ -476,7 +476,7 @@ def test_every_failure_of_httpx_is_one_of_ours(raised: Exception, kind: type[err
     assert "http://h/q" in caught.value.message
 
 
-def test_a_trace_tells_all_but_the_secrets() -> None:
+def test_a_trace_shows_all_but_the_secrets() -> None:
     lines: list[tuple[int, str]] = []
     settings = NetworkSettings(
         headers={"X-Api-Key": "key-canary-1234"},
@@ -503,7 +503,7 @@ def test_an_error_does_not_quote_the_token(transport: Transport) -> None:
             transport.exchange(server.url, GET, CALLER)
 
 
-def test_a_trace_tells_of_failures_too() -> None:
+def test_a_trace_shows_failures_too() -> None:
     lines: list[str] = []
     settings = NetworkSettings(connect_timeout_s=0.1, trace=lambda _, line: lines.append(line), environ={})
     with Transport(settings) as transport, pytest.raises(errors.Unreachable):
@@ -547,14 +547,14 @@ def test_an_endless_answer_that_is_refused_is_an_error(transport: Transport) -> 
             transport.open(server.url, GET, CALLER)
 
 
-def test_a_certificate_nobody_vouches_for_is_refused_with_the_reason(certificate: Path) -> None:
+def test_an_untrusted_certificate_is_refused_with_the_reason(certificate: Path) -> None:
     with secured(certificate) as server, Transport(QUICK) as transport:
         with pytest.raises(errors.Unreachable, match=r"^TLS with https://.* failed: self.signed certificate"):
             transport.exchange(server.url.replace("http", "https", 1), GET, CALLER)
     assert server.requests == []
 
 
-def test_a_given_ca_or_insecure_lets_it_pass(certificate: Path) -> None:
+def test_a_given_ca_or_insecure_accepts_the_certificate(certificate: Path) -> None:
     for settings in (
         NetworkSettings(cacert=str(certificate), environ={}),
         NetworkSettings(insecure=True, environ={}),
@@ -580,7 +580,7 @@ def test_https_to_a_plain_port_is_said_to_be(transport: Transport) -> None:
         server.stop.set()
 
 
-def test_a_ca_file_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_invalid_ca_file_is_named(tmp_path: Path) -> None:
     empty = tmp_path / "ca.pem"
     empty.write_text("nothing\n")
     for path in (empty, tmp_path / "missing.pem"):

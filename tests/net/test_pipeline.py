@@ -125,13 +125,13 @@ def test_a_put_with_a_key_is_tried_again_under_the_same_key(status: int) -> None
 
 
 @pytest.mark.parametrize("break_off", [broken, half])
-def test_an_answer_that_was_lost_leaves_a_doubt_and_is_asked_for_again(break_off: object) -> None:
+def test_a_put_without_an_answer_is_in_doubt_and_sent_again(break_off: object) -> None:
     with answering(break_off, reply(200, b"7")) as server:
         (outcome,) = put_all(server.url, puts(b"x"))
     assert (outcome.result, outcome.times.attempts, outcome.times.doubt) == (Ack(7, ""), 2, True)
 
 
-def test_a_503_that_says_so_leaves_no_doubt() -> None:
+def test_a_503_that_says_not_stored_leaves_no_doubt() -> None:
     with answering(reply(503, X_Easq_Stored="no"), reply(200, b"7")) as server:
         (outcome,) = put_all(server.url, puts(b"x"))
     assert (outcome.result, outcome.times.attempts, outcome.times.doubt) == (Ack(7, ""), 2, False)
@@ -153,7 +153,7 @@ def test_a_full_queue_is_asked_three_times() -> None:
     assert len(server.requests) == 3
 
 
-def test_without_a_key_what_may_be_stored_is_not_sent_again() -> None:
+def test_a_put_without_a_key_that_may_be_stored_is_not_sent_again() -> None:
     with answering(broken) as server:
         (outcome,) = put_all(server.url, puts(b"x"), retry=Retry.WRITE)
     assert type(outcome.error) is errors.Unreachable
@@ -192,7 +192,7 @@ def test_no_answer_in_time_ends_by_the_deadline(never: object) -> None:
         assert "no complete answer" in outcome.error.message
 
 
-def test_what_is_not_http_is_said_to_be() -> None:
+def test_an_answer_that_is_no_http_is_named() -> None:
     def handle(server: Server, peer: Peer) -> None:
         server.requests.append(peer.read_request())
         peer.send(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
@@ -270,7 +270,7 @@ def test_a_proxy_that_wants_a_password_says_so_once(scheme: str) -> None:
     assert len(proxy.requests) == 1
 
 
-def test_what_a_proxy_quotes_does_not_show_its_password() -> None:
+def test_an_answer_of_a_proxy_does_not_show_its_password() -> None:
     with answering(reply(403, b"geheim9 Basic dXNlcjpnZWhlaW05")) as proxy:
         settings = replace(QUICK, environ={"http_proxy": f"http://user:geheim9@127.0.0.1:{proxy.port}"})
         (outcome,) = put_all("http://eas.example/api/predict/q", puts(b"x"), settings)
@@ -288,7 +288,7 @@ def test_tls_is_verified_as_everywhere(certificate: Path) -> None:
         assert server.requests == []
 
 
-def test_a_given_ca_lets_it_pass(certificate: Path) -> None:
+def test_a_given_ca_accepts_the_certificate(certificate: Path) -> None:
     with secured(certificate) as server:
         url = server.url.replace("http:", "https:")
         (outcome,) = put_all(url, puts(b"x"), replace(QUICK, cacert=str(certificate)))
@@ -316,7 +316,7 @@ def test_after_the_first_failure_none_is_begun() -> None:
     assert len(server.requests) == 2
 
 
-def test_what_cannot_be_sent_has_its_turn_and_is_not_sent() -> None:
+def test_a_task_that_cannot_be_sent_fails_in_its_place() -> None:
     wrong: Task[bytes, Operation] = Task(b"w", errors.UsageError("no"))
     with answering(reply(200, b"7")) as server:
         outcomes = put_all(server.url, [*puts(b"x"), wrong, *puts(b"y")])
@@ -325,7 +325,7 @@ def test_what_cannot_be_sent_has_its_turn_and_is_not_sent() -> None:
     assert len(server.requests) == 2
 
 
-def test_reading_is_never_far_ahead_of_whoever_takes_the_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_tasks_waits_for_the_outcomes_to_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow that is, and in bytes as well as in number."""
     read = 0
 
@@ -369,7 +369,7 @@ def test_a_task_is_sent_while_the_next_is_still_waited_for() -> None:
     assert found == [b"p1", b"p2", b"p3"]
 
 
-def test_what_reading_raises_comes_behind_the_outcomes_before() -> None:
+def test_an_error_of_reading_comes_after_the_outcomes_before_it() -> None:
     def tasks() -> Iterator[Task[bytes, Operation]]:
         yield from puts(b"p1", b"p2")
         raise errors.UsageError("cannot read on")
@@ -385,7 +385,7 @@ def test_what_reading_raises_comes_behind_the_outcomes_before() -> None:
     assert found == [b"p1", b"p2"]
 
 
-def test_a_stop_lets_those_in_flight_finish_and_gives_up_what_takes_too_long() -> None:
+def test_a_stop_waits_for_requests_in_flight_until_the_grace_is_over() -> None:
     with numbering(late=[b"p2"]) as server:
         bulk = Pipeline(QUICK, workers=2)
         found: list[TaskOutcome[bytes, Ack]] = []
@@ -401,7 +401,7 @@ def test_a_stop_lets_those_in_flight_finish_and_gives_up_what_takes_too_long() -
     assert len(server.requests) == len(found)
 
 
-def test_whoever_stops_taking_outcomes_leaves_no_thread_behind() -> None:
+def test_no_thread_is_left_when_the_outcomes_are_not_taken() -> None:
     with numbering() as server:
         for _ in Pipeline(QUICK, workers=4).run(
             puts(*[b"p1"] * 500), asking(server.url, CALLER, QUICK, read_put)
@@ -414,7 +414,7 @@ def test_whoever_stops_taking_outcomes_leaves_no_thread_behind() -> None:
 
 
 @pytest.mark.parametrize("open_loop", [True, False])
-def test_a_rate_spreads_the_beginnings(open_loop: bool) -> None:
+def test_a_rate_spreads_the_begin_of_requests(open_loop: bool) -> None:
     with numbering() as server:
         outcomes = put_all(server.url, puts(*[b"p1"] * 30), workers=8, rate=200, open_loop=open_loop)
     assert all(outcome.began >= outcome.due for outcome in outcomes)

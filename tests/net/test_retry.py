@@ -67,7 +67,7 @@ def test_an_attempt_says_where_what_and_until_when() -> None:
         (Retry.PREDICT, BUSY, True),
     ],
 )
-def test_what_may_be_sent_again_is_and_leaves_a_doubt_where_it_may_have_been_taken(
+def test_a_repeated_request_is_in_doubt_if_it_may_have_had_an_effect(
     retry: Retry, first: Reply | errors.EasqError, doubt: bool
 ) -> None:
     times = Times()
@@ -87,7 +87,7 @@ def test_what_may_be_sent_again_is_and_leaves_a_doubt_where_it_may_have_been_tak
         (Retry.READ, errors.UsageError("no header"), errors.UsageError),
     ],
 )
-def test_what_may_not_be_sent_again_is_raised(
+def test_the_error_of_a_request_that_is_not_repeated_is_raised(
     retry: Retry, first: Reply | errors.EasqError, kind: type[errors.EasqError]
 ) -> None:
     times = Times()
@@ -129,7 +129,7 @@ def test_a_pause_beyond_the_time_for_the_exchange_is_not_begun() -> None:
 
 
 @pytest.mark.parametrize(("retry", "kind"), [(Retry.READ, Unconnected), (Retry.WRITE, Unanswered)])
-def test_an_attempt_cut_short_hides_why_the_others_failed_only_where_it_is_the_doubt(
+def test_the_error_of_an_attempt_that_was_cut_short_is_raised_only_if_it_is_in_doubt(
     retry: Retry, kind: type[errors.EasqError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A put without a key must not be called certainly not stored because it was refused before it was lost."""

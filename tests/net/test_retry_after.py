@@ -116,7 +116,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize(("way", "status"), list(zip(WAYS, (429, 450) * 3, strict=True)))
-def test_it_is_asked_again_when_it_says(
+def test_a_request_is_repeated_after_retry_after(
     transport: Transport, way: Callable[[Server, Transport], object], status: int
 ) -> None:
     def result(peer: Peer) -> None:
@@ -134,7 +134,7 @@ def test_it_is_asked_again_when_it_says(
     assert len(server.times) == 1
 
 
-def test_a_put_that_cannot_wait_so_long_is_refused_at_once() -> None:
+def test_a_retry_after_beyond_the_deadline_fails_at_once() -> None:
     with Transport(NetworkSettings(request_timeout_s=0.5, environ={})) as transport:
         with Full(429, answer(b"1")) as server, pytest.raises(errors.QueueFull):
             put(server, transport)

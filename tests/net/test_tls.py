@@ -41,7 +41,7 @@ def test_insecure_takes_any_certificate() -> None:
     assert not context.check_hostname
 
 
-def test_a_ca_file_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_invalid_ca_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.pem").write_text("nothing\n")
     for name in ("empty.pem", "missing.pem"):
         with pytest.raises(ConfigError, match=name):

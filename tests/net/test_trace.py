@@ -14,7 +14,7 @@ def b64(text: str) -> str:
 TOKEN = "c2VjcmV0LWNhbmFyeS90b2tlbisx=="
 
 
-def test_no_line_holds_a_secret_wherever_it_stood() -> None:
+def test_secrets_are_masked_in_every_line() -> None:
     lines: list[tuple[int, str]] = []
     headers = {"Authorization": TOKEN, "X-Auth-Token": "other-canary", "Cookie": "canary=1", "X-A": "plain"}
     tracer = Tracer(lambda level, line: lines.append((level, line)), secrets_of(headers))
@@ -60,7 +60,7 @@ def test_a_secret_across_the_cut_of_a_body_is_masked_too() -> None:
     assert TOKEN[:4] not in lines[0]
 
 
-def test_nobody_listening_costs_nothing() -> None:
+def test_a_tracer_without_a_trace_does_nothing() -> None:
     tracer = Tracer(None)
     tracer.sent("GET", "http://h", [], {})
     tracer.body("<", b"x")
@@ -74,7 +74,7 @@ def test_nobody_listening_costs_nothing() -> None:
         ("u:", {"u", b64("u:")}),
     ],
 )
-def test_what_a_proxy_is_sent_is_secret_as_it_is_and_as_it_is_written(user: str, secrets: set[str]) -> None:
+def test_the_credentials_of_a_proxy_are_secret_encoded_and_decoded(user: str, secrets: set[str]) -> None:
     assert set(secrets_of({}, f"http://{user}@p:1")) == secrets
 
 

@@ -115,7 +115,7 @@ def test_host_and_port_of_an_address(url: str, address: str) -> None:
     assert address_of(url) == address
 
 
-def test_a_websocket_goes_the_way_of_its_http() -> None:
+def test_a_websocket_uses_the_proxy_of_http() -> None:
     assert proxy_for("ws://h/", PROXIES) == "http://p:1"
     assert proxy_for("wss://h/", PROXIES) == "http://p:2"
     assert proxy_for("ws://127.0.0.1/", PROXIES) is None
@@ -164,7 +164,7 @@ def test_a_password_that_ends_the_hosts_part_of_a_url_is_not_shown(begin: str, m
         ("123.cn-hangzhou.pai-eas.aliyuncs.com", False, False),
     ],
 )
-def test_how_far_an_address_is(host: str, loopback: bool, private: bool) -> None:
+def test_loopback_and_private_addresses(host: str, loopback: bool, private: bool) -> None:
     url = f"http://{host}:3030/x"
     assert (is_loopback(url), is_private(url)) == (loopback, private)
 
@@ -202,7 +202,7 @@ PROXIES = {"HTTP_PROXY": "http://p:1", "https_proxy": "p:2", "ALL_PROXY": "http:
         ("http://[fd00::1]/", {**PROXIES, "NO_PROXY": "[fd00::1]"}, None),
     ],
 )
-def test_the_proxy_on_the_way(url: str, environ: dict[str, str], proxy: str | None) -> None:
+def test_the_proxy_of_an_address(url: str, environ: dict[str, str], proxy: str | None) -> None:
     assert proxy_for(url, environ) == proxy
 
 

@@ -41,7 +41,7 @@ def message(socket: WebSocket) -> Message:
     return found
 
 
-def test_messages_go_and_come_as_text_or_binary() -> None:
+def test_messages_are_sent_and_received_as_text_or_binary() -> None:
     def echo(_: Server, peer: Peer) -> None:
         for _turn in range(2):
             opcode, data = peer.serve_pings()
@@ -94,7 +94,7 @@ def test_a_close_tells_code_and_reason() -> None:
     assert (caught.value.code, caught.value.reason, caught.value.exit) == (1001, "going", 6)
 
 
-def test_a_large_message_to_a_slow_reader_goes_out_whole() -> None:
+def test_a_large_message_to_a_slow_reader_is_sent_whole() -> None:
     """Longer than a look for bytes takes, and more than the buffers on the way hold."""
     read = threading.Event()
     data = bytes(32 * 1024 * 1024)
@@ -125,7 +125,7 @@ def test_a_message_that_does_not_go_out_in_time_is_a_lost_connection() -> None:
         server.stop.set()
 
 
-def test_silence_is_taken_where_it_is_allowed_and_pings_go_out() -> None:
+def test_a_silent_server_is_accepted_if_allowed_and_pings_are_sent() -> None:
     pings: list[bytes] = []
 
     def silent(_: Server, peer: Peer) -> None:
@@ -154,7 +154,7 @@ def test_no_tls_where_it_is_spoken_says_so(certificate: Path) -> None:
     assert "ws://127.0.0.1" in caught.value.message
 
 
-def test_who_stood_still_reads_what_came_before_the_other_side_is_called_silent() -> None:
+def test_after_a_pause_of_its_own_a_client_reads_before_it_finds_the_server_silent() -> None:
     """As after Ctrl-Z, or a suspended machine: nobody read, which is no silence of the other side."""
 
     def push(_: Server, peer: Peer) -> None:

@@ -99,7 +99,7 @@ def test_what_is_no_list_is_malformed(body: bytes) -> None:
         ({"ip": "::ffff:127.0.0.1"}, "ip '::ffff:127.0.0.1' is this machine, which discovery is not"),
     ],
 )
-def test_an_entry_that_is_none_is_left_out_and_said(change: dict[str, Any], reason: str) -> None:
+def test_an_invalid_entry_is_skipped_and_counted(change: dict[str, Any], reason: str) -> None:
     found = read_upstreams(answer({**GOOD, "ip": "10.0.0.9", **change}, GOOD), loopback=False)
     assert found.instances == (Instance("172.16.0.1", 50000, 100),)
     assert (found.skipped, found.reason) == (1, reason)
@@ -111,7 +111,7 @@ def test_an_entry_of_another_kind_is_left_out(item: object) -> None:
     assert (len(found.instances), found.skipped) == (1, 2)
 
 
-def test_loopback_is_taken_where_discovery_is_there_too() -> None:
+def test_loopback_is_accepted_from_a_discovery_on_loopback() -> None:
     found = read_upstreams(
         answer({**GOOD, "ip": "127.0.0.1"}, {**GOOD, "ip": "::1"}, {**GOOD, "ip": "169.254.0.1"}),
         loopback=True,

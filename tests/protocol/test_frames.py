@@ -30,7 +30,7 @@ frames = st.builds(
 codecs = st.sampled_from([Codec.PROTOBUF, Codec.JSON])
 
 
-def test_a_frame_is_these_bytes_and_back() -> None:
+def test_the_bytes_of_a_frame() -> None:
     assert encode_frame(FRAME, Codec.PROTOBUF) == FRAME_BYTES
     assert decode_frame(FRAME_BYTES, Codec.PROTOBUF) == FRAME
 
@@ -40,12 +40,12 @@ def test_an_index_only_frame_is_the_same_without_its_data() -> None:
     assert decode_frame(FRAME_BYTES[:20], Codec.PROTOBUF) == Frame(5, {"requestId": "r-5"})
 
 
-def test_a_list_is_these_bytes_and_back() -> None:
+def test_the_bytes_of_a_list() -> None:
     assert encode_frames([FRAME], Codec.PROTOBUF) == LIST_BYTES
     assert decode_frames(LIST_BYTES, Codec.PROTOBUF) == [FRAME]
 
 
-def test_attributes_are_these_bytes_and_back() -> None:
+def test_the_bytes_of_attributes() -> None:
     assert encode_attributes({"stream.length": "0"}, Codec.PROTOBUF) == ATTRIBUTES_BYTES
     assert decode_attributes(ATTRIBUTES_BYTES, Codec.PROTOBUF) == {"stream.length": "0"}
 
@@ -93,7 +93,7 @@ def test_attributes_that_are_not_quoted_are_taken_as_text() -> None:
 
 
 @given(frames, codecs)
-def test_a_frame_comes_back_as_it_went(frame: Frame, codec: Codec) -> None:
+def test_a_frame_is_decoded_as_it_was_encoded(frame: Frame, codec: Codec) -> None:
     data = encode_frame(frame, codec)
     assert decode_frame(data, codec) == frame
     assert encode_frame(decode_frame(data, codec), codec) == data
@@ -103,12 +103,12 @@ def test_a_frame_comes_back_as_it_went(frame: Frame, codec: Codec) -> None:
 
 
 @given(st.lists(frames, max_size=4), codecs)
-def test_a_list_comes_back_as_it_went(listing: list[Frame], codec: Codec) -> None:
+def test_a_list_is_decoded_as_it_was_encoded(listing: list[Frame], codec: Codec) -> None:
     assert decode_frames(encode_frames(listing, codec), codec) == listing
 
 
 @given(st.dictionaries(texts, texts, max_size=5), codecs)
-def test_attributes_come_back_as_they_went(attributes: dict[str, str], codec: Codec) -> None:
+def test_attributes_are_decoded_as_they_were_encoded(attributes: dict[str, str], codec: Codec) -> None:
     assert decode_attributes(encode_attributes(attributes, codec), codec) == attributes
 
 
@@ -129,7 +129,7 @@ def test_a_delimited_stream_is_cut_right_in_any_pieces(sent: list[bytes], size: 
     assert not cutter.unfinished
 
 
-def test_a_torn_frame_is_seen_and_a_length_of_zero_is_the_end() -> None:
+def test_an_incomplete_frame_is_noticed_and_a_length_of_zero_is_the_end() -> None:
     cutter = Undelimiter()
     assert cutter.feed(delimit(b"abc") + b"\0\0\0\0" + b"\0\0\0\x05ab") == [b"abc", b""]
     assert cutter.unfinished

@@ -65,7 +65,7 @@ def test_what_was_written_is_read_with_its_scheme() -> None:
         ({"ip": "10.0.0.1", "port": 80, "schema": "http://evil/?"}, "is neither http nor https"),
     ],
 )
-def test_what_is_no_address_is_left_out_and_said(entry: dict[str, Any], reason: str) -> None:
+def test_an_invalid_address_is_skipped_and_counted(entry: dict[str, Any], reason: str) -> None:
     found = read_host_endpoints(json.dumps([entry, ONE]).encode(), loopback=False)
     assert (found.instances, found.skipped) == (FOUND[:1], 1)
     assert reason in found.reason
