@@ -118,18 +118,15 @@ class WatchRun:
                 wait = _END_LOOK_S if wait is None else min(wait, _END_LOOK_S)
             frame = self.watcher.next(wait)
             if frame is None and ends and time.monotonic() >= min(ends):
-                self._check_connected()
+                if (lost := self.watcher.lost) is not None:  # nobody knows whether there is an item
+                    self._try_commit()
+                    raise Unreachable(
+                        f"{lost.message}; not connected again when the time was over", hint=lost.hint
+                    )
                 return None
             if frame is None and self._has_ended():
                 return None
         return frame
-
-    def _check_connected(self) -> None:
-        """Raise Unreachable if the connection is down: no item came, but nobody knows whether there is one."""
-        lost = self.watcher.lost
-        if lost is not None:
-            self._try_commit()
-            raise Unreachable(f"{lost.message}; not connected again when the time was over", hint=lost.hint)
 
     @property
     def _bounded(self) -> QueueClient:

@@ -7,7 +7,7 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -167,7 +167,10 @@ class WorkRun:
             return
         now = time.monotonic()
         if now - self.backlog_at >= _BACKLOG_EVERY_S and not self.signals:
-            self.backlog, self.backlog_at = self._ask_backlog(), now
+            self.backlog, self.backlog_at = "?", now
+            with suppress(EasqError):
+                attributes = self.input.attributes(deadline_s=_BACKLOG_WAIT_S)
+                self.backlog = attributes.get("stream.length", "?")
         while self.recent and self.recent[0] < now - _RATE_S:
             self.recent.popleft()
         rate = len(self.recent) / min(max(now - self.begun, _TICK_S), _RATE_S)
@@ -182,12 +185,6 @@ class WorkRun:
             f"{self.worker.in_flight} in flight",
         )
         self.app.printer.status(fitting([word for word in words if word]))
-
-    def _ask_backlog(self) -> str:
-        try:
-            return self.input.attributes(deadline_s=_BACKLOG_WAIT_S).get("stream.length", "?")
-        except EasqError:
-            return "?"
 
     @property
     def done(self) -> int:
