@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from easq.cli.app import App
     from easq.emulator.emulator import Emulator
     from easq.emulator.settings import ModelService
+    from easq.server.queue import QueuePolicy
     from easq.server.server import Server, ServerSettings
 
 
@@ -70,49 +71,49 @@ def _settings(app: App, *, private: str | None, **given: Any) -> tuple[ServerSet
     """Return what the options ask for; `private` is the folder of a service around a command. Raises UsageError."""
     import secrets
 
-    from easq.server.queue import QueuePolicy
     from easq.server.server import ServerSettings
     from easq.server.watch import Liveness
-    from easq.storage.base import Limits, Timing
+    from easq.storage.base import Timing
 
     token = _token(app)
-    port = given["port"]
-    if port is None:
-        port = 3030 if private is None else 0
-    storage = given["storage"] or (_default_storage(app) if private is None else f"sqlite:{private}/easq.db")
+    if private is not None:
+        port, default_storage = 0, f"sqlite:{private}/easq.db"
+        token = token or secrets.token_urlsafe(24)
+    else:
+        port, default_storage = 3030, "" if given["storage"] else _default_storage(app)
+    storage = given["storage"] or default_storage
     _hide_passwords(app, storage)
-    limits = Limits(given["max_length"], given["max_bytes"], given["auto_evict"])
-    sink_limits = Limits(
-        given["sink_max_length"] or given["max_length"], given["max_bytes"], given["auto_evict"]
+    timing = Timing(
+        leave_grace_s=given["leave_grace"],
+        group_retention_s=given["group_retention"],
+        backoff_s=given["retry_delay"],
+        busy_limit_s=given["busy_limit"],
     )
+    same = ("host", "base_path", "allowed_hosts", "durability", "recover", "wait_replicas")
     settings = ServerSettings(
-        host=given["host"],
-        port=port,
-        base_path=given["base_path"],
+        **{name: given[name] for name in (*same, "max_watchers", "max_connections")},
+        port=port if given["port"] is None else given["port"],
         queues=given["queues"] or ("qservice",),
-        token=token or (secrets.token_urlsafe(24) if private is not None else ""),
-        allowed_hosts=given["allowed_hosts"],
+        token=token,
         storage=storage,
-        durability=given["durability"],
-        recover=given["recover"],
-        wait_replicas=given["wait_replicas"],
-        policy=QueuePolicy(given["max_payload"], limits, given["max_delivery"]),
-        sink_policy=QueuePolicy(given["max_payload"], sink_limits, given["max_delivery"]),
-        timing=Timing(
-            leave_grace_s=given["leave_grace"],
-            group_retention_s=given["group_retention"],
-            backoff_s=given["retry_delay"],
-            busy_limit_s=given["busy_limit"],
-        ),
+        policy=_policy(given, given["max_length"]),
+        sink_policy=_policy(given, given["sink_max_length"] or given["max_length"]),
+        timing=timing,
         liveness=Liveness(given["silent_after"]),
-        max_watchers=given["max_watchers"],
-        max_connections=given["max_connections"],
     )
     service = _service(given)
     settings.check()
     if service is not None:
         service.check(settings.queues)
     return settings, service
+
+
+def _policy(given: Mapping[str, Any], max_length: int) -> QueuePolicy:
+    from easq.server.queue import QueuePolicy
+    from easq.storage.base import Limits
+
+    limits = Limits(max_length, given["max_bytes"], given["auto_evict"])
+    return QueuePolicy(given["max_payload"], limits, given["max_delivery"])
 
 
 def _hide_passwords(app: App, storage: str) -> None:

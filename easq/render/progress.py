@@ -19,6 +19,9 @@ MAX_WIDTH = 36
 class Progress:
     """Draws the progress of a run from its second second on; a context manager that removes the line at its end.
 
+    Not rich.progress: it moves the cursor itself, and so cannot share the terminal with Printer; it cuts a narrow line
+    with an ellipsis instead of leaving words out; and it takes 50 ms to import, as much as click.
+
     It draws when `at` is called, and never by itself. `now` replaces the clock, for tests.
     """
 
