@@ -32,7 +32,7 @@ from easq.protocol.media_type import sniff
 from easq.protocol.request_ids import new_request_id
 from easq.server.dead_letters import answer, rear_copy
 from easq.server.rate_limit import RateLimiter
-from easq.storage.base import DeadLetterPolicy, Limits, Storage, Subscription, is_enough
+from easq.storage.base import DeadLetterPolicy, Limits, Selection, Storage, Subscription, is_enough
 from easq.storage.rules.scans import ScanLimit
 
 #: the window of a watch that asks for none, and the highest that is granted, in items
@@ -214,6 +214,7 @@ class Queue:
         start = get.index
         if start == NEWEST and get.timeout_s > 0:
             start = (await self.storage.attributes(self.stream, now=self.clock.now())).next
+        selection = Selection(start, get.tags, length)
         deadline = self.clock.now() + answer_within(min(get.timeout_s, MAX_WAIT_S))
         has_waited = False
         while True:
@@ -222,7 +223,7 @@ class Queue:
                 return []
             scan_s = max(left, LEAST_SCAN_S) if get.timeout_s > 0 else inf
             limit = ScanLimit(is_gone, asyncio.get_running_loop().time() + scan_s)
-            frames = await self._get_now(get, start, length, length if left > 0 else 1, limit)
+            frames = await self._get_now(get, selection, length if left > 0 else 1, limit)
             if left <= 0 or is_enough(frames, length):
                 return frames
             left = deadline - self.clock.now()  # again: a scan of many entries can take seconds
@@ -233,8 +234,7 @@ class Queue:
             has_waited = True
             await self.storage.wait(
                 self.stream,
-                start=start,
-                tags=get.tags,
+                selection,
                 taking=get.auto_delete and length == 1,
                 timeout_s=max(0.0, left),
                 gone=gone(),
@@ -247,13 +247,11 @@ class Queue:
             await self.storage.wake(self.rear.stream)
 
     async def _get_now(
-        self, get: op.Get, start: int, length: int, minimum: int, limit: ScanLimit
+        self, get: op.Get, selection: Selection, minimum: int, limit: ScanLimit
     ) -> list[Frame]:
         if get.auto_delete:
-            return await self.storage.take(
-                self.stream, start=start, length=length, tags=get.tags, minimum=minimum, limit=limit
-            )
-        return await self.storage.read(self.stream, start=start, length=length, tags=get.tags, limit=limit)
+            return await self.storage.take(self.stream, selection, minimum=minimum, limit=limit)
+        return await self.storage.read(self.stream, selection, limit=limit)
 
     async def settle(self, frames: Sequence[Frame]) -> None:
         """Remove claimed items, once they were written to the caller."""
@@ -271,15 +269,7 @@ class Queue:
 
     async def negative(self, consumer: Consumer, negative: op.Negative) -> int:
         """Return the items to the consumer's group, and return how many changed."""
-        return await self.storage.negative(
-            self.stream,
-            consumer.group,
-            negative.indexes,
-            code=negative.code,
-            reason=negative.reason,
-            now=self.clock.now(),
-            delay_s=negative.delay_s,
-        )
+        return await self.storage.negative(self.stream, consumer.group, negative, now=self.clock.now())
 
     async def delete(self, indexes: Sequence[int]) -> int:
         """Delete the items for all groups, and return how many there were."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from easq.model import NO_INDEX, Ack, Consumer, Frame, Tags
+from easq.protocol.operations import Negative
 from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
 from easq.storage.rules.scans import NO_SCAN_LIMIT, ScanLimit
 
@@ -61,6 +62,15 @@ class Subscription:
     tags: Tags = field(default_factory=dict)
     auto_commit: bool = False
     process: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The items with an index of at least `start` and with all of `tags`, at most `length`. NEWEST is the last item."""
+
+    start: int
+    tags: Tags = field(default_factory=dict)
+    length: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,29 +189,22 @@ class Storage(ABC):
 
     @abstractmethod
     async def read(
-        self, stream: str, *, start: int, length: int, tags: Tags, limit: ScanLimit = NO_SCAN_LIMIT
+        self, stream: str, selection: Selection, *, limit: ScanLimit = NO_SCAN_LIMIT
     ) -> list[Frame]:
-        """Up to `length` items with index >= `start` and all of `tags`, by index. Nothing changes.
+        """Return the items of the selection, by index. Nothing changes.
 
-        More than MOST_BYTES of payload end the list early, after one item at least. `start` NEWEST is the last item.
-        When the time of `limit` is over, the list is what was found until then. Raises Unavailable when its caller is
-        gone before all entries were examined.
+        More than MOST_BYTES of payload end the list early, after one item at least. When the time of `limit` is over,
+        the list has the items found until then. Raises Unavailable when its caller is gone before all entries were
+        examined.
         """
 
     @abstractmethod
     async def take(
-        self,
-        stream: str,
-        *,
-        start: int,
-        length: int,
-        tags: Tags,
-        minimum: int,
-        limit: ScanLimit = NO_SCAN_LIMIT,
+        self, stream: str, selection: Selection, *, minimum: int, limit: ScanLimit = NO_SCAN_LIMIT
     ) -> list[Frame]:
-        """As `read`, and the items are claimed: gone for everyone until `release`, for good with `settle`.
+        """Return what `read` returns, and claim these items: they are hidden from everyone until `release` or `settle`.
 
-        Fewer than `minimum` matches (see `is_enough`): nothing is claimed, and the answer is empty.
+        With fewer than `minimum` matches (see `is_enough`) nothing is claimed, and the list is empty.
         """
 
     @abstractmethod
@@ -216,14 +219,13 @@ class Storage(ABC):
     async def wait(
         self,
         stream: str,
+        selection: Selection,
         *,
-        start: int,
-        tags: Tags,
         taking: bool,
         timeout_s: float,
         gone: asyncio.Future[None] | None = None,
     ) -> None:
-        """Return when a matching item may have arrived, after `timeout_s`, or when `gone` is done.
+        """Return when an item of the selection may have arrived, after `timeout_s`, or when `gone` is done.
 
         An item wakes one taker (`taking`); if that one is gone, the next.
         """
@@ -279,14 +281,11 @@ class Storage(ABC):
         self,
         stream: str,
         group: str,
-        indexes: Sequence[int],
+        negative: Negative,
         *,
-        code: str,
-        reason: str,
         now: float,
-        delay_s: float | None = None,
     ) -> int:
-        """Make items that are pending in `group` ready again after the back-off, and return how many.
+        """Make those of the items that are pending in `group` ready again after the back-off, and return how many.
 
         They go to another consumer than before, if there is one. Code Shutdown: at once, without counting a failure.
         Code Busy: after `delay_s`; it counts as a failure only once the item was busy for `busy_limit_s` in all.

@@ -10,11 +10,13 @@ from itertools import islice
 
 from easq.errors import KeyReused, StreamEnded
 from easq.model import DELIVERY_COUNT, NEWEST, REQUEST_ID, Ack, Consumer, Frame, Tags
+from easq.protocol.operations import Negative
 from easq.storage.base import (
     MOST_BYTES,
     Lease,
     Limits,
     Location,
+    Selection,
     StreamStats,
     Subscription,
     Timing,
@@ -100,8 +102,9 @@ class EmbeddedStorage(EmbeddedEngine):
     # -- get -----------------------------------------------------------------------------------------------------------
 
     async def read(
-        self, stream: str, *, start: int, length: int, tags: Tags, limit: ScanLimit = NO_SCAN_LIMIT
+        self, stream: str, selection: Selection, *, limit: ScanLimit = NO_SCAN_LIMIT
     ) -> list[Frame]:
+        start = selection.start
         if start == NEWEST:
             start = self._rules_of(stream).entries.last_visible() or 1
         frames: list[Frame] = []
@@ -116,9 +119,9 @@ class EmbeddedStorage(EmbeddedEngine):
             if frames and size > MOST_BYTES:
                 return None
             frames.append(frame)
-            return None if len(frames) >= length else len(frame.data)
+            return None if len(frames) >= selection.length else len(frame.data)
 
-        await self._scan(stream, start, tags, limit, found)
+        await self._scan(stream, start, selection.tags, limit, found)
         return frames
 
     async def _scan(
@@ -166,16 +169,9 @@ class EmbeddedStorage(EmbeddedEngine):
         return chunk[-1] + 1 if len(chunk) == most else None
 
     async def take(
-        self,
-        stream: str,
-        *,
-        start: int,
-        length: int,
-        tags: Tags,
-        minimum: int,
-        limit: ScanLimit = NO_SCAN_LIMIT,
+        self, stream: str, selection: Selection, *, minimum: int, limit: ScanLimit = NO_SCAN_LIMIT
     ) -> list[Frame]:
-        frames = await self.read(stream, start=start, length=length, tags=tags, limit=limit)
+        frames = await self.read(stream, selection, limit=limit)
         rules = self._rules_of(stream)
         # others may have taken or removed items during a long scan
         frames = [frame for frame in frames if rules.entries.visible(frame.index)]
@@ -198,19 +194,16 @@ class EmbeddedStorage(EmbeddedEngine):
     async def wait(
         self,
         stream: str,
+        selection: Selection,
         *,
-        start: int,
-        tags: Tags,
         taking: bool,
         timeout_s: float,
         gone: asyncio.Future[None] | None = None,
     ) -> None:
         rules = self._rules_of(stream)
-        if start == NEWEST:
-            start = rules.entries.last + 1
-        await self._long_polls.wait(
-            stream, start=start, tags=tags, taking=taking, timeout_s=timeout_s, gone=gone
-        )
+        if selection.start == NEWEST:
+            selection = replace(selection, start=rules.entries.last + 1)
+        await self._long_polls.wait(stream, selection, taking=taking, timeout_s=timeout_s, gone=gone)
 
     async def wake(self, stream: str) -> None:
         self._long_polls.wake(stream)
@@ -295,15 +288,12 @@ class EmbeddedStorage(EmbeddedEngine):
         self,
         stream: str,
         group: str,
-        indexes: Sequence[int],
+        negative: Negative,
         *,
-        code: str,
-        reason: str,
         now: float,
-        delay_s: float | None = None,
     ) -> int:
         rules = self._rules_of(stream)
-        counted, effects = rules.negative(group, indexes, code=code, reason=reason, now=now, delay_s=delay_s)
+        counted, effects = rules.negative(group, negative, now)
         await self._apply(stream, effects)
         return counted
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from easq.model import REQUEST_ID, Frame, Tags
+from easq.storage.base import Selection
 
 #: the tag under which a long poll is listed; None without tags
 _Key: TypeAlias = tuple[str, str] | None
@@ -114,21 +115,25 @@ class LongPolls:
     async def wait(
         self,
         stream: str,
+        selection: Selection,
         *,
-        start: int,
-        tags: Tags,
         taking: bool,
         timeout_s: float,
         gone: asyncio.Future[None] | None = None,
     ) -> None:
-        """Return when an item from index `start` on with all of `tags` may have arrived, after `timeout_s`, or when
-        `gone` is done.
+        """Return when an item of the selection may have arrived, after `timeout_s`, or when `gone` is done.
 
         `taking`: the item will be taken, so that it wakes one such long poll only. If that one is gone, the next is
         woken.
         """
         self._number += 1
-        poll = _LongPoll(self._number, start, dict(tags), taking, asyncio.get_running_loop().create_future())
+        poll = _LongPoll(
+            self._number,
+            selection.start,
+            dict(selection.tags),
+            taking,
+            asyncio.get_running_loop().create_future(),
+        )
         polls = self._streams.setdefault(stream, _Stream())
         polls.add(poll)
         if gone is not None:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Coroutine
 
 from easq.model import NO_INDEX, REQUEST_ID, TS_SOURCE, Consumer, Frame
-from easq.storage.base import Limits, Storage, Subscription
+from easq.storage.base import Limits, Selection, Storage, Subscription
 from easq.storage.open import open_storage
 
 #: bytes of an item
@@ -53,7 +53,7 @@ async def _put(storage: Storage, count: int, polls: int) -> None:
     """Put `count` items, while `polls` long polls wait for request ids that nobody puts."""
     waiting = [
         asyncio.ensure_future(
-            storage.wait(_INPUT, start=0, tags={REQUEST_ID: f"r{number}"}, taking=False, timeout_s=_LONG)
+            storage.wait(_INPUT, Selection(0, {REQUEST_ID: f"r{number}"}), taking=False, timeout_s=_LONG)
         )
         for number in range(polls)
     ]

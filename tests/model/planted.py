@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from easq.model import Frame, Tags
+from easq.model import Frame
+from easq.storage.base import Selection
 from easq.storage.embedded import EmbeddedStorage
 from easq.storage.engine import Settle
 from easq.storage.memory import MemoryStorage
@@ -21,10 +22,8 @@ def deleted_before_the_response(patch: pytest.MonkeyPatch) -> None:
     """An auto-deleting get removes what it found before it is known whether the answer can be written."""
     original = EmbeddedStorage.take
 
-    async def take(
-        self: EmbeddedStorage, stream: str, *, start: int, length: int, tags: Tags, minimum: int, **limit: Any
-    ) -> list[Frame]:
-        frames = await original(self, stream, start=start, length=length, tags=tags, minimum=minimum, **limit)
+    async def take(self: EmbeddedStorage, stream: str, selection: Selection, **options: Any) -> list[Frame]:
+        frames = await original(self, stream, selection, **options)
         await self.delete(stream, [frame.index for frame in frames])
         return frames
 

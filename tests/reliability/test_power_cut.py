@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from easq.storage.base import Selection
 from easq.storage.sqlite.engine import SqliteStorage
 from tests.conftest import Serve
 from tests.reliability.powercut import STRACE, Event, Image, Send, Sync, Truncate, Write, images, read_trace
@@ -111,7 +112,7 @@ def restored(image: Image, folder: Path) -> tuple[dict[int, bytes], int]:
         storage = SqliteStorage(folder / "easq.db", durability="os")  # an image needs no syncs
         await storage.start(lambda _: None)
         await storage.open("qservice")
-        frames = await storage.read("qservice", start=0, length=10_000, tags={})
+        frames = await storage.read("qservice", Selection(0, length=10_000))
         stats = await storage.attributes("qservice", now=0.0)
         await storage.close()
         return {frame.index: frame.data for frame in frames}, stats.next

@@ -18,9 +18,10 @@ from typing import Any
 
 from easq.errors import QueueFull, StorageError
 from easq.model import DELIVERY_COUNT, Consumer, Frame
+from easq.protocol.operations import Negative
 from easq.server.queue import Clock, QueuePolicy
 from easq.server.queues import Queues
-from easq.storage.base import Lease, Limits, Subscription, Timing
+from easq.storage.base import Lease, Limits, Selection, Subscription, Timing
 from tests.reliability.oplog import Event
 from tests.simulation.engine import Loop, OnDisk, StoredStream
 
@@ -175,7 +176,7 @@ class Traffic:
         """What lies in the rear stores and sinks at the end."""
         for stream in await self.engine.streams():
             if stream not in QUEUES:
-                frames = await self.engine.read(stream, start=0, length=10_000, tags={})
+                frames = await self.engine.read(stream, Selection(0, length=10_000))
                 (self.course.answers if stream.endswith("/sink") else self.course.rear).extend(frames)
 
     # -- who puts and deletes --------------------------------------------------------------------------------------
@@ -328,7 +329,7 @@ class Traffic:
             self.failures[queue, group, index] += 1
         now = asyncio.get_running_loop().time()
         with suppress(QueueFull):  # nothing could be given up: it comes again
-            await self.engine.negative(queue, group, indexes, code="500", reason="no", now=now)
+            await self.engine.negative(queue, group, Negative(tuple(indexes), "500", "no"), now=now)
 
     async def commit(self, queue: str, group: str, indexes: list[int]) -> None:
         if indexes:

@@ -13,7 +13,7 @@ from random import Random
 
 from easq.errors import QueueFull, StreamEnded
 from easq.model import Consumer
-from easq.protocol.operations import BUSY, SHUTDOWN
+from easq.protocol.operations import BUSY, SHUTDOWN, Negative
 from easq.storage.base import Limits, Subscription, Timing
 from easq.storage.rules.effects import Effects
 from tests.simulation.books import Books, Broken, Item, Seat, counts_of, hold
@@ -443,7 +443,7 @@ class World:
             unsent |= self.unsent(seat)
         self.books.negative(name, pending, unsent, code=code, now=self.now, delay_s=delay_s)
         count, effects = self.stream.negative(
-            name, indexes, code=code, reason="why", now=self.now, delay_s=delay_s
+            name, Negative(tuple(indexes), code, "why", delay_s), now=self.now
         )
         hold("P10 a negative counts what is pending", count == len(pending), count, pending)
         self.group_done(name, effects)

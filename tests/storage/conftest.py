@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from easq.model import Consumer, Frame, Tags
-from easq.storage.base import Limits, Storage, Subscription, Timing
+from easq.protocol.operations import Negative
+from easq.storage.base import Limits, Selection, Storage, Subscription, Timing
 from easq.storage.open import open_storage
 from easq.storage.sqlite.engine import SqliteStorage
 
@@ -51,7 +52,7 @@ class Engine:
         return appended.index
 
     async def indexes(self, start: int = 0, length: int = 1000, tags: Tags | None = None) -> list[int]:
-        frames = await self.storage.read("q", start=start, length=length, tags=tags or {})
+        frames = await self.storage.read("q", Selection(start, tags or {}, length))
         return [frame.index for frame in frames]
 
     async def attach(
@@ -106,9 +107,7 @@ class Engine:
         delay_s: float | None = None,
     ) -> int:
         now = self.now + at_s
-        return await self.storage.negative(
-            "q", group, indexes, code=code, reason="", now=now, delay_s=delay_s
-        )
+        return await self.storage.negative("q", group, Negative(tuple(indexes), code, "", delay_s), now=now)
 
     async def length(self) -> int:
         return (await self.storage.attributes("q", now=self.now)).length

@@ -10,7 +10,7 @@ import pytest
 
 from easq.errors import QueueFull, StreamEnded
 from easq.model import NEWEST, Ack, Consumer, Frame
-from easq.storage.base import MOST_BYTES, Limits, Timing
+from easq.storage.base import MOST_BYTES, Limits, Selection, Timing
 from tests.storage.conftest import Engine, run_on
 
 Run: TypeAlias = Callable[[Callable[[Engine], Awaitable[Any]]], Any]
@@ -34,7 +34,7 @@ def test_what_was_put_is_read_back_whole(run: Run) -> None:
     async def body(engine: Engine) -> None:
         appended = await engine.storage.append("q", Frame(0, tags, data), priority=0, limits=Limits())
         assert appended == Ack(1, "r")
-        assert await engine.storage.read("q", start=0, length=1, tags={}) == [Frame(1, tags, data)]
+        assert await engine.storage.read("q", Selection(0)) == [Frame(1, tags, data)]
 
     run(body)
 
@@ -43,7 +43,7 @@ def test_concurrent_appends_get_distinct_indexes_and_stay_in_order(run: Run) -> 
     async def body(engine: Engine) -> None:
         indexes = await asyncio.gather(*(engine.put(str(n).encode()) for n in range(200)))
         assert indexes == list(range(1, 201))
-        frames = await engine.storage.read("q", start=0, length=1000, tags={})
+        frames = await engine.storage.read("q", Selection(0, length=1000))
         assert [frame.data for frame in frames] == [str(n).encode() for n in range(200)]
 
     run(body)
@@ -108,7 +108,7 @@ def test_one_read_stops_at_a_bound_of_bytes(run: Run) -> None:
         piece = b"x" * (MOST_BYTES // 4)
         for _ in range(6):
             await engine.put(piece, requestId="big")
-        frames = await engine.storage.read("q", start=0, length=10, tags={})
+        frames = await engine.storage.read("q", Selection(0, length=10))
         assert [frame.index for frame in frames] == [1, 2, 3, 4]
 
     run(body)
@@ -203,7 +203,7 @@ def test_a_claimed_item_is_gone_for_everyone_until_it_is_released(run: Run) -> N
     async def body(engine: Engine) -> None:
         await engine.put(b"a")
         await engine.put(b"b")
-        taken = await engine.storage.take("q", start=0, length=1, tags={}, minimum=1)
+        taken = await engine.storage.take("q", Selection(0), minimum=1)
         assert [frame.index for frame in taken] == [1]
         assert await engine.indexes() == [2]
         assert await engine.indexes(tags={"requestId": "r-a"}) == []
@@ -224,7 +224,7 @@ def test_two_takers_never_get_the_same_item(run: Run) -> None:
         for n in range(50):
             await engine.put(str(n).encode())
         taken = await asyncio.gather(
-            *(engine.storage.take("q", start=0, length=3, tags={}, minimum=1) for _ in range(20))
+            *(engine.storage.take("q", Selection(0, length=3), minimum=1) for _ in range(20))
         )
         indexes = [frame.index for frames in taken for frame in frames]
         assert sorted(indexes) == list(range(1, 51))
@@ -235,7 +235,7 @@ def test_two_takers_never_get_the_same_item(run: Run) -> None:
 def test_too_few_matches_are_not_claimed(run: Run) -> None:
     async def body(engine: Engine) -> None:
         await engine.put()
-        assert await engine.storage.take("q", start=0, length=2, tags={}, minimum=2) == []
+        assert await engine.storage.take("q", Selection(0, length=2), minimum=2) == []
         assert await engine.indexes() == [1]
 
     run(body)
@@ -244,7 +244,7 @@ def test_too_few_matches_are_not_claimed(run: Run) -> None:
 def test_a_claim_that_was_truncated_does_not_come_back(run: Run) -> None:
     async def body(engine: Engine) -> None:
         await engine.put()
-        await engine.storage.take("q", start=0, length=1, tags={}, minimum=1)
+        await engine.storage.take("q", Selection(0), minimum=1)
         await engine.storage.truncate("q", 2)
         await engine.storage.release("q", [1])
         assert await engine.length() == 0
@@ -259,7 +259,7 @@ def test_a_claim_that_was_truncated_does_not_come_back(run: Run) -> None:
 def test_a_reader_wakes_for_a_matching_item_only(run: Run) -> None:
     async def body(engine: Engine) -> None:
         waiting = asyncio.ensure_future(
-            engine.storage.wait("q", start=0, tags={"requestId": "r-b"}, taking=False, timeout_s=30)
+            engine.storage.wait("q", Selection(0, {"requestId": "r-b"}), taking=False, timeout_s=30)
         )
         await asyncio.sleep(0)
         await engine.put(b"a")
@@ -274,7 +274,7 @@ def test_a_reader_wakes_for_a_matching_item_only(run: Run) -> None:
 def test_one_item_wakes_one_taker(run: Run) -> None:
     async def body(engine: Engine) -> None:
         waiting = [
-            asyncio.ensure_future(engine.storage.wait("q", start=0, tags={}, taking=True, timeout_s=30))
+            asyncio.ensure_future(engine.storage.wait("q", Selection(0), taking=True, timeout_s=30))
             for _ in range(3)
         ]
         await asyncio.sleep(0)
@@ -291,7 +291,7 @@ def test_one_item_wakes_one_taker(run: Run) -> None:
 
 def test_waiting_ends_when_the_time_is_over(run: Run) -> None:
     async def body(engine: Engine) -> None:
-        await asyncio.wait_for(engine.storage.wait("q", start=0, tags={}, taking=False, timeout_s=0.01), 10)
+        await asyncio.wait_for(engine.storage.wait("q", Selection(0), taking=False, timeout_s=0.01), 10)
 
     run(body)
 
@@ -351,7 +351,7 @@ def test_a_redelivery_says_how_often(run: Run) -> None:
         (second,) = await engine.storage.lease("q", session, index_only=False)
         assert "deliveryCount" not in first.frame.tags
         assert second.frame.tags["deliveryCount"] == "2"
-        (stored,) = await engine.storage.read("q", start=0, length=1, tags={})
+        (stored,) = await engine.storage.read("q", Selection(0))
         assert "deliveryCount" not in stored.tags
 
     run(body)
@@ -869,7 +869,7 @@ def test_truncate_leaves_what_is_being_put(run: Run) -> None:
         await truncated
         left = await engine.indexes()
         assert left == indexes[len(indexes) - len(left) :]
-        frames = await engine.storage.read("q", start=0, length=100, tags={})
+        frames = await engine.storage.read("q", Selection(0, length=100))
         assert [frame.index for frame in frames] == left
 
     run(body)

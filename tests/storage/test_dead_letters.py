@@ -11,8 +11,9 @@ import pytest
 
 from easq.errors import QueueFull
 from easq.model import Frame
+from easq.protocol.operations import Negative
 from easq.server.dead_letters import answer, rear_copy
-from easq.storage.base import DeadLetterPolicy, Failure, Limits, Location, Timing
+from easq.storage.base import DeadLetterPolicy, Failure, Limits, Location, Selection, Timing
 from easq.storage.sqlite.engine import SqliteStorage
 from tests.storage.conftest import TIMING, Engine
 
@@ -40,7 +41,7 @@ class DeadLetterEngine(Engine):
         await self.storage.open("q", dead_letters)
 
     async def all_of(self, stream: str) -> list[tuple[dict[str, str], bytes]]:
-        frames = await self.storage.read(stream, start=0, length=100, tags={})
+        frames = await self.storage.read(stream, Selection(0, length=100))
         return [(dict(frame.tags), frame.data) for frame in frames]
 
     async def fail(
@@ -48,7 +49,7 @@ class DeadLetterEngine(Engine):
     ) -> None:
         for _ in range(times):
             assert index in await self.leased(session)
-            await self.storage.negative("q", group, [index], code=code, reason=reason, now=self.now)
+            await self.storage.negative("q", group, Negative((index,), code, reason), now=self.now)
 
     async def dead(self, count: int) -> None:
         """The rear store comes to have so many items."""

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from easq.model import REQUEST_ID, Frame, Tags
+from easq.storage.base import Selection
 from easq.storage.long_poll import LongPolls, _LongPoll
 
 
@@ -19,7 +20,7 @@ async def reader(
     waiting: LongPolls, *, start: int = 0, tags: Tags | None = None, taking: bool = False
 ) -> asyncio.Task[None]:
     """A reader that waits already."""
-    task = asyncio.create_task(waiting.wait("q", start=start, tags=tags or {}, taking=taking, timeout_s=30))
+    task = asyncio.create_task(waiting.wait("q", Selection(start, tags or {}), taking=taking, timeout_s=30))
     await asyncio.sleep(0)
     return task
 
@@ -129,7 +130,7 @@ def test_readers_of_a_later_index_are_woken_in_the_order_they_came() -> None:
 def test_what_woke_a_taker_that_is_gone_goes_to_the_next() -> None:
     async def body(waiting: LongPolls) -> None:
         gone = asyncio.get_running_loop().create_future()
-        wait = waiting.wait("q", start=0, tags={}, taking=True, timeout_s=30, gone=gone)
+        wait = waiting.wait("q", Selection(0), taking=True, timeout_s=30, gone=gone)
         first = asyncio.create_task(wait)
         await asyncio.sleep(0)
         second = await reader(waiting, taking=True)
@@ -143,7 +144,7 @@ def test_what_woke_a_taker_that_is_gone_goes_to_the_next() -> None:
 def test_a_reader_that_is_gone_is_forgotten_at_once() -> None:
     async def body(waiting: LongPolls) -> None:
         gone = asyncio.get_running_loop().create_future()
-        waits = [waiting.wait("q", start=0, tags={}, taking=False, timeout_s=30, gone=gone) for _ in range(3)]
+        waits = [waiting.wait("q", Selection(0), taking=False, timeout_s=30, gone=gone) for _ in range(3)]
         tasks = [asyncio.create_task(one) for one in waits]
         await asyncio.sleep(0)
         gone.set_result(None)

@@ -15,7 +15,7 @@ import redis
 from easq.model import Consumer, Frame
 from easq.server.queue import Clock, QueuePolicy
 from easq.server.queues import Queues
-from easq.storage.base import Limits, Subscription
+from easq.storage.base import Limits, Selection, Subscription
 from easq.storage.redis import heartbeat
 from easq.storage.redis.client import RedisClient
 from easq.storage.redis.connection import PipelinedConnection, ScriptCall
@@ -111,14 +111,14 @@ def test_the_end_of_a_server_is_noticed_where_nobody_else_looked(
         await asyncio.sleep(0.5)
         number = await ending.attach("q7", Consumer("g", "u"), Subscription(1), now=0.0)
         assert await ending.lease("q7", number, index_only=True)
-        assert len(await ending.take("q11", start=0, length=1, tags={}, minimum=1)) == 1
+        assert len(await ending.take("q11", Selection(0), minimum=1)) == 1
         with redis.Redis.from_url(redis_url) as client:
             assert (client.hlen("easq:{q7}:who"), client.hlen("easq:{q11}:claims")) == (1, 1)
             await redis_client.close()
             async with asyncio.timeout(20):
                 while client.hlen("easq:{q7}:who") or client.hlen("easq:{q11}:claims"):
                     await asyncio.sleep(0.05)
-        assert len(await other.read("q11", start=0, length=9, tags={})) == 2
+        assert len(await other.read("q11", Selection(0, length=9))) == 2
         await other.close()
 
     asyncio.run(run())

@@ -14,6 +14,7 @@ from typing import Any
 
 from easq.errors import EasqError, KeyReused, QueueFull, StorageError, StreamEnded, Unavailable
 from easq.model import DELIVERY_COUNT, NEWEST, Ack, Consumer, Frame, Tags
+from easq.protocol.operations import Negative
 from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
 from easq.storage.base import (
     MOST_BYTES,
@@ -21,6 +22,7 @@ from easq.storage.base import (
     Lease,
     Limits,
     Location,
+    Selection,
     Storage,
     StreamStats,
     Subscription,
@@ -118,15 +120,15 @@ class RedisStorage(Storage):
         return Ack(index, request_id.decode(errors="surrogatepass"), bool(duplicate))
 
     async def read(
-        self, stream: str, *, start: int, length: int, tags: Tags, limit: ScanLimit = NO_SCAN_LIMIT
+        self, stream: str, selection: Selection, *, limit: ScanLimit = NO_SCAN_LIMIT
     ) -> list[Frame]:
-        remote, wanted = self._heartbeat[stream], pack_tags(tags)
+        remote, wanted = self._heartbeat[stream], pack_tags(selection.tags)
         frames: list[Frame] = []
         size = 0
-        at = _start(start)
+        at = _start(selection.start)
         seen: int | None = None
         while at:
-            args: tuple[Argument, ...] = (at, length - len(frames), wanted, _READ_BYTES)
+            args: tuple[Argument, ...] = (at, selection.length - len(frames), wanted, _READ_BYTES)
             answer = await self._scan(remote, "read", *args, limit=None if seen is None else limit)
             if answer is None:
                 break
@@ -138,7 +140,7 @@ class RedisStorage(Storage):
                     rest = b""
                     break
                 frames.append(frame)
-            at = rest.decode() if len(frames) < length else ""
+            at = rest.decode() if len(frames) < selection.length else ""
         if frames:
             remote.saw(frames[-1].index)
         self._heartbeat.has_read(remote, seen)
@@ -166,25 +168,18 @@ class RedisStorage(Storage):
             )
 
     async def take(
-        self,
-        stream: str,
-        *,
-        start: int,
-        length: int,
-        tags: Tags,
-        minimum: int,
-        limit: ScanLimit = NO_SCAN_LIMIT,
+        self, stream: str, selection: Selection, *, minimum: int, limit: ScanLimit = NO_SCAN_LIMIT
     ) -> list[Frame]:
-        remote, wanted = self._heartbeat[stream], pack_tags(tags)
+        remote, wanted = self._heartbeat[stream], pack_tags(selection.tags)
         self._claims += 1
         remote.is_used = True
         owner = f"{self._heartbeat.server}:{self._claims};"
         remote.taking.add(owner)
         found: Sequence[bytes] = []
-        at, is_first = _start(start), True
+        at, is_first = _start(selection.start), True
         try:
             while True:
-                args: tuple[Argument, ...] = (length, wanted, MOST_BYTES, minimum, owner, *found)
+                args: tuple[Argument, ...] = (selection.length, wanted, MOST_BYTES, minimum, owner, *found)
                 answer = await self._scan(
                     remote, "take", at, *args, limit=None if is_first else limit, replicated=True
                 )
@@ -227,15 +222,14 @@ class RedisStorage(Storage):
     async def wait(
         self,
         stream: str,
+        selection: Selection,
         *,
-        start: int,
-        tags: Tags,
         taking: bool,
         timeout_s: float,
         gone: asyncio.Future[None] | None = None,
     ) -> None:
         await self._heartbeat.wait(
-            self._heartbeat[stream], start=start, tags=tags, taking=taking, timeout_s=timeout_s, gone=gone
+            self._heartbeat[stream], selection, taking=taking, timeout_s=timeout_s, gone=gone
         )
 
     async def wake(self, stream: str) -> None:
@@ -372,17 +366,14 @@ class RedisStorage(Storage):
         self,
         stream: str,
         group: str,
-        indexes: Sequence[int],
+        negative: Negative,
         *,
-        code: str,
-        reason: str,
         now: float,
-        delay_s: float | None = None,
     ) -> int:
-        delay: Argument = "" if delay_s is None else round(delay_s * 1000)
-        said = (code, reason.encode(errors="surrogatepass"), delay)
+        delay: Argument = "" if negative.delay_s is None else round(negative.delay_s * 1000)
+        said = (negative.code, negative.reason.encode(errors="surrogatepass"), delay)
         _, counted = await self._heartbeat.ask(
-            self._heartbeat[stream], "negative", group, *said, *index_texts(dict.fromkeys(indexes))
+            self._heartbeat[stream], "negative", group, *said, *index_texts(dict.fromkeys(negative.indexes))
         )
         return int(counted)
 

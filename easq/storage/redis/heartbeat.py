@@ -11,13 +11,14 @@ import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from math import inf
 from typing import Any
 
 from easq.errors import EasqError, StorageError
-from easq.model import NEWEST, Frame, Tags
-from easq.storage.base import DeadLetterPolicy, Failure, Timing
+from easq.model import NEWEST, Frame
+from easq.storage.base import DeadLetterPolicy, Failure, Selection, Timing
 from easq.storage.long_poll import LongPolls
 from easq.storage.redis.codec import pack_tags, unpack_tags
 from easq.storage.redis.stream import (
@@ -436,9 +437,8 @@ class Heartbeat:
     async def wait(
         self,
         remote: RemoteStream,
+        selection: Selection,
         *,
-        start: int,
-        tags: Tags,
         taking: bool,
         timeout_s: float,
         gone: asyncio.Future[None] | None = None,
@@ -447,15 +447,13 @@ class Heartbeat:
         read_at, remote.read_at = remote.read_at, None
         if read_at is not None and remote.announced > read_at:
             return
-        if start == NEWEST:
-            start = remote.last + 1
+        if selection.start == NEWEST:
+            selection = replace(selection, start=remote.last + 1)
         if remote.listed_until < asyncio.get_running_loop().time() + self._lease_s / 2:
             if remote.name not in self.long_polls and read_at is not None:
                 remote.announced = read_at
             self._soon(self._check(remote))
-        await self.long_polls.wait(
-            remote.name, start=start, tags=tags, taking=taking, timeout_s=timeout_s, gone=gone
-        )
+        await self.long_polls.wait(remote.name, selection, taking=taking, timeout_s=timeout_s, gone=gone)
 
     def _hear(self, message: bytes) -> None:
         prefix, kind, rest = message.split(b"\0", 2)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
-from easq.protocol.operations import BUSY, SHUTDOWN
+from easq.protocol.operations import BUSY, SHUTDOWN, Negative
 from easq.storage.rules.consumers import ConsumerSession
 from easq.storage.rules.effects import DeliveryRecord, Effects
 from easq.storage.rules.groups import ConsumerGroup, Hold
@@ -81,28 +80,20 @@ class FailureRules(StreamState):
 
     # -- negatives -----------------------------------------------------------------------------------------------------
 
-    def negative(
-        self,
-        name: str,
-        indexes: Iterable[int],
-        *,
-        code: str,
-        reason: str,
-        now: float,
-        delay_s: float | None = None,
-    ) -> tuple[int, Effects]:
+    def negative(self, name: str, negative: Negative, now: float) -> tuple[int, Effects]:
         """Make items that are pending in the group ready again after their back-off, and return how many; ignore
         others.
 
-        Busy items wait for `delay_s`, or as long as they have waited before.
+        Busy items wait for its `delay_s`, or as long as they have waited before.
         """
         effects = Effects()
+        code = negative.code
         group = self._groups.get(name)
         if group is None:
             return 0, effects
         counted = 0
         stopped: set[int] = set()
-        for index in dict.fromkeys(indexes):
+        for index in dict.fromkeys(negative.indexes):
             number = group.pending.get(index)
             if number is None:
                 continue
@@ -113,12 +104,12 @@ class FailureRules(StreamState):
                 self._dispatcher.make_ready(group, index)
                 continue
             record = group.records.setdefault(index, DeliveryRecord())
-            if code == BUSY and (waiting_ms := self._busy_for(record, delay_s, now)) is not None:
+            if code == BUSY and (waiting_ms := self._busy_for(record, negative.delay_s, now)) is not None:
                 record.busy_ms += max(1, waiting_ms)  # with 0 it would not count as busy
                 effects.recorded.append((name, index))
                 delay = waiting_ms / 1000
             else:
-                if self._fail(group, index, BUSY_STATUS if code == BUSY else code, reason, effects):
+                if self._fail(group, index, BUSY_STATUS if code == BUSY else code, negative.reason, effects):
                     continue
                 delays = self.timing.backoff_s
                 delay = delays[min(record.failures, len(delays)) - 1]

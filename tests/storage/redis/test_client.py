@@ -13,7 +13,7 @@ import pytest
 
 from easq.errors import QueueFull, StorageError, Unavailable, UsageError
 from easq.model import Frame
-from easq.storage.base import Limits
+from easq.storage.base import Limits, Selection
 from easq.storage.open import open_client
 from easq.storage.redis import connection
 from easq.storage.redis.client import RedisClient
@@ -570,13 +570,13 @@ def test_while_redis_may_throw_items_away_puts_are_refused(
                 await asyncio.sleep(0.05)
         before = (await storage.attributes("q", now=0.0)).next
         assert not await put()
-        assert len(await storage.read("q", start=0, length=1000, tags={})) == before - 1
+        assert len(await storage.read("q", Selection(0, length=1000))) == before - 1
         assert await storage.commit("q", "g", range(1, before)) == before - 1
         server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
         async with asyncio.timeout(20):
             while not await put():
                 await asyncio.sleep(0.05)
-        frames = await storage.read("q", start=0, length=1000, tags={})
+        frames = await storage.read("q", Selection(0, length=1000))
         assert [frame.index for frame in frames] == [before]
         await storage.close()
         ((message, hint),) = refusals

@@ -11,7 +11,8 @@ import redis
 
 from easq.errors import StorageError, StreamEnded, Unavailable
 from easq.model import Ack, Consumer, Frame
-from easq.storage.base import DeadLetterPolicy, Limits
+from easq.protocol.operations import Negative
+from easq.storage.base import DeadLetterPolicy, Limits, Selection
 from easq.storage.redis import stream as remote
 from tests.conftest import MakeRedis
 from tests.storage.conftest import NO_LIMITS, TIMING
@@ -99,7 +100,7 @@ def test_a_long_poll_ends_when_another_server_puts_what_it_waits_for(redis_url: 
             red = {"color": "red"}
             assert await other.indexes(tags=red) == []
             waiting = asyncio.ensure_future(
-                other.storage.wait("q", start=0, tags=red, taking=False, timeout_s=30)
+                other.storage.wait("q", Selection(0, red), taking=False, timeout_s=30)
             )
             await asyncio.sleep(0)
             await other.redis_storage.check("q")
@@ -115,7 +116,7 @@ def test_what_came_between_a_read_and_the_wait_after_it_is_not_missed(redis_url:
         async with servers(redis_url) as (one, other):
             assert await other.indexes() == []
             await one.put()
-            await other.storage.wait("q", start=0, tags={}, taking=False, timeout_s=30)
+            await other.storage.wait("q", Selection(0), taking=False, timeout_s=30)
             assert await other.indexes() == [1]
 
     run(body())
@@ -125,7 +126,7 @@ def test_a_claim_is_its_servers_alone(redis_url: str) -> None:
     async def body() -> None:
         async with servers(redis_url) as (one, other):
             await one.put()
-            assert len(await one.storage.take("q", start=0, length=1, tags={}, minimum=1)) == 1
+            assert len(await one.storage.take("q", Selection(0), minimum=1)) == 1
             await other.storage.release("q", [1])
             assert await other.indexes() == []
             await one.storage.release("q", [1])
@@ -142,7 +143,7 @@ def test_what_became_of_claims_while_redis_was_away_is_done_when_it_is_back(make
         async with servers(server.url) as (one, other):
             for _ in range(3):
                 await one.put()
-            assert len(await one.storage.take("q", start=0, length=2, tags={}, minimum=2)) == 2
+            assert len(await one.storage.take("q", Selection(0, length=2), minimum=2)) == 2
             await asyncio.to_thread(server.kill)
             await one.storage.settle("q", [1])
             await one.storage.release("q", [2])
@@ -163,7 +164,7 @@ def test_only_what_is_still_claimed_is_gone_when_it_is_settled(redis_url: str) -
     async def body() -> None:
         async with servers(redis_url, clock=clock) as (one, other):
             await one.put()
-            assert len(await one.storage.take("q", start=0, length=1, tags={}, minimum=1)) == 1
+            assert len(await one.storage.take("q", Selection(0), minimum=1)) == 1
             await lapse(clock, other)
             assert await other.indexes() == [1]
             await one.storage.settle("q", [1])
@@ -192,7 +193,7 @@ def test_what_another_call_has_stored_is_not_confirmed_without_writing(make_redi
             confirming = (
                 lambda: one.put(key="k"),
                 lambda: one.commit(1),
-                lambda: one.storage.negative("q", "g", [1], code="", reason="", now=0.0),
+                lambda: one.storage.negative("q", "g", Negative((1,)), now=0.0),
                 lambda: one.storage.delete("q", [1]),
                 lambda: one.storage.truncate("q", 2),
             )
@@ -258,7 +259,7 @@ def test_what_a_dead_server_had_goes_to_others_as_from_a_lost_connection(redis_u
             for _ in range(3):
                 await dead.put()
             assert await dead.leased(await dead.attach("first", window=2), 2) == [1, 2]
-            taken = await dead.storage.take("q", start=3, length=1, tags={}, minimum=1)
+            taken = await dead.storage.take("q", Selection(3), minimum=1)
             assert [frame.index for frame in taken] == [3]
             await dead.die()
             heir = await alive.attach("heir")
@@ -421,7 +422,7 @@ def test_a_server_that_stops_gives_up_what_it_has(redis_url: str) -> None:
             for _ in range(3):
                 await one.put()
             assert await one.leased(await one.attach("first", window=2), 2) == [1, 2]
-            await one.storage.take("q", start=3, length=1, tags={}, minimum=1)
+            await one.storage.take("q", Selection(3), minimum=1)
             heir = await other.attach("heir")
             await one.storage.close()
             assert sorted(await other.leased(heir, 3)) == [1, 2, 3]
@@ -494,7 +495,7 @@ def test_an_attach_and_a_claim_whose_answers_were_lost_hold_nothing(
 
             monkeypatch.setattr(one.redis, "call", deaf)
             with pytest.raises(StorageError):
-                await one.storage.take("q", start=2, length=1, tags={}, minimum=1)
+                await one.storage.take("q", Selection(2), minimum=1)
             with pytest.raises(StorageError):
                 await one.attach("lost")
             monkeypatch.undo()
@@ -548,7 +549,7 @@ def test_an_item_whose_dead_letter_was_cut_off_gets_one_from_the_next_server(
             while await alive.length() > 0:
                 await asyncio.sleep(0.01)
             for name in ("q#rear", "q/sink"):
-                assert len(await alive.storage.read(name, start=0, length=9, tags={})) == 1
+                assert len(await alive.storage.read(name, Selection(0, length=9))) == 1
             for server in both:
                 await server.storage.close()
 
@@ -762,7 +763,7 @@ def test_what_one_call_may_not_do_is_done_by_more(redis_url: str, monkeypatch: p
             assert await server.storage.count("q", tags={"color": "blue"}, priority=0) == 22
             red = await server.attach("red", group="r", tags={"color": "red"})
             assert await server.leased(red) == [21]
-            taken = await server.storage.take("q", start=2, length=12, tags={}, minimum=12)
+            taken = await server.storage.take("q", Selection(2, length=12), minimum=12)
             assert [frame.index for frame in taken] == list(range(2, 14))
             await server.storage.release("q", range(2, 14))
             wide = await server.attach("wide", window=23)
@@ -798,7 +799,7 @@ def test_many_items_of_one_request_id_are_looked_at_in_several_calls(
             monkeypatch.setattr(server.redis_storage._heartbeat, "ask", counted)
             assert await server.storage.count("q", tags=same, priority=None) == 23
             assert await server.indexes(tags=same) == list(range(1, 24))
-            taken = await server.storage.take("q", start=3, length=12, tags=same, minimum=12)
+            taken = await server.storage.take("q", Selection(3, same, 12), minimum=12)
             assert [frame.index for frame in taken] == list(range(3, 15))
             assert await server.storage.count("q", tags=same, priority=None) == 11
             assert scripts.count("count") >= 2 * 23 // 6

@@ -10,7 +10,7 @@ import redis
 
 from easq.errors import QueueFull, StorageError, Unavailable
 from easq.model import Frame
-from easq.storage.base import DeadLetterPolicy
+from easq.storage.base import DeadLetterPolicy, Selection
 from easq.storage.redis import stream
 from easq.storage.redis.client import RedisClient
 from easq.storage.redis.engine import RedisStorage
@@ -49,7 +49,7 @@ def test_at_maxmemory_commits_work_after_a_new_connection_and_at_a_new_server(ma
 
 
 async def take(engine: Server, length: int = 1) -> list[int]:
-    frames = await engine.storage.take("q", start=0, length=length, tags={}, minimum=length)
+    frames = await engine.storage.take("q", Selection(0, length=length), minimum=length)
     return [frame.index for frame in frames]
 
 
@@ -238,7 +238,7 @@ def test_a_check_does_not_wait_for_the_dead_letters_that_are_due(
         may_go_on.set()
         while await alive.length() > 0:
             await asyncio.sleep(0.01)
-        assert len(await alive.storage.read("q#rear", start=0, length=9, tags={})) == 1
+        assert len(await alive.storage.read("q#rear", Selection(0, length=9))) == 1
         await alive.storage.close()
 
     run(body())

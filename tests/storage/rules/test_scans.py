@@ -11,7 +11,7 @@ import pytest
 
 from easq.errors import Unavailable
 from easq.model import Consumer, Frame
-from easq.storage.base import Limits, Subscription
+from easq.storage.base import Limits, Selection, Subscription
 from easq.storage.redis import stream as remote
 from easq.storage.redis.heartbeat import Heartbeat
 from easq.storage.rules.effects import Effects
@@ -38,7 +38,7 @@ def test_many_scans_take_one_slice_in_a_turn_of_the_event_loop(run_sqlite: Run) 
         await fill(engine, 5_000)
         storage = engine.storage
         scans = [
-            asyncio.ensure_future(storage.read("q", start=0, length=1, tags={"color": f"c{number}"}))
+            asyncio.ensure_future(storage.read("q", Selection(0, {"color": f"c{number}"}, 1)))
             for number in range(100)
         ]
         scans += [
@@ -89,12 +89,12 @@ def test_a_scan_whose_time_is_over_answers_what_it_found(run: Run) -> None:
     async def body(engine: Engine) -> None:
         await fill(engine, MANY)
         blue, limit = {"color": "blue"}, ScanLimit(until=engine.now)
-        read = await engine.storage.read("q", start=0, length=2, tags=blue, limit=limit)
+        read = await engine.storage.read("q", Selection(0, blue, 2), limit=limit)
         assert [frame.index for frame in read] == [1]
         take = engine.storage.take
-        assert await take("q", start=0, length=2, tags=blue, minimum=2, limit=limit) == []
+        assert await take("q", Selection(0, blue, 2), minimum=2, limit=limit) == []
         assert await engine.indexes(length=1) == [1]
-        taken = await take("q", start=0, length=2, tags=blue, minimum=1, limit=limit)
+        taken = await take("q", Selection(0, blue, 2), minimum=1, limit=limit)
         assert [frame.index for frame in taken] == [1]
         assert await engine.indexes(length=1) == [2]
 
@@ -107,9 +107,9 @@ def test_a_scan_waits_for_its_turn_no_longer_than_its_time(run_sqlite: Run) -> N
         gate = engine.storage._gate  # type: ignore[attr-defined]
         async with gate.slot():
             limit = ScanLimit(until=engine.now + 0.01)
-            assert await engine.storage.read("q", start=0, length=1, tags=NOWHERE, limit=limit) == []
+            assert await engine.storage.read("q", Selection(0, NOWHERE, 1), limit=limit) == []
             # what is among the first entries is found without waiting for others
-            found = await engine.storage.read("q", start=0, length=1, tags={"color": "blue"})
+            found = await engine.storage.read("q", Selection(0, {"color": "blue"}, 1))
             assert [frame.index for frame in found] == [1]
         assert await engine.storage.count("q", tags=NOWHERE, priority=None) == 0
 

@@ -8,7 +8,7 @@ import pytest
 
 from easq.errors import QueueFull
 from easq.model import Consumer, Tags
-from easq.protocol.operations import SHUTDOWN
+from easq.protocol.operations import SHUTDOWN, Negative
 from easq.storage.base import Limits, Subscription, Timing
 from easq.storage.rules.effects import Effects
 from easq.storage.rules.stream import Stream
@@ -49,7 +49,7 @@ def test_what_comes_back_before_it_was_fetched_is_fetched_once() -> None:
     """Its place among what waits is the new one."""
     stream = stream_of(1, 1)
     session = attach(stream)
-    assert stream.negative("g", [1], code="", reason="", now=NOW)[0] == 1
+    assert stream.negative("g", Negative((1,)), now=NOW)[0] == 1
     assert fetched(stream, session) == [(2, 1), (1, 1)]
     assert fetched(stream, session) == []
 
@@ -59,7 +59,7 @@ def test_a_consumer_that_shuts_down_is_not_sent_what_it_has_not_fetched() -> Non
     leaving = attach(stream, "leaving")
     assert stream.fetch(leaving, most=1, most_bytes=1000, now=NOW) == [(1, 1)]
     other = attach(stream, "other")
-    counted, effects = stream.negative("g", [1, 2], code=SHUTDOWN, reason="", now=NOW)
+    counted, effects = stream.negative("g", Negative((1, 2), SHUTDOWN), now=NOW)
     assert (counted, effects.woken) == (2, {other})
     assert fetched(stream, leaving) == []
     assert fetched(stream, other) == [(1, 2), (2, 1), (3, 1)]
@@ -134,9 +134,9 @@ def test_an_item_that_goes_alone_goes_to_whoever_has_nothing_else_to_do() -> Non
     stream = stream_of(1, 1)
     busy = attach(stream, "busy")
     assert fetched(stream, busy) == [(1, 1), (2, 1)]
-    stream.negative("g", [1], code="", reason="", now=NOW)
+    stream.negative("g", Negative((1,)), now=NOW)
     assert fetched(stream, busy) == [(1, 2)]
-    stream.negative("g", [1], code="", reason="", now=NOW)
+    stream.negative("g", Negative((1,)), now=NOW)
     assert fetched(stream, busy) == []
     idle = attach(stream, "idle")
     assert fetched(stream, idle) == [(1, 3)]
@@ -166,7 +166,7 @@ def test_an_item_that_whose_dead_letter_was_refused_comes_again_after_the_longes
     stream = stream_of(1, 1, 1, max_failures=1)
     session = attach(stream)
     fetched(stream, session)
-    _, effects = stream.negative("g", [2], code="", reason="", now=NOW)
+    _, effects = stream.negative("g", Negative((2,)), now=NOW)
     assert list(stream.entries.indexes_from(0)) == [1, 3]
     stream.copies_refused(effects, NOW)
     assert list(stream.entries.indexes_from(0)) == [1, 2, 3]
@@ -183,7 +183,7 @@ def test_what_was_removed_before_its_dead_letter_was_refused_does_not_come_again
     if held:
         attach(stream, group="other")
     fetched(stream, session)
-    _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
+    _, effects = stream.negative("g", Negative((1,)), now=NOW)
     stream.truncate(2)
     stream.copies_refused(effects, NOW)
     assert list(stream.entries.indexes_from(0)) == [2]
@@ -197,7 +197,7 @@ def test_a_truncation_beyond_what_is_there_takes_nothing_that_comes_after_it() -
     stream.entries.show(index, 0)
     session = attach(stream)
     assert fetched(stream, session) == [(1, 1)]
-    _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
+    _, effects = stream.negative("g", Negative((1,)), now=NOW)
     stream.copies_refused(effects, NOW)
     assert list(stream.entries.indexes_from(0)) == [1]
 
@@ -206,7 +206,7 @@ def test_what_was_deleted_before_its_dead_letter_was_refused_is_removed_for_good
     stream = stream_of(1, max_failures=1)
     session = attach(stream)
     fetched(stream, session)
-    _, effects = stream.negative("g", [1], code="", reason="", now=NOW)
+    _, effects = stream.negative("g", Negative((1,)), now=NOW)
     stream.delete([1])
     assert stream.copies_refused(effects, NOW).removed == [1]
     assert list(stream.entries.indexes_from(0)) == []
@@ -219,7 +219,7 @@ def test_what_was_committed_before_its_dead_letter_was_refused_does_not_come_aga
     session = attach(stream)
     other = attach(stream, group="other") if held else 0
     fetched(stream, session)
-    _, given_up = stream.negative("g", [1], code="", reason="", now=NOW)
+    _, given_up = stream.negative("g", Negative((1,)), now=NOW)
     stream.commit("g", [1])
     taken = stream.copies_refused(given_up, NOW)
     stream.tick(NOW + TIMING.backoff_s[-1])

@@ -19,7 +19,7 @@ import pytest
 
 from easq.errors import QueueFull, StorageError
 from easq.model import Frame
-from easq.storage.base import Limits
+from easq.storage.base import Limits, Selection
 from easq.storage.open import open_storage
 from easq.storage.rules.changes import DeliveryRecorded, GroupChanged, Stored
 from easq.storage.rules.effects import DeliveryRecord
@@ -125,7 +125,7 @@ def test_streams_do_not_mix(run_sqlite: Run) -> None:
         await engine.restart()
         await engine.storage.open("q/sink")
         assert await engine.indexes() == []
-        found = await engine.storage.read("q/sink", start=0, length=9, tags={"requestId": "one"})
+        found = await engine.storage.read("q/sink", Selection(0, {"requestId": "one"}, 9))
         assert [(frame.index, frame.data) for frame in found] == [(1, b"result")]
         assert await engine.storage.streams() == ["q", "q/sink"]
 
@@ -281,7 +281,7 @@ def test_a_recovery_that_is_cut_off_loses_nothing(
             storage._file.drop_lock()
             raise
         await storage.open("q")
-        found = await storage.read("q", start=0, length=100, tags={})
+        found = await storage.read("q", Selection(0, length=100))
         await storage.close()
         return [frame.index for frame in found]
 
@@ -667,7 +667,7 @@ def test_two_hundred_thousand_queues_fit(tmp_path: Path) -> None:
         await engine.restart()
         assert await engine.indexes() == []
         await engine.storage.open("next")
-        assert len(await engine.storage.read("next", start=0, length=9, tags={})) == 1
+        assert len(await engine.storage.read("next", Selection(0, length=9))) == 1
         await engine.storage.close()
 
     asyncio.run(main())

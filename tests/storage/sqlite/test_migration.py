@@ -18,7 +18,7 @@ import pytest
 
 from easq.errors import KeyReused, StorageError
 from easq.model import Frame
-from easq.storage.base import Limits
+from easq.storage.base import Limits, Selection
 from easq.storage.sqlite import data_file
 from easq.storage.sqlite.data_file import SCHEMA_VERSION
 from easq.storage.sqlite.engine import SqliteStorage
@@ -92,9 +92,9 @@ def test_a_migrated_queue_is_served_as_before(path: Path) -> None:
         await storage.start(lambda _: None)
         for name in ("q", "q/rear", "q/sink", "q/sink/rear"):
             await storage.open(name)
-        found = await storage.read("q", start=7, length=1, tags={})
+        found = await storage.read("q", Selection(7))
         assert found == [Frame(7, {"requestId": request_id(7), "n": "é"}, b"7 " + bytes(300))]
-        searched = await storage.read("q", start=0, length=9, tags={"requestId": request_id(8)})
+        searched = await storage.read("q", Selection(0, {"requestId": request_id(8)}, 9))
         assert [frame.index for frame in searched] == [8]
         again = Frame(0, {"requestId": "new"}, b"digest")
         with pytest.raises(KeyReused):
@@ -103,7 +103,7 @@ def test_a_migrated_queue_is_served_as_before(path: Path) -> None:
         group = storage._rules["q"]._groups["one"]
         assert (group.committed, group.given_up, group.records[3].failures) == ({1, 2}, {2}, 1)
         assert (await storage.attributes("q/sink", now=0.0)).ended
-        ((rear, *_),) = [await storage.read("q/rear", start=0, length=9, tags={})]
+        ((rear, *_),) = [await storage.read("q/rear", Selection(0, length=9))]
         assert (rear.index, len(rear.data)) == (9, 200_000)
         await storage.close()
 
