@@ -63,7 +63,7 @@ class EmbeddedStorage(EmbeddedEngine):
     ) -> tuple[Ack, Awaitable[None]]:
         """Submit a new item. Return the answer of the put, and an awaitable that is done once the item is stored."""
         rules = self._rules_of(stream)
-        self._check_space()
+        self.check_space()
         index, effects = rules.allocate(len(frame.data), limits)
         if effects is not None:
             # what made room is removed, whether the disk then has space or not
@@ -77,7 +77,7 @@ class EmbeddedStorage(EmbeddedEngine):
             below = window.forget(now)
             if below:
                 changes.append(KeysForgotten(stream, below))
-        return Ack(index, request_id), self._submit(changes, settle)
+        return Ack(index, request_id), self.submit(changes, settle)
 
     async def _append_once(self, stream: str, frame: Frame, priority: int, limits: Limits, key: str) -> Ack:
         """Append the item unless the key has stored one. A put with the same key that is under way is awaited."""
@@ -85,7 +85,7 @@ class EmbeddedStorage(EmbeddedEngine):
         while (under_way := self._keys_under_way.get((stream, key))) is not None:
             await asyncio.wait({under_way})
         self._rules_of(stream)
-        known = self._recall(stream, key)
+        known = self.recall(stream, key)
         if known is not None:
             if known.digest != digest:
                 raise KeyReused(f"the idempotency key {key[:80]!a} was used before, with another payload")
@@ -112,7 +112,7 @@ class EmbeddedStorage(EmbeddedEngine):
 
         def found(index: int) -> int | None:
             nonlocal size
-            frame = self._load(stream, index)
+            frame = self.load(stream, index)
             if frame is None:
                 return 0
             size += len(frame.data)
@@ -154,12 +154,12 @@ class EmbeddedStorage(EmbeddedEngine):
         request_id = tags.get(REQUEST_ID)
         is_known = not tags or (request_id is not None and len(tags) == 1)
         if request_id is not None:
-            chunk = self._find(stream, request_id, start, most)
+            chunk = self.find(stream, request_id, start, most)
         else:
             chunk = list(islice(rules.entries.indexes_from(start), most))
         loaded = 0
         for index in chunk:
-            if rules.entries.visible(index) and (is_known or matches(self._load_tags(stream, index), tags)):
+            if rules.entries.visible(index) and (is_known or matches(self.load_tags(stream, index), tags)):
                 size = found(index)
                 if size is None:
                     return None
@@ -185,7 +185,7 @@ class EmbeddedStorage(EmbeddedEngine):
         effects = rules.release(indexes)
         for index in indexes:
             if rules.entries.visible(index):
-                self._long_polls.item_arrived(stream, Frame(index, self._load_tags(stream, index)))
+                self._long_polls.item_arrived(stream, Frame(index, self.load_tags(stream, index)))
         await self._apply(stream, effects)
 
     async def settle(self, stream: str, indexes: Sequence[int]) -> None:
@@ -257,7 +257,7 @@ class EmbeddedStorage(EmbeddedEngine):
         now = asyncio.get_running_loop().time()
         fetched = rules.fetch(session, most=_FETCH_ITEMS, most_bytes=_FETCH_BYTES, now=now)
         for index, deliveries in fetched:
-            frame = Frame(index, self._load_tags(stream, index)) if index_only else self._load(stream, index)
+            frame = Frame(index, self.load_tags(stream, index)) if index_only else self.load(stream, index)
             if frame is not None:
                 self._records.note(stream, rules.group_of(session), index)
                 if deliveries > 1:  # a first delivery is as it was stored
@@ -318,7 +318,7 @@ class EmbeddedStorage(EmbeddedEngine):
 
     async def end(self, stream: str, *, ended: bool) -> None:
         self._rules_of(stream).ended = ended
-        await self._submit([Ended(stream, ended)])
+        await self.submit([Ended(stream, ended)])
         self._wake_watchers(stream)
 
     # -- queries -------------------------------------------------------------------------------------------------------

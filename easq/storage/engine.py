@@ -42,7 +42,7 @@ Settle: TypeAlias = Callable[[Exception | None], None]
 class EmbeddedEngine(Storage):
     """What the verbs of `EmbeddedStorage` share: the rules of each stream, and the way from effects to stored changes.
 
-    A subclass stores the entries (`_submit`, `_load`, `_load_tags`, `_find`, `_recall`).
+    A subclass stores the entries (`submit`, `load`, `load_tags`, `find`, `recall`).
     """
 
     def __init__(self, timing: Timing, wall_ms: Callable[[], int] | None = None) -> None:
@@ -63,33 +63,33 @@ class EmbeddedEngine(Storage):
     # -- for subclasses ------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
+    def submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
         """Make the changes durable, in the order of the calls; call `settle` first, then finish the awaitable.
 
         After each batch of settled changes `_settled` is called once. Raises QueueFull when a Stored found no space.
         """
 
     @abstractmethod
-    def _load(self, stream: str, index: int) -> Frame | None:
+    def load(self, stream: str, index: int) -> Frame | None:
         """Return the stored entry; None when it is deleted."""
 
     @abstractmethod
-    def _load_tags(self, stream: str, index: int) -> Tags:
+    def load_tags(self, stream: str, index: int) -> Tags:
         """Return the tags of the stored entry; none when it is deleted."""
 
     @abstractmethod
-    def _recall(self, stream: str, key: str) -> Keyed | None:
+    def recall(self, stream: str, key: str) -> Keyed | None:
         """Return what the idempotency key has stored; None when the key is unknown, or deleted."""
 
     @abstractmethod
-    def _find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
+    def find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
         """Return the indexes of stored entries with this request id from `start` on, ascending, at most `most`."""
 
-    def _has_space(self) -> bool:
+    def has_space(self) -> bool:
         """Return whether the engine has space for another entry at all."""
         return True
 
-    def _check_space(self) -> None:
+    def check_space(self) -> None:
         """Raise QueueFull when the engine is known to have no space."""
 
     # -- running -------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class EmbeddedEngine(Storage):
                 for stream, rules in self._rules.items()
                 for group in rules.absent()
             ]
-            await self._submit([*self._records.take(), *leaving])
+            await self.submit([*self._records.take(), *leaving])
 
     def _adopt(
         self, stream: str, rules: Stream, keys: KeyWindow, dead_letters: DeadLetterPolicy | None
@@ -119,7 +119,7 @@ class EmbeddedEngine(Storage):
             rules.max_failures = dead_letters.max_failures
             rear = self._rules[dead_letters.rear]
             rules.has_rear_room = lambda items, size: (
-                rear.entries.has_room(size, dead_letters.rear_limits, items=items) and self._has_space()
+                rear.entries.has_room(size, dead_letters.rear_limits, items=items) and self.has_space()
             )
         self._ticker.schedule(stream)
 
@@ -148,7 +148,7 @@ class EmbeddedEngine(Storage):
         copies_stored, stored = self._write_copies(stream, effects)
         changes = self._changes(stream, effects, copies_stored)
         if changes:
-            await self._submit(changes)
+            await self.submit(changes)
         if effects.given_up and stored is not None:
             await stored
 
@@ -160,7 +160,7 @@ class EmbeddedEngine(Storage):
 
     def _submit_later(self, changes: Sequence[Change], settle: Settle | None = None) -> asyncio.Future[None]:
         """Submit the changes. Nobody has to await the returned future: `_fail` reports a failure."""
-        stored = asyncio.ensure_future(self._submit(changes, settle))
+        stored = asyncio.ensure_future(self.submit(changes, settle))
         stored.add_done_callback(_ignore)
         return stored
 
@@ -263,7 +263,7 @@ class EmbeddedEngine(Storage):
                 self._apply_later(stream, rules.copies_refused(effects, asyncio.get_running_loop().time()))
                 self._long_polls.wake(stream)
 
-        stored = asyncio.ensure_future(self._submit(changes, settle))
+        stored = asyncio.ensure_future(self.submit(changes, settle))
         stored.add_done_callback(_ignore)
         return copies_stored, stored
 
@@ -280,7 +280,7 @@ class EmbeddedEngine(Storage):
         """Append the copy of an item to the changes. Limits do not apply to what the service writes, nor does an end
         mark.
         """
-        frame = self._load(stream, index)
+        frame = self.load(stream, index)
         if frame is not None:
             copy = make(frame, why)
             number = self._rules[target].entries.allocate(len(copy.data), NO_LIMITS)

@@ -31,13 +31,13 @@ class MemoryStorage(EmbeddedStorage):
             self._entries[stream] = {}
             self._by_request[stream] = {}
             self._keys[stream] = {}
-            rules = Stream(timing=self._timing, tags_of=lambda index: self._load_tags(stream, index))
+            rules = Stream(timing=self._timing, tags_of=lambda index: self.load_tags(stream, index))
             self._adopt(stream, rules, KeyWindow(), dead_letters)
 
     async def streams(self) -> Sequence[str]:
         return list(self._rules)
 
-    def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
+    def submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
         for change in changes:
             match change:
                 case Stored():
@@ -72,17 +72,17 @@ class MemoryStorage(EmbeddedStorage):
             if not found:
                 del self._by_request[stream][frame.request_id]
 
-    def _load(self, stream: str, index: int) -> Frame | None:
+    def load(self, stream: str, index: int) -> Frame | None:
         return self._entries[stream].get(index)
 
-    def _load_tags(self, stream: str, index: int) -> Tags:
+    def load_tags(self, stream: str, index: int) -> Tags:
         frame = self._entries[stream].get(index)
         return {} if frame is None else frame.tags
 
-    def _recall(self, stream: str, key: str) -> Keyed | None:
+    def recall(self, stream: str, key: str) -> Keyed | None:
         return self._keys[stream].get(key)
 
-    def _find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
+    def find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
         found = self._by_request[stream].get(request_id, [])
         at = bisect_left(found, start)
         return found[at : at + most]

@@ -32,7 +32,7 @@ def deleted_before_the_response(patch: pytest.MonkeyPatch) -> None:
 
 def key_dropped_at_consumption(patch: pytest.MonkeyPatch) -> None:
     """An idempotency key is remembered as long as its item is there."""
-    in_memory, in_file = MemoryStorage._submit, RowWriter.record
+    in_memory, in_file = MemoryStorage.submit, RowWriter.record
 
     def submit(self: MemoryStorage, changes: Sequence[Change], settle: Settle | None = None) -> object:
         for change in changes:
@@ -48,13 +48,13 @@ def key_dropped_at_consumption(patch: pytest.MonkeyPatch) -> None:
             statement = "DELETE FROM idempotency WHERE stream = ? AND item = ?"
             self._connection.execute(statement, (self._ids[change.stream], index))
 
-    patch.setattr(MemoryStorage, "_submit", submit)
+    patch.setattr(MemoryStorage, "submit", submit)
     patch.setattr(RowWriter, "record", record)
 
 
 def keys_are_not_stored(patch: pytest.MonkeyPatch) -> None:
     """What a key has stored is known until the next start."""
-    original = SqliteStorage._recall
+    original = SqliteStorage.recall
 
     def recall(self: SqliteStorage, stream: str, key: str) -> Keyed | None:
         known = original(self, stream, key)
@@ -66,7 +66,7 @@ def keys_are_not_stored(patch: pytest.MonkeyPatch) -> None:
         restore(self, stream, dead_letters)
         self.__dict__.setdefault("first_index", {})[stream] = self._rules[stream].entries.last
 
-    patch.setattr(SqliteStorage, "_recall", recall)
+    patch.setattr(SqliteStorage, "recall", recall)
     patch.setattr(SqliteStorage, "_restore", remember)
 
 

@@ -19,7 +19,7 @@ from easq.storage.sqlite import engine, rows
 
 def acknowledged_before_stored() -> None:
     """The index is answered as soon as it is allotted; all that changes is stored 50 ms later, in its order."""
-    original = engine.SqliteStorage._submit
+    original = engine.SqliteStorage.submit
 
     async def later(
         self: engine.SqliteStorage, changes: Sequence[Change], settle: storage_engine.Settle | None = None
@@ -33,7 +33,7 @@ def acknowledged_before_stored() -> None:
         stored = asyncio.ensure_future(later(self, changes, settle))
         return asyncio.sleep(0) if any(isinstance(change, Stored) for change in changes) else stored
 
-    engine.SqliteStorage._submit = submit
+    engine.SqliteStorage.submit = submit
 
 
 def last_index_forgotten() -> None:

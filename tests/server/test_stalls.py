@@ -168,13 +168,13 @@ def test_watchers_that_read_nothing_do_not_hold_the_event_loop(start: Open, code
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return how often the tags of an entry were read."""
     count = [0]
-    original = SqliteStorage._load_tags
+    original = SqliteStorage.load_tags
 
     def load_tags(self: SqliteStorage, stream: str, index: int) -> Tags:
         count[0] += 1
         return original(self, stream, index)
 
-    monkeypatch.setattr(SqliteStorage, "_load_tags", load_tags)
+    monkeypatch.setattr(SqliteStorage, "load_tags", load_tags)
     return count
 
 

@@ -134,7 +134,7 @@ class OnDisk(EmbeddedStorage):
         stored = self._disk.setdefault(stream, StoredStream())
         rules = Stream(
             timing=self._timing,
-            tags_of=lambda index: self._load_tags(stream, index),
+            tags_of=lambda index: self.load_tags(stream, index),
             last=stored.last,
             ended=stored.ended,
         )
@@ -166,7 +166,7 @@ class OnDisk(EmbeddedStorage):
         if written:
             self._write()
 
-    def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
+    def submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
         job = _Job(changes, settle, asyncio.get_running_loop().create_future())
         self._queued.append(job)
         if self._writing is None:
@@ -200,17 +200,17 @@ class OnDisk(EmbeddedStorage):
                 self._disk[change.stream].write(change)
         return refused
 
-    def _load(self, stream: str, index: int) -> Frame | None:
+    def load(self, stream: str, index: int) -> Frame | None:
         return self._disk[stream].entries.get(index, (None, 0))[0]
 
-    def _load_tags(self, stream: str, index: int) -> Tags:
-        frame = self._load(stream, index)
+    def load_tags(self, stream: str, index: int) -> Tags:
+        frame = self.load(stream, index)
         return {} if frame is None else frame.tags
 
-    def _recall(self, stream: str, key: str) -> Keyed | None:
+    def recall(self, stream: str, key: str) -> Keyed | None:
         return self._disk[stream].keys.get(key)
 
-    def _find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
+    def find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
         entries = self._disk[stream].entries.values()
         found = [frame.index for frame, _ in entries if frame.request_id == request_id]
         return [index for index in sorted(found) if index >= start][:most]

@@ -81,13 +81,13 @@ def test_a_seed_is_the_same_each_time() -> None:
 
 def told_too_early(patch: pytest.MonkeyPatch) -> None:
     """A put is acknowledged, and shown, before it is written."""
-    original = OnDisk._submit
+    original = OnDisk.submit
 
     def submit(self: OnDisk, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
         original(self, changes, settle)
         return asyncio.sleep(0)
 
-    patch.setattr(OnDisk, "_submit", submit)
+    patch.setattr(OnDisk, "submit", submit)
 
 
 def keys_are_not_kept(patch: pytest.MonkeyPatch) -> None:
@@ -112,10 +112,10 @@ def _without(kind: type[Change]) -> Callable[[StoredStream, Change], None]:
 
 def queues_are_mixed_up(patch: pytest.MonkeyPatch) -> None:
     """Entries are found by their index alone."""
-    original = OnDisk._load
+    original = OnDisk.load
     patch.setattr(
         OnDisk,
-        "_load",
+        "load",
         lambda self, stream, index: original(self, "q", index) or original(self, stream, index),
     )
 

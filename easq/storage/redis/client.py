@@ -150,7 +150,11 @@ class RedisClient:
 
         Raises Unavailable and QueueFull when the script certainly was not run, StorageError when that is unknown.
         """
-        sha = self._shas.get(script) or self._learn(script)
+        sha = self._shas.get(script)
+        if sha is None:
+            text = self._source(script)
+            sha = self._shas[script] = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+            self._texts[sha] = text
         size = 64 + sum(len(arg) for arg in args if not isinstance(arg, int))
         if self._count >= MOST_CALLS or (self._count and self._bytes + size > MOST_BYTES):
             raise Unavailable("too many requests wait for Redis")
@@ -180,13 +184,6 @@ class RedisClient:
             and (subscriber := self._subscriber(active, channel)) is not None
         ):
             await subscriber.add(channel)
-
-    def _learn(self, script: str) -> str:
-        text = self._source(script)
-        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        self._shas[script] = sha
-        self._texts[sha] = text
-        return sha
 
     def _submit(self, call: ScriptCall) -> None:
         """Send the call, let it wait for a connection, or refuse it."""

@@ -440,7 +440,15 @@ class RedisStorage(Storage):
                 GroupLine(name.decode(), int(index), pending, delivered, connected)
                 for name, index, pending, delivered, connected in groups
             ],
-            held=[_held_line(*line) for line in held],
+            held=[
+                HeldLine(
+                    name.decode(),
+                    None if filter else uncommitted,
+                    None if left_ms < 0 else left_ms / 1000,
+                    unpack_tags(filter),
+                )
+                for name, filter, uncommitted, left_ms in held
+            ],
             epoch=epoch,
         )
 
@@ -456,12 +464,6 @@ def _lease(index: bytes, deliveries: int, tags: bytes, data: bytes) -> Lease:
     if deliveries > 1:
         carried[DELIVERY_COUNT] = str(deliveries)
     return Lease(Frame(int(index), carried, data), deliveries)
-
-
-def _held_line(group: bytes, filter: bytes, uncommitted: int, left_ms: int) -> HeldLine:
-    tags = unpack_tags(filter)
-    left_s = None if left_ms < 0 else left_ms / 1000
-    return HeldLine(group.decode(), None if tags else uncommitted, left_s, tags)
 
 
 def _consumer_line(

@@ -178,11 +178,6 @@ class Heartbeat:
         for remote in remotes:
             remote.wake_all()
 
-    def _queue_of(self, remote: RemoteStream) -> list[RemoteStream]:
-        """Return all streams of its queue that are open here."""
-        queue = remote.prefix.partition("}")[0]
-        return [other for other in self._streams.values() if other.prefix.partition("}")[0] == queue]
-
     # -- calls ---------------------------------------------------------------------------------------------------------
 
     def _context(self, remote: RemoteStream, *args: Argument) -> Sequence[Argument]:
@@ -209,7 +204,10 @@ class Heartbeat:
             if status not in {"gone", "behind"}:
                 return status, reply[1], self._follow(remote, *reply[2:]) if len(reply) > 2 else ()
             # Redis was emptied, or has less than this server knows: so do the queue's other streams
-            await self._open_again(self._queue_of(remote))
+            queue = remote.prefix.partition("}")[0]
+            await self._open_again(
+                [other for other in self._streams.values() if other.prefix.partition("}")[0] == queue]
+            )
         raise StorageError(f"Redis keeps losing the stream {remote.name}")
 
     def _follow(
@@ -313,23 +311,19 @@ class Heartbeat:
     # -- checks --------------------------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
+        """Renew the lease and check streams, again and again: those in use here, and a few of the others in turn."""
         while True:
             await asyncio.sleep(random.uniform(*CHECK) * self._lease_s)
             try:
                 await self._renew_lease()
             except EasqError as error:
                 log.debug("the lease of this server is not renewed: %s", error)
-            await _all(self._check(remote) for remote in self._to_check())
-
-    def _to_check(self) -> list[RemoteStream]:
-        """Return the streams to check now: those in use here, and a few of the others in turn."""
-        if not self._idle:
-            self._idle = list(self._streams.values())
-        idle, self._idle = self._idle[:_IDLE_CHECKS], self._idle[_IDLE_CHECKS:]
-        busy = (
-            remote for remote in self._streams.values() if remote.is_busy or remote.name in self.long_polls
-        )
-        return list(dict.fromkeys([*busy, *idle]))
+            if not self._idle:
+                self._idle = list(self._streams.values())
+            idle, self._idle = self._idle[:_IDLE_CHECKS], self._idle[_IDLE_CHECKS:]
+            remotes = self._streams.values()
+            busy = (remote for remote in remotes if remote.is_busy or remote.name in self.long_polls)
+            await _all(self._check(remote) for remote in dict.fromkeys([*busy, *idle]))
 
     async def _renew_lease(self, *, stops: bool = False) -> None:
         """Renew the lease of this server, or end it when the server stops; check all streams when another server is

@@ -42,15 +42,6 @@ class Dispatcher:
         #: whether a view has spent its budget before it examined everything: further slices are needed
         self.is_behind = False
 
-    def _allow(self, group: ConsumerGroup, groups: int, is_slice: bool) -> None:
-        """Set the budget of each view. While one is behind, only slices work on it, so that other calls stay cheap."""
-        share = max(_TAGS_COST, _BUDGET // (groups * max(1, len(group.views))))
-        for view in group.views:
-            if is_slice or not self.is_behind:
-                view.left = share
-            else:
-                view.left = 0 if view.tags else _FEW
-
     def _spend(self, view: FilterView, cost: int) -> bool:
         """Take `cost` from the view's budget; return False, and set `is_behind`, if it is spent."""
         if view.left <= 0:
@@ -68,7 +59,12 @@ class Dispatcher:
         The next item of a view may lie behind more entries than one call may examine; calls with `is_slice` then go on.
         The budget is shared by `groups`.
         """
-        self._allow(group, groups, is_slice)
+        share = max(_TAGS_COST, _BUDGET // (groups * max(1, len(group.views))))
+        for view in group.views:
+            if is_slice or not self.is_behind:
+                view.left = share
+            else:  # only slices work on it meanwhile, so that other calls stay cheap
+                view.left = 0 if view.tags else _FEW
         self._serve_reserved(group, effects)
         if group.redelivering:
             self._redeliver(group, effects)
@@ -340,7 +336,10 @@ class Dispatcher:
         """Return the (-priority, index) of the next item of the view; None if there is none, or it is not known yet."""
         if not self._sort_inbox(group, view):
             return None
-        returned = self._peek_returned(group, view)
+        heap = view.returned
+        while heap and not self._ready_among_others(group, heap[0][1]):
+            heapq.heappop(heap)
+        returned = heap[0] if heap else None
         classes = self._entries.classes()
         if len(view.cursors) > _MIN_LENGTH and len(view.cursors) > 2 * len(classes):
             view.cursors = {priority: view.cursors.get(priority, 0) for priority in classes}
@@ -369,12 +368,6 @@ class Dispatcher:
                 heapq.heappush(view.returned, rank)
                 self._tidy(group, view.returned)
         return True
-
-    def _peek_returned(self, group: ConsumerGroup, view: FilterView) -> tuple[int, int] | None:
-        heap = view.returned
-        while heap and not self._ready_among_others(group, heap[0][1]):
-            heapq.heappop(heap)
-        return heap[0] if heap else None
 
     def _peek_level(self, group: ConsumerGroup, view: FilterView, priority: int) -> int | None:
         start = max(view.cursors.get(priority, 0), view.after)

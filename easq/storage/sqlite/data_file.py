@@ -18,6 +18,13 @@ from pathlib import Path
 from easq.errors import StorageError
 from easq.net import files
 from easq.storage.sqlite.migration import copy_layout_1, room_for_copy
+from easq.storage.sqlite.permissions import (
+    ANOTHER_FILE,
+    check_kinds,
+    close_to_others,
+    make_folder,
+    require_access,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +37,6 @@ BALLAST_BYTES = 16 * 1024**2
 RESERVE_BYTES = 32 * 1024**2
 #: the usual length of the write-ahead log
 LOG_BYTES = 16 * 1024**2
-#: what to do where a file cannot be used
-_ANOTHER_FILE = "name another file with --storage sqlite:PATH"
-
-#: suffixes of the files beside the data file, see above
-_BESIDE = ("-wal", "-shm", ".lock", ".new", ".failed", ".copied", ".ballast", ".v1")
 
 
 class DataFile:
@@ -64,12 +66,14 @@ class DataFile:
         self._refuse_dangling(*self._given.absolute().parents)
         if not self.path.parent.exists():
             self._refuse_dangling(self._given)
-        self._make_folder()
-        _require_access(self.path.parent, os.R_OK | os.W_OK | os.X_OK)
-        self._check_kinds()
+        make_folder(self.path.parent)
+        require_access(self.path.parent, os.R_OK | os.W_OK | os.X_OK)
+        check_kinds(self.path)
         self._take_lock()
-        if not self.path.exists():
-            self._put_back()
+        if not self.path.exists() and self._before_migration.exists() and self._fresh.exists():
+            # a crash has interrupted a migration between its two renames
+            os.rename(self._before_migration, self.path)
+            sync(self.path.parent)
         if not self.path.exists():
             self._refuse_dangling(self._given)
             if self._has_log:
@@ -77,15 +81,18 @@ class DataFile:
                     f"{self._log} is there, and its {self.path.name} is not: it holds what was written last",
                     hint="put both back, or take the log away too, to begin anew",
                 )
-            self._create()
+            os.rename(
+                self._make(lambda _: None), self.path
+            )  # it gets its name when it is complete and synced
+            sync(self.path.parent)
         for path in (self.path, self._log, Path(f"{self.path}-shm")):
-            _require_access(path, os.R_OK | os.W_OK)
+            require_access(path, os.R_OK | os.W_OK)
         if self._mark.exists():
             self._copy(wanted=recover)
         self._had_log = self._has_log
         self._connection = self.connect("rw")
         layout = self._read_layout(self._connection)
-        self._close_to_others()
+        close_to_others(self.path)
         if layout < SCHEMA_VERSION:
             self._migrate(self._connection)
             self._connection = self.connect("rw")
@@ -113,51 +120,9 @@ class DataFile:
                     hint="restore that file or mount its disk, or remove the link to start with an empty file",
                 )
 
-    def _check_kinds(self) -> None:
-        """Raise StorageError when the file, or one beside it, is not a regular file or has several hard links."""
-        for suffix in ("", *_BESIDE):
-            path = Path(f"{self.path}{suffix}")
-            try:
-                status = os.lstat(path)
-                files.require_regular(status)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise StorageError(f"{path}: {error.strerror}") from error
-            if status.st_nlink > 1 and suffix in {"", "-wal"}:
-                raise StorageError(
-                    f"{path} has {status.st_nlink} names (hard links), but its log and lock belong to one name only",
-                    hint=f"remove the others (find / -samefile {path}), or use a copy of the file",
-                )
-
-    def _close_to_others(self) -> None:
-        """Set mode 0600 on the file and those beside it. Log a warning for each change, and for what stays exposed."""
-        for suffix in ("", *_BESIDE):
-            path = Path(f"{self.path}{suffix}")
-            if not path.exists():
-                continue
-            status = path.stat()
-            if status.st_mode & 0o077 and status.st_uid == os.geteuid():
-                path.chmod(0o600)
-                log.warning("%s was open to others (mode %04o): set to 0600", path, status.st_mode & 0o7777)
-                status = path.stat()
-            for warning in files.exposure(path, status):
-                log.warning("%s", warning)
-        for warning in files.exposure(self.path.parent, self.path.parent.stat()):
-            log.warning("%s", warning)
-
-    def _make_folder(self) -> None:
-        """Create the folder of the file if there is none. Raises StorageError."""
-        try:
-            files.make_private_folder(self.path.parent)
-        except OSError as error:
-            raise StorageError(
-                f"the folder {self.path.parent} cannot be made: {error.strerror}", hint=_ANOTHER_FILE
-            ) from error
-
     def _take_lock(self) -> None:
         lock_path = self.path.with_name(self.path.name + ".lock")
-        _require_access(lock_path, os.R_OK | os.W_OK)
+        require_access(lock_path, os.R_OK | os.W_OK)
         try:
             lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
@@ -166,7 +131,7 @@ class DataFile:
             raise StorageError(
                 f"{self.path} cannot be a data file: no file can be made in the folder"
                 f" {self.path.parent}{reason}",
-                hint=_ANOTHER_FILE,
+                hint=ANOTHER_FILE,
             ) from error
         try:
             files.lock(lock, wait=False)
@@ -207,11 +172,6 @@ class DataFile:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _create(self) -> None:
-        """Create the file: it gets its name when it is complete and synced."""
-        os.rename(self._make(lambda _: None), self.path)
-        sync(self.path.parent)
 
     def _make(self, fill: Callable[[sqlite3.Connection], None]) -> Path:
         """Make a new data file, fill it with `fill`, sync it, and return its path."""
@@ -274,16 +234,10 @@ class DataFile:
 
     def _no_room(self, needed: int) -> StorageError:
         return StorageError(
-            f"{self.path} has to be copied into a new layout, which needs {_mib(needed)} MiB on its disk:"
+            f"{self.path} has to be copied into a new layout, which needs {-(-needed >> 20)} MiB on its disk:"
             f" {self.free_bytes() >> 20} MiB are free",
             hint="make room, or move the file to a larger disk; it is unchanged",
         )
-
-    def _put_back(self) -> None:
-        """Rename the old file back if a crash has interrupted a migration between its two renames."""
-        if self._before_migration.exists() and self._fresh.exists():
-            os.rename(self._before_migration, self.path)
-            sync(self.path.parent)
 
     def _copy(self, *, wanted: bool) -> None:
         """Replace the file by a copy of all that can be read, synced.
@@ -478,33 +432,6 @@ def is_denied(error: BaseException | None) -> bool:
             code != sqlite3.SQLITE_READONLY_DBMOVED
         )
     return isinstance(error, PermissionError)
-
-
-def _require_access(path: Path, mode: int) -> None:
-    """Raise StorageError unless `path` can be used as `mode` says, or does not exist."""
-    bits = {os.R_OK: "readable", os.W_OK: "writable", os.X_OK: "searchable"}
-    missing = [
-        word
-        for bit, word in bits.items()
-        if mode & bit and not os.access(path, bit, effective_ids=os.access in os.supports_effective_ids)
-    ]
-    if not missing or not path.exists():
-        return
-    status, user = path.stat(), os.geteuid()
-    if os.statvfs(path).f_flag & os.ST_RDONLY:
-        reason, hint = "its file system is mounted read-only", "mount it for writing, or"
-    elif status.st_uid == user:
-        reason = f"its mode is {status.st_mode & 0o7777:04o}"
-        hint = f"chmod {'u+rwx' if mode & os.X_OK else 'u+rw'} {path}, or"
-    else:
-        reason = f"its mode is {status.st_mode & 0o7777:04o}, and it belongs to user {status.st_uid}, not to {user}"
-        hint = f"run easq as user {status.st_uid}, change its owner, or"
-    raise StorageError(f"{path} is not {' and not '.join(missing)}: {reason}", hint=f"{hint} {_ANOTHER_FILE}")
-
-
-def _mib(size: int) -> int:
-    """Return `size` in MiB, rounded up."""
-    return -(-size >> 20)
 
 
 def sync(path: Path) -> None:

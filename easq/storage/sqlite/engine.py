@@ -130,7 +130,7 @@ class SqliteStorage(EmbeddedStorage):
         base, end = number << INDEX_BITS, (number + 1) << INDEX_BITS
         rules = Stream(
             timing=self._timing,
-            tags_of=lambda index: self._load_tags(stream, index),
+            tags_of=lambda index: self.load_tags(stream, index),
             last=last,
             ended=bool(ended),
         )
@@ -190,11 +190,11 @@ class SqliteStorage(EmbeddedStorage):
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def _load(self, stream: str, index: int) -> Frame | None:
+    def load(self, stream: str, index: int) -> Frame | None:
         row = self._read("SELECT tags, data FROM item WHERE id = ?", self._id(stream, index))
         return None if row is None else Frame(index, json.loads(row[0]), row[1])
 
-    def _load_tags(self, stream: str, index: int) -> Tags:
+    def load_tags(self, stream: str, index: int) -> Tags:
         row = self._read("SELECT tags FROM item WHERE id = ?", self._id(stream, index))
         tags: Tags = {} if row is None else json.loads(row[0])
         return tags
@@ -206,7 +206,7 @@ class SqliteStorage(EmbeddedStorage):
             raise self._broken(error) from error
         return row
 
-    def _find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
+    def find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
         base = self._ids[stream] << INDEX_BITS
         try:
             rows = self._reader.execute(
@@ -217,7 +217,7 @@ class SqliteStorage(EmbeddedStorage):
             raise self._broken(error) from error
         return [entry - base for (entry,) in rows]
 
-    def _recall(self, stream: str, key: str) -> Keyed | None:
+    def recall(self, stream: str, key: str) -> Keyed | None:
         try:
             row = self._reader.execute(
                 "SELECT item, request_id, digest, number FROM idempotency WHERE stream = ? AND key = ?",
@@ -238,7 +238,7 @@ class SqliteStorage(EmbeddedStorage):
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def _check_space(self) -> None:
+    def check_space(self) -> None:
         if self._is_space_low():
             raise QueueFull(
                 "the disk of the queue service is full", hint="delete or commit items, or make room"
@@ -249,7 +249,7 @@ class SqliteStorage(EmbeddedStorage):
                 hint="end the other program that reads its data file",
             )
 
-    def _has_space(self) -> bool:
+    def has_space(self) -> bool:
         # after a while it is tried again: without puts nobody would notice that there is room again
         known_full = self._open_writer.full and (
             self._loop.time() - self._open_writer.full_at < self._timing.backoff_s[-1]
@@ -277,7 +277,7 @@ class SqliteStorage(EmbeddedStorage):
             raise StorageError(f"{self._path} is not open")
         return self._writer
 
-    def _submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
+    def submit(self, changes: Sequence[Change], settle: Settle | None = None) -> Awaitable[None]:
         job = CommitJob(changes, settle, self._loop.create_future())
         self._unchecked_bytes -= job.size
         if self._space_low:

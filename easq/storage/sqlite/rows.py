@@ -6,7 +6,6 @@ import json
 import sqlite3
 from collections.abc import Mapping
 
-from easq.model import Tags
 from easq.storage.rules.changes import (
     Change,
     Committed,
@@ -68,7 +67,7 @@ class RowWriter:
                 change.priority,
                 len(frame.data),
                 frame.request_id,
-                _json_object(frame.tags),
+                f"{{{','.join([f'{_encode(key)}:{_encode(value)}' for key, value in frame.tags.items()])}}}",
                 frame.data,
             )
             if change.due_ms is None and change.expires_ms is None:
@@ -131,8 +130,3 @@ class RowWriter:
                 execute("UPDATE stream SET ended = ? WHERE id = ?", (change.ended, number))
             case _:
                 raise AssertionError(change)
-
-
-def _json_object(tags: Tags) -> str:
-    """Return the tags as a JSON object."""
-    return f"{{{','.join([f'{_encode(key)}:{_encode(value)}' for key, value in tags.items()])}}}"

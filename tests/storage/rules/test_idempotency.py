@@ -132,7 +132,7 @@ def test_forgotten_keys_are_gone_and_the_others_are_not(run: Run) -> None:
         assert isinstance(engine.storage, EmbeddedStorage)
         for n in range(5):
             await put(engine, b"x", f"k{n}")
-        await engine.storage._submit([KeysForgotten("q", 3)])
+        await engine.storage.submit([KeysForgotten("q", 3)])
         assert [(await put(engine, b"x", f"k{n}")).duplicate for n in (0, 1, 2, 3, 4)] == [
             False,
             False,

@@ -70,11 +70,11 @@ def test_a_scan_ends_when_its_caller_is_gone(run: Run, verb: str) -> None:
             return looks == 2
 
         storage = engine.storage
-        wanted: dict[str, Any] = {"tags": {"color": "blue"}, "limit": ScanLimit(is_gone)}
+        blue, limit = {"color": "blue"}, ScanLimit(is_gone)
         scan = {
-            "read": lambda: storage.read("q", start=0, length=2, **wanted),
-            "take": lambda: storage.take("q", start=0, length=2, minimum=1, **wanted),
-            "count": lambda: storage.count("q", priority=None, **wanted),
+            "read": lambda: storage.read("q", Selection(0, blue, 2), limit=limit),
+            "take": lambda: storage.take("q", Selection(0, blue, 2), minimum=1, limit=limit),
+            "count": lambda: storage.count("q", tags=blue, priority=None, limit=limit),
         }[verb]
         with pytest.raises(Unavailable):
             await scan()

@@ -304,12 +304,12 @@ class Counted:
     def __init__(self, count: int, tags: Mapping[int, Tags] | None = None) -> None:
         self.loaded = 0
         self.tags = tags or {}
-        self.stream = Stream(timing=TIMING, tags_of=self._load)
+        self.stream = Stream(timing=TIMING, tags_of=self.load)
         for _ in range(count):
             index, _ = self.stream.allocate(1, Limits())
             self.stream.entries.show(index, 0)
 
-    def _load(self, index: int) -> Tags:
+    def load(self, index: int) -> Tags:
         self.loaded += 1
         return self.tags.get(index, {})
 

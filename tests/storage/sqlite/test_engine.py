@@ -698,7 +698,7 @@ def test_losses_and_busy_time_of_an_item_are_kept(run_sqlite: Run) -> None:
         assert isinstance(engine.storage, SqliteStorage)
         await engine.put()
         record = DeliveryRecord(deliveries=3, failures=1, code="c", reason="r", losses=2, busy_ms=500)
-        await engine.storage._submit([GroupChanged("q", "g", True), DeliveryRecorded("q", "g", 1, record)])
+        await engine.storage.submit([GroupChanged("q", "g", True), DeliveryRecorded("q", "g", 1, record)])
         await engine.restart()
         assert engine.storage._rules["q"].record("g", 1) == record
 
@@ -709,7 +709,7 @@ def test_the_times_of_items_are_stored_and_found_without_a_scan(run_sqlite: Run)
     async def body(engine: Engine) -> None:
         assert isinstance(engine.storage, SqliteStorage)
         frames = [Frame(index, {"requestId": "r"}, b"x") for index in (1, 2, 3)]
-        await engine.storage._submit(
+        await engine.storage.submit(
             [
                 Stored("q", frames[0], 0),
                 Stored("q", frames[1], 0, due_ms=5),
