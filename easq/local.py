@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 #: a process that got SIGTERM is killed after so many seconds
 _STOP_S = 30.0
+#: what the process left running may hold its stderr open; so long is read on, in seconds
+_LOG_S = 5.0
 
 
 class _Running(Protocol):
@@ -284,18 +286,18 @@ class _Process:
         finally:
             children.ended(process.pid)
         if self._reader is not None:
-            self._reader.join()
-        for pipe in (process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
+            self._reader.join(_LOG_S)
+        if process.stdout is not None:
+            process.stdout.close()
         return process.returncode
 
     def _read(self, stderr: IO[bytes]) -> None:
         """Log what the process says, and note the error that ends it."""
-        for line in stderr:
-            text = line.decode("utf-8", "replace").rstrip()
-            self._error = _read_error(text) or self._error
-            log.info("%s", text)
+        with stderr:
+            for line in stderr:
+                text = line.decode("utf-8", "replace").rstrip()
+                self._error = _read_error(text) or self._error
+                log.info("%s", text)
 
 
 def _arguments(settings: ServerSettings, service: ModelService | None) -> list[str]:

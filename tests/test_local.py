@@ -155,3 +155,14 @@ def test_a_process_that_was_killed_is_reported() -> None:
     with pytest.raises(easq.ServerError, match="exit status -9"):
         service.stop()
     service.stop()
+
+
+def test_a_storage_that_failed_is_reported(tmp_path: Path) -> None:
+    service = serve(f"sqlite:{tmp_path}/q.db")
+    running = service._running
+    failure = easq.StorageError("the disk is gone")
+    running._loop.call_soon_threadsafe(running._server._fail, failure)  # type: ignore[attr-defined]
+    eventually(lambda: not service.is_running)
+    with pytest.raises(easq.StorageError, match="the disk is gone"):
+        service.stop()
+    service.stop()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _thread
 import itertools
+import os
+import signal
 import socket
 import threading
 import time
@@ -682,3 +684,18 @@ def test_what_ends_a_worker_is_raised(serve: Serve) -> None:
         assert queue.count() == 1
     with QueueClient(service.url(), "wrong") as queue, pytest.raises(AuthFailed):
         Worker(queue, bytes.upper).run()
+
+
+def test_ctrl_c_lets_the_item_in_flight_end(serve: Serve) -> None:
+    service = serve()
+
+    def interrupt(data: bytes) -> bytes:
+        os.kill(os.getpid(), signal.SIGINT)
+        return data
+
+    with QueueClient(service.url(), service.token) as queue:
+        queue.put(b"abc")
+        with pytest.raises(KeyboardInterrupt):
+            Worker(queue, interrupt).run()
+        assert [frame.data for frame in queue.sink.get()] == [b"abc"]
+        assert queue.count() == 0
