@@ -16,8 +16,8 @@ from tests.support.redis import free_port
 PAGE = "docs/troubleshooting.md"
 #: what an entry shows beside ANY has at least so many characters, or it would stand for anything
 LEAST = 6
-#: kinds whose messages say all, about an option or a parameter of the wire; the page has the frequent ones
-EXPLAINED_BY_THEMSELVES = {"UsageError", "BadRequest", "MethodNotAllowed", "NotAcceptable"}
+#: kinds that only a client of one's own meets, by a parameter of the wire that says what is wrong with it
+OF_THE_WIRE = {"BadRequest", "MethodNotAllowed", "NotAcceptable"}
 
 
 def page_entries() -> list[Entry]:
@@ -48,7 +48,7 @@ def test_each_error_of_the_source_is_on_the_page() -> None:
     missing = [
         f"{error.where} ({error.kind}, exit code {int(error.exit)}): {error.message}"
         for error in raised()
-        if error.kind not in EXPLAINED_BY_THEMSELVES
+        if error.kind not in OF_THE_WIRE
         and len(error.message.replace(ANY, "")) >= LEAST
         and not any(entry.covers(error.message) for entry in rows)
     ]
