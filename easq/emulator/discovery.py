@@ -1,4 +1,4 @@
-"""Discovery: where the instances of a service are, as EAS and ModelArts answer.
+"""Discovery: returns the addresses of a service's instances in the formats of EAS and ModelArts.
 
 Source: Alibaba's page on direct connect over a VPC, Huawei's on the VPC channel, and the official SDKs.
 """
@@ -23,26 +23,26 @@ from easq.protocol.replies import Reply
 from easq.server.request import local_address, target
 from easq.server.response import respond
 
-#: where discovery of EAS is asked: the documented path, and the Python SDK's since 2026. Its group is the service
+#: paths of discovery of EAS: the documented one, and the path of the Python SDK since 2026. The group is the service
 EAS_PATH = re.compile(
     "(?:/exported/apis/eas.alibaba-inc.k8s.io/v1/upstreams/|/api/v1/servicediscovery/upstreams/)(.*)",
     re.DOTALL,
 )
-#: where ModelArts' management is asked: the groups are service and operation
+#: path of ModelArts' management API. The groups are the service and the operation
 MODELARTS_PATH = re.compile(r"/v1/[^/]*/services/([^/]*)(/.*)?")
 _LOOKUP = "/predict/endpoints"
 
 
 class DiscoveryService:
-    """Answers where the instances of one service are; without a service, that there is none."""
+    """Returns the addresses of the instances of one service. Without a service, every name is unknown."""
 
     def __init__(self, name: str, instances: Instances, *, token: str, queues: Collection[str]) -> None:
         """Prepare.
 
         Args:
-            name: of the service; empty for none.
-            token: what ModelArts' look-up asks for; empty for nothing.
-            queues: names of queues, which EAS's discovery answers with the service's own address.
+            name: name of the service; empty for none.
+            token: token that ModelArts' look-up requires; empty for none.
+            queues: names of queues. For these, EAS's discovery returns the address of this service.
         """
         self._name = name
         self._instances = instances
@@ -52,9 +52,8 @@ class DiscoveryService:
     async def eas(self, request: web.BaseRequest, found: re.Match[str]) -> web.StreamResponse:
         """Return the instances of the service, or, for a queue, the address that the caller has connected to.
 
-        No token is checked: clients send none. Never a 200 without instances, which two official SDKs would clear their
-        lists by: Raises NotFound for another name, and Unavailable while no instance is left, so that clients do not
-        doubt the name.
+        No token is checked, since clients send none. An empty list is never returned: two official SDKs would clear
+        their own lists. Instead, this raises NotFound for an unknown name, and Unavailable while there is no instance.
         """
         name = unquote(found[1], errors="replace")
         if name in self._queues:
@@ -68,7 +67,7 @@ class DiscoveryService:
         return respond(Reply(200, {"Content-Type": "application/json"}, write_upstreams(name, instances)))
 
     async def modelarts(self, request: web.BaseRequest, found: re.Match[str]) -> web.StreamResponse:
-        """Return the instances as ModelArts' management does for a caller with its token; errors in its form."""
+        """Return the instances, or an error, in the format of ModelArts' management API. The token is required."""
         given = request.headers.get("X-Auth-Token", "").strip().encode(errors="replace")
         name = unquote(found[1], errors="replace")
         if self._token and not hmac.compare_digest(given, self._token.encode()):

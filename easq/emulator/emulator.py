@@ -22,7 +22,7 @@ from easq.server.server import EngineSettings, Server, ServerSettings
 
 
 class Emulator:
-    """The routes around the instances of one service; without a service, discovery answers that there is none."""
+    """The routes around the instances of one service. Without a service, discovery knows no name."""
 
     def __init__(self, settings: ServerSettings, service: ModelService | None) -> None:
         """Prepare; `start` listens. Raises UsageError and ChildFailed for a service that cannot be served."""
@@ -65,9 +65,9 @@ class Emulator:
 def open_service(
     settings: ServerSettings, service: ModelService | None = None, *, hooks: Sequence[Hook] = ()
 ) -> tuple[Server, Emulator]:
-    """Return a service with the emulator's routes, and, for a model, one engine for each instance on every queue.
+    """Return a server with the emulator's routes. With a model, every queue has one engine for each instance.
 
-    Raises UsageError and ChildFailed for what cannot be served.
+    Raises UsageError for settings that cannot be served, and ChildFailed for a command that does not exist.
     """
     if service is not None:
         users = [f"{service.name}-{number}" for number in range(len(service.weights))]

@@ -22,17 +22,17 @@ from easq.server.request import target
 
 log = logging.getLogger(__name__)
 
-#: an instance is on this machine: one that cannot be connected to in so many seconds is away
+#: time limit of connecting to an instance, in seconds; instances run on this machine
 _CONNECT_S = 5.0
-#: beyond the time limit of a call, so that the instance answers first when it is over, in seconds
+#: time that the gateway waits longer than an instance does, in seconds: the instance then reports the timeout itself
 _SPARE_S = 2.0
-#: headers of the caller that an instance does not get: the gateway sends its own token, and has checked the origin
+#: headers of the caller that are not forwarded: the gateway sends its own token, and has checked the origin
 _REPLACED = frozenset({"authorization", "origin", "cookie"})
 #: response headers that apply to the whole origin, and so to everything else at the service's address
 _ORIGIN_WIDE = frozenset(
     {"set-cookie", "clear-site-data", "strict-transport-security", "service-worker-allowed", "alt-svc"}
 )
-#: a model's page shares the service's origin: sandboxed, it cannot call the service as that origin
+#: added to answers: a model's page has the service's origin, and the sandbox stops it from calling the service
 _SANDBOX = (("Content-Security-Policy", "sandbox allow-scripts"),)
 
 
@@ -43,7 +43,7 @@ class Gateway:
         """Prepare.
 
         Args:
-            token: what instances ask for; empty for nothing.
+            token: token that instances require; empty for none.
         """
         self._instances = instances
         self._limits = limits
@@ -64,10 +64,10 @@ class Gateway:
         await self._proxy.close()
 
     async def answer(self, request: web.BaseRequest, _found: re.Match[str]) -> web.StreamResponse:
-        """Return the answer of the next instance. One that cannot be connected to is passed over, as is for some
-        seconds one that gave no answer, or not all of it: the caller's next attempt should meet another.
+        """Return the answer of the next instance. If connecting to it fails, try the one after it.
 
-        Raises Unavailable without an instance, Unreachable and DeadlineExceeded.
+        An instance whose answer is missing or incomplete is avoided for some seconds, so that the caller's next attempt
+        reaches another. Raises Unavailable if there is no instance, Unreachable and DeadlineExceeded.
         """
         is_socket = is_upgrade(request)
         body = None

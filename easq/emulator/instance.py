@@ -30,24 +30,23 @@ log = logging.getLogger(__name__)
 
 #: header with the address of the instance that answered, IP:PORT; also through the gateway
 INSTANCE_HEADER = "X-Easq-Instance"
-#: headers that a model does not get: credentials, and where the call comes from
+#: headers that are not forwarded to a model: credentials, and the origin of the call
 _WITHHELD = frozenset({"authorization", "content-md5", "cookie", "date", "origin", "referer", "x-auth-token"})
-#: headers of a model that its caller gets, besides its content type and those that begin with X-
+#: headers of a model's answer that are forwarded, in addition to its content type and the headers that begin with X-
 _CONTENT = frozenset({"content-encoding", "content-language"})
-#: calls in flight may go on for so long once the service stops, in seconds; shorter than the same time of connections,
-#: so that callers get an answer
+#: time that calls in flight have once the service stops, in seconds. It is shorter than the listener's (5 s), so that
+#: callers get an answer
 _GRACE_S = 4.5
 #: most bytes of the reason in a close frame
 _MAX_CLOSE_REASON = 123
 
 
 class ModelInstance:
-    """A model that is called with POST, or with the messages of a WebSocket. A model behind HTTP is called with any
-    method, and bodies are streamed both ways.
+    """A model that is called with POST, or with the messages of a WebSocket.
 
-    The path begins with the gateway's path of the service, `/api/predict/NAME`, which clients use past the gateway as
-    well; the model gets the rest. Clients that know of no gateway (ModelArts) call any other path, all of which the
-    model gets.
+    A model behind HTTP is called with any method, and bodies are streamed both ways. Clients of EAS use the gateway's
+    path, `/api/predict/NAME`, for direct calls as well: the model gets the rest of the path. Clients of ModelArts do not
+    have that prefix: the model gets the whole path.
     """
 
     def __init__(self, model: Model, guard: Guard, *, base: str, name: str, limits: CallLimits) -> None:
@@ -57,13 +56,13 @@ class ModelInstance:
         self._sockets: set[web.WebSocketResponse] = set()
         self._listener = Listener(self._answer, guard)
         self._host = ""
-        #: used by a model behind HTTP
-        self._proxy = Proxy(connect_s=limits.timeout_s, answer_s=limits.timeout_s, again=True)
+        #: forwards the requests for a model behind HTTP
+        self._proxy = Proxy(connect_s=limits.timeout_s, answer_s=limits.timeout_s, repeat=True)
         self._is_stopped = False
-        #: number of calls and handshakes, also of those that were refused
+        #: number of calls and handshakes, refused ones included
         self.requests = 0
-        #: answers in place of the instance, when a test has it fail
-        self.instead: Handler | None = None
+        #: answers in place of the instance; set by tests that make it fail
+        self.override: Handler | None = None
 
     @property
     def ip(self) -> str:
@@ -86,11 +85,11 @@ class ModelInstance:
         await self._listener.start(host, self.port)
 
     async def kill(self) -> None:
-        """Stop listening and reset every connection, as when a process is killed. `back` listens again."""
+        """Stop listening and reset every connection, as when a process is killed. `restart` listens again."""
         self._model.cancel()
         await self._listener.abort()
 
-    async def back(self) -> None:
+    async def restart(self) -> None:
         """Listen again, at the same port. Raises ConfigError."""
         await self._listener.start(self._host, self.port)
 
@@ -114,8 +113,8 @@ class ModelInstance:
         if target(request).partition("?")[0] == "/healthz" and request.method == "GET":
             return respond(Reply(200, {"Content-Type": "text/plain"}, b"ok\n"))
         self.requests += 1
-        if self.instead is not None:
-            return await self.instead(request)
+        if self.override is not None:
+            return await self.override(request)
         return await self.answer(request)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -166,7 +165,7 @@ class ModelInstance:
         return "" if path == "/" else path, query
 
     async def _pass_on(self, request: web.BaseRequest, model: Http) -> web.StreamResponse:
-        """Stream the request to a model behind HTTP, whatever its method, and return the answer."""
+        """Stream the request to a model behind HTTP, with any method, and return the answer."""
         path, query = self._place(request)
         url = model.url(path, query)
         body = await body_of(request, self._limits.max_payload, patience_s=self._limits.timeout_s)
@@ -203,7 +202,7 @@ class ModelInstance:
             raise ModelFailed("the model cannot be started", status=500) from error
 
     async def _converse(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
-        """Answer each message with one of its kind, text or bytes, until either side closes the socket."""
+        """Answer each text message with text and each binary one with bytes, until either side closes the socket."""
         socket = accept_socket(request, self._limits.max_payload)
         await socket.prepare(request)
         self._sockets.add(socket)
@@ -236,7 +235,7 @@ def _model_headers(request: web.BaseRequest) -> list[tuple[str, str]]:
 
 
 def _reply(answer: Answer) -> Reply:
-    """Return the reply for a model's answer: under its own type, unless a browser would run that."""
+    """Return the reply for a model's answer. It has the answer's content type, unless a browser would execute it."""
     typed = raw_reply(Frame(0, {HEADER_PREFIX + "Content-Type": answer.content_type}, answer.data))
     headers = {
         name: value

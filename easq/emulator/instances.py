@@ -13,13 +13,13 @@ from easq.models.open import open_model
 from easq.net.balance import Balance
 from easq.server.auth import Guard, is_unspecified
 
-#: an instance that gave no answer is passed over for so long, in seconds
+#: time during which an instance that gave no answer is avoided, in seconds
 _SUSPECT_S = 5.0
 
 
 @dataclass(slots=True)
 class _Member:
-    """An instance, its weight, and whether it is in the lists."""
+    """An instance, its weight, and whether discovery lists it."""
 
     instance: ModelInstance
     weight: int
@@ -58,7 +58,7 @@ class Instances:
 
     @property
     def all(self) -> list[ModelInstance]:
-        """All of them in order, whether they are in the lists or not."""
+        """All instances in order, listed or not."""
         return [member.instance for member in self._members]
 
     async def start(self, host: str) -> None:
@@ -72,12 +72,12 @@ class Instances:
         await asyncio.gather(*(instance.stop() for instance in self.all))
 
     def set_weight(self, number: int, weight: int) -> None:
-        """Give instance `number` another weight in the lists; 0 drains it."""
+        """Change the weight of instance `number`; 0 drains it."""
         self._members[number].weight = weight
         self._rebalance()
 
-    def set_listed(self, number: int, is_listed: bool) -> None:
-        """Put instance `number` into the lists, or take it out; it answers in either case."""
+    def set_listed(self, number: int, *, is_listed: bool) -> None:
+        """List instance `number`, or remove it from the lists. It answers in either case."""
         self._members[number].is_listed = is_listed
         self._rebalance()
 
@@ -85,8 +85,8 @@ class Instances:
         """Return the addresses of all instances, in order, with their weights.
 
         Args:
-            reached_at: the address that the caller has connected to, which is given for instances that listen on all
-                addresses of the machine; empty for loopback.
+            reached_at: the local address of the caller's connection; empty for loopback. It is returned for instances
+                that listen on all addresses of the machine.
         """
         places = []
         for member in self._members:
@@ -97,9 +97,9 @@ class Instances:
         return places
 
     def addresses(self, reached_at: str = "") -> list[Instance]:
-        """Return those of `places` that are given requests.
+        """Return the `places` that may get requests: listed, and not drained.
 
-        A drained one is left out rather than listed with weight 0, at which the Go SDK divides by zero.
+        A drained instance is omitted, since the Go SDK divides by zero at weight 0.
         """
         places = zip(self.places(reached_at), self._members, strict=True)
         return [place for place, member in places if member.is_listed and member.weight]
@@ -108,15 +108,15 @@ class Instances:
         self._balance.replace(self.addresses())
 
     def next(self, tried: set[str]) -> Instance | None:
-        """Return the instance to call next, by weight, and one that is not suspected if there is any.
+        """Return the next instance by weight. A suspected instance is returned only if there is no other.
 
         Args:
-            tried: addresses that are left out.
+            tried: addresses that are excluded.
         """
         now = time.monotonic()
         self._suspects = {address: until for address, until in self._suspects.items() if until > now}
         return self._balance.next(tried | self._suspects.keys()) or self._balance.next(tried)
 
     def suspect(self, address: Instance) -> None:
-        """Record that the instance gave no answer, or not all of one."""
+        """Record that the instance gave no answer, or an incomplete one."""
         self._suspects[address.address] = time.monotonic() + _SUSPECT_S

@@ -1,7 +1,7 @@
 """A reverse proxy: streams a request to another HTTP server, and the answer back.
 
 The gateway uses it for its instances, and an instance for a model behind HTTP. A request is sent once, since it may
-have taken effect. When no connection could be opened, no byte of the body was read, and another server can be tried.
+have taken effect. If no connection can be opened, the body is still unread, and the caller can try another server.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from easq.server.handshake import check_not_stripped
 from easq.server.request import BodyReader, read_body
 from easq.server.response import UNBUFFERED, break_off
 
-#: a body or answer of a known length up to so many bytes is read whole before it is passed on: an answer that breaks
-#: off can then be replaced by an error with a status
+#: longest body or answer of known length that is read whole before it is forwarded, in bytes. An incomplete answer can
+#: then be replaced by an error with a status
 _WHOLE = 64 * 1024
-#: methods that are not passed on: TRACE echoes headers, CONNECT opens a tunnel
+#: methods that are not forwarded: TRACE echoes headers, CONNECT opens a tunnel
 _REFUSED_METHODS = frozenset({"TRACE", "CONNECT"})
-#: the usual ones among those that are
+#: the usual methods that are forwarded
 _PASSED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-#: response headers that would have a browser guess content types, or a web server before us send one of its own files
+#: response headers that make a browser guess content types, or make a web server before us send one of its own files
 UNSAFE = re.compile(
     r"x-content-type-options|x-accel-(?!buffering$).*|x-sendfile.*|x-lighttpd-.*|x-litespeed-.*|x-reproxy-.*"
 )
 
 
 class BrokenOff(Exception):
-    """An answer broke off after its beginning was sent to the caller, whose connection was therefore aborted."""
+    """An answer ended early, after a part of it was sent to the caller. The caller's connection was aborted."""
 
     def __init__(self, response: web.StreamResponse) -> None:
         super().__init__("the answer broke off")
@@ -53,22 +53,22 @@ class CallerGone(ConnectionError):
 
 
 class StreamedBody(aiohttp.Payload):
-    """A request's body that is streamed: read from the caller while it is written to the server, once."""
+    """A streamed body: it is read from the caller while it is written to the server. It can be sent only once."""
 
     def __init__(self, reader: BodyReader, *, size: int | None, patience_s: float) -> None:
         """Wrap `reader`.
 
         Args:
             size: the length in bytes; None when the caller did not declare it.
-            patience_s: time in which the server has to take each piece, in seconds, else TimeoutError is raised.
+            patience_s: time limit of writing one piece to the server, in seconds.
         """
         super().__init__(None, content_type="application/octet-stream")
         self._reader = reader
         self._declared = size
         self._patience_s = patience_s
         self._begun = False
-        #: an error on the caller's side. It is not raised from here: its traceback would refer to this body, which
-        #: refers to the error
+        #: an error on the caller's side. `pass_on` raises it: a traceback through `write` would refer to this body, and
+        #: so make a reference cycle
         self.failure: Exception | None = None
 
     @property
@@ -81,7 +81,10 @@ class StreamedBody(aiohttp.Payload):
         raise TypeError("the body of a request is streamed, not stored")
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write each piece as it arrives. Raises ConnectionError on a second call: the body can be read once."""
+        """Write each piece as it arrives.
+
+        Raises TimeoutError when the server does not take a piece in time, and ConnectionError on a second call.
+        """
         if self._begun:
             raise ConnectionError("the body was sent before")
         self._begun = True
@@ -106,7 +109,7 @@ class StreamedBody(aiohttp.Payload):
             raise
 
     def take_failure(self) -> Exception:
-        """Return and clear the error on the caller's side; there has to be one."""
+        """Return and clear the error on the caller's side, which must exist."""
         failure, self.failure = self.failure, None
         assert failure is not None
         return failure
@@ -141,22 +144,22 @@ def check_can_pass(request: web.BaseRequest) -> None:
 class Proxy:
     """Passes requests on to other servers. Used on the event loop."""
 
-    def __init__(self, *, connect_s: float, answer_s: float, again: bool = False) -> None:
+    def __init__(self, *, connect_s: float, answer_s: float, repeat: bool = False) -> None:
         """Prepare; connections are opened when they are needed.
 
         Args:
             connect_s: time limit of a connection attempt, in seconds.
             answer_s: time limit until the answer begins, and between two pieces of it, in seconds.
-            again: when a reused connection ends without an answer, send the request once more on a new one, if it has
-                no body or a small one: the server has closed the idle connection.
+            repeat: send a request again on a new connection when a reused one ends without an answer: the server has
+                closed the idle connection. Requests with a streamed body are not repeated.
         """
         # servers close idle connections: uvicorn after 5 s, easq after 60 s
-        self._client = RawClient(idle_s=2.0 if again else 15.0, connect_s=connect_s, read_s=answer_s)
-        self._again = again
+        self._client = RawClient(idle_s=2.0 if repeat else 15.0, connect_s=connect_s, read_s=answer_s)
+        self._repeat = repeat
         self._running: set[asyncio.Task[web.StreamResponse]] = set()
 
     async def close(self) -> None:
-        """Abort the requests in flight, as if their server had closed the connection, and close the connections."""
+        """Abort the requests in flight, which fail as if their server had closed the connection. Close connections."""
         # closing a session does not wake a task that reads an answer (aiohttp 3.14)
         running = set(self._running)
         for task in running:
@@ -180,16 +183,17 @@ class Proxy:
         drop: frozenset[str] = frozenset(),
         add: Sequence[tuple[str, str]] = (),
     ) -> web.StreamResponse:
-        """Send `request` with these headers to `url`, and return the answer. A large answer has been sent to the caller
-        when this returns. Redirects are not followed.
+        """Send `request` with these headers to `url`, and return the answer. Redirects are not followed.
+
+        A large answer is sent to the caller before this returns.
 
         Args:
             drop: response headers to remove, in lower case.
             add: response headers to add.
 
         Raises:
-            aiohttp.ClientError, TimeoutError: there was no answer, and nothing was sent to the caller;
-                aiohttp.ClientConnectorError: the server has not seen the request either.
+            aiohttp.ClientError, TimeoutError: there was no answer, and nothing was sent to the caller. With
+                aiohttp.ClientConnectorError nothing was sent to the server either.
             PayloadTooLarge, Refused: the caller's body is too large, or was too slow.
             CallerGone: the caller disconnected.
             BrokenOff: the answer broke off after a part of it was sent.
@@ -199,7 +203,7 @@ class Proxy:
             task = asyncio.create_task(self._send(proxied, url, headers, body))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
-            return await proxied.while_there(task)
+            return await proxied.wait_for(task)
         except (aiohttp.ClientError, TimeoutError, OSError):
             if isinstance(body, StreamedBody) and body.failure is not None:
                 raise body.take_failure() from None
@@ -218,8 +222,8 @@ class Proxy:
             url,
             headers,
             body,
-            repeat=self._again and not streamed,
-            reuse=not (self._again and streamed),
+            repeat=self._repeat and not streamed,
+            reuse=not (self._repeat and streamed),
         )
         async with reply:
             return await proxied.answer(reply)
@@ -235,8 +239,8 @@ class _ProxiedRequest:
         #: the answer, once it is being sent
         self._begun: web.StreamResponse | None = None
 
-    async def while_there(self, task: asyncio.Task[web.StreamResponse]) -> web.StreamResponse:
-        """Return the answer of `task`. When the caller disconnects, raise CallerGone and cancel the task."""
+    async def wait_for(self, task: asyncio.Task[web.StreamResponse]) -> web.StreamResponse:
+        """Return the answer of `task`. When the caller disconnects, cancel the task and raise CallerGone."""
         either: set[asyncio.Future[Any]] = {task, until_lost(self.request)}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -253,7 +257,7 @@ class _ProxiedRequest:
             del task  # its exception refers to this frame, which refers to the task
 
     async def answer(self, reply: aiohttp.ClientResponse) -> web.StreamResponse:
-        """Return the response for `reply`: its status, its end-to-end headers and its body, sent already if large."""
+        """Return the response for `reply`: its status, its end-to-end headers and its body. Send a large one here."""
         length = reply.content_length
         has_body = self.request.method != "HEAD" and reply.status not in (204, 304)
         response: web.StreamResponse

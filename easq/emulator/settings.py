@@ -22,16 +22,19 @@ class CallLimits:
 
 @dataclass(frozen=True, slots=True)
 class ModelService:
-    """A model that is served: one instance for each of `weights`, of which 0 is drained."""
+    """A model that is served by one instance for each of `weights`. An instance of weight 0 is drained."""
 
     model: ModelSource
     name: str = "model"
     weights: Sequence[int] = (100,)
     limits: CallLimits = field(default_factory=CallLimits)
-    open_instances: bool = False  #: past the gateway no token is asked for, as with ModelArts
+    open_instances: bool = False  #: direct calls of an instance need no token, as with ModelArts
 
     def check(self, queues: Sequence[str]) -> None:
-        """Raise UsageError for what cannot be served beside `queues`, ChildFailed for a command that does not exist."""
+        """Raise UsageError for settings that cannot be served beside `queues`.
+
+        Raises ChildFailed for a command that does not exist.
+        """
         open_model(self.model).check()
         try:
             check_name(self.name)

@@ -21,13 +21,13 @@ def is_upgrade(request: web.BaseRequest) -> bool:
 
 
 def accept_socket(request: web.BaseRequest, max_payload: int) -> web.WebSocketResponse:
-    """Return a WebSocket to prepare, without extensions. An unmasked frame closes it with 1002.
+    """Return a WebSocket without extensions; the caller prepares it. An unmasked frame closes it with 1002.
 
     Raises BadRequest for an invalid handshake, and UpgradeRequired for another version of WebSocket.
     """
     socket = web.WebSocketResponse(compress=False, max_msg_size=max_payload + 1, timeout=_CLOSE_S)
     check_handshake(request, socket)
-    closing: set[asyncio.Task[bool]] = set()  # the event loop has no reference to its tasks
+    closing: set[asyncio.Task[bool]] = set()  # a task without a reference may be freed before it ends
 
     def close() -> None:
         end = socket.close(code=WSCloseCode.PROTOCOL_ERROR, message=b"a frame was not masked")

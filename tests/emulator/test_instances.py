@@ -49,7 +49,7 @@ def test_the_next_instance_is_chosen_by_weight() -> None:
 
     def act(instances: Instances) -> None:
         assert Counter(ports(instances, 30)) == {0: 20, 1: 10}
-        instances.set_listed(0, False)
+        instances.set_listed(0, is_listed=False)
         assert ports(instances, 2) == [1, 1]
         instances.set_weight(2, 10)
         assert Counter(ports(instances, 20)) == {1: 10, 2: 10}

@@ -68,7 +68,7 @@ class Cloud(Local):
     def start(self) -> None:
         super().start()
         for number, instance in enumerate(self.instances):
-            instance.instead = functools.partial(self._take, number)
+            instance.override = functools.partial(self._take, number)
 
     async def _take(self, number: int, request: web.BaseRequest) -> web.StreamResponse:
         self.seen.append((number, request.headers.get("X-Id", "")))
@@ -124,7 +124,7 @@ class Cloud(Local):
 
     def _came_back(self, number: int) -> bool:
         try:
-            self.do(lambda _: self.instances[number].back())
+            self.do(lambda _: self.instances[number].restart())
         except ConfigError:  # its port is used, as one of the many that clients connect from
             return False
         return True
@@ -159,7 +159,7 @@ class Cloud(Local):
         """Put the instance into the lists, or take it out."""
 
         async def change(_: Server) -> None:
-            self._emulator.instances.set_listed(number, listed)
+            self._emulator.instances.set_listed(number, is_listed=listed)
 
         self.do(change)
 
