@@ -45,8 +45,8 @@ class ModelInstance:
     """A model that is called with POST, or with the messages of a WebSocket.
 
     A model behind HTTP is called with any method, and bodies are streamed both ways. Clients of EAS use the gateway's
-    path, `/api/predict/NAME`, for direct calls as well: the model gets the rest of the path. Clients of ModelArts do not
-    have that prefix: the model gets the whole path.
+    path, `/api/predict/NAME`, for direct calls as well: the model gets the rest of the path. Clients of ModelArts
+    use paths without this prefix: the model gets the whole path.
     """
 
     def __init__(self, model: Model, guard: Guard, *, base: str, name: str, limits: CallLimits) -> None:

@@ -1,8 +1,7 @@
 """Limits on the memory that a decoded message takes, checked before it is decoded.
 
-60 MB of JSON may hold 20 million empty objects, each of which takes 64 bytes or more in Python. So the values of JSON
-and the fields of protobuf are counted first; the limits are above what any valid message has. All functions raise
-ValueError.
+60 MB of JSON may hold 20 million empty objects, and each takes 64 bytes or more in Python. So the values of JSON and
+the fields of protobuf are counted before decoding. No valid message reaches the limits. All functions raise ValueError.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from typing import Any
 MAX_VALUES = 250_000
 #: frames of one list; each takes some 400 bytes in addition to its content
 MAX_FRAMES = 200_000
-#: bytes of a document that is not ASCII, and of one with characters above U+FFFF. Each of its characters takes 2 and 4
-#: bytes in memory, once in the text and once in the decoded value
+#: most bytes of a document that is not ASCII, and of a document with characters above U+FFFF. Each character takes 2
+#: bytes of memory, above U+FFFF 4 bytes; it is stored twice, in the text and in the decoded value
 _MAX_WIDE_BYTES, _MAX_WIDEST_BYTES = 32 * 1024 * 1024, 16 * 1024 * 1024
 _WIDEST = re.compile(rb"[\xf0-\xff]")
 #: a message up to this size, in bytes, is too small to exceed a limit, and is not counted
 _SMALL_BYTES = 16 * 1024
-#: a bracket, brace or comma, of which each comes before a value, or a string, which may contain these characters
+#: a string, or a bracket, brace or comma, which precedes a value. Strings are matched as they may contain these signs
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
-#: tokens to one value, at most: a comma or bracket, its key, and itself
+#: most tokens for one value: a comma or bracket, the key, and the value
 _TOKENS = 3
 
 #: wire types of protobuf
@@ -65,9 +64,9 @@ def check_fields(data: bytes, most: int) -> None:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield number, begin and end of each field of a protobuf message; only a length-delimited one has bytes.
+    """Yield number, begin and end of each field of a protobuf message. The range is empty for numeric fields.
 
-    Raises ValueError for a truncated message, and for groups, which no message of the wire has.
+    Raises ValueError for a truncated message, and for groups, which the protocol does not use.
     """
     at, size = 0, len(data)
     while at < size:

@@ -3,8 +3,8 @@
     {"correlative": ["svc"],
      "endpoints": {"items": [{"app": "svc", "ip": "172.16.0.1", "port": 50000, "weight": 100}, ...]}}
 
-Source: Alibaba's page on direct connect over a VPC. Requests with a token go to the addresses of this answer. So only
-plain addresses are accepted; others are skipped, and counted.
+Source: Alibaba's page on direct connect over a VPC. The client sends its token to these addresses. So it accepts only
+plain IP addresses; it skips and counts other entries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_WEIGHT = 1_000_000
 #: most instances of one answer, more than any service has; further ones are skipped
 MAX_INSTANCES = 10_000
 
-#: the address where a cloud's machines get their own credentials, in addition to the link-local 169.254.169.254
+#: Alibaba's metadata service, which returns credentials of a machine. The usual one, 169.254.169.254, is link-local
 _METADATA = ipaddress.ip_address("100.100.100.200")
 #: "this network" and the broadcast address: no machine has such an address
 _NOWHERE = (ipaddress.ip_network("0.0.0.0/8"), ipaddress.ip_network("255.255.255.255/32"))
@@ -40,13 +40,14 @@ class Upstreams:
 
     instances: tuple[Instance, ...]
     skipped: int = 0
-    reason: str = ""  #: of the first that was skipped
+    reason: str = ""  #: why the first skipped entry was skipped
 
 
 def read_upstreams(body: bytes, *, loopback: bool) -> Upstreams:
-    """Return the instances of an answer; `loopback` accepts those on this machine, where the discovery service is too.
+    """Return the instances of an answer, which may be none. Raises Malformed unless it is a list of instances.
 
-    Raises Malformed unless it is a list of instances, which may be empty.
+    Args:
+        loopback: accept instances on this machine; for a discovery service on this machine.
     """
     try:
         document = json.loads(body)
@@ -67,7 +68,7 @@ def write_upstreams(service: str, instances: Sequence[Instance]) -> bytes:
 
 
 def read_entries(items: Sequence[Any], read: Callable[[Any], Instance]) -> Upstreams:
-    """Return the instances that `read` returns for `items`; those for which it raises ValueError are skipped."""
+    """Return the instances that `read` returns for `items`. Skip the items for which it raises ValueError."""
     found: dict[str, Instance] = {}
     skipped, reason = 0, ""
     for item in items:
@@ -100,7 +101,7 @@ def read_entry(item: Any, *, loopback: bool) -> Instance:
 
 
 def _read_ip(text: Any, *, loopback: bool) -> str:
-    """Return the address in canonical form. Raises ValueError for a name: whoever resolves it could lead anywhere."""
+    """Return the address in canonical form. Raises ValueError for a host name, which could resolve to any address."""
     try:
         address = ipaddress.ip_address(text if isinstance(text, str) else "")
     except ValueError as error:

@@ -46,9 +46,8 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """Return `seconds`, to the nanosecond, as Go's `Duration.String`: `0s`, `401.892142ms`, `1m2.5s`."""
-    whole = int(
-        seconds
-    )  # apart, since a product of them all is rounded to more than a nanosecond after 26 days
+    # the fraction alone is multiplied: a float of more than 26 days in nanoseconds is not exact
+    whole = int(seconds)
     return _format_ns(whole * _NS_PER_S + round((seconds - whole) * _NS_PER_S))
 
 
@@ -58,7 +57,7 @@ def format_duration_ms(seconds: float) -> str:
 
 
 def _nanoseconds(number: str, unit_ns: int) -> int:
-    """Return `number` units in whole nanoseconds, exactly; fractions of one are cut, as in Go."""
+    """Return `number` units in nanoseconds, exactly. A fraction of a nanosecond is cut off, as in Go."""
     whole, _, fraction = number.partition(".")
     return int(whole or "0") * unit_ns + int(fraction or "0") * unit_ns // int("1" + "0" * len(fraction))
 

@@ -5,7 +5,7 @@ The message classes are made at run time in a descriptor pool of their own, so t
 deterministic: map entries are sorted. Malformed input raises ValueError.
 
     DataFrameProto      1 index uint64   2 tags map<string,string>   3 data bytes   4 message string
-    DataFrameListProto  1 index repeated DataFrameProto (the field really is called so)
+    DataFrameListProto  1 index repeated DataFrameProto (`index` is no mistake: the SDKs name the field like this)
     AttributesProto     1 attributes map<string,string>
 
 Source: queueservice.proto of the official SDKs; the JSON form is the Go SDK's and pai-python-sdk's.
@@ -26,15 +26,15 @@ from easq.protocol.operations import Codec
 
 #: bytes before each frame of an HTTP watch: its length, big endian
 _LENGTH_BYTES = 4
-#: longest delimited frame that is read: twice what the Go client takes, so that no peer can have memory
-#: reserved
+#: longest delimited frame that is read, in bytes: twice the limit of the Go client. It bounds the memory that a peer
+#: can make us reserve
 MAX_FRAME_BYTES = 64 * 1024 * 1024
-#: most tags of one frame; easq's services accept 16 KiB of tags, which are fewer
+#: most tags of one frame. easq's services accept 16 KiB of tags, so their frames have fewer
 MAX_TAGS = 8192
 
 
 def encode_frame(frame: Frame, codec: Codec, *, with_data: bool = True) -> bytes:
-    """Return a frame as bytes; without its data for an index-only watch."""
+    """Return a frame as bytes. An index-only watch sends it without its data."""
     if codec is Codec.PROTOBUF:
         return _serialize(_fill(_FrameProto(), frame, with_data=with_data))
     return _to_json(_frame_object(frame, with_data=with_data), codec)
@@ -76,7 +76,7 @@ def decode_frames(data: bytes, codec: Codec, *, most: int = MAX_FRAMES) -> list[
 
 
 def _protobuf_frames(data: bytes, most: int) -> list[Frame]:
-    """Return the frames of a list. Each is parsed alone: protobuf would create all before a limit could be checked."""
+    """Return the frames of a list. Each is parsed on its own, since protobuf creates all frames before returning."""
     found: list[Frame] = []
     tags = 0
     for number, begin, end in fields(data):
@@ -121,7 +121,7 @@ def delimit(frame_bytes: bytes) -> bytes:
 class Undelimiter:
     """Splits the byte stream of an HTTP watch into frames.
 
-    `b""` among the frames is a length of zero: the sender ended the stream.
+    An empty frame, `b""`, has the length zero. It means that the sender ended the stream.
     """
 
     def __init__(self, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
@@ -130,7 +130,7 @@ class Undelimiter:
 
     @property
     def unfinished(self) -> bool:
-        """Return whether the last frame is incomplete: at the end of a stream this means that it broke off."""
+        """Whether the last frame is incomplete. At the end of a stream this means that the connection broke."""
         return bool(self._held)
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -151,8 +151,8 @@ class Undelimiter:
         return frames
 
 
-def _classes() -> tuple[Any, Any, Any]:
-    """Return the three message classes, from a descriptor pool of our own."""
+def _describe() -> descriptor_pb2.FileDescriptorProto:
+    """Return the description of the three messages, as in the SDKs' queueservice.proto."""
     string, uint64, data, nested = (
         descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
         descriptor_pb2.FieldDescriptorProto.TYPE_UINT64,
@@ -186,9 +186,13 @@ def _classes() -> tuple[Any, Any, Any]:
         entry.field.add(name="key", number=1, type=string, label=single)
         entry.field.add(name="value", number=2, type=string, label=single)
         entry.options.map_entry = True
+    return file
 
+
+def _classes() -> tuple[Any, Any, Any]:
+    """Return the three message classes, from a descriptor pool of our own."""
     pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
+    pool.AddSerializedFile(_describe().SerializeToString())
     if hasattr(message_factory, "GetMessageClass"):  # protobuf 4.22 and later
         make: Any = message_factory.GetMessageClass
     else:
@@ -273,7 +277,7 @@ def _object_frame(found: Any) -> Frame:
 
 
 def _object_index(value: object) -> int:
-    """Return an index from a JSON number or a string of digits; not from a float, which is exact to 2^53 only."""
+    """Return an index from a JSON integer or a string of digits. A float is refused: it is exact only up to 2^53."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 20:
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_WIRE_INDEX:

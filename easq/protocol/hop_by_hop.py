@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-#: headers of one connection, or set anew for each
+#: headers of one connection, and headers that each connection sets itself (Host, Content-Length, Expect)
 _HOP_BY_HOP = frozenset(
     {
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te"),
@@ -14,7 +14,7 @@ _HOP_BY_HOP = frozenset(
 
 
 def end_to_end(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Return the end-to-end headers: not hop-by-hop, and not named by a `Connection` header."""
+    """Return the end-to-end headers. Omit hop-by-hop headers and those that a `Connection` header names."""
     given = list(headers)
     named = {
         word.strip().lower()

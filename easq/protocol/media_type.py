@@ -1,12 +1,12 @@
 """Guesses the media type of data, as Go's `http.DetectContentType` does.
 
-Source: the WHATWG MIME Sniffing standard in the subset of Go's net/http; the queue service shows its results
-on items that were put without a Content-Type.
+Source: the WHATWG MIME Sniffing standard, in the subset of Go's net/http. EAS's queue service uses it for items without
+a Content-Type.
 """
 
 from __future__ import annotations
 
-#: bytes that are looked at
+#: most bytes that are examined
 _SNIFF_BYTES = 512
 _BLANK = b"\t\n\x0c\r "
 _TEXT = "text/plain; charset=utf-8"

@@ -3,9 +3,9 @@
     GET {endpoint}/v1/{project}/services/{service}/predict/endpoints?type=host_endpoints
     {"service_id": "...", "host_endpoints": [{"schema": "http", "ip": "192.168.205.58", "port": 31997}, ...]}
 
-Source: Huawei's page on VPC high-speed access. It shows the answer as a picture only, and names schema, ip and port:
-so any object in it that has an ip and a port is an instance, wherever it stands, and held to the rules of
-`easq.protocol.discovery`.
+Source: Huawei's page on VPC high-speed access. It shows the answer only as a picture, with the names schema, ip and
+port. So every object with an ip and a port counts as an instance, at any depth. The rules of `easq.protocol.discovery`
+apply to each.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ SCHEMES = ("http", "https")
 
 
 def read_host_endpoints(body: bytes, *, loopback: bool) -> Upstreams:
-    """Return the instances of an answer, all of equal weight; `loopback` accepts those on this machine.
+    """Return the instances of an answer, all of equal weight. Raises Malformed unless it is a JSON object or list.
 
-    Raises Malformed unless it is a JSON object or list.
+    Args:
+        loopback: accept instances on this machine.
     """
     try:
         document = json.loads(body)

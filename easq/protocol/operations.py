@@ -1,7 +1,7 @@
 """Every operation of the queue service's wire: its value, and its HTTP form.
 
-The client turns an operation into a `Request` with `to_request`; the service turns the request back with
-`parse`. All operations share one URL; method and underscore parameters decide.
+The client turns an operation into a `Request` with `to_request`; the service turns the request back with `parse`. All
+operations share one URL. The method and the parameters with underscores determine the operation:
 
     POST                                   Put
     POST   _eos_                           End
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Append one item. The service may store `headers` as `Header:*` tags (Content-Type ...)."""
+    """Append one item. The service stores `content_type` and `content_encoding` as `Header:*` tags."""
 
     data: bytes
     tags: Tags = field(default_factory=dict)
@@ -172,16 +172,16 @@ Operation: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The sender of an operation: identity, token (`""`: none), and whether it is for the rear store."""
+    """The sender of an operation: identity and token (`""`: none). `rear` addresses the queue's rear store."""
 
     consumer: Consumer = field(default_factory=Consumer)
     token: str = ""
     rear: bool = False
 
 
-#: code of a negative: the consumer stops. Its items are returned, it gets no more, nothing counts as failed
+#: code of a negative: the consumer stops. Its items are returned without counting a failure, and it gets no more items
 SHUTDOWN = "Shutdown"
-#: code of a negative: the consumer's model is busy. The items wait, and nothing counts as failed; an extension of easq
+#: code of a negative, an extension of easq: the model is busy. The items wait without counting a failure
 BUSY = "Busy"
 #: most indexes in one commit, negative or delete
 MAX_INDEXES = 4000
@@ -190,12 +190,12 @@ MAX_TAG_BYTES = 16 * 1024
 #: the longest code and reason of a negative, in characters
 MAX_CODE = 20
 MAX_REASON = 4096
-#: longest wait of a get, in seconds; more is reduced to it
+#: longest wait of a get, in seconds; longer ones are reduced to it
 MAX_TIMEOUT_S = 24 * 3600.0
-#: largest count and priority; more is reduced to it
+#: largest count and priority; larger ones are reduced to it
 MAX_INT32 = 2**31 - 1
 
-#: a clean form of the SDKs' code rule, whose dot stands for any character
+#: the rule of the SDKs for codes, except that their unescaped dot matches any character
 _CODE = re.compile(r"[A-Z][A-Za-z]*(?:\.[A-Z][A-Za-z]*)*|[0-9]+")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _DIGITS = re.compile(r"[0-9]{1,20}")
@@ -203,16 +203,16 @@ _INTEGER = re.compile(r"-?[0-9]{1,40}")
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 #: longest list of indexes that is parsed, in characters; 4,000 indexes of 20 digits are below it
 _MAX_INDEXES_TEXT = 128 * 1024
-#: a form of a full reason, every character percent-encoded, is below it
+#: longest form of a negative, in bytes. The longest reason is shorter, even if every character is percent-encoded
 _MAX_FORM_BYTES = 64 * 1024
 _MAX_MEDIA_TYPE = 1024
 _MAX_PATH = 4096
-#: it is answered in a header, and headers above 8 KiB are refused by many readers
+#: longest request id, in characters: answers carry it in a header, and many clients refuse headers above 8 KiB
 _MAX_REQUEST_ID = 512
 
-#: the methods that each parameter may come with. On another one it asks for an operation that would not be done, while
-#: one that was not asked for would be: a get deletes the head. Old clients send `_delete_` with commits, where it is
-#: ignored, as every other parameter with underscores is that does not stand here
+#: the methods that each parameter is valid with. A request with another method is refused: otherwise the service would
+#: do another operation than the intended one, for instance a get, which deletes items. Old clients send `_delete_` with
+#: commits, where it is ignored. Unknown parameters with underscores are ignored too
 _METHODS_OF: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("_attrs_", "_count_", "_search_", "_watch_"), ("GET",)),
     **dict.fromkeys(("_auto_delete_", "_length_", "_raw_", "_timeout_"), ("GET",)),
@@ -225,7 +225,7 @@ _METHODS_OF: Mapping[str, tuple[str, ...]] = {
     "_index_": ("GET", "DELETE"),
     "_priority_": ("POST", "GET"),
 }
-#: the same by method: the parameters with which it is refused
+#: method -> the parameters that are invalid with it
 _FOREIGN = {
     method: frozenset(name for name, methods in _METHODS_OF.items() if method not in methods)
     for method in ("POST", "GET", "PUT", "DELETE")
@@ -241,7 +241,7 @@ _SESSION_HEADER = "X-Easq-Session"
 TRANSPORT_HEADER, TRANSPORT_HTTP = "X-Easq-Transport", "http"
 _KEY_TEXT = re.compile(r"[!-~]{1,128}")
 _KEY_HEADERS = ("Idempotency-Key", "X-Easq-Idempotency-Key")
-#: the same as they are looked up
+#: the names in lower case, for look-ups
 _USER, _GROUP, _KEY = (
     tuple(name.lower() for name in names) for names in (_USER_HEADERS, _GROUP_HEADERS, _KEY_HEADERS)
 )
@@ -289,30 +289,33 @@ def parse(request: Request) -> Operation:
     match request.method:
         case "POST":
             if given.has("_eos_"):
-                return End(force=given.boolean("_force_", False), undo=not given.boolean("_eos_", True))
+                return End(
+                    force=given.boolean("_force_", default=False),
+                    undo=not given.boolean("_eos_", default=True),
+                )
             given.refuse_without("_eos_", ("_force_",))
             return _parse_put(request, given)
         case "GET":
-            # these four carry `_index_` too, so they are looked for before the plain get
-            if given.boolean("_watch_", False):
+            # checked before the plain get, which shares parameters with them
+            if given.boolean("_watch_", default=False):
                 return _parse_watch(given)
-            if given.boolean("_attrs_", False):
+            if given.boolean("_attrs_", default=False):
                 return Describe(given.codec())
-            if given.boolean("_search_", False):
+            if given.boolean("_search_", default=False):
                 return Search(given.index("_index_"))
-            if given.boolean("_count_", False):
+            if given.boolean("_count_", default=False):
                 return Count(given.tags(), given.priority() if given.has("_priority_") else None)
             given.refuse_without("_watch_", ("_auto_commit_", "_index_only_", "_window_"))
             return _parse_get(given)
         case "PUT":
             indexes = given.indexes()
-            if not given.boolean("_negative_", False):
+            if not given.boolean("_negative_", default=False):
                 return Commit(indexes)
             return _parse_negative(indexes, request.body)
         case "DELETE":
             if given.has("_indexes_") and given.has("_index_"):
                 raise BadRequest("_index_ and _indexes_ exclude each other")
-            if given.boolean("_trunc_", False):
+            if given.boolean("_trunc_", default=False):
                 return Truncate(given.index("_index_"))
             if not given.has("_index_"):
                 return Delete(given.indexes())
@@ -338,7 +341,7 @@ class LowerCase(dict[str, str]):
 
 
 def lower_case(headers: Mapping[str, str]) -> LowerCase:
-    """Return `headers` with names in lower case; the last of duplicates."""
+    """Return `headers` with names in lower case. The last of duplicate names is used."""
     if isinstance(headers, LowerCase):
         return headers
     return LowerCase({name.lower(): value for name, value in headers.items()})
@@ -375,7 +378,7 @@ def valid_key(key: str) -> bool:
 
 
 class _Given:
-    """The parameters of one request. Its methods raise BadRequest, with the value, for one that is invalid."""
+    """The parameters and headers of one request. The methods raise BadRequest for an invalid value, and quote it."""
 
     def __init__(self, request: Request) -> None:
         self._query = request.query
@@ -394,7 +397,7 @@ class _Given:
             raise BadRequest(f"parameter {name} is given more than once, with different values")
         return text
 
-    def boolean(self, name: str, default: bool) -> bool:
+    def boolean(self, name: str, *, default: bool) -> bool:
         text = self.text(name)
         if text is None:
             return default
@@ -403,7 +406,7 @@ class _Given:
         return _BOOLEANS[text.lower()]
 
     def check_method(self, method: str) -> None:
-        """Raise BadRequest for a parameter that comes with other methods only."""
+        """Raise BadRequest for a parameter that is invalid with this method."""
         foreign = _FOREIGN.get(method)
         if foreign is None or foreign.isdisjoint(self._last):
             return
@@ -455,7 +458,7 @@ class _Given:
         return min(max(int(text), 0), MAX_INT32)
 
     def tags(self) -> dict[str, str]:
-        """Return every parameter without a leading underscore; the last of duplicates."""
+        """Return the parameters without a leading underscore. The last of duplicates is used."""
         tags = {key: value for key, value in self._last.items() if not key.startswith("_")}
         size = 0
         for key, value in tags.items():
@@ -547,16 +550,16 @@ def _parse_get(given: _Given) -> Get:
         raise BadRequest("parameter _length_ is at least 1, not '0'")
     codec = given.codec()
     accept = given.headers.get("accept", "").lower()
-    raw = given.boolean("_raw_", "json" not in accept or "*/*" in accept)
+    raw = given.boolean("_raw_", default="json" not in accept or "*/*" in accept)
     if codec is Codec.JSON and raw and length == 1:
         codec = Codec.RAW
     return Get(
         given.index("_index_", NO_INDEX, newest=True),
         length,
         given.duration("_timeout_"),
-        given.boolean("_auto_delete_", True),
-        given.tags(),
-        codec,
+        auto_delete=given.boolean("_auto_delete_", default=True),
+        tags=given.tags(),
+        codec=codec,
     )
 
 
@@ -576,19 +579,19 @@ def _watch_request(watch: Watch) -> Request:
 
 
 def _parse_watch(given: _Given) -> Watch:
-    # JSON only if it is named: tools that send no Accept, or `*/*`, get what every SDK gets
+    # JSON only if Accept names it. Without Accept, or with `*/*`, the default is protobuf, which every SDK uses
     codec = given.codec()
     if "json" not in given.headers.get("accept", "").lower():
         codec = Codec.PROTOBUF
     return Watch(
         given.index("_index_", NO_INDEX, newest=True),
         given.index("_window_", 0),
-        given.boolean("_index_only_", False),
-        given.boolean("_auto_commit_", False),
-        given.tags(),
-        codec,
-        "websocket" in given.headers.get("upgrade", "").lower(),
-        _name(given.headers, (_SESSION,), "session"),
+        index_only=given.boolean("_index_only_", default=False),
+        auto_commit=given.boolean("_auto_commit_", default=False),
+        tags=given.tags(),
+        codec=codec,
+        upgrade="websocket" in given.headers.get("upgrade", "").lower(),
+        process=_name(given.headers, (_SESSION,), "session"),
     )
 
 
@@ -610,7 +613,7 @@ def _parse_negative(indexes: tuple[int, ...], body: bytes) -> Negative:
         delay_s = min(parse_duration(form["_delay_"]), MAX_TIMEOUT_S) if "_delay_" in form else None
     except ValueError as error:
         raise BadRequest(f"parameter _delay_: {error}") from error
-    # a reason becomes a tag; it may be a traceback, whose line breaks become blanks
+    # a reason becomes a tag, which has no line breaks; a reason may be a traceback with line breaks
     return Negative(indexes, code, reason.translate({0: " ", 10: " ", 13: " "}), delay_s)
 
 

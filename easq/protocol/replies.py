@@ -1,7 +1,7 @@
 """Every answer of the queue service's wire: written by the service, read by the client.
 
-A writer returns a `Reply`; its reader returns the value. A reader raises NotAQueueService for an answer that no queue
-service gives, and the error of `read_error` unless the status is 2xx.
+A writer (`put_reply`) turns a value into a `Reply`; its reader (`read_put`) returns the value. For a status other than
+2xx a reader raises the error of `read_error`. For an answer that no queue service sends it raises NotAQueueService.
 
 Source: Alibaba's "Access a queue service" page, and the official Go, Java and Python SDKs.
 """
@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from easq.errors import (
     AuthFailed,
@@ -36,7 +35,7 @@ REQUEST_ID_HEADER = "X-Eas-Queueservice-Request-Id"
 DUPLICATE_HEADER = "X-Easq-Duplicate"
 #: how many items a commit or negative changed, and how many items were deleted; the status is 200 in any case
 COMMITTED_HEADER, DELETED_HEADER = "X-Easq-Committed", "X-Easq-Deleted"
-#: `no` on a 503: certainly nothing was stored
+#: `no` on a 503: the service guarantees that nothing was stored
 STORED_HEADER = "X-Easq-Stored"
 #: on the attributes of easq's own service: its extensions of EAS's protocol, separated by commas
 FEATURES_HEADER = "X-Easq-Features"
@@ -50,7 +49,7 @@ NO_DATA_IN_STREAM = "no data in stream"
 _MAX_LINE = 64 * 1024
 #: longest text of an error that is written or shown, in characters
 _MAX_ERROR_TEXT = 500
-#: a Retry-After counts as at most a day: the system cannot wait for ever
+#: longest Retry-After, in seconds; longer ones are reduced to it, since the system's timers have a limit
 _MAX_RETRY_AFTER_S = 86_400.0
 _PLAIN = "text/plain; charset=utf-8"
 _MEDIA_TYPE = re.compile(r"[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+(?:[ \t]*;[\x20-\x7e\t]*)?", re.ASCII)
@@ -78,7 +77,7 @@ class Reply:
 
 
 def put_reply(ack: Ack) -> Reply:
-    """Return the answer to a stored put: the index in bare digits. The Go SDK reads no newline behind them."""
+    """Return the answer to a stored put: the digits of the index, without a newline, which the Go SDK cannot parse."""
     headers = {REQUEST_ID_HEADER: ack.request_id}
     if ack.duplicate:
         headers[DUPLICATE_HEADER] = "1"
@@ -120,8 +119,8 @@ def frames_reply(frames: Sequence[Frame], codec: Codec) -> Reply:
 def raw_reply(frame: Frame) -> Reply:
     """Return the answer to a raw get: the payload with its own type, and the request id.
 
-    A missing or malformed type is guessed, and the form type, which `curl -d` sends with any data. Types that a browser
-    would execute become plain bytes: a stored page must not act in the service's name.
+    A missing or malformed type is guessed. So is the type of forms, since `curl -d` sends it with any data. Types that
+    a browser would execute are replaced by application/octet-stream: a stored page must not use the service's origin.
     """
     stored = frame.tags.get(HEADER_PREFIX + "Content-Type", "")
     media_type = stored.partition(";")[0].strip().lower()
@@ -135,9 +134,9 @@ def raw_reply(frame: Frame) -> Reply:
 
 
 def read_frames(reply: Reply, codec: Codec, *, most: int = MAX_FRAMES) -> list[Frame]:
-    """Return the frames of a get that asked for `codec` and at most `most` frames; none for 204 and an empty body.
+    """Return the frames of a get that asked for `codec` and at most `most` frames.
 
-    A Content-Type that names the other codec is used instead.
+    The list is empty for a 204 or an empty body. If the Content-Type names another codec, that codec is used.
     """
     _expect(reply, "get")
     if reply.status == 204 or not reply.body:
@@ -165,7 +164,7 @@ def read_features(reply: Reply) -> frozenset[str]:
 
 
 def read_attributes(reply: Reply, codec: Codec) -> dict[str, str]:
-    """Read the attributes of a queue. Every version of the service has some under `stream.` or `meta.`."""
+    """Read the attributes of a queue. Every version of the service sends names that begin with `stream.` or `meta.`."""
     _expect(reply, "attributes")
     from easq.protocol.frames import decode_attributes  # protobuf, which a put does without
 
@@ -187,15 +186,20 @@ def search_reply(result: SearchResult) -> Reply:
 def read_search(reply: Reply) -> SearchResult:
     """Read the answer to a search; older services omit the consumer."""
     _expect(reply, "search")
-    found = _read_object(reply, "search")
+    try:
+        found = load_json(reply.body)
+    except ValueError as error:
+        raise NotAQueueService(f"the answer to a search is not JSON: {_quoted(reply.body)}") from error
+    if not isinstance(found, dict):
+        raise NotAQueueService(f"the answer to a search is not an object: {_quoted(reply.body)}")
     consumer, pending, waiting = found.get("ConsumerId", ""), found.get("IsPending"), found.get("WaitCount")
     if not isinstance(consumer, str) or not isinstance(pending, bool) or type(waiting) is not int:
         raise NotAQueueService("the answer to a search lacks ConsumerId, IsPending or WaitCount")
-    return SearchResult(consumer, pending, waiting)
+    return SearchResult(consumer, is_pending=pending, wait_count=waiting)
 
 
 def count_reply(count: int) -> Reply:
-    """Return the answer to a count, in bare digits."""
+    """Return the answer to a count: its digits."""
     return _reply(str(count).encode("ascii"), _PLAIN)
 
 
@@ -221,8 +225,8 @@ def error_reply(error: EasqError) -> Reply:
 def read_error(reply: Reply) -> EasqError:
     """Return the error of an answer that is not 2xx: its class by the status, its message from the body.
 
-    A body of one word follows the status in the message. Of the JSON of Huawei's gateway and management API it is
-    error_msg and error_code.
+    If the body is one word, the message also has the status. For JSON of Huawei's gateway or management API, the
+    message consists of error_msg and error_code.
     """
     if 300 <= reply.status < 400:
         return _redirect(reply)
@@ -233,7 +237,7 @@ def read_error(reply: Reply) -> EasqError:
 
         said = error_text(reply.body) or reply.body[: 4 * _MAX_ERROR_TEXT].decode(errors="replace")
         text = _one_line(said[: 4 * _MAX_ERROR_TEXT])[:_MAX_ERROR_TEXT]
-        if text and " " not in text:  # not a sentence, which easq and EAS answer with
+        if text and " " not in text:  # one word; easq and EAS answer with sentences
             text = f"the server answered {reply.status}: {text}"[:_MAX_ERROR_TEXT]
     kind = error_class(reply.status)
     hint = ""
@@ -303,7 +307,7 @@ class ConsumerLine:
     def parse(cls, text: str) -> ConsumerLine:
         """Return the consumer of a line. Raises ValueError for any other text.
 
-        A tag value holding a blank and then `word=` cannot be told from two tags: the wire does not quote.
+        Tags are not quoted. So a tag value that contains a blank followed by `word=` is read as two tags.
         """
         found = _columns(text)
         return cls(
@@ -314,8 +318,8 @@ class ConsumerLine:
             parse_duration(found["Idle"]),
             int(found["Window"]),
             int(found["Slots"]),
-            found["AutoCommit"] == "true",
-            _parse_tags(found.get("Tags", "tags[]")),
+            auto_commit=found["AutoCommit"] == "true",
+            tags=_parse_tags(found.get("Tags", "tags[]")),
         )
 
 
@@ -355,12 +359,12 @@ def consumers_of(attributes: Mapping[str, str], group: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class HeldLine:
-    """How many items one filter of a group retains: the value of `groups.held.[i]`, an extension of easq."""
+    """The items that one filter of a group retains: the value of `groups.held.[i]`, an extension of easq."""
 
     id: str
-    #: how many items; None for a filter with tags, which would have to be compared with each item
+    #: number of items; None for a filter with tags, since counting would compare the tags with each item
     items: int | None = None
-    #: the filter retains them for so many seconds more; None while a consumer with it is connected
+    #: seconds until the filter no longer retains items; None while a consumer with this filter is connected
     left_s: float | None = None
     tags: Tags = field(default_factory=dict)
 
@@ -422,7 +426,7 @@ def _reply(
 
 
 def _expect(reply: Reply, what: str) -> None:
-    """Raise the server's error, and NotAQueueService for a page: portals answer everything with 200."""
+    """Raise the error of a status other than 2xx, and NotAQueueService for a web page: portals send one with 200."""
     if not 200 <= reply.status < 300:
         raise read_error(reply)
     if _is_html(reply):
@@ -453,18 +457,8 @@ def _read_number(reply: Reply, operation: str, what: str, limit: int) -> int:
     return int(text)
 
 
-def _read_object(reply: Reply, operation: str) -> dict[str, Any]:
-    try:
-        found = load_json(reply.body)
-    except ValueError as error:
-        raise NotAQueueService(f"the answer to a {operation} is not JSON: {_quoted(reply.body)}") from error
-    if not isinstance(found, dict):
-        raise NotAQueueService(f"the answer to a {operation} is not an object: {_quoted(reply.body)}")
-    return found
-
-
 def _redirect(reply: Reply) -> EasqError:
-    # the address without parts that may be secret
+    # user, password, query and fragment are removed, since they may be secret
     location = re.sub(
         r"^([a-zA-Z][a-zA-Z0-9+.-]*:)?//[^/?#]*@", r"\1//", _one_line(reply.header("Location")[:2000])
     )

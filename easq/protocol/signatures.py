@@ -1,7 +1,7 @@
 """The HMAC signature of a predict request: `Authorization: EAS <base64(HMAC-SHA1(token, text))>`.
 
-Source: the official Python, Go and Java SDKs. The key is the token's text, which is not decoded; the MD5 is lower-case
-hex. SHA-1 and MD5 are given by the wire: they identify the sender, TLS protects.
+Source: the official Python, Go and Java SDKs. The key is the text of the token, without decoding. The MD5 is lower-case
+hex. The protocol requires SHA-1 and MD5: a signature identifies the sender, but only TLS protects the content.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def sign(token: str, body: bytes, content_type: str, date: str, path: str) -> di
 
 
 def authorization(token: str, content_md5: str, content_type: str, date: str, path: str) -> str:
-    """Return the Authorization value for header values as they were sent."""
+    """Return the value of Authorization that signs these header values and `path`."""
     text = "\n".join(("POST", content_md5, content_type, date, path))
     digest = hmac.new(token.encode(), text.encode(), hashlib.sha1).digest()
     return "EAS " + base64.b64encode(digest).decode("ascii")
@@ -34,8 +34,8 @@ def authorization(token: str, content_md5: str, content_type: str, date: str, pa
 def is_signed(token: str, headers: Mapping[str, str], target: str) -> bool:
     """Return whether a POST was signed with `token`.
 
-    Header values are used as they were sent: the Java SDK drops leading zeros of the MD5, and two SDKs call their local
-    time GMT. The Java SDK signs the query, the others do not; a path may be signed before or after its encoding.
+    Header values are not normalized: the Java SDK drops leading zeros of the MD5, and two SDKs send their local time as
+    GMT. Only the Java SDK signs the query. A path may be signed before or after percent-encoding.
 
     Args:
         target: path and query, as they were sent.
