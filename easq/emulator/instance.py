@@ -17,7 +17,7 @@ from easq.errors import BadRequest, ChildFailed, MethodNotAllowed, NotFound, Pay
 from easq.model import HEADER_PREFIX, Frame, Instance
 from easq.models.base import Answer, Call, Model, ModelFailed
 from easq.models.http import Http, as_failure
-from easq.net.aio import translate
+from easq.net.aio_raw import translate
 from easq.protocol.hop_by_hop import end_to_end
 from easq.protocol.replies import Reply, error_reply, raw_reply
 from easq.server.auth import Guard

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from easq.errors import MethodNotAllowed, PayloadTooLarge, Refused
-from easq.net.aio import RawClient
+from easq.net.aio_raw import RawClient
 from easq.protocol.hop_by_hop import end_to_end
 from easq.server.connection import until_lost
 from easq.server.handshake import check_not_stripped

@@ -20,7 +20,7 @@ from easq.protocol.operations import SHUTDOWN
 from easq.protocol.replies import Reply, retry_after_s
 
 if TYPE_CHECKING:
-    from easq.net.aio import RawClient
+    from easq.net.aio_raw import RawClient
 
 #: servers close idle connections, uvicorn after 5 s: one that was idle for longer than this is not reused, in seconds
 MAX_IDLE_S = 2.0
@@ -54,7 +54,7 @@ class Http:
         if self._is_closed:
             raise ModelFailed("the model is closed", status=503, code=SHUTDOWN)
         if self._client is None:
-            from easq.net.aio import RawClient  # 300 ms, which a command with another model need not take
+            from easq.net.aio_raw import RawClient  # 300 ms, which a command with another model need not take
 
             self._client = RawClient(idle_s=MAX_IDLE_S)
         limit = asyncio.timeout_at(time.monotonic() + timeout_s)  # the loop's clock

@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from easq.errors import EasqError, NotAQueueService, Unreachable
-from easq.net.aio import AUTO_HEADERS, FAILURES, read_body, translate
+from easq.net.aio_raw import AUTO_HEADERS, FAILURES, read_body, translate
 from easq.net.connection import set_options
 from easq.net.failures import Closed, Unanswered, lost, not_upgraded
 from easq.net.settings import MAX_HEADER_BYTES, NetworkSettings
