@@ -1,4 +1,4 @@
-"""Services in the test's own process, started on demand and stopped after."""
+"""Fixtures: services in the test's own process, started on demand and stopped after the test."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def start() -> Iterator[Open]:
 
 @pytest.fixture
 def queue(start: Open) -> Stream:
-    """The queue of a service with its defaults, in memory."""
+    """Return the queue of a service with default settings, in memory."""
     return start().queue

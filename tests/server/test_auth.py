@@ -1,4 +1,4 @@
-"""Who may call, and from where: token, signature, Host, Origin, Sec-Fetch-Site, names of consumers."""
+"""Access rules: token, signature, Host, Origin, Sec-Fetch-Site, and names of consumers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_token_is_taken_raw_or_as_bearer(start: Open, given: str) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
 def test_without_the_token_everything_is_401(start: Open, given: str | None, method: str) -> None:
-    """Nothing changes. Queues that do not exist are 401 as well, so that names cannot be guessed."""
+    """A request without the token changes nothing. Unknown queues answer 401 too, so names cannot be guessed."""
     service = start(token="dG9rZW4=x")
     headers = [] if given is None else [("Authorization", given)]
     mine = service.stream(headers=[("Authorization", "dG9rZW4=x")])
@@ -44,14 +44,14 @@ def test_without_the_token_everything_is_401(start: Open, given: str | None, met
 
 
 def signed(service: Local, path: str, *, token: str = "t", body: bytes = b"x") -> Stream:
-    """A path to which each request is signed as a POST of `body`."""
+    """Sign each request on a path as a POST of `body`."""
     headers = sign(token, body, "application/octet-stream", "Mon, 02 Jan 2006 15:04:05 GMT", path)
     return service.stream(path, list(headers.items()))
 
 
 @pytest.mark.parametrize("path", [f"{BASE}/q", f"{BASE}/q/sink", f"{BASE}/q/v1/x", "/", "/v1/x"])
-def test_a_signed_put_is_taken(start: Open, path: str) -> None:
-    """The SDKs' predict clients sign their requests, also when they address a queue. The query is not signed."""
+def test_a_signed_put_is_accepted(start: Open, path: str) -> None:
+    """The SDKs' predict clients sign their requests, also when they address a queue. They do not sign the query."""
     service = start(token="t")
     assert signed(service, path).ask("POST", (), b"x", k="v").status == 200
     answer = signed(service, path, token="wrong").ask("POST", (), b"x")
@@ -69,8 +69,8 @@ def test_a_signed_put_is_taken(start: Open, path: str) -> None:
         ("POST", {"_eos_": "true", "_force_": "true"}),
     ],
 )
-def test_a_signature_is_taken_for_nothing_else(start: Open, method: str, query: dict[str, object]) -> None:
-    """It does not cover the query: with a recorded one the queue could be emptied."""
+def test_a_signature_is_accepted_only_for_a_put(start: Open, method: str, query: dict[str, object]) -> None:
+    """A signature does not cover the operation: somebody who recorded one could empty the queue."""
     service = start(token="t")
     assert signed(service, f"{BASE}/q").put(b"x") == 1
     answer = signed(service, f"{BASE}/q").ask(
@@ -81,8 +81,8 @@ def test_a_signature_is_taken_for_nothing_else(start: Open, method: str, query: 
     assert (mine.length(), mine.attributes()["meta.state"]) == (1, "Normal")
 
 
-def test_a_signed_request_to_a_name_that_is_not_there_is_404(start: Open) -> None:
-    """With a valid signature only: without one, names cannot be guessed."""
+def test_a_signed_request_for_an_unknown_name_is_404(start: Open) -> None:
+    """Only a valid signature gets the 404. Without one the answer is 401, so names cannot be guessed."""
     service = start(token="t")
     assert signed(service, f"{BASE}/unknown").ask("POST", (), b"x").status == 404
     assert signed(service, f"{BASE}/unknown", token="wrong").ask("POST", (), b"x").status == 401
@@ -95,7 +95,7 @@ def test_a_watch_without_the_token_is_refused_before_the_upgrade(start: Open) ->
     assert refused.value.answer.status == 401
 
 
-def test_without_a_token_any_is_taken(start: Open) -> None:
+def test_a_service_without_a_token_accepts_any_token(start: Open) -> None:
     """The SDKs always send the header, possibly empty."""
     service = start()
     for given in ("", "anything", "Bearer x", "EAS abc="):
@@ -103,7 +103,7 @@ def test_without_a_token_any_is_taken(start: Open) -> None:
 
 
 def test_a_service_for_other_machines_needs_a_token() -> None:
-    """Unless `allow_open` is set."""
+    """The exception is `allow_open`."""
     for host in ("0.0.0.0", "::", "192.0.2.1"):
         with pytest.raises(UsageError, match="no token"):
             Server(ServerSettings(host=host))
@@ -162,7 +162,7 @@ def test_loopback_names_are_served(start: Open, host: str) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_another_host_is_421_before_anything_else(start: Open, host: str, method: str) -> None:
-    """A page whose name was rebound to this address (DNS rebinding) sends its own Host: it can neither read nor put."""
+    """A page whose name was rebound to this address (DNS rebinding) sends its own Host. It can neither read nor put."""
     service = start(token="t")
     headers = [("Host", host.format(port=service.port)), ("Authorization", "t")]
     answer = service.stream(headers=headers).ask(method, (), b"x" if method == "POST" else None)
@@ -181,7 +181,7 @@ def test_no_host_and_two_hosts_are_refused(start: Open) -> None:
 
 
 def test_a_target_that_names_another_host_is_421(start: Open) -> None:
-    """A proxy uses the authority of the target, whatever Host holds."""
+    """A proxy uses the authority of the target instead of Host."""
     service = start()
     for name, status in (("evil.test", 421), ("x@127.0.0.1", 421), ("192.0.2.1", 421), ("LOCALHOST:1", 200)):
         target = f"HTTP://{name}{BASE}/q"
@@ -205,7 +205,7 @@ def test_any_host_is_served_where_that_is_asked_for(start: Open) -> None:
 
 
 def _origins(service: Local) -> list[str]:
-    """Return the Origin of the two SDKs: scheme and host from Python, the whole address from Go."""
+    """Return the Origin of two SDKs: scheme and host from Python, the whole address from Go."""
     return [f"http://127.0.0.1:{service.port}", f"http://127.0.0.1:{service.port}{BASE}/q"]
 
 
@@ -239,7 +239,7 @@ def test_the_sdks_origins_pass(start: Open) -> None:
     ],
 )
 def test_a_foreign_origin_may_neither_change_anything_nor_watch(start: Open, origin: str) -> None:
-    """A web page of another site can not put, get, commit or open a WebSocket."""
+    """A web page of another site cannot put, get, commit or open a WebSocket."""
     service = start()
     headers = [("Origin", origin.format(port=service.port))]
     service.queue.put()
@@ -258,7 +258,7 @@ def test_a_foreign_origin_may_neither_change_anything_nor_watch(start: Open, ori
     [("cross-site", 403), ("CROSS-SITE", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)],
 )
 def test_a_form_of_another_site_puts_nothing(start: Open, site: str, status: int) -> None:
-    """A form of text/plain needs no preflight; browsers send Sec-Fetch-Site."""
+    """A form of text/plain needs no preflight, but browsers send Sec-Fetch-Site."""
     headers = [("Sec-Fetch-Site", site), ("Content-Type", "text/plain")]
     queue = start().queue
     assert queue.ask("POST", headers, b"x").status == status
@@ -271,8 +271,9 @@ def test_a_form_of_another_site_puts_nothing(start: Open, site: str, status: int
     ["_auto_delete_=true", "", "_raw_=true"],
 )
 def test_a_deleting_get_of_another_site_deletes_nothing(start: Open, query: str, site: str) -> None:
-    """`<img src=...>` on any page would otherwise empty the queue. For a browser, another port of this machine is the
-    same site.
+    """Otherwise `<img src=...>` on any page could empty the queue.
+
+    A browser calls another port of this machine same-site.
     """
     queue = start().queue
     queue.put()

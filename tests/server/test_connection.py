@@ -1,6 +1,6 @@
-"""The contract with aiohttp: what `easq.server.connection` relies on, and aiohttp does not document.
+"""The contract with aiohttp: undocumented facts that `easq.server.connection` relies on.
 
-Each test names one such fact, and fails when aiohttp changes it. They go through real sockets.
+Each test names one of these facts, and fails when aiohttp changes it. The tests use real sockets.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLOSE = b"Connection: close\r\n"
 
 
 class _Peer:
-    """One client of a listener, and what its hook was told."""
+    """One client of a listener, and the records that its hook got."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -85,7 +85,7 @@ async def _until(holds: Callable[[], object]) -> None:
 
 
 def test_a_server_is_called_without_arguments_for_each_connection() -> None:
-    """web.Server is the protocol factory, and `connections` lists what it has made."""
+    """web.Server is the protocol factory, and `connections` lists the protocols that it has made."""
 
     async def act(peer: _Peer) -> None:
         server = peer.listener._server
@@ -119,7 +119,7 @@ def test_a_request_knows_its_connection_until_it_is_lost() -> None:
 
 
 def test_the_end_of_each_response_is_seen() -> None:
-    """`finish_response` is called once for each request, and `handle_error` for what is none."""
+    """`finish_response` is called once for each request, and `handle_error` for malformed input."""
 
     async def act(peer: _Peer) -> list[int]:
         for count in (1, 2):
@@ -133,7 +133,7 @@ def test_the_end_of_each_response_is_seen() -> None:
 
 @pytest.mark.parametrize("kind", ["single write", "whole", "streamed"])
 def test_the_bytes_of_a_body_and_of_an_answer_are_counted(kind: str) -> None:
-    """`content.total_bytes` and `writer.output_size`, whichever way a response is written."""
+    """`content.total_bytes` and `writer.output_size` count for every kind of response."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         await read_body(request, 10_000, AssertionError)  # type: ignore[arg-type]
@@ -225,7 +225,7 @@ def test_a_websocket_gets_its_bytes_from_a_parser_that_can_be_wrapped() -> None:
     ],
 )
 def test_the_parser_says_what_is_wrong_in_the_same_words(head: bytes, status: int, text: bytes) -> None:
-    """Classes and messages of aiohttp.http_exceptions, of which the answers are made."""
+    """The replies are made of the classes and messages of aiohttp.http_exceptions."""
 
     async def act(peer: _Peer) -> bytes:
         return await peer.ask(GET + head + CLOSE + b"\r\n")

@@ -29,7 +29,7 @@ def test_the_copy_has_the_item_and_why_it_failed() -> None:
 
 
 def test_the_answer_has_a_numeric_code_and_the_whole_reason() -> None:
-    """A code that is no number is the reason's tag, and 500 is the code."""
+    """A code that is not a number becomes the reason in the tag, and the code is then 500."""
     given = answer(ITEM, failed("422", "x" * 300), 99)
     assert given.data == b"x" * 300
     assert given.tags == {

@@ -1,4 +1,4 @@
-"""A deadline in a process that stands still from time to time."""
+"""Deadlines in a process that is suspended from time to time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easq.server.deadline import Deadline
 
 
 async def late_after_a_standstill(deadline: Deadline) -> str:
-    """Have the loop stand still for longer than the deadline, with something to read at its end."""
+    """Suspend the loop for longer than the deadline. Data waits to be read when it continues."""
     loop = asyncio.get_running_loop()
     came: asyncio.Future[str] = loop.create_future()
     loop.call_later(0.01, time.sleep, 0.5)
@@ -27,8 +27,8 @@ def test_a_standstill_does_not_use_up_a_deadline() -> None:
     assert asyncio.run(late_after_a_standstill(Deadline(0.4))) == "there"
 
 
-def test_what_came_in_the_turn_of_the_deadline_is_in_time() -> None:
-    """Also when one part is left of the time."""
+def test_data_that_arrives_in_the_iteration_of_the_deadline_is_in_time() -> None:
+    """This holds for the last part of the limit as well."""
     deadline = Deadline(0.05)
     deadline._most_s = 0.05
     assert asyncio.run(late_after_a_standstill(deadline)) == "there"

@@ -58,7 +58,7 @@ def test_a_key_that_is_none_is_400(start: Open, key: str) -> None:
 
 
 def fail(queue: Stream, times: int, code: str = "500", reason: str = "out of memory") -> None:
-    """Take the first item as a consumer, and return it with a negative, so many times."""
+    """Take the first item as a consumer and return it with a negative, `times` times."""
     me = queue.as_consumer("engine")
     with watch(me, _window_=1) as watching:
         for _ in range(times):
@@ -67,7 +67,7 @@ def fail(queue: Stream, times: int, code: str = "500", reason: str = "out of mem
 
 
 def test_a_dead_input_item_is_in_the_rear_store_and_answered_in_the_sink(start: Open) -> None:
-    """It is read, deleted and truncated with the access header; the answer ends the long poll for its result."""
+    """The access header reads, deletes and truncates the rear store. The answer ends the long poll for the result."""
     local = start(policy=QueuePolicy(max_failures=3), timing=AT_ONCE)
     queue = local.queue
     queue.put(b"poison", requestId="r", task="t")
@@ -85,7 +85,7 @@ def test_a_dead_input_item_is_in_the_rear_store_and_answered_in_the_sink(start: 
     assert rear.length() == 0
 
 
-def test_what_is_put_into_the_rear_store_is_read_from_it(start: Open) -> None:
+def test_an_item_put_into_the_rear_store_is_read_from_it(start: Open) -> None:
     """The Go SDK sends the access header with every operation."""
     local = start()
     rear = local.stream(headers=[REAR])
@@ -106,10 +106,8 @@ def test_a_dead_sink_item_is_in_the_sinks_own_rear_store(start: Open) -> None:
     assert local.stream(headers=[REAR]).length() == 0
 
 
-def test_others_are_done_while_one_item_kills_its_consumer(start: Open) -> None:
-    """Each lost connection counts against the item that caused it, and soon against no other: one dead letter is
-    left.
-    """
+def test_other_items_are_processed_while_one_item_kills_its_consumers(start: Open) -> None:
+    """Lost connections soon count only against the item that caused them, and leave one dead letter."""
     local = start(policy=QueuePolicy(max_failures=4), timing=AT_ONCE)
     queue = local.queue
     for number in range(12):
@@ -180,8 +178,8 @@ def test_an_http_stream_ends_with_its_stream(start: Open) -> None:
 # -- leaving -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_silent_watcher_sees_no_goodbye(start: Open) -> None:
-    """The connection is aborted: after a close frame the Python SDK would connect again without a pause."""
+def test_a_silent_watcher_gets_no_close_frame(start: Open) -> None:
+    """The connection is aborted. After a close frame the Python SDK would connect again without a pause."""
     queue = start(liveness=Liveness(silent_after_s=0.5)).queue
 
     def read_to_the_end(silent: Watch) -> None:
@@ -193,7 +191,7 @@ def test_a_silent_watcher_sees_no_goodbye(start: Open) -> None:
 
 
 def test_a_client_that_reconnects_without_a_pause_is_slowed_down(start: Open) -> None:
-    """Each answer is delayed more: fewer than 20 connections a second, while other consumers are answered at once."""
+    """It gets fewer than 20 connections a second. Other consumers are answered at once."""
     queue = start().queue
     me = queue.as_consumer("storm")
     began = time.monotonic()

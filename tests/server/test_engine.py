@@ -1,4 +1,4 @@
-"""The engines of `serve --model`: results, failures, cost, and how they stop; in this process."""
+"""The engines of `serve --model` in this process: results, failures, cost, and their stop."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def sink(made: Cloud) -> Stream:
 
 
 def answered(made: Cloud, count: int = 1) -> list[tuple[str, bytes]]:
-    """Return request id and data of so many answers, once they are there."""
+    """Return request id and data of `count` answers, once they are there."""
     eventually(lambda: sink(made).length() == count)
     return [(item.request_id, item.data) for item in sink(made).get(_length_=count, _auto_delete_="false")]
 
 
 def test_200_idle_queues_have_no_threads_and_cost_nothing(cloud: OpenCloud) -> None:
-    """Each engine once had 9 threads, which woke up ten times a second."""
+    """In an earlier version each engine had nine threads that woke up ten times a second."""
     made = cloud("exec:cat", queues=["q", *(f"q{number}" for number in range(199))])
     before = threading.active_count()
     begun(made)
@@ -73,7 +73,7 @@ def test_200_idle_queues_have_no_threads_and_cost_nothing(cloud: OpenCloud) -> N
 
 
 def test_an_answer_is_in_the_sink_under_the_request_id_of_its_item(cloud: OpenCloud) -> None:
-    """With the tags of the item, and the type of the answer."""
+    """It has the tags of the item, and the content type of the answer."""
     made = begun(cloud())
     made.queue.put(b"{}", [("Content-Type", "application/json")], requestId="r", mine="1")
     eventually(lambda: sink(made).length() == 1)
@@ -103,7 +103,7 @@ def test_an_empty_answer_and_one_that_is_too_large_are_as_with_a_worker(
 
 
 def test_a_full_sink_holds_answers_until_there_is_room(cloud: OpenCloud) -> None:
-    """The engine has no more items in flight than its window, and loses none."""
+    """The engine has at most a window of items in flight, and loses none."""
     made = begun(cloud(sink_policy=QueuePolicy(limits=Limits(max_items=1))))
     for number in range(10):
         made.queue.put(b"%d" % number)
@@ -119,7 +119,7 @@ def test_a_full_sink_holds_answers_until_there_is_room(cloud: OpenCloud) -> None
 
 
 def test_an_item_that_fails_is_given_up_and_answered(cloud: OpenCloud) -> None:
-    """Also after an error of the service, which the answer does not describe."""
+    """An error of the service itself counts too. The answer does not describe it."""
     made = begun(cloud("exec:sh -c 'echo no luck >&2; exit 3'", timing=AT_ONCE))
     made.queue.put(b"x", requestId="r")
     assert answered(made) == [("r", b"no luck")]
@@ -141,7 +141,7 @@ def test_a_bug_fails_the_item_and_no_other(cloud: OpenCloud, monkeypatch: pytest
 def test_a_busy_model_fails_no_item_and_is_asked_about_one_at_a_time(
     cloud: OpenCloud, upstream: MakeUpstream
 ) -> None:
-    """A model that loads answers 503 for longer than five deliveries last; then all items are answered."""
+    """A model that starts answers 503 for longer than five deliveries take. All items are answered in the end."""
     state = {"calls": 0, "now": 0, "most": 0}
     lock = threading.Lock()
 
@@ -196,14 +196,14 @@ def test_an_ended_stream_is_worked_on_again_once_it_is_opened(cloud: OpenCloud) 
 
 
 @pytest.mark.parametrize("model", ["exec:sleep 1000", "http"])
-def test_what_is_under_way_when_the_service_stops_is_handed_back_without_a_failure(
+def test_items_in_flight_are_returned_without_a_failure_when_the_service_stops(
     cloud: OpenCloud,
     upstream: MakeUpstream,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     model: str,
 ) -> None:
-    """After the grace. The next service processes it."""
+    """They are returned after the grace period, and the next service processes them."""
     monkeypatch.setattr("easq.server.engine._GRACE_S", 0.1)
     hold = threading.Event()
 
@@ -224,7 +224,7 @@ def test_what_is_under_way_when_the_service_stops_is_handed_back_without_a_failu
 def test_the_name_of_an_engine_is_not_taken_while_it_lives(
     cloud: OpenCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Heartbeats protect it, without a connection."""
+    """Its heartbeats protect the name, though it has no connection."""
     monkeypatch.setattr("easq.server.engine._HEARTBEAT_S", 0.05)
     monkeypatch.setattr("easq.server.queue.ALIVE_S", 1.0)
     monkeypatch.setattr("easq.server.queue.TAKEOVER_WAIT_S", 1.5)
@@ -294,7 +294,7 @@ def test_an_item_that_fails_after_its_connection_was_replaced_is_returned(
 
 
 def test_an_item_that_comes_again_while_its_failure_is_reported_is_in_flight() -> None:
-    """A stop waits for it."""
+    """Stopping the engine waits for the item."""
 
     async def main() -> None:
         calls: list[int] = []

@@ -1,4 +1,4 @@
-"""Random requests: each is answered, never with a 5xx, and a refused one changes nothing."""
+"""Random requests: each is answered, never with a 5xx, and a refused request changes nothing."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def random_target(chance: random.Random, base: str) -> str:
 
 @pytest.mark.parametrize("course", range(4))
 def test_no_request_breaks_the_service(start: Open, course: int) -> None:
-    """Every request of a random sequence is answered below 500, and refused ones change nothing."""
+    """Every status of a random sequence is below 500, and refused requests change nothing."""
     chance = random.Random(SEED + course)
     queue = start().queue
     statuses: dict[int, int] = {}
@@ -162,7 +162,7 @@ def test_no_request_breaks_the_service(start: Open, course: int) -> None:
 
 
 def state(queue: Stream) -> list[tuple[str, ...]]:
-    """Return a summary of what the input and its sink hold."""
+    """Return a summary of the contents of input and sink."""
     seen = []
     for stream in (queue, queue.sink):
         found = stream.attributes()

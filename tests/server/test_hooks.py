@@ -1,4 +1,4 @@
-"""Hooks: each request is reported once, however it ends, and costs nothing while no hook is enabled."""
+"""Hooks: each request is reported once, with any outcome. Without an enabled hook nothing is recorded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.websocket import watch
 
 
 class Recorder:
-    """Keeps what it is told, as a metrics hook would count it."""
+    """A hook that stores its records, as a metrics hook would count them."""
 
     def __init__(self) -> None:
         self.seen: list[RequestRecord] = []
@@ -31,7 +31,7 @@ class Recorder:
         self.seen.append(record)
 
     def next(self) -> RequestRecord:
-        """Return the only request since the last call."""
+        """Return the only record since the last call."""
         eventually(lambda: self.seen)
         (record,), self.seen = self.seen, []
         return record
@@ -44,7 +44,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def queue(start: Open, recorder: Recorder) -> Stream:
-    """The queue `q` of a service with a token, a model and the hook."""
+    """Return the queue `q` of a service with a token, a model and the hook."""
     local = start(hooks=[recorder], token="t", service=ModelService("echo"))
     return local.stream(headers=[("Authorization", "t")])
 
@@ -89,7 +89,7 @@ def test_routes_without_a_queue_are_reported(queue: Stream, recorder: Recorder) 
 
 
 def test_bytes_and_duration_are_those_of_the_request(queue: Stream, recorder: Recorder) -> None:
-    """Body bytes in; all bytes out, whichever way the answer is written."""
+    """The input counts the bytes of the body, the output all bytes, for every kind of response."""
     with Connection(queue.port) as connection:
         for data in (b"x" * 1000, b"y" * 300_000):
             assert connection.ask("POST", queue.path, queue.headers, data).status == 200
@@ -110,7 +110,7 @@ def test_bytes_and_duration_are_those_of_the_request(queue: Stream, recorder: Re
 
 
 def test_refused_requests_are_reported_once(queue: Stream, recorder: Recorder) -> None:
-    """Without a token, for another host, malformed, and with too many headers: before a route is known."""
+    """Cases before a route is known: no token, another host, malformed input, too many headers."""
     stranger = Stream(queue.port, queue.path)
     assert stranger.ask("GET").status == 401
     assert of(recorder.next()) == ("", "", 401)
@@ -125,7 +125,7 @@ def test_refused_requests_are_reported_once(queue: Stream, recorder: Recorder) -
 
 
 def test_requests_that_break_off_are_reported_once(queue: Stream, recorder: Recorder) -> None:
-    """A put in the middle of its body, a long poll, and each kind of watch, whose callers are gone."""
+    """The callers disconnect in the body of a put, in a long poll, and in each kind of watch."""
     with Connection(queue.port) as connection:
         headers = [*queue.headers, ("Content-Length", "100"), ("X-Marker", "1")]
         connection.send_request("POST", queue.path, headers, None)
@@ -145,7 +145,7 @@ def test_requests_that_break_off_are_reported_once(queue: Stream, recorder: Reco
 
 
 def _has_begun(queue: Stream, recorder: Recorder) -> None:
-    """Wait until the service has read what was sent before."""
+    """Wait until the service has read the earlier input."""
     assert queue.ask("GET", _count_="true").status == 200
     assert recorder.next().route == "count"
 
@@ -153,7 +153,7 @@ def _has_begun(queue: Stream, recorder: Recorder) -> None:
 def test_failures_are_reported_once(
     queue: Stream, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A bug is 500, and so is the answer that a broken storage does not send."""
+    """The status is 500 for a bug, and also for an answer that a broken storage does not send."""
     for error in (RuntimeError("a bug"), StorageError("the disk is gone")):
 
         async def fail(*_: object, error: Exception = error) -> None:
@@ -168,8 +168,8 @@ def test_failures_are_reported_once(
     caplog.clear()  # tracebacks, as they should be
 
 
-def test_what_the_end_of_the_service_interrupts_is_reported_once(start: Open, recorder: Recorder) -> None:
-    """A long poll is answered; a watch is told, and has the status 0."""
+def test_requests_in_flight_are_reported_once_when_the_service_stops(start: Open, recorder: Recorder) -> None:
+    """A long poll is answered. A watch gets a close frame, and its status is 0."""
     local = start(hooks=[recorder])
     watching = watch(local.queue)
     with Connection(local.port) as connection:

@@ -1,4 +1,4 @@
-"""Operations that are answered at once: each reply as the wire defines it."""
+"""Operations that are answered at once: each reply as the protocol defines it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 
 
 def test_a_put_is_answered_with_bare_digits_and_the_request_id(queue: Stream) -> None:
-    """No newline, blank or leading zero: the Go SDK parses the whole body as a number, and detects its base."""
+    """No newline, blank or leading zero is sent: the Go SDK parses the whole body as a number, and detects its base."""
     for index in range(1, 11):
         answer = queue.ask("POST", (), b"x")
         assert (answer.status, answer.body) == (200, str(index).encode())
@@ -35,7 +35,7 @@ def test_a_put_is_answered_with_bare_digits_and_the_request_id(queue: Stream) ->
 
 
 def test_the_header_spells_the_request_id_as_the_sdks_read_it(queue: Stream) -> None:
-    """urllib3 and Go ignore the case, but this spelling is documented."""
+    """urllib3 and Go ignore the case, but only this spelling is documented."""
     names = [name for name, _ in queue.ask("POST", (), b"x").headers]
     assert REQUEST_ID in names
 
@@ -51,8 +51,8 @@ def test_a_given_request_id_is_kept(queue: Stream) -> None:
     assert queue.get(requestId="mine-1")[0].data == b"x"
 
 
-def test_tags_are_what_the_query_says_decoded(queue: Stream) -> None:
-    """`+` is a blank, percent encoding is UTF-8, and names that begin with an underscore are no tags."""
+def test_tags_are_the_decoded_parameters_of_the_query(queue: Stream) -> None:
+    """`+` is a blank, percent-encoding is UTF-8, and names that begin with an underscore are not tags."""
     answer = queue.ask("POST", (), b"x", path="?foo=b+ar%2F%C3%BC&empty=&_priority_=1")
     assert answer.status == 200
     tags = queue.get()[0].tags
@@ -77,9 +77,10 @@ def test_the_content_type_is_a_tag_given_or_guessed(
     assert queue.get()[0].tags["Header:Content-Type"] == stored
 
 
-def test_an_input_item_has_its_moment_and_a_sink_item_another(queue: Stream) -> None:
-    """`ts@source` on the input and `ts@sink` on the sink, in milliseconds; the sink keeps the tags that an engine
-    sends.
+def test_items_of_input_and_sink_have_time_tags_of_their_own(queue: Stream) -> None:
+    """The input sets `ts@source`, the sink `ts@sink`, in milliseconds.
+
+    The sink retains the tags that an engine sends.
     """
     queue.put()
     queue.sink.put(
@@ -121,7 +122,7 @@ def test_no_secret_of_the_caller_becomes_a_tag(start: Open) -> None:
 
 
 def test_bytes_come_back_identical(queue: Stream) -> None:
-    """Every byte value, an empty payload, and a megabyte."""
+    """Payloads: every byte value, no byte, and a megabyte."""
     for data in (bytes(range(256)), b"", b"\0" * 3, b"\r\n--x\r\n", bytes(range(256)) * 4096):
         index = queue.put(data)
         assert queue.get(_index_=index)[0].data == data
@@ -129,8 +130,8 @@ def test_bytes_come_back_identical(queue: Stream) -> None:
 
 
 @pytest.mark.parametrize("word", ["_trunc_", "_search_", "_attrs_", "_watch_"])
-def test_a_post_with_a_word_of_another_method_stores_nothing(queue: Stream, word: str) -> None:
-    """Also when it is a complete WebSocket handshake otherwise."""
+def test_a_post_with_a_parameter_of_another_method_stores_nothing(queue: Stream, word: str) -> None:
+    """A complete WebSocket handshake sent with POST is refused as well."""
     upgrade = [
         ("Connection", "Upgrade"),
         ("Upgrade", "websocket"),
@@ -143,8 +144,8 @@ def test_a_post_with_a_word_of_another_method_stores_nothing(queue: Stream, word
     assert queue.length() == 0
 
 
-def test_a_gzip_body_is_stored_as_it_came_and_named_so(queue: Stream) -> None:
-    """Content-Encoding is stored and the body is not decoded: clients get back what they compressed."""
+def test_a_gzip_body_is_stored_unchanged_with_its_encoding(queue: Stream) -> None:
+    """The body is not decoded, and Content-Encoding is stored: clients get back the compressed bytes."""
     data = gzip.compress(b"a" * 100_000)
     queue.put(data, [("Content-Encoding", "gzip"), ("Content-Type", "text/plain")])
     (item,) = queue.get()
@@ -162,7 +163,7 @@ def test_a_chunked_put_is_one_item(queue: Stream) -> None:
 
 
 def test_a_client_that_expects_100_continue_is_told_to(queue: Stream) -> None:
-    """curl and Java wait for it before they send a large body."""
+    """curl and Java wait for the 100 before they send a large body."""
     with Connection(queue.port) as connection:
         connection.send_request("POST", queue.path, [("Expect", "100-continue"), ("Content-Length", "3")])
         assert connection.read_head() == (100, [])
@@ -184,7 +185,7 @@ def test_a_sub_path_of_a_put_is_kept_for_the_engine(queue: Stream) -> None:
 @pytest.mark.parametrize("chunked", [False, True], ids=["content length", "chunked"])
 @pytest.mark.parametrize(("size", "status"), [(1000, 200), (1001, 413)])
 def test_the_payload_limit_is_exact(start: Open, chunked: bool, size: int, status: int) -> None:
-    """A payload of the limit is accepted, one more byte is refused, with and without a declared length."""
+    """A payload of the limit is accepted, and one more byte is refused, with or without a declared length."""
     queue = start(policy=QueuePolicy(max_payload=1000)).queue
     data = b"x" * size
     if chunked:
@@ -200,7 +201,7 @@ def test_the_payload_limit_is_exact(start: Open, chunked: bool, size: int, statu
 
 
 def test_a_payload_far_above_the_limit_is_refused_before_it_is_sent(start: Open) -> None:
-    """The answer follows the head, and announces that the connection is closed."""
+    """The answer comes right after the head, and announces that the connection will be closed."""
     queue = start(policy=QueuePolicy(max_payload=1000)).queue
     with Connection(queue.port) as connection:
         connection.send_request("POST", queue.path, [("Content-Length", str(10**12))])
@@ -211,7 +212,7 @@ def test_a_payload_far_above_the_limit_is_refused_before_it_is_sent(start: Open)
 
 @pytest.mark.parametrize("size", [1000, 1])
 def test_an_endless_chunked_payload_is_refused_at_the_limit(start: Open, size: int) -> None:
-    """The answer follows the first byte above the limit."""
+    """The answer comes after the first byte above the limit."""
     queue = start(policy=QueuePolicy(max_payload=1000)).queue
     with Connection(queue.port) as connection:
         connection.send_request("POST", queue.path, [("Transfer-Encoding", "chunked")])
@@ -231,7 +232,7 @@ def test_a_client_that_sends_its_large_body_first_still_reads_the_413(start: Ope
 
 
 def test_a_full_queue_is_429_and_drains(start: Open) -> None:
-    """Nothing is stored, no Retry-After is sent, and room is used again."""
+    """Nothing is stored, and no Retry-After is sent. After a delete a put is accepted again."""
     queue = start(policy=QueuePolicy(limits=Limits(max_items=3))).queue
     for _ in range(3):
         queue.put()
@@ -261,7 +262,7 @@ def test_a_queue_that_evicts_drops_its_oldest(start: Open) -> None:
 
 
 def test_after_the_end_of_a_stream_a_put_is_410(queue: Stream) -> None:
-    """Items stay; `_eos_=false` reopens the stream."""
+    """The items stay. `_eos_=false` reopens the stream."""
     queue.put()
     assert queue.ask("POST", (), b"", _eos_="true").body == b"OK"
     assert queue.ask("POST", (), b"x").status == 410
@@ -281,7 +282,7 @@ def test_a_forced_end_drops_what_is_there(queue: Stream) -> None:
 
 
 def test_a_raw_get_is_the_payload_under_its_own_type(queue: Stream) -> None:
-    """curl on a queue shows the payload: `_raw_` is the default, and so is deleting."""
+    """curl on a queue shows the payload, since `_raw_` and deleting are the defaults."""
     queue.put(b"[{}]", [("Content-Type", "application/json")], requestId="r-1")
     answer = queue.ask("GET")
     assert (answer.status, answer.body) == (200, b"[{}]")
@@ -314,7 +315,9 @@ def test_a_page_without_a_type_is_not_guessed_into_one(queue: Stream) -> None:
 
 @pytest.mark.parametrize("accept", [[], [("Accept", "*/*")], [("Accept", "application/json")]])
 def test_a_list_is_a_json_array(queue: Stream, accept: list[tuple[str, str]]) -> None:
-    """`_raw_=false` without protobuf, as pai-python-sdk reads it: index, tags object, base64 data, no message."""
+    """`_raw_=false` without protobuf returns the form that pai-python-sdk reads: index, tags object, base64 data, no
+    message.
+    """
     queue.put(b"\xff\x00", requestId="r")
     answer = queue.ask("GET", accept, _raw_="false", _auto_delete_="false")
     assert answer.status == 200
@@ -334,8 +337,8 @@ def test_more_than_one_item_cannot_be_raw(queue: Stream) -> None:
     assert [frame["index"] for frame in answer.json] == [1, 2]
 
 
-def test_a_list_is_protobuf_where_it_is_asked_for(queue: Stream) -> None:
-    """The bytes of the documented example, apart from the service's own tags."""
+def test_a_list_is_protobuf_if_accept_names_it(queue: Stream) -> None:
+    """The bytes equal the documented example, except for the service's own tags."""
     queue.sink.put(b"data5", requestId="r-5", **{"Header:Content-Type": "t/t"})
     answer = queue.sink.ask("GET", [PROTOBUF])
     assert answer.header("Content-Type") == "application/vnd.google.protobuf"
@@ -376,7 +379,7 @@ def test_auto_delete_is_the_default_and_takes_for_everybody(queue: Stream) -> No
 
 
 def test_two_gets_never_take_the_same_item(queue: Stream) -> None:
-    """Eight clients take forty items at the same time, each item once."""
+    """Eight clients take forty items at the same time. Each item goes to one client."""
     for _ in range(40):
         queue.put()
     taken: list[int] = []
@@ -408,8 +411,8 @@ def test_a_long_poll_ends_when_an_item_comes(queue: Stream) -> None:
 
 
 @pytest.mark.parametrize("timeout", ["1s", "1", "1000ms", "0m1s"])
-def test_a_long_poll_answers_a_little_before_its_time(queue: Stream, timeout: str) -> None:
-    """The Python SDK's socket gives up at the timeout, so the answer comes before; bare numbers are seconds."""
+def test_a_long_poll_is_answered_shortly_before_its_timeout(queue: Stream, timeout: str) -> None:
+    """The Python SDK's socket gives up at the timeout. Bare numbers are seconds."""
     began = time.monotonic()
     assert queue.ask("GET", _timeout_=timeout).status == 204
     assert 0.5 < time.monotonic() - began < 5
@@ -431,8 +434,8 @@ def test_one_item_answers_one_of_two_long_polls(queue: Stream) -> None:
         assert {first.read_answer().body, second.read_answer().body} == {b"a", b"b"}
 
 
-def test_a_caller_that_hung_up_does_not_keep_an_item_from_the_next(queue: Stream) -> None:
-    """A long poll without a caller takes no item, and does not consume the wake-up for one."""
+def test_a_long_poll_whose_caller_left_takes_no_item(queue: Stream) -> None:
+    """It does not use up the wake-up for an item either."""
     with Connection(queue.port) as dead, Connection(queue.port) as alive:
         dead.send_request("GET", queue.target(_timeout_="30s"))
         assert dead.is_quiet(0.3)
@@ -445,8 +448,8 @@ def test_a_caller_that_hung_up_does_not_keep_an_item_from_the_next(queue: Stream
         assert time.monotonic() - began < 10
 
 
-def test_items_whose_bytes_were_not_taken_are_back(queue: Stream) -> None:
-    """A deleting get whose answer breaks off: the items are put back."""
+def test_items_of_an_incomplete_answer_are_put_back(queue: Stream) -> None:
+    """The client of a deleting get disconnects in the middle of the answer."""
     payload = b"x" * 6_000_000
     for _ in range(4):
         queue.put(payload)
@@ -465,7 +468,7 @@ def test_items_whose_bytes_were_not_taken_are_back(queue: Stream) -> None:
 
 
 def test_the_attributes_of_an_empty_queue(queue: Stream) -> None:
-    """All of them, with the keys of both generations of EAS; numbers are text."""
+    """The answer has all keys, of both generations of EAS. Numbers are text."""
     answer = queue.ask("GET", _attrs_="true")
     assert answer.status == 200
     assert answer.header("Content-Type") == "application/json"
@@ -491,8 +494,8 @@ def test_the_attributes_of_an_empty_queue(queue: Stream) -> None:
     }
 
 
-def test_attributes_are_protobuf_where_it_is_asked_for(queue: Stream) -> None:
-    """The Go SDK decodes protobuf only."""
+def test_attributes_are_protobuf_if_accept_names_it(queue: Stream) -> None:
+    """The Go SDK decodes only protobuf."""
     answer = queue.ask("GET", [PROTOBUF], _attrs_="true")
     assert answer.header("Content-Type") == "application/vnd.google.protobuf"
     assert read_map(answer.body) == queue.ask("GET", _attrs_="true").json
@@ -515,7 +518,7 @@ def test_attributes_follow_every_change_at_once(queue: Stream) -> None:
 
 
 def test_search_tells_where_an_item_stands(queue: Stream) -> None:
-    """The documented object: capitalised keys, JSON booleans, the caller's group."""
+    """The documented object has capitalised keys and JSON booleans. It is about the caller's group."""
     queue.put()
     queue.put()
     answer = queue.as_consumer("u", "eas").ask("GET", _search_="true", _index_=2)
@@ -544,9 +547,10 @@ def test_count_counts_what_is_present(queue: Stream) -> None:
 # -- commit, delete, truncate ------------------------------------------------------------------------------------------
 
 
-def test_a_commit_is_200_whatever_it_names(queue: Stream) -> None:
-    """Known, repeated, unknown and zero indexes: 200 `OK`, and a header with the number of changes. SDKs retry all
-    else.
+def test_a_commit_is_200_for_any_index(queue: Stream) -> None:
+    """Known, repeated, unknown and zero indexes get 200 `OK` and a header with the number of changes.
+
+    SDKs retry every other status.
     """
     queue.put()
     queue.put()
@@ -573,8 +577,8 @@ def test_indexes_are_a_list_with_commas_plain_or_encoded(queue: Stream, text: st
         )
 
 
-def test_a_commit_without_any_body_framing_is_taken(queue: Stream) -> None:
-    """`PUT` with neither Content-Length nor body, as some proxies send it."""
+def test_a_commit_without_body_and_content_length_is_accepted(queue: Stream) -> None:
+    """Some proxies send such a `PUT`."""
     queue.put()
     assert queue.ask("PUT", _indexes_="1").header("X-Easq-Committed") == "1"
 
@@ -589,8 +593,8 @@ def test_deletes_are_for_everybody_and_idempotent(queue: Stream) -> None:
 
 
 @pytest.mark.parametrize("below", [0, 1, 3, 2**63, 2**64 - 1])
-def test_truncate_removes_what_is_strictly_below(queue: Stream, below: int) -> None:
-    """Any unsigned 64-bit number is accepted; numbering continues."""
+def test_truncate_removes_the_items_strictly_below_its_index(queue: Stream, below: int) -> None:
+    """Any unsigned 64-bit number is accepted. The numbering of new items continues."""
     for _ in range(3):
         queue.put()
     answer = queue.truncate(below)
@@ -605,7 +609,7 @@ def test_truncating_an_empty_stream_is_fine(queue: Stream) -> None:
 
 
 def test_an_index_is_never_used_again(start: Open, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Not after a delete, a truncate of all items, or a restart."""
+    """Cases: after a delete, after a truncate of all items, after a restart."""
     storage = f"sqlite:{tmp_path_factory.mktemp('data') / 'easq.db'}"
     first = start(storage=storage)
     assert [first.queue.put(), first.queue.put()] == [1, 2]
@@ -655,10 +659,10 @@ def test_an_index_is_never_used_again(start: Open, tmp_path_factory: pytest.Temp
         ("OPTIONS", "", 405, None),
     ],
 )
-def test_what_is_malformed_is_named_and_changes_nothing(
+def test_an_invalid_parameter_is_named_and_changes_nothing(
     queue: Stream, method: str, query: str, status: int, text: str | None
 ) -> None:
-    """One short sentence of plain text without reflected markup, and the connection stays usable."""
+    """The answer is one short sentence of plain text without reflected markup. The connection stays usable."""
     queue.put(b"still here")
     with Connection(queue.port) as connection:
         answer = connection.ask(
@@ -709,11 +713,12 @@ def test_two_requests_at_once_on_one_connection_are_answered_in_order(queue: Str
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
 )
-def test_what_is_not_http_is_400_and_the_end_of_the_connection(
+def test_malformed_http_is_400_and_closes_the_connection(
     queue: Stream, wire: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two framings, two lengths, folded headers, a blank before the colon: nothing that a proxy could read in another
-    way. The input is neither repeated nor logged.
+    """Two framings, two lengths, folded headers, a blank before the colon: a proxy could read them in another way.
+
+    The input is neither repeated nor logged.
     """
     with Connection(queue.port) as connection:
         connection.send(wire.replace(b"{path}", queue.path.encode()))
@@ -751,8 +756,8 @@ SINGLE = [
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_a_header_that_is_one_value_may_not_be_there_twice(queue: Stream, name: str) -> None:
-    """Two readers would each use another one. The error names the header, not its value."""
+def test_a_single_valued_header_must_not_be_repeated(queue: Stream, name: str) -> None:
+    """A proxy and a server may use different ones. The error names the header, not its value."""
     value = {"Host": "127.0.0.1", "Content-Length": "1", "Transfer-Encoding": "chunked"}.get(name, "canary")
     own = {"Host", "Content-Length"} - {name} - ({"Content-Length"} if name == "Transfer-Encoding" else set())
     lines = [f"{one}: {'127.0.0.1' if one == 'Host' else 1}" for one in sorted(own)]
@@ -771,8 +776,8 @@ def test_a_header_that_is_one_value_may_not_be_there_twice(queue: Stream, name: 
 
 @pytest.mark.parametrize("name", ["Content-Type", "User-Agent"])
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_two_of_these_do_no_harm_where_there_is_no_body(queue: Stream, name: str, method: str) -> None:
-    """The first one counts. The Java SDK sends two."""
+def test_some_headers_may_be_repeated_without_a_body(queue: Stream, name: str, method: str) -> None:
+    """The first one is used. The Java SDK sends two."""
     queue.put()
     query = {"_attrs_": "true"} if method == "GET" else {"_indexes_": "1"}
     answer = queue.ask(method, [(name, "a/b"), ("X", "x"), (name.lower(), "c/d"), (name, "e")], **query)
@@ -808,7 +813,7 @@ def test_nothing_else_is_mended_before_the_parser(queue: Stream, wire: bytes) ->
 
 
 def test_a_body_that_looks_like_a_head_is_left_alone(queue: Stream) -> None:
-    """Also one that is not read: with a line dropped from it, the next request would begin too late."""
+    """An unread body is not changed either: if a line were dropped from it, the next request would begin too late."""
     body = b"GET / HTTP/1.1\r\nHost: x\r\nUser-Agent: a\r\nUser-Agent: b\r\n\r\n"
     for target, method in ((queue.path, "POST"), ("/healthz", "GET")):
         with Connection(queue.port) as connection:
@@ -829,7 +834,7 @@ def test_a_body_that_looks_like_a_head_is_left_alone(queue: Stream) -> None:
 def test_headers_above_the_limit_are_431(
     queue: Stream, target: str, headers: list[tuple[str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are neither repeated, logged nor stored."""
+    """They are not repeated, logged or stored."""
     answer = queue.ask("GET", headers, path=target)
     assert answer.status == 431
     assert answer.text == "the request line is above 65536 bytes, or a header above 32768"
@@ -842,7 +847,10 @@ def test_headers_above_the_limit_are_431(
     [(98, 1, 200), (99, 1, 431), (200, 1, 431), (3, 10_000, 200), (4, 10_000, 431)],
 )
 def test_headers_together_are_limited(queue: Stream, count: int, size: int, status: int) -> None:
-    """At most 100 and 32 KiB, with Host and Content-Length; above that the connection is closed."""
+    """At most 100 headers and 32 KiB are accepted, Host and Content-Length included.
+
+    Above that the connection is closed.
+    """
     with Connection(queue.port) as connection:
         headers = [(f"X-{number}", "v" * size) for number in range(count)]
         assert connection.ask("POST", queue.path, headers, b"").status == status
@@ -852,7 +860,7 @@ def test_headers_together_are_limited(queue: Stream, count: int, size: int, stat
 
 
 def test_no_answer_is_guessed_into_another_type(queue: Stream) -> None:
-    """Every answer with a body has nosniff."""
+    """Every answer with a body has the header nosniff."""
     targets = [
         "/healthz",
         "/api/v1/servicediscovery/upstreams/model",

@@ -1,4 +1,4 @@
-"""A listening address: what happens to connections when it is closed."""
+"""A listening address: connections when it is closed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from easq.server.listener import Listener
 
 
 @pytest.mark.parametrize("turns", range(5))
-def test_a_connection_is_reset_however_lately_it_was_accepted(turns: int) -> None:
-    """Also one that asyncio has accepted and not yet handed to the server."""
+def test_a_connection_that_was_just_accepted_is_reset(turns: int) -> None:
+    """This includes one that asyncio has accepted but not yet passed to the server."""
 
     async def nothing(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response()

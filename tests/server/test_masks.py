@@ -1,4 +1,4 @@
-"""Unmasked frames are found, however their bytes are divided."""
+"""Unmasked frames are detected for every split of their bytes."""
 
 from __future__ import annotations
 

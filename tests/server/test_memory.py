@@ -145,7 +145,7 @@ BREAKS = [stream_closed, watch_reset, get_reset, put_reset]
 
 @contextlib.contextmanager
 def garbage() -> Iterator[list[object]]:
-    """Yield the objects that only the garbage collector could free; it does not run meanwhile."""
+    """Yield the objects that only the garbage collector could free. The collector is disabled meanwhile."""
     found: list[object] = []
     gc.collect()
     gc.disable()
@@ -167,7 +167,7 @@ def idle(stream: Stream) -> bool:
 
 @pytest.mark.parametrize("broken", [*BREAKS, take_reset, watch_closed], ids=lambda one: one.__name__)
 def test_a_broken_connection_leaves_nothing_to_the_collector(start: Open, broken: Break) -> None:
-    """Except asyncio's transport, which refers to itself on Python 3.11: seven small objects."""
+    """The exception is asyncio's transport, which refers to itself on Python 3.11: seven small objects."""
     stream = start(policy=QueuePolicy(max_failures=0), timing=Timing(leave_grace_s=0.0)).queue
     count, size = 5, 4 * _MIB
     for _ in range(3):
@@ -188,7 +188,7 @@ def test_a_broken_connection_leaves_nothing_to_the_collector(start: Open, broken
 def test_a_watcher_that_reads_nothing_leaves_nothing_to_the_collector(
     start: Open, monkeypatch: pytest.MonkeyPatch, door: str
 ) -> None:
-    """It is dropped at the time limit of a write."""
+    """The service drops it at the time limit of a write."""
     monkeypatch.setattr("easq.server.watch.WRITE_DEADLINE_S", 0.1)
     monkeypatch.setattr("easq.server.watch._WRITE_RATE", 1 << 40)
     stream = start(policy=QueuePolicy(max_failures=0), timing=Timing(leave_grace_s=0.0)).queue.as_consumer(
@@ -210,7 +210,7 @@ def test_a_watcher_that_reads_nothing_leaves_nothing_to_the_collector(
 
 @on_linux
 def test_connections_that_break_add_no_memory(serve: Serve) -> None:
-    """Together they had more than 300 MiB in flight."""
+    """Together they have more than 300 MiB in flight."""
     service = serve("--max-delivery", "0", "--leave-grace", "0s", storage="memory:")
     stream = service.stream()
     for _ in range(3):
@@ -247,7 +247,7 @@ def test_two_hundred_connections_that_break_add_no_memory(
 
 @on_linux
 def test_watchers_reset_together_add_no_memory(serve: Serve) -> None:
-    """All are reset in the middle of a frame of 8 MiB; glibc returns smaller ones by itself."""
+    """All are reset in the middle of a frame of 8 MiB. glibc returns smaller frames by itself."""
     service = serve("--max-delivery", "0", "--leave-grace", "0s", storage="memory:")
     stream = service.stream()
     stream.put(bytes(8 * _MIB))
@@ -266,7 +266,7 @@ def test_watchers_reset_together_add_no_memory(serve: Serve) -> None:
 
 
 async def _reconnect(port: int, user: str, count: int) -> None:
-    """Connect a consumer so many times, and leave with a reset, a FIN, or a close frame and a FIN."""
+    """Connect a consumer `count` times. End each connection with a reset, a FIN, or a close frame and a FIN."""
     handshake = (
         "GET /api/predict/qservice?_watch_=true HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
         f"Connection: Upgrade\r\nSec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n"
