@@ -78,8 +78,12 @@ class RawClient:
         return session
 
     def _open(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        async def note(_session: object, context: SimpleNamespace, _params: object) -> None:
+            if context.trace_request_ctx is not None:  # of a WebSocket it is None
+                context.trace_request_ctx.reused = True
+
         tracing = aiohttp.TraceConfig()
-        tracing.on_connection_reuseconn.append(_note_reuse)
+        tracing.on_connection_reuseconn.append(note)
         return aiohttp.ClientSession(
             connector=connector,
             timeout=self._timeout,
@@ -152,11 +156,6 @@ class RawClient:
 def in_pieces(body: bytes | aiohttp.Payload | None) -> io.BytesIO | bytes | aiohttp.Payload | None:
     """Return what aiohttp sends `body` from."""
     return io.BytesIO(body) if isinstance(body, bytes) and len(body) > _LARGE_BODY else body or None
-
-
-async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
-    if context.trace_request_ctx is not None:  # of a WebSocket it is None
-        context.trace_request_ctx.reused = True
 
 
 async def read_body(response: aiohttp.ClientResponse, url: str, limit: int) -> bytes:

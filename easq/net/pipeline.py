@@ -183,7 +183,13 @@ class Pipeline:
         if loop is not None and grace_s is not None:
             if self._leave is not None:
                 self._call(self._leave.set)
-            self._call(lambda: loop.call_later(grace_s, self._given_up))
+
+            def give_up() -> None:
+                self._stopped()
+                for task in self._tasks:
+                    task.cancel()
+
+            self._call(lambda: loop.call_later(grace_s, give_up))
 
     def read_all(self, *, within_s: float) -> bool:
         """Return whether reading the tasks has ended, within so many seconds."""
@@ -248,11 +254,6 @@ class Pipeline:
             self._halt.set()
         self._backlog.close()
         self._feed()
-
-    def _given_up(self) -> None:
-        self._stopped()
-        for task in self._tasks:
-            task.cancel()
 
     async def _next(self) -> _Entry | None:
         """Return the next task; None if there is no further one."""

@@ -198,7 +198,9 @@ def _split(url: str) -> SplitResult:
         raise ConfigError(f"the host or port of the url {shown(url)} is malformed", hint=_HINT) from error
     if "://" not in url:
         raise ConfigError(f"the url {shown(url)} does not begin with http:// or https://", hint=_HINT)
-    if not host or not ("[" in parts.netloc or _is_name(host)):
+    labels = (host or "").removesuffix(".").split(".")
+    is_name = _HOST.fullmatch(host or "") and all(0 < len(label) < 64 for label in labels)
+    if not host or not ("[" in parts.netloc or is_name):
         raise ConfigError(f"the url {shown(url)} names no host", hint=_HINT)
     if port == 0 or parts.netloc.endswith(":"):
         raise ConfigError(f"the url {shown(url)} has no usable port", hint=_HINT)
@@ -213,11 +215,6 @@ def _ascii_netloc(parts: SplitResult, url: str) -> str:
     except UnicodeError as error:
         raise ConfigError(f"the url {shown(url)} has no usable host: {error}", hint=_HINT) from error
     return f"{host}:{parts.port}" if parts.port else host
-
-
-def _is_name(host: str) -> bool:
-    labels = host.removesuffix(".").split(".")
-    return _HOST.fullmatch(host) is not None and all(0 < len(label) < 64 for label in labels)
 
 
 def _host(url: str) -> str:
