@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long the rules wait, in seconds."""
+    """The waiting times of the rules, in seconds."""
 
     #: a lost consumer's items go to others after this; the same user gets them at once
     leave_grace_s: float = 2.0
@@ -86,7 +86,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterPolicy:
-    """What happens to an item that has failed `max_failures` times in a group (0: it is never given up).
+    """The policy for an item that has failed `max_failures` times in a group (0: it is never given up).
 
     `rear_copy` makes the dead letter, which is appended to the stream `rear` in the same step in which the item counts
     as committed for the group. Without room there (`rear_limits`) the item stays. When the last group gave it up and

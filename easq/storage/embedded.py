@@ -40,7 +40,7 @@ _REMOVED_AT_ONCE, _COUNTED_AT_ONCE, _COUNTED_FIRST = 2_500, 12_500, 1_000
 
 
 class EmbeddedStorage(EmbeddedEngine):
-    """All verbs over `Stream`."""
+    """The verbs, over the rules of each stream. Subclasses store the entries: memory, SQLite."""
 
     def __init__(self, timing: Timing, wall_ms: Callable[[], int] | None = None) -> None:
         super().__init__(timing, wall_ms)

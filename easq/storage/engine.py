@@ -1,4 +1,4 @@
-"""An engine inside this process: rules decide, effects become changes, and a subclass stores these.
+"""An engine inside this process: the rules decide, their effects become changes, and a subclass stores these.
 
 An item becomes visible when its change is durable, in the order of indexes. A removal is visible at once, and
 acknowledged when it is durable.
@@ -40,7 +40,7 @@ Settle: TypeAlias = Callable[[Exception | None], None]
 
 
 class EmbeddedEngine(Storage):
-    """What the verbs of `EmbeddedStorage` share: the rules of each stream, and the way from effects to stored changes.
+    """The base of `EmbeddedStorage`: the rules of each stream, and the way from their effects to stored changes.
 
     A subclass stores the entries (`submit`, `load`, `load_tags`, `find`, `recall`).
     """

@@ -142,7 +142,7 @@ class Engine:
     # -- what a step does ------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """All that was asked for is durable and handed out: a write that came after it is."""
+        """Wait until everything is durable and dispatched: a later write is."""
 
         async def after_all() -> None:
             await self.storage.open("settle")

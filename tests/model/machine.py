@@ -211,7 +211,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.connections)
     @rule(which=st.integers(0, 3))
     def read(self, which: int) -> None:
-        """A connection is sent what was handed to it, with the count of a redelivery."""
+        """A connection is sent the items dispatched to it, with their delivery counts."""
         number = self.connections[-1 - which % len(self.connections)]
 
         def step(engine: Engine) -> Any:

@@ -224,7 +224,7 @@ class Reference:
         return bool(takers)
 
     def serve(self, name: str) -> None:
-        """Who waits to be empty, and is, has its item; what is kept for a consumer follows."""
+        """Serve connections that waited to be empty, and are; then items held for a consumer."""
         group = self.groups[name]
         for one in self.of(name):
             is_ready = any(item.index == one.alone for item in self.ready(name))

@@ -29,7 +29,7 @@ class Connection:
     after: int
     tags: dict[str, str]
     served: int
-    pending: list[int] = field(default_factory=list)  # handed out and not done
+    pending: list[int] = field(default_factory=list)  # dispatched and not done
     unsent: list[int] = field(default_factory=list)  # of these, not read yet
     stopped: bool = False
     process: str = ""

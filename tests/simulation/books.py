@@ -1,7 +1,7 @@
-"""The checker's own books of one stream: what the promises say is so, kept without looking into the stream.
+"""The checker's own books of one stream: the state that the promises ask for, found without the rules.
 
 Every event is entered here too, by the plain rule; the answers and effects of the stream have to be the same. What the
-stream hands out is not foretold but judged: `delivered` for each frame, `idle` for what was not handed out.
+stream dispatches is not predicted but judged: `delivered` for each frame, `idle` for items left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from easq.storage.rules import failures as rules
 from easq.storage.rules.effects import DeliveryRecord, Effects
 from easq.storage.rules.filters import Filter
 
-#: an item that failed so often in a group is handed out alone, as is one whose connection was lost
+#: an item that failed so often in a group is delivered alone, as is one whose connection was lost
 ALONE_AFTER = 2
 #: of an item in a group: deliveries, failures, losses, and how long it was busy, in milliseconds
 Counts: TypeAlias = tuple[int, int, int, int]
@@ -270,7 +270,7 @@ class Books:
         return self.ended and not self.allotted and committed == len(self.items)
 
     def attach(self, seat: Seat, now: float, unsent: set[int]) -> None:
-        """The connection is there, an older one of the name is closed. What was kept for this user and is not wanted
+        """The connection is there, an older one of the name is closed. Items held for this user and is not wanted
         any more is everybody's. A process that is back has all that it had; another one gets it one by one, and what
         that other process had has failed.
         """
@@ -473,7 +473,7 @@ class Books:
             hold("P16 a group in use is kept", not (team.filters or known), team)
 
     def delivered(self, seat: Seat, index: int, deliveries: int, *, now: float, exact: bool) -> None:
-        """A frame was sent: it may be, and it is counted. When `exact` it was handed out just now."""
+        """A frame was sent: it may be, and it is counted. When `exact` it was dispatched just now."""
         team = seat.team
         hold("I10 what is gone is not delivered", index in self.items, index)
         item = self.items[index]
@@ -509,7 +509,7 @@ class Books:
         hold("I6 the window", len(seat.pending) <= seat.window, seat)
 
     def ready(self, team: Team) -> dict[int, Item]:
-        """What could be handed out, when everything handed out was sent."""
+        """Return the items that could be dispatched once all dispatched ones were sent."""
         out = {index for seat in team.seats.values() for index in seat.pending}
         return {
             index: item

@@ -124,12 +124,12 @@ def one_failure_too_many(patch: pytest.MonkeyPatch) -> None:
 
 
 def poison_comes_with_company(patch: pytest.MonkeyPatch) -> None:
-    """An item that failed often is handed out like any other."""
+    """An item that failed often is dispatched like any other."""
     patch.setattr(ConsumerGroup, "goes_alone", lambda *_: False)
 
 
 def window_is_one_larger(patch: pytest.MonkeyPatch) -> None:
-    """One item more than the window is handed out."""
+    """One item more than the window is dispatched."""
     patch.setattr(
         ConsumerSession,
         "free",
@@ -138,7 +138,7 @@ def window_is_one_larger(patch: pytest.MonkeyPatch) -> None:
 
 
 def claims_are_seen(patch: pytest.MonkeyPatch) -> None:
-    """A claimed item is handed out all the same."""
+    """A claimed item is dispatched all the same."""
     patch.setattr(Entries, "visible", Entries.__contains__)
 
 

@@ -121,7 +121,7 @@ def queues_are_mixed_up(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_goodbye_waits_too(patch: pytest.MonkeyPatch) -> None:
-    """Whoever leaves, however, has its items kept for it half a second."""
+    """The items of every connection that ends are held for its user for half a second."""
     original = Stream._leave
 
     def leave(self: Stream, session: ConsumerSession, *, lost: bool, now: float, effects: Effects) -> None:

@@ -1,6 +1,6 @@
 """One seed: a stream, a disk, a clock that only moves here, random events, and the books that judge them.
 
-In eager phases every connection fetches after every event, so that what is handed out is judged exactly; in lazy ones
+In eager phases every connection fetches after every event, so that each dispatch is judged exactly; in lazy ones
 frames wait to be fetched, and connections end, items are claimed, and commits come in between.
 """
 
@@ -213,7 +213,7 @@ class World:
         return team.seats[place.owner] if place is not None and place.owner is not None else None
 
     def unsent(self, seat: Seat) -> set[int]:
-        """What the connection was handed, and has not fetched."""
+        """The items dispatched to the connection that it has not fetched."""
         if self.eager:
             return set()
         waiting = self.books.items.keys() - seat.pending - seat.team.committed
@@ -255,7 +255,7 @@ class World:
         self.submit(Job(stored=(index, priority, item.size, tags), fails=fails), told)
 
     def sync(self, count: int | None = None) -> None:
-        """Writes are durable: what was put is shown and handed out."""
+        """Writes are durable: items become visible and are dispatched."""
         jobs = self.disk.sync(self.random.randint(1, 6) if count is None else count)
         self.tell("sync", len(jobs))
         for job in jobs:
@@ -374,7 +374,7 @@ class World:
         self.done(effects, ack)
 
     def fetch(self) -> None:
-        """A connection takes some of what it was handed."""
+        """A connection fetches some of its items."""
         if self.seats:
             self.take(self.random.choice(list(self.seats.values())))
 

@@ -72,7 +72,7 @@ class Engine:
         await self.storage.detach("q", session, lost=lost, now=self.now + after_s)
 
     async def leased(self, session: int, at_least: int = 1) -> list[int]:
-        """The indexes handed to the session, waiting until there are `at_least`."""
+        """Return the indexes leased to the session, once there are `at_least` so many."""
         found: list[int] = []
         async with asyncio.timeout(10):
             while len(found) < at_least:
@@ -81,7 +81,7 @@ class Engine:
         return found
 
     async def has_nothing_for(self, session: int) -> bool:
-        """Whether nothing at all is handed to the session once everything under way is done."""
+        """Return whether nothing is leased to the session once everything under way is done."""
         task = asyncio.ensure_future(self.storage.lease("q", session, index_only=False))
         await self.settle()
         done = task.done()
@@ -90,7 +90,7 @@ class Engine:
         return not done
 
     async def settle(self) -> None:
-        """All changes made so far are durable and handed out: a write that came after them is."""
+        """Wait until all changes so far are durable and dispatched: a later write is."""
         await self.storage.open("settle")
         await self.storage.append("settle", Frame(0, {"requestId": "s"}, b""), priority=0, limits=NO_LIMITS)
         await asyncio.sleep(0)

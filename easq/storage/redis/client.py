@@ -201,16 +201,13 @@ class RedisClient:
         elif call.inside:
             call.fail(Unavailable("the connection to Redis is lost"))
         else:
-            self._wait(call)
-
-    def _wait(self, call: ScriptCall) -> None:
-        loop = asyncio.get_running_loop()
-        if call.until <= loop.time() or (self._lost_at and loop.time() > self._lost_at + DEADLINE_S):
-            call.fail(Unavailable("Redis is away"))
-            return
-        self._waiting.append(call)
-        if self._expiry is None:
-            self._expiry = loop.call_at(call.until, self._expire)
+            loop = asyncio.get_running_loop()
+            if call.until <= loop.time() or (self._lost_at and loop.time() > self._lost_at + DEADLINE_S):
+                call.fail(Unavailable("Redis is away"))
+                return
+            self._waiting.append(call)
+            if self._expiry is None:
+                self._expiry = loop.call_at(call.until, self._expire)
 
     def _expire(self) -> None:
         """Refuse the calls that have waited too long for a connection."""
@@ -303,13 +300,9 @@ class RedisClient:
             return None
         if number not in active.subscribers:
             primary = active.primaries[number]
-            active.subscribers[number] = ChannelSubscriber(lambda: self._driver(primary), self._publish)
+            active.subscribers[number] = ChannelSubscriber(lambda: self._driver(primary), self._handlers)
         active.subscribers[number].request(channel)
         return active.subscribers[number]
-
-    def _publish(self, channel: str, data: bytes) -> None:
-        for handler in self._handlers.get(channel, ()):
-            handler(data)
 
     def _info_updated(self) -> None:
         """Log warnings for what has changed in the state of the servers."""

@@ -18,16 +18,16 @@ from typing import Any
 
 from easq.errors import EasqError, StorageError
 from easq.model import NEWEST, Frame
-from easq.storage.base import DeadLetterPolicy, Failure, Selection, Timing
+from easq.storage.base import DeadLetterPolicy, Selection, Timing
 from easq.storage.long_poll import LongPolls
-from easq.storage.redis.codec import pack_tags, unpack_tags
+from easq.storage.redis.codec import unpack_tags
+from easq.storage.redis.dead_letters import write_dead_letter
 from easq.storage.redis.stream import (
     HINT,
     SCHEMA,
     Argument,
     RemoteStream,
     ScriptClient,
-    key_prefix,
     settings_of,
 )
 
@@ -269,44 +269,9 @@ class Heartbeat:
             remote = self._by_prefix.get(prefix)
             if remote is not None and remote.dead_letters is not None:
                 try:
-                    await self._write_dead_letter(remote, remote.dead_letters, group, index)
+                    await write_dead_letter(self.ask, remote, remote.dead_letters, group, index)
                 except EasqError as error:
                     log.warning("%s: item %d stays where it is: %s", remote.name, int(index), error)
-
-    async def _write_dead_letter(
-        self, remote: RemoteStream, dead_letters: DeadLetterPolicy, group: bytes, index: bytes
-    ) -> None:
-        _, found = await self.ask(remote, "exhausted", group, index, replicated=False)
-        if found is None:
-            return
-        tags, data, deliveries, failures, code, reason = found
-        frame = Frame(int(index), unpack_tags(tags), data)
-        why = Failure(
-            group.decode(),
-            deliveries,
-            failures,
-            code.decode(errors="surrogatepass"),
-            reason.decode(errors="surrogatepass"),
-        )
-        copy = dead_letters.rear_copy(frame, why)
-        answer = dead_letters.answer(frame, why) if dead_letters.sink else Frame(0)
-        limits = dead_letters.rear_limits
-        status, _ = await self.ask(
-            remote,
-            "dead_letter",
-            group,
-            index,
-            key_prefix(dead_letters.rear),
-            limits.max_items,
-            limits.max_bytes,
-            pack_tags(copy.tags),
-            copy.data,
-            key_prefix(dead_letters.sink) if dead_letters.sink else "",
-            pack_tags(answer.tags),
-            answer.data,
-        )
-        if status == "full":
-            log.warning("%s: item %d is out of failures and the rear store is full", remote.name, int(index))
 
     # -- checks --------------------------------------------------------------------------------------------------------
 

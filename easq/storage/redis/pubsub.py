@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from easq.storage.redis.driver import ConnectionLost, ErrorReply, RedisConnection
@@ -27,11 +27,11 @@ class ChannelSubscriber:
     """Subscribes to channels until it is closed, over one connection after the other."""
 
     def __init__(
-        self, connection: Callable[[], RedisConnection], handler: Callable[[str, bytes], None]
+        self, connection: Callable[[], RedisConnection], handlers: Mapping[str, Sequence[MessageHandler]]
     ) -> None:
-        """`connection` makes a connection that is not open yet; `handler` gets the channel and the message."""
+        """`connection` makes a connection that is not open yet; `handlers` by channel get the messages."""
         self._make = connection
-        self._handler = handler
+        self._handlers = handlers
         #: channel -> set once the subscription is confirmed
         self._channels: dict[str, asyncio.Event] = {}
         self._connection: RedisConnection | None = None
@@ -95,7 +95,8 @@ class ChannelSubscriber:
                 self._received_at = asyncio.get_running_loop().time()
                 match reply:
                     case [b"message" | b"smessage", channel, data]:
-                        self._handler(channel.decode(), data)
+                        for handler in self._handlers.get(channel.decode(), ()):
+                            handler(data)
                     case [b"ssubscribe", channel, _] if channel.decode() in self._channels:
                         self._channels[channel.decode()].set()
         finally:

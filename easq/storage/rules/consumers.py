@@ -8,7 +8,7 @@ from easq.model import Consumer, Tags
 
 
 class FilterView:
-    """How far the stream has been scanned for the consumers with one start and one tag filter, per priority.
+    """The scan position, per priority, of the consumers with one start and one tag filter.
 
     Items that became ready again behind the cursors are in `inbox` until they are examined, then in `returned` if they
     match the filter.

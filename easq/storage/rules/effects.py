@@ -25,7 +25,7 @@ class DeliveryRecord:
 
 @dataclass(slots=True)
 class Effects:
-    """What a step asks of the engine. `removed` and `truncated_below` (0: none) name entries to delete.
+    """The requests of a step to the engine. `removed` and `truncated_below` (0: none) name entries to delete.
 
     `given_up` entries are copied to the rear store. `unanswered` ones were removed because every group gave them up and
     none committed them. Once copies and answers are stored or refused, the engine calls `copies_stored` or

@@ -25,7 +25,7 @@ class FailureRules(StreamState):
 
     # -- lost connections ----------------------------------------------------------------------------------------------
 
-    def _lose(
+    def lose(
         self, group: ConsumerGroup, session: ConsumerSession, index: int, now: float, effects: Effects
     ) -> None:
         """Hold an item of a lost connection for its user during the grace period.
@@ -50,7 +50,7 @@ class FailureRules(StreamState):
         if not self._fail(group, index, "", _LOST, effects):
             self._hold(group, index, hold)
 
-    def _count_replaced(self, group: ConsumerGroup, session: ConsumerSession, effects: Effects) -> None:
+    def count_replaced(self, group: ConsumerGroup, session: ConsumerSession, effects: Effects) -> None:
         """Count the losses of an earlier process of the same name: it will not reconnect, as `session` replaces it."""
         lost = [
             index
@@ -60,7 +60,7 @@ class FailureRules(StreamState):
         for index in sorted(lost):
             self._count_loss(group, index, effects, group.held[index]._replace(process=""))
 
-    def _release_hold(self, group: ConsumerGroup, index: int, hold: Hold, effects: Effects) -> None:
+    def end_hold(self, group: ConsumerGroup, index: int, hold: Hold, effects: Effects) -> None:
         """Make the held item ready for all consumers. If it was held for a process, count a failure."""
         del group.held[index]
         if hold.process:

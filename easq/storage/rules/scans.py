@@ -13,7 +13,7 @@ from easq.errors import Unavailable
 
 @dataclass(frozen=True, slots=True)
 class ScanLimit:
-    """When a scan ends early: its caller is gone, or a time of the clock of the event loop is reached."""
+    """The conditions that end a scan early: its caller is gone, or a time of the event loop is reached."""
 
     is_gone: Callable[[], bool] = lambda: False
     until: float = inf

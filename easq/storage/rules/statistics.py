@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
 from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
 from easq.storage.base import StreamStats
@@ -45,19 +45,17 @@ def stats_of(
             if group.connected or group.members
         ],
         held=[
-            line
+            HeldLine(
+                group.name,
+                None if one else len(entries) - len(group.committed),
+                None if left_at is None else max(0.0, left_at + retention_s - now),
+                dict(one),
+            )
             for group in groups
-            for line in _held_lines(group, len(entries) - len(group.committed), now, retention_s)
+            if len(entries) > len(group.committed)
+            for one, left_at in group.filters
         ],
     )
-
-
-def _held_lines(group: ConsumerGroup, uncommitted: int, now: float, retention_s: float) -> Iterator[HeldLine]:
-    """Yield a line for each filter of the group, unless the group has committed everything."""
-    for one, left_at in group.filters:
-        if uncommitted:
-            left_s = None if left_at is None else max(0.0, left_at + retention_s - now)
-            yield HeldLine(group.name, None if one else uncommitted, left_s, dict(one))
 
 
 def _consumer_line(

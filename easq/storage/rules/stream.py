@@ -218,7 +218,7 @@ class Stream(FailureRules):
         )
         group.connected += 1
         self._take_filter(group, subscription.tags, None if member is None else member.tags, effects)
-        self._count_replaced(group, session, effects)
+        self.count_replaced(group, session, effects)
         self._dispatcher.redeliver_held(group, session, effects)
         self._dispatch_to(group, effects)
         return session.number, effects
@@ -274,7 +274,7 @@ class Stream(FailureRules):
             if index in session.unsent or not lost:
                 self._dispatcher.make_ready(group, index)
                 continue
-            self._lose(group, session, index, now, effects)
+            self.lose(group, session, index, now, effects)
         session.pending.clear()
         session.unsent.clear()
         group.forget_left()
@@ -372,7 +372,7 @@ class Stream(FailureRules):
                 until, index = heapq.heappop(group.timers)
                 hold = group.held.get(index)
                 if hold is not None and hold.until == until:
-                    self._release_hold(group, index, hold, effects)
+                    self.end_hold(group, index, hold, effects)
             for user, member in list(group.members.items()):
                 if member.session is None and member.active_at + self.timing.forget_s <= now:
                     del group.members[user]

@@ -47,6 +47,12 @@ class Checkpoints:
         """Whether the log is long enough to be copied back before the next batch."""
         return self.written >= CHECKPOINT_BYTES
 
+    def frees_space(self) -> bool:
+        """Truncate the log, and return whether that freed space on the disk."""
+        before = self._file.log_bytes()
+        self.run("TRUNCATE")
+        return self._file.log_bytes() < before
+
     @property
     def has_work(self) -> bool:
         """Whether there is something to copy back or to vacuum."""

@@ -145,27 +145,20 @@ class DataFile:
 
     def refuse(self) -> None:
         """Close the file and drop the lock. The file and a log that was there stay as they were found."""
-        if self._connection is not None:
-            self._close_unchanged(self._connection)
+        if self._connection is not None and not self._had_log:
+            self._connection.close()
+        elif self._connection is not None:
+            # closing the last connection copies the log into the file. A read-only one cannot do that, so it is the
+            # last; if the file cannot be read by one, the other one is left open
+            reader = self.connect("ro")
+            try:
+                reader.execute("PRAGMA user_version").fetchone()
+                self._connection.close()
+            except sqlite3.Error as error:
+                log.debug("%s stays open: %s", self.path, error)
+            finally:
+                reader.close()
         self.drop_lock()
-
-    def _close_unchanged(self, connection: sqlite3.Connection) -> None:
-        """Close `connection` without copying the log into the file, which is what closing the last one does.
-
-        So the last one is a read-only one, which cannot do that. If the file cannot be read by one, `connection` is
-        left open.
-        """
-        if not self._had_log:
-            connection.close()
-            return
-        reader = self.connect("ro")
-        try:
-            reader.execute("PRAGMA user_version").fetchone()
-            connection.close()
-        except sqlite3.Error as error:
-            log.debug("%s stays open: %s", self.path, error)
-        finally:
-            reader.close()
 
     def drop_lock(self) -> None:
         """Release the lock."""

@@ -24,10 +24,10 @@ from threading import Thread
 
 from easq.errors import QueueFull, StorageError
 from easq.storage.engine import Settle
-from easq.storage.rules.changes import Change, Removed, Stored, Truncated
+from easq.storage.rules.changes import Change, Stored
 from easq.storage.sqlite.checkpoints import Checkpoints
 from easq.storage.sqlite.data_file import DataFile, is_full, sync
-from easq.storage.sqlite.rows import RowWriter
+from easq.storage.sqlite.rows import INLINE_BYTES, RowWriter, weight
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,6 @@ log = logging.getLogger(__name__)
 BATCH_JOBS, BATCH_BYTES = 512, 4 * 1024**2
 #: the first batch after a pause begins when it has so many jobs
 OPENING_JOBS = 16
-#: a batch with more payload is written in the thread
-INLINE_BYTES = 128 * 1024
-#: writing a removed or changed row takes as long as so many bytes of payload: 10 us, three statements
-_ROW_BYTES = 128
 #: on a full disk, jobs that only remove are tried again after so many seconds
 ROOM_S = 0.5
 #: the write-ahead log is truncated when there was nothing to write for so long, in seconds
@@ -58,7 +54,7 @@ class CommitJob:
     error: Exception | None = None
     again: bool = False  # there was no room for it: it is tried again with the next batch
     stored: list[Stored] = field(init=False)  # of the changes
-    size: int = field(init=False)  # payload bytes of these, and the `_weight` of the other changes
+    size: int = field(init=False)  # payload bytes of these, and the `weight` of the other changes
 
     def __post_init__(self) -> None:
         self.stored = [change for change in self.changes if isinstance(change, Stored)]
@@ -66,19 +62,7 @@ class CommitJob:
         for change in self.stored:
             self.size += len(change.frame.data)
         if len(self.changes) > len(self.stored):
-            self.size += sum(map(_weight, self.changes))
-
-
-def _weight(change: Change) -> int:
-    """Return how many bytes of payload take as long to write as the change; 0 for `Stored`, whose payload counts."""
-    match change:
-        case Truncated():
-            return INLINE_BYTES + 1
-        case Removed():
-            return _ROW_BYTES * len(change.indexes)
-        case Stored():
-            return 0
-    return _ROW_BYTES
+            self.size += sum(map(weight, self.changes))
 
 
 class GroupCommit:
@@ -293,7 +277,7 @@ class GroupCommit:
         either, they are tried again, as long as the service runs.
         """
         try:
-            if self._fits(batch) or (self._frees_space() and self._fits(batch)):
+            if self._fits(batch) or (self._checkpoints.frees_space() and self._fits(batch)):
                 self.full = self.full and not any(job.stored for job in batch)
                 return
         except sqlite3.Error as error:
@@ -329,12 +313,6 @@ class GroupCommit:
                 raise
             return False
         return True
-
-    def _frees_space(self) -> bool:
-        """Truncate the log, and return whether that freed space on the disk."""
-        before = self._file.log_bytes()
-        self._checkpoint("TRUNCATE")
-        return self._file.log_bytes() < before
 
     def _fail_batch(self, batch: list[CommitJob], error: BaseException) -> None:
         """Give every job of the batch an error, and stop writing for good."""

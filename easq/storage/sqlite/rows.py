@@ -20,6 +20,10 @@ from easq.storage.rules.changes import (
 )
 from easq.storage.rules.entries import INDEX_BITS
 
+#: a batch with more bytes of payload is written in the thread
+INLINE_BYTES = 128 * 1024
+#: writing a removed or changed row takes as long as so many bytes of payload: 10 us, three statements
+_ROW_BYTES = 128
 #: Entries go in many at a time: after each step of a statement the writer waits for the interpreter's lock, 5 ms when
 #: the event loop is busy (measured: a third of all puts a second). SQLite takes 32,766 values, before 3.32 999.
 _INTO_ITEM = "INSERT INTO item (id, stream, priority, size, request_id, tags, data) VALUES"
@@ -130,3 +134,15 @@ class RowWriter:
                 execute("UPDATE stream SET ended = ? WHERE id = ?", (change.ended, number))
             case _:
                 raise AssertionError(change)
+
+
+def weight(change: Change) -> int:
+    """Return how many bytes of payload take as long to write as the change; 0 for `Stored`, whose payload counts."""
+    match change:
+        case Truncated():
+            return INLINE_BYTES + 1
+        case Removed():
+            return _ROW_BYTES * len(change.indexes)
+        case Stored():
+            return 0
+    return _ROW_BYTES

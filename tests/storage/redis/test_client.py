@@ -1,4 +1,4 @@
-"""The link to Redis, against real servers: what a call promises whatever becomes of the connection."""
+"""The client of Redis, against real servers: how each call ends when connections are lost."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ async def nothing(_: bool) -> None:
     """No preparation."""
 
 
-class Linked:
-    """A link that is there within the block."""
+class Connected:
+    """A client that is connected within the block."""
 
     def __init__(
         self, url: str, prepare: Callable[[bool], Awaitable[None]] = nothing, *, wait_replicas: int = 0
@@ -109,7 +109,7 @@ def replicated(make_redis: MakeRedis) -> tuple[RedisServer, RedisServer]:
 
 
 async def restarted(server: RedisServer, redis_client: RedisClient) -> None:
-    """The server is another process, and the link has noticed."""
+    """The server is another process, and the client has noticed."""
     await asyncio.to_thread(server.kill)
     await until(lambda: not redis_client.is_up())
     await asyncio.to_thread(server.start)
@@ -119,7 +119,7 @@ def test_replies_are_what_the_script_returned(server: RedisServer) -> None:
     """Text, bytes and numbers go in as they are; bytes, numbers and lists come out."""
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             assert await redis_client.call("echo", ["{q}a"], ["ü", b"\x00\r\n\xff", 7]) == [
                 "ü".encode(),
                 b"\x00\r\n\xff",
@@ -137,7 +137,7 @@ def test_calls_of_one_moment_share_one_round_trip(server: RedisServer) -> None:
     """A hundred calls at once are one write to the disk: appendfsync always syncs once for each turn of Redis."""
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             await redis_client.call("add", ["{q}n"], [0])
             with server.client() as client:
                 before = client.info("stats")["total_reads_processed"]
@@ -146,7 +146,7 @@ def test_calls_of_one_moment_share_one_round_trip(server: RedisServer) -> None:
             assert replies == list(range(1, 101))
             assert (
                 int(after) - int(before) <= 4
-            )  # the batch, this test's own INFO, and perhaps the link's look
+            )  # the batch, this test's own INFO, and perhaps the client's own INFO
 
     asyncio.run(run())
 
@@ -155,7 +155,7 @@ def test_scripts_that_were_flushed_are_loaded_again(server: RedisServer) -> None
     """SCRIPT FLUSH goes unnoticed, and nothing is run twice."""
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             assert await redis_client.call("add", ["{q}n"], [1]) == 1
             server.ask("SCRIPT", "FLUSH")
             assert await asyncio.gather(*(redis_client.call("add", ["{q}n"], [1]) for _ in range(3))) == [
@@ -168,14 +168,14 @@ def test_scripts_that_were_flushed_are_loaded_again(server: RedisServer) -> None
 
 
 def test_a_server_that_was_killed_is_found_again(server: RedisServer) -> None:
-    """While it is away calls are certainly not done; then the link prepares anew and calls go through."""
+    """While it is away calls are certainly not done; then the client prepares anew and calls go through."""
     prepared: list[bool] = []
 
     async def prepare(changed: bool) -> None:
         prepared.append(changed)
 
     async def run() -> None:
-        async with Linked(server.url, prepare) as redis_client:
+        async with Connected(server.url, prepare) as redis_client:
             await redis_client.call("add", ["{q}n"], [1])
             server.kill()
             await until(lambda: not redis_client.is_up())
@@ -197,7 +197,7 @@ def test_a_connection_that_broke_is_no_other_primary(server: RedisServer) -> Non
         prepared.append(changed)
 
     async def run() -> None:
-        async with Linked(server.url, prepare) as redis_client:
+        async with Connected(server.url, prepare) as redis_client:
             server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             await until(lambda: len(prepared) == 2)
             assert await until_answered(redis_client) == [b"back"]
@@ -210,7 +210,7 @@ def test_what_was_answered_and_what_was_not_is_told_apart(server: RedisServer) -
     """Killed under load: each answered call was run, each refused one was not, and others may have been."""
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             answered = refused = unknown = 0
 
             async def add() -> None:
@@ -238,17 +238,17 @@ def test_what_was_answered_and_what_was_not_is_told_apart(server: RedisServer) -
 
 def test_only_what_prepares_goes_through_before_it_is_done(server: RedisServer) -> None:
     """A call that waits for the connection comes after those of `prepare`."""
-    linked = Linked(server.url)
+    connected = Connected(server.url)
 
     async def prepare(changed: bool) -> None:
         if changed:
-            await linked.redis.call("add", ["{q}n"], [100])
+            await connected.redis.call("add", ["{q}n"], [100])
             await asyncio.sleep(0.1)
-            await linked.redis.call("add", ["{q}n"], [100])
+            await connected.redis.call("add", ["{q}n"], [100])
 
     async def run() -> None:
-        linked._prepare = prepare
-        async with linked as redis_client:
+        connected._prepare = prepare
+        async with connected as redis_client:
             await restarted(server, redis_client)
             assert await redis_client.call("add", ["{q}n"], [1]) == 201
 
@@ -269,7 +269,7 @@ def test_a_preparation_that_fails_is_done_again(
                 raise StorageError("not prepared")
 
     async def run() -> None:
-        async with Linked(server.url, prepare) as redis_client:
+        async with Connected(server.url, prepare) as redis_client:
             await restarted(server, redis_client)
             assert await until_answered(redis_client) == [b"back"]
         assert tries == 3
@@ -280,21 +280,21 @@ def test_a_preparation_that_fails_is_done_again(
 
 def test_a_preparation_ends_with_its_connection(server: RedisServer) -> None:
     """A call made inside it when the connection is gone is refused at once, so that it can be done again."""
-    linked = Linked(server.url)
+    connected = Connected(server.url)
     seen: list[object] = []
 
     async def prepare(changed: bool) -> None:
         if changed and not seen:
             server.restart()
             try:
-                await linked.redis.call("echo", ["{q}a"], [1])
+                await connected.redis.call("echo", ["{q}a"], [1])
             except (Unavailable, StorageError) as error:
                 seen.append(error)
                 raise
 
     async def run() -> None:
-        linked._prepare = prepare
-        async with linked as redis_client:
+        connected._prepare = prepare
+        async with connected as redis_client:
             await restarted(server, redis_client)
             assert await until_answered(redis_client) == [b"back"]
         assert len(seen) == 1
@@ -306,7 +306,7 @@ def test_a_server_that_stands_still_is_given_up(server: RedisServer) -> None:
     """What was sent is not known, what comes later is refused; once it goes on, so do calls."""
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             server.freeze()
             under_way = asyncio.ensure_future(redis_client.call("add", ["{q}n"], [1]))
             with pytest.raises(StorageError, match="did not answer within 1 s"):
@@ -324,7 +324,7 @@ def test_a_server_that_stands_still_is_noticed_when_nothing_is_asked(server: Red
     """It is looked at each second."""
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             server.freeze()
             await until(lambda: not redis_client.is_up())
             server.thaw()
@@ -338,7 +338,7 @@ def test_a_server_that_is_at_work_is_not_lost(server: RedisServer) -> None:
     many = 400
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             calls = (redis_client.call("work", [f"n{number}"], [b"x" * 1000]) for number in range(many))
             assert await asyncio.gather(*calls) == [1] * many
             assert redis_client.is_up()
@@ -381,7 +381,7 @@ def test_a_pause_is_over_when_it_is(server: RedisServer) -> None:
     """CLIENT PAUSE is as if it stood still."""
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             server.ask("CLIENT", "PAUSE", 2_000, "ALL")
             with pytest.raises(StorageError):
                 await redis_client.call("add", ["{q}n"], [1])
@@ -395,7 +395,7 @@ def test_a_busy_server_refuses(make_redis: MakeRedis) -> None:
     server = make_redis(busy_reply_threshold="100")
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             with socket.create_connection(("127.0.0.1", server.port)) as other:
                 other.sendall(b"*3\r\n$4\r\nEVAL\r\n$17\r\nwhile true do end\r\n$1\r\n0\r\n")
                 error = await until_refused(lambda: redis_client.call("add", ["{q}n"], [1]))
@@ -412,7 +412,7 @@ def test_a_server_without_memory_refuses(make_redis: MakeRedis) -> None:
     numbers = itertools.count()
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             error = await until_refused(
                 lambda: redis_client.call("set", [f"{{q}}{next(numbers)}"], [b"x" * 1_000_000])
             )
@@ -426,7 +426,7 @@ def test_a_script_that_fails_is_not_known_to_have_done_nothing(server: RedisServ
     """The error names the script and what Redis says; the next call goes through."""
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             with pytest.raises(StorageError, match=r"wrong: Redis says: .*not an integer"):
                 await redis_client.call("wrong", ["{q}w"], [])
             assert redis_client.is_up()
@@ -442,7 +442,7 @@ def test_a_primary_that_became_a_replica_is_left(
     server, other = make_redis(), make_redis()
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             await redis_client.call("add", ["{q}n"], [1])
             server.ask("REPLICAOF", "127.0.0.1", other.port)
             assert isinstance(
@@ -459,7 +459,7 @@ def test_min_replicas_to_write_refuses(server: RedisServer) -> None:
     """NOREPLICAS is certainly not done."""
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             server.ask("CONFIG", "SET", "min-replicas-to-write", 1)
             with pytest.raises(Unavailable, match="min-replicas-to-write"):
                 await redis_client.call("add", ["{q}n"], [1])
@@ -480,13 +480,13 @@ def test_a_server_that_loads_its_data_is_waited_for(make_redis: MakeRedis) -> No
         prepared.append(True)
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             await asyncio.to_thread(server.kill)
             await until(lambda: not redis_client.is_up())
             # a second and a half of LOADING, from before the server is ready
             starting = asyncio.create_task(asyncio.to_thread(server.start))
             await until(lambda: "while loading" in server.log.read_text() or starting.done())
-            other = Linked(server.url, prepare)
+            other = Connected(server.url, prepare)
             async with other:
                 assert prepared
             assert await until_answered(redis_client) == [b"back"]
@@ -510,7 +510,7 @@ def test_durability_is_what_the_server_does(
     server = make_redis(**options)
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             assert redis_client.durability == durability
 
     asyncio.run(run())
@@ -527,7 +527,7 @@ def test_settings_that_change_are_noticed(server: RedisServer, caplog: pytest.Lo
     """The durability shown is another one each time."""
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             for setting, value, word in (
                 ("appendfsync", "everysec", "redis-everysec"),
                 ("appendfsync", "always", "redis-fsync"),
@@ -593,7 +593,7 @@ def test_keys_that_redis_threw_away_are_told_of(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
-        async with Linked(server.url):
+        async with Connected(server.url):
             with server.client() as client:
                 client.mset({f"k{number}": "x" * 1000 for number in range(1000)})
             server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru", "maxmemory", "1")
@@ -608,7 +608,7 @@ def test_a_user_who_may_not_ask_for_the_settings(server: RedisServer) -> None:
     server.ask("ACL", "SETUSER", "easq", "on", ">secret", "~*", "&*", "+@all", "-config")
 
     async def run() -> None:
-        async with Linked(f"redis://easq:secret@127.0.0.1:{server.port}") as redis_client:
+        async with Connected(f"redis://easq:secret@127.0.0.1:{server.port}") as redis_client:
             assert redis_client.durability == "redis-everysec"
             assert await redis_client.call("add", ["{q}n"], [1]) == 1
 
@@ -619,7 +619,7 @@ def refusal(url: str) -> StorageError:
     """What a start is refused with."""
 
     async def run() -> None:
-        async with Linked(url):
+        async with Connected(url):
             pass
 
     with pytest.raises(StorageError) as caught:
@@ -677,7 +677,7 @@ def test_a_socket_of_this_machine(make_redis: MakeRedis, tmp_path: Path) -> None
     make_redis(unixsocket=str(path))
 
     async def run() -> None:
-        async with Linked(f"unix://{path}?db=1") as redis_client:
+        async with Connected(f"unix://{path}?db=1") as redis_client:
             assert await redis_client.call("add", ["{q}n"], [1]) == 1
 
     asyncio.run(run())
@@ -690,7 +690,7 @@ def test_tls(make_redis: MakeRedis, certificate: Path) -> None:
     make_redis(tls_port=str(port), tls_auth_clients="no", tls_cert_file=both, tls_key_file=both)
 
     async def run() -> None:
-        async with Linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}") as redis_client:
+        async with Connected(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}") as redis_client:
             assert await redis_client.call("add", ["{q}n"], [1]) == 1
 
     asyncio.run(run())
@@ -705,7 +705,7 @@ def test_a_private_ca_that_says_no_more_than_that_it_is_one_is_trusted(
     make_redis(tls_port=str(port), tls_auth_clients="no", tls_cert_file=str(both), tls_key_file=str(both))
 
     async def run() -> None:
-        async with Linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={ca}") as redis_client:
+        async with Connected(f"rediss://127.0.0.1:{port}?ssl_ca_certs={ca}") as redis_client:
             assert await redis_client.call("add", ["{q}n"], [1]) == 1
 
     asyncio.run(run())
@@ -716,7 +716,7 @@ def test_what_is_published_is_heard(server: RedisServer) -> None:
     heard: list[bytes] = []
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             await redis_client.listen("easq:hint", heard.append)
             await redis_client.call("tell", [], ["easq:hint", b"\x00one"])
             await redis_client.call("stell", ["easq:hint"], ["easq:hint", b"two"])
@@ -737,7 +737,7 @@ def test_without_replicas_nothing_is_run_that_they_have_to_have(
     """It is certainly not done; other calls are answered."""
 
     async def run() -> None:
-        async with Linked(server.url, wait_replicas=1) as redis_client:
+        async with Connected(server.url, wait_replicas=1) as redis_client:
             assert redis_client.durability == "redis-replicated:1"
             with pytest.raises(Unavailable, match="fewer replicas than the 1"):
                 await redis_client.call("add", ["{q}n"], [1])
@@ -754,7 +754,7 @@ def test_wait_with_a_replica(make_redis: MakeRedis) -> None:
     server, replica = replicated(make_redis)
 
     async def run() -> None:
-        async with Linked(server.url, wait_replicas=1) as redis_client:
+        async with Connected(server.url, wait_replicas=1) as redis_client:
             replies = await asyncio.gather(*(redis_client.call("add", ["{q}n"], [1]) for _ in range(50)))
             assert replies == list(range(1, 51))
             assert replica.ask("GET", "{q}n") == b"50"
@@ -770,7 +770,7 @@ def test_nobody_knows_of_the_call_that_finds_its_replica_gone(
     server, replica = replicated(make_redis)
 
     async def run() -> None:
-        async with Linked(server.url, wait_replicas=1) as redis_client:
+        async with Connected(server.url, wait_replicas=1) as redis_client:
             await until_answered(redis_client)
             assert await redis_client.call("add", ["{q}n"], [1]) == 1
             monkeypatch.setattr("easq.storage.redis.connection.INFO_S", 1000.0)  # it is not looked at again
@@ -795,7 +795,7 @@ def test_a_replica_that_is_back_is_waited_for_again(
     server, replica = replicated(make_redis)
 
     async def run() -> None:
-        async with Linked(server.url, wait_replicas=1) as redis_client:
+        async with Connected(server.url, wait_replicas=1) as redis_client:
             replica.freeze()
             assert isinstance(
                 await until_refused(lambda: redis_client.call("add", ["{q}n"], [1])), StorageError
@@ -819,7 +819,7 @@ def test_more_than_may_wait_is_refused(server: RedisServer, monkeypatch: pytest.
     monkeypatch.setattr("easq.storage.redis.client.MOST_CALLS", 10)
 
     async def run() -> None:
-        async with Linked(server.url) as redis_client:
+        async with Connected(server.url) as redis_client:
             server.freeze()
             calls = [asyncio.ensure_future(redis_client.call("add", ["{q}n"], [1])) for _ in range(11)]
             done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
@@ -844,7 +844,7 @@ def test_nothing_is_logged_of_a_password(make_redis: MakeRedis, caplog: pytest.L
     server.ask("CONFIG", "SET", "requirepass", "top-secret-word")
 
     async def run() -> None:
-        async with Linked(f"redis://:top-secret-word@127.0.0.1:{server.port}") as redis_client:
+        async with Connected(f"redis://:top-secret-word@127.0.0.1:{server.port}") as redis_client:
             with server.client(password="top-secret-word") as client:
                 client.client_kill_filter(_type="normal", skipme=True)
             await until(lambda: not redis_client.is_up())

@@ -396,7 +396,7 @@ def test_a_server_that_is_gone_costs_its_items_no_failure(redis_url: str) -> Non
 
 
 def test_servers_that_stood_still_give_who_comes_back_its_time(redis_url: str) -> None:
-    """Nobody looked for longer than the grace: what a lost consumer had is kept for it once more."""
+    """No server called for longer than the grace period: items of a lost consumer are held for it once more."""
     clock = Moment()
 
     async def body() -> None:
@@ -433,7 +433,7 @@ def test_a_server_that_stops_gives_up_what_it_has(redis_url: str) -> None:
 def test_a_fetch_whose_answer_was_lost_is_answered_again(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The items are neither kept from the consumer nor counted twice."""
+    """The items are neither withheld from the consumer nor counted twice."""
 
     async def body() -> None:
         async with servers(redis_url, 1) as (server,):
@@ -751,7 +751,7 @@ def test_signs_of_life_and_fetches_do_not_read_all_connections(redis_url: str) -
 
 
 def test_what_one_call_may_not_do_is_done_by_more(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scans, hand-outs and removals of more entries than one script looks at."""
+    """Scans, dispatches and removals of more entries than one script examines."""
     monkeypatch.setattr(remote, "BUDGET", 5)
 
     async def body() -> None:

@@ -1,4 +1,4 @@
-"""What a Redis says of itself: the durability it gives, and what no queue is kept on."""
+"""The state of a Redis by its own account: its durability, and on which none a queue is stored."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_filters_tell_who_holds_an_item() -> None:
 
 
 def test_many_absent_filters_become_one_that_lets_everything_through() -> None:
-    """Nothing that is held is let go, and what is kept of consumers that are gone does not grow."""
+    """Retained items stay, and the memory for consumers that left does not grow."""
     filters = Filters()
     filters.set(filter_of({"user": "here"}), None)
     for number in range(1000):

@@ -1,4 +1,4 @@
-"""The rules of a stream where only the core itself can be brought: between hand-out and fetch, and out of the blue."""
+"""The rules of a stream in states that only the rules themselves reach: between dispatch and fetch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def fetched(stream: Stream, session: int) -> list[tuple[int, int]]:
     return stream.fetch(session, most=100, most_bytes=1000, now=NOW)
 
 
-# -- handed out, not fetched -------------------------------------------------------------------------------------------
+# -- dispatched, not fetched ------------------------------------------------------------------------------------------
 
 
 def test_what_comes_back_before_it_was_fetched_is_fetched_once() -> None:
@@ -190,7 +190,7 @@ def test_what_was_removed_before_its_dead_letter_was_refused_does_not_come_again
 
 
 def test_a_truncation_beyond_what_is_there_takes_nothing_that_comes_after_it() -> None:
-    """Also when that could not be buried: it was put later."""
+    """Also when its dead letter was refused: it was put later."""
     stream = stream_of(max_failures=1)
     stream.truncate(1000)
     index, _ = stream.allocate(1, Limits())
@@ -371,7 +371,7 @@ def test_others_get_theirs_while_a_scan_is_under_way() -> None:
 
 
 def test_what_is_not_known_yet_holds_back_what_comes_after_it() -> None:
-    """An item of a lower class is not handed out before the higher one was looked through."""
+    """An item of a lower priority is not dispatched before the higher one was examined."""
     counted = Counted(1, {1: {"for": "me"}, 3000: {"for": "me"}})
     for _ in range(2999):
         index, _ = counted.stream.allocate(1, Limits())
