@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from easq.config.profiles import Resolved, Value
+from easq.config.profiles import Config, Resolved, Value
 from easq.config.tokens import TokenSource
-from easq.config.values import check_addresses, shown_values, values_to_save
+from easq.config.values import address_problems, check_addresses, shown_values, values_to_save
 from easq.errors import ConfigError, UsageError
 
 URL = "http://127.0.0.1:3030/api/predict/q"
@@ -59,3 +59,9 @@ def test_secrets_are_masked_unless_they_are_asked_for() -> None:
     assert "secret" not in hidden["url"].value
     assert "abcdefghijkl" not in hidden["token"].value
     assert shown_values(settings, reveal=True)["token"].value == "abcdefghijklmnop"
+
+
+def test_each_wrong_address_of_the_file_is_a_problem() -> None:
+    config = Config(Path("c.toml"), {"profiles": {"a": {"url": "x y"}, "b": {"url": "http://h/q"}}})
+    (problem,) = address_problems(config)
+    assert problem.startswith("c.toml: profiles.a: ")
