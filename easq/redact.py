@@ -73,14 +73,8 @@ def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
             continue
         lower = name.lower()
         if name in _ADDRESSES or (lower.endswith("_proxy") and lower != "no_proxy"):
-            value = _without_user(value)
+            # everything between the scheme and the last `@`: a password may contain any character
+            scheme = _SCHEME.match(value) if "@" in value else None
+            value = (scheme[0] if scheme else "") + value.rpartition("@")[2]
         found[name] = value
     return found
-
-
-def _without_user(address: str) -> str:
-    """Return `address` without everything between its scheme and its last `@`: a password may contain any character."""
-    if "@" not in address:
-        return address
-    scheme = _SCHEME.match(address)
-    return (scheme[0] if scheme else "") + address.rpartition("@")[2]

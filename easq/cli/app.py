@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from easq.protocol.operations import Caller
     from easq.render.printer import Printer
 
-#: the forms of output
+#: the output formats
 OUTPUTS = ("text", "json", "table", "raw", "none")
 
 
@@ -36,8 +36,8 @@ class App:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
         self.options: dict[str, Any] = {}
-        self.warnings: deque[str] = deque()  #: of other threads, until `tell_warnings`
-        self.at_end = ExitStack()  #: what is closed with the App
+        self.warnings: deque[str] = deque()  #: of other threads, printed by `tell_warnings`
+        self.at_end = ExitStack()  #: closed with the App
         self._has_told_retry = False
 
     # output

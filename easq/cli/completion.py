@@ -11,7 +11,7 @@ from easq.cli.command import command
 if TYPE_CHECKING:
     from easq.cli.app import App
 
-#: what click's completion reads its instruction from
+#: the environment variable that click's completion reads
 COMPLETE_VARIABLE = "_EASQ_COMPLETE"
 
 SHELLS = ("bash", "zsh", "fish")
@@ -41,5 +41,5 @@ def script(root: click.Command, shell: str) -> str:
 
     make = get_completion_class(shell)
     assert make is not None
-    # The base class's method: bash's own asks the bash at hand for its version, and the script is for any.
+    # The method of the base class: that of bash runs the installed bash to check its version.
     return ShellComplete.source(make(root, {}, "easq", COMPLETE_VARIABLE)).strip() + "\n"

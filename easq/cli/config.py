@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from easq.cli.app import App
     from easq.config.profiles import Config
 
-#: what the eascmd form saves
+#: options that `easq config` saves without a subcommand, as eascmd does
 _SAVED = ("url", "token", "token_file", "group", "user")
-#: what holds for one run, and no profile has
+#: options that no profile has
 _UNSAVED = ("header", "cacert", "insecure", "connect_timeout", "request_timeout")
 
 
@@ -154,7 +154,7 @@ def unset(app: App, key: str) -> None:
 @click.argument("name")
 def remove(app: App, name: str) -> None:
     """Remove a profile."""
-    app.config.without_profile(name)  # there is one, before a person is asked
+    app.config.without_profile(name)  # raises before the question if there is none
     app.confirm(f"remove profile {name}")
     _save(app, lambda config: config.without_profile(name), name, f"profile {name} removed")
 

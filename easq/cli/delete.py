@@ -12,7 +12,7 @@ from easq.cli.options import read_indexes, stream_options
 if TYPE_CHECKING:
     from easq.cli.app import App
 
-#: how many indexes a question names
+#: number of indexes that the question lists
 _MAX_NAMED = 20
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from easq.cli.app import App
 
-#: one command of the tour, or the start of the service, takes no longer than this, in seconds
+#: maximum time of one command, and of the start of the service, in seconds
 _PATIENCE_S = 60
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from easq.cli.app import App
-    from easq.client.queue import QueueClient
     from easq.model import Frame
 
 
@@ -103,8 +102,13 @@ class GetRun:
             ):
                 self._check_index(frames[0].index)
                 self._print(frames)
-                if self.delete:
-                    self._delete(client, frames)
+                if not self.delete:
+                    continue
+                files, printer = self.output_dir is not None, self.app.printer
+                whole = [frame.index for frame in frames if files or printer.shows_whole(frame.data)]
+                if whole:
+                    client.delete(whole)
+                self.deleted += len(whole)
         except DeadlineExceeded as error:
             if not self.shown:
                 raise
@@ -171,14 +175,3 @@ class GetRun:
             for number, frame in numbered:
                 self.app.printer.frame(number, frame, file=files.write(frame))
             self.app.printer.flush()
-
-    def _delete(self, client: QueueClient, frames: Sequence[Frame]) -> None:
-        """Delete the items that were printed in full."""
-        whole = [
-            frame.index
-            for frame in frames
-            if self.output_dir is not None or self.app.printer.shows_whole(frame.data)
-        ]
-        if whole:
-            client.delete(whole)
-        self.deleted += len(whole)

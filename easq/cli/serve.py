@@ -71,6 +71,7 @@ def _settings(app: App, *, private: str | None, **given: Any) -> tuple[ServerSet
     """Return what the options ask for; `private` is the folder of a service around a command. Raises UsageError."""
     import secrets
 
+    from easq.net.files import easq_folder
     from easq.server.server import ServerSettings
     from easq.server.watch import Liveness
     from easq.storage.base import Timing
@@ -80,8 +81,10 @@ def _settings(app: App, *, private: str | None, **given: Any) -> tuple[ServerSet
         port, default_storage = 0, f"sqlite:{private}/easq.db"
         token = token or secrets.token_urlsafe(24)
     else:
-        port, default_storage = 3030, "" if given["storage"] else _default_storage(app)
+        port, default_storage = 3030, app.environ.get("EASQ_STORAGE", "")
     storage = given["storage"] or default_storage
+    if not storage:
+        storage = f"sqlite:{easq_folder(app.environ, 'XDG_STATE_HOME', '.local/state') / 'easq.db'}"
     _hide_passwords(app, storage)
     timing = Timing(
         leave_grace_s=given["leave_grace"],
@@ -161,15 +164,6 @@ def _token(app: App) -> str:
     token = read_token(source, warn=app.printer.warn)
     app.printer.hide(token)
     return token
-
-
-def _default_storage(app: App) -> str:
-    """Return EASQ_STORAGE, which other users cannot see, unlike a command line; or the file in the state folder."""
-    from easq.net.files import easq_folder
-
-    if given := app.environ.get("EASQ_STORAGE"):
-        return given
-    return f"sqlite:{easq_folder(app.environ, 'XDG_STATE_HOME', '.local/state') / 'easq.db'}"
 
 
 async def _serve_alone(

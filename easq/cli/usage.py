@@ -9,7 +9,7 @@ import click
 
 from easq.errors import UsageError
 
-#: commands and options that remove something or answer for the user; an unknown word never suggests one of them
+#: commands and options that delete something or answer for the user; they are never suggested for an unknown word
 DESTRUCTIVE = frozenset(
     (
         "delete",

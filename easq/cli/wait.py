@@ -74,40 +74,27 @@ def wait(
     Exactly one of --empty, --length, --result, --consumers and --ready is needed. OP is one of < <= = == != >= >. The
     exit code is 9 if the condition was not met within --timeout, and 6 if the service never answered.
     """
-    from easq.client.wait import wait_for
-
-    condition = _condition(empty, length, result, consumers, ready)
-    client = app.queue(sink=True if condition.of_sink else None)
-    found = wait_for(client, condition, timeout, notice=app.printer.notice)
-    if app.output == "json":
-        app.printer.record({"condition": condition.text, "held": True, "value": found.value})
-
-
-def _condition(
-    empty: bool,
-    length: Comparison | None,
-    result: str | None,
-    consumers: Comparison | None,
-    ready: bool,
-) -> QueueCondition:
-    """Return the condition that was asked for. Raises UsageError for none, and for more than one."""
     from easq.client import wait
     from easq.errors import UsageError
 
-    asked: list[QueueCondition] = []
+    conditions: list[QueueCondition] = []
     if empty:
-        asked.append(wait.length_condition(wait.Comparison("=", 0), "empty"))
+        conditions.append(wait.length_condition(wait.Comparison("=", 0), "empty"))
     if length is not None:
-        asked.append(wait.length_condition(length))
+        conditions.append(wait.length_condition(length))
     if result is not None:
-        asked.append(wait.result_condition(result))
+        conditions.append(wait.result_condition(result))
     if consumers is not None:
-        asked.append(wait.consumers_condition(consumers))
+        conditions.append(wait.consumers_condition(consumers))
     if ready:
-        asked.append(wait.ready_condition())
-    if len(asked) != 1:
+        conditions.append(wait.ready_condition())
+    if len(conditions) != 1:
         raise UsageError(
             "exactly one of --empty, --length, --result, --consumers and --ready is needed",
             hint="easq wait --help",
         )
-    return asked[0]
+    (condition,) = conditions
+    client = app.queue(sink=True if condition.of_sink else None)
+    found = wait.wait_for(client, condition, timeout, notice=app.printer.notice)
+    if app.output == "json":
+        app.printer.record({"condition": condition.text, "held": True, "value": found.value})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from easq.errors import ConfigError
 from easq.protocol.durations import parse_duration
 
-#: the keys, as they are shown and written
+#: the keys of a profile, in the order in which they are shown
 KEYS = (
     "url",
     "token",
@@ -38,18 +38,18 @@ ENVIRONMENT = {
     "service": "EASQ_SERVICE",
 }
 
-#: eascmd's names for who asks
+#: the consumer group and user of eascmd
 BUILT_IN = {"group": "default_group", "user": "default_user"}
 
-#: the ways that a prediction may go
+#: the routes of a prediction
 VIAS = ("queue", "gateway", "direct", "modelarts", "websocket")
-#: what a token is sent as
+#: the forms in which a token is sent
 SIGNS = ("auto", "token", "hmac", "none")
 
 #: characters; a wrong value of this length or longer is not shown, since it may be a token
 _MIN_UNSHOWN = 12
 
-#: what a profile, a group and a user may be called
+#: names of profiles, groups and users
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 

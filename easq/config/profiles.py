@@ -39,10 +39,10 @@ from easq.net import files
 if TYPE_CHECKING:
     pass
 
-#: the profile that is used and written where nothing names one
+#: the profile that is used and written if none is named
 DEFAULT_PROFILE = "default"
 
-#: the layout of the file that this easq reads and writes
+#: the version of the file that this easq reads and writes
 VERSION = 1
 
 #: bytes; thousands of profiles fit in it

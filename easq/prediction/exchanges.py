@@ -55,7 +55,7 @@ def predict_queue(
     """
     end = time.monotonic() + timeout_s
     input, sink = input.bounded(end + OVERTIME_S), sink.bounded(end + OVERTIME_S)
-    # an id of ours is known also when the answer to the put is lost
+    # chosen here, so that it is known even if the answer to the put is lost
     own_id = (tags or {}).get(REQUEST_ID) or new_request_id(time.time_ns() // 1_000_000)
     put = put_operation(
         data,
@@ -106,8 +106,8 @@ class Served:
     """An answer, its bytes unchanged, and who gave it in which time."""
 
     data: bytes
-    address: str  #: `HOST:PORT` or `IP:PORT` of who was asked
-    times: Times  #: connecting and the first byte in the last attempt, the total over all
+    address: str  #: `HOST:PORT` or `IP:PORT` of the server that answered
+    times: Times  #: connect and first byte of the last attempt, total of all
 
 
 def predict_gateway(
@@ -186,7 +186,7 @@ def predict_direct(
     error: EasqError = Unreachable(f"{discovery.lookup.service} has no instance")
     asked_s: list[float] = []  # Retry-After of each instance that failed in this round; 0 without one
     while True:
-        # one that the list names only now goes before all that were tried
+        # an instance that is new in the list goes before all that were tried
         instance = discovery.next(ever) or discovery.next(this_round)
         if instance is None:
             rounds += 1

@@ -32,7 +32,7 @@ from easq.render.payload import (
 )
 from easq.render.progress import MAX_WIDTH, Progress
 
-#: to the start of the line, and nothing behind it
+#: escape sequence: go to the start of the line, and clear it
 _CLEAR = "\r\x1b[K"
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
@@ -77,7 +77,7 @@ class Printer:
         self._status = ""
         self.output, self.quiet, self.verbose, self.color = output, quiet, verbose, color
 
-    # asked once: the question is a system call, and 20,000 lines were 20,000 of them
+    # cached: each isatty() is a system call, and 20,000 lines made 20,000 of them
     @cached_property
     def out_is_terminal(self) -> bool:
         """Whether stdout is a terminal."""
@@ -300,7 +300,7 @@ class Printer:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.close(nowhere)
-        # only now: dropping the stream writes out its buffer, and Python 3.13 prints an error if that fails
+        # last: dropping the stream writes out its buffer, and Python 3.13 prints an error if that fails
         self._out = None
 
     def failed(self, error: OSError) -> OutputClosed | StorageError:
@@ -310,13 +310,13 @@ class Printer:
         self.abandon()
         return StorageError(f"cannot write to stdout: {error.strerror}")
 
-    # within
+    # private
 
     def _say(self, text: str) -> None:
         if self._err is None:
             return
         if self.out_is_terminal and self.err_is_terminal:
-            self.flush()  # both land on one screen, in the order in which they were said
+            self.flush()  # both streams share one terminal: keep the order of the output
         if self._status:
             self._status, text = "", _CLEAR + text
         text = hide(text, self._secrets, words=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-#: nothing is shown of what is done sooner, in seconds
+#: seconds before the first drawing; a shorter run draws nothing
 PATIENCE_S = 1.0
-#: between two drawings, in seconds
+#: seconds between two drawings
 _PERIOD_S = 0.1
 _BAR, _MIN_BAR = 20, 4
 
