@@ -212,7 +212,7 @@ def test_other_machines_are_served_with_a_token_only(easq: Easq, started: Starte
         (("--max-length", "0"), "0 is not in the range"),
     ],
 )
-def test_what_cannot_be_served_is_refused(easq: Easq, options: tuple[str, ...], says: str) -> None:
+def test_settings_that_cannot_be_served_are_refused(easq: Easq, options: tuple[str, ...], says: str) -> None:
     done = easq("serve", "--port", "0", *options)
     assert (done.status, done.out) == (2, b"")
     assert says in done.err

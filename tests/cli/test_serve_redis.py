@@ -140,7 +140,7 @@ def test_no_redis_is_a_failed_storage(easq: Easq, server: RedisServer) -> None:
         (("--storage", "mysql://u:s3cret@r"), "unknown storage 'mysql://u:****@r'"),
     ],
 )
-def test_what_cannot_be_served_is_refused(easq: Easq, options: tuple[str, ...], says: str) -> None:
+def test_settings_that_cannot_be_served_are_refused(easq: Easq, options: tuple[str, ...], says: str) -> None:
     """A usage error, before anything is connected."""
     done = easq("serve", "--port", "0", *options)
     assert (done.status, done.out) == (2, b"")

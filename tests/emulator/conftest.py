@@ -1,4 +1,4 @@
-"""Services in the test's own process, as the server's tests have them."""
+"""Fixtures: the services of the server's tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Discovery of EAS, and look-up of ModelArts: where the instances of a service are."""
+"""Discovery of EAS and look-up of ModelArts: the addresses of a service's instances."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOKUP = "/v1/project/services/model/predict/endpoints?type=host_endpoints"
 @pytest.mark.parametrize("path", [DOCUMENTED, PYTHON])
 @pytest.mark.parametrize("query", ["", "?internal=true", "?internal=false"])
 def test_discovery_names_the_instances(cloud: OpenCloud, path: str, query: str) -> None:
-    """At both paths, without a token, in the documented form."""
+    """Both paths return them in the documented form, without a token."""
     made = cloud(weights=(100, 50), token="t")
     answer = ask(made.port, "GET", f"{path}model{query}")
     assert answer.status == 200
@@ -39,7 +39,7 @@ def test_discovery_names_the_instances(cloud: OpenCloud, path: str, query: str) 
 
 
 def test_the_app_is_the_name_with_dashes(start: Open) -> None:
-    """EAS writes dashes for underscores in `app`."""
+    """EAS replaces underscores by dashes in `app`."""
     service = start(service=ModelService("echo", "my_model"))
     (item,) = ask(service.port, "GET", f"{DOCUMENTED}my_model").json["endpoints"]["items"]
     assert item["app"] == "my-model"
@@ -61,7 +61,7 @@ JAVA = (
 
 
 def test_the_java_sdks_discovery_is_answered(cloud: OpenCloud) -> None:
-    """Its GET has two Content-Type headers, and comes again on the same connection."""
+    """Its GET has two Content-Type headers, and is repeated on the same connection."""
     made = cloud()
     with Connection(made.port) as connection:
         for _ in range(3):
@@ -73,7 +73,7 @@ def test_the_java_sdks_discovery_is_answered(cloud: OpenCloud) -> None:
 
 @pytest.mark.parametrize("path", [DOCUMENTED, PYTHON])
 def test_discovery_of_a_queue_names_the_service_itself(start: Open, path: str) -> None:
-    """The SDK's QueueClient has a direct mode, too."""
+    """The SDK's QueueClient has a direct mode as well."""
     service = start(queues=("q", "other"), token="t")
     for name in ("q", "other", "%71"):
         answer = ask(service.port, "GET", path + name)
@@ -87,13 +87,13 @@ def test_discovery_of_a_queue_names_the_service_itself(start: Open, path: str) -
 @pytest.mark.parametrize("name", ["other", "q/sink", "", "model/x", "%FF"])
 @pytest.mark.parametrize("path", [DOCUMENTED, PYTHON])
 def test_an_unknown_service_is_404(cloud: OpenCloud, path: str, name: str) -> None:
-    """A 200 with an empty list would have official clients clear their lists."""
+    """After a 200 with an empty list, official clients would clear their own lists."""
     assert ask(cloud().port, "GET", path + name).status == 404
 
 
 @pytest.mark.parametrize("path", [DOCUMENTED, PYTHON])
 def test_without_a_model_no_service_is_known(start: Open, path: str) -> None:
-    """The paths exist without a model, and a POST to one is not a put into the first queue."""
+    """The paths exist without a model. A POST to one is not a put into the first queue."""
     service = start()
     assert ask(service.port, "GET", path + "model").status == 404
     assert ask(service.port, "POST", path + "model", body=b"x").status == 405
@@ -102,10 +102,8 @@ def test_without_a_model_no_service_is_known(start: Open, path: str) -> None:
     assert service.queue.length() == 0
 
 
-def test_what_is_drained_or_gone_is_not_named(cloud: OpenCloud) -> None:
-    """Instances of weight 0 are left out, since the Go SDK divides by the weight. Without an instance the status is
-    503.
-    """
+def test_drained_and_removed_instances_are_not_listed(cloud: OpenCloud) -> None:
+    """The Go SDK divides by the weight, so weight 0 is left out. Without an instance the status is 503."""
     made = cloud(weights=(100, 0, 7))
 
     def named() -> list[tuple[int, int]]:
@@ -126,8 +124,8 @@ def test_what_is_drained_or_gone_is_not_named(cloud: OpenCloud) -> None:
     assert named() == [(0, 100)]
 
 
-def test_on_all_addresses_instances_are_where_the_caller_came_to(start: Open) -> None:
-    """A service bound to `0.0.0.0` names the address that the caller connected to."""
+def test_instances_on_all_addresses_have_the_address_that_the_caller_used(start: Open) -> None:
+    """A service bound to `0.0.0.0` returns the local address of the caller's connection."""
     service = start(host="0.0.0.0", token="t", service=ModelService("echo"))
     (item,) = ask(service.port, "GET", f"{DOCUMENTED}model").json["endpoints"]["items"]
     assert item["ip"] == "127.0.0.1"
@@ -135,7 +133,7 @@ def test_on_all_addresses_instances_are_where_the_caller_came_to(start: Open) ->
 
 
 def test_a_look_up_names_the_instances(cloud: OpenCloud) -> None:
-    """With the token in X-Auth-Token, for any project."""
+    """The token stands in X-Auth-Token. The project may be any."""
     made = cloud(weights=(1, 1), token="secret")
     answer = ask(made.port, "GET", LOOKUP, [("X-Auth-Token", "secret")])
     assert answer.status == 200
@@ -163,7 +161,9 @@ def test_a_look_up_names_the_instances(cloud: OpenCloud) -> None:
         (LOOKUP + "&type=x", "secret", 400),
     ],
 )
-def test_what_a_look_up_is_refused_with(cloud: OpenCloud, target: str, token: str, status: int) -> None:
+def test_errors_of_the_look_up_have_the_form_of_modelarts(
+    cloud: OpenCloud, target: str, token: str, status: int
+) -> None:
     """Errors are JSON with code and message, as from ModelArts' management API."""
     headers = [("X-Auth-Token", token)] if token else []
     answer = ask(cloud(token="secret").port, "GET", target, headers)
@@ -178,7 +178,7 @@ def test_without_a_token_every_look_up_is_answered(cloud: OpenCloud) -> None:
 
 
 def test_the_lists_are_json_of_one_line(cloud: OpenCloud) -> None:
-    """Without a newline in it."""
+    """The JSON has no newline."""
     body = ask(cloud().port, "GET", f"{PYTHON}model").body
     assert b"\n" not in body
     assert json.loads(body)

@@ -18,7 +18,7 @@ GATEWAY = "/api/predict/model"
 
 
 def test_queues_stand_beside_the_service(cloud: OpenCloud) -> None:
-    """A name is a queue or the service; any other name is 404."""
+    """A name belongs to a queue or to the service. Any other name is 404."""
     made = cloud()
     index = made.queue.put(b"item")
     assert made.queue.get()[0].data == b"item"
@@ -30,7 +30,7 @@ def test_queues_stand_beside_the_service(cloud: OpenCloud) -> None:
 
 
 def test_a_base_path_may_be_empty(cloud: OpenCloud) -> None:
-    """The service's name then begins the path, at the instances as well."""
+    """The path then begins with the service's name, at the instances as well."""
     made = cloud(base_path="/")
     for port in (made.port, made.ports[0]):
         assert ask(port, "POST", "/model/x", body=b"y").body == b"y"
@@ -38,7 +38,7 @@ def test_a_base_path_may_be_empty(cloud: OpenCloud) -> None:
 
 
 def test_calls_under_way_are_answered_when_the_service_stops(cloud: OpenCloud) -> None:
-    """Calls in flight have some seconds to end."""
+    """Calls in flight have a grace period of some seconds."""
     made = cloud("exec:sh -c 'read line; sleep 0.5; echo done'")
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(ask, made.port, "POST", GATEWAY, (), b"go\n")
@@ -48,8 +48,8 @@ def test_calls_under_way_are_answered_when_the_service_stops(cloud: OpenCloud) -
 
 
 @pytest.mark.long
-def test_calls_that_take_too_long_are_told_when_the_service_stops(cloud: OpenCloud) -> None:
-    """They are answered with 503, and the command is killed."""
+def test_calls_that_outlast_the_grace_period_get_503_when_the_service_stops(cloud: OpenCloud) -> None:
+    """The command of the call is killed."""
     made = cloud("exec:sleep 1000")
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(ask, port, "POST", GATEWAY, (), b"") for port in (made.port, made.ports[0])]
@@ -76,7 +76,7 @@ def test_calls_that_take_too_long_are_told_when_the_service_stops(cloud: OpenClo
         ),
     ],
 )
-def test_what_cannot_be_served_is_refused(service: ModelService, message: str) -> None:
+def test_settings_that_cannot_be_served_are_refused(service: ModelService, message: str) -> None:
     """The error is raised before anything listens."""
     with pytest.raises(UsageError) as caught:
         open_service(ServerSettings(port=0, queues=("q",)), service)

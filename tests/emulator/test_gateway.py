@@ -1,4 +1,4 @@
-"""The gateway: calls and WebSockets that it passes on to instances, by weight."""
+"""The gateway: forwards calls and WebSockets to instances, by weight."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_the_gateway_spreads_calls_by_weight(cloud: OpenCloud) -> None:
     assert made.asked("discovery") == 0
 
 
-def test_the_gateway_passes_what_was_sent_and_answered(cloud: OpenCloud) -> None:
-    """Type, encoding and bytes are unchanged; credentials and origin of the caller are withheld."""
+def test_the_gateway_forwards_requests_and_answers_unchanged(cloud: OpenCloud) -> None:
+    """Type, encoding and bytes are unchanged. Credentials and origin of the caller are withheld."""
     show = "exec:sh -c 'echo $EASQ_PATH $EASQ_QUERY $EASQ_CONTENT_TYPE; env | grep -c gateway-canary'"
     made = cloud(show, token="gateway-canary")
     headers = [
@@ -54,8 +54,8 @@ def test_the_path_reaches_the_model_through_the_gateway(cloud: OpenCloud) -> Non
     )
 
 
-def test_the_gateway_passes_over_an_instance_that_is_away(cloud: OpenCloud) -> None:
-    """It gets no request. Without a reachable instance the status is 502, with an empty list 503."""
+def test_the_gateway_skips_an_instance_that_cannot_be_reached(cloud: OpenCloud) -> None:
+    """If no instance can be reached the status is 502, with an empty list 503."""
     made = cloud(weights=(1, 1))
     made.kill(0)
     for _ in range(4):
@@ -76,8 +76,10 @@ def test_the_gateway_passes_over_an_instance_that_is_away(cloud: OpenCloud) -> N
 
 
 @pytest.mark.parametrize(("fault", "status"), [("busy", 503), ("half", 502), ("hung", 504)])
-def test_the_gateway_says_what_went_wrong_behind_it(cloud: OpenCloud, fault: str, status: int) -> None:
-    """A refusal passes unchanged, a broken answer is 502, a timeout 504; no call is sent twice."""
+def test_the_status_of_the_gateway_names_the_failure_of_the_instance(
+    cloud: OpenCloud, fault: str, status: int
+) -> None:
+    """A refusal is forwarded unchanged, a broken answer is 502, a timeout 504. No call is sent twice."""
     made = cloud(weights=(1, 1), timeout_s=SHORT_S if fault == "hung" else 30)
     for number in (0, 1):
         made.fault(number, fault)
@@ -129,7 +131,7 @@ def test_a_socket_of_another_version_is_426(cloud: OpenCloud, is_gateway: bool) 
 
 
 def test_a_caller_that_vanishes_ends_the_relay(cloud: OpenCloud) -> None:
-    """The instance has no connection left."""
+    """The instance then has no connection left."""
     made = cloud()
     socket = Watch(made.port, GATEWAY)
     socket.send(TEXT, b"x")
@@ -144,8 +146,8 @@ def test_the_gateway_takes_post(cloud: OpenCloud, method: str) -> None:
     assert ask(cloud().port, method, GATEWAY, body=b"").status == 405
 
 
-def test_the_gateway_gives_up_with_its_caller(cloud: OpenCloud) -> None:
-    """A call whose caller has disconnected is cancelled at its instance."""
+def test_the_gateway_cancels_the_call_of_a_caller_that_left(cloud: OpenCloud) -> None:
+    """The call is cancelled at its instance."""
     made = cloud()
     made.fault(0, "hung")
     with Connection(made.port) as connection:
@@ -156,7 +158,7 @@ def test_the_gateway_gives_up_with_its_caller(cloud: OpenCloud) -> None:
 
 
 @pytest.mark.parametrize("fault", ["half", "hung"])
-def test_an_instance_without_an_answer_is_passed_over_for_a_while(cloud: OpenCloud, fault: str) -> None:
+def test_an_instance_without_an_answer_is_avoided_for_some_seconds(cloud: OpenCloud, fault: str) -> None:
     """The caller's next attempt gets another instance, unless there is no other."""
     made = cloud(weights=(1, 1), timeout_s=SHORT_S if fault == "hung" else 30)
     made.fault(0, fault)

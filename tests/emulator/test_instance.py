@@ -1,4 +1,4 @@
-"""One instance at its own address: HTTP and WebSocket before a real model."""
+"""One instance at its own address: HTTP and WebSocket in front of a real model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_post_is_answered_by_the_model(cloud: OpenCloud) -> None:
     assert answer.header("X-Easq-Instance") == instance.address
 
 
-def test_what_a_browser_would_run_is_plain_bytes(cloud: OpenCloud) -> None:
+def test_types_that_a_browser_executes_become_plain_bytes(cloud: OpenCloud) -> None:
     """A model that repeats its request must not serve a web page from this address."""
     port = cloud().ports[0]
     for kind in ("text/html", "image/svg+xml", "application/xhtml+xml"):
@@ -45,8 +45,8 @@ def test_what_a_browser_would_run_is_plain_bytes(cloud: OpenCloud) -> None:
         assert answer.header("Content-Type") == "application/octet-stream"
 
 
-def test_a_model_cannot_take_our_safeguards_away(cloud: OpenCloud, upstream: MakeUpstream) -> None:
-    """Nor can its headers have an nginx before the service send a file."""
+def test_a_model_cannot_override_security_headers(cloud: OpenCloud, upstream: MakeUpstream) -> None:
+    """Its headers cannot make an nginx before the service send a file either."""
     headers = [
         ("x-content-type-options", "off"),
         ("X-Accel-Redirect", "/etc/passwd"),
@@ -74,10 +74,10 @@ def test_a_model_cannot_take_our_safeguards_away(cloud: OpenCloud, upstream: Mak
         ("/invocations?x=1", "/invocations", "x=1"),
     ],
 )
-def test_the_model_sees_what_follows_the_services_name(
+def test_the_model_gets_the_path_after_the_services_name(
     cloud: OpenCloud, tmp_path: Path, target: str, path: str, query: str
 ) -> None:
-    """Or all of the path when it does not begin with the name, as with ModelArts."""
+    """A path without the service's name, as with ModelArts, is passed whole."""
     model = tmp_path / "model.py"
     model.write_text(
         "import os; print(os.environ.get('EASQ_PATH', '') + '?' + os.environ.get('EASQ_QUERY', ''))"
@@ -93,14 +93,14 @@ def test_other_methods_are_405(cloud: OpenCloud, method: str) -> None:
 
 
 def test_health_is_answered_to_everyone(cloud: OpenCloud) -> None:
-    """It needs no token, and is not counted as a call."""
+    """It needs no token, and does not count as a call."""
     instance = cloud(token=TOKEN).instances[0]
     assert ask(instance.port, "GET", "/healthz").text == "ok\n"
     assert instance.requests == 0
 
 
 def test_another_services_path_is_404(cloud: OpenCloud) -> None:
-    """A caller with the path of another service has the wrong address."""
+    """A caller with the path of another service has used the wrong address."""
     answer = ask(cloud().ports[0], "POST", "/api/predict/other", body=b"")
     assert (answer.status, answer.text) == (404, "this is an instance of model")
 
@@ -147,8 +147,8 @@ def test_who_has_the_token_is_let_in(cloud: OpenCloud, headers: Headers) -> None
     ],
 )
 @pytest.mark.parametrize("path", [PATH, "/"])
-def test_who_has_not_is_not(cloud: OpenCloud, path: str, headers: Headers, reason: str) -> None:
-    """A call without the token is 401 for any path, at instance and gateway."""
+def test_a_call_without_the_token_is_401(cloud: OpenCloud, path: str, headers: Headers, reason: str) -> None:
+    """The path does not matter, at the instance and at the gateway."""
     made = cloud(token=TOKEN)
     answer = ask(made.ports[0], "POST", path, headers, b"[{}]")
     assert (answer.status, answer.text) == (401, reason)
@@ -157,7 +157,7 @@ def test_who_has_not_is_not(cloud: OpenCloud, path: str, headers: Headers, reaso
 
 
 def test_open_instances_ask_for_no_token(cloud: OpenCloud) -> None:
-    """As with ModelArts. The gateway still asks for it."""
+    """ModelArts has such instances. The gateway still requires the token."""
     made = cloud(token=TOKEN, open_instances=True)
     assert ask(made.ports[0], "POST", "/", body=b"x").body == b"x"
     assert ask(made.port, "POST", PATH, body=b"x").status == 401
@@ -174,10 +174,10 @@ def test_open_instances_ask_for_no_token(cloud: OpenCloud) -> None:
         ([("Sec-Fetch-Site", "cross-site")], 403),
     ],
 )
-def test_pages_elsewhere_reach_no_door(cloud: OpenCloud, headers: Headers, status: int) -> None:
-    """Web pages of other sites are refused by instance, gateway, discovery and look-up, for each method and
-    handshake.
-    """
+def test_pages_of_other_origins_are_refused_everywhere(
+    cloud: OpenCloud, headers: Headers, status: int
+) -> None:
+    """Instance, gateway, discovery and look-up refuse web pages of other sites, for each method and handshake."""
     made = cloud()
     doors = [
         (made.ports[0], PATH),
@@ -214,8 +214,8 @@ def test_a_call_above_the_limit_is_413(cloud: OpenCloud) -> None:
         ("http://127.0.0.1:1/", 502, "the model cannot be reached"),
     ],
 )
-def test_what_goes_wrong_is_said_in_one_line(cloud: OpenCloud, model: str, status: int, text: str) -> None:
-    """The status tells a failed model from a missing one and from a timeout."""
+def test_failures_are_reported_in_one_line(cloud: OpenCloud, model: str, status: int, text: str) -> None:
+    """The status distinguishes a failed model from a missing one and from a timeout."""
     made = cloud(model, timeout_s=0.3 if "sleep" in model else 30)
     for port in (made.ports[0], made.port):
         answer = ask(port, "POST", PATH, body=b"")
@@ -224,7 +224,7 @@ def test_what_goes_wrong_is_said_in_one_line(cloud: OpenCloud, model: str, statu
         assert answer.header("Content-Type") == "text/plain; charset=utf-8"
 
 
-def test_a_command_that_went_away_is_500_and_not_described(cloud: OpenCloud, tmp_path: Path) -> None:
+def test_a_missing_command_is_500_and_not_described(cloud: OpenCloud, tmp_path: Path) -> None:
     """The answer does not name the path of the command."""
     command = tmp_path / "model"
     command.write_text("#!/bin/sh\ncat\n")
@@ -237,7 +237,7 @@ def test_a_command_that_went_away_is_500_and_not_described(cloud: OpenCloud, tmp
 
 
 def test_a_slow_model_holds_up_nobody_else(cloud: OpenCloud, tmp_path: Path) -> None:
-    """An instance answers other calls while one waits for its model."""
+    """An instance answers other calls while one call waits for the model."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     made = cloud(f"exec:sh -c 'read line; [ $line = wait ] && cat {gate}; echo done'")
@@ -260,7 +260,7 @@ def messages(socket: Watch, *sent: tuple[int, bytes]) -> list[tuple[int, bytes]]
 @pytest.mark.parametrize("model", ["echo", "exec:cat"])
 @pytest.mark.parametrize("gateway", [False, True])
 def test_a_message_is_answered_by_a_message_of_its_kind(cloud: OpenCloud, model: str, gateway: bool) -> None:
-    """In order, text with text and bytes with bytes, at the instance and through the gateway."""
+    """Text is answered with text and bytes with bytes, in order, at the instance and through the gateway."""
     made = cloud(model)
     socket = Watch(made.port if gateway else made.ports[0], f"{PATH}/chat?x=1")
     sent = [(TEXT, "grüße".encode()), (BINARY, bytes(range(256))), (TEXT, b""), (BINARY, b"")]
@@ -272,7 +272,7 @@ def test_a_message_is_answered_by_a_message_of_its_kind(cloud: OpenCloud, model:
 
 
 def test_an_answer_that_is_no_text_is_binary(cloud: OpenCloud) -> None:
-    """A text message has to be UTF-8."""
+    """A text message must be UTF-8."""
     socket = Watch(cloud("exec:printf '\\377'").ports[0], PATH)
     assert messages(socket, (TEXT, b"x")) == [(BINARY, b"\xff")]
     socket.connection.close()
@@ -280,7 +280,7 @@ def test_an_answer_that_is_no_text_is_binary(cloud: OpenCloud) -> None:
 
 @pytest.mark.parametrize("gateway", [False, True])
 def test_a_failure_ends_the_socket_with_its_reason(cloud: OpenCloud, gateway: bool) -> None:
-    """The close frame has 1011 and the model's message, cut to what a close frame may hold."""
+    """The close frame has 1011 and the model's message, cut to the length of a close frame."""
     made = cloud("exec:sh -c 'printf \"ü%.0s\" $(seq 100) >&2; exit 1'")
     socket = Watch(made.port if gateway else made.ports[0], PATH)
     ((kind, payload),) = messages(socket, (TEXT, b"x"))
@@ -322,8 +322,8 @@ def test_sockets_are_closed_in_order_when_the_service_stops(cloud: OpenCloud) ->
         socket.connection.close()
 
 
-def test_a_killed_instance_is_away_and_comes_back_where_it_was(cloud: OpenCloud) -> None:
-    """Its connections are reset and new ones refused until it listens again, at the same port."""
+def test_a_killed_instance_restarts_at_the_same_port(cloud: OpenCloud) -> None:
+    """Its connections are reset and new ones refused until it listens again."""
     made = cloud()
     port = made.ports[0]
     with Connection(port) as connection:

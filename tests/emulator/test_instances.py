@@ -1,4 +1,4 @@
-"""The instances of a service: which are in the lists, and which is called next."""
+"""The instances of a service: which ones are listed, and which one is called next."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def with_instances(
 
 
 def ports(instances: Instances, count: int, tried: set[str] | None = None) -> list[int]:
-    """Return the numbers of the next instances."""
+    """Return the ports of the next instances."""
     numbers = {place.address: number for number, place in enumerate(instances.places())}
     found = [instances.next(tried or set()) for _ in range(count)]
     return [numbers[one.address] for one in found if one is not None]
@@ -45,7 +45,7 @@ def test_without_a_service_there_is_none() -> None:
 
 
 def test_the_next_instance_is_chosen_by_weight() -> None:
-    """Exactly in each cycle. A drained one and one that is not listed are left out, though they have a place."""
+    """The shares are exact in each cycle. A drained or unlisted instance gets none, though it has an address."""
 
     def act(instances: Instances) -> None:
         assert Counter(ports(instances, 30)) == {0: 20, 1: 10}

@@ -1,4 +1,4 @@
-"""A model behind HTTP, called through an instance and the gateway: both directions are passed on unchanged."""
+"""A model behind HTTP, called through an instance and the gateway: both directions are forwarded unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND
 
 @dataclass
 class Seen:
-    """One request as the model got it."""
+    """One request as the model received it."""
 
     method: str
     target: str
@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def answer(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
-        """Send a whole answer; `headers` replace those with its length."""
+        """Send a whole answer. `headers` replace the one with its length."""
         has_length = any(name in ("Content-Length", "Transfer-Encoding") for name, _ in headers)
         self.head(status, *headers, *(() if has_length else (("Content-Length", str(len(body))),)))
         if self.command != "HEAD":
@@ -87,7 +87,7 @@ Does: TypeAlias = Callable[[Handler], None]
 
 @dataclass
 class Model:
-    """A server of a model on a free port. `does` answers, after the body was read unless `reads` is false."""
+    """A server of a model on a free port. `does` answers; `reads` tells whether the body is read before."""
 
     does: Does
     reads: bool = True
@@ -114,7 +114,7 @@ Serve: TypeAlias = Callable[..., tuple[Cloud, Model]]
 
 @pytest.fixture
 def served(cloud: OpenCloud) -> Iterator[Serve]:
-    """A factory of models behind HTTP and services before them: `served(does, path="/base", token="t")`."""
+    """Return a factory of models behind HTTP and services in front of them: `served(does, path="/base", token="t")`."""
     models: list[Model] = []
 
     def start(does: Does, *, reads: bool = True, path: str = "", **options: Any) -> tuple[Cloud, Model]:
@@ -133,7 +133,7 @@ def both(made: Cloud) -> tuple[int, int]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_passed_on(served: Serve, method: str) -> None:
-    """Path and query are passed on byte for byte, after the path of the model."""
+    """Path and query are forwarded byte for byte, after the path of the model."""
     made, model = served(lambda one: one.answer(200, b"yes"), path="/base?own=1")
     body = b"data" if method in ("POST", "PUT", "PATCH", "DELETE") else None
     for port in both(made):
@@ -152,7 +152,7 @@ def test_every_method_is_passed_on(served: Serve, method: str) -> None:
 
 
 def head(port: int, target: str, headers: Headers = ()) -> Answer:
-    """Send a HEAD, and check that the connection can be used for another request."""
+    """Send a HEAD. Check that another request can be sent on the connection."""
     with Connection(port) as connection:
         answer = connection.ask("HEAD", target, headers)
         assert connection.ask("GET", "/healthz").text == "ok\n"
@@ -175,10 +175,10 @@ def head(port: int, target: str, headers: Headers = ()) -> Answer:
         (503, b"loading", [("Retry-After", "5")]),
     ],
 )
-def test_every_status_is_the_callers(
+def test_every_status_is_forwarded(
     served: Serve, status: int, body: bytes, headers: list[tuple[str, str]]
 ) -> None:
-    """Statuses pass unchanged, and redirects are not followed."""
+    """Statuses are forwarded unchanged, and redirects are not followed."""
     made, model = served(lambda one: one.answer(status, body, *headers))
     for port in both(made):
         with Connection(port) as connection:
@@ -191,7 +191,7 @@ def test_every_status_is_the_callers(
 
 
 def test_headers_go_from_end_to_end(served: Serve) -> None:
-    """Also repeated ones. Headers of one connection and the token are not passed on, in both directions."""
+    """Repeated headers are forwarded too. Hop-by-hop headers and the token are not, in both directions."""
 
     def does(one: Handler) -> None:
         own = [
@@ -259,7 +259,7 @@ def test_headers_go_from_end_to_end(served: Serve) -> None:
 
 
 def test_the_gateway_is_a_sandbox(served: Serve) -> None:
-    """A page of the model shares the queues' origin: it can neither call them nor store anything there."""
+    """A page of the model has the queues' origin. It can neither call them nor store anything there."""
     own = [
         *[("Content-Type", "text/html"), ("Content-Security-Policy", "default-src *"), ("Set-Cookie", "a=b")],
         *[
@@ -295,7 +295,7 @@ def test_answers_of_other_models_are_in_the_sandbox_too(cloud: OpenCloud) -> Non
 
 
 def test_events_pass_one_by_one(served: Serve) -> None:
-    """Server-sent events: the model sends the next one after the caller has read the one before."""
+    """With server-sent events, the model sends the next one after the caller has read the one before."""
     read = threading.Semaphore(0)
 
     def does(one: Handler) -> None:
@@ -325,7 +325,7 @@ def test_events_pass_one_by_one(served: Serve) -> None:
 
 
 @pytest.mark.parametrize("chunked", [True, False], ids=["in chunks", "of known length"])
-def test_an_upload_passes_as_it_comes(served: Serve, chunked: bool) -> None:
+def test_an_upload_is_streamed(served: Serve, chunked: bool) -> None:
     """The model has the first part before the caller sends the second."""
     came = threading.Semaphore(0)
     sizes: list[int] = []
@@ -359,7 +359,7 @@ def test_an_upload_passes_as_it_comes(served: Serve, chunked: bool) -> None:
 
 
 def test_an_upload_above_the_limit_is_413(served: Serve) -> None:
-    """Without a declared length, the model sees a request that breaks off, never a shorter one."""
+    """Without a declared length, the model sees an incomplete request, never a shorter one."""
     ended: list[str] = []
 
     def does(one: Handler) -> None:
@@ -386,8 +386,8 @@ def test_an_upload_above_the_limit_is_413(served: Serve) -> None:
         eventually(lambda: ended == ["broken off"])
 
 
-def test_an_answer_that_nobody_reads_is_not_held(served: Serve) -> None:
-    """The model waits until the caller reads; the answer is not buffered, however large it is."""
+def test_an_unread_answer_is_not_buffered(served: Serve) -> None:
+    """The model waits until the caller reads."""
     sent = [0]
     piece = b"x" * 65536
 
@@ -415,8 +415,8 @@ def test_an_answer_that_nobody_reads_is_not_held(served: Serve) -> None:
             connection.reset()
 
 
-def test_an_answer_that_breaks_off_is_not_taken_for_whole(served: Serve) -> None:
-    """Once it has begun, the connection is aborted; a short one is replaced by 502."""
+def test_an_incomplete_answer_is_not_taken_for_a_complete_one(served: Serve) -> None:
+    """The connection is aborted if the answer has begun. A short answer is replaced by 502."""
 
     def does(one: Handler) -> None:
         one.close_connection = True
@@ -472,7 +472,7 @@ def test_a_caller_that_leaves_ends_the_stream(served: Serve) -> None:
 
 
 def test_a_connection_that_the_model_dropped_is_no_failure(served: Serve) -> None:
-    """A request on an idle connection that the model closes meanwhile is sent again on a new one."""
+    """If the model closes an idle connection while it is reused, the request is sent again on a new one."""
 
     def does(one: Handler) -> None:
         if drops and one.client_address == drops[0]:
@@ -489,10 +489,10 @@ def test_a_connection_that_the_model_dropped_is_no_failure(served: Serve) -> Non
     assert len(model.seen) > 4
 
 
-def test_what_is_under_way_ends_when_the_service_stops(
+def test_requests_in_flight_end_when_the_service_stops(
     served: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a grace: a call gets an error, and an endless answer is aborted."""
+    """After a grace period a call gets an error, and an endless answer is aborted."""
     monkeypatch.setattr("easq.emulator.instance._GRACE_S", 0.3)
     stopped = threading.Event()
 
@@ -536,7 +536,7 @@ def test_a_stripped_handshake_is_426(cloud: OpenCloud) -> None:
     ("method", "target", "status"),
     [("TRACE", PATH, 405), ("GET", f"{PATH}/../admin", 400), ("GET", f"{PATH}/%2e%2e/admin", 400)],
 )
-def test_what_is_not_passed_on(served: Serve, method: str, target: str, status: int) -> None:
+def test_trace_and_connect_are_not_forwarded(served: Serve, method: str, target: str, status: int) -> None:
     """TRACE echoes headers, and CONNECT opens a tunnel to other addresses."""
     made, model = served(lambda one: one.answer(200, b"x"), path="/base")
     for port in both(made):
@@ -544,7 +544,7 @@ def test_what_is_not_passed_on(served: Serve, method: str, target: str, status: 
     assert model.seen == []
 
 
-def test_a_signature_is_taken_for_a_post_alone(served: Serve) -> None:
+def test_a_signature_is_accepted_only_for_a_post(served: Serve) -> None:
     """It does not cover the method."""
     from easq.protocol.signatures import sign
 
@@ -557,8 +557,8 @@ def test_a_signature_is_taken_for_a_post_alone(served: Serve) -> None:
     assert [one.method for one in model.seen] == ["POST", "GET"] * 2
 
 
-def test_a_caller_that_waits_to_be_asked_is_asked(served: Serve) -> None:
-    """`Expect: 100-continue`, as curl sends it with a large body. It is not passed on."""
+def test_expect_100_continue_is_answered_and_not_forwarded(served: Serve) -> None:
+    """curl sends `Expect: 100-continue` with a large body."""
     made, model = served(lambda one: one.answer(200, b"yes"))
     for port in both(made):
         with Connection(port) as connection:
@@ -572,7 +572,7 @@ def test_a_caller_that_waits_to_be_asked_is_asked(served: Serve) -> None:
 
 
 def test_a_model_without_an_answer_is_504(served: Serve) -> None:
-    """Neither a head nor, once it has begun, the next part within the time limit."""
+    """The time limit covers the wait for the head and for each part after it."""
     stop = threading.Event()
 
     def does(one: Handler) -> None:

@@ -1,4 +1,4 @@
-"""What is counted before it is decoded: bombs are refused, and nothing else is."""
+"""Limits that are checked before decoding: bombs are refused, valid messages are not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ documents = st.recursive(
 
 
 def entry(key: bytes) -> bytes:
-    """One tag in the protobuf of a frame, without a value."""
+    """Return one tag without a value, as in the protobuf of a frame."""
     return b"\x12" + bytes([len(key) + 2]) + b"\x0a" + bytes([len(key)]) + key
 
 
@@ -99,8 +99,8 @@ def test_empty_frames_without_number_are_refused() -> None:
         decode_frames(b"\x0a\x00" * 200_001, Codec.PROTOBUF, most=10**9)
 
 
-def test_tags_without_number_are_refused() -> None:
-    """In one frame, in one of JSON, and in many frames that each have few."""
+def test_too_many_tags_are_refused() -> None:
+    """Cases: one protobuf frame, one JSON frame, and many frames with few tags each."""
     tags = b"".join(entry(b"%05x" % number) for number in range(MAX_TAGS + 1))
     with pytest.raises(ValueError, match="more than 8192 fields in one message"):
         decode_frame(tags, Codec.PROTOBUF)

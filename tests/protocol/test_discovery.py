@@ -1,4 +1,4 @@
-"""The answer of discovery: what is taken from it, and that nothing else is."""
+"""The answer of discovery: the entries that are accepted, and those that are skipped."""
 
 from __future__ import annotations
 

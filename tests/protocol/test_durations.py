@@ -100,6 +100,6 @@ def test_idle_is_rounded_to_the_millisecond() -> None:
 
 @given(st.integers(0, 10**17))
 @example(4_503_599_627_370_491)
-def test_what_is_written_reads_back_the_same(ns: int) -> None:
-    """Seconds as floats hold every nanosecond for a hundred days, and text holds what the float holds."""
+def test_a_written_duration_is_read_back_unchanged(ns: int) -> None:
+    """A float of seconds holds every nanosecond for a hundred days, and the text holds the exact float."""
     assert parse_duration(format_duration(ns / 10**9)) == ns / 10**9 or ns > 2**53

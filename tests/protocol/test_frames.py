@@ -75,7 +75,7 @@ def test_a_json_index_is_exact_as_number_and_as_text(index: int) -> None:
 
 
 def test_recorded_first_generation_attributes_stay_exact() -> None:
-    """The vendor's page of 2022 shows this answer of the Redis-backed service."""
+    """The vendor's page of 2022 shows this answer of the service on Redis."""
     recorded = (
         b'{"meta.backend":"redis","meta.header.groupIdentifyHeader":"X-EAS-QueueService-Redis-Gid",'
         b'"meta.header.userIdentifyHeader":"X-EAS-QueueService-Redis-Uid","meta.maxPayloadBytes":"57600",'

@@ -1,12 +1,12 @@
-"""Headers of one connection stay behind."""
+"""Hop-by-hop headers are not forwarded."""
 
 from __future__ import annotations
 
 from easq.protocol.hop_by_hop import end_to_end
 
 
-def test_headers_of_the_content_go_on_in_order() -> None:
-    """Those of the connection do not, in any case of letters, nor those that `Connection` names."""
+def test_end_to_end_headers_are_forwarded_in_order() -> None:
+    """Hop-by-hop headers in any case of letters are dropped, and headers that `Connection` names."""
     headers = [
         ("Content-Type", "a/b"),
         ("connection", "close, X-Own"),

@@ -46,7 +46,7 @@ def test_guesses_as_go_does(data: bytes, media_type: str) -> None:
 def test_the_short_cut_for_plain_payloads_changes_nothing(
     head: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever comes first, the answer is the one without it."""
+    """For every first byte, the result is the same as without the shortcut."""
     payloads = [
         head,
         head + b" text",

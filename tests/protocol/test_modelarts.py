@@ -1,4 +1,4 @@
-"""The answer of ModelArts' management, whose shape is known from a picture only: any that names ip and port is read."""
+"""The answer of ModelArts' management, known only from a picture: any shape with ip and port is read."""
 
 from __future__ import annotations
 

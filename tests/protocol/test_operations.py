@@ -35,13 +35,13 @@ PROTOBUF = "application/vnd.google.protobuf"
 
 
 def received(method: str, query: str, body: bytes = b"", **headers: str) -> Request:
-    """A request as a server sees it: the query decoded, `_` in header names standing for `-`."""
+    """Return a request as a server sees it: the query decoded, and `-` for `_` in the names of headers."""
     pairs = tuple(parse_qsl(query, keep_blank_values=True))
     return Request(method, pairs, {name.replace("_", "-"): value for name, value in headers.items()}, body)
 
 
 def over_the_wire(request: Request) -> Request:
-    """`request` after its query was a real query string, with `+` for a blank."""
+    """Return `request` after encoding and decoding its query, with `+` for a blank."""
     text = urlencode(request.query)
     return Request(
         request.method,
@@ -434,8 +434,8 @@ BESIDE = {**dict.fromkeys(WATCH_WORDS, "_watch_=true"), "_force_": "_eos_=true",
 
 @pytest.mark.parametrize("method", COMPLETE)
 @pytest.mark.parametrize("word", RESERVED)
-def test_a_reserved_word_is_taken_with_its_methods_only(word: str, method: str) -> None:
-    """With another one, what the method alone means would be done: a get deletes the head, a commit commits."""
+def test_a_reserved_parameter_is_accepted_only_with_its_methods(word: str, method: str) -> None:
+    """Otherwise the method's default operation would run: a get deletes the head, a commit commits."""
     value = {"_timeout_": "0s", "_delay_": "0s"}.get(word, "1")
     if method in RESERVED[word]:
         rest = "a=b" if word in {"_index_", "_indexes_"} else BESIDE.get(word, COMPLETE[method])
@@ -453,10 +453,8 @@ def test_a_reserved_word_is_taken_with_its_methods_only(word: str, method: str) 
     ("method", "word", "needed"),
     [("POST", "_force_", "_eos_"), *(("GET", word, "_watch_") for word in WATCH_WORDS)],
 )
-def test_a_word_that_means_something_beside_another_only_is_refused_alone(
-    method: str, word: str, needed: str
-) -> None:
-    """An empty item was stored, or the head deleted."""
+def test_a_parameter_that_needs_another_one_is_refused_alone(method: str, word: str, needed: str) -> None:
+    """An earlier version stored an empty item, or deleted the head."""
     with pytest.raises(BadRequest, match=f"^parameter {word} needs {needed}=true$"):
         parse(received(method, f"{word}=1"))
 

@@ -1,4 +1,4 @@
-"""Request ids: UUIDs of version 7, which no two processes share."""
+"""Request ids: UUIDs of version 7 that no two processes share."""
 
 from __future__ import annotations
 

@@ -14,15 +14,17 @@ def test_signs_as_the_official_sdks_do() -> None:
     }
 
 
-def test_the_header_values_count_as_they_were_sent() -> None:
-    """The Java SDK drops leading zeros of the MD5, and signs what it sends."""
+def test_signed_header_values_are_not_normalized() -> None:
+    """The Java SDK drops leading zeros of the MD5, and signs the value that it sends."""
     full = authorization("t", "02e74f10", TYPE, DATE, PATH)
     assert full != authorization("t", "2e74f10", TYPE, DATE, PATH)
     assert full.startswith("EAS ")
 
 
-def test_a_signature_is_known_by_the_headers_as_they_came() -> None:
-    """With or without the query, before or after the encoding; of any day; and of nothing else."""
+def test_is_signed_checks_the_headers_as_received() -> None:
+    """A signature may cover the query or not, and the path before or after encoding, on any day; nothing else is
+    accepted.
+    """
     for signed in (PATH + "/ü", PATH + "/%C3%BC", PATH + "/ü?a=b", PATH + "/%C3%BC?a=b"):
         headers = sign("t", b"x", TYPE, DATE, signed)
         assert is_signed("t", headers, PATH + "/%C3%BC?a=b")

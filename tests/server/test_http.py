@@ -232,7 +232,7 @@ def test_a_client_that_sends_its_large_body_first_still_reads_the_413(start: Ope
 
 
 def test_a_full_queue_is_429_and_drains(start: Open) -> None:
-    """Nothing is stored, and no Retry-After is sent. After a delete a put is accepted again."""
+    """Nothing is stored, and no Retry-After is sent. After a commit a put is accepted again."""
     queue = start(policy=QueuePolicy(limits=Limits(max_items=3))).queue
     for _ in range(3):
         queue.put()

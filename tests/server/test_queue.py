@@ -1,4 +1,4 @@
-"""A queue without a connection: races that no client can cause on purpose."""
+"""A queue without a connection: races that a client cannot cause on purpose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easq.storage.memory import MemoryStorage
 
 
 class _Overtaken(MemoryStorage):
-    """A storage in which something happens between a check and the use of its answer."""
+    """A storage that runs a function between a check and the use of its result."""
 
     meanwhile: Callable[[], Awaitable[None]] | None = None
 
@@ -35,8 +35,8 @@ async def _queue(storage: MemoryStorage) -> Queue:
     return queue
 
 
-def test_a_departure_right_after_a_look_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second watch of a name continues at once when the first one leaves, not only at its next check."""
+def test_the_end_of_a_session_right_after_a_check_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second watch of a name continues as soon as the first one ends, not only at its next check."""
     monkeypatch.setattr("easq.server.queue.TAKEOVER_WAIT_S", 1000.0)
     monkeypatch.setattr("easq.server.queue._POLL_S", 1000.0, raising=False)
     monkeypatch.setattr("easq.server.queue._LOOK_AGAIN_S", 1000.0, raising=False)
@@ -54,8 +54,10 @@ def test_a_departure_right_after_a_look_is_not_missed(monkeypatch: pytest.Monkey
     asyncio.run(body())
 
 
-def test_every_watch_that_waits_for_a_name_hears_of_the_departure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one does not take the wake-up from the first."""
+def test_every_watch_that_waits_for_a_name_is_woken_by_the_end_of_the_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second waiting watch does not take the wake-up from the first."""
     monkeypatch.setattr("easq.server.queue.TAKEOVER_WAIT_S", 1000.0)
     monkeypatch.setattr("easq.server.queue._POLL_S", 1000.0, raising=False)
     monkeypatch.setattr("easq.server.queue._LOOK_AGAIN_S", 1000.0, raising=False)

@@ -38,7 +38,7 @@ OPERATIONS: list[op.Operation] = [
 
 
 def test_each_operation_of_the_wire_has_a_row() -> None:
-    """With the method that the wire gives it; only a put can be signed."""
+    """Each has the method of the protocol. Only a put can be signed."""
     table = operation_routes(Watches(Liveness()))
     assert set(table) == set(get_args(op.Operation)) == set(map(type, OPERATIONS))
     for operation in OPERATIONS:
@@ -77,7 +77,7 @@ def test_each_operation_of_the_wire_has_a_row() -> None:
 def test_a_path_and_a_method_lead_to_one_answer(
     start: Open, path: str, method: str, status: int, allow: str | None
 ) -> None:
-    """A method that a path does not have is 405, with the methods that it has."""
+    """A method that a path does not have is 405, with the methods of the path."""
     local = start(service=ModelService("echo"))
     answer = ask(
         local.port, method, path, body=None if method in ("GET", "HEAD", "OPTIONS", "TRACE") else b""
@@ -86,7 +86,7 @@ def test_a_path_and_a_method_lead_to_one_answer(
 
 
 class _Extra:
-    """An extension with a route for each kind of caller."""
+    """An extension with a route for each kind of authentication."""
 
     def __init__(self) -> None:
         self.routes = [
@@ -105,7 +105,7 @@ class _Extra:
 
 
 def test_an_extension_adds_rows_which_say_who_may_call() -> None:
-    """The router asks for the token where the row says so, and refuses other methods."""
+    """The router checks the token if the row requires it, and refuses other methods."""
 
     class Extended(Local):
         def _prepare(self) -> None:
@@ -143,7 +143,7 @@ def test_an_extension_adds_rows_which_say_who_may_call() -> None:
     ],
 )
 def test_every_operation_finds_its_stream(start: Open, path: str, queue: str, is_sink: bool) -> None:
-    """Under the base path by name, at the root the first queue; input and sink are two streams."""
+    """Under the base path the name decides; at the root it is the first queue. Input and sink are two streams."""
     service = start(queues=("q", "group.other"))
     assert service.stream(path).put(b"here") == 1
     for name in ("q", "group.other"):
@@ -160,7 +160,7 @@ def test_every_operation_finds_its_stream(start: Open, path: str, queue: str, is
     "path", [BASE, f"{BASE}/", f"{BASE}/unknown", f"{BASE}/unknown/sink", f"{BASE}/../q", f"{BASE}/%00"]
 )
 def test_an_unknown_queue_under_the_base_path_is_404(start: Open, method: str, path: str) -> None:
-    """Also for a put: a misspelled name must not become a sub-path of another queue."""
+    """A put gets 404 as well: a misspelled name must not become a sub-path of another queue."""
     service = start()
     answer = service.stream(path).ask(method, (), b"" if method in {"PUT", "POST"} else None, _indexes_=1)
     assert answer.status == 404
@@ -168,8 +168,8 @@ def test_an_unknown_queue_under_the_base_path_is_404(start: Open, method: str, p
     assert service.queue.length() == 0
 
 
-def test_a_target_with_scheme_and_authority_leads_where_its_path_does(start: Open) -> None:
-    """Clients send it to proxies, and RFC 9112 requires servers to accept it."""
+def test_a_target_with_scheme_and_authority_is_routed_by_its_path(start: Open) -> None:
+    """Clients send such targets to proxies, and RFC 9112 requires servers to accept them."""
     service = start(queues=("q", "other"))
     address = f"http://127.0.0.1:{service.port}"
     with Connection(service.port) as connection:
@@ -217,7 +217,7 @@ def test_a_base_path_of_ones_own(start: Open) -> None:
 
 
 def test_without_a_base_path_the_root_is_the_first_queue(start: Open) -> None:
-    """As inside a cluster: `http://host:3030/` and `http://host:3030/sink`."""
+    """The addresses inside a cluster are `http://host:3030/` and `http://host:3030/sink`."""
     service = start(base_path="/")
     assert service.stream("/").put() == 1
     assert service.stream("/sink").put() == 1

@@ -1,4 +1,4 @@
-"""What the service must not reveal: the token, who calls a model, and its internals; over real sockets."""
+"""Secrets of the service over real sockets: the token, the identity of a model's caller, and internals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CALLERS: list[Headers] = [
 def test_a_model_behind_http_is_not_told_who_calls(
     cloud: OpenCloud, upstream: MakeUpstream, caller: Headers, is_open: bool
 ) -> None:
-    """Neither by an instance nor by the gateway: the model may be a third party."""
+    """Neither an instance nor the gateway forwards the identity, since the model may belong to a third party."""
     seen: list[str] = []
 
     def note(request: Any) -> None:
@@ -98,7 +98,7 @@ EVIL = "%0a2026-01-01%20error%20planted%0d%1b[31m%07%c2%9b%e2%80%ae%00"
 def test_no_control_character_of_a_request_is_in_the_log(
     start: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: bool
 ) -> None:
-    """A path is one line of the log, and cannot drive a terminal."""
+    """A path takes one line of the log, and cannot control a terminal."""
     queue = start().queue
     if fails:
         monkeypatch.setattr(Queue, "put", _fails)
@@ -126,10 +126,10 @@ def _fails(*_: Any, **__: Any) -> None:
     raise RuntimeError("CANARY in /home/canary/secret.py")
 
 
-def test_a_bug_is_500_and_tells_nothing_of_our_insides(
+def test_a_bug_is_500_without_internals(
     cloud: OpenCloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither traceback nor path is in an answer or a close frame; the log has both."""
+    """No traceback and no path is in an answer or a close frame. The log has both."""
     made = cloud("echo", token=TOKEN)
     for name in (
         "put",

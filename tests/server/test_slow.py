@@ -1,4 +1,4 @@
-"""Slow clients, on purpose or not: those that hold a connection for nothing lose it, and no others."""
+"""Slow clients, with or without intent. A client that holds a connection and makes no progress loses it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ TABLE = Path("/proc/net/tcp")
 
 @pytest.fixture
 def hurried(start: Open, monkeypatch: pytest.MonkeyPatch) -> Stream:
-    """The queue of a service that waits a tenth of a second for the head of a request."""
+    """Return the queue of a service that waits a tenth of a second for the head of a request."""
     monkeypatch.setattr("easq.server.listener.CHECK_EVERY_S", 0.02)
     return start().queue
 
 
 @pytest.mark.parametrize("before", [b"", b"GET {path}?_attrs_=true HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"])
-def test_a_head_that_does_not_come_is_given_up(hurried: Stream, before: bytes) -> None:
-    """However many bytes of it arrive, in the first request of a connection or a later one."""
+def test_an_incomplete_head_times_out(hurried: Stream, before: bytes) -> None:
+    """The number of received bytes does not matter, nor whether the request is the first of its connection."""
     with Connection(hurried.port) as connection:
         if before:
             connection.send(before.replace(b"{path}", hurried.path.encode()))
@@ -50,7 +50,7 @@ def test_a_head_that_does_not_come_is_given_up(hurried: Stream, before: bytes) -
     assert hurried.put() == 1
 
 
-def test_who_waits_is_not_slow(hurried: Stream) -> None:
+def test_a_waiting_client_is_not_slow(hurried: Stream) -> None:
     """An idle connection, a long poll and a watch last much longer than a head may."""
     with Connection(hurried.port) as idle, Connection(hurried.port) as poll, watch(hurried) as watching:
         assert idle.ask("POST", hurried.path, (), b"x").status == 200
@@ -64,8 +64,8 @@ def test_who_waits_is_not_slow(hurried: Stream) -> None:
         assert frame.payload == b"here"
 
 
-def test_a_body_that_does_not_come_is_given_up(hurried: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Single bytes do not extend the time limit; nothing is stored."""
+def test_an_incomplete_body_times_out(hurried: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single bytes do not extend the time limit. Nothing is stored."""
     monkeypatch.setattr("easq.server.request._BODY_DEADLINE_S", 0.3)
     with Connection(hurried.port) as connection:
         connection.send_request("POST", hurried.path, [("Content-Length", "100000")])
@@ -98,10 +98,10 @@ def test_a_body_that_waits_while_the_service_stands_still_is_taken(
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["of known length", "in chunks"])
-def test_a_body_that_comes_slowly_and_steadily_is_taken(
+def test_a_slow_and_steady_body_is_accepted(
     hurried: Stream, monkeypatch: pytest.MonkeyPatch, declared: bool
 ) -> None:
-    """It takes longer than the time limit of a head, and of a body that stalls."""
+    """It takes longer than a head may, and longer than a body that stalls."""
     monkeypatch.setattr("easq.server.request._BODY_DEADLINE_S", 1.5)
     monkeypatch.setattr("easq.server.request._BODY_RATE", 100)
     piece, count = b"x" * 1000, 10
@@ -120,8 +120,8 @@ def test_a_body_that_comes_slowly_and_steadily_is_taken(
 @pytest.mark.skipif(
     not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no deadline for what is written"
 )
-def test_an_answer_that_nobody_takes_is_given_up(start: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The items that it claimed are put back, though the client is connected."""
+def test_an_unread_answer_times_out(start: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The items that it claimed are put back, although the client is still connected."""
     monkeypatch.setattr("easq.server.listener._WRITE_DEADLINE_S", 1.0)
     queue = start().queue
     for _ in range(20):
@@ -133,8 +133,8 @@ def test_an_answer_that_nobody_takes_is_given_up(start: Open, monkeypatch: pytes
 
 
 @pytest.mark.skipif(not TABLE.exists(), reason="the system has no table of its connections")
-def test_a_host_that_vanishes_is_missed_after_30_s(cloud: OpenCloud) -> None:
-    """The system probes idle connections, at the service's address and at an instance's."""
+def test_a_host_that_vanishes_is_detected_after_30_s(cloud: OpenCloud) -> None:
+    """The system probes idle connections at the service's address and at an instance's."""
     running = cloud("echo")
     for port in (running.port, *running.ports):
         with Connection(port) as connection:
@@ -169,8 +169,8 @@ def is_probed_soon(local: int, remote: int) -> bool:
     return False
 
 
-def test_answers_that_nobody_takes_do_not_pile_up(start: Open) -> None:
-    """A client that commits and reads no answers is not read any further."""
+def test_unread_answers_do_not_accumulate(start: Open) -> None:
+    """The service stops reading from a client that commits and reads no answers."""
     service = start()
 
     async def unsent(server: Server) -> int:
@@ -200,7 +200,7 @@ def _send(line: socket.socket, data: bytes) -> None:
 def test_a_watcher_that_reads_slowly_and_steadily_is_not_lost(
     start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The frames take much longer than the time limit of a watcher that reads nothing."""
+    """Its frames take much longer than the time limit of a watcher that reads nothing."""
     monkeypatch.setattr("easq.server.watch.WRITE_DEADLINE_S", 1.0)
     monkeypatch.setattr("easq.storage.embedded._FETCH_BYTES", 1 << 30)
     queue = start(liveness=Liveness(60.0)).queue
@@ -212,8 +212,8 @@ def test_a_watcher_that_reads_slowly_and_steadily_is_not_lost(
             time.sleep(0.2)  # the network that is played
 
 
-def test_a_watcher_that_says_too_much_is_sent_away(queue: Stream) -> None:
-    """Pings are answered, hundreds at once as well, but not without limit; its items go to others at once."""
+def test_a_watcher_that_sends_too_many_messages_is_closed(queue: Stream) -> None:
+    """Hundreds of pings at once are answered, but not an unlimited number. Other consumers get its items at once."""
     assert queue.put() == 1
     me = queue.as_consumer("u")
     with watch(me) as watching:
@@ -240,8 +240,8 @@ def _flood(line: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("leave", [Connection.close, Connection.reset], ids=["closed", "reset"])
-def test_a_long_poll_whose_caller_left_is_forgotten(start: Open, leave: Callable[[Connection], None]) -> None:
-    """At once, before its timeout or the next item; other readers get the item."""
+def test_a_long_poll_whose_caller_left_ends(start: Open, leave: Callable[[Connection], None]) -> None:
+    """It ends at once, before its timeout or the next item. Other readers get the item."""
     service = start()
 
     async def waits(server: Server) -> bool:
@@ -267,8 +267,8 @@ def test_a_long_poll_waits_for_an_hour_at_most(start: Open, monkeypatch: pytest.
 
 
 @pytest.mark.long
-def test_five_hundred_tricklers_are_gone_and_hold_up_nobody(serve: Serve) -> None:
-    """Each sends a byte a second, while others put and get."""
+def test_five_hundred_slow_clients_are_dropped_and_delay_nobody(serve: Serve) -> None:
+    """Each sends one byte a second, while other clients put and get."""
     queue = serve().stream()
     tricklers = [Connection(queue.port) for _ in range(500)]
     left, puts = tricklers, 0
@@ -294,8 +294,8 @@ def _takes(connection: Connection, data: bytes) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets the limit of another process")
-def test_connections_beyond_the_limit_wait_and_are_complained_of_once(serve: Serve) -> None:
-    """The limit is the system's hard limit of open files. At the limit, open connections are served."""
+def test_connections_beyond_the_limit_of_open_files_wait_and_are_logged_once(serve: Serve) -> None:
+    """The limit is the system's hard limit. Connections that are open are still served."""
     service = serve()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert resource.prlimit(service.pid, resource.RLIMIT_NOFILE) == (hard, hard)
@@ -316,8 +316,8 @@ def test_connections_beyond_the_limit_wait_and_are_complained_of_once(serve: Ser
     assert "Traceback" not in said
 
 
-def test_so_many_may_watch_and_no_more(start: Open) -> None:
-    """Over both transports and all queues; a watcher that leaves makes room."""
+def test_the_number_of_watchers_is_limited(start: Open) -> None:
+    """The limit counts both transports and all queues. A watcher that leaves makes room."""
     queue = start(max_watchers=2).queue
     with watch(queue.as_consumer("a")) as first, watch(queue.sink.as_consumer("b")):
         with pytest.raises(Refused) as refused:
@@ -338,10 +338,10 @@ def _may_watch(stream: Stream) -> bool:
     return True
 
 
-def test_an_address_has_so_many_connections_and_no_more(
+def test_the_number_of_connections_from_an_address_is_limited(
     start: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Open ones stay, and a closed one makes room. One warning is logged."""
+    """Open connections stay, and a closed one makes room. One warning is logged."""
     service = start(max_connections=3)
     target = service.queue.target(_attrs_="true")
     with Connection(service.port) as first, Connection(service.port) as second:

@@ -1,4 +1,4 @@
-"""No callback holds the event loop for long, however long the queue: measured in processor time."""
+"""No callback blocks the event loop for long, with queues of any length. Processor time is measured."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LIMITS = Limits(max_items=10_000_000)
 
 
 async def fill(path: Path, count: int) -> None:
-    """Write a data file whose queue `q` has so many items, every other one with the request id `same`."""
+    """Write a data file whose queue `q` has `count` items. Every other item has the request id `same`."""
     storage = SqliteStorage(path, durability="os")
     await storage.start(lambda _: None)
     for stream in ("q/sink", "q/sink#rear", "q#rear", "q"):
@@ -47,7 +47,7 @@ async def fill(path: Path, count: int) -> None:
 def long_queue(
     request: pytest.FixtureRequest, tmp_path: Path, start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Local, int]]:
-    """A running service, and the number of items in its queue."""
+    """Return a running service, and the number of items in its queue."""
     monkeypatch.setattr("tests.support.http.PATIENCE_S", _PATIENCE_S)
     asyncio.run(fill(tmp_path / "easq.db", request.param))
     service = start(
@@ -79,7 +79,7 @@ def scanned(service: Local, stream: Stream) -> None:
 
 
 def test_no_request_holds_the_event_loop(long_queue: tuple[Local, int]) -> None:
-    """Each is followed by a put, which waits for the callback that runs."""
+    """Each request is followed by a put, which waits for the running callback."""
     service, count = long_queue
     queue = service.queue
     half, everything = count // 2, 1 << 53
@@ -116,7 +116,7 @@ def test_no_request_holds_the_event_loop(long_queue: tuple[Local, int]) -> None:
 
 
 def while_doing(queue: Stream, act: Callable[[], object]) -> Longest:
-    """Return the longest callback until the put that follows is answered."""
+    """Return the duration of the longest callback before the answer to the put that follows."""
     with longest_callback() as longest:
         act()
         queue.put()
@@ -150,7 +150,7 @@ def test_an_answer_of_64_mib_does_not_hold_the_event_loop(
 
 @pytest.mark.parametrize("codec", ["websocket", "stream"])
 def test_watchers_that_read_nothing_do_not_hold_the_event_loop(start: Open, codec: str) -> None:
-    """A large item goes to each of them, in different iterations of the loop."""
+    """A large item goes to each watcher, in different iterations of the loop."""
     queue = start(timing=Timing(leave_grace_s=0.0)).queue
     with ExitStack() as stack:
         for number in range(60):
@@ -166,7 +166,7 @@ def test_watchers_that_read_nothing_do_not_hold_the_event_loop(start: Open, code
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return how often the tags of an entry were read."""
+    """Return how many times the tags of an entry were read."""
     count = [0]
     original = SqliteStorage.load_tags
 

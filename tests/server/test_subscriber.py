@@ -1,4 +1,4 @@
-"""Interrupted deliveries: frames that other consumers got meanwhile are not sent."""
+"""Interrupted deliveries: frames that other consumers have got meanwhile are not sent."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.storage.conftest import Engine, run_on
 from tests.storage.servers import LEASE_S, Moment, Server, lapse, servers
 
 
-class _Door:
-    """A connection that runs a function when the first frame was sent."""
+class _Connection:
+    """A connection that runs a function after the first frame was sent."""
 
     def __init__(self, between: Callable[[], Awaitable[None]]) -> None:
         self.sent: list[int] = []
@@ -36,18 +36,18 @@ class _Door:
 async def _delivered(
     storage: Storage, session: int, between: Callable[[], Awaitable[None]], *, user: str = "u"
 ) -> list[int]:
-    """Return the indexes that are sent to the connection until nothing more comes."""
+    """Return the indexes that are sent to the connection, until no more arrive."""
     loop = asyncio.get_running_loop()
     queue = Queue(storage, "q", is_sink=False, policy=QueuePolicy(), clock=Clock(loop.time, lambda: 0))
     watch = Watch(window=10)
-    transport, subscriber = _Door(between), Subscriber(queue, Consumer("g", user), watch, session)
+    transport, subscriber = _Connection(between), Subscriber(queue, Consumer("g", user), watch, session)
     async with asyncio.timeout(20):
         await _deliver(cast("Any", transport), subscriber, watch, ServiceState())
     return transport.sent
 
 
 def stand_still(server: Server, duration_s: float) -> None:
-    """Let so much time of the server pass at once; no timer of its event loop runs meanwhile."""
+    """Advance the server's clock in one step. No timer of its event loop runs meanwhile."""
     server.redis_storage._heartbeat["q"].renewed_at -= duration_s
 
 
@@ -87,10 +87,10 @@ def test_what_was_committed_or_deleted_in_a_batch_is_not_sent(kind: str, tmp_pat
 
 
 @pytest.mark.parametrize("looks_first", [False, True])
-def test_a_server_that_stood_still_in_a_batch_sends_nothing_that_others_got(
+def test_a_server_suspended_in_a_batch_does_not_send_items_that_others_got(
     redis_url: str, looks_first: bool
 ) -> None:
-    """Whether it first continues the batch, or first sends Redis a heartbeat."""
+    """Two orders: the server first continues the batch, or first sends Redis a heartbeat."""
     clock = Moment()
 
     async def body() -> None:

@@ -1,6 +1,6 @@
-"""Time: the wall clock may jump by a day, and a client that works need not answer pings.
+"""Time: the wall clock may jump by a day, and a working client need not answer pings.
 
-Each promise is a function, which runs on the service as it is, and on one with a planted bug that breaks it.
+Each rule is a function. It runs on the real service, and on a service with a planted bug that breaks the rule.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DAY_S = 86_400.0
 
 
 class Wall:
-    """The wall clock of the service, which the test may set."""
+    """The wall clock of the service, which a test can set."""
 
     def __init__(self) -> None:
         self.jumped_s = 0.0
@@ -44,7 +44,7 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
 
 
 def nothing_happens_when_the_wall_clock_jumps(start: Open, wall: Wall, jump_s: float) -> None:
-    """No watcher is dropped as silent, no item is redelivered or released; only tags have the new time."""
+    """No watcher is dropped as silent, and no item is redelivered or released. Only new tags have the new time."""
     queue = start(timing=Timing(leave_grace_s=3600, group_retention_s=3600)).queue
     me = queue.as_consumer("u")
     queue.put(b"before")
@@ -83,7 +83,7 @@ def test_rules_on_the_wall_clock_are_caught(start: Open, wall: Wall, monkeypatch
 
 
 def a_client_that_pings_and_never_answers_pings_stays(start: Open) -> None:
-    """As the Python SDK does while the application works on an item."""
+    """The Python SDK does so while the application works on an item."""
     queue = start(liveness=Liveness(silent_after_s=0.6)).queue
     with watch_stream(queue.as_consumer("u"), _window_=1) as watching:
         until = time.monotonic() + 2.0
@@ -104,8 +104,8 @@ def test_a_client_that_pings_and_never_answers_pings_stays(start: Open) -> None:
 
 
 @pytest.fixture
-def pongs_alone_are_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted bug: a watcher that has not answered a ping in time is dropped, whatever else it sends."""
+def only_pongs_count_as_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted bug: a watcher that has not answered a ping in time is dropped, even if it sends other messages."""
 
     async def listen(self: watch._WebSocketTransport, _subscriber: Subscriber) -> bool:
         loop = asyncio.get_running_loop()
@@ -127,7 +127,7 @@ def pongs_alone_are_life(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch._WebSocketTransport, "_listen", listen)
 
 
-@pytest.mark.usefixtures("pongs_alone_are_life")
+@pytest.mark.usefixtures("only_pongs_count_as_signs_of_life")
 def test_a_service_that_insists_on_pongs_is_caught(start: Open) -> None:
     with pytest.raises((AssertionError, EOFError, OSError)):
         a_client_that_pings_and_never_answers_pings_stays(start)

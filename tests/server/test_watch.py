@@ -1,4 +1,4 @@
-"""Watches over real sockets: handshake, frames, window, and who gets which items after a consumer left."""
+"""Watches over real sockets: handshake, frames, window, and the delivery of items after a consumer has left."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ NEVER_S = 600.0
 
 
 def fill(queue: Stream, count: int, **query: object) -> list[int]:
-    """Put so many items, and return their indexes."""
+    """Put `count` items, and return their indexes."""
     return [queue.put(str(number).encode(), **query) for number in range(count)]
 
 
 def pending(queue: Stream) -> int:
-    """Return the number of delivered, uncommitted items, as the service's attributes have it."""
+    """Return the number of delivered, uncommitted items from the service's attributes."""
     lines = [text for key, text in queue.attributes().items() if key.startswith("groups.list.")]
     return sum(int(re.search(r"Pending: (\d+)", line)[1]) for line in lines)
 
@@ -52,8 +52,8 @@ def pending(queue: Stream) -> int:
 # -- handshake ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_handshake_offers_nothing(queue: Stream) -> None:
-    """The Go library wants `Connection: Upgrade`, and no extension or subprotocol."""
+def test_the_handshake_offers_no_extension(queue: Stream) -> None:
+    """The Go library requires `Connection: Upgrade`, and no extension or subprotocol."""
     offers = [
         ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits"),
         ("Sec-WebSocket-Protocol", "chat, superchat"),
@@ -87,8 +87,8 @@ _GOOD = {
         {"Connection": "close"},
     ],
 )
-def test_a_handshake_that_is_none_is_400(queue: Stream, change: dict[str, str | None]) -> None:
-    """No consumer and no pending item is left."""
+def test_an_invalid_handshake_is_400(queue: Stream, change: dict[str, str | None]) -> None:
+    """It leaves no consumer and no pending item."""
     queue.put()
     headers = [(name, value) for name, value in {**_GOOD, **change}.items() if value is not None]
     answer = queue.ask("GET", headers, _watch_="true")
@@ -100,7 +100,7 @@ def test_a_handshake_that_is_none_is_400(queue: Stream, change: dict[str, str | 
 
 @pytest.mark.parametrize("version", ["8", "14", "99", "x"])
 def test_another_version_of_websocket_is_426_and_names_ours(queue: Stream, version: str) -> None:
-    """RFC 6455, section 4.4."""
+    """See RFC 6455, section 4.4."""
     answer = queue.ask("GET", list({**_GOOD, "Sec-WebSocket-Version": version}.items()), _watch_="true")
     assert (answer.status, answer.header("Sec-WebSocket-Version")) == (426, "13")
     assert queue.attributes()["consumers.stats.total"] == "0"
@@ -123,8 +123,9 @@ def test_a_malformed_watch_is_refused_before_the_upgrade(queue: Stream) -> None:
 
 
 def test_an_ended_and_empty_stream_is_410_before_the_upgrade(queue: Stream) -> None:
-    """After a close frame the Python SDK would connect again hundreds of times a second. Items that are left are
-    delivered first.
+    """After a close frame the Python SDK would connect hundreds of times a second.
+
+    Remaining items are delivered first.
     """
     queue.put(b"last")
     queue.ask("POST", (), b"", _eos_="true")
@@ -141,7 +142,7 @@ def test_an_ended_and_empty_stream_is_410_before_the_upgrade(queue: Stream) -> N
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 8 * 1024**2])
 def test_one_item_is_one_frame(queue: Stream, size: int) -> None:
-    """Binary, final, unmasked, whole: Go's reader takes one frame for one message."""
+    """Each frame is binary, final, unmasked and whole: Go's reader takes one frame for one message."""
     queue.put(b"x" * size)
     with watch(queue) as watching:
         frame = watching.read_other_than_ping()
@@ -181,7 +182,7 @@ def test_index_only_frames_have_tags_and_no_data(queue: Stream) -> None:
 
 
 def test_the_http_stream_is_length_and_frame(queue: Stream) -> None:
-    """The length in four bytes, big endian, then the frame; window and commit as with a WebSocket."""
+    """Each frame follows its length in four bytes, big endian. Window and commit work as with a WebSocket."""
     fill(queue, 3)
     with Connection(queue.port) as connection:
         connection.send_request("GET", queue.target(_watch_="true", _window_=2), [PROTOBUF])
@@ -206,7 +207,7 @@ def test_the_http_stream_is_length_and_frame(queue: Stream) -> None:
 def test_the_end_of_an_http_stream_is_noticed_without_polling(
     start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One heartbeat is sent at the begin, and the lost connection ends the session, long before the next one."""
+    """One heartbeat is sent at the beginning. The lost connection ends the session long before the next one."""
     beats: list[int] = []
     heartbeat = Queue.heartbeat
 
@@ -226,8 +227,8 @@ def test_the_end_of_an_http_stream_is_noticed_without_polling(
     assert len(beats) == 1
 
 
-def test_the_http_stream_is_kept_in_no_buffer(queue: Stream) -> None:
-    """nginx reads the first header, caches and compressors the second."""
+def test_no_proxy_buffers_the_http_stream(queue: Stream) -> None:
+    """nginx reads the first header; caches and compressors read the second."""
     with Connection(queue.port) as connection:
         connection.send_request("GET", queue.target(_watch_="true"), [PROTOBUF])
         _, headers = connection.read_head()
@@ -237,7 +238,7 @@ def test_the_http_stream_is_kept_in_no_buffer(queue: Stream) -> None:
 
 @pytest.mark.parametrize("name", ["Sec-WebSocket-Key", "sec-websocket-version", "Sec-WebSocket-Extensions"])
 def test_a_handshake_without_its_upgrade_is_426_and_delivers_nothing(queue: Stream, name: str) -> None:
-    """A proxy removed it: the client waits for 101, and deliveries would be lost."""
+    """A proxy has removed the header: the client waits for 101, and would lose deliveries."""
     queue.put()
     answer = queue.ask("GET", [(name, "x"), ("X-Easq-Transport", "http")], _watch_="true")
     assert (answer.status, answer.header("Upgrade"), answer.header("Connection")) == (
@@ -250,7 +251,7 @@ def test_a_handshake_without_its_upgrade_is_426_and_delivers_nothing(queue: Stre
 
 
 def ask_as_1_0(queue: Stream, *headers: str) -> Connection:
-    """A connection on which a watch was requested over HTTP/1.0."""
+    """Request a watch over HTTP/1.0, and return the connection."""
     connection = Connection(queue.port)
     lines = [
         f"GET {queue.target(_watch_='true')} HTTP/1.0",
@@ -262,7 +263,7 @@ def ask_as_1_0(queue: Stream, *headers: str) -> Connection:
     return connection
 
 
-def test_over_http_1_0_the_stream_has_to_be_asked_for_by_name(queue: Stream) -> None:
+def test_a_watch_over_http_1_0_needs_the_transport_header(queue: Stream) -> None:
     """Proxies that speak HTTP/1.0 would buffer the stream."""
     queue.put()
     for headers in ((), ("X-Easq-Transport: ws",)):
@@ -278,8 +279,8 @@ def test_over_http_1_0_the_stream_has_to_be_asked_for_by_name(queue: Stream) -> 
 # -- window, order, filter ---------------------------------------------------------------------------------------------
 
 
-def test_no_more_than_the_window_is_out(queue: Stream) -> None:
-    """Each commit, negative and delete of a pending item lets exactly one more be delivered."""
+def test_no_more_than_the_window_is_pending(queue: Stream) -> None:
+    """Each commit, negative and delete of a pending item allows exactly one further delivery."""
     fill(queue, 12)
     with watch(queue, _window_=3) as watching:
         assert watching.indexes(3) == [1, 2, 3]
@@ -307,7 +308,7 @@ def test_without_a_window_it_is_ten(queue: Stream, window: dict[str, int]) -> No
 
 
 def test_the_highest_priority_comes_first_and_first_in_first_out_within(queue: Stream) -> None:
-    """With one slot: the exact order is priority, then index."""
+    """With one slot, the exact order is by priority, then by index."""
     priorities = [0, 1, 0, 2, 1, 0, 2, -5]
     for priority in priorities:
         queue.put(b"x", _priority_=priority)
@@ -322,7 +323,7 @@ def test_the_highest_priority_comes_first_and_first_in_first_out_within(queue: S
 
 
 def test_priority_may_come_in_a_header(queue: Stream) -> None:
-    """The query wins when both are given."""
+    """The query overrides the header."""
     queue.put(b"normal")
     queue.put(b"high", [("X-EAS-QueueService-Priority", "1")])
     queue.put(b"low", [("X-EAS-QueueService-Priority", "9")], _priority_=0)
@@ -330,7 +331,7 @@ def test_priority_may_come_in_a_header(queue: Stream) -> None:
         assert watching.indexes(3) == [2, 1, 3]
 
 
-def test_what_is_pushed_is_not_called_back(queue: Stream) -> None:
+def test_a_delivered_item_is_not_withdrawn_for_an_urgent_one(queue: Stream) -> None:
     """An urgent item that comes later waits for a slot, and is the next one."""
     fill(queue, 3)
     with watch(queue, _window_=2) as watching:
@@ -383,7 +384,7 @@ def test_consumers_of_a_group_share_by_free_slots(queue: Stream) -> None:
 
 
 def test_each_group_gets_every_item(queue: Stream) -> None:
-    """Each commits for itself: the item is removed when both have."""
+    """Each group commits on its own. An item is removed once both have committed it."""
     one, two = queue.as_consumer("u", "one"), queue.as_consumer("u", "two")
     with watch(one) as first, watch(two) as second:
         fill(queue, 3)
@@ -421,10 +422,10 @@ def test_auto_commit_empties_the_queue_and_ignores_the_window(queue: Stream) -> 
         assert watching.indexes(1) == [201]
 
 
-def test_what_was_written_with_auto_commit_never_comes_again(
+def test_an_item_written_with_auto_commit_is_never_redelivered(
     start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most once, also when the connection breaks in the middle of a write."""
+    """Delivery is at most once, even if the connection breaks in the middle of a write."""
     monkeypatch.setattr("easq.storage.embedded._FETCH_BYTES", 1 << 30)  # more than the system takes from us
     queue = start(timing=Timing(leave_grace_s=0.0)).queue
     for _ in range(20):
@@ -438,7 +439,7 @@ def test_what_was_written_with_auto_commit_never_comes_again(
 
 
 def test_a_watch_that_is_dropped_at_once_auto_commits_nothing(queue: Stream) -> None:
-    """The Go SDK opens such a watch when it is closed: it must not drain the queue."""
+    """The Go SDK opens such a watch while it is closed. This must not drain the queue."""
     fill(queue, 3)
     for _ in range(5):
         watch(queue, _auto_commit_="true").reset()
@@ -458,7 +459,7 @@ def test_a_commit_is_seen_at_once_and_kept_over_a_reconnect(queue: Stream) -> No
 
 
 def test_anyone_of_the_group_may_commit(queue: Stream) -> None:
-    """From any connection and user. Commits of another group are independent."""
+    """A commit may come from any connection and user of the group. Commits of another group are independent."""
     queue.put()
     with watch(queue.as_consumer("owner"), _window_=1) as watching:
         watching.next()
@@ -471,7 +472,7 @@ def test_anyone_of_the_group_may_commit(queue: Stream) -> None:
 
 
 def test_a_commit_after_redelivery_began_is_honoured(queue: Stream) -> None:
-    """A consumer that was considered lost finishes: its late commit counts, and the item is not delivered again."""
+    """The late commit of a consumer that was considered lost counts, and the item is not delivered again."""
     queue.put()
     first, second = queue.as_consumer("first"), queue.as_consumer("second")
     with watch(first) as watching:
@@ -486,8 +487,8 @@ def test_a_commit_after_redelivery_began_is_honoured(queue: Stream) -> None:
     assert queue.length() == 0
 
 
-def test_a_negative_gives_the_item_back(queue: Stream) -> None:
-    """It is delivered again, first of all, with its delivery count; a commit then removes it."""
+def test_a_negative_returns_the_item(queue: Stream) -> None:
+    """It is redelivered before all other items, with its delivery count. A commit then removes it."""
     fill(queue, 2)
     with watch(queue, _window_=1) as watching:
         assert "deliveryCount" not in watching.next().tags
@@ -502,7 +503,7 @@ def test_a_negative_gives_the_item_back(queue: Stream) -> None:
 
 
 def test_a_negative_with_shutdown_hands_over(queue: Stream) -> None:
-    """The consumer gets no more items, and another one gets its items at once."""
+    """The consumer gets no more items. Another consumer gets its items at once."""
     fill(queue, 2)
     leaving = queue.as_consumer("leaving")
     with watch(leaving, _window_=2) as old:
@@ -524,8 +525,8 @@ def test_a_pending_item_is_searched_found_with_its_owner(queue: Stream) -> None:
         )
 
 
-def test_a_get_takes_an_item_that_is_out(queue: Stream) -> None:
-    """Get ignores delivery: the slot is free, and the late commit changes nothing."""
+def test_a_get_takes_a_pending_item(queue: Stream) -> None:
+    """A get ignores deliveries. The slot is free afterwards, and a late commit changes nothing."""
     fill(queue, 2)
     with watch(queue, _window_=1) as watching:
         watching.next()
@@ -537,8 +538,8 @@ def test_a_get_takes_an_item_that_is_out(queue: Stream) -> None:
 # -- leaving -----------------------------------------------------------------------------------------------------------
 
 
-def test_after_a_goodbye_others_get_the_items_at_once(start: Open) -> None:
-    """There is no grace for a consumer that sent a close frame."""
+def test_after_a_close_frame_others_get_the_items_at_once(start: Open) -> None:
+    """A consumer that sent a close frame has no grace period."""
     queue = start(timing=Timing(leave_grace_s=NEVER_S)).queue
     fill(queue, 3)
     with watch(queue.as_consumer("first")) as first, watch(queue.as_consumer("second")) as second:
@@ -567,8 +568,8 @@ def test_after_a_lost_connection_the_same_user_gets_its_items_at_once(start: Ope
                 queue.as_consumer("mine").commit(index)
 
 
-def test_a_process_that_comes_back_has_all_that_it_held(start: Open) -> None:
-    """Also before the service has noticed that its connection is lost, and repeatedly."""
+def test_a_process_that_reconnects_has_all_its_pending_items(start: Open) -> None:
+    """This holds before the service has noticed the lost connection, and for repeated reconnects."""
     queue = start(timing=Timing(leave_grace_s=NEVER_S)).queue
     fill(queue, 3)
     mine = queue.as_consumer("mine")
@@ -606,10 +607,10 @@ def test_after_the_grace_others_get_the_items(start: Open, how: str) -> None:
             queue.as_consumer("other").commit(index)
 
 
-def test_who_comes_back_while_the_service_stands_still_is_in_time(
+def test_a_process_that_reconnects_while_the_service_is_suspended_is_in_time(
     start: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The handshake waits in the socket when the grace ends, and is read before others get its items."""
+    """When the grace period ends, the handshake waits in the socket. It is read before others get the items."""
     monkeypatch.setattr(Ticker, "stood_still_s", 0.3)
     local = start(timing=Timing(leave_grace_s=0.6))
     queue = local.queue
@@ -659,7 +660,7 @@ def test_returned_items_come_before_later_ones_of_their_class(start: Open) -> No
 
 
 def test_a_silent_watcher_is_dropped_and_a_pinging_one_is_not(start: Open) -> None:
-    """Any inbound byte counts: the SDKs ping, and do not answer pings while they work."""
+    """Any inbound byte counts: the SDKs send pings, but do not answer pings while they work."""
     queue = start(liveness=Liveness(silent_after_s=1.5), timing=Timing(leave_grace_s=0.1)).queue
     fill(queue, 2)
     with (
@@ -682,7 +683,7 @@ def test_a_silent_watcher_is_dropped_and_a_pinging_one_is_not(start: Open) -> No
         assert read_item(frame.payload).index == held
 
 
-def test_a_service_that_stood_still_reads_before_it_calls_anyone_silent(start: Open) -> None:
+def test_a_service_that_was_suspended_reads_before_it_drops_silent_watchers(start: Open) -> None:
     """Pings that waited in the socket count: no watcher is dropped, and no item has failed."""
     local = start(liveness=Liveness(silent_after_s=0.3), timing=Timing(leave_grace_s=0.0))
     queue = local.queue
@@ -724,7 +725,10 @@ def line_of(queue: Stream, name: str) -> str:
 
 
 def test_a_second_watcher_of_a_living_name_is_409(queue: Stream) -> None:
-    """In the same group; the first one continues. In another group, or on the sink, the name is free."""
+    """This holds within one group, and the first watcher continues.
+
+    In another group, or on the sink, the name is free.
+    """
     queue.put()
     me = queue.as_consumer("me")
     with watch(me) as first:
@@ -740,7 +744,7 @@ def test_a_second_watcher_of_a_living_name_is_409(queue: Stream) -> None:
 
 
 def test_a_name_is_free_once_its_watcher_left(queue: Stream) -> None:
-    """Also while the new one waits: a reconnect may arrive before the end of the old connection."""
+    """The new watch may already wait, since a reconnect can arrive before the end of the old connection."""
     me = queue.as_consumer("me")
     for how in ("leave", "reset", "close"):
         first = watch(me)
@@ -755,7 +759,7 @@ def test_a_name_is_free_once_its_watcher_left(queue: Stream) -> None:
 
 
 def test_a_silent_holder_of_a_name_is_replaced(queue: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is closed with 1008, and its items move to the new connection in one step."""
+    """Its connection is closed with 1008, and its items move to the new connection in one step."""
     monkeypatch.setattr(queue_module, "ALIVE_S", 0.2)
     fill(queue, 3)
     me = queue.as_consumer("me")
@@ -771,7 +775,7 @@ def test_a_silent_holder_of_a_name_is_replaced(queue: Stream, monkeypatch: pytes
 def test_a_watcher_that_hangs_up_before_it_is_answered_leaves_nothing(
     queue: Stream, upgrade: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The Go SDK opens such a watch when it is closed: no error is logged, and no consumer is left."""
+    """The Go SDK opens such a watch while it is closed. No error is logged, and no consumer is left."""
     shaking = list(_GOOD.items()) if upgrade else []
     for number in range(20):
         with Connection(queue.port) as phantom:
@@ -814,7 +818,7 @@ def test_a_watcher_that_hangs_up_before_it_is_answered_leaves_nothing(
         ),
     ],
 )
-def test_a_frame_that_is_none_ends_the_connection_with_its_code(start: Open, wire: bytes, code: int) -> None:
+def test_an_invalid_frame_ends_the_connection_with_its_code(start: Open, wire: bytes, code: int) -> None:
     """Its items are released as after any lost connection, first to the same user."""
     queue = start(timing=Timing(leave_grace_s=NEVER_S)).queue
     fill(queue, 2)
@@ -834,8 +838,8 @@ def test_a_frame_that_is_none_ends_the_connection_with_its_code(start: Open, wir
         assert watching.indexes(1) == [2]
 
 
-def test_what_a_client_says_is_ignored(queue: Stream) -> None:
-    """Messages of up to a KiB, whole or in fragments, with pings between, change nothing."""
+def test_messages_of_a_client_are_ignored(queue: Stream) -> None:
+    """Messages of up to a KiB, whole or fragmented, with pings between the fragments, change nothing."""
     queue.put()
     with watch(queue) as watching:
         watching.send(TEXT, b"commit 1")
@@ -850,7 +854,7 @@ def test_what_a_client_says_is_ignored(queue: Stream) -> None:
 
 
 def test_many_tiny_fragments_are_bounded(queue: Stream) -> None:
-    """A message in a hundred thousand fragments ends with 1009 long before its end."""
+    """A message of a hundred thousand fragments ends with 1009 long before its last one."""
     with watch(queue) as watching:
         piece = encode(CONTINUATION, b"x", final=False)
         watching.connection.send(encode(BINARY, b"x", final=False) + piece * 2000)
@@ -867,8 +871,8 @@ def test_a_goodbye_is_answered(queue: Stream, code: int) -> None:
 # -- the service stops -------------------------------------------------------------------------------------------------
 
 
-def test_a_service_that_stops_says_so_and_takes_nobody_new(start: Open) -> None:
-    """Each watcher gets 1001, each long poll an answer; the port is closed first, so that no client reconnects."""
+def test_a_service_that_stops_closes_watches_with_1001_and_accepts_no_connection(start: Open) -> None:
+    """Each watcher gets 1001, each long poll an answer. The port is closed first, so that no client reconnects."""
     service = start()
     with Connection(service.port) as poll, watch(service.queue) as watching:
         poll.send_request("GET", service.queue.target(_timeout_="60s"))
@@ -886,7 +890,7 @@ def test_a_service_that_stops_says_so_and_takes_nobody_new(start: Open) -> None:
 
 
 def test_attributes_list_consumers_and_groups(queue: Stream) -> None:
-    """The documented lines, for a consumer that works and one that left."""
+    """The lines have the documented form, for a consumer that works and one that has left."""
     fill(queue, 3)
     with watch(queue.as_consumer("u1", "g1"), _window_=5, foo="bar"):
         with watch(queue.as_consumer("u2", "g1"), _window_=2) as second:
@@ -913,7 +917,7 @@ def test_attributes_list_consumers_and_groups(queue: Stream) -> None:
 
 @pytest.mark.parametrize("before", [b"", encode(PING, b"x" * 100)], ids=["first", "after a good one"])
 def test_a_frame_that_is_not_masked_ends_the_watch(queue: Stream, before: bytes) -> None:
-    """With 1002; its items are ready for others at once."""
+    """The close code is 1002. The items are ready for others at once."""
     queue.put()
     with watch(queue.as_consumer("u")) as watching:
         assert watching.indexes(1) == [1]
