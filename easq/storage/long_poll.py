@@ -51,7 +51,7 @@ def matches(tags: Tags, wanted: Tags) -> bool:
 
 
 @dataclass(slots=True)
-class _Stream:
+class _StreamPolls:
     """The long polls of one stream. Those with a `start` above the next index are in `later` until it is reached."""
 
     reached: int = 0  # the highest index that has arrived
@@ -106,7 +106,7 @@ class LongPolls:
     """The waiting long polls of one engine, by stream, in order of arrival."""
 
     def __init__(self) -> None:
-        self._streams: dict[str, _Stream] = {}  # only streams with a waiting poll
+        self._streams: dict[str, _StreamPolls] = {}  # only streams with a waiting poll
         self._number = 0
 
     def __contains__(self, stream: str) -> bool:
@@ -134,7 +134,7 @@ class LongPolls:
             taking,
             asyncio.get_running_loop().create_future(),
         )
-        polls = self._streams.setdefault(stream, _Stream())
+        polls = self._streams.setdefault(stream, _StreamPolls())
         polls.add(poll)
         if gone is not None:
             gone.add_done_callback(poll.wake)
