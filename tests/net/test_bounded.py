@@ -112,6 +112,19 @@ def test_a_host_behind_an_https_proxy_whose_tls_drips_is_given_up(certificate: P
             transport.exchange(f"https://{HOST}:{server.port}/q", GET, Caller())
 
 
+def test_without_https_no_tls_context_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than the whole exchange."""
+
+    def fail(**_: object) -> None:
+        raise AssertionError("made a TLS context")
+
+    monkeypatch.setattr("easq.net.connection.tls_context", fail)
+    with answering(reply(200, b"yes")) as server, Transport(SETTINGS) as transport:
+        assert transport.exchange(server.url, GET, Caller()).body == b"yes"
+        with pytest.raises(AssertionError, match="made a TLS context"):
+            transport.exchange(server.url.replace("http", "https", 1), GET, Caller())
+
+
 def test_a_client_of_httpx_can_use_the_transport() -> None:
     """Also one that knows nothing of our deadlines."""
     with answering(reply(200, b"yes")) as server:
