@@ -23,12 +23,12 @@ ENGINE_ERROR = "EngineError"
 
 #: statuses with which a working model refuses one item
 ABOUT_THE_ITEM = frozenset((400, 413, 415, 422))
-#: errors when the system cannot open another connection or start another process: not the call's fault
+#: errors of a system that cannot open another connection or start another process, for reasons outside the call
 NO_ROOM = frozenset(
     (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL)
 )
 
-#: last bytes in which a reason is looked for, and its limit in characters
+#: number of last bytes of an output that may hold the reason, and longest reason in characters
 MAX_SAID, _MAX_REASON = 64 * 1024, 300
 
 
@@ -36,7 +36,7 @@ MAX_SAID, _MAX_REASON = 64 * 1024, 300
 class Call:
     """One inference: data, path, query and headers.
 
-    `path` is percent-encoded and begins with `/`; it is appended to the model's own. A command gets path, query and
+    `path` is percent-encoded and begins with `/`; it is appended to the model's path. A command gets path, query and
     content type in its environment as EASQ_PATH, EASQ_QUERY and EASQ_CONTENT_TYPE, in addition to `environ`.
     """
 
@@ -70,12 +70,12 @@ class Answer:
 class ModelFailed(ServerError):
     """The model gave no result.
 
-    `status` is the one for a caller over HTTP: the model's own 4xx or 5xx, 500 for a command, 502 without a usable
-    answer, 504 without one in time, 503 when the call was cancelled. `code` is the same as text, or a word:
-    `EngineError`, `Shutdown`. `data` is what the model wrote, if anything.
+    `status` is returned to a caller over HTTP: the model's own 4xx or 5xx, 500 for a failed command, 502 for an
+    unusable answer, 504 for a timeout, 503 for a cancelled call. `code` is the status as text, or `EngineError` or
+    `Shutdown`. `data` is the model's output, possibly empty.
 
-    `busy` means that the model accepts no calls now, and the call may succeed later: after `retry_after_s`, if the
-    model named a time.
+    `busy` means that the model accepts no calls now, but the same call may succeed later. `retry_after_s` is the pause
+    that the model asked for.
     """
 
     kind = "model_failed"

@@ -1,4 +1,4 @@
-"""Child processes: commands that are killed when easq ends, however it does, and orphans where easq is PID 1."""
+"""Child processes: kills commands when easq ends, for any reason, and reaps orphans if easq is PID 1."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import IO, Any
 
 log = logging.getLogger(__name__)
 
-#: the guard: it reads `+ GROUP` and `- GROUP` until its input ends, then kills the groups that are left. A shell takes
-#: a tenth of the memory of a Python
+#: the guard: it reads `+ GROUP` and `- GROUP` until its input ends, and then kills the remaining groups. It is a shell,
+#: which takes a tenth of the memory of a Python process
 _GUARD = """
 groups=
 while read -r sign group; do
@@ -33,9 +33,9 @@ _REAP_EVERY_S = 1.0
 class Children:
     """The running commands of this process, each the leader of a process group.
 
-    One guard process, started with the first command, reads a pipe from this process. When this process ends, however
-    it does, the pipe is closed and the guard kills the remaining groups. PR_SET_PDEATHSIG instead would kill a command
-    when the thread that started it ends, and needs `preexec_fn`, which costs 25 ms for each command.
+    One guard process, started with the first command, reads a pipe from this process. When this process ends, for any
+    reason, the pipe is closed and the guard kills the remaining groups. PR_SET_PDEATHSIG is no alternative: it kills a
+    command when the thread that started it ends, and needs `preexec_fn`, which costs 25 ms for each command.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Children:
         return process
 
     def ended(self, pid: int) -> None:
-        """Forget a command that was waited for. What it started in the background lives on."""
+        """Forget a command after it was waited for. Its background processes continue."""
         with self._lock:
             self._known.discard(pid)
             if pid in self._groups:
@@ -84,12 +84,12 @@ class Children:
                 self._starting -= 1
 
     def add(self, pid: int) -> None:
-        """Exclude a process that somebody else waits for from `reap`. It is not killed when this process ends."""
+        """Exclude a process from `reap`, since other code waits for it. It is not killed when this process ends."""
         with self._lock:
             self._known.add(pid)
 
     def reap(self) -> int:
-        """Wait for orphans that have ended, and return how many there were. Our own processes are left alone."""
+        """Reap orphans that have ended, and return their number. Processes of `start` and `add` are not touched."""
         count = 0
         with self._lock:
             while not self._starting:

@@ -1,6 +1,6 @@
 """A command as a model: data on stdin, answer on stdout.
 
-It is run without a shell, leads a process group of its own, and gets no token of ours in its environment.
+It runs without a shell and leads a process group of its own. Its environment has no token of easq.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from easq.redact import child_environ
 
 #: bytes that are read or written at once
 _PIECE = 64 * 1024
-#: seconds after which the end of a command is noticed whose children keep its stdout open
+#: pause between two checks for the end of a command that has closed no output, in seconds: its children may keep the
+#: output open
 _POLL_S = 0.05
-#: seconds between two looks whether a command that closed its output has ended
+#: pause between two checks for the end of a command that has closed its output, in seconds
 _ENDING_S = 0.002
-#: pieces that may be left in a pipe: it holds 64 KiB, or up to 1 MiB if it was set so
+#: most pieces that are read after the command has ended: a pipe holds 64 KiB by default, and at most 1 MiB
 _MAX_PIECES_LEFT = 32
 #: exit status of a command that is busy: the call can be repeated later (EX_TEMPFAIL of sysexits.h)
 _BUSY = 75
@@ -64,7 +65,7 @@ class Exec:
             raise ChildFailed(f"{self._argv[0]} cannot be started: no such command")
 
     def run(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
-        """Return what the command wrote on stdout; see `Model.answer`."""
+        """Return the command's stdout as the answer; see `Model.answer`."""
         deadline = time.monotonic() + timeout_s
         process = self._start(call)
         pipes = _Pipes(process, call.data, self._max_answer)
@@ -100,7 +101,7 @@ class Exec:
                 _kill_group(process)
 
     def close(self) -> None:
-        """Kill the running commands, and start none any more."""
+        """Kill the running commands. Later calls fail."""
         with self._lock:
             self._closed = True
         self.cancel()
@@ -174,7 +175,7 @@ class _Pipes:
         return len(self.out) > self._limit
 
     def move(self, wait_s: float) -> bool:
-        """Move a piece through each pipe that is ready within `wait_s` seconds. Return whether any was."""
+        """Wait up to `wait_s` seconds, and move a piece through each ready pipe. Return whether a pipe was ready."""
         ready = self._selector.select(wait_s) if self.is_open else []
         for key, _ in ready:
             if key.data is None:
@@ -187,7 +188,7 @@ class _Pipes:
         return bool(ready)
 
     def drain(self) -> None:
-        """Read what the process left in its pipes, but not without end: processes in the background may write on."""
+        """Read the rest of the output, up to a limit, since background processes may continue to write."""
         for _ in range(_MAX_PIECES_LEFT):
             if self.is_full or not self.move(0.0):
                 break
@@ -196,14 +197,14 @@ class _Pipes:
         assert self._process.stdin is not None
         try:
             self._unsent = self._unsent[os.write(fd, self._unsent[:_PIECE]) :]
-        except BrokenPipeError:  # it does not read all of its input, which is no failure
+        except BrokenPipeError:  # a command need not read all of its input
             self._unsent = self._unsent[:0]
         if not self._unsent:
             self._selector.unregister(self._process.stdin)
             self._process.stdin.close()
 
     def close(self) -> None:
-        """Close all three."""
+        """Close the pipes."""
         self._selector.close()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:

@@ -12,15 +12,16 @@ from easq.models.base import DEFAULT_TIMEOUT_S, ENGINE_ERROR, Answer, Call, Mode
 from easq.models.threads import THREADS, Threaded
 from easq.protocol.operations import SHUTDOWN
 
-#: gets the data of an item; returns the answer (text is sent as UTF-8), or None or nothing for no answer
+#: gets the data of an item; returns the answer (text is sent as UTF-8). None or an empty value means no answer
 ModelFunction: TypeAlias = Callable[[bytes], bytes | str | None]
 
 
 class Function:
     """A Model that calls a Python function in threads.
 
-    An exception of the function is a failure of the item, with its class and text as the reason; ModelFailed says more.
-    A function cannot be interrupted: after the time limit its item has failed, and its thread is free once it returns.
+    An exception of the function is a failure of the item; the reason is its class and text. The function may raise
+    ModelFailed to choose status and code. A function cannot be interrupted: after the time limit the item has failed,
+    but the thread is busy until the function returns.
     """
 
     def __init__(self, function: ModelFunction, *, threads: int = THREADS) -> None:
@@ -36,7 +37,7 @@ class Function:
         """Do nothing: the function is there."""
 
     async def answer(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
-        """Return what the function returned for the data of the call; see `Model.answer`."""
+        """Return the result of the function for the call's data; see `Model.answer`."""
         limit = asyncio.timeout(timeout_s)
         self._calls.add(limit)
         try:
@@ -56,7 +57,7 @@ class Function:
             limit.reschedule(0.0)
 
     async def close(self) -> None:
-        """Cancel the calls in flight, and end each thread once the function returns in it."""
+        """Cancel the calls in flight. Each thread ends when its function returns."""
         self.cancel()
         await self._threaded.close()
 

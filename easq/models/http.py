@@ -1,7 +1,7 @@
 """A model behind HTTP, called over connections that are reused.
 
-A call goes to the model's own address alone: redirects are not followed, the path of a call cannot lead out of the
-address, and no proxy is used.
+A call is only sent to the model's own address: redirects are not followed, the path of a call cannot leave the address,
+and no proxy is used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from easq.protocol.replies import Reply, retry_after_s
 if TYPE_CHECKING:
     from easq.net.aio_raw import RawClient
 
-#: servers close idle connections, uvicorn after 5 s: one that was idle for longer than this is not reused, in seconds
+#: longest idle time after which a connection is reused, in seconds: uvicorn closes idle connections after 5 s
 MAX_IDLE_S = 2.0
 #: statuses of a busy service; 450 is EAS's full queue
 _BUSY = frozenset((429, 450, 502, 503, 504))
@@ -31,7 +31,7 @@ _URL_SAFE = "/%:@!$&'()*+,;=~"
 
 
 class Http:
-    """Calls a model at one HTTP address. All but the constructor, `check` and `url` is used on one event loop."""
+    """Calls a model at one HTTP address. `answer`, `cancel` and `close` have to run on one event loop."""
 
     def __init__(self, url: str, *, max_answer: int = MAX_ANSWER) -> None:
         """Raises UsageError unless `url` is a plain http or https address."""
@@ -47,14 +47,14 @@ class Http:
     async def answer(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
         """Return the service's answer with status 2xx; see `Model.answer`. A call that failed may have taken effect.
 
-        It is sent once, or, where a reused connection ended without an answer, again on a new one: the server was
-        about to close that connection.
+        A call is sent once. There is one exception: if a reused connection ends without an answer, the call is sent
+        again on a new connection, since the server was closing the idle one.
         """
         url, headers = self.url(call.path, urlencode(call.query)), _sent_headers(call)
         if self._is_closed:
             raise ModelFailed("the model is closed", status=503, code=SHUTDOWN)
         if self._client is None:
-            from easq.net.aio_raw import RawClient  # 300 ms, which a command with another model need not take
+            from easq.net.aio_raw import RawClient  # takes 300 ms, which other models do not need
 
             self._client = RawClient(idle_s=MAX_IDLE_S)
         limit = asyncio.timeout_at(time.monotonic() + timeout_s)  # the loop's clock
@@ -139,10 +139,7 @@ def _address(url: str) -> SplitResult:
 
 
 def _sent_headers(call: Call) -> list[tuple[str, str]]:
-    """Return the call's headers but for those of its connection.
-
-    Raises ModelFailed for one that would break the request.
-    """
+    """Return the end-to-end headers of the call. Raises ModelFailed for a header that would break the request."""
     is_given = any(name.lower() == "accept-encoding" for name in call.headers)
     sent = [] if is_given else [("Accept-Encoding", "identity")]
     for name, value in end_to_end(call.headers.items()):
@@ -153,7 +150,7 @@ def _sent_headers(call: Call) -> list[tuple[str, str]]:
 
 
 def _successful(reply: Reply) -> Answer:
-    """Return the answer of a success. Raises ModelFailed for any other status."""
+    """Return the answer in a 2xx reply. Raises ModelFailed for any other status."""
     # aiohttp reads the values as UTF-8; they are ISO 8859-1
     given = ((name, value.encode("utf-8", "surrogateescape")) for name, value in reply.headers.items())
     headers = end_to_end((name, value.decode("latin-1")) for name, value in given)

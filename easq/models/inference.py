@@ -28,7 +28,7 @@ from easq.protocol.operations import BUSY, MAX_REASON, SHUTDOWN, Negative, Put
 
 #: tags of the service, which are not passed to a model
 _BUILT_IN = frozenset((REQUEST_ID, PATH, DELIVERY_COUNT, LAST_CODE, LAST_REASON))
-#: headers of the request's data, or of one delivery, which the answer does not get
+#: tags that describe the data of the request; the answer does not inherit them
 _NOT_INHERITED = frozenset(("header:content-type", "header:content-encoding"))
 _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,256}")
 #: characters of a path that stay as they are in a URL; also `%`, to keep percent-encoding that is already there
@@ -49,7 +49,7 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One delivery that has ended. `code` and `reason` tell why it failed; `size` is that of the answer, in bytes."""
+    """The end of one delivery. `code` and `reason` explain a failure; `size` is the size of the answer in bytes."""
 
     index: int
     request_id: str
@@ -58,7 +58,7 @@ class Outcome:
     code: str = ""
     reason: str = ""
     size: int = 0
-    seconds: float = 0.0  #: from the model's call to the answer of the sink or queue
+    seconds: float = 0.0  #: time from the call of the model to the acknowledgement of the sink or queue
 
 
 def attempt_of(frame: Frame) -> int:
@@ -95,7 +95,7 @@ def call_of(frame: Frame) -> Call:
 
 
 def inherited(tags: Tags) -> dict[str, str]:
-    """Return the tags of an item that its result gets: all but those of its delivery and of its data."""
+    """Return the tags that a result inherits from its item: all except those of the delivery and of the data."""
     left = {DELIVERY_COUNT, LAST_CODE, LAST_REASON, TS_SINK}
     return {
         name: value for name, value in tags.items() if name not in left and name.lower() not in _NOT_INHERITED
@@ -124,7 +124,7 @@ def answer_tags(frame: Frame, answer: Answer) -> Tags:
 
 
 def answer_type(answer: Answer) -> str:
-    """Return the Content-Type of the answer if a put may have it; empty if the sink is to guess it."""
+    """Return the Content-Type of the answer if it is valid for a put; else an empty text, and the sink guesses it."""
     return answer.content_type if _CONTENT_TYPE.fullmatch(answer.content_type) else ""
 
 
@@ -163,7 +163,7 @@ def negative_of(
 
 
 def reason_of(error: ModelFailed) -> str:
-    """Return the reason for who waits for the result: the text with which the model refused, if there is any."""
+    """Return the reason for the reader of the result: the body of the model's refusal, else the message of `error`."""
     if error.answer.status >= 400 and error.data:
         try:  # the cut may go through a character
             return getincrementaldecoder("utf-8")().decode(error.data[:MAX_REASON])

@@ -1,4 +1,4 @@
-"""Opens a model: a text that names one, a command, or a function."""
+"""Opens a model from a text such as `exec:CMD`, from a command, or from a function."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HINT = "write it as echo, exec:COMMAND or http://HOST:PORT/PATH"
 
 
 def open_model(source: ModelSource | Model | BlockingModel, *, threads: int = THREADS) -> Model:
-    """Return the model that `source` names or is; one whose calls block runs them in up to `threads` threads.
+    """Return the model for `source`. A model whose calls block runs them in up to `threads` threads.
 
     Raises UsageError for any other value.
     """
@@ -63,7 +63,7 @@ class Echo:
     """Answers each call with its own data and content type."""
 
     def check(self) -> None:
-        """Do nothing: nothing could be missing."""
+        """Do nothing: this model needs no command."""
 
     async def answer(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:  # noqa: ARG002
         """Return the data of the call."""

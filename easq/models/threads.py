@@ -30,7 +30,7 @@ class Threaded:
         self._is_closed = False
 
     def check(self) -> None:
-        """As the model's own `check`."""
+        """Run the model's own `check`."""
         self._blocking.check()
 
     async def answer(self, call: Call, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Answer:
@@ -38,7 +38,7 @@ class Threaded:
         if self._is_closed:
             raise ModelFailed("the model is closed", status=503, code=SHUTDOWN)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._running += 1  # until its thread is free: a caller may go before that
+        self._running += 1  # until the thread is free, even if the caller has stopped waiting
         if self._running > self._started < self._count:
             self._started += 1
             threading.Thread(target=self._run, name=f"easq-job-{self._started}", daemon=True).start()
@@ -50,7 +50,7 @@ class Threaded:
         self._blocking.cancel()
 
     async def close(self) -> None:
-        """Cancel the calls in flight; those that wait for a thread fail when they get one."""
+        """Cancel the calls in flight. Calls that wait for a thread fail when a thread takes them."""
         self._is_closed = True
         self._blocking.close()
         for _thread in range(self._started):

@@ -1,6 +1,6 @@
-"""Many exchanges at a time on one event loop, over aiohttp: with 32 at a time httpcore's pool is slower than with one.
+"""Many concurrent exchanges on one event loop, over aiohttp: httpcore's pool is slower with 32 than with one.
 
-`AsyncTransport` is the asynchronous twin of `net/http.py`: its senders send attempts, bounded in time and size.
+`AsyncTransport` is the asynchronous version of `net/http.py`: its senders send attempts, bounded in time and size.
 """
 
 from __future__ import annotations
@@ -33,24 +33,26 @@ R = TypeVar("R")
 
 #: headers that differ from request to request
 _VARYING = frozenset(("Idempotency-Key", "Authorization", "Content-MD5", "Date"))
-#: part of an attempt's time in which it has to be connected, so that it is known that nothing was sent
+#: fraction of an attempt's time within which it must be connected. If it is not, the attempt fails before the deadline
+#: with an error that says that nothing was sent
 _CONNECT_PART = 0.98
-#: a deadline that is noticed so late, in seconds, is extended by as much: the process was stopped (Ctrl-Z)
-_STOOD_STILL_S = 1.0
+#: delay of a deadline's timer that means that the process was suspended (Ctrl-Z), in seconds. The deadline is then
+#: extended by this time
+_SUSPENDED_S = 1.0
 #: parameters of mallopt, from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: targets that are cached, at most
+#: most targets in the cache
 _MAX_KNOWN = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What requests to one URL with the same headers share; checked and made once for all of them."""
+    """URL, headers, proxy and TLS of equal requests. They are checked once, and then cached."""
 
     url: URL
     headers: dict[str, str]
     proxy: URL | None
-    way: str | None  #: the same as text
+    way: str | None  #: the proxy as text
     tls: ssl.SSLContext | bool
 
 
@@ -146,10 +148,10 @@ class Sender:
         self._deadline = _Deadline()
         self._usual = _timeout(session.settings.connect_timeout_s)
         self._longest_s = session.settings.connect_timeout_s / _CONNECT_PART
-        self.url = ""  #: where the last attempt went
+        self.url = ""  #: of the last attempt
 
     async def send(self, attempt: Attempt) -> Reply:
-        """Return the whole reply. Without the secrets that were sent if it is not 2xx: servers like to quote them."""
+        """Return the whole reply. In a reply that is not 2xx the secrets of the request are masked."""
         settings, request, times = self._session.settings, attempt.request, attempt.times
         self.url = attempt.url
         place, headers = self._session.prepare(attempt)
@@ -212,7 +214,7 @@ class Sender:
                 data=in_pieces(body),
                 headers=headers,
                 allow_redirects=False,
-                # what is left bounds connecting too; the deadline bounds the rest
+                # the time left bounds connecting; `_Deadline` bounds the whole attempt
                 timeout=self._timeout(until - time.monotonic(), place),
                 proxy=place.proxy,
                 ssl=place.tls,
@@ -224,7 +226,7 @@ class Sender:
             self._deadline.end()
 
     def _timeout(self, limit_s: float, place: _Target) -> aiohttp.ClientTimeout:
-        """Return the bound on connecting; a proxy and TLS are included if there are any, as this costs a timer."""
+        """Return the time limit of connecting. It covers a proxy and TLS only if needed, since that costs a timer."""
         whole = place.proxy is not None or place.url.scheme == "https"
         if whole or limit_s < self._longest_s:
             settings = self._session.settings
@@ -233,21 +235,21 @@ class Sender:
 
 
 class _Deadline:
-    """A deadline for what one task awaits, again and again.
+    """A reusable deadline for the awaits of one task.
 
-    Its timer is set again only when it goes off too early, or would go off too late. So a request that is answered in
-    time costs no timer, unlike with `asyncio.timeout`.
+    Its timer is replaced only if it has fired too early, or would fire too late. So a request that is answered in time
+    needs no new timer, unlike with `asyncio.timeout`.
     """
 
     def __init__(self) -> None:
-        self._until = 0.0  # 0.0: nothing is waited for
+        self._until = 0.0  # 0.0: no deadline
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task(self._loop)
         self._timer: asyncio.TimerHandle | None = None
         self._over = False
 
     def begin(self, until: float) -> None:
-        """Cancel the task if it still waits at `until` on the monotonic clock, which is the loop's."""
+        """Cancel the task at `until` on the monotonic clock, which the loop uses too, unless `end` comes first."""
         self._until = until
         timer = self._timer
         if timer is None or timer.when() > until:
@@ -256,7 +258,7 @@ class _Deadline:
             self._timer = self._loop.call_at(until, self._look)
 
     def end(self) -> None:
-        """End the deadline. Raise TimeoutError in place of its CancelledError if it has passed."""
+        """End the deadline. If it has passed, raise TimeoutError; this replaces the task's CancelledError."""
         self._until = 0.0
         if self._over and self._task is not None:
             self._over = False
@@ -266,8 +268,8 @@ class _Deadline:
     def _look(self) -> None:
         self._timer = None
         now = self._loop.time()
-        if self._until and now - self._until > _STOOD_STILL_S:
-            self._until = now + _STOOD_STILL_S
+        if self._until and now - self._until > _SUSPENDED_S:
+            self._until = now + _SUSPENDED_S
         if self._until > now:
             self._timer = self._loop.call_at(self._until, self._look)
         elif self._until and self._task is not None:
@@ -285,10 +287,10 @@ def _timeout(connect_s: float, *, whole: bool = False) -> aiohttp.ClientTimeout:
 
 @cache
 def _keep_large_blocks() -> None:
-    """Have glibc take blocks of up to a MiB from its heap, and keep 2 MiB of it when they are freed.
+    """Make glibc allocate blocks of up to 1 MiB on its heap, and retain up to 2 MiB of freed heap.
 
-    asyncio reads into a block of 256 KiB, which is mapped, shrunk and unmapped for each answer: 20 us of the 80 that a
-    request takes.
+    asyncio reads into a block of 256 KiB. By default, this block is mapped, shrunk and unmapped for each answer, which
+    takes 20 us of the 80 us of a request.
     """
     import ctypes
 

@@ -27,7 +27,7 @@ from easq.net.tls import tls_context
 from easq.net.url import shown
 from easq.protocol.replies import Reply
 
-#: a larger body is sent in pieces, in bytes: aiohttp would block the loop with it, and warns
+#: largest body that is sent in one piece, in bytes; with a larger one aiohttp would block the loop, and warn
 _LARGE_BODY = 256 * 1024
 #: headers that aiohttp would add
 AUTO_HEADERS = ("Content-Type", "User-Agent", "Accept", "Accept-Encoding")
@@ -38,15 +38,15 @@ FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 class RawClient:
     """An HTTP client that sends requests as they are given: no proxy, no redirects, no headers of its own.
 
-    It keeps connections open and reuses them. A server may close an idle connection at the moment when it is reused:
-    a request that can be repeated is then sent once more, on a new connection. Used on one event loop.
+    It reuses connections. A server may close an idle connection at the moment of its reuse. A repeatable request is
+    then sent again on a new connection. Used on one event loop.
     """
 
     def __init__(self, *, idle_s: float, connect_s: float | None = None, read_s: float | None = None) -> None:
         """Prepare; the connections are opened when they are needed.
 
         Args:
-            idle_s: a connection that was idle for so long is not reused, in seconds.
+            idle_s: longest idle time after which a connection is reused, in seconds.
             connect_s: time limit of a connection attempt, in seconds.
             read_s: time limit until the answer begins, and between two pieces of it, in seconds.
         """
@@ -79,7 +79,7 @@ class RawClient:
 
     def _open(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         async def note(_session: object, context: SimpleNamespace, _params: object) -> None:
-            if context.trace_request_ctx is not None:  # of a WebSocket it is None
+            if context.trace_request_ctx is not None:  # None for a WebSocket
                 context.trace_request_ctx.reused = True
 
         tracing = aiohttp.TraceConfig()
@@ -114,7 +114,7 @@ class RawClient:
     ) -> aiohttp.ClientResponse:
         """Send a request to `url`, which is percent-encoded, and return the head of the answer.
 
-        Raises aiohttp.ClientError, TimeoutError or OSError, which `translate` makes an EasqError of.
+        Raises aiohttp.ClientError, TimeoutError or OSError; `translate` returns the EasqError for each.
 
         Args:
             repeat: send it once more when a reused connection ended without an answer.
@@ -154,7 +154,7 @@ class RawClient:
 
 
 def in_pieces(body: bytes | aiohttp.Payload | None) -> io.BytesIO | bytes | aiohttp.Payload | None:
-    """Return what aiohttp sends `body` from."""
+    """Return `body` in a form that aiohttp sends in pieces if it is large."""
     return io.BytesIO(body) if isinstance(body, bytes) and len(body) > _LARGE_BODY else body or None
 
 
@@ -175,7 +175,7 @@ async def read_body(response: aiohttp.ClientResponse, url: str, limit: int) -> b
 
 
 def translate(error: Exception, url: str, limit_s: float = 0.0, proxy: str | None = None) -> EasqError:
-    """Return the EasqError for an exception of aiohttp, by what is certain about the request."""
+    """Return the EasqError for an exception of aiohttp. Its class tells whether the request was sent."""
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return refused_by_proxy(url, proxy or "", f"{error.status} {error.message}")
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):

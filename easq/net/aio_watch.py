@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 #: longest body of a refusal, in bytes
 _MAX_REFUSAL = 256 * 1024
-#: time for a dropped WebSocket to be taken apart, in seconds
+#: time limit of closing a dropped WebSocket, in seconds
 _ABORT_S = 0.1
-#: offset of tcpi_last_data_recv in Linux's struct tcp_info, which ends behind it
+#: offset in bytes of the field tcpi_last_data_recv in Linux's struct tcp_info
 _LAST_BYTE_AT = 52
 
 
@@ -45,7 +45,7 @@ class _WatchConnection:
         settings: NetworkSettings,
         refuse: Callable[[Reply], EasqError | None],
     ) -> None:
-        """Prepare; `refuse` returns the error that an answer stands for, None for the wanted one."""
+        """Prepare; `refuse` returns the error for an answer, or None for the expected answer."""
         self._address, self._url, self._settings, self._refuse = shown(url), url, settings, refuse
         self._place = request_url(url, request)
         self._proxy = proxy_for(url, settings.environ)
@@ -74,7 +74,7 @@ class _WatchConnection:
     async def _check(
         self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Send the request. Raises the error of an answer that is not the wanted one."""
+        """Send the request. Raises the error of any answer but the expected one."""
         response = await send(request)
         self._status = str(response.status)
         if self._refuse(Reply(response.status, response.headers)) is None:
@@ -86,7 +86,7 @@ class _WatchConnection:
         raise error
 
     async def _open(self, send: Callable[[URL], Awaitable[T]]) -> T:
-        """Return what `send` returns within the request timeout. Raises an EasqError, and closes the session then."""
+        """Return the result of `send` within the request timeout. On an error, close the session and raise it."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
@@ -102,7 +102,7 @@ class _WatchConnection:
         return opened
 
     def _translate(self, error: BaseException) -> EasqError | None:
-        """Return the EasqError for what failed before the answer began; None for what is no failure of the network."""
+        """Return the EasqError for a failure before the answer began; None for an error that is not the network's."""
         if isinstance(error, FAILURES):
             return translate(error, self._url, self._settings.request_timeout_s, self._proxy)
         return None
@@ -130,8 +130,8 @@ class AsyncWebSocket(_WatchConnection):
 
         Args:
             ping_every_s: seconds between two pings.
-            silent_after_s: a connection on which no byte came for so many seconds is lost.
-            otherwise: added to the hint if a proxy seems not to pass WebSocket on.
+            silent_after_s: time without a byte after which the connection is lost, in seconds.
+            otherwise: added to the hint if a proxy seems not to support WebSocket.
         """
         headers = {name: value for name, value in headers.items() if name.lower() != "upgrade"}
         super().__init__(url, request, headers, settings, self._refusal)
@@ -175,7 +175,7 @@ class AsyncWebSocket(_WatchConnection):
     async def read(self) -> tuple[bytes, bool]:
         """Return the next message, and whether it is text.
 
-        Raises Closed, Unreachable for a lost connection, and NotAQueueService for what breaks the protocol.
+        Raises Closed, Unreachable for a lost connection, and NotAQueueService for a violation of the protocol.
         """
         while True:
             message = await self._socket.receive()
@@ -202,7 +202,7 @@ class AsyncWebSocket(_WatchConnection):
     async def _ping(self) -> None:
         """Send pings, and drop the connection when it is silent for too long.
 
-        The time is counted in pings: a process that was stopped (Ctrl-Z, a suspended machine) did not read.
+        Silence is counted in pings, not in time, since a suspended process reads nothing.
         """
         silent_s = 0.0
         while silent_s <= self._silent_after_s:
@@ -215,7 +215,7 @@ class AsyncWebSocket(_WatchConnection):
         await self._session.close()
 
     def _is_receiving(self) -> bool:
-        """Return whether a byte came since the last ping, which may be of a long message; False if nobody knows."""
+        """Return whether bytes of an incomplete message arrived since the last ping; False if this is unknown."""
         plain = self._socket.get_extra_info("socket")
         if plain is None or sys.platform != "linux":
             return False
@@ -234,7 +234,7 @@ class AsyncWebSocket(_WatchConnection):
         """Drop the connection."""
         self._pinging.cancel()
         await super().abort()
-        await self._close_socket(_ABORT_S)  # which is at its end
+        await self._close_socket(_ABORT_S)  # only frees the object: the connection is closed
 
     async def _close_socket(self, within_s: float) -> None:
         with contextlib.suppress(TimeoutError, ConnectionError, aiohttp.ClientError):

@@ -1,7 +1,7 @@
 """Load balancing: smooth weighted round robin, as in nginx.
 
-Each pick adds its weight to every instance's credit, takes the instance with the most, and subtracts the total from its
-credit. So the picks of an instance are spread over the cycle, and each cycle has them in exact proportion.
+Each pick adds to the credit of every instance its weight, returns the instance with the highest credit, and subtracts
+the sum of all weights from that credit. So each cycle has picks in exact proportion to the weights, spread evenly.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from easq.model import Instance
 
-#: picks that are computed to begin within a cycle, at most; a fraction of a second
+#: most picks that are skipped to start within a cycle; they take a fraction of a second
 _MAX_PHASE_WORK = 100_000
 
 
@@ -26,8 +26,8 @@ class Balance:
         """Prepare.
 
         Args:
-            phase: returns at which pick of a cycle of the given length to begin. It is random by default, or each run
-                with a single request would make it to the same instance.
+            phase: returns the first pick within a cycle of the given length. It is random by default: otherwise all
+                runs with a single request would use the same instance.
         """
         self._phase = phase
         self._lock = threading.Lock()
@@ -78,7 +78,7 @@ class _Candidate:
 
 
 def _effective(instances: Sequence[Instance]) -> list[tuple[Instance, int]]:
-    """Return the instances that get requests, weights in lowest terms: one of 0 is drained, all of 0 are equal."""
+    """Return the instances that get requests, and their reduced weights. If all weights are 0, all are equal."""
     factor = math.gcd(*(instance.weight for instance in instances))
     if factor == 0:
         return [(instance, 1) for instance in instances]

@@ -1,7 +1,7 @@
 """An httpx transport whose every exchange ends by a deadline, over the connections of `net/connection.py`.
 
-httpx and httpcore bound each read alone (encode/httpx#1450): a server that sends a byte now and then holds an exchange
-for ever. Here whatever waits, from connecting to the last byte of the body, waits until the deadline of its exchange.
+httpx and httpcore bound only each single read (encode/httpx#1450): a server that sends a byte now and then can hold an
+exchange for ever. Here one deadline bounds the whole exchange, from connecting to the last byte of the body.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from easq.net.url import proxy_for
 
 #: the extension of an httpx.Request that holds its Exchange
 EXCHANGE = "easq.exchange"
-#: bytes of one write at most, so that the deadline is looked at in between
+#: most bytes of one write: the deadline is checked between two writes
 _PIECE = 64 * 1024
 #: httpcore's exceptions, and httpx's of the same names
 ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
@@ -45,9 +45,9 @@ _FAILURES = tuple(ERRORS)
 
 @dataclass(slots=True)
 class Exchange:
-    """The bounds of one exchange, and how far it came; moments are on the monotonic clock."""
+    """The bounds and the progress of one exchange. Times are on the monotonic clock."""
 
-    url: str  #: told in errors
+    url: str  #: named in errors
     until: float | None  #: its end; None for none
     connect_s: float = 5.0  #: time limit of connecting, proxy and TLS included, in seconds
     connect_until: float = 0.0
@@ -72,7 +72,7 @@ class BoundedTransport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send `request`, and return status and headers of the answer; its body is read from its stream.
 
-        The extension `EXCHANGE` bounds it, and is told how far it came.
+        The extension `EXCHANGE` holds the bounds of the exchange. Its progress is recorded there.
         """
         url = request.url
         exchange = request.extensions.get(EXCHANGE) or Exchange(str(url), None)
@@ -85,7 +85,7 @@ class BoundedTransport(httpx.BaseTransport):
                 headers = [(b"Proxy-Authorization", credentials.encode()), *headers]
         message = httpcore.Request(
             request.method,
-            # not read by httpcore, which cuts what stands behind a `;`
+            # httpcore must not parse the URL: it would drop the text after a `;`
             httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=target),
             headers=headers,
             content=request.stream,
@@ -224,7 +224,7 @@ class _Stream(httpcore.NetworkStream):
             return self._connection.ssl_object
         if info == "socket":
             return self._connection
-        if info == "is_readable":  # an idle connection that is has ended
+        if info == "is_readable":  # an idle connection is readable only once the server has closed it
             poll = select.poll()
             poll.register(self._connection.fileno(), select.POLLIN)
             return bool(poll.poll(0))

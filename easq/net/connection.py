@@ -1,7 +1,7 @@
 """One connection to a server: direct or through a proxy, plain or with TLS, for HTTP and WebSocket alike.
 
-The libraries above bound neither the time nor the size of what a server sends: here every read and write can be given
-a deadline and a budget of bytes.
+The libraries above limit neither the time nor the size of a server's data. Here every read and write can have a
+deadline and a budget of bytes.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from easq.net.url import is_encrypted, proxy_for, shown
 
 T = TypeVar("T")
 
-#: bytes of one read at most
+#: most bytes of one read
 _PIECE = 256 * 1024
-#: longest answer of a proxy to CONNECT
+#: longest answer of a proxy to CONNECT, in bytes
 _MAX_PROXY_ANSWER = 16 * 1024
 #: a connection on which nothing arrives is probed by TCP: after 10 s of silence, every 5 s, three times
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
 class Connection:
-    """A connected socket, with the methods of one that websocket-client uses."""
+    """A connected socket. It has the methods of a socket that websocket-client uses."""
 
     def __init__(self, connected: _Socket, url: str) -> None:
-        """Wrap `connected`; `url` is told in errors."""
+        """Wrap `connected`; `url` is named in errors."""
         self._socket = connected
         self._url = url
         #: on the monotonic clock, when reading and writing end; None: each call's own timeout counts
         self.until: float | None = None
-        #: bytes that may still come
+        #: number of bytes that may still be received
         self.budget = inf
-        #: when a byte last came
+        #: time of the last received byte
         self.heard_at = time.monotonic()
-        #: when one first came since this was set to None
+        #: time of the first byte that was received after this was set to None
         self.first_byte_at: float | None = None
         self._timeout: float | None = None
 
     def recv(self, size: int) -> bytes:
         """Return the bytes that came, empty at the end. Raises TimeoutError, and NotAQueueService above the budget."""
         self._bound()
-        # websocket-client before 1.9 asks for all of a body at once, however long the peer says that it is
+        # websocket-client before 1.9 asks for a whole body at once, with any length that the peer declares
         data = self._socket.recv(min(size, _PIECE))
         self.heard_at = time.monotonic()
         self.first_byte_at = self.first_byte_at or self.heard_at
@@ -82,7 +82,7 @@ class Connection:
         self._timeout = timeout
 
     def gettimeout(self) -> float | None:
-        """Return what `settimeout` set."""
+        """Return the value of `settimeout`."""
         return self._timeout
 
     def fileno(self) -> int:
@@ -172,7 +172,7 @@ def try_addresses(host: str, port: int, timeout_s: float, connect: Callable[[str
     without a route) leaves time for the next. Raises socket.gaierror, or the error of the last address.
     """
     end = time.monotonic() + timeout_s
-    # as bytes: Python loads its IDNA tables for a text, 2 ms
+    # bytes: for text Python would load its IDNA tables, which takes 2 ms
     found = socket.getaddrinfo(host.encode() if host.isascii() else host, port, type=socket.SOCK_STREAM)
     addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
     for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
@@ -186,7 +186,7 @@ def try_addresses(host: str, port: int, timeout_s: float, connect: Callable[[str
 
 
 class _NestedTls:
-    """TLS inside a TLS connection, which `ssl` has no socket for: with a host behind an https proxy.
+    """TLS inside a TLS connection, for an https host behind an https proxy. `ssl` has no socket for this.
 
     It has the methods of a socket that are used here. A timeout bounds a whole call, not each of its reads.
     """
@@ -217,7 +217,7 @@ class _NestedTls:
         self.outer.close()
 
     def _run(self, step: Callable[[], T]) -> T:
-        """Return the result of `step`, for which bytes are exchanged with the server as long as it needs some."""
+        """Return the result of `step`. Exchange bytes with the server until `step` needs no more."""
         until = None if self._timeout is None else time.monotonic() + self._timeout
         while True:
             done, result = True, None
@@ -262,7 +262,7 @@ def _connected(address: str, port: int, timeout_s: float) -> socket.socket:
 
 
 def set_options(connected: socket.socket) -> None:
-    """Have a socket send without delay, and TCP find out that the other side is gone."""
+    """Disable Nagle's algorithm on a socket, and enable TCP's probes, which detect a lost connection."""
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEP_ALIVE:
@@ -279,7 +279,7 @@ def proxy_authorization(proxy: SplitResult) -> str:
 
 
 def _open_tunnel(connected: _Socket, proxy: str, url: str, until: float) -> None:
-    """Have the proxy connect to the host of `url`. Raises Unconnected if it refuses."""
+    """Ask the proxy to connect to the host of `url`. Raises Unconnected if the proxy refuses."""
     target = urlsplit(url)
     name = target.hostname or ""
     host = f"[{name}]" if ":" in name else name.encode("idna").decode("ascii")
@@ -292,7 +292,7 @@ def _open_tunnel(connected: _Socket, proxy: str, url: str, until: float) -> None
         unsent = unsent[connected.send(unsent) :]
     answer = b""
     while b"\r\n\r\n" not in answer and len(answer) < _MAX_PROXY_ANSWER:
-        # byte by byte: what follows the empty line belongs to the target
+        # byte by byte: the bytes after the empty line are the target's
         connected.settimeout(_left_s(until))
         piece = connected.recv(1)
         if not piece:

@@ -1,4 +1,4 @@
-"""Errors of connections, in one line for people."""
+"""Errors of connections, each with a message of one line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Unconnected(Unreachable):
         super().__init__(message, hint=hint, status=status)
         #: another attempt cannot succeed: the name does not exist, the certificate is not trusted
         self.lasting = lasting
-        #: the time was over, and no other reason is known
+        #: the time limit was reached; no other reason is known
         self.timed_out = timed_out
 
 
@@ -54,9 +54,9 @@ def had_no_effect(error: EasqError) -> bool:
 
 
 def last_known(error: EasqError, before: EasqError | None) -> EasqError:
-    """Return the error to report when trying again ends with `error`; `before` is the failure before it.
+    """Return the error to report when the last attempt failed with `error`, and the one before with `before`.
 
-    An attempt that only ran out of time says less than a refused connection before it.
+    A timeout of the last attempt says less than an earlier refused connection.
     """
     if isinstance(error, Unconnected) and isinstance(before, Unconnected):
         return before if error.timed_out and not before.timed_out else error
@@ -76,7 +76,7 @@ def not_upgraded(reply: Reply, address: str, otherwise: str) -> EasqError:
     """Return the error for a reply to the handshake of a WebSocket other than 101.
 
     Args:
-        otherwise: added to the hint if a proxy seems not to pass WebSocket on.
+        otherwise: added to the hint if a proxy seems not to support WebSocket.
     """
     hint = f"configure the proxy to pass on Upgrade and Connection{otherwise}"
     if 200 <= reply.status < 300:
@@ -91,7 +91,7 @@ def not_upgraded(reply: Reply, address: str, otherwise: str) -> EasqError:
 
 
 class Incomplete(Unreachable):
-    """An answer began, and the connection ended before it was complete."""
+    """The connection ended in the middle of an answer."""
 
 
 def unanswered(url: str, limit_s: float) -> Unanswered:
@@ -108,18 +108,18 @@ def lost(
 
 
 def not_http(url: str, said: object) -> NotAQueueService:
-    """Return the error for an answer that is no HTTP; `said` tells why."""
+    """Return the error for an answer that is not HTTP; `said` is the reason."""
     message = f"{shown(url)} does not answer in HTTP: {said}"
     return NotAQueueService(message, hint="check host and port of the url")
 
 
 def unusable(url: str, said: object) -> ConfigError:
-    """Return the error for a url that is no address; `said` tells why."""
+    """Return the error for an invalid url; `said` is the reason."""
     return ConfigError(f"the url {shown(url)} cannot be used: {said}")
 
 
 def unsendable(url: str, said: object) -> UsageError:
-    """Return the error for a request that cannot be sent; `said` tells why."""
+    """Return the error for a request that cannot be sent; `said` is the reason."""
     return UsageError(f"the request to {shown(url)} cannot be sent: {said}")
 
 
@@ -134,7 +134,7 @@ def refused_by_proxy(url: str, proxy: str, said: str) -> Unconnected:
 
 
 def unconnected(error: BaseException, url: str, proxy: str | None = None) -> Unconnected:
-    """Return the error for a failed connection to `url`, through `proxy`, by the innermost cause that is known."""
+    """Return the error for a failed connection to `url`, through `proxy`. It reports the innermost known cause."""
     address = first = shown(url)
     if proxy is not None:
         address, first = (

@@ -1,4 +1,4 @@
-"""The headers of a request: easq's, the caller's and the user's own, checked before anything is sent."""
+"""The headers of a request: those of easq, of the caller and of the user. They are checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from easq.errors import ConfigError, UsageError
 from easq.protocol.operations import Caller, Request, caller_headers, valid_name
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-#: they frame the message or the connection: set by hand, they would change the request
+#: headers that users cannot set, since they define the framing of the message or the connection
 _OURS = frozenset(
     (
         "connection",
@@ -27,12 +27,12 @@ _OURS = frozenset(
 
 
 def request_headers(request: Request, caller: Caller | None, extra: Mapping[str, str]) -> dict[str, str]:
-    """Return all headers of a request; those of the user, `extra`, win.
+    """Return all headers of a request. The headers of the user, `extra`, override the others.
 
-    Raises ConfigError for a token, and UsageError for another name or value that a header cannot have.
+    Raises ConfigError for an invalid token, and UsageError for another invalid name or value.
 
     Args:
-        caller: whose identity is sent; None for nobody's.
+        caller: the caller whose identity is sent; None for none.
     """
     headers = {"User-Agent": f"easq/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
     if caller is not None:
@@ -72,7 +72,7 @@ def check_value(name: str, value: str) -> None:
 
 
 def _is_value(value: str) -> bool:
-    """Return whether `value` is printable ASCII, tabs inside. What else RFC 9110 allows servers read differently."""
+    """Return whether `value` is printable ASCII, tabs inside. Servers read other values of RFC 9110 differently."""
     return value.isascii() and value.replace("\t", " ").isprintable() and value == value.strip()
 
 

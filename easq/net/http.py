@@ -1,7 +1,7 @@
 """One HTTP exchange with a server, bounded in time and size, and tried again where that is safe.
 
-The only file that sends requests with httpx. Its client is not used: redirects, cookies, `.netrc`, proxies of its own
-and decompression have no place in the protocol of a queue. A transport gets the requests as they are.
+The only file that sends requests with httpx. It uses httpx's transports, but not its client, which adds redirects,
+cookies, `.netrc`, its own proxies and decompression. The protocol of a queue has none of these.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Transport:
         """Prepare; connections are opened when they are needed.
 
         Args:
-            http: sends the requests; for tests of what real servers do not do on request.
+            http: sends the requests; for tests of behaviour that a real server does not show on request.
         """
         self.settings = settings
         self._http = BoundedTransport(settings) if http is None else http
@@ -100,7 +100,7 @@ class Transport:
         )  # fmt: skip
 
     def open(self, url: str, request: Request, caller: Caller) -> ByteStream:
-        """Return the endless 2xx answer to `request`, once its headers are there; raise the error of another status."""
+        """Return the endless 2xx answer to `request` once its headers have arrived. Raises the error of a refusal."""
         headers = request_headers(request, caller, self.settings.headers)
         with self._begin(url, request, headers, self.settings.request_timeout_s) as sent:
             if not 200 <= sent.response.status_code < 300:
@@ -109,7 +109,7 @@ class Transport:
         return ByteStream(url, sent.response)
 
     def _attempt(self, attempt: Attempt) -> Reply:
-        """Return the whole reply. Without the secrets that were sent if it is not 2xx: servers like to quote them."""
+        """Return the whole reply. In a reply that is not 2xx the secrets of the request are masked."""
         headers = request_headers(attempt.request, attempt.caller, self.settings.headers)
         sent = self._begin(attempt.url, attempt.request, headers, attempt.until - time.monotonic())
         try:
@@ -123,7 +123,7 @@ class Transport:
         return reply if 200 <= reply.status < 300 else hide_in(reply, sent.secrets)
 
     def _begin(self, url: str, request: Request, headers: Mapping[str, str], limit_s: float) -> _Sent:
-        """Send a request, and wait for status and headers of the answer until `limit_s` is over."""
+        """Send a request, and wait up to `limit_s` for status and headers of the answer."""
         proxy = proxy_for(url, self.settings.environ)
         secrets = secrets_of(headers, proxy)
         tracer = Tracer(self.settings.trace, secrets)
@@ -140,7 +140,7 @@ class Transport:
         return _Sent(state, response, tracer, secrets, began)
 
     def _read(self, sent: _Sent) -> Reply:
-        """Return the whole answer, as it came over the wire."""
+        """Return the whole answer, not decoded."""
         limit, response, state = self.settings.max_answer_bytes, sent.response, sent.exchange
         headers = response.headers.raw
         if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
@@ -183,7 +183,7 @@ class _Sent:
 
 
 def _message(url: str, request: Request, headers: Mapping[str, str], state: Exchange) -> httpx.Request:
-    """Return `request` as it goes over the wire; `url` is its whole address."""
+    """Return `request` as an httpx.Request; `url` is the whole URL."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     named = f"[{host}]" if ":" in host else host
@@ -194,7 +194,7 @@ def _message(url: str, request: Request, headers: Mapping[str, str], state: Exch
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return httpx.Request(
         request.method,
-        # httpx takes no longer one, and normalizes it; what is sent is `target`
+        # httpx refuses a longer URL, and normalizes this one; `target` is sent instead
         url if len(url) < _MAX_URL else state.url,
         headers=framing | dict(headers),
         content=request.body,
@@ -203,7 +203,7 @@ def _message(url: str, request: Request, headers: Mapping[str, str], state: Exch
 
 
 def _readable(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return the headers as text, those of one name joined (RFC 9110, 5.3)."""
+    """Return the headers as text. Repeated headers are joined by commas (RFC 9110, section 5.3)."""
     found: dict[str, str] = {}
     for raw, value in headers:
         name, text = raw.decode("ascii").lower(), value.decode(errors="replace")
@@ -224,7 +224,7 @@ class ByteStream:
         try:
             return next(self._chunks, b"")
         except (httpx.TransportError, OSError, RuntimeError, ValueError) as error:
-            # the latter three: reading from a socket that `abort` shut, by platform and by TLS
+            # after `abort`, a read raises one of the last three, depending on the platform and on TLS
             raise Unreachable(f"connection to {shown(self._url)} lost") from error
 
     def abort(self) -> None:
@@ -241,7 +241,7 @@ class ByteStream:
 
 
 def _translate(error: Exception, state: Exchange, limit_s: float, proxy: str | None = None) -> EasqError:
-    """Return the EasqError for an exception of httpx, by what is certain about the request."""
+    """Return the EasqError for an exception of httpx. Its class tells whether the request was sent."""
     url = state.url
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return unconnected(error, url, proxy)

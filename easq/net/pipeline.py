@@ -1,7 +1,8 @@
 """Runs many exchanges at a time, and returns their outcomes in the order of their tasks.
 
-There are three threads: one reads the tasks, which may block on a pipe; one runs the event loop; the caller's takes the
-outcomes. Memory is bounded by how far reading may be ahead of the caller, in tasks and in bytes.
+Three threads work together: one reads the tasks, which may block on a pipe; one runs the event loop; the caller's
+thread takes the outcomes. Memory is bounded: the number and the bytes of tasks that are read and not yet reported have
+limits.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ R = TypeVar("R")
 
 #: payloads and answers in memory that are not yet reported, in bytes; one item may be larger
 MAX_HELD_BYTES = 64 * 1024 * 1024
-#: an answer up to this is not counted, in bytes
+#: largest answer that does not count as held memory, in bytes
 _COUNTED = 4096
-#: a run that is behind its rate catches up so many seconds at most; more would be a burst
+#: longest delay behind its rate that a run makes up for, in seconds: a longer one would cause a burst
 _CATCH_UP_S = 0.1
-#: a stop is noticed during a pause from this length on, in seconds
+#: shortest pause that a stop interrupts, in seconds
 _LONG_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[T, Q]):
-    """A question for the server, or the error for which there is none; `what` returns with the outcome."""
+    """A request to the server, or the error that prevents it. `what` is passed on to the outcome."""
 
     what: T
     ask: Q | EasqError
@@ -58,11 +59,11 @@ class TaskOutcome(Generic[T, R]):
     result: R | None = None
     error: EasqError | None = None
     times: Times = field(default_factory=Times)
-    due: float = 0.0  #: when it may begin by the rate
+    due: float = 0.0  #: when the rate allows it to begin
     began: float = 0.0
     ended: float = 0.0
     done: bool = False
-    held: int = 0  #: in memory for this task, in bytes
+    held: int = 0  #: bytes in memory for this task
     given_up: bool = False  #: the run was stopped before it ended
 
 
@@ -110,12 +111,11 @@ class Pipeline:
         """Prepare a run.
 
         Args:
-            rate: begin at most so many exchanges in a second.
-            open_loop: begin each exchange at its own moment by the rate, however late those before it are.
-            stop_at_failure: begin none after the first failure.
+            rate: most exchanges that begin in a second.
+            open_loop: begin each exchange at its scheduled time, even if earlier exchanges are late.
+            stop_at_failure: begin no exchange after the first failure.
             timed: fill in the times of connecting and of the first byte.
-            on_notice: called once, by the thread that takes the outcomes, when the server refused a request that is
-                sent again.
+            on_notice: called once, in the thread that takes the outcomes, when a refused request will be sent again.
         """
         self._workers, self._rate, self._open_loop = workers, rate, open_loop
         self._stop_at_failure = stop_at_failure
@@ -141,9 +141,9 @@ class Pipeline:
         self._reader: threading.Thread
 
     def run(self, tasks: Iterator[Task[T, Q]], steps: Asking[Q, R]) -> Iterator[list[TaskOutcome[T, R]]]:
-        """Yield the outcomes in the order of the tasks, in batches; asking for the next batch frees the one before.
+        """Yield the outcomes in the order of the tasks, in batches. Each batch is freed when the next is requested.
 
-        `steps` begins the exchange of a task. Raises what reading a task raised, after the outcomes of those before it.
+        `steps` begins the exchange of a task. An error in reading a task is raised after the outcomes of earlier tasks.
         """
         reader = threading.Thread(target=self._read, args=(tasks,), name="easq-read", daemon=True)
         runner = threading.Thread(target=self._run, name="easq-bulk", daemon=True)
@@ -174,8 +174,8 @@ class Pipeline:
     def stop(self, *, grace_s: float | None = None) -> None:
         """Begin no further task. May be called from a signal handler.
 
-        After `grace_s` seconds those in flight fail as Unanswered; one that waits for its next attempt fails at once,
-        with the error of the last one. With None all may end.
+        With `grace_s`, tasks in flight fail as Unanswered after this time in seconds. A task that waits for its next
+        attempt fails at once with the error of the last attempt. With None, all tasks in flight may end.
         """
         self._stopping = True
         self._call(self._stopped)
@@ -192,7 +192,7 @@ class Pipeline:
             self._call(lambda: loop.call_later(grace_s, give_up))
 
     def read_all(self, *, within_s: float) -> bool:
-        """Return whether reading the tasks has ended, within so many seconds."""
+        """Wait up to `within_s` seconds, and return whether reading the tasks has ended."""
         self._reader.join(within_s)
         return not self._reader.is_alive()
 
@@ -256,10 +256,10 @@ class Pipeline:
         self._feed()
 
     async def _next(self) -> _Entry | None:
-        """Return the next task; None if there is no further one."""
+        """Return the next task; None at the end."""
         backlog = self._backlog
         while not self._stopping:
-            self._wants_tasks = True  # set before looking, so that a task added after the look is announced
+            self._wants_tasks = True  # before the check: a task that is added after it then calls `_feed`
             if backlog.waiting:
                 self._wants_tasks = bool(self._waiters)
                 return backlog.waiting.popleft()
@@ -341,7 +341,7 @@ class Pipeline:
             return answer
 
     async def _pause(self, pause_s: float, outcome: TaskOutcome[Any, Any]) -> None:
-        """Wait for so long. Raise the error of the last attempt if the run is stopped meanwhile."""
+        """Wait for `pause_s`. Raise the error of the last attempt if the run is stopped meanwhile."""
         error = outcome.times.pausing
         if error is None or self._leave is None:
             await asyncio.sleep(pause_s)
@@ -354,7 +354,7 @@ class Pipeline:
             raise error
 
     def _flush(self) -> None:
-        """Pass the outcomes to the caller that have none unfinished before them."""
+        """Pass outcomes to the caller, up to the first unfinished task."""
         self._flushing = False
         order, batch = self._backlog.order, []
         while order and order[0].done:
@@ -376,7 +376,7 @@ class _Backlog:
         self._room = threading.Condition()
 
     def enter(self, task: Task[Any, Any]) -> bool:
-        """Add a task, once there is room. Return False if the backlog is closed: then the task is not begun."""
+        """Wait for room and add a task. Return False if the backlog is closed; the task will then not begin."""
         outcome: TaskOutcome[Any, Any] = TaskOutcome(task.what, task.size)
         with self._room:
             while not self._closed and self._held:
@@ -405,7 +405,7 @@ class _Backlog:
             self._room.notify()
 
     def close(self) -> None:
-        """Let no further task in."""
+        """Accept no further task."""
         with self._room:
             self._closed = True
             self._room.notify()

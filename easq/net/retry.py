@@ -1,8 +1,8 @@
 """The rules of an exchange, without I/O: its attempts, the pauses between them, and its deadline.
 
-An exchange is a generator. It yields an Attempt, and its reply is sent in, or its error thrown in; or it yields the
-seconds of a pause. It returns the answer. `Transport.run` runs one exchange, blocking; `Sender.run` and `Pipeline` run
-many on an event loop.
+An exchange is a generator. It yields an Attempt, or the length of a pause in seconds. The runner sends the reply to an
+Attempt into the generator, or throws its error. The generator returns the answer. `Transport.run` runs one exchange,
+blocking; `Sender.run` and `Pipeline` run many on an event loop.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from easq.protocol.replies import STORED_HEADER, Reply, read_error, retry_after_
 
 R = TypeVar("R")
 
-#: seconds after its --timeout at which a waiting command ends at the latest; an answer that comes until then counts
+#: longest time that a waiting command runs beyond its --timeout, in seconds; it still accepts an answer in this time
 OVERTIME_S = 0.5
 #: statuses of a full queue, and of a caller who asks too often: the request had no effect
 FULL_STATUSES = (429, 450)
@@ -33,20 +33,20 @@ MAX_FULL_ATTEMPTS = 3
 BASE_S = 0.1
 #: limit of any pause, in seconds
 CAP_S = 5.0
-#: the short pause is at most that after so many failures
+#: number of failures after which a short pause no longer gets longer
 _SHORT_FAILURES = 4
-#: time for an attempt that begins after the deadline, in seconds: it fails like any other without an answer
+#: time limit of an attempt that begins after the deadline, in seconds: it fails like other unanswered attempts
 LEAST_S = 0.001
 
 
 class Retry(Enum):
-    """Which failed requests are sent again. Of the 4xx answers only 429 and 450, which is EAS's status for it."""
+    """The failed requests that are sent again. 4xx answers are final, except 429 and 450 (EAS's full queue)."""
 
-    #: after any failure: the request changes nothing, or nothing more the second time
+    #: after any failure: the request is idempotent
     READ = "read"
-    #: as READ, but not after a 504: a gateway cut off a wait for items, and the caller asks again with a shorter wait
+    #: as READ, but not after a 504: a gateway ended the wait for items, and the caller asks again with a shorter wait
     POLL = "poll"
-    #: only if it certainly had no effect: no connection, 429, 450, a 503 that says so
+    #: only if the request certainly had no effect: no connection, 429, 450, a 503 that says so
     WRITE = "write"
     #: after failures that another instance may not have: no connection, a lost one, no answer in time, 502, 503, 504,
     #: and 429 or 450 with Retry-After
@@ -56,7 +56,7 @@ class Retry(Enum):
 
 @dataclass(slots=True)
 class Times:
-    """The times of an exchange's last attempt, in seconds from its beginning, and what is known of those before."""
+    """The times of an exchange's last attempt, in seconds from its beginning, and facts about earlier attempts."""
 
     connect_s: float | None = None  #: None if the connection was reused
     first_byte_s: float | None = None  #: of the answer; None without one
@@ -95,14 +95,14 @@ def exchange(
     retry: Retry = Retry.READ,
     times: Times | None = None,
 ) -> Steps[Reply]:
-    """Return the 2xx reply to `request`; raise the error of any other in the end.
+    """Return the 2xx reply to `request`. Raise the error of the last attempt if there is none.
 
     Args:
         caller: identity and token that are sent; None if the request has its own.
-        deadline_s: bound on everything, retries included; the request timeout by default. Without it, a connection
-            that does not come about is tried for the connect timeout only.
-        attempt_s: bound on one attempt, at most the request timeout, which is the default.
-        until: when everything ends at the latest, on the monotonic clock, whatever the other bounds are.
+        deadline_s: time limit of the exchange with all retries; by default the request timeout. Without `deadline_s`,
+            connecting is retried only during the connect timeout.
+        attempt_s: time limit of one attempt, at most the request timeout, which is the default.
+        until: latest end of the exchange on the monotonic clock; it overrides longer limits.
         times: filled in during the exchange.
     """
     start = now = time.monotonic()
@@ -135,7 +135,7 @@ def exchange(
             error, again, unsure = failure, retry in (Retry.READ, Retry.POLL, Retry.PREDICT), True
         now = time.monotonic()
         if why is not None and isinstance(error, Unreachable) and now >= end:
-            # an attempt that the end cut short tells less than those before, unless it is what leaves a write in doubt
+            # the last attempt was cut short, so the error before it says more; but a write in doubt must be reported
             times.doubt = times.doubt or unsure
             raise error if unsure and retry is Retry.WRITE else why
         failures += 1
@@ -153,7 +153,7 @@ def exchange(
 
 
 def full_jitter(failures: int) -> float:
-    """Return the seconds to pause after so many failures in a row, as in AWS's "Exponential Backoff And Jitter"."""
+    """Return the pause in seconds after consecutive failures, as in AWS's "Exponential Backoff And Jitter"."""
     return random.uniform(0.0, min(CAP_S, BASE_S * 2.0 ** min(failures - 1, 10)))
 
 
@@ -168,7 +168,7 @@ def pause_after(error: EasqError, failures: int) -> float:
 
 
 def short_pause_after(error: EasqError, failures: int) -> float:
-    """Return the seconds to pause after `error` where it soon may succeed: a full sink has room once somebody reads."""
+    """Return a shorter pause in seconds, for errors that may soon end: a full sink has room once somebody reads."""
     return pause_after(error, min(failures, _SHORT_FAILURES))
 
 

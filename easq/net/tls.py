@@ -35,8 +35,8 @@ def tls_context(*, cacert: str = "", insecure: bool = False) -> ssl.SSLContext:
 
             context.load_verify_locations(cafile=certifi.where())
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Python 3.13 sets this, and then refuses private CAs without key usage or key identifiers, which RFC 5280 wants and
-    # `openssl req -x509` of many years did not write. curl and requests take them, and so does easq on 3.11 and 3.12
+    # Python 3.13 sets this flag, and then refuses private CAs without key usage or key identifiers. RFC 5280 requires
+    # these fields, but `openssl req -x509` omitted them for years. curl, requests and older Pythons accept such CAs
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if insecure:
         context.check_hostname = False

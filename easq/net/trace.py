@@ -57,7 +57,7 @@ class Tracer:
             self.body("<", reply.body)
 
     def answer(self, text: str, seconds: float) -> None:
-        """Trace the status of an answer, or why there is none, and the time that it took."""
+        """Trace the status of an answer, or the reason why there is none, and the duration."""
         if self._trace is not None:
             self._line(1, f"< {text} in {seconds * 1000:.0f} ms")
 
@@ -71,7 +71,7 @@ class Tracer:
         """Trace the first KiB of a body."""
         if self._trace is not None and body:
             more = f" ... ({len(body)} bytes)" if len(body) > _BODY_BYTES else ""
-            # cut after hiding: a secret across the cut would show its first half
+            # masked before it is cut: half of a secret at the cut would not be recognized
             text = hide(body[: 8 * _BODY_BYTES].decode(errors="replace"), self._secrets)[:_BODY_BYTES]
             self._line(3, f"{direction} {text}{more}")
 
@@ -81,14 +81,14 @@ class Tracer:
 
 
 def hidden(error: E, secrets: Iterable[str]) -> E:
-    """Mask `secrets` in `error`, and return it: an answer that it quotes may repeat what was sent."""
+    """Mask `secrets` in `error`, and return it. The error may quote an answer that repeats the request."""
     error.message = hide(error.message, secrets)
     error.args = (error.message,)
     return error
 
 
 def hide_in(reply: Reply, secrets: Iterable[str]) -> Reply:
-    """Return the beginning of an answer with `secrets` masked, for an error: servers like to quote what they refuse."""
+    """Return the beginning of an answer, for an error. `secrets` are masked, since servers may quote a request."""
     found = list(secrets)
     headers = {name: hide(value, found) for name, value in reply.headers.items()}
     return Reply(reply.status, headers, hide(reply.body[:8192].decode(errors="replace"), found).encode())

@@ -1,4 +1,4 @@
-"""URLs: their check, how they are shown, whether they stay on this machine or network, and the proxy for one."""
+"""URLs: validation, display without secrets, loopback and private addresses, and the choice of a proxy."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def websocket_url(url: str, *, path: str = "") -> str:
     if path:
         checked += quote(path, safe="/%:@!$&'()*+,;=~")
     elif rest.endswith("/"):
-        checked += "/"  # to some services it is another address
+        checked += "/"  # some services distinguish URLs with and without it
     return f"ws{checked.removeprefix('http')}{mark}{quote(query, safe=_QUERY_SAFE)}"
 
 
@@ -97,8 +97,8 @@ def address_of(url: str) -> str:
 def shown(url: str) -> str:
     """Return `url` as messages may show it: without user, password, query and fragment.
 
-    A password that contains `/`, `?` or `#` looks like a host and the beginning of a path. So if an `@` follows
-    after what looks like HOST:PORT, all text before that `@` is hidden.
+    A user and a password that contains `/`, `?` or `#` look like HOST:PORT and a path. So if an `@` follows such a
+    HOST:PORT, all text before the `@` is hidden.
     """
     scheme, authority, rest = _cut(url)
     if _holds_late_at(authority, rest):
@@ -108,7 +108,7 @@ def shown(url: str) -> str:
 
 
 def masked(url: str) -> str:
-    """Return `url` as a setting may be shown: as `shown` does, with **** in place of what that leaves out."""
+    """Return `url` for the display of a setting: like `shown`, but with **** for each part that `shown` omits."""
     scheme, authority, rest = _cut(url)
     hidden = shown(url)
     if "@" in authority:
@@ -254,7 +254,7 @@ def _is_loopback_host(host: str) -> bool:
 
 
 def _variable(environ: Mapping[str, str], name: str) -> str:
-    # the upper-case HTTP_PROXY can be set by a request's `Proxy:` header where a program runs as CGI
+    # in a CGI program a request's `Proxy:` header sets HTTP_PROXY in upper case
     upper = "" if name == "http_proxy" and "REQUEST_METHOD" in environ else environ.get(name.upper(), "")
     return (environ.get(name, "") or upper).strip()
 

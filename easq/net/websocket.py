@@ -19,7 +19,7 @@ from easq.net.trace import Tracer, hidden, hide_in, secrets_of
 from easq.net.url import proxy_for, shown
 from easq.protocol.replies import Reply, read_error
 
-#: longest wait for bytes at once, in seconds: the delay of a ping, and of a stop
+#: longest single wait for bytes, in seconds; pings and stops are delayed by up to this time
 TICK_S = 0.1
 #: limit of the answer to a handshake, in bytes
 _MAX_HANDSHAKE_BYTES = 256 * 1024
@@ -57,8 +57,8 @@ class WebSocket:
         Args:
             url: http and https stand for ws and wss.
             ping_every_s: seconds between two pings.
-            silent_after_s: the connection is lost when no byte came for so many seconds; None: never.
-            otherwise: added to the hint if a proxy seems not to pass WebSocket on.
+            silent_after_s: time without a byte after which the connection is lost, in seconds; None for no limit.
+            otherwise: added to the hint if a proxy seems not to support WebSocket.
         """
         self._address = shown(url)
         self._max_bytes = max_message_bytes
@@ -104,7 +104,8 @@ class WebSocket:
         if opcode == websocket.ABNF.OPCODE_CLOSE:
             raise self._closed(frame.data)
         if opcode not in (websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY):
-            # between the parts of a message, whose budget must not grow, or pings would make it endless
+            # control frames between the fragments of a message: only their own size is added to the budget, so that
+            # the limit of the message stays
             self._connection.budget += len(frame.data) + _CONTROL_HEAD
             return None
         self._connection.budget = self._max_bytes
@@ -131,7 +132,7 @@ class WebSocket:
             self._connection.until = None
 
     def idle(self) -> None:
-        """Keep the connection alive while nothing is read; this does not count as silence of the other side."""
+        """Send pings while the caller does not read. This time does not count as silence of the server."""
         self._ping()
         self._connection.heard_at = time.monotonic()
 
@@ -160,7 +161,7 @@ class WebSocket:
         secrets: list[str],
         otherwise: str,
     ) -> None:
-        # the library adds the one that is left out
+        # the library adds Upgrade itself
         lines = [f"{name}: {value}" for name, value in headers.items() if name.lower() != "upgrade"]
         self._connection.until = time.monotonic() + settings.request_timeout_s
         self._connection.budget = _MAX_HANDSHAKE_BYTES
@@ -183,7 +184,7 @@ class WebSocket:
     def _refusal(
         self, error: Exception | None, settings: NetworkSettings, secrets: list[str], otherwise: str
     ) -> EasqError | None:
-        """Return the EasqError for a handshake; None if it succeeded, or its error is one already."""
+        """Return the EasqError for a failed handshake; None if it succeeded, or if `error` is an EasqError."""
         shaken = self._ws.handshake_response
         if (
             shaken is not None and shaken.status != 101
@@ -209,9 +210,9 @@ class WebSocket:
         return Closed(self._address, code, data[2:].decode(errors="replace"))
 
     def _check_silence(self, looked_s: float) -> None:
-        """Add up the time of reads that found nothing. Raises Unreachable above `silent_after_s`.
+        """Add up the duration of reads without a byte. Raises Unreachable above `silent_after_s`.
 
-        The clock alone would not do: a process that was stopped (Ctrl-Z, a suspended machine) did not read.
+        Wall time would be wrong: a process that was suspended has not read.
         """
         if self._connection.heard_at > self._heard_at:
             self._heard_at, self._looked_s = self._connection.heard_at, 0.0
