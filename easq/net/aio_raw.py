@@ -1,4 +1,4 @@
-"""An HTTP client on the event loop for any server, over aiohttp; and what all aiohttp clients of easq share."""
+"""An asynchronous HTTP client for any server, over aiohttp, and functions that all aiohttp clients of easq use."""
 
 from __future__ import annotations
 

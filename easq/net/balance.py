@@ -37,7 +37,7 @@ class Balance:
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """All instances, also those of weight 0."""
+        """All instances, drained ones included."""
         return self._instances
 
     def replace(self, instances: Sequence[Instance]) -> None:

@@ -1,6 +1,6 @@
 """Reads, writes and locks files that a user names: regular files only, up to a size, replaced atomically.
 
-All functions on files raise OSError. Its `strerror` says what is wrong; the caller adds the name of the file.
+All functions on files raise OSError. Its `strerror` is the reason; the caller adds the name of the file.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def lock(fd: int, *, wait: bool) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make `folder` and its missing parents, with mode 0700 whatever the umask."""
+    """Make `folder` and its missing parents, with mode 0700 for any umask."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -169,7 +169,7 @@ def exposure(path: str | Path, status: os.stat_result) -> tuple[str, ...]:
 
 
 def require_regular(status: os.stat_result) -> None:
-    """Raise OSError unless `status` is that of a regular file."""
+    """Raise OSError unless `status` describes a regular file."""
     mode = status.st_mode
     if stat.S_ISREG(mode):
         return
@@ -186,7 +186,7 @@ def require_regular(status: os.stat_result) -> None:
 
 
 def easq_folder(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
-    """Return the folder of easq's files of one kind: in what `variable` names, else in `below_home` of the home.
+    """Return the folder `easq` inside the folder that `variable` names, or else inside `below_home` of the home folder.
 
     Raises ConfigError if no home is known.
     """

@@ -77,7 +77,7 @@ def _is_value(value: str) -> bool:
 
 
 def _merge(headers: dict[str, str], more: Mapping[str, str]) -> None:
-    """Add `more` to `headers`, replacing those of the same name in any case."""
+    """Add `more` to `headers`, and replace headers of the same name. Names are compared without case."""
     for name, value in more.items():
         for old in [key for key in headers if key.lower() == name.lower()]:
             del headers[old]

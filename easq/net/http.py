@@ -35,7 +35,7 @@ _PORTS = {"http": 80, "https": 443}
 _MAX_URL = 65536
 
 
-#: what sends one request, as httpx defines it
+#: a sender of single requests, as httpx defines it
 HttpxTransport: TypeAlias = httpx.BaseTransport
 
 

@@ -63,9 +63,8 @@ class Times:
     total_s: float = 0.0
     attempts: int = 0
     doubt: bool = False  #: an attempt before the one that is reported may have taken effect
-    pausing: EasqError | None = (
-        None  #: what the next attempt is waited for after; None while one is in flight
-    )
+    #: error of the last attempt during the pause before the next; None while an attempt is in flight
+    pausing: EasqError | None = None
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ E = TypeVar("E", bound=EasqError)
 _SECRET_NAME = re.compile(
     r"(?i)auth|token|secret|cookie|password|passwd|signature|appcode|api-?key|access-?key"
 )
+#: most bytes of a body that are shown
 _BODY_BYTES = 1024
 
 
@@ -95,9 +96,10 @@ def hide_in(reply: Reply, secrets: Iterable[str]) -> Reply:
 
 
 def secrets_of(headers: Mapping[str, str], proxy: str | None = None) -> list[str]:
-    """Return the secret values of `headers`, with and without a scheme such as Bearer, and those of the URL `proxy`.
+    """Return the secret values of `headers` and of the URL `proxy`.
 
-    The latter are its password (or its user, if it has no password), and the Basic credentials made of both.
+    A header is secret with and without its scheme, such as Bearer. The secrets of a proxy are its password (without
+    one, its user), and the Basic credentials of user and password.
     """
     values = [value for name, value in headers.items() if _SECRET_NAME.search(name)]
     values += [value.partition(" ")[2] for value in values if " " in value]

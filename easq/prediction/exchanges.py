@@ -231,7 +231,13 @@ def predict_direct(
 def signed(token: str, data: bytes, content_type: str, path: str) -> dict[str, str]:
     """Return the headers that sign a POST of `data` to the decoded `path` at this moment, without the token itself."""
     sent_path = quote(path, safe=PATH_SAFE)
-    return sign(token, data, content_type or "application/octet-stream", formatdate(usegmt=True), sent_path)
+    return sign(
+        token,
+        data,
+        content_type=content_type or "application/octet-stream",
+        date=formatdate(usegmt=True),
+        path=sent_path,
+    )
 
 
 def another_may_do_better(error: EasqError) -> bool:

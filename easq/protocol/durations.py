@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+#: nanoseconds of a second, and of each unit
 _NS_PER_S = 1_000_000_000
 _UNIT_NS = {
     "ns": 1,

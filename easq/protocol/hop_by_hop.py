@@ -1,4 +1,4 @@
-"""Tells end-to-end headers from those of one connection. Source: RFC 9110, section 7.6.1."""
+"""Separates end-to-end headers from hop-by-hop headers. Source: RFC 9110, section 7.6.1."""
 
 from __future__ import annotations
 

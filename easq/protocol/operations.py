@@ -187,9 +187,8 @@ BUSY = "Busy"
 MAX_INDEXES = 4000
 #: limit of all tags of one request, keys and values, in UTF-8 bytes
 MAX_TAG_BYTES = 16 * 1024
-#: the longest code and reason of a negative, in characters
-MAX_CODE = 20
-MAX_REASON = 4096
+#: longest code and longest reason of a negative, in characters
+MAX_CODE, MAX_REASON = 20, 4096
 #: longest wait of a get, in seconds; longer ones are reduced to it
 MAX_TIMEOUT_S = 24 * 3600.0
 #: largest count and priority; larger ones are reduced to it
@@ -205,7 +204,9 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _MAX_INDEXES_TEXT = 128 * 1024
 #: longest form of a negative, in bytes. The longest reason is shorter, even if every character is percent-encoded
 _MAX_FORM_BYTES = 64 * 1024
+#: longest media type, in characters
 _MAX_MEDIA_TYPE = 1024
+#: longest path after the queue's address, in bytes
 _MAX_PATH = 4096
 #: longest request id, in characters: answers carry it in a header, and many clients refuse headers above 8 KiB
 _MAX_REQUEST_ID = 512
@@ -231,6 +232,7 @@ _FOREIGN = {
     for method in ("POST", "GET", "PUT", "DELETE")
 }
 
+#: headers of identity, in both spellings of EAS, and of a put or watch
 _USER_HEADERS = ("X-EAS-QueueService-Uid", "X-EAS-QueueService-Redis-Uid")
 _GROUP_HEADERS = ("X-EAS-QueueService-Gid", "X-EAS-QueueService-Redis-Gid")
 _PRIORITY_HEADER = "X-EAS-QueueService-Priority"
@@ -239,6 +241,7 @@ _SESSION_HEADER = "X-Easq-Session"
 #: asks for the endless HTTP answer. Proxies that speak HTTP/1.0 upstream buffer such an answer, so over HTTP/1.0 it is
 #: sent only with this header
 TRANSPORT_HEADER, TRANSPORT_HTTP = "X-Easq-Transport", "http"
+#: an idempotency key, and its headers
 _KEY_TEXT = re.compile(r"[!-~]{1,128}")
 _KEY_HEADERS = ("Idempotency-Key", "X-Easq-Idempotency-Key")
 #: the names in lower case, for look-ups

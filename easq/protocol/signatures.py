@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from urllib.parse import unquote
 
 
-def sign(token: str, body: bytes, content_type: str, date: str, path: str) -> dict[str, str]:
+def sign(token: str, body: bytes, *, content_type: str, date: str, path: str) -> dict[str, str]:
     """Return the headers that sign a POST of `body` to `path` (`/api/predict/SERVICE...`) at the HTTP date `date`."""
     md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
     return {

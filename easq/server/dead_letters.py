@@ -9,6 +9,7 @@ from easq.storage.base import Failure
 
 #: tags that are added to the copy
 REAR_INDEX, REAR_GROUP = "rear@index", "rear@group"
+#: tags of the copy: numbers of deliveries and failures in the group
 REAR_DELIVERIES, REAR_FAILURES = "rear@deliveries", "rear@failures"
 
 #: code of an answer when the code of the last failure is not a number

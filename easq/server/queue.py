@@ -399,6 +399,7 @@ def answer_within(timeout_s: float) -> float:
     return max(timeout_s - ANSWER_EARLY_S, timeout_s / 2)
 
 
+#: attributes that name the headers of identity and priority
 _HEADER_NAMES: Mapping[str, str] = {
     "meta.header.user": "X-EAS-QueueService-Uid",
     "meta.header.group": "X-EAS-QueueService-Gid",

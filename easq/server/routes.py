@@ -233,6 +233,7 @@ class Router:
         return Place(pair.input, "" if rest == "/" else rest)
 
 
+#: message for a signed request that is no put
 _PUTS_ALONE = "only a put can be signed: send the token instead"
 
 

@@ -106,7 +106,13 @@ def test_another_services_path_is_404(cloud: OpenCloud) -> None:
 
 
 def signed(token: str, target: str, **changed: str) -> list[tuple[str, str]]:
-    headers = sign(token, b"[{}]", "application/octet-stream", "Mon, 02 Jan 2006 15:04:05 GMT", target)
+    headers = sign(
+        token,
+        b"[{}]",
+        content_type="application/octet-stream",
+        date="Mon, 02 Jan 2006 15:04:05 GMT",
+        path=target,
+    )
     return list((headers | {name.replace("_", "-"): value for name, value in changed.items()}).items())
 
 

@@ -549,7 +549,9 @@ def test_a_signature_is_accepted_only_for_a_post(served: Serve) -> None:
     from easq.protocol.signatures import sign
 
     made, model = served(lambda one: one.answer(200, b"x"), token="t")
-    headers = list(sign("t", b"", "a/b", "Mon, 02 Jan 2006 15:04:05 GMT", PATH).items())
+    headers = list(
+        sign("t", b"", content_type="a/b", date="Mon, 02 Jan 2006 15:04:05 GMT", path=PATH).items()
+    )
     for port in both(made):
         assert ask(port, "POST", PATH, headers, b"").status == 200
         assert ask(port, "DELETE", PATH, headers).status == 401

@@ -116,7 +116,13 @@ def test_the_gateway_gets_the_bytes_and_its_answer_comes_back_untouched() -> Non
 
 
 def test_signed_headers_win_over_the_token() -> None:
-    signed = sign("canary-token-canary", b"x", "a/b", "Mon, 02 Jan 2006 15:04:05 GMT", "/api/predict/q")
+    signed = sign(
+        "canary-token-canary",
+        b"x",
+        content_type="a/b",
+        date="Mon, 02 Jan 2006 15:04:05 GMT",
+        path="/api/predict/q",
+    )
     with answering(reply(200)) as server, Transport(QUICK) as transport:
         transport.run(
             predict_gateway(server.url, CALLER, transport.settings, b"x", headers=signed, timeout_s=5)

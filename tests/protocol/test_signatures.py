@@ -6,7 +6,7 @@ PATH = "/api/predict/echo"
 
 
 def test_signs_as_the_official_sdks_do() -> None:
-    assert sign("dG9rZW4=", b"[{}]", TYPE, DATE, PATH) == {
+    assert sign("dG9rZW4=", b"[{}]", content_type=TYPE, date=DATE, path=PATH) == {
         "Authorization": "EAS oC48a4WAlPoO37s53SSrbpI3u6A=",
         "Content-MD5": "a21cafb4c405e6997671a02e578b9b1e",
         "Content-Type": TYPE,
@@ -26,7 +26,7 @@ def test_is_signed_checks_the_headers_as_received() -> None:
     accepted.
     """
     for signed in (PATH + "/ü", PATH + "/%C3%BC", PATH + "/ü?a=b", PATH + "/%C3%BC?a=b"):
-        headers = sign("t", b"x", TYPE, DATE, signed)
+        headers = sign("t", b"x", content_type=TYPE, date=DATE, path=signed)
         assert is_signed("t", headers, PATH + "/%C3%BC?a=b")
         assert not is_signed("u", headers, PATH + "/%C3%BC?a=b")
         assert not is_signed("t", headers, PATH + "?a=b")

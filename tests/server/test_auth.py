@@ -45,7 +45,9 @@ def test_without_the_token_everything_is_401(start: Open, given: str | None, met
 
 def signed(service: Local, path: str, *, token: str = "t", body: bytes = b"x") -> Stream:
     """Sign each request on a path as a POST of `body`."""
-    headers = sign(token, body, "application/octet-stream", "Mon, 02 Jan 2006 15:04:05 GMT", path)
+    headers = sign(
+        token, body, content_type="application/octet-stream", date="Mon, 02 Jan 2006 15:04:05 GMT", path=path
+    )
     return service.stream(path, list(headers.items()))
 
 

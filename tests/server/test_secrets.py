@@ -26,7 +26,9 @@ CALLERS: list[Headers] = [
     [("Authorization", TOKEN)],
     [("Authorization", f"Bearer {TOKEN}")],
     [("X-Auth-Token", TOKEN)],
-    list(sign(TOKEN, b"x", "text/plain", "Mon, 30 Nov 2026 00:00:00 GMT", PATH).items()),
+    list(
+        sign(TOKEN, b"x", content_type="text/plain", date="Mon, 30 Nov 2026 00:00:00 GMT", path=PATH).items()
+    ),
 ]
 
 
@@ -71,7 +73,9 @@ def test_the_token_is_compared_in_the_same_time_wherever_it_differs(
     monkeypatch.setattr(hmac, "compare_digest", compare)
     made = cloud(token=TOKEN)
     path = "/api/predict/q"
-    signed = list(sign(given, b"x", "text/plain", "Mon, 30 Nov 2026 00:00:00 GMT", PATH).items())
+    signed = list(
+        sign(given, b"x", content_type="text/plain", date="Mon, 30 Nov 2026 00:00:00 GMT", path=PATH).items()
+    )
     doors: list[tuple[int, str, str, Headers]] = [
         (made.port, "GET", path, [("Authorization", given)]),
         (made.port, "POST", path, [("Authorization", given)]),
