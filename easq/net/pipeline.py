@@ -82,7 +82,7 @@ def asking(
     *,
     retry: Retry = Retry.READ,
 ) -> Asking[Operation, R]:
-    """Return a function that begins the exchange of an operation on one stream; `read` returns the result of its reply."""
+    """Return a function that begins the exchange of an operation on a stream. `read` converts its reply."""
 
     def steps(operation: Operation, times: Times) -> Steps[R]:
         reply = yield from exchange(url, to_request(operation), caller, settings, retry=retry, times=times)
