@@ -7,11 +7,11 @@
         for frame in queue.watch():
             queue.commit(frame)
 
-`QueueClient` calls a queue, `Worker` processes its items with a model, `predict` asks a model, `serve` starts a
-service. Names are imported when they are first used.
+`QueueClient` is a client of a queue, `Worker` calls a model with its items, `predict` sends one request to a model,
+`serve` starts a service. Each name is imported when it is first used.
 """
 
-TYPE_CHECKING = False  # a checker takes it for true; importing typing would double the time of `import easq`
+TYPE_CHECKING = False  # type checkers assume True; importing typing would double the time of `import easq`
 
 if TYPE_CHECKING:
     from easq.client.queue import Description, QueueClient
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: module -> the names that it gives; the others of `__all__` are errors, of easq.errors
+#: module -> its public names; all other names of `__all__` are errors in easq.errors
 _NAMES = {
     "easq.client.queue": ("Description", "QueueClient"),
     "easq.client.watch": ("Watcher",),
@@ -107,7 +107,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a name of `__all__` when it is first used. Raises AttributeError for another one."""
+    """Import a name of `__all__` when it is first used. Raises AttributeError for any other name."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
@@ -118,5 +118,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Return the names of the module, imported or not."""
+    """Return all names of the module, including those that are not imported yet."""
     return sorted({*globals(), *__all__})

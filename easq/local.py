@@ -1,4 +1,4 @@
-"""A service for the program that calls `serve`: in a thread of its own, or in a process of its own."""
+"""A queue service that a Python program starts, in a thread or in a separate process."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ from easq.storage.base import Limits, Timing
 
 log = logging.getLogger(__name__)
 
-#: a process that got SIGTERM is killed after so many seconds
+#: seconds from SIGTERM to SIGKILL
 _STOP_S = 30.0
-#: what the process left running may hold its stderr open; so long is read on, in seconds
+#: seconds to wait for the end of stderr after the process ended: its own children may hold stderr open
 _LOG_S = 5.0
 
 
 class _Running(Protocol):
-    """What runs a service: a thread or a process."""
+    """The thread or process in which a service runs."""
 
     def start(self) -> str:
-        """Return the address of the first queue once requests are answered. Raises what stopped the start."""
+        """Start the service, and return the address of the first queue. Raises the error that stopped the start."""
 
     def stop(self) -> None:
-        """Stop in order and wait for the end. Raises what ended the service before that."""
+        """Stop the service, and wait for its end. Raises the error that ended the service before."""
 
     @property
     def is_running(self) -> bool:
-        """Whether requests are answered."""
+        """Whether the service answers requests."""
 
 
 class Service:
-    """A running service that `serve` started; a context manager that stops it.
+    """A running service, started by `serve`. As a context manager it stops the service.
 
-    `token` is the one that its clients need, empty for none.
+    `token` is the token that its clients need; empty if they need none.
     """
 
     def __init__(self, running: _Running, url: str, queues: Sequence[str], token: str) -> None:
@@ -93,13 +93,13 @@ class Service:
 
     @property
     def is_running(self) -> bool:
-        """Whether requests are answered: not after `stop`, or when the storage failed."""
+        """Whether the service answers requests: False after `stop`, and after a failure of the storage."""
         return self._running.is_running
 
     def stop(self) -> None:
-        """Stop the service and wait for its end; all that was acknowledged is stored. Does nothing a second time.
+        """Stop the service and wait for its end. Every acknowledged item is stored. A second call does nothing.
 
-        Raises StorageError if the storage failed and the service had stopped for that.
+        Raises StorageError if the service had ended before, because its storage failed.
         """
         self._running.stop()
 
@@ -121,30 +121,30 @@ def serve(
     retry_delay_s: Sequence[float] = (0.0, 1.0, 5.0, 15.0, 60.0),
     process: bool = False,
 ) -> Service:
-    """Start a queue service and return it once it answers requests.
+    """Start a queue service, and return it when it answers requests.
 
-    It runs in a thread of this process, or in a process of its own, and takes no signals. It ends with this process, or
-    by `stop`. Several may run at once.
+    The service runs in a thread of this process, or in a separate process. It handles no signals. It ends with this
+    process, or by `Service.stop`. Several services can run at once.
 
-    Raises what is wrong before it returns: UsageError for a setting, ConfigError for a port that is taken, StorageError
-    for a storage that cannot be used, ChildFailed for a command that does not exist.
+    Raises UsageError for a wrong setting, ConfigError for a port in use, StorageError for a storage that cannot be
+    used, and ChildFailed for a command that does not exist.
 
     Args:
-        storage: `memory:`, which is gone with the service; `sqlite:PATH`; `redis://HOST:PORT`.
-        host: the address to listen at; one that other machines reach needs a token.
-        port: 0 for a free one.
-        token: what clients have to send; empty for none.
-        queues: the names, each with an input and a sink.
-        model: a model that answers what is put into the queues: a function, a command or a text, as for `Worker`. A
-            function needs `process=False`. It is also served by itself, at the address of `service`.
-        service: the name of the model's service.
-        model_timeout_s: time limit of one call of the model, in seconds.
-        durability: `fsync` or `os`, for SQLite: what an acknowledged put survives.
-        max_payload: bytes of one item, 1 to 31,457,280 (30 MiB).
-        max_length: items of one stream; a put beyond is refused.
-        max_delivery: failures of an item until it moves to the dead letters; 0 for no limit.
-        retry_delay_s: seconds before a redelivery, after each failure in turn; the last one is repeated.
-        process: run in a process of its own, so that this one's work does not slow it down.
+        storage: `memory:` (lost when the service ends), `sqlite:PATH` or `redis://HOST:PORT`.
+        host: the address to listen on; an address that other machines reach needs a token.
+        port: the port; 0 takes a free port.
+        token: the token that clients must send; empty for none.
+        queues: the names of the queues; each queue has an input and a sink.
+        model: the model that processes the items of the queues: a function, a command or a text, as for `Worker`. A
+            function needs `process=False`. The model is also served without a queue, under the name `service`.
+        service: the name of the model service.
+        model_timeout_s: time limit of one model call, in seconds.
+        durability: what an acknowledged put survives, for SQLite: a power loss (`fsync`), or only a kill (`os`).
+        max_payload: maximum bytes of one item, 1 to 31,457,280 (30 MiB).
+        max_length: maximum number of items in one stream; a further put is refused.
+        max_delivery: failures of an item before it moves to the dead letters; 0 for no limit.
+        retry_delay_s: seconds before redelivery after each failure in turn; the last value is repeated.
+        process: run in a separate process, so that this process does not slow the service down.
     """
     policy = QueuePolicy(max_payload, Limits(max_length), max_delivery)
     settings = ServerSettings(
@@ -172,7 +172,7 @@ def serve(
 
 
 class _Thread:
-    """A service on an event loop in a thread of its own."""
+    """A service on an event loop in a separate thread."""
 
     def __init__(self, settings: ServerSettings, service: ModelService | None) -> None:
         self._settings, self._service = settings, service
@@ -203,7 +203,7 @@ class _Thread:
             raise failed
 
     def _call(self, what: str) -> None:
-        """Have the service stop, or its start be cancelled; nothing happens if it has ended."""
+        """Stop the service, or cancel its start. Does nothing if it has ended."""
         loop = self._loop
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -228,7 +228,7 @@ class _Thread:
 
 
 class _Process:
-    """A service in a process of its own, which ends with this one."""
+    """A service in a separate process, which ends with this process."""
 
     def __init__(self, settings: ServerSettings, service: ModelService | None) -> None:
         self._arguments, self._environ = _arguments(settings, service), _environ(settings)
@@ -274,7 +274,7 @@ class _Process:
             raise self._error or ServerError(f"the process of the service ended with exit status {code}")
 
     def _end(self, process: subprocess.Popen[bytes]) -> int:
-        """Return the exit status of the process, which is told to stop."""
+        """Stop the process, and return its exit status."""
         process.terminate()
         try:
             process.wait(_STOP_S)
@@ -292,7 +292,7 @@ class _Process:
         return process.returncode
 
     def _read(self, stderr: IO[bytes]) -> None:
-        """Log what the process says, and note the error that ends it."""
+        """Log each line of stderr, and remember the last error in them."""
         with stderr:
             for line in stderr:
                 text = line.decode("utf-8", "replace").rstrip()
@@ -301,7 +301,7 @@ class _Process:
 
 
 def _arguments(settings: ServerSettings, service: ModelService | None) -> list[str]:
-    """Return the options of `easq serve` for what holds no secret."""
+    """Return the options of `easq serve` for all settings that hold no secret."""
     policy = settings.policy
     arguments = [
         f"--host={settings.host}",
@@ -331,7 +331,10 @@ def _words(model: ModelSource) -> Iterator[str]:
 
 
 def _environ(settings: ServerSettings) -> dict[str, str]:
-    """Return the environment of the process: this one's easq, and the settings that a command line would show."""
+    """Return the environment of the process: the path of this easq, and the secret settings.
+
+    Other users can read a command line, so secrets are not on it.
+    """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("EASQ_")}
     paths = [str(Path(__file__).resolve().parent.parent), environ.get("PYTHONPATH", "")]
     return environ | {
@@ -343,7 +346,7 @@ def _environ(settings: ServerSettings) -> dict[str, str]:
 
 
 def _read_error(line: str) -> EasqError | None:
-    """Return the error that a line of `-o json` reports, None for another line."""
+    """Return the error in a line of `-o json`; None for any other line."""
     try:
         record: Mapping[str, str] = json.loads(line)["error"]
         kind, message, hint = record["kind"], record["message"], record["hint"]

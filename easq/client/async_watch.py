@@ -1,4 +1,4 @@
-"""A watch on an event loop, over WebSocket or the endless HTTP answer, across lost connections."""
+"""A watch on an event loop, over WebSocket or an endless HTTP response, with reconnects."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Note = TypeVar("Note")
 
 
 class AsyncWatcher:
-    """A watch whose frames are given to a callback as they come.
+    """A watch that passes each frame to a callback.
 
-    `connect` begins it, `run` reads until it is cancelled or the watch ends; `close` or `abort` has to follow. `epoch`
-    counts connections. After a lost connection, also one that was closed in good order, it connects again.
+    `connect` begins the watch. `run` reads until it is cancelled or the watch ends. Call `close` or `abort` afterwards.
+    When the connection ends for any reason, `run` connects again. `epoch` counts the connections.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class AsyncWatcher:
 
         Args:
             on_frame: called with each frame, on the event loop.
-            on_notice: called with a line for people, on the event loop.
-            reconnect_for_s: how long a lost connection is tried to be replaced, in seconds.
+            on_notice: called with a line of text for the user, on the event loop.
+            reconnect_for_s: time for which a lost connection is retried, in seconds.
             ping_every_s: time between two pings, in seconds.
-            silent_after_s: a connection on which no byte came for so long is lost, in seconds.
+            silent_after_s: a connection on which no byte came for this long is lost, in seconds.
         """
         self.epoch = 0
         self._url, self._caller = url, caller
-        # names this watcher after a lost connection, so that the service leaves it the items that it was pushed
+        # identifies this watcher when it reconnects: the service then leaves its items with it
         self._operation = replace(operation, process=os.urandom(16).hex())
         self._on_frame = on_frame
         self._ping_every_s, self._silent_after_s = ping_every_s, silent_after_s
@@ -66,7 +66,7 @@ class AsyncWatcher:
         self._link: _AsyncWebSocketLink | _AsyncStreamLink | _ThreadLink | None = None
 
     async def connect(self) -> None:
-        """Begin the watch. Raises the error for which that is not possible."""
+        """Begin the watch. Raises the error of the last attempt if the service cannot be watched."""
         while self._link is None:
             try:
                 await self._connect()
@@ -77,8 +77,8 @@ class AsyncWatcher:
     async def run(self) -> None:
         """Read frames until cancelled.
 
-        Raises StreamEnded when the service said that the stream ended, Unreachable when a lost connection could not be
-        replaced in time, and the error with which a service refused a new connection.
+        Raises StreamEnded at the end of the stream, Unreachable if the watcher could not reconnect in time, and the
+        error with which the service refused a new connection.
         """
         while True:
             assert self._link is not None
@@ -102,7 +102,7 @@ class AsyncWatcher:
             self._rules.connected()
 
     async def close(self) -> None:
-        """End the watch in good order: the service returns at once what was not committed."""
+        """End the watch with a close frame: the service delivers uncommitted items again at once."""
         link, self._link = self._link, None
         if link is not None:
             await link.close(CLOSE_S)
@@ -114,7 +114,7 @@ class AsyncWatcher:
             await link.abort()
 
     async def _connect(self) -> None:
-        """Open a new connection, not too soon after the one before."""
+        """Open a new connection, at least CONNECT_SPACING_S after the last attempt."""
         await asyncio.sleep(self._rules.spacing_s(time.monotonic()))
         settings = self._rules.begin(time.monotonic())
         operation, url = self._operation, self._url
@@ -126,7 +126,7 @@ class AsyncWatcher:
             await stream.open()
             self._link = _AsyncStreamLink(stream, frames)
         elif proxy_for(url, settings.environ) and not is_encrypted(url.partition(":")[0]):
-            # aiohttp asks a proxy for a tunnel for TLS alone, and most proxies pass no Upgrade on
+            # aiohttp opens a tunnel through a proxy only for TLS, and most proxies do not forward Upgrade
             from easq.client.watch import WebSocketLink
 
             self._link = await _ThreadLink.open(
@@ -152,11 +152,11 @@ class AsyncWatcher:
 async def commit_batches(
     items: Deliveries[Note], has_done: asyncio.Event, commit: Callable[[list[int]], Awaitable[None]]
 ) -> None:
-    """Commit the items that are done, until cancelled: while a commit is under way the next ones gather.
+    """Commit finished items until cancelled. Items that finish during one commit are in the next one.
 
     Args:
-        has_done: set by the caller after each item that is done.
-        commit: sends one commit, and tells `items` of it.
+        has_done: set by the caller after each finished item.
+        commit: sends one commit, and then calls `items.committed`.
     """
     while True:
         while batch := items.batch():
@@ -166,7 +166,7 @@ async def commit_batches(
 
 
 class _AsyncWebSocketLink:
-    """A watch over WebSocket."""
+    """One connection of a watch over WebSocket."""
 
     def __init__(self, socket: AsyncWebSocket, frames: WatchFrames) -> None:
         self._socket, self._frames = socket, frames
@@ -181,7 +181,7 @@ class _AsyncWebSocketLink:
 
 
 class _AsyncStreamLink:
-    """A watch over the endless HTTP answer."""
+    """One connection of a watch over an endless HTTP response."""
 
     def __init__(self, stream: AsyncByteStream, frames: WatchFrames) -> None:
         self._stream, self._frames = stream, frames
@@ -195,7 +195,7 @@ class _AsyncStreamLink:
 
 
 class _ThreadLink:
-    """A watch over WebSocket whose blocking calls run in a thread."""
+    """One connection of a watch over WebSocket, whose blocking calls run in a thread."""
 
     def __init__(self, link: WebSocketLink) -> None:
         self._link = link

@@ -13,7 +13,10 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
 
 class PayloadFolder:
-    """A folder for payloads, made if there is none. A context manager, at whose end the names are on the disk."""
+    """A folder for payloads, created if it does not exist.
+
+    A context manager: at its end, the names of the files are synced to the disk.
+    """
 
     def __init__(self, folder: str) -> None:
         """Open the folder. Raises UsageError for a symbolic link, and for a folder that cannot be used."""
@@ -60,7 +63,7 @@ class PayloadFolder:
 
 
 def file_name(frame: Frame) -> str:
-    """Return INDEX-REQUESTID; INDEX alone if the request id has other characters than letters, digits, _ and -."""
+    """Return INDEX-REQUESTID, or only INDEX if the request id is not safe as a file name."""
     if _SAFE_ID.fullmatch(frame.request_id):
         return f"{frame.index}-{frame.request_id}"
     return str(frame.index)

@@ -23,10 +23,10 @@ class Record:
 
 
 def read_record(text: bytes, *, keep_tags: bool) -> Record:
-    """Return the record in one line of `easq get -o json`, without its index, number and times.
+    """Return the record in one line of `easq get -o json`. Its index, number and times are not used.
 
-    The tags requestId and ts@* are dropped, because the service sets them anew, unless `keep_tags`. The tag
-    Header:Content-Type becomes the content type, and deliveryCount is dropped: it belongs to a delivery.
+    Unless `keep_tags` is true, the tags requestId and ts@* are dropped, because the service sets new ones. The tag
+    Header:Content-Type becomes the content type. The tag deliveryCount is dropped, because it belongs to a delivery.
 
     Raises ValueError for a line that is no such record.
     """

@@ -1,4 +1,4 @@
-"""Facts about a stream that its attributes tell, and the reopening of one that has ended."""
+"""Facts about a stream, read from its attributes; and reopening a stream that has ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from easq.client.items import MOST_BYTES
 from easq.client.queue import QueueClient
 from easq.errors import EasqError, NotAQueueService, Refused
 
-#: seconds to wait for attributes that a command can do without
+#: seconds to wait for attributes that a command does not strictly need
 _ASK_S = 2.0
 
 
@@ -19,7 +19,7 @@ def last_index(client: QueueClient) -> int:
 
 
 def item_limit(client: QueueClient) -> int:
-    """Return how many bytes an item may have, by the attributes of the stream of `client`."""
+    """Return the maximum size of an item in bytes, according to the attributes of the stream."""
     try:
         value = client.attributes(deadline_s=_ASK_S).get("meta.maxPayloadBytes", "")
     except EasqError:
@@ -29,7 +29,7 @@ def item_limit(client: QueueClient) -> int:
 
 
 def knows_keys(client: QueueClient) -> bool:
-    """Whether the service is one that knows idempotency keys: easq's."""
+    """Return whether the service supports idempotency keys: only easq's own service does."""
     try:
         return "meta.durability" in client.attributes(deadline_s=_ASK_S)
     except EasqError:
@@ -37,10 +37,10 @@ def knows_keys(client: QueueClient) -> bool:
 
 
 def reopen(client: QueueClient) -> None:
-    """Reopen the stream. Raises Refused if the service left it ended.
+    """Reopen the stream. Raises Refused if it is still ended afterwards.
 
-    A service that cannot reopen, unlike easq's, might end an open stream. So an open stream is left alone, and an
-    ended one is checked afterwards.
+    Other services than easq's do not know this request, and might end the stream because of it. So it is sent only for
+    a stream that has ended, and the result is checked.
     """
     if not _has_ended(client):
         return

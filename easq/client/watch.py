@@ -1,7 +1,7 @@
-"""A watch in a thread, over WebSocket or the endless HTTP answer, across lost connections.
+"""A watch in a thread, over WebSocket or an endless HTTP response, with reconnects.
 
-A thread of its own reads, answers pings and sends its own, also while the frames it read wait to be taken: a
-service counts a consumer lost that it hears nothing of.
+The thread reads frames, sends pings and answers pings. It does this also while the caller works on a frame: the service
+takes a silent consumer for lost.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from easq.net.websocket import TICK_S, WebSocket
 from easq.protocol.frames import MAX_FRAME_BYTES
 from easq.protocol.operations import Caller, Watch, to_request
 
-#: frames and bytes that are read ahead of whoever takes them
+#: maximum number and bytes of the frames that are read ahead of the caller
 _MAX_HELD = 100
 _MAX_HELD_BYTES = 32 * 1024 * 1024
-#: the least of these seconds, also when the time of the watch is over
+#: minimum time to wait for the answer to a close frame, in seconds, also when the time of the watch is over
 _LEAST_CLOSE_S = 0.1
-#: seconds beyond that to wait for the thread of the watch to end
+#: time to wait for the thread of the watch to end, after the wait for the close frame, in seconds
 _FAREWELL_S = 0.2
 
 
 class Watcher:
-    """The items that a service pushes: an iterator of frames, and a context manager.
+    """A watch of a stream: an iterator of the frames that the service pushes, and a context manager.
 
-    Entering connects, or raises why it cannot be watched. Iteration enters by itself, and then closes at its end.
-    `next` returns one frame.
+    Entering the context connects, or raises the error for which the stream cannot be watched. Iteration without a
+    context connects at its begin and closes at its end. `next` returns one frame.
 
-    After a lost connection, also one that was closed in good order, it connects again: what was read ahead
-    and not taken is dropped, since it is pushed again (with auto-commit it is not, and stays). `epoch`
-    counts connections.
+    When the connection ends for any reason, the watcher connects again. Frames that were read ahead are then dropped,
+    because the service pushes them again. With auto-commit it does not, and the frames stay. `epoch` counts the
+    connections.
 
-    `on_notice` is called in the watcher's thread with one line for people.
+    `on_notice` is called in the watcher's thread with a line of text for the user.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Watcher:
         """Prepare a watch; nothing is sent yet.
 
         Args:
-            until: when connecting, and closing, end at the latest, on the monotonic clock.
+            until: the latest time for connecting and for closing, on the monotonic clock.
         """
         self.epoch = 0
         self._had_frames = False  # on the present connection
         self._until = math.inf if until is None else until
-        # names this watcher after a lost connection, so that the service leaves it the items that it was pushed
+        # identifies this watcher when it reconnects: the service then leaves its items with it
         operation = self._operation = replace(operation, process=os.urandom(16).hex())
         self._rules = Reconnecting(
             url,
@@ -101,7 +101,7 @@ class Watcher:
 
     @property
     def lost(self) -> EasqError | None:
-        """Why there is no connection at the moment; None while there is one."""
+        """The reason why there is no connection; None while connected."""
         return self._rules.error
 
     def __enter__(self) -> Watcher:
@@ -120,7 +120,7 @@ class Watcher:
         self.close()
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield the frames until the stream has ended or the watch is closed; raises as `next` does."""
+        """Yield frames until the stream has ended or the watch is closed. Raises the errors of `next`."""
         with ExitStack() as at_end:
             if self._thread.ident is None and not self._stop.is_set():
                 at_end.enter_context(self)
@@ -134,10 +134,10 @@ class Watcher:
                 yield frame
 
     def next(self, timeout_s: float | None = None) -> Frame | None:
-        """Return the next frame; None when there was none within `timeout_s`, or the watcher was closed.
+        """Return the next frame; None if there was no frame within `timeout_s`, or the watcher is closed.
 
-        Raises StreamEnded when the service said that the stream ended, Unreachable when a lost connection did
-        not come back in time, and what a service refused a new connection with.
+        Raises StreamEnded at the end of the stream, Unreachable if the watcher could not reconnect in time, and the
+        error with which the service refused a new connection.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._held or self._over, timeout_s):
@@ -152,7 +152,7 @@ class Watcher:
         return None
 
     def close(self) -> None:
-        """End the watch in good order: items that were not committed are delivered again at once."""
+        """End the watch with a close frame: the service delivers uncommitted items again at once."""
         self._finish(abort=False)
 
     def abort(self) -> None:
@@ -169,7 +169,7 @@ class Watcher:
             self._over = self._over or self._thread.ident is None  # it was never entered
             self._changed.notify_all()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            # while it still connects it holds no items, and may be left: a daemon thread, it ends once connecting does
+            # while the thread still connects, it has no items and need not be waited for: it ends after the attempt
             self._thread.join(_FAREWELL_S if link is None else CLOSE_S + _FAREWELL_S)
 
     def _run(self) -> None:
@@ -220,7 +220,7 @@ class Watcher:
             return True
 
     def _connect_again(self, lost: EasqError) -> None:
-        """Connect after `lost`, until the watcher is to stop. Raises the error for which that is not tried again."""
+        """Connect again after `lost`, unless the watcher stops. Raises an error after which no attempt is made."""
         self._link = None
         if not self._operation.auto_commit:
             with self._changed:
@@ -237,7 +237,7 @@ class Watcher:
                 return
 
     def _connect(self) -> _Link:
-        """Return a new connection, not too soon after the one before."""
+        """Return a new connection, at least CONNECT_SPACING_S after the last attempt."""
         self._stop.wait(self._rules.spacing_s(time.monotonic()))
         link = self._open(self._rules.begin(time.monotonic()))
         self.epoch += 1
@@ -278,7 +278,7 @@ class _Link(Protocol):
 
 
 class WebSocketLink:
-    """A watch over WebSocket."""
+    """One connection of a watch over WebSocket."""
 
     def __init__(
         self,
@@ -318,7 +318,7 @@ class WebSocketLink:
 
 
 class _StreamLink:
-    """A watch over the endless HTTP answer. It has no pings; TCP finds out that the other side is gone."""
+    """One connection of a watch over an endless HTTP response. It has no pings; TCP keep-alive detects a lost host."""
 
     def __init__(self, url: str, caller: Caller, operation: Watch, settings: NetworkSettings) -> None:
         self._transport = Transport(settings)

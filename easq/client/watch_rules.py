@@ -1,4 +1,4 @@
-"""The rules of a watch without I/O, threads or clocks: when it connects, and which frames it brings."""
+"""The rules of a watch: when it reconnects, and how its messages become frames. No I/O, threads or clocks."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from easq.net.url import shown
 from easq.protocol.frames import Undelimiter, decode_frame
 from easq.protocol.operations import Codec
 
-#: a ping goes out so often; half of what the quickest service waits for is heard of
+#: seconds between two pings
 PING_EVERY_S = 2.0
-#: a connection that no byte came on for so long is lost; an answered ping is a byte
+#: a connection on which no byte came for this long is lost, in seconds; the answer to a ping counts
 SILENT_AFTER_S = 10.0
 #: close reason that says that the stream ended
 END_REASON = "eos"
 #: seconds to wait for the answer to a close frame
 CLOSE_S = 1.0
-#: shortest time between two connection attempts, whatever the service does, in seconds
+#: minimum time between two connection attempts, in seconds
 CONNECT_SPACING_S = 0.1
-#: a connection that lasted so long, or brought a frame, was a good one: the back-off begins anew, in seconds
+#: a connection that lasted this long, or brought a frame, resets the back-off, in seconds
 GOOD_AFTER_S = 5.0
 
 
 class Reconnecting:
     """The connection attempts of one watch. `now` is the time on the monotonic clock, in seconds.
 
-    Until the watch has begun an attempt is repeated for as long as other requests are; after that, a lost connection
-    for `reconnect_for_s`.
+    Before the first connection, attempts are repeated until the time limit of a request. After that, a lost connection
+    is retried for `reconnect_for_s`.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Reconnecting:
         """Prepare the first attempt.
 
         Args:
-            until: when connecting ends at the latest.
-            notice: called with a line for people.
+            until: the latest time for an attempt.
+            notice: called with a line of text for the user.
         """
         self._url, self._settings, self._until = url, settings, until
         self._reconnect_for_s, self._notice = reconnect_for_s, notice
-        #: why there is no connection at the moment; None while there is one, and before the first one
+        #: the reason why there is no connection; None while connected, and before the first connection
         self.error: EasqError | None = None
         self._before: EasqError | None = None  # the failure before the last one, at the start
         self._began: float | None = None
@@ -74,7 +74,7 @@ class Reconnecting:
         return max(self._attempt_at + CONNECT_SPACING_S - now, 0.0)
 
     def begin(self, now: float) -> NetworkSettings:
-        """Begin an attempt. Return its settings, which end it when the time of the watch is over."""
+        """Begin an attempt. Return its settings, with timeouts that do not exceed the time of the watch."""
         self._attempt_at = now
         if self._began is None:
             self._began = now
@@ -86,7 +86,10 @@ class Reconnecting:
         )
 
     def start_failed(self, error: EasqError, now: float) -> float:
-        """Return the pause before the next attempt to begin the watch, in seconds. Raises `error` if there is none."""
+        """Return the pause before the next attempt to begin the watch, in seconds.
+
+        Raises `error` if there is no further attempt.
+        """
         if isinstance(error, AnotherWatcher):
             error.hint = error.hint or "watch under another name: --user NAME"
         if isinstance(error, NotAQueueService) or not isinstance(
@@ -104,7 +107,7 @@ class Reconnecting:
         return pause_s
 
     def _patience_s(self, error: EasqError) -> float:
-        """Return for how many seconds a start that failed with `error` is tried again, as other requests are."""
+        """Return for how many seconds attempts are repeated after `error`, before the first connection."""
         if isinstance(error, Unconnected) and error.lasting:
             return 0.0
         if isinstance(error, Unreachable):
@@ -124,7 +127,7 @@ class Reconnecting:
         self._notice(f"{error.message}; connecting again")
 
     def pause_s(self, now: float) -> float:
-        """Return the pause before the next attempt, in seconds. Raises Unreachable when there is none."""
+        """Return the pause before the next attempt, in seconds. Raises Unreachable if there is no further attempt."""
         assert self.error is not None
         assert self._since is not None
         end = self._since + self._reconnect_for_s
@@ -147,7 +150,7 @@ class Reconnecting:
 
 
 class WatchFrames:
-    """The frames in what one connection of a watch brings; without I/O."""
+    """The decoder of one connection of a watch: from messages or chunks to frames, without I/O."""
 
     def __init__(self, url: str, codec: Codec) -> None:
         self._address, self._codec = shown(url), codec
@@ -160,9 +163,9 @@ class WatchFrames:
         return [self._decoded(data, Codec.JSON if is_text else self._codec)] if data else []
 
     def of_chunk(self, chunk: bytes) -> list[Frame]:
-        """Return the frames that a piece of the HTTP answer completes; it is empty at the end.
+        """Return the frames that are complete with this chunk of the HTTP response; an empty chunk is its end.
 
-        Raises Unreachable at the end, and NotAQueueService.
+        Raises Unreachable at the end, and NotAQueueService for a chunk that is not of frames.
         """
         if not chunk:
             raise Unreachable(f"{self._address} ended the connection")
@@ -177,7 +180,7 @@ class WatchFrames:
 
     @staticmethod
     def ended(error: EasqError) -> EasqError:
-        """Return StreamEnded for a close frame that says so, and every other error as it is."""
+        """Return StreamEnded if `error` is a close frame with that reason; otherwise return `error`."""
         if isinstance(error, Closed) and error.reason == END_REASON:
             return StreamEnded("the stream has ended")
         return error
