@@ -46,7 +46,7 @@ def test_the_app_is_the_name_with_dashes(start: Open) -> None:
     assert ask(service.port, "GET", f"{DOCUMENTED}my%5Fmodel").status == 200
 
 
-#: what the Java SDK sends in its direct mode, but for Host: headers of its own, then those of its HTTP client
+#: the headers that the Java SDK sends in its direct mode, without Host: its own, then those of its HTTP client
 JAVA = (
     b"GET /exported/apis/eas.alibaba-inc.k8s.io/v1/upstreams/model HTTP/1.1\r\n"
     b"User-Agent: EAS-Java-Client:v2.0\r\n"

@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 from tests.support.websocket import TEXT, Refused, Watch, early_frames, encode
 
 GATEWAY = "/api/predict/model"
-#: of a call: the gateway gives it two seconds more, which makes 0.2
+#: time limit of a call, in seconds: the gateway adds two seconds, so its own limit is 0.2 s
 SHORT_S = -1.8
 
 

@@ -279,7 +279,7 @@ def test_the_gateway_is_a_sandbox(served: Serve) -> None:
     assert answer.header("X-Content-Type-Options") == "nosniff"
     assert answer.header("X-Easq-Instance") == made.addresses[0]
     assert model.seen.pop().all("Cookie") == []
-    # an instance has an address of its own, where the model's own page is at home
+    # an instance has an origin of its own, which a page of the model may use
     answer = ask(instance, "GET", PATH, [("Cookie", "own=1")])
     assert (answer.header("Set-Cookie"), answer.header("Content-Type")) == ("a=b", "text/html")
     assert answer.all("Content-Security-Policy") == ["default-src *"]
@@ -462,7 +462,7 @@ def test_a_caller_that_leaves_ends_the_stream(served: Serve) -> None:
             connection.read_head()
             connection.reset()
         assert gone.wait(PATIENCE_S)
-    # that was no fault of the instance: its turn comes again
+    # this was not the instance's fault, so it is called again
     before = made.counts()
     for _ in range(4):
         with Connection(made.port) as connection:

@@ -69,7 +69,7 @@ def test_brackets_and_commas_in_texts_are_no_values() -> None:
 def test_a_document_is_read_as_the_library_reads_it(document: object) -> None:
     data = json.dumps(document, ensure_ascii=False).encode()
     assert load_json(data) == document
-    # the same where it is large enough to be looked at
+    # the same with a message that is large enough to be counted
     assert load_json(b" " * 20_000 + data) == document
 
 

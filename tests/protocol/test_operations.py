@@ -415,7 +415,7 @@ def test_unknown_underscore_parameters_are_no_tags() -> None:
 
 GET_WORDS = ("_attrs_", "_count_", "_search_", "_watch_", "_auto_delete_", "_length_", "_raw_", "_timeout_")
 WATCH_WORDS = ("_auto_commit_", "_index_only_", "_window_")
-#: each reserved word, and the methods that it comes with
+#: each reserved parameter, and the methods that it is valid with
 RESERVED = {
     **dict.fromkeys((*GET_WORDS, *WATCH_WORDS), ("GET",)),
     **dict.fromkeys(("_code_", "_delay_", "_negative_", "_reason_"), ("PUT",)),
@@ -426,9 +426,9 @@ RESERVED = {
     "_index_": ("GET", "DELETE"),
     "_priority_": ("POST", "GET"),
 }
-#: a request of each method that is complete without the word
+#: a request of each method that is complete without the parameter
 COMPLETE = {"POST": "a=b", "GET": "a=b", "PUT": "_indexes_=1", "DELETE": "_indexes_=1"}
-#: what some words need beside them to mean anything
+#: parameters that other parameters require
 BESIDE = {**dict.fromkeys(WATCH_WORDS, "_watch_=true"), "_force_": "_eos_=true", "_search_": "_index_=1"}
 
 

@@ -149,7 +149,7 @@ def test_an_unnamed_list_is_read_as_what_was_asked_for() -> None:
         ("text/cache-manifest", b"x", "application/octet-stream"),
         ("text/x-component", b"x", "application/octet-stream"),
         ("application/hta", b"x", "application/octet-stream"),
-        # what no browser makes a page of stays what it is
+        # types that no browser renders as a page are unchanged
         ("multipart/form-data; boundary=b", b"x", "multipart/form-data; boundary=b"),
         ("image/jpeg", b"x", "image/jpeg"),
         ("audio/wav", b"x", "audio/wav"),

@@ -30,7 +30,7 @@ from tests.support.websocket import Refused, Watch
 
 __all__ = ["upstream"]  # the fixture is used by name
 
-#: failed items come again at once
+#: failed items are redelivered at once
 AT_ONCE = Timing(backoff_s=(0.0,))
 
 

@@ -16,7 +16,7 @@ from tests.support.waiting import promptly
 SEED = int(os.environ.get("EASQ_SEED", "20240601"))
 REQUESTS = 400
 
-#: every number's edges, and what is not a number everywhere
+#: edge values of numbers, and texts that only some parsers read as numbers
 NUMBERS = ["-1", "0", "1", "2", "00", "+1", "1.0", "1e3", "0x10", "０１", "", " 1", "1 ", "9", "2147483648"]
 NUMBERS += [str(2**power + delta) for power in (53, 63, 64) for delta in (-1, 0, 1)] + [
     "9" * 400,

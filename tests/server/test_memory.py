@@ -27,11 +27,11 @@ from tests.support.process import Service
 from tests.support.waiting import eventually
 from tests.support.websocket import CLOSE, watch
 
-#: what the allocator may keep for itself, in KiB; a leak of 2 KiB a request would be twice as much
+#: memory that the allocator may retain, in KiB; a leak of 2 KiB a request would be twice as much
 _SLACK_KIB = 8 * 1024
 _REQUESTS, _WATCHES = 2000, 150
 
-#: what many broken connections may add, in KiB
+#: growth of memory that many broken connections may cause, in KiB
 _BOUND_KIB = 64 * 1024
 _MIB = 1024**2
 
@@ -89,7 +89,7 @@ def test_bad_requests_and_frames_leave_nothing_behind(serve: Serve) -> None:
 
 # -- connections that break in the middle --------------------------------------------------------------------------
 
-#: breaks one connection while a payload of so many bytes is under way on it; the number names the consumer
+#: breaks one connection while a payload of a given size in bytes is in flight on it; the number names the consumer
 Break: TypeAlias = Callable[[Stream, int, int], None]
 
 

@@ -124,7 +124,7 @@ def test_an_extension_adds_rows_which_say_who_may_call() -> None:
         local.stop()
 
 
-# -- where a path leads ------------------------------------------------------------------------------------------------
+# -- streams of paths --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

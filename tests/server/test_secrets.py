@@ -21,7 +21,7 @@ from tests.support.websocket import CLOSE, TEXT, Watch
 
 __all__ = ["upstream"]  # the fixture is used by name
 
-#: who calls, in every way that a caller may say it
+#: the identity of a caller in every form that a request can have
 CALLERS: list[Headers] = [
     [("Authorization", TOKEN)],
     [("Authorization", f"Bearer {TOKEN}")],
@@ -123,7 +123,7 @@ def test_no_control_character_of_a_request_is_in_the_log(
     caplog.clear()  # the traceback, which pytest would show
 
 
-# -- what goes wrong within --------------------------------------------------------------------------------------------
+# -- internal errors ---------------------------------------------------------------------------------------------------
 
 
 def _fails(*_: Any, **__: Any) -> None:

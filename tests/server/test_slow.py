@@ -26,7 +26,7 @@ from tests.support.http import PROTOBUF, Connection, Stream
 from tests.support.waiting import eventually
 from tests.support.websocket import CLOSE, PING, PONG, Refused, encode, watch
 
-#: the system's own account of its connections and their timers
+#: file in which Linux lists its connections and their timers
 TABLE = Path("/proc/net/tcp")
 
 

@@ -34,7 +34,7 @@ from tests.support.websocket import (
     watch,
 )
 
-#: longer than any test: what comes before did not wait for it
+#: a time longer than any test, in seconds: an event within the test did not wait for it
 NEVER_S = 600.0
 
 
@@ -786,7 +786,7 @@ def test_a_watcher_that_hangs_up_before_it_is_answered_leaves_nothing(
     assert [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"] == []
 
 
-# -- what no good client sends -----------------------------------------------------------------------------------------
+# -- invalid input -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
