@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import json
 import logging
@@ -257,6 +258,7 @@ class _Process:
             self._end(process)
             raise
         if name == "EASQ_URL":
+            atexit.register(self._stop_at_exit)
             return url
         code = self._end(process)
         raise self._error or ServerError(f"the process of the service ended with exit status {code}")
@@ -267,11 +269,16 @@ class _Process:
 
     def stop(self) -> None:
         process, self._process = self._process, None
+        atexit.unregister(self._stop_at_exit)
         if process is None:
             return
         code = self._end(process)
         if code != 0:
             raise self._error or ServerError(f"the process of the service ended with exit status {code}")
+
+    def _stop_at_exit(self) -> None:
+        with contextlib.suppress(EasqError):  # nobody is there to be told
+            self.stop()
 
     def _end(self, process: subprocess.Popen[bytes]) -> int:
         """Stop the process, and return its exit status."""

@@ -204,7 +204,8 @@ class Comparison:
         return found, ran, (output.strip().splitlines() or [""])[-1]
 
     def _pytest(self, tree: Path, arguments: Sequence[str], timeout_s: float, **settings: str) -> str:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("AGAINST_")}
+        inherited = ("AGAINST_", "PYTEST_XDIST")  # of a run of these tests by xdist
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(inherited)}
         environ |= {"PYTHONPATH": f"{tree}{os.pathsep}{self._folder / 'plugins'}", **settings}
         command = [
             sys.executable,
