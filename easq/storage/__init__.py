@@ -1,1 +1,1 @@
-"""Where entries live: every verb one atomic step."""
+"""Storage of entries: each verb is one atomic step."""

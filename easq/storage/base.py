@@ -1,4 +1,4 @@
-"""The Storage interface: on one page, what each verb does.
+"""The Storage interface: the behaviour of each verb, on one page.
 
 A stream is named by text (`NAME` for an input, `NAME/sink` for its sink). Each verb is one atomic step: it happens
 whole or not at all, also across a crash, and it is durable (at the level of the engine) when the await returns. Policy
@@ -37,15 +37,15 @@ class Limits:
 class Timing:
     """The waiting times of the rules, in seconds."""
 
-    #: a lost consumer's items go to others after this; the same user gets them at once
+    #: time after which a lost consumer's items go to others; the same user gets them at once
     leave_grace_s: float = 2.0
-    #: a group retains items this long after its last consumer left
+    #: time for which a group retains items after its last consumer left
     group_retention_s: float = 60.0
     #: delay before the redelivery that follows the k-th failure; the last value goes for all further ones
     backoff_s: tuple[float, ...] = (0.0, 1.0, 5.0, 15.0, 60.0)
-    #: an item that was busy for so long in all, waiting or at a consumer, has failed; 0: no limit
+    #: total time after which a busy item has failed, waiting or at a consumer; 0: no limit
     busy_limit_s: float = 600.0
-    #: consumers that left are listed for so long
+    #: time for which a consumer that left is still listed
     forget_s: float = 300.0
 
 
@@ -89,9 +89,9 @@ class DeadLetterPolicy:
     """The policy for an item that has failed `max_failures` times in a group (0: it is never given up).
 
     `rear_copy` makes the dead letter, which is appended to the stream `rear` in the same step in which the item counts
-    as committed for the group. Without room there (`rear_limits`) the item stays. When the last group gave it up and
-    none committed it, `answer` is appended to the stream `sink`, where somebody may wait for a result; no limit applies
-    there.
+    as committed for the group. Without room there (`rear_limits`) the item stays. When the last group has given the
+    item up and no group committed it, `answer` is appended to the stream `sink`, where somebody may wait for a result;
+    no limit applies there.
     """
 
     max_failures: int
@@ -116,7 +116,7 @@ class Lease:
 class StreamStats:
     """The state of a stream as attributes show it; claimed items count as removed.
 
-    `epoch` counts how often acknowledged items may have been lost, if the engine can tell.
+    `epoch` is the number of times that acknowledged items may have been lost; None if the engine does not count it.
     """
 
     length: int
@@ -140,8 +140,8 @@ class Location:
 
 
 def is_enough(frames: Sequence[Frame], wanted: int) -> bool:
-    """Return whether a read returned all that was asked for, or as much as one answer may hold (an item has 30 MiB at
-    most).
+    """Return whether a read returned the `wanted` number of items, or as many as one answer may hold (an item has at
+    most 30 MiB).
     """
     return len(frames) >= wanted or sum(len(frame.data) for frame in frames) > MOST_BYTES // 2
 
@@ -209,11 +209,11 @@ class Storage(ABC):
 
     @abstractmethod
     async def release(self, stream: str, indexes: Sequence[int]) -> None:
-        """Show claimed items again if they still exist; if the storage is away, once it is back."""
+        """Show claimed items again if they still exist. If the storage is away, this is done once it is back."""
 
     @abstractmethod
     async def settle(self, stream: str, indexes: Sequence[int]) -> None:
-        """Delete claimed items for all groups; if the storage is away, once it is back."""
+        """Delete claimed items for all groups. If the storage is away, this is done once it is back."""
 
     @abstractmethod
     async def wait(
@@ -227,7 +227,7 @@ class Storage(ABC):
     ) -> None:
         """Return when an item of the selection may have arrived, after `timeout_s`, or when `gone` is done.
 
-        An item wakes one taker (`taking`); if that one is gone, the next.
+        An item wakes only one wait with `taking`. If its caller is gone, the item wakes the next one.
         """
 
     @abstractmethod
@@ -244,8 +244,8 @@ class Storage(ABC):
 
     @abstractmethod
     async def detach(self, stream: str, session: int, *, lost: bool, now: float) -> None:
-        """Remove the connection. Closed: its items are ready at once. Lost: at once for the same user, for others after
-        the grace period.
+        """Remove the connection. Items of a closed connection are ready at once. Items of a lost connection are ready
+        at once for the same user, and after the grace period for others.
 
         A lost connection counts as a failure of its items unless their process reconnects within the grace period. For
         a consumer that names no process, the first `FREE_LOSSES` losses of an item do not count.
@@ -299,8 +299,8 @@ class Storage(ABC):
     async def truncate(self, stream: str, below: int) -> int:
         """Delete all items with an index lower than `below` for all groups; return how many there were.
 
-        Later indexes go on from before. Many items are deleted in steps, the oldest first; a crash in between keeps the
-        rest.
+        The numbering of later items continues. Many items are deleted in steps, the oldest first: after a crash in
+        between, the rest is still there.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Delivery records that have changed are stored together, a moment later."""
+"""Stores changed delivery records together, after a short delay."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from easq.storage.rules.changes import Change, Ended, Keyed, KeysForgotten
 from easq.storage.rules.scans import NO_SCAN_LIMIT, ScanGate, ScanLimit
 from easq.storage.rules.stream import Stream
 
-#: one fetch of a connection reads at most so many items, and so many bytes
+#: most items, and most bytes, that one fetch of a connection reads
 _FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
 #: entries in one slice of a scan (10 us each, 35 us if they match), and before it waits for its first slice: most gets
 #: find what they want there
@@ -66,7 +66,7 @@ class EmbeddedStorage(EmbeddedEngine):
         self.check_space()
         index, effects = rules.allocate(len(frame.data), limits)
         if effects is not None:
-            # what made room is removed, whether the disk then has space or not
+            # the entries that made room are removed even if the disk then has no space
             self._apply_later(stream, effects)
         stored, settle = self._prepare(stream, index, frame, priority)
         request_id = frame.request_id

@@ -1,4 +1,5 @@
-"""An engine inside this process: the rules decide, their effects become changes, and a subclass stores these.
+"""The base of engines inside this process: the rules return effects, this module turns them into changes, and a
+subclass stores the changes.
 
 An item becomes visible when its change is durable, in the order of indexes. A removal is visible at once, and
 acknowledged when it is durable.
@@ -32,7 +33,7 @@ from easq.storage.rules.idempotency import KeyWindow
 from easq.storage.rules.stream import Stream
 from easq.storage.ticker import Ticker
 
-#: limits of what the service itself writes, which is always stored
+#: limits for items that the service itself writes: these are always stored
 NO_LIMITS = Limits(max_items=1 << 62, max_bytes=1 << 62)
 
 #: called on the event loop when changes are durable (None) or failed
@@ -79,7 +80,7 @@ class EmbeddedEngine(Storage):
 
     @abstractmethod
     def recall(self, stream: str, key: str) -> Keyed | None:
-        """Return what the idempotency key has stored; None when the key is unknown, or deleted."""
+        """Return the record of the idempotency key; None when the key is unknown, or deleted."""
 
     @abstractmethod
     def find(self, stream: str, request_id: str, start: int, most: int) -> list[int]:
@@ -140,7 +141,7 @@ class EmbeddedEngine(Storage):
     # -- effects -------------------------------------------------------------------------------------------------------
 
     async def _apply(self, stream: str, effects: Effects) -> None:
-        """Store what `effects` ask for, and return once that is durable.
+        """Store the changes of `effects`, and return once they are durable.
 
         Raises QueueFull when an item should be given up, and there was no space for its dead letter: it is not given
         up.

@@ -1,6 +1,6 @@
 """Long polls that wait for an item: each is woken when a matching item may have arrived.
 
-They are indexed by one of their tags, so an item costs only what the long polls with one of its tags cost.
+Each is listed under one of its tags. So an item is compared only with the long polls listed under the item's tags.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def matches(tags: Tags, wanted: Tags) -> bool:
 
 @dataclass(slots=True)
 class _StreamPolls:
-    """The long polls of one stream. Those with a `start` above the next index are in `later` until it is reached."""
+    """The long polls of one stream. Long polls with a `start` above the next index are in `later` until that index is
+    reached.
+    """
 
     reached: int = 0  # the highest index that has arrived
     polls: dict[int, _LongPoll] = field(default_factory=dict)

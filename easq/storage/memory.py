@@ -1,4 +1,6 @@
-"""The reference engine: entries in a dictionary, lost with the process. The readable definition of what is stored."""
+"""The reference engine: entries in a dictionary, lost with the process. It is the readable definition of stored
+data.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from easq.storage.rules.stream import Stream
 
 
 class MemoryStorage(EmbeddedStorage):
-    """Nothing survives the process; `meta.durability` says `memory`."""
+    """Stores entries in memory. Nothing survives the process; `meta.durability` is `memory`."""
 
     durability = "memory"
 

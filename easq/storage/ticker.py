@@ -10,7 +10,7 @@ from easq.storage.rules.effects import Effects
 from easq.storage.rules.state import AT_ONCE
 from easq.storage.rules.stream import Stream
 
-#: the next slice begins after so many seconds even if the last one is not stored yet
+#: seconds after which the next slice begins even if the last one is not stored yet
 _PAUSE_S = 1.0
 
 
@@ -19,10 +19,10 @@ class Ticker:
 
     `apply` returns a future that is done once the effects are stored, None if there is nothing to store. Long scans of
     the rules go on in slices: one slice in one turn of the event loop, and the next of a stream once the last one is
-    stored. Slices made faster than they are stored would pile up to one long transaction.
+    stored. Slices that are made faster than they are stored would form one long transaction.
     """
 
-    #: a timer that is late by more than so many seconds shows that the process stood still (stopped, suspended)
+    #: seconds of delay of a timer that show that the process stood still (stopped, suspended)
     stood_still_s = 1.0
 
     def __init__(

@@ -265,7 +265,7 @@ class RedisClient:
         if not info.is_primary:
             raise NotReady(f"{connection.name} is a replica")
         if info.is_loading:
-            # INFO is answered all the while, scripts are not
+            # while it loads, it answers INFO but runs no scripts
             raise NotReady(f"{connection.name} loads its data")
         if info.is_clustered and self._url.kind != "cluster":
             raise StorageError(
@@ -361,7 +361,7 @@ class RedisClient:
         return next(filter(None, reasons), "")
 
     async def _keep(self, active: _ConnectionSet) -> None:
-        """Replace the connections whenever one is lost or the primaries have changed."""
+        """Replace all connections when one is lost or the primaries have changed."""
         loop = asyncio.get_running_loop()
         while True:
             moved = asyncio.create_task(self._watch(active))

@@ -4,8 +4,8 @@ Calls that arrive while a batch is under way form the next one: group commit ove
 `appendfsync always` Redis syncs once for a batch, and one WAIT serves all of it.
 
 A call ends in one of four ways: its reply; Unavailable or QueueFull, when it certainly was not run; StorageError, when
-that is unknown. Nothing that may have been run is sent again. While fewer replicas follow than are waited for, a call
-that needs them is not run: it is unknown only for the calls that found this out.
+that is unknown. Nothing that may have been run is sent again. While fewer replicas follow than the number to wait for,
+a call that needs them is not run. Only for the calls that detected this state is the outcome unknown.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from easq.storage.redis.server_info import ServerInfo, parse_info
 
 log = logging.getLogger(__name__)
 
-#: a connection without any reply for so many seconds while some are due is lost
+#: seconds without any reply, while replies are due, after which a connection is lost
 DEADLINE_S = 1.0
 #: how long a WAIT waits for replicas, in milliseconds; less than the deadline
 WAIT_MS = 700
-#: and how long after one did not reach enough, to see whether they have caught up
+#: duration of the WAIT after one that did not reach enough replicas, to see whether they have caught up
 PROBE_MS = 100
-#: one batch takes at most so many calls, and stops taking after so many bytes
+#: most calls in one batch, and the bytes after which it takes no further call
 BATCH_CALLS, BATCH_BYTES = 512, 4 * 1024**2
 #: the server is asked for its state and settings at this interval, in seconds
 INFO_S = 1.0
@@ -53,7 +53,7 @@ _REFUSALS: Mapping[str, str] = {
     "MISCONF": "Redis cannot write to its disk",
     "NOSCRIPT": "Redis keeps forgetting its scripts",
 }
-#: with these codes the server is the wrong one, and the call waits for the right one
+#: codes of a server that is the wrong one: the call waits for the right one
 _ELSEWHERE = {"READONLY", "MOVED", "MASTERDOWN"}
 
 
@@ -69,7 +69,7 @@ class ScriptCall:
     #: EVALSHA, the SHA-1 and what follows
     command: Command
     size: int
-    #: its effects have to be on replicas before it ends
+    #: whether its effects have to be on replicas before the call ends
     replicated: bool
     future: asyncio.Future[Reply]
     #: until when it waits for a connection, by the clock of the loop
@@ -112,7 +112,7 @@ class PipelinedConnection:
         self.name = name
         #: the last known state of the server; known after `update_info`
         self.info: ServerInfo | None = None
-        #: fewer replicas follow than are waited for, as far as known: replicated calls are refused
+        #: whether fewer replicas follow than the number to wait for, as far as known: replicated calls are then refused
         self.has_too_few = False
         self._connection = connection
         self._texts = {} if texts is None else texts

@@ -24,7 +24,7 @@ from easq.storage.redis.url import RedisUrl
 Reply: TypeAlias = Any
 Command: TypeAlias = Sequence[str | bytes | int]
 
-#: error replies that redis-py raises as what they are; its other errors are those of the connection
+#: redis-py's exceptions for error replies of Redis; its other exceptions are errors of the connection
 _ERROR_REPLIES = (exceptions.ResponseError, exceptions.BusyLoadingError, exceptions.AuthenticationError)
 #: redis-py removes the code from the text of these
 _CODES: Mapping[type[Exception], str] = {

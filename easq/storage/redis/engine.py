@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 #: most bytes that one call of a read returns, after one item
 _READ_BYTES = 4 * 1024**2
-#: one fetch of a connection reads at most so many items, and so many bytes
+#: most items, and most bytes, that one fetch of a connection reads
 _FETCH_ITEMS, _FETCH_BYTES = 256, 4 * 1024**2
 #: pause before a failed fetch is repeated, in seconds
 _AGAIN_S = (0.05, 0.3)

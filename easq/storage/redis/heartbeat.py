@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 #: a stream with connections or claims of this server is checked at this interval, in parts of the server lease, drawn
 #: anew each time
 CHECK = (0.12, 0.2)
-#: so many of the other streams are checked each time: their timers run here, and `alive` reports ended servers
+#: number of other streams that are checked each time, to run their timers and to detect ended servers with `alive`
 _IDLE_CHECKS = 8
 #: most concurrent calls where one is made for each stream
 _AT_ONCE = 500
-#: a server that stops has so long to release its connections and claims, in seconds; the rest expires with its lease
+#: seconds in which a stopping server releases its connections and claims; the rest expires with its lease
 _LEAVE_S = 5.0
 _STREAMS, _SERVERS = "easq:streams", "easq:servers"
 #: most calls of a script that finds its stream gone or behind

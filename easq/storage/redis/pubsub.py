@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 #: called with the bytes that were published
 MessageHandler: TypeAlias = Callable[[bytes], None]
 
-#: a connection without any reply for so long, though it is pinged each second, is lost
+#: seconds without any reply, although the connection is pinged each second, after which it is lost
 _SILENCE_S, _PING_S = 3.0, 1.0
 #: pause before connecting again, in seconds
 _PAUSE_S = (0.1, 0.5)
@@ -24,7 +24,7 @@ _CONFIRM_S = 1.0
 
 
 class ChannelSubscriber:
-    """Subscribes to channels until it is closed, over one connection after the other."""
+    """Subscribes to channels until it is closed; connects again after each loss."""
 
     def __init__(
         self, connection: Callable[[], RedisConnection], handlers: Mapping[str, Sequence[MessageHandler]]

@@ -1,4 +1,4 @@
-"""The text of each Lua script: the parts that its first line names, then its own file.
+"""Builds the text of each Lua script: the parts that its first line names, then its own file.
 
 That line is `-- flags: FLAGS; after: PART PART ...`; the flags are those that Redis 7 takes in the first line of a
 script. A part is a Lua file with functions for several scripts.

@@ -1,4 +1,4 @@
-"""The state of a Redis server by its own account, and whether it can store a queue. No I/O."""
+"""The state that a Redis server reports, and a check whether the server can store a queue. No I/O."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easq.errors import StorageError
 #: the oldest Redis that has all commands that are used
 OLDEST = (7, 0)
 
-#: a replica that has reported nothing for more seconds does not follow; a live one reports each second
+#: seconds without a report after which a replica does not follow; a live one reports each second
 _MOST_LAG_S = 2
 _REPLICA = re.compile(r"slave[0-9]+")
 #: the only maxmemory-policy with which Redis never deletes acknowledged items, and how to set it

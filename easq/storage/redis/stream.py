@@ -1,4 +1,4 @@
-"""One stream at Redis as this server knows it, and the settings with which its scripts are called."""
+"""The local state of one stream at Redis, and the settings for its scripts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 #: schema version of the keys that the scripts read and write. Version 1, without the filters of groups, is accepted and
 #: converted; others are refused
 SCHEMA = "2"
-#: a server without a heartbeat for so many seconds is gone: others get the items of its consumers
+#: seconds without a heartbeat after which a server is gone: others get the items of its consumers
 LEASE_S = 5.0
 #: prefix of the channel of a server, which ends in the name of the server
 HINT = "easq:hint:"
@@ -72,7 +72,9 @@ class LocalSession:
 
 @dataclass(slots=True, eq=False)
 class RemoteStream:
-    """A stream at Redis: what this server has seen of it, and what it has under way there."""
+    """The local state of a stream at Redis: the highest numbers that this server has seen, its connections and its
+    claims.
+    """
 
     name: str
     settings: str
@@ -86,13 +88,13 @@ class RemoteStream:
     arrivals: int = 0
     #: number of puts and releases already announced to the long polls here
     announced: int = 0
-    #: and at the time of the last read, until a wait follows it
+    #: the same number at the time of the last read, until a wait follows the read
     read_at: int | None = None
     #: until when other servers announce new items to this one
     listed_until: float = 0.0
     #: when this server last renewed its lease here
     renewed_at: float = 0.0
-    #: how often that was so late that the lease may have expired
+    #: number of renewals that were so late that the lease may have expired
     lapses: int = 0
     #: connections being added; and those still to be removed (and whether lost)
     attaching: int = 0

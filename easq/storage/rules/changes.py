@@ -1,4 +1,4 @@
-"""The changes that a step of a stream asks to be stored: one row each, or a few."""
+"""The changes that an engine stores after a step of a stream: one or a few rows each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Keyed:
-    """The idempotency key has stored an item whose data has this SHA-256."""
+    """An item was stored under the idempotency key; `digest` is the SHA-256 of its data."""
 
     stream: str
     key: str
@@ -63,7 +63,7 @@ class Truncated:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The group has committed an entry, or given it up, that another group still retains."""
+    """The group has committed an entry, or has given it up; another group still retains the entry."""
 
     stream: str
     group: str
@@ -83,7 +83,7 @@ class DeliveryRecorded:
 
 @dataclass(frozen=True, slots=True)
 class GroupChanged:
-    """The group is stored, replacing the stored one, or deleted (`is_stored` is False).
+    """The state of a group is stored in place of the earlier one, or deleted if `is_stored` is False.
 
     `filter` is the text of its filters; `left_ms` is the time at which its last consumer left, in Unix milliseconds.
     """

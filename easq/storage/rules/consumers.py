@@ -1,4 +1,6 @@
-"""The consumers of a group: their connections, the views that these share, and what attributes list of them."""
+"""The consumers of a group: their connections, the views that connections share, and the members listed in
+attributes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ class FilterView:
         self.inbox: list[tuple[int, int]] = []  # (-priority, index)
         self.returned: list[tuple[int, int]] = []  # heap of (-priority, index)
         self.sessions: set[int] = set()
-        self.left = 0  # budget: how much this call may still examine
+        self.left = 0  # rest of the budget of this call
 
 
 @dataclass(slots=True)
@@ -37,11 +39,11 @@ class ConsumerSession:
     view: FilterView
     pending: set[int] = field(default_factory=set)  # pending at this connection
     unsent: dict[int, None] = field(default_factory=dict)  # pending but not fetched yet, in order
-    served: int = 0  # count of dispatched items of the stream when it last got one
+    served: int = 0  # `Dispatcher.count` when the connection last got an item
     stopped: bool = False
-    alone: int = 0  # the item that it has, or waits for, as the only one
+    alone: int = 0  # index of the item that is delivered alone to the connection, or will be; 0: none
     process: str = ""
-    # heap of (-priority, index): items held for this user, which get delivered one at a time
+    # heap of (-priority, index): items held for this user, delivered one at a time
     redeliveries: list[tuple[int, int]] = field(default_factory=list)
 
     @property

@@ -1,8 +1,9 @@
-"""Which connection of a group gets which item next.
+"""Choose the connection of a group that gets the next item.
 
-The ready item of the highest priority and lowest index goes to the consumer with most free slots; among equals to the
-one served least recently, then to the lowest number. An item that failed before goes to a connection that has nothing
-else.
+The ready item of the highest priority and lowest index goes to the consumer with most free slots. Among equals, the one
+served least recently gets it, then the one with the lowest number. An item that failed once goes to another consumer,
+if there is one. After two failures, or one lost connection, an item is delivered alone: to a connection that has no
+other item.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from easq.storage.rules.effects import Effects
 from easq.storage.rules.entries import Entries
 from easq.storage.rules.groups import ConsumerGroup
 
-#: a heap is searched for stale entries when it is longer than this, and than twice the stream
+#: stale entries of a heap are removed when it is longer than this and more than twice as long as the stream
 _MIN_LENGTH = 1024
-#: if the consumers of a group have different filters: most items of one heap that `_dispatch_elsewhere` examines
+#: most items of one heap that `_dispatch_elsewhere` examines if the consumers of the group have different filters
 _MOST_BEHIND = 32
 #: Budget of one call; the next call goes on. An entry costs 1 (0.4 us), or 40 if its tags are read, which may be in the
 #: file (10-20 us). The whole budget takes less than 4 ms.
 _BUDGET, _TAGS_COST = 8_000, 40
-#: budget of a view without tags, which seldom has to look far, while another view is behind
+#: budget of a view without tags while another view is behind; a view without tags seldom examines many entries
 _FEW = 64
 #: returned for a view's next item while it is not known yet; not a valid index
 _UNKNOWN = 0
@@ -43,7 +44,7 @@ class Dispatcher:
         self.is_behind = False
 
     def _spend(self, view: FilterView, cost: int) -> bool:
-        """Take `cost` from the view's budget; return False, and set `is_behind`, if it is spent."""
+        """Subtract `cost` from the view's budget. If the budget is spent, set `is_behind` and return False."""
         if view.left <= 0:
             self.is_behind = True
             return False
@@ -53,11 +54,10 @@ class Dispatcher:
     def dispatch(
         self, group: ConsumerGroup, effects: Effects, *, groups: int = 1, is_slice: bool = False
     ) -> None:
-        """Assign the ready item of the highest priority and lowest index to the consumer with most free slots, while
-        one fits.
+        """Assign ready items, in order of rank, until no consumer with a free slot wants one.
 
-        The next item of a view may lie behind more entries than one call may examine; calls with `is_slice` then go on.
-        The budget is shared by `groups`.
+        The next item of a view may be behind more entries than one call may examine. Calls with `is_slice` then
+        continue the search. `groups` is the number of groups that share the budget.
         """
         share = max(_TAGS_COST, _BUDGET // (groups * max(1, len(group.views))))
         for view in group.views:
@@ -90,8 +90,8 @@ class Dispatcher:
             self._assign(group, session, best[1], effects)
 
     def redeliver_held(self, group: ConsumerGroup, session: ConsumerSession, effects: Effects) -> None:
-        """Give the items that are held for this user to its new connection; those that its filter excludes are ready
-        for all.
+        """Give the items that are held for a user to the user's new connection. Items that its filter excludes become
+        ready for all.
 
         A process that reconnects gets all of them at once, as before. Another process gets them one at a time.
         """
@@ -158,7 +158,7 @@ class Dispatcher:
                 session.alone = 0
 
     def unreserve(self, group: ConsumerGroup, session: ConsumerSession) -> None:
-        """End the wait of the connection for an item; the item, if it is still ready, is for any connection."""
+        """Stop the connection's wait for an item. If the item is still ready, any connection may get it."""
         group.reserved.discard(session.number)
         index, session.alone = session.alone, 0
         self.make_ready(group, index)
@@ -173,7 +173,9 @@ class Dispatcher:
     # -- items for, or not for, a certain consumer ---------------------------------------------------------------------
 
     def _redeliver(self, group: ConsumerGroup, effects: Effects) -> None:
-        """Give consumers the items held for them, one at a time: each once the consumer has nothing else pending."""
+        """Give consumers the items held for them, one at a time. A consumer gets the next one when it has nothing else
+        pending.
+        """
         for number in sorted(group.redelivering):
             session = self._sessions[number]
             while session.redeliveries:
@@ -205,7 +207,7 @@ class Dispatcher:
             if not heap:
                 del group.elsewhere[user]
             elif len(group.views) == 1:
-                # consumers without a free slot for this one have none for the others either
+                # all consumers have the same filter: without a free slot for this item there is none for the others
                 found.append(heap[0])
             else:
                 found += heapq.nsmallest(_MOST_BEHIND, heap)
@@ -243,7 +245,9 @@ class Dispatcher:
     # -- items delivered alone -----------------------------------------------------------------------------------------
 
     def _serve_reserved(self, group: ConsumerGroup, effects: Effects) -> None:
-        """Assign its item to each connection that waited to be empty and is; end the wait for items that are gone."""
+        """Assign the reserved item to each waiting connection that is now empty. End the wait for items that no longer
+        exist.
+        """
         for number in sorted(group.reserved):
             session = self._sessions[number]
             if session.stopped or not self._ready(group, session.alone):
@@ -253,8 +257,8 @@ class Dispatcher:
                 self._assign(group, session, session.alone, effects)
 
     def _release_reserved(self, group: ConsumerGroup) -> bool:
-        """End one wait of a connection for an item that another, empty connection could take; return whether there was
-        one.
+        """End the wait of one connection for an item that another, empty connection can take. Return whether there was
+        such a wait.
 
         Called when no other item can be dispatched.
         """
@@ -276,11 +280,11 @@ class Dispatcher:
         return [session for session in wanting if not session.alone and not session.redeliveries]
 
     def _reserve(self, group: ConsumerGroup, other: tuple[int, int] | None, effects: Effects) -> bool:
-        """Choose a connection for an item that is delivered alone and comes before `other`; return whether there was
-        one.
+        """Reserve a connection for an item that is delivered alone and comes before `other`. Return whether there was
+        such an item.
 
-        The connection with least pending gets nothing more until it is empty, then this item. The others go on with
-        later items.
+        The connection with the fewest pending items is reserved: it gets nothing more until it is empty, and then this
+        item. The other connections go on with later items.
         """
         passed: list[tuple[int, int]] = []
         found = False

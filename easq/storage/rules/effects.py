@@ -1,4 +1,4 @@
-"""The effects of a step of a stream: what the engine has to store, and which connections to wake."""
+"""The effects of a step of a stream: the changes that the engine stores, and the connections that it wakes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 class DeliveryRecord:
     """Deliveries and failures of an item in a group to which it was delivered at least once.
 
-    `losses` counts its lost connections, except those whose process reconnected in time. `busy_ms` is how long it was
-    busy since its last failure: it waited, or was at a consumer that then reported busy again. `fetched_ms`, which is
-    not stored, is the time at which a consumer got an item that was busy before; 0 if that is not known.
+    `losses` counts its lost connections, except those whose process reconnected in time. `busy_ms` is the total time
+    that the item was busy since its last failure, in milliseconds: it waited, or it was at a consumer that then
+    reported busy again. `fetched_ms`, which is not stored, is the time at which a consumer got an item that was busy
+    before; 0 if the time is unknown.
     """
 
     deliveries: int = 0
@@ -25,7 +26,8 @@ class DeliveryRecord:
 
 @dataclass(slots=True)
 class Effects:
-    """The requests of a step to the engine. `removed` and `truncated_below` (0: none) name entries to delete.
+    """The result of a step: the changes that the engine has to store, and the connections to wake. `removed` and
+    `truncated_below` (0: none) name entries to delete.
 
     `given_up` entries are copied to the rear store. `unanswered` ones were removed because every group gave them up and
     none committed them. Once copies and answers are stored or refused, the engine calls `copies_stored` or

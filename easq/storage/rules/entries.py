@@ -1,6 +1,6 @@
-"""The entries of a stream by priority and index, the claimed ones, and those that are being stored.
+"""The entries of a stream: present ones by priority and index, claimed ones, and allocated ones that are being stored.
 
-Priority and size of each entry are known here; its tags and data belong to the engine. No consumer is known here.
+This module has the priority and size of each entry. The engine has the tags and data. Consumers are unknown here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from easq.storage.base import Limits
 INDEX_BITS = 42
 #: a level is rebuilt when it has more holes than this, and more than present entries
 _MIN_HOLES = 1024
-#: most shapes (priority and size) that are shared
+#: most different (priority, size) tuples that entries share
 _MAX_SHAPES = 4096
 
 
@@ -58,7 +58,7 @@ class Entries:
 
     def __init__(self, last: int) -> None:
         self.last = last  # highest index ever allocated
-        self.shown = last  # highest index ever made visible, or known not to have been stored
+        self.shown = last  # highest index that was made visible, or dropped because it was not stored
         self._present: dict[int, tuple[int, int]] = {}  # index -> (priority, size)
         self._shapes: dict[tuple[int, int], tuple[int, int]] = {}  # equal tuples share memory
         self._levels: dict[int, _PriorityLevel] = {}
@@ -107,7 +107,7 @@ class Entries:
         self.shown = max(self.shown, index)
 
     def has_room(self, size: int, limits: Limits, *, items: int = 1) -> bool:
-        """Return whether so many entries fit, of `size` bytes together."""
+        """Return whether `items` entries with a total of `size` bytes fit."""
         return self._fits(len(self._present) + items - 1, self._size, size, limits)
 
     def lacks(self, size: int, limits: Limits) -> tuple[int, int]:
@@ -116,7 +116,9 @@ class Entries:
         return items, self._size + self._allocated_size + size - limits.max_bytes
 
     def would_have_room(self, size: int, limits: Limits, *, without: Iterable[int]) -> bool:
-        """Return whether it fits without `without` and, with `limits.evict`, all entries that may be evicted."""
+        """Return whether an entry of `size` bytes would fit if the entries `without` were removed. With `limits.evict`,
+        all entries that may be evicted count as removed too.
+        """
         gone = set(without)
         if limits.evict:
             left = [held for index, held in self._claimed.items() if index not in gone]
@@ -187,7 +189,7 @@ class Entries:
 
     @property
     def visible_size(self) -> int:
-        """The bytes of the entries that are present and not claimed."""
+        """The total size in bytes of the entries that are present and not claimed."""
         return self._size - sum(self._claimed.values())
 
     @property
@@ -244,7 +246,9 @@ class Entries:
         return sum(1 for other in others if self.visible(other) and self.rank(other) < rank)
 
     def bound(self, below: int, most: int) -> int:
-        """Return an index, at most `below`, below which at most `most` entries, or one per priority, are present."""
+        """Return the end of a slice: an index of at most `below`. At most `most` present entries are below it, or one
+        per priority.
+        """
         share = max(1, most // max(1, len(self._levels)))
         for level in self._levels.values():
             if len(level.indexes) - level.head > share:

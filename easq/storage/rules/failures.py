@@ -10,11 +10,11 @@ from easq.storage.rules.effects import DeliveryRecord, Effects
 from easq.storage.rules.groups import ConsumerGroup, Hold
 from easq.storage.rules.state import StreamState
 
-#: code of the failure of an item that waited for busy consumers for too long
+#: failure code of an item that was busy for too long
 BUSY_STATUS = "503"
 #: the wait of a busy item without `delay_s`: as long as it has waited before, within these bounds, in milliseconds
 BUSY_FIRST_MS, BUSY_MOST_MS = 1000, 30_000
-#: so many lost connections of an item do not count as failures if the consumer names no process
+#: number of lost connections of an item that do not count as failures if the consumer names no process
 FREE_LOSSES = 10
 #: the failure reason of an item whose consumer did not reconnect
 _LOST = "the connection was lost"
@@ -84,7 +84,7 @@ class FailureRules(StreamState):
         """Make items that are pending in the group ready again after their back-off, and return how many; ignore
         others.
 
-        Busy items wait for its `delay_s`, or as long as they have waited before.
+        Busy items wait for `delay_s` of the negative; without it, as long as they have waited before.
         """
         effects = Effects()
         code = negative.code
@@ -144,7 +144,9 @@ class FailureRules(StreamState):
     # -- too many failures ---------------------------------------------------------------------------------------------
 
     def _fail(self, group: ConsumerGroup, index: int, code: str, reason: str, effects: Effects) -> bool:
-        """Count a failure of the item. Return whether it was the last one allowed, and the group gave the item up."""
+        """Count a failure of the item. Return whether it was the last failure allowed, so that the group gave the item
+        up.
+        """
         record = group.records.setdefault(index, DeliveryRecord())
         record.failures += 1
         record.code, record.reason = code, reason
@@ -153,7 +155,8 @@ class FailureRules(StreamState):
         return self._give_up(group, index, record, effects)
 
     def _give_up(self, group: ConsumerGroup, index: int, record: DeliveryRecord, effects: Effects) -> bool:
-        """Give the item up if it has no failure left: it counts as committed, and a dead letter is requested.
+        """Give the item up if it has reached the limit of failures: it counts as committed, and a dead letter is
+        requested.
 
         Returns whether it was given up. Without room in the rear store it stays, and is retried after the longest
         back-off.
@@ -184,8 +187,8 @@ class FailureRules(StreamState):
         """Restore removed entries, as their copies and answers could not be stored.
 
         Entries that were deleted or committed since are not restored. An item that a group gave up is ready for it
-        after the longest back-off. Then `tick` also searches for entries that were removed without a failure of their
-        own.
+        after the longest back-off. After the same delay, `tick` tries again to remove the entries whose answer was
+        refused.
         """
         again = now + self.timing.backoff_s[-1]
         taken = Effects()

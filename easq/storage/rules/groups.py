@@ -1,4 +1,4 @@
-"""A consumer group of a stream: what it has done with the entries, and its consumers."""
+"""A consumer group of a stream: its consumers, and the state of the entries in it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from easq.storage.rules.filters import Filters
 _MAX_LEFT = 1000
 #: most views without a connection, per group
 _MAX_LEFT_VIEWS = 16
-#: an item with so many failures in a group, or so many lost connections, is delivered alone, so that a crash that it
-#: causes does not affect a window of other items
+#: number of failures, and of lost connections, after which an item is delivered alone in its group: a crash that the
+#: item causes then affects no other items
 _ALONE_AFTER, _ALONE_AFTER_LOSSES = 2, 1
-#: of one entry in a group: whether it is committed, whether given up, and its delivery record
+#: the state of one entry in a group: whether it is committed, whether it is given up, and its delivery record
 EntryState: TypeAlias = tuple[bool, bool, DeliveryRecord | None]
 
 
 class Hold(NamedTuple):
-    """Keeps an item for `user`, or away from everyone if that is None, before `until`.
+    """Holds an item for `user` until the time `until`. If `user` is None, no consumer gets the item until then.
 
     With a `process`, the item was pending at a lost connection of that process. If it does not reconnect before `until`
     the loss counts as a failure.
@@ -44,11 +44,11 @@ class ConsumerGroup:
         self.given_up: set[int] = set()  # a part of `committed`
         # heap of (-priority, index): ready, and to be delivered alone
         self.alone: list[tuple[int, int]] = []
-        # connections that get nothing more until they are empty, and then such an item
+        # connections that get nothing more until they are empty, and then an item of `alone`
         self.reserved: set[int] = set()
         self.records: dict[int, DeliveryRecord] = {}
-        # index -> the user that failed the item last: another user gets it, if there is one; and by that user the
-        # heap of such items that are ready
+        # index -> the user that failed the item last: another user gets it, if there is one. `elsewhere` has the ready
+        # ones of these items: user -> heap of (-priority, index)
         self.failed_by: dict[int, str] = {}
         self.elsewhere: dict[str, list[tuple[int, int]]] = {}
         self.redelivering: set[int] = set()  # connections with items in `ConsumerSession.redeliveries`
@@ -60,7 +60,7 @@ class ConsumerGroup:
         ] = []  # views without a connection, the one left most recently at the end
         self.members: dict[str, GroupMember] = {}
         self.connected = 0
-        self.filters = Filters()  # which items the group retains; without a filter none
+        self.filters = Filters()  # the group retains the items that match one of them
         self.highest = 0  # highest index dispatched
 
     @property
@@ -99,7 +99,9 @@ class ConsumerGroup:
         return view
 
     def leave_view(self, view: FilterView) -> None:
-        """Remember a view without connections: to examine the items before its cursors may have taken long."""
+        """Store a view without connections for a later connection: examining the items before its cursors may have
+        taken long.
+        """
         self.views.remove(view)
         self.left_views.append(view)
         del self.left_views[:-_MAX_LEFT_VIEWS]

@@ -1,17 +1,17 @@
-"""Which idempotency keys may be deleted: old ones, once there are enough newer ones."""
+"""The numbering of idempotency keys, and the choice of keys to delete: old ones, once there are enough newer ones."""
 
 from __future__ import annotations
 
 from collections import deque
 
-#: a key is stored for so many seconds, and as long as it is among so many last ones of its stream
+#: a key is stored for at least this number of seconds, and while it is among this number of newest keys of its stream
 REMEMBER_S, REMEMBER_KEYS = 600.0, 100_000
-#: so many keys are deleted at a time
+#: number of keys that are deleted at a time
 _STEP = 1000
 
 
 class KeyWindow:
-    """Numbers the keys of one stream in the order of arrival, and tells below which number they may be deleted."""
+    """Numbers the keys of one stream in the order of arrival, and finds the number below which keys may be deleted."""
 
     def __init__(self, last: int = 0) -> None:
         self.last = last
@@ -26,7 +26,7 @@ class KeyWindow:
         return self.last
 
     def forget(self, now: float) -> int:
-        """Return the number below which keys may be deleted; 0 when there are too few such keys to be worth it."""
+        """Return the number below which keys may be deleted; 0 while fewer than one batch of keys may be."""
         old = 0
         while self._marks and now - self._marks[0][0] >= REMEMBER_S:
             old = self._marks.popleft()[1]

@@ -1,8 +1,9 @@
 """Which items of a stream are retained, and by which groups.
 
 A group retains the items that match one of its filters and that it has not committed. An item is removed once a group
-has committed it and no group retains it. So a committed item that is still present is retained by another group. It can
-become free without a commit only when a filter of that group ends: then all committed items are examined, in slices.
+has committed it and no group retains it. So a committed item that is still present is retained by another group.
+Without a further commit, such an item becomes removable only when a filter of that group ends. Then all committed items
+are examined, in slices.
 """
 
 from __future__ import annotations

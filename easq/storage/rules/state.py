@@ -20,7 +20,7 @@ from easq.storage.rules.retention import Retention
 #: the value of `due` when `tick` has to be called at once: before any time of a monotonic clock
 AT_ONCE = 0.0
 
-#: of a removed entry: priority, size, and its state in each group
+#: a removed entry: its priority, its size, and its state in each group
 RemovedEntry: TypeAlias = tuple[int, int, dict[str, EntryState]]
 
 
@@ -38,7 +38,7 @@ class StreamState:
         has_rear_room: Callable[[int, int], bool] = lambda _items, _size: True,
     ) -> None:
         self.timing = timing
-        self.max_failures = max_failures  # an item with so many failures is given up; 0: never
+        self.max_failures = max_failures  # number of failures after which an item is given up; 0: never
         self.has_rear_room = has_rear_room
         self.ended = ended
         self.entries = Entries(last)
@@ -47,7 +47,8 @@ class StreamState:
         self._dispatcher = Dispatcher(self.entries, self._sessions, tags_of)
         self._retention = Retention(self.entries, self._groups, tags_of)
         self._number = 0
-        # entries that were removed before their copy or answer is stored: how to restore them; None: not to be restored
+        # removed entries whose copy or answer is not stored yet: the values to restore them, or None if they must not
+        # be restored
         self._removed: dict[int, RemovedEntry | None] = {}
         self._unanswered_at = inf  # when to search for entries whose answer was refused
         self.due = inf  # when `tick` has to be called next
@@ -60,7 +61,9 @@ class StreamState:
         return group
 
     def _present(self, indexes: Iterable[int]) -> list[int]:
-        """Return the present ones of `indexes`, each once. Those with a copy being stored will not be restored."""
+        """Return the present entries of `indexes`, each once. Entries whose copy is being stored will never be
+        restored.
+        """
         named = dict.fromkeys(indexes)
         if self._removed:
             self._removed |= dict.fromkeys(self._removed.keys() & named.keys())
@@ -97,7 +100,7 @@ class StreamState:
         return -self.entries.rank(index)[0], self.entries.size_of(index), states
 
     def _is_free(self, index: int) -> bool:
-        """Return whether no group retains an item that one has just committed; record who does."""
+        """Return whether no group retains an item that was just committed. Record its holder otherwise."""
         holder = self._retention.holder(index)
         if holder != NOBODY:
             self._retention.record_holder(index, holder)

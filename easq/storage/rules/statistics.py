@@ -1,4 +1,4 @@
-"""What attributes tell of a stream: its length, consumers, groups, and the filters that retain items."""
+"""The state of a stream in its attributes: its length, consumers, groups, and the filters that retain items."""
 
 from __future__ import annotations
 

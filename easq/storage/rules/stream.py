@@ -1,4 +1,4 @@
-"""The rules of one stream: which connection gets which item, and what has to be stored. No I/O, threads or clocks.
+"""The rules of one stream: dispatch of items to connections, and the changes to store. No I/O, threads or clocks.
 
 The life of an entry, for one group:
 
@@ -17,7 +17,7 @@ The life of an entry, for one group:
     claim: hidden from everyone until it is released or deleted.
 
 A `Stream` knows index, priority and size of each entry; tags and data belong to the engine. Its methods change the
-state and return `Effects`: what the engine has to store, and which connections have something to fetch.
+state and return `Effects`: the changes that the engine has to store, and the connections that have items to fetch.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class Stream(FailureRules):
     def allocate(self, size: int, limits: Limits) -> tuple[int, Effects | None]:
         """Reserve an index for an item of `size` bytes; `show` or `drop` has to follow, in the order of the indexes.
 
-        Returns the index, and what making room for the item asks for; None, as for most items, if there was room.
-        Raises StreamEnded; QueueFull when there is no room even without the claims of absent groups. Then nothing has
-        changed.
+        Returns the index and the effects of making room for the item; None for the effects if there was room. Raises
+        StreamEnded; QueueFull when there is no room even without the items that only absent consumers retain. After an
+        error nothing has changed.
         """
         if self.ended:
             raise StreamEnded("the stream has ended and takes no more items")
@@ -150,8 +150,8 @@ class Stream(FailureRules):
         return len(gone), effects
 
     def commit(self, name: str, indexes: Iterable[int]) -> tuple[int, Effects]:
-        """Commit the items for the group, and return how many were not committed before. Items without a group that
-        retains them are removed.
+        """Commit the items for the group, and return how many were not committed before. Items that no group retains
+        are removed.
         """
         effects = Effects()
         present = self._present(indexes)
@@ -226,8 +226,8 @@ class Stream(FailureRules):
     def _take_filter(self, group: ConsumerGroup, tags: Tags, before: Tags | None, effects: Effects) -> None:
         """Record that a consumer with `tags` is connected: the group retains the items that match them.
 
-        If the consumer had other tags `before` that no other consumer has, their filter ends: it will not return for
-        those items.
+        If the consumer had other tags `before`, and no other consumer has them, their filter ends: the consumer will
+        not return for the items of that filter.
         """
         mine = filter_of(tags)
         if mine not in group.filters or group.filters.is_absent(mine):
@@ -242,7 +242,7 @@ class Stream(FailureRules):
             self._remove_free(effects)
 
     def detach(self, number: int, *, lost: bool, now: float) -> Effects:
-        """Remove the connection; closed or `lost` decides when others get its items. Unknown numbers are ignored."""
+        """Remove the connection. `lost` decides when others get its items. Unknown numbers are ignored."""
         effects = Effects()
         session = self._sessions.get(number)
         if session is not None:

@@ -11,13 +11,13 @@ from easq.storage.sqlite.data_file import LOG_BYTES, DataFile, is_full
 
 log = logging.getLogger(__name__)
 
-#: the write-ahead log is copied back, between batches, after so many written bytes (an estimate)
+#: written bytes (an estimate) after which the write-ahead log is copied back, between batches
 CHECKPOINT_BYTES = LOG_BYTES
-#: a transaction waits so many milliseconds for another program that writes to the file
+#: milliseconds that a transaction waits for another program that writes to the file
 BUSY_MS = 5000
 #: a warning is logged when the write-ahead log stays longer than this; SQLite truncates it to this length, in bytes
 LONG_LOG_BYTES = 64 * 1024**2
-#: the same warning is logged at most once in so many seconds
+#: seconds before the same warning is logged again
 _SAY_S = 60.0
 #: with a log longer than this, in bytes, puts are refused
 MOST_LOG_BYTES = 1024**3
@@ -118,7 +118,7 @@ class Checkpoints:
         return bool(pages * size > LARGE_FILE_BYTES and free * 2 > pages)
 
     def _give_back(self) -> None:
-        """Return free pages of the file to the disk, as many as take about `SLICE_S`."""
+        """Return free pages of the file to the disk for about `SLICE_S`."""
         began_at = time.monotonic()
         try:
             # not `execute`: the pragma yields an empty row for each page, and before Python 3.13 it stops at the first

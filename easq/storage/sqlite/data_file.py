@@ -28,7 +28,7 @@ from easq.storage.sqlite.permissions import (
 
 log = logging.getLogger(__name__)
 
-#: "easq" in ASCII: SQLite's mark of whose file this is
+#: "easq" in ASCII: the application id that SQLite stores in the file
 APPLICATION_ID = 0x65617371
 SCHEMA_VERSION = 2
 #: freed when the disk is full, so that deletes and commits go on
@@ -126,7 +126,7 @@ class DataFile:
         try:
             lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            # /proc says "No such file or directory" to whoever makes a file there
+            # in /proc, creating a file fails with "No such file or directory"
             reason = "" if error.errno == errno.ENOENT else f": {error.strerror}"
             raise StorageError(
                 f"{self.path} cannot be a data file: no file can be made in the folder"
@@ -235,8 +235,9 @@ class DataFile:
     def _copy(self, *, wanted: bool) -> None:
         """Replace the file by a copy of all that can be read, synced.
 
-        After a failed sync the system may take pages for written that never were, and reading them proves nothing. So
-        the file is not written to until all of it was written anew. Raises StorageError when this is not `wanted`.
+        After a failed sync, the system may treat pages as written although they never were; reading them proves
+        nothing. So the whole file is written anew before anything else is written. Raises StorageError when this is not
+        `wanted`.
         """
         if not wanted:
             raise StorageError(
@@ -379,11 +380,11 @@ class DataFile:
         return self.path.with_name(self.path.name + ".ballast")
 
     def drop_ballast(self) -> None:
-        """Free the space that was put aside."""
+        """Delete the ballast, to free its space."""
         self._ballast.unlink(missing_ok=True)
 
     def make_ballast(self) -> None:
-        """Put space aside for the time when the disk is full, if there is plenty now."""
+        """Create the ballast if there is plenty of space."""
         if self._ballast.exists():
             return
         if self.free_bytes() < RESERVE_BYTES + 2 * BALLAST_BYTES:

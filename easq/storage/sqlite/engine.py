@@ -1,6 +1,6 @@
 """The embedded, durable engine: one SQLite file, written by group commit.
 
-A second, read-only connection reads. The rules say what is visible, and that is durable.
+A second, read-only connection reads. Only entries that are visible in the rules are read, and these are durable.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from easq.storage.sqlite.group_commit import CommitJob, GroupCommit
 
 log = logging.getLogger(__name__)
 
-#: free room is checked again after so many seconds, or when so many bytes were put; after fewer when little is left
+#: free space is checked again after this number of seconds, or of put bytes; after fewer bytes when little is left
 SPACE_S, SPACE_BYTES = 0.5, 4 * 1024**2
 #: earlier versions of SQLite can lose data of the write-ahead log if two connections write; easq itself has one
 SAFE_SQLITE = (3, 51, 3)

@@ -31,15 +31,15 @@ from easq.storage.sqlite.rows import INLINE_BYTES, RowWriter, weight
 
 log = logging.getLogger(__name__)
 
-#: one transaction takes at most so many jobs, and stops taking after so many payload bytes
+#: most jobs in one transaction, and the payload bytes after which it takes no further job
 BATCH_JOBS, BATCH_BYTES = 512, 4 * 1024**2
-#: the first batch after a pause begins when it has so many jobs
+#: number of jobs with which the first batch after a pause begins
 OPENING_JOBS = 16
-#: on a full disk, jobs that only remove are tried again after so many seconds
+#: seconds after which, on a full disk, jobs that only remove are tried again
 ROOM_S = 0.5
-#: the write-ahead log is truncated when there was nothing to write for so long, in seconds
+#: seconds without anything to write after which the write-ahead log is truncated
 IDLE_S = 2.0
-#: the next slice of a vacuum begins when there was nothing to write for so long, in seconds
+#: seconds without anything to write after which the next slice of a vacuum begins
 SLICE_AFTER_S = 0.02
 
 
@@ -183,7 +183,7 @@ class GroupCommit:
     def _in_thread(self, work: Callable[[], None], then: Callable[[BaseException | None], None]) -> None:
         """Do the work in the thread; call `then` on the event loop with the exception that it raised, or None.
 
-        An executor costs three times as much for each hand-over, and a sync is as short as that.
+        An executor takes three times as long to start the work, and that is as long as a sync takes.
         """
 
         def run() -> None:

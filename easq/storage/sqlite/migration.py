@@ -12,7 +12,7 @@ from easq.storage.rules.entries import INDEX_BITS
 
 log = logging.getLogger(__name__)
 
-#: an id of layout 1 had the index in so many bits, and ten for the stream
+#: number of bits for the index in an id of layout 1; ten more bits are for the stream
 _OLD_BITS = 53
 #: duration of one step, in seconds: a signal that ends the service is handled between two steps
 _STEP_S = 0.25

@@ -1,4 +1,6 @@
-"""Who may use the data file: kinds, links, modes and owners of the file, those beside it, and their folder."""
+"""Checks who may use the data file: kind, links, mode and owner of the file, of the files beside it, and of their
+folder.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from easq.storage.rules.entries import INDEX_BITS
 
 #: a batch with more bytes of payload is written in the thread
 INLINE_BYTES = 128 * 1024
-#: writing a removed or changed row takes as long as so many bytes of payload: 10 us, three statements
+#: bytes of payload that take as long to write as a removed or changed row: 10 us, three statements
 _ROW_BYTES = 128
 #: Entries go in many at a time: after each step of a statement the writer waits for the interpreter's lock, 5 ms when
 #: the event loop is busy (measured: a third of all puts a second). SQLite takes 32,766 values, before 3.32 999.

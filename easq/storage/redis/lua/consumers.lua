@@ -1,14 +1,13 @@
 -- The connections of a group, the views that they share, and the consumers as attributes list them.
 --
--- A view has one start, one filter, and how far it has been scanned in each priority. The keys are described in
--- groups.lua.
+-- A view has one start, one filter, and its scan position in each priority. The keys are described in groups.lua.
 
 local consumers = {}
 
 local MOST_LEFT = 1000  -- most consumers that left and are still listed
 
--- Reads a connection. `out` is the number of items pending there; `alone` is the item that it has, or waits for, as the only
--- one, or ''; `redelivers`: it gets held items one at a time
+-- Reads a connection. `out` is the number of items pending there; `alone` is the item that is delivered alone to it, or
+-- will be, or ''; `redelivers`: it gets held items one at a time
 local function session_of(number, text)
   local f = cmsgpack.unpack(text)
   return {
@@ -148,7 +147,7 @@ function consumers.view(G, after, filter)
   return V
 end
 
--- Answers how far the view has been scanned: in a priority, or among returned items ('r')
+-- Answers the scan position of the view: in a priority, or among returned items ('r')
 function consumers.cursor(G, V, level)
   local cursor = V.cursors[level]
   if not cursor then

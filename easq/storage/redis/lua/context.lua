@@ -1,4 +1,4 @@
--- What every script begins with: the stream, its counters, the time and the budget of the call.
+-- The common beginning of every script: the stream, its counters, the time and the budget of the call.
 --
 -- KEYS[1]  PREFIX .. 'meta'. PREFIX names one stream and holds the hash tag of its queue: all its keys share a slot
 -- KEYS[2]  PREFIX .. 'none', which never exists: a Cluster does not run the script while the slot moves

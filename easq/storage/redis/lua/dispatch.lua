@@ -1,8 +1,9 @@
--- Which connection of a group gets which item next.
+-- Choose the connection of a group that gets the next item.
 --
--- The ready item of the highest priority and lowest index goes to the consumer with most free slots; among equals to
--- the one served least recently, then to the lowest number. An item that failed before goes to a connection that has
--- nothing else.
+-- The ready item of the highest priority and lowest index goes to the consumer with most free slots. Among equals, the
+-- one served least recently gets it, then the one with the lowest number. An item that failed once goes to another
+-- consumer, if there is one. After two failures, or one lost connection, an item is delivered alone: to a connection
+-- that has no other item.
 
 local dispatch = {}
 
@@ -114,14 +115,14 @@ local function reserved(G)
   return list
 end
 
--- Ends the wait of the connection for an item; the item, if it is still ready, is for any connection
+-- Stops the connection's wait for an item. If the item is still ready, any connection may get it
 function dispatch.unreserve(G, s)
   local id = s.alone
   s.alone, s.changed = '', true
   consumers.make_ready(G, id)
 end
 
--- Gives each connection that waited to be empty, and is, its item. Ends the wait for items that are gone
+-- Assigns the reserved item to each waiting connection that is now empty. Ends the wait for items that no longer exist
 local function serve_reserved(G)
   for _, s in ipairs(reserved(G)) do
     if s.stopped or not groups.is_ready(G, s.alone) then
@@ -175,7 +176,7 @@ local function takers_of(G, id)
   return list
 end
 
--- Gives consumers the items held for them, one at a time: each once the consumer has nothing else pending
+-- Gives consumers the items held for them, one at a time. A consumer gets the next one when it has nothing else pending
 local function redeliver(G)
   local list = {}
   for _, s in pairs(consumers.sessions(G)) do
@@ -207,8 +208,8 @@ local function redeliver(G)
   end
 end
 
--- Ends one wait of a connection for an item that another, empty connection could take; answers whether there was one.
--- Called when no other item can be dispatched
+-- Ends the wait of one connection for an item that another, empty connection can take. Answers whether there was such a
+-- wait. Called when no other item can be dispatched
 local function release_reserved(G)
   for _, s in ipairs(reserved(G)) do
     for _, taker in ipairs(takers_of(G, s.alone)) do
@@ -371,9 +372,10 @@ local function dispatch_group(G)
   end
 end
 
--- Dispatches ready items of the group while one fits. The budget is for this group alone, so that the long scan of one
--- group does not delay another. To check whether a view's next item is still ready takes two steps that leave nothing
--- for the next call; they come on top, so that each call makes progress however many views there are
+-- Dispatches ready items of the group until no consumer with a free slot wants one. The budget is for this group alone,
+-- so that the long scan of one group does not delay another. To check whether a view's next item is still ready takes
+-- two steps that leave nothing for the next call; they come on top, so that each call makes progress however many views
+-- there are
 function dispatch.group(G)
   if G.connected == 0 or not entries.any(G.S) then
     return
@@ -390,8 +392,8 @@ function dispatch.all(S)
   end
 end
 
--- Gives the items that are held for this user to its new connection; those that its filter excludes are ready for all.
--- A process that reconnects gets all of them at once. Another process gets them one at a time
+-- Gives the items that are held for a user to the user's new connection. Items that its filter excludes become ready
+-- for all. A process that reconnects gets all of them at once. Another process gets them one at a time
 function dispatch.redeliver_held(G, s, V)
   local had = {}
   local held = call('HGETALL', G.g .. 'held')

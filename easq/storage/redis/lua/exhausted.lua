@@ -1,5 +1,5 @@
 -- flags: no-writes; after: context entries groups consumers
--- Answers what a dead letter of the item ARGV[5] of the group ARGV[4] is made of: {tags, data, deliveries, failures,
+-- Answers the parts of the dead letter of the item ARGV[5] of the group ARGV[4]: {tags, data, deliveries, failures,
 -- code, reason}; false when no dead letter is needed any more.
 
 local S = open_stream(PREFIX)

@@ -21,7 +21,7 @@ function failures.drop_exhausted(G, id)
   call('HDEL', G.S.p .. 'doom', G.name .. '\0' .. id)
 end
 
--- Counts a failure of the item. Answers whether it was the last one allowed: then a dead letter is requested
+-- Counts a failure of the item. Answers whether it was the last failure allowed: then a dead letter is requested
 function failures.fail(G, id, code, reason, delay, user)
   local count = call('HINCRBY', G.g .. 'fail', id, 1)
   groups.failed(G, id, count)
@@ -38,7 +38,7 @@ function failures.fail(G, id, code, reason, delay, user)
   return true
 end
 
--- Answers the back-off (ms) after so many failures
+-- Answers the back-off (ms) after this number of failures
 function failures.back_off(count)
   return CONF.backoff[math.min(count, #CONF.backoff)]
 end

@@ -1,4 +1,4 @@
--- The consumer groups of a stream, and what each has done with the entries.
+-- The consumer groups of a stream, and the state of the entries in each group.
 --
 -- PREFIX groups          zset: the names, in the order of creation
 -- PREFIX who             hash: connection -> its group

@@ -1,11 +1,12 @@
--- Which items of a stream are retained, and by which groups. An item is removed once a group has committed it and no
+-- The retention of items: which groups still need an item. An item is removed once a group has committed it and no
 -- group retains it.
 --
 -- PREFIX meta  field unheld: the place where the search for items that can be removed goes on; absent: no search
 
 local retention = {}
 
--- Answers who retains the entry in all groups except `but`: NOBODY, ABSENT (only filters of absent consumers) or CONNECTED
+-- Answers who retains the entry, among all groups except `but`: NOBODY, ABSENT (only filters of absent consumers) or
+-- CONNECTED
 function retention.holder(S, id, but)
   local found, filtered = filters.NOBODY, {}
   for _, G in ipairs(groups.all(S)) do
