@@ -23,7 +23,7 @@ class FigureCondition:
     percent: bool = False
 
     def holds(self, record: dict[str, object]) -> bool:
-        """Return whether it holds for the figures; True if the metric was not measured."""
+        """Return whether the condition holds for the figures; True if the metric was not measured."""
         found = self._found(record)
         if found is None:
             return True

@@ -1,4 +1,4 @@
-"""A load of requests, a number of them or for a time, at a rate or as fast as possible, and their latencies."""
+"""A load of requests and its latencies: a number of requests or a duration, at a rate or as fast as possible."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _BARS = 12
 #: seconds that requests in flight may take after an interrupt
 _GRACE_S = 5.0
 
-#: called with the number of requests that ended, and of those that failed
+#: called with the number of finished requests, and the number of failed ones among them
 OnProgress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Load:
-    """A load: `count` requests, or as many as end within `duration_s` seconds, after `warmup` that are not measured."""
+    """A load: `count` requests, or requests for `duration_s` seconds, after `warmup` requests that are not measured."""
 
     payloads: Sequence[bytes]
     workers: int
@@ -61,7 +61,7 @@ class Samples:
         self.began, self.ended = min(self.began, began), max(self.ended, ended)
 
     def bad(self, error: EasqError, began: float, ended: float) -> None:
-        """Add a request that failed; its time is no latency."""
+        """Add a request that failed. Its time is not counted as a latency."""
         self.errors[error.kind] += 1
         self.first_error = self.first_error or error
         self.began, self.ended = min(self.began, began), max(self.ended, ended)
@@ -91,7 +91,7 @@ class Samples:
         return figures | {f"error_{kind}": number for kind, number in sorted(self.errors.items())}
 
     def histogram(self) -> list[tuple[float, int]]:
-        """Return the bars of a histogram: upper bounds in seconds, a fixed factor apart, and numbers of latencies."""
+        """Return the bars of a histogram: upper bounds in seconds that grow by a fixed factor, and the counts."""
         latencies = sorted(self.latencies)
         if not latencies:
             return []
@@ -128,7 +128,7 @@ class LoadRun:
     def outcomes(
         self, ask: Callable[[int, bytes], Q], steps: Asking[Q, R]
     ) -> Iterator[list[TaskOutcome[int, R]]]:
-        """Yield the outcomes of the requests in batches; `ask` makes a request of its number and payload."""
+        """Yield the outcomes of the requests in batches. `ask` returns the request for a number and a payload."""
         load, ended, failed = self.load, 0, 0
         self._bulk = Pipeline(
             self.settings, workers=load.workers, rate=load.rate, open_loop=load.rate is not None
@@ -140,7 +140,7 @@ class LoadRun:
             self.progress(ended, failed)
 
     def sample(self, outcome: TaskOutcome[int, R], ended: float) -> None:
-        """Add a request, measured from when it was due to `ended`, unless it is a warm-up or was cut off by `stop`."""
+        """Add a request, measured from its scheduled start to `ended`. Skip warm-ups and cut off requests."""
         if outcome.what < self.load.warmup or outcome.given_up:
             return
         self.samples.retried += outcome.times.attempts > 1
@@ -169,10 +169,10 @@ class LoadRun:
         failure: Callable[[R], EasqError | None],
         done: Callable[[list[R]], None],
     ) -> None:
-        """Measure each request, from when it was due to its answer.
+        """Measure each request, from its scheduled start to its answer.
 
         Args:
-            failure: returns the error that an answer stands for.
+            failure: returns the error that an answer reports; None for a good answer.
             done: called with the answers of each batch.
         """
         for batch in self.outcomes(ask, steps):

@@ -1,6 +1,6 @@
 """Load tests of a queue: puts, drains and round trips.
 
-The items are deleted at the end by their indexes, so that other items stay.
+At the end the items of the test are deleted by index, so that other items stay.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from easq.protocol.replies import Reply, read_counted, read_ok, read_put
 
 R = TypeVar("R")
 
-#: the tag that tells items of one run from all others
+#: the tag that identifies the items of one run
 TAG = "easqBench"
-#: uncommitted items of each consumer
+#: maximum number of uncommitted items of each consumer
 _WINDOW = 1000
 #: seconds between two checks whether all items were committed
 _LOOK_S = 0.05
@@ -40,7 +40,7 @@ _CLEANERS = 8
 
 
 class Bench(LoadRun):
-    """One run on a stream. `clean` has to be called at its end, also after an error."""
+    """One load test on a stream. Call `clean` at its end, also after an error."""
 
     def __init__(
         self, client: QueueClient, settings: NetworkSettings, load: Load, progress: OnProgress
@@ -51,12 +51,12 @@ class Bench(LoadRun):
         self._put: array[int] = array("Q")
 
     def put(self) -> None:
-        """Measure each put, from when it was due to its answer."""
+        """Measure each put, from its scheduled start to its answer."""
         for outcome in self._puts(tags={}):
             self.sample(outcome, outcome.ended)
 
     def roundtrip(self) -> None:
-        """Measure each item from when its put was due to its delivery to a watch, which commits it."""
+        """Measure each item, from the scheduled start of its put to its delivery. A watch commits the items."""
         with _BenchConsumers(self.client, self._run, 1) as consumers:
             waiting: dict[int, TaskOutcome[int, Ack]] = {}
             for outcome in self._puts(tags={TAG: self._run}):
@@ -74,7 +74,7 @@ class Bench(LoadRun):
                 self.sample(outcome, times[0] if times is not None else outcome.ended)
 
     def drain(self) -> None:
-        """Put all items, then measure each from its delivery to the answer to its commit."""
+        """Put all items. Then measure each item, from its delivery to the answer to its commit."""
         stored = sum(outcome.result is not None for outcome in self._puts(tags={TAG: self._run}))
         if self.stopped.is_set():
             return
@@ -92,7 +92,7 @@ class Bench(LoadRun):
             self.samples.bad(DeadlineExceeded("not every item was pushed"), began, time.monotonic())
 
     def clean(self) -> int:
-        """Delete the items of the run, and return their number. Raises EasqError if some may be left."""
+        """Delete the items of the run, and return their number. Raises EasqError if some may remain."""
         indexes, bulk = self._put, Pipeline(self.settings, workers=_CLEANERS)
         tasks = (
             Task(0, Delete(tuple(indexes[at : at + MAX_INDEXES_PER_REQUEST])))
@@ -149,7 +149,7 @@ class _BenchConsumers:
         patience_s: float,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Wait until so many items are committed, or none was for `patience_s` seconds, or the run is `stopped`."""
+        """Wait until `count` items are committed, none was committed for `patience_s` seconds, or `stopped` is set."""
         seen, since = -1, time.monotonic()
         while len(self.times) < count and not stopped.wait(_LOOK_S):
             if self._failure is not None:
@@ -205,7 +205,7 @@ class _BenchConsumer:
         self._has_done.set()
 
     async def commit_all(self, transport: AsyncTransport) -> None:
-        """Commit until cancelled, and note when each item was pushed and committed."""
+        """Commit items until cancelled, and store the times of their delivery and commit."""
         sender = transport.sender()
 
         async def commit(batch: list[int]) -> None:

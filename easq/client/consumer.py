@@ -1,16 +1,16 @@
-"""The items of one consumer, from their delivery to the answer of their commit: without I/O, threads or clocks.
+"""The items of one consumer, from their delivery to the answer of their commit. No I/O, threads or clocks.
 
     push ──▶ waiting ──begin──▶ begun ──done──▶ done ──committed──▶ remembered
                 ▲                │ │
                 ├── put_off ─────┤ └──leave──▶ left    pending until the watch ends
                 └── again        └──release──▶ gone    a negative follows; the service may push the item again
 
-An item belongs to the connection that delivered it last, its epoch. The service returns the items of a lost connection
-to the group, and may push them here once more:
+An item belongs to the connection that delivered it last. The number of the connection is the epoch of the item. The
+service returns the items of a lost connection to the group, and may push them to this consumer again:
 
-    waiting, left      forgotten with the connection; begun if they come again
-    begun, done        go on; if they come again they are not begun twice, and count as delivered by the new connection
-    committed          if they come again the commit was lost: they are committed again, and reported once
+    waiting, left      are forgotten when the connection is lost; a new delivery begins as usual
+    begun, done        continue; a new delivery does not begin a second time, but moves the item to the new connection
+    committed          a new delivery means that the commit was lost: it is sent again, and the item reported once
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 from easq.model import Frame
 from easq.net.breaker import Breaker
 
-#: most indexes in one commit; the service takes more, a URL grows with them
+#: maximum number of indexes in one commit; the service accepts more, but they make the URL longer
 MAX_BATCH = 256
 #: committed indexes that are remembered, to recognize an item whose commit was lost
 _MAX_REMEMBERED = 100_000
@@ -34,15 +34,15 @@ Note = TypeVar("Note")
 class Deliveries(Generic[Note]):
     """The items of one consumer. `now` is the time in seconds on any monotonic clock.
 
-    An item carries a note of the caller's from `done` to `committed`.
+    The caller gives a note for each item to `done`, and gets it back from `committed`.
     """
 
     def __init__(self, *, window: int, jobs: int | None = None) -> None:
         """Begin without items.
 
         Args:
-            window: how many uncommitted items the service pushes.
-            jobs: how many calls of the model run at a time, as many as the window by default.
+            window: maximum number of uncommitted items that the service pushes.
+            jobs: maximum number of concurrent model calls; by default `window`.
         """
         self._window = window
         self._jobs = window if jobs is None else jobs
@@ -61,12 +61,12 @@ class Deliveries(Generic[Note]):
 
     @property
     def in_flight(self) -> int:
-        """Items that are begun or done, and not committed yet."""
+        """Number of items that are begun or done, but not committed."""
         return len(self._begun) + len(self._done)
 
     @property
     def is_held(self) -> bool:
-        """Whether items do not begin now, or only one at a time."""
+        """Whether no item begins now, or only one at a time."""
         return self._holds > 0 or self._breaker.is_open
 
     @property
@@ -81,18 +81,18 @@ class Deliveries(Generic[Note]):
 
     @property
     def left(self) -> int:
-        """Items that were left pending; with as many as the window the service pushes nothing more."""
+        """Number of items that were left pending. If it reaches the window, the service pushes nothing more."""
         return len(self._left)
 
     @property
     def waiting(self) -> list[Frame]:
-        """The items that did not begin, each pending here."""
+        """The items that have not begun."""
         return list(self._waiting.values())
 
     # delivery
 
     def connected(self, epoch: int) -> None:
-        """Note a new connection: forget the items of the last one that did not begin, or were left."""
+        """Note a new connection: forget the waiting and the left items of the lost connection."""
         if epoch == self._epoch:
             return
         self._epoch = epoch
@@ -103,10 +103,10 @@ class Deliveries(Generic[Note]):
         self._left.clear()
 
     def push(self, frame: Frame, epoch: int) -> bool:
-        """Note a delivered item. Return whether it is new, and waits from now on."""
+        """Note a delivered item. Return whether it is new; a new item waits until it begins."""
         self.connected(epoch)
         index = frame.index
-        if index in self._left:  # another process of the group has returned it
+        if index in self._left:  # another client of the group sent a negative for it
             del self._left[index], self._epochs[index]
         is_new = index not in self._epochs
         self._epochs[index] = epoch
@@ -121,7 +121,10 @@ class Deliveries(Generic[Note]):
     # the call of the model
 
     def begin(self, now: float) -> Frame | None:
-        """Return the next item that may begin now, which `call_ended` has to follow; None if there is none."""
+        """Begin the next waiting item, and return it; None if no item may begin now.
+
+        The caller has to call `call_ended` when the model call ends.
+        """
         if not self._waiting or self.wait_s(now) > 0:
             return None
         self._calls += 1
@@ -130,35 +133,35 @@ class Deliveries(Generic[Note]):
         return frame
 
     def wait_s(self, now: float) -> float:
-        """Return in how many seconds the next waiting item may begin; inf if something else has to happen first."""
+        """Return the seconds until the next waiting item may begin; inf if that does not depend on time."""
         if not self._waiting or self._holds or self.is_stopping or self._calls >= self._jobs:
             return inf
         return self._breaker.wait_s(now, running=self._calls)
 
     def call_ended(self) -> None:
-        """Note that one call of the model ended, however it did."""
+        """Note that one model call ended, with or without success."""
         self._calls -= 1
 
     def succeeded(self) -> bool:
-        """Note that the model answered. Return whether items began one at a time until now."""
+        """Note that the model answered. Return whether items began only one at a time before."""
         was_open = self._breaker.is_open
         self._breaker.succeeded()
         return was_open
 
     def failed(self, now: float) -> bool:
-        """Note that the model failed. Return whether items begin one at a time because of it."""
+        """Note that the model failed. Return whether items begin only one at a time from now on."""
         was_open = self._breaker.is_open
         self._breaker.failed(now)
         return self._breaker.is_open and not was_open
 
     def busy(self, now: float, asked_s: float | None) -> bool:
-        """Note that the model is busy, for `asked_s` if it said so. Return whether items begin one at a time by it."""
+        """Note that the model is busy, for `asked_s` seconds if it said so. Return as `failed` does."""
         was_open = self._breaker.is_open
         self._breaker.busy(now, asked_s)
         return not was_open
 
     def put_off(self, index: int, now: float) -> None:
-        """Have a begun item wait once more, behind all others, because the model is busy."""
+        """Move a begun item back to the end of the waiting items, because the model is busy."""
         frame = self._begun.pop(index)
         if self._epochs[index] != self._epoch:
             del self._epochs[index]  # of a lost connection: another consumer may have it
@@ -172,7 +175,7 @@ class Deliveries(Generic[Note]):
         return now - self._busy_since.get(index, now)
 
     def hold(self) -> None:
-        """Begin nothing until `resume` was called as often."""
+        """Begin no item until `resume` was called. Calls are counted: each `hold` needs its own `resume`."""
         self._holds += 1
 
     def resume(self) -> None:
@@ -182,7 +185,7 @@ class Deliveries(Generic[Note]):
     # the end of an item
 
     def leave(self, index: int) -> None:
-        """Leave a begun item pending: it is neither committed nor returned before the end."""
+        """Leave a begun item pending until the watch ends: it is neither committed nor released."""
         del self._begun[index]
         if self._epochs[index] == self._epoch:
             self._left[index] = None
@@ -190,13 +193,13 @@ class Deliveries(Generic[Note]):
             del self._epochs[index]
 
     def is_pending(self, index: int) -> bool:
-        """Return whether the item came on the present connection, and not on a lost one."""
+        """Return whether the item was delivered on the current connection."""
         return self._epochs.get(index, 0) == self._epoch
 
     def release(self, index: int) -> bool:
-        """Forget an item that is not done. Return whether it is pending here, so that a negative is to be sent.
+        """Forget an item that is not done. Return whether it needs a negative: it is pending on this connection.
 
-        This comes before the negative: the service may push the item again before its answer is here.
+        Call this before sending the negative: the service may push the item again before it answers.
         """
         for items in (self._waiting, self._begun, self._left):
             items.pop(index, None)
@@ -204,7 +207,7 @@ class Deliveries(Generic[Note]):
         return self._epochs.pop(index, 0) == self._epoch
 
     def release_all(self) -> list[int]:
-        """Forget every item that is not done. Return the indexes of those that are pending here."""
+        """Forget every item that is not done. Return the indexes of the items that need a negative."""
         return [index for index in list(self._epochs) if index not in self._done and self.release(index)]
 
     def done(self, index: int, note: Note) -> None:
@@ -214,12 +217,12 @@ class Deliveries(Generic[Note]):
 
     @property
     def uncommitted(self) -> int:
-        """How many items are done and not committed."""
+        """Number of items that are done and not committed."""
         return len(self._done)
 
     @property
     def is_batch_full(self) -> bool:
-        """Whether to commit at once: one commit takes no more, or the service pushes no more before it."""
+        """Whether to commit at once: the batch is full, or the service pushes nothing more without a commit."""
         return len(self._done) >= min(self._window, MAX_BATCH)
 
     def batch(self) -> list[int]:
@@ -243,9 +246,9 @@ class Deliveries(Generic[Note]):
     # the end of the watch
 
     def stop(self, deadline: float) -> None:
-        """Begin nothing more; what is under way has until `deadline`, or an earlier one that was set before."""
+        """Begin no further item. Running calls have until `deadline`; an earlier deadline set before stays."""
         self._deadline = min(self._deadline, deadline)
 
     def left_s(self, now: float) -> float:
-        """Return in how many seconds that is, at least 0; inf without a `stop`."""
+        """Return the seconds until the deadline of `stop`, at least 0; inf before `stop`."""
         return max(self._deadline - now, 0.0)

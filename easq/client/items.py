@@ -1,4 +1,4 @@
-"""Items to send: a literal, the lines of files, whole files, or JSON records, each read when it is asked for."""
+"""Items to send: literals, lines of files, whole files, or JSON records. Each item is read when it is needed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 LINES, WHOLE, JSON = "lines", "whole", "json"
 FORMATS = (LINES, WHOLE, JSON)
 
-#: how long what was not attempted is counted, in seconds
+#: maximum time for counting the items that were not attempted, in seconds
 _COUNT_S = 3.0
-#: bytes of an item that are read before the queue is asked for its limit; most limits are lower
+#: an item up to this size is read without asking the queue for its limit, in bytes; most limits are lower
 _UNASKED_BYTES = 8 * 1024 * 1024
-#: bytes of an item at most, also if a queue allows more or does not say: larger frames cannot be read back
+#: maximum size of an item in bytes, whatever the queue allows: larger frames cannot be read back
 MOST_BYTES = 64 * 1024 * 1024
-#: bytes of a request at most to a model that is called directly
+#: maximum size of a request to a model that is called directly, in bytes
 MOST_REQUEST_BYTES = 256 * 1024 * 1024
-#: bytes of a JSON record: at most so many for each byte of the payload (\u0001), and so many more for its tags
+#: maximum size of a JSON record: factor for the bytes of the payload (\u0001 takes 6), and bytes for its tags
 _JSON_FACTOR, _JSON_EXTRA = 6, 128 * 1024
-#: bytes that are read at a time to skip a line that is too long
+#: bytes read at a time to skip a line that is too long
 _SKIP_BYTES = 1024 * 1024
 #: the name of stdin among files
 STDIN = "-"
@@ -38,7 +38,7 @@ STDIN = "-"
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One payload to send, and its place in the input; `error` is set if it cannot be sent."""
+    """One payload to send, and its place in the input. `error` is set if the item cannot be sent."""
 
     data: bytes
     source: str = ""
@@ -57,7 +57,7 @@ class Item:
 
     @property
     def identity(self) -> bytes:
-        """Bytes that differ from those of every other item, except for the same item at another place."""
+        """Bytes that identify the content: two items have the same bytes only if they are equal but for their place."""
         told = (
             sorted(self.tags.items()),
             self.priority,
@@ -70,7 +70,7 @@ class Item:
 class Items:
     """The items of one command, read one after the other.
 
-    At most one byte more than the limit is read of each, so that an endless item does not fill the memory.
+    Of each item at most one byte more than the limit is read, so that an endless item does not fill the memory.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class Items:
         Args:
             form: LINES, WHOLE or JSON.
             stdin: returns standard input, the file with the name `-`.
-            limit: returns how many bytes an item may have. It is called once, for a large item, in the thread that
-                reads.
+            limit: returns the maximum size of an item in bytes. It is called at most once, for the first large item, in
+                the thread that reads.
         """
         self._sources, self._keep_tags, self._stdin = sources, keep_tags, stdin
         self._ask_limit = limit
@@ -96,8 +96,8 @@ class Items:
         self.form = form
         self._items = self._read()
         self.skipped = 0  #: empty lines so far
-        self.taken = 0  #: items given so far
-        self.bytes = 0  #: read so far
+        self.taken = 0  #: items yielded so far
+        self.bytes = 0  #: bytes read so far
 
     def __iter__(self) -> Iterator[Item]:
         for item in self._items:
@@ -106,7 +106,7 @@ class Items:
 
     @property
     def total_bytes(self) -> int | None:
-        """Number of bytes to read; None if that is only known after reading."""
+        """Total size of the input in bytes; None if it is not known before reading."""
         if any(isinstance(source, bytes) or source == STDIN for source in self._sources):
             return None
         found = [os.stat(source) for source in self._sources if os.path.exists(source)]
@@ -114,16 +114,16 @@ class Items:
 
     @property
     def single(self) -> bool:
-        """Whether there is one item and no more."""
+        """Whether there is exactly one item."""
         return len(self._sources) == 1 and (self.form == WHOLE or isinstance(self._sources[0], bytes))
 
     @property
     def has_many_sources(self) -> bool:
-        """Whether several files and literals are named."""
+        """Whether there is more than one source: files and literals."""
         return len(self._sources) > 1
 
     def rest(self) -> int | None:
-        """Return how many items were not read yet; None for stdin, and if counting takes long."""
+        """Return the number of items that were not read yet; None for stdin, and if counting takes too long."""
         if STDIN in self._sources:
             return None
         self._give_up_at, count = time.monotonic() + _COUNT_S, 0
@@ -189,7 +189,7 @@ class Items:
         return Item(record.data, source, line, record.tags, record.priority, record.content_type)
 
     def _read_bounded(self, read: Callable[[int], bytes], source: str, end: bytes) -> tuple[bytes, int]:
-        """Return what `read` gives up to `end`, at most one byte more than the limit; and the limit."""
+        """Return the data of `read` up to `end`, at most one byte more than the limit; and the limit in bytes."""
         room = self._room(_UNASKED_BYTES)
         data = _read(lambda: read(room + 1), source)
         if len(data) > room and not (end and data.endswith(end)):
@@ -207,7 +207,7 @@ class Items:
         return self._ask_limit()
 
     def _skip_line(self, file: IO[bytes], source: str) -> bool:
-        """Skip the rest of a line. Return False if, while items are only counted, it does not end in time."""
+        """Skip the rest of a line. Return False if `rest` counts items, and its time is over."""
         while piece := _read(lambda: file.readline(_SKIP_BYTES), source):
             self.bytes += len(piece)
             if piece.endswith(b"\n"):

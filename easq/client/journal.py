@@ -1,16 +1,15 @@
-"""The journal of a bulk put: which records are stored, so that another run can go on where this one was killed.
+"""The journal of a bulk put: it stores which records were put, so that a later run continues after a kill.
 
-A file of lines, only ever appended to, readable by its owner alone. It holds numbers and hashes, no payload,
-no address and no token. Every line begins with a checksum over itself and the line before it:
+The journal is an append-only file of lines; only its owner can read it. It holds numbers and hashes, but no payload, no
+address and no token. Every line begins with a checksum over itself and the line before it:
 
-    CHECK easq-journal 1 RUN TARGET HOW   RUN begins the idempotency keys; TARGET is a hash of the address, HOW of
-                                          what else goes with every record
-    CHECK begun LIMIT TIME                records below LIMIT may have been sent, since TIME (Unix seconds)
-    CHECK ok RANGES COUNT HASH            these are stored; the first COUNT records of the input have that HASH
-    CHECK no RANGES COUNT HASH            these were refused for certain: they are tried again, without doubt
+    CHECK easq-journal 1 RUN TARGET HOW   RUN is the prefix of the idempotency keys; TARGET is a hash of the address,
+                                          HOW a hash of the options of all puts
+    CHECK begun LIMIT TIME                records with a number below LIMIT may have been sent since TIME (Unix seconds)
+    CHECK ok RANGES COUNT HASH            the records in RANGES are stored; HASH is that of the first COUNT records
+    CHECK no RANGES COUNT HASH            the records in RANGES were certainly not stored; the next run sends them again
 
-A last line without its line feed was cut off by a kill and is forgotten; what it would have said is unknown, and
-the record is sent again under its old key.
+A last line without a line feed was cut off by a kill, and is removed. Its records are sent again with the same keys.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from easq.net import files
 
 T = TypeVar("T")
 
-#: how long a service remembers an idempotency key at the least, in seconds (guarantees.md P3)
+#: minimum time for which a service remembers an idempotency key, in seconds (docs/guarantees.md, P3)
 REMEMBERED_S = 600.0
-#: records that one line says to be begun: each line costs a write
+#: number of records in one `begun` line, because each line is a write
 _AHEAD = 64
-#: bytes of a line; the numbers of the largest batch take less
+#: maximum length of a line in bytes; the numbers of the largest batch need less
 _MAX_LINE = 1024 * 1024
 _WORDS = "easq-journal 1"
 _LINE = re.compile(rb"([0-9a-f]{16}) ([ -~]*)\n")
@@ -72,20 +71,20 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One record of an input to be sent: its number and what it is."""
+    """The number of a record that is to be sent, and whether an earlier run may have sent it."""
 
     number: int
-    doubt_s: float | None  #: how long ago another run may have sent it; None for certainly not
+    doubt_s: float | None  #: seconds since an earlier run may have sent it; None if it certainly was not sent
 
 
 class Journal:
-    """A journal file, open for one run; a context manager.
+    """A journal file, opened for one run; a context manager.
 
-    Raises UsageError for a file that is no journal, is damaged, or belongs to another address or input.
+    Raises UsageError if the file is no journal, is damaged, or belongs to another address or input.
     """
 
     def __init__(self, path: str, *, target: str, how: str) -> None:
-        """Prepare a journal; `target` is the address, `how` the options of all puts. Both are stored as hashes."""
+        """Open a journal. `target` is the address, `how` the options of all puts. Only their hashes are stored."""
         self.path = path
         self._lock = threading.Lock()
         self._input = hashlib.sha256()
@@ -97,7 +96,7 @@ class Journal:
         self._failed: OSError | None = None
         self._last = b""  # the checksum of the last line
         self.run = ""
-        self.stored_before = 0  #: records that earlier runs saw stored
+        self.stored_before = 0  #: number of records that earlier runs stored
         self._file, self._fd = _open(path)
         try:
             self._load(_hash(target), _hash(how))
@@ -118,10 +117,10 @@ class Journal:
     # reading the input, in one thread
 
     def left(self, records: Iterable[tuple[T, bytes]]) -> Iterator[tuple[T, Entry]]:
-        """Yield the records that are not stored yet, each after the journal says that it is begun.
+        """Yield the records that are not stored yet. Before a record is yielded, the journal has it as begun.
 
-        A record comes with the bytes that tell it from another. Nothing is given before it is certain that the
-        input is, so far, the one that the journal knows. Raises UsageError when it is not.
+        Each of `records` is a record with the bytes that identify it. No record is yielded before the input up to there
+        is compared with the hashes in the journal. Raises UsageError if the input is not the same.
         """
         held: list[tuple[T, Entry]] = []
         checks = iter(sorted(set(self._checks)))
@@ -160,7 +159,7 @@ class Journal:
     def _doubt_s(self, number: int) -> float | None:
         if number >= self._old_limit or number in self._refused:
             return None
-        # said to be begun by the last line whose limit is above it, or by an earlier one
+        # the first `begun` line with a limit above the number has the time
         since = next((at for limit, at in self._since if number < limit), 0.0)
         return max(time.time() - since, 0.0)
 
@@ -170,16 +169,16 @@ class Journal:
             with self._lock:
                 self._append(f"begun {self._limit} {time.time():.0f}")
 
-    # telling what became of them, in another thread
+    # writing the outcomes, in another thread
 
     def stored(self, numbers: list[int]) -> None:
-        """Write durably that these records are stored."""
+        """Write that these records are stored, and sync the file."""
         self._tell("ok", numbers)
         with self._lock:
             self._sync()
 
     def refused(self, numbers: list[int]) -> None:
-        """Write that these records were refused, without effect."""
+        """Write that these records were refused, so that they are certainly not stored."""
         self._tell("no", numbers)
 
     def _tell(self, word: str, numbers: list[int]) -> None:
@@ -199,7 +198,7 @@ class Journal:
             while data:
                 data = data[os.write(self._fd, data) :]
         except OSError as error:
-            self._failed = error  # what stands there now is half a line: nothing may follow it
+            self._failed = error  # the file ends in half a line now: nothing may follow it
             raise self._unwritable(error) from error
         self._last = check
 

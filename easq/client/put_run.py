@@ -1,4 +1,4 @@
-"""Puts of one item or of many: what became of each, and how it is known."""
+"""Puts of one item or of many, with the outcome of each: stored, failed, or not attempted."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from easq.net.settings import NetworkSettings
     from easq.protocol.operations import Caller, Operation, Put
 
-    #: an item, its number, and how many seconds ago another run may have put it
+    #: an item, its number, and the seconds since another run may have put it (None: it certainly did not)
     Numbered: TypeAlias = tuple[Item, int, float | None]
 
-#: the put of an item under an idempotency key, or why the item cannot be put
+#: returns the put of an item with an idempotency key, or the error for which the item cannot be put
 MakePut: TypeAlias = "Callable[[Item, str], Put | EasqError]"
 
-#: seconds for requests in flight after Ctrl-C
+#: time for requests in flight after Ctrl-C, in seconds
 GRACE_S = 5.0
-#: seconds for the reader of the input to notice that the run is over
+#: time for the thread that reads the input to notice the end of the run, in seconds
 _READER_S = 1.0
-#: failures and places that are kept to be reported one by one
+#: maximum number of failures that are stored for the report; further ones are only counted
 MAX_REPORTED = 100
 
 
@@ -36,16 +36,16 @@ class PutReporter(Protocol):
     """Reports the outcomes of a run while it goes on."""
 
     def stored(self, number: int, item: Item, ack: Ack) -> None:
-        """Report that an item is stored. Raises an error if that is not possible any more."""
+        """Report that an item is stored. Raises an error if the report cannot be written."""
 
     def failed(self, where: str, error: EasqError) -> None:
-        """Report the failure of the item at a place of the input; no place for the input itself."""
+        """Report the failure of the item at the place `where`; empty for a failure of the input itself."""
 
     def flush(self) -> None:
-        """Write out all reports. Raises an error if that is not possible any more."""
+        """Write out all reports. Raises an error if they cannot be written."""
 
     def progress(self) -> None:
-        """Report how far the run is."""
+        """Update the progress display."""
 
 
 @dataclass
@@ -70,24 +70,25 @@ class PutCounts:
 
     @property
     def stored(self) -> int:
-        """How many items are stored, by this run and earlier ones."""
+        """Number of items stored, by this run and earlier runs."""
         return self.stored_before + self.stored_now
 
     @property
     def ended(self) -> int:
-        """How many items are stored or failed."""
+        """Number of items that are stored or failed."""
         return self.stored + self.failed
 
     @property
     def possible_duplicates(self) -> int:
-        """How many items may be in the queue twice: sent again after a lost answer, and not recognised.
+        """Number of items that may be in the queue twice: they were sent again after a lost answer.
 
-        A service that recognised one key has recognised them all, as long as it remembers keys.
+        If the service has recognised one idempotency key, it recognises all keys that are not too old. Then only items
+        with older keys are counted.
         """
         return self._old_doubts if self.knows_keys else self._doubts
 
     def add_stored(self, item: Item) -> int:
-        """Count a stored item, and return its number among those stored."""
+        """Count a stored item. Return its number among all stored items, starting at 0."""
         number = self.stored
         self.stored_now += 1
         self.size += len(item.data)
@@ -102,15 +103,16 @@ class PutCounts:
         self.add_failure(item.where, error)
 
     def add_failure(self, where: str, error: EasqError) -> None:
-        """Keep a failure to be reported; all beyond a limit are only counted."""
+        """Store a failure for the report, up to MAX_REPORTED failures."""
         if len(self.failures) < MAX_REPORTED:
             self.failures.append((where, error))
 
     def add_answer(self, *, is_duplicate: bool, doubt_s: float | None) -> None:
-        """Count the answer to a put whose item may have been stored `doubt_s` ago (None: certainly not).
+        """Count the answer to a put.
 
         Args:
             is_duplicate: the service recognised the idempotency key.
+            doubt_s: seconds since an earlier attempt that may have stored the item; None if there was no such attempt.
         """
         from easq.client.journal import REMEMBERED_S
 
@@ -120,7 +122,7 @@ class PutCounts:
             self._old_doubts += doubt_s >= REMEMBERED_S
 
     def distinct_failures(self) -> list[tuple[str, EasqError]]:
-        """Return the failures, each with its place; one for all with the same message, as of a wrong token."""
+        """Return the failures with their places; failures with the same message are combined into one."""
         found: dict[str, list[tuple[str, EasqError]]] = {}
         for where, error in self.failures:
             found.setdefault(error.message, []).append((where, error))
@@ -131,13 +133,13 @@ class PutCounts:
         return distinct
 
     def rest(self, *, unread: bool) -> int | None:
-        """Return how many items were not attempted, by no run; None if the input was left `unread` or is endless."""
+        """Return the number of items that no run attempted; None if it is not known, because input is `unread`."""
         rest = None if unread else self.items.rest()
         return None if rest is None else max(self.items.taken + rest - self.ended, 0)
 
 
 def put_one(client: QueueClient, put: Put) -> Ack:
-    """Put one item. Raises the error of the put; its message tells if the item may be stored nevertheless."""
+    """Put one item. The message of an error says so if the item may be stored nevertheless."""
     from easq.net.failures import had_no_effect
 
     try:
@@ -147,7 +149,7 @@ def put_one(client: QueueClient, put: Put) -> Ack:
 
 
 class PutRun:
-    """Puts many items, several at a time, with a journal or without. For one run."""
+    """One run that puts many items, several at a time, with or without a journal."""
 
     def __init__(
         self,
@@ -167,17 +169,17 @@ class PutRun:
 
         self._settings, self._stream, self._make_put = settings, stream, make_put
         self._counts, self._reporter, self._journal = counts, reporter, journal
-        self._broken: EasqError | None = None  # why nothing more can be journaled or reported
+        self._broken: EasqError | None = None  # the error that ended the journal, the report or the input
         self._pipeline = Pipeline(
             settings, workers=workers, rate=rate, stop_at_failure=counts.stop_at_failure, on_notice=on_notice
         )
 
     def stop(self) -> None:
-        """Begin no further put, and end those in flight soon. May be called by a signal handler."""
+        """Begin no further put; puts in flight have GRACE_S seconds. May be called by a signal handler."""
         self._pipeline.stop(grace_s=GRACE_S)
 
     def run(self) -> bool:
-        """Put all items; outcomes are counted and reported. Return whether all of the input that was begun is read.
+        """Put all items, count and report the outcomes. Return whether the thread that reads the input has ended.
 
         Raises the error of the input if nothing was put before.
         """
@@ -202,7 +204,7 @@ class PutRun:
         return self._pipeline.read_all(within_s=_READER_S)
 
     def _tasks(self) -> Iterator[Task[Numbered, Operation]]:
-        """Yield the puts, each with the idempotency key that its item has in every run."""
+        """Yield the puts. With a journal, an item has the same idempotency key in every run."""
         from secrets import token_hex
 
         from easq.net.pipeline import Task
@@ -217,7 +219,7 @@ class PutRun:
             yield Task((item, entry.number, entry.doubt_s), put, len(item.data))
 
     def _take(self, batch: Sequence[TaskOutcome[Numbered, Ack]]) -> None:
-        """Count the outcomes, write them to the journal, and then report them; once that failed, only count."""
+        """Count the outcomes, write them to the journal, and then report them. After a failure of these, only count."""
         rows: list[tuple[int, Item, Ack]] = []
         for outcome in batch:
             item, _, doubt_s = outcome.what
@@ -253,14 +255,14 @@ class PutRun:
 
 
 def _is_refused(outcome: TaskOutcome[Numbered, Ack]) -> bool:
-    """Whether the item was certainly not stored, by any attempt of this run."""
+    """Return whether it is certain that no attempt of this run stored the item."""
     from easq.net.failures import had_no_effect
 
     return outcome.error is not None and not outcome.times.doubt and had_no_effect(outcome.error)
 
 
 def in_doubt(error: EasqError) -> EasqError:
-    """Return `error` with a message that says that the item may be stored nevertheless."""
+    """Return a copy of `error`; its message adds that the item may be stored nevertheless."""
     kind = ServerError if isinstance(error, ServerError) else Unreachable
     return kind(
         f"{error.message}; whether it was stored is not known", hint=error.hint, status=error.http_status

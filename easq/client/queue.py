@@ -53,31 +53,31 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: what `commit`, `negative` and `delete` take: an item or its index, or several of them
+#: the argument of `commit`, `negative` and `delete`: one frame or index, or several
 Items: TypeAlias = int | Frame | Iterable[int | Frame]
 
-#: indexes in one commit, negative or delete; more are sent in several
+#: maximum number of indexes in one request; more indexes are sent in several requests
 MAX_INDEXES_PER_REQUEST = 256
-#: the longest wait asked of a server at once: gateways cut off what is silent longer
+#: maximum wait in one request, in seconds: gateways cut off connections that are silent for longer
 MAX_POLL_S = 20.0
-#: shortest wait in seconds after a gateway cut off a longer one
+#: minimum wait in one request after a gateway cut off a longer one, in seconds
 _LEAST_POLL_S = 1.0
-#: items of the first answer of `pages`: 100 of 300 KiB, or 8 of 8 MiB, are within the limit of an answer
+#: maximum number of items in the first answer of `pages`: 100 of 300 KiB, or 8 of 8 MiB, are within the limit
 _FIRST_PAGE = 100
-#: items asked for at once: the services give no more
+#: maximum number of items in one answer: the services send no more
 _MOST_AT_ONCE = 10_000
-#: payload of one answer of `pages`, about, in bytes: a quarter of the limit
+#: payload wanted in one answer of `pages`, in bytes: a quarter of the limit
 _PAGE_BYTES = 16 * 1024**2
 _MAY_BE_MORE = "the time is over, and there may be more items"
-#: an answer with so much payload may have been ended by its size, in bytes
+#: an answer with this much payload, in bytes, may have been cut by a limit on its size
 _FULL_BYTES = 1024**2
-#: pause after a server answered a wait at once with nothing
+#: seconds to pause if the server answers a wait at once without items
 _IDLE_PAUSE_S = 0.25
 
 
 @dataclass(slots=True)
 class _Gateway:
-    """The limits of the gateway before a stream, as found so far; shared by all clients of the stream."""
+    """The limits of the gateway in front of a stream, as far as known; shared by all clients of the stream."""
 
     longest_wait_s: float = math.inf  #: the gateway answers 504 to a request that waits longer
 
@@ -85,10 +85,10 @@ class _Gateway:
 class QueueClient:
     """A client of one stream of a queue service: its input, or its sink.
 
-    A context manager; usable from several threads at once. Every method raises an error of `easq.errors`: Unreachable
-    when there is no connection or no answer in time, AuthFailed for a wrong token, NotFound for an unknown queue,
-    QueueFull, PayloadTooLarge and others as the service answers. A request is sent again while that is safe and the
-    time limit lasts.
+    A context manager; usable from several threads at once. All methods raise errors of `easq.errors`: Unreachable if
+    there is no connection or no answer in time, AuthFailed for a wrong token, NotFound for an unknown queue, and the
+    error that the service answers, such as QueueFull. A failed request is repeated within its time limit if that is
+    safe.
 
         with QueueClient("http://127.0.0.1:3030/api/predict/qservice") as queue:
             queue.put(b"data", tags={"type": "a"})
@@ -110,19 +110,19 @@ class QueueClient:
         insecure: bool = False,
         transport: HttpxTransport | None = None,
     ) -> None:
-        """Prepare a client; nothing is sent yet. Raises ConfigError for an address that is not one.
+        """Prepare a client; nothing is sent yet. Raises ConfigError for a malformed address.
 
         Args:
-            url: `http://HOST[:PORT]/api/predict/NAME`, or https; with `/sink` at its end it is the sink.
-            token: sent with every request; empty for none.
-            group: the consumer group that `commit`, `negative`, `search` and `watch` are done for.
-            user: the name in the group; two watches of one name exclude each other.
-            connect_timeout_s: limit of a connection's beginning, in seconds, above 0.
-            request_timeout_s: limit of one request with all its repetitions, in seconds, above 0.
-            headers: sent with every request.
-            cacert: path of a file of CA certificates; empty for the system's.
-            insecure: accept any certificate.
-            transport: sends the requests in place of connections of our own, as `httpx.MockTransport` in tests.
+            url: `http://HOST[:PORT]/api/predict/NAME`, or https; `/sink` at the end selects the sink.
+            token: the token, sent with every request; empty for none.
+            group: the consumer group for `commit`, `negative`, `search` and `watch`.
+            user: the consumer's name in the group; only one watch at a time can use it.
+            connect_timeout_s: maximum time to connect, in seconds, above 0.
+            request_timeout_s: maximum time of one request with all its retries, in seconds, above 0.
+            headers: additional headers of every request.
+            cacert: path of a file of CA certificates; empty for those of the system.
+            insecure: accept any TLS certificate.
+            transport: an httpx transport that sends the requests instead, such as `httpx.MockTransport` in tests.
         """
         from easq.net.http import Transport
         from easq.net.settings import NetworkSettings
@@ -137,7 +137,7 @@ class QueueClient:
 
     @classmethod
     def over(cls, transport: Transport, url: str, caller: Caller) -> QueueClient:
-        """Return a client of the stream at `url`, as `stream_url` gives it, over connections of `transport`.
+        """Return a client of the stream at `url`, a result of `stream_url`, over connections of `transport`.
 
         `close` leaves the transport open.
         """
@@ -163,9 +163,9 @@ class QueueClient:
         self.close()
 
     def close(self) -> None:
-        """End the watches and close the connections, also those of clients derived from this one.
+        """End the watches and close the connections. Clients derived from this one, such as `sink`, are closed too.
 
-        Items that were pushed and not committed are delivered again.
+        The service delivers uncommitted items again.
         """
         for watcher in list(self._watchers):
             watcher.close()
@@ -174,12 +174,12 @@ class QueueClient:
 
     @property
     def transport(self) -> Transport:
-        """What sends its requests."""
+        """The transport that sends the requests."""
         return self._transport
 
     @property
     def settings(self) -> NetworkSettings:
-        """The settings of its connections."""
+        """The settings of the connections."""
         return self._transport.settings
 
     @property
@@ -191,23 +191,26 @@ class QueueClient:
         return client
 
     def bounded(self, until: float | None) -> QueueClient:
-        """Return a client of the same stream whose exchanges, retries included, end at `until` (monotonic clock)."""
+        """Return a client of the same stream whose requests and retries end at `until`, on the monotonic clock."""
         client = copy(self)
         client._until = until
         return client
 
     def in_group(self, group: str) -> QueueClient:
-        """Return a client of the same stream, called by a member of `group`."""
+        """Return a client of the same stream for another consumer group."""
         return self.called_by(replace(self.caller.consumer, group=group))
 
     def called_by(self, consumer: Consumer) -> QueueClient:
-        """Return a client of the same stream, called by `consumer`."""
+        """Return a client of the same stream for another consumer."""
         client = copy(self)
         client.caller = replace(self.caller, consumer=consumer)
         return client
 
     def name(self) -> str:
-        """Return the queue's own name, which is the group of its engines. Raises NotAQueueService."""
+        """Return the name of the queue, the default group of its workers.
+
+        Raises NotAQueueService if the service does not tell the name.
+        """
         return self.describe().name
 
     def describe(self) -> Description:
@@ -224,19 +227,20 @@ class QueueClient:
         content_type: str = "",
         key: str = "",
     ) -> Ack:
-        """Append one item, and return its index and request id once it is stored.
+        """Append one item, and return its index and request id after it is stored.
 
-        Raises UsageError for what cannot be sent, QueueFull when the stream is at its limit, PayloadTooLarge,
-        StreamEnded after `end`, KeyReused when `key` came with other data.
+        Raises UsageError for arguments that cannot be sent, QueueFull at the limit of the stream, PayloadTooLarge,
+        StreamEnded after `end`, and KeyReused if `key` was used before with other data.
 
         Args:
             data: the payload; text is sent as UTF-8.
-            tags: names and values that `get`, `count` and `watch` may ask for; a name does not begin with `_`.
-            priority: 0 or more; items of a higher class are delivered first.
-            path: what follows the stream's address, as in a URL; the engine calls the model under it.
-            content_type: what the data is, for the model.
-            key: an idempotency key, 1 to 128 visible ASCII characters. With one the put is sent again after any
-                failure, and stored once; without one only when it is certain that it was not stored.
+            tags: names and values, by which `get`, `count` and `watch` filter; a name must not begin with `_`.
+            priority: 0 or more; items with a higher priority are delivered first.
+            path: sub-path of the model, percent-encoded as in a URL; the worker appends it to the model's URL.
+            content_type: media type of the data, passed on to the model.
+            key: an idempotency key, 1 to 128 visible ASCII characters. With a key, the put is repeated after any
+                failure, and the item is stored once. Without a key, the put is repeated only if it certainly was not
+                stored.
         """
         put = put_operation(
             as_bytes(data), tags=tags, priority=priority, path=path, content_type=content_type, key=key
@@ -244,7 +248,7 @@ class QueueClient:
         return self.send(put)
 
     def send(self, put: operations.Put) -> Ack:
-        """Append one item, as `put` does; `put_operation` makes the operation."""
+        """Append one item, as `put` does. The argument is a result of `put_operation`."""
         return self._ask(put, replies.read_put, retry=Retry.READ if put.key else Retry.WRITE)
 
     def get(
@@ -256,17 +260,18 @@ class QueueClient:
         tags: Tags | None = None,
         auto_delete: bool = False,
     ) -> list[Frame]:
-        """Return up to `length` items from `index` on that carry all `tags`, without claiming them.
+        """Return up to `length` items from `index` on that have all `tags`. The items stay in the stream.
 
-        It returns as soon as there are so many, else with those that are there after `timeout_s`, perhaps none. If the
-        service answered at least once, but no longer does when the client's time is over, the items that came are
-        returned without an error.
+        With `timeout_s`, wait until there are `length` items. After that time, return the items that are there, if any.
+        If the service answered at least once and is unreachable at the end, the items received are returned without an
+        error.
 
         Args:
-            index: 0 for the first item; `easq.NEWEST` for what is put from now on.
-            length: 1 to 10,000.
-            timeout_s: seconds to wait; 0 for none.
-            auto_delete: remove the items, for all groups.
+            index: the first index; 0 for the first item, `easq.NEWEST` for items that are put from now on.
+            length: maximum number of items, 1 to 10,000.
+            timeout_s: seconds to wait; 0 for no wait.
+            tags: names and values that an item must have.
+            auto_delete: delete the returned items, for all groups.
         """
         return self._transport.run(
             self.getting(index, length=length, timeout_s=timeout_s, tags=tags, auto_delete=auto_delete)
@@ -280,11 +285,11 @@ class QueueClient:
         timeout_s: float = 0.0,
         tags: Tags | None = None,
     ) -> Iterator[list[Frame]]:
-        """Yield up to `length` items from `index` on that carry all `tags`, in lists that are not empty.
+        """Yield up to `length` items from `index` on that have all `tags`, in lists that are not empty.
 
-        One answer holds what fits in memory, whatever the size of the items; the next begins behind its last item. It
-        ends when `length` items were yielded, or an answer was not full after `timeout_s`. Raises DeadlineExceeded
-        when that is over, and there may be more items.
+        The number of items in a list depends on their size, so that each answer is of bounded size. Each request begins
+        after the last item of the answer before. The iteration ends after `length` items, or if there are no more items
+        within `timeout_s`. Raises DeadlineExceeded if the time is over and there may be more items.
         """
         end = time.monotonic() + timeout_s
         most, left, yielded = _FIRST_PAGE, length, False
@@ -304,7 +309,7 @@ class QueueClient:
                 if yielded and self._is_over:
                     raise DeadlineExceeded(_MAY_BE_MORE) from error
                 raise
-            if yielded:  # a service that takes no index would go on for ever
+            if yielded:  # a service that ignores the index would send the same items for ever
                 frames = [frame for frame in frames if frame.index >= index]
             if not frames:
                 return
@@ -329,11 +334,11 @@ class QueueClient:
         auto_delete: bool = False,
         until_full: bool = False,
     ) -> Steps[list[Frame]]:
-        """Take the steps of `get`; with `until_full` wait no longer once an answer may hold no more items."""
+        """Run the steps of `get`. With `until_full`, stop waiting when an answer has reached its maximum size."""
         wanted, length = check_tags(tags), min(length, MAX_FRAMES)
         end = time.monotonic() + timeout_s
         if index == NEWEST and timeout_s > self._poll_s:
-            # asked again, `-1` would mean "from now on" anew and miss what came in between
+            # in a second request, `-1` would skip the items that were put since the first one
             attributes = yield from self.asking(operations.Describe(), _read_attributes)
             index = int(attributes.get("stream.lastEntry", "0")) + 1
         frames: list[Frame] = []
@@ -354,7 +359,7 @@ class QueueClient:
                 found = yield from self.asking(get, partial(_read_list, most=get.length), retry=retry)
             except EasqError as error:
                 if frames and auto_delete:
-                    return frames  # these are gone from the queue: losing them here would lose them for good
+                    return frames  # they are deleted from the queue: raising here would lose them
                 if self._note_cut_off(error, began, wait_s) and time.monotonic() < end:
                     cut_off += 1
                     yield full_jitter(cut_off)
@@ -366,7 +371,7 @@ class QueueClient:
             frames = frames + found if auto_delete else found
             now = time.monotonic()
             if len(frames) >= length or now >= end - 0.3 or (until_full and _is_full(frames, length)):
-                # services answer a little before the time is up; that is the end, not a reason to ask again
+                # services answer a little before the end of the wait; a further request would be too short
                 return frames
             if now - began < wait_s / 2:
                 yield min(_IDLE_PAUSE_S, max(end - now, 0.0))
@@ -374,12 +379,12 @@ class QueueClient:
     def find(
         self, request_id: str, *, timeout_s: float = 0.0, deadline_s: float | None = None
     ) -> Frame | None:
-        """Return the first item of a request, or None when none came within `timeout_s`. The item stays there.
+        """Return the first item with a request id; None if there was none within `timeout_s`. The item stays there.
 
-        It is one request, and may return earlier than `timeout_s`.
+        Only one request is sent, so the result may be None before `timeout_s` is over.
 
         Args:
-            deadline_s: bound on the whole exchange, in seconds; a failed one is then not repeated.
+            deadline_s: maximum time of the whole exchange, in seconds; a failed request is then not repeated.
         """
         wait_s = round(min(timeout_s, self._poll_s), 3)
         tags = check_tags({REQUEST_ID: request_id})
@@ -393,61 +398,61 @@ class QueueClient:
         return frames[0] if frames else None
 
     def search(self, index: int) -> SearchResult:
-        """Return where the item `index` stands for the caller's group. Raises NotFound when it is gone."""
+        """Return the state of the item `index` in the client's group. Raises NotFound if there is no such item."""
         return self._ask(operations.Search(index), replies.read_search)
 
     def count(self, *, tags: Tags | None = None, priority: int | None = None) -> int:
-        """Return how many items are present, of one priority class (None: of all) and with all `tags`."""
+        """Return the number of items with all `tags`, and of one `priority` unless it is None."""
         return self._ask(operations.Count(check_tags(tags), priority), replies.read_count)
 
     def commit(self, items: Items) -> int | None:
-        """Commit items for the caller's group: they are done, and not delivered to it again.
+        """Mark items as done for the client's group: they are not delivered to the group again.
 
-        Return how many were committed by this call, None if the service does not say. An item that is gone already
-        is no error, and not counted.
+        Return the number of items that this call committed; None if the service does not tell it. An index without an
+        item is ignored, and not counted.
 
         Args:
-            items: frames or indexes, one or several.
+            items: one frame or index, or several.
         """
         return self._each(items, operations.Commit)
 
     def negative(
         self, items: Items, *, code: str = "", reason: str = "", delay_s: float | None = None
     ) -> int | None:
-        """Return items to the caller's group as failed, to be delivered again; the result is that of `commit`.
+        """Mark items as failed for the client's group: they are delivered again. The result is that of `commit`.
 
-        Raises UsageError for a code that is not one.
+        Raises UsageError for a malformed code.
 
         Args:
-            items: frames or indexes, one or several.
-            code: words like `Engine.Error`, or a number, at most 20 characters.
-            reason: text for people; a long one is cut.
-            delay_s: how long the items wait, in seconds, with the code Busy at a service that supports it.
+            items: one frame or index, or several.
+            code: the reason code: words like `Engine.Error`, or a number; at most 20 characters.
+            reason: the reason as text; a long text is cut.
+            delay_s: seconds until the next delivery; only for the code Busy, at a service that supports it.
         """
         return self._each(
             items, lambda chunk: negative_operation(chunk, code=code, reason=reason, delay_s=delay_s)
         )
 
     def delete(self, items: Items) -> int | None:
-        """Remove items for all groups; `items` and the result are those of `commit`."""
+        """Delete items for all groups. The argument and the result are those of `commit`."""
         return self._each(items, operations.Delete)
 
     def truncate(self, index: int) -> int | None:
-        """Remove every item with an index strictly lower than `index`, for all groups; return as `commit`."""
+        """Delete every item with an index below `index`, for all groups. The result is that of `commit`."""
         return self._ask(operations.Truncate(index), replies.read_counted)
 
     def attributes(self, *, deadline_s: float | None = None) -> dict[str, str]:
-        """Return the attributes of the stream: names and values as text, `stream.length` among them.
+        """Return the attributes of the stream: names and values as text, such as `stream.length`.
 
         Args:
-            deadline_s: bound on the whole exchange, in seconds; a failed one is then not repeated.
+            deadline_s: maximum time of the whole exchange, in seconds; a failed request is then not repeated.
         """
         return self._ask(operations.Describe(), _read_attributes, deadline_s=deadline_s)
 
     def end(self, *, force: bool = False, undo: bool = False) -> None:
-        """End the stream, which then takes no puts: once all is delivered, or at once with `force`.
+        """End the stream: it takes no further puts, and its watches end after the last item is committed.
 
-        `undo` reopens it, at a service of easq.
+        With `force`, all items are dropped. `undo` reopens the stream; only easq's own service supports it.
         """
         self._ask(operations.End(force, undo), replies.read_ok)
 
@@ -462,22 +467,24 @@ class QueueClient:
         reconnect_for_s: float = 60.0,
         on_notice: Callable[[str], None] | None = None,
     ) -> Watcher:
-        """Return a watch of this stream for the caller's group: iterate over it to be pushed items.
+        """Return a watch of this stream for the client's group. Iterate over it to receive items.
 
-        Commit each item within the loop, or return it with `negative`; else it is delivered again, also to others,
-        when the watch ends. After a lost connection the watch connects again and items may come twice. The iteration
-        ends when the stream has ended, or the watch or client is closed. It connects when the iteration begins, or when
-        it is entered as a context manager. Raises UsageError for wrong tags; the iteration raises AnotherWatcher when
-        the caller's user name is taken, and Unreachable when a connection does not come back.
+        Commit each item within the loop, or call `negative`. Otherwise the item is delivered again when the watch ends,
+        possibly to another consumer. The watch connects when the iteration begins, or when it is entered as a context
+        manager. After a lost connection it connects again, and items may come twice. The iteration ends when the stream
+        has ended, or the watch or the client is closed.
+
+        Raises UsageError for wrong tags. The iteration raises AnotherWatcher if another watch uses the user name, and
+        Unreachable if the watch could not reconnect.
 
         Args:
-            window: items that are pushed and not committed, at most; 0 for the service's default.
-            index: 0 for the first item; `easq.NEWEST` for what is put from now on.
-            tags: only items that carry all of these.
-            auto_commit: the service commits each item when it pushes it.
-            upgrade: over WebSocket; False: over an endless HTTP answer.
-            reconnect_for_s: a connection that is lost for longer ends the watch, in seconds.
-            on_notice: called in a thread of the watch with a line for people, such as that it connects again.
+            window: maximum number of uncommitted items; 0 for the service's default.
+            index: the first index; 0 for the first item, `easq.NEWEST` for items that are put from now on.
+            tags: names and values that an item must have.
+            auto_commit: let the service commit each item when it pushes it.
+            upgrade: use WebSocket; if False, use an endless HTTP response.
+            reconnect_for_s: time for which a lost connection is retried, in seconds.
+            on_notice: called in a thread of the watch with a line of text for the user, for example at a reconnect.
         """
         operation = operations.Watch(index, window, auto_commit=auto_commit, tags=tags or {}, upgrade=upgrade)
         return self.watcher(operation, on_notice=on_notice, reconnect_for_s=reconnect_for_s)
@@ -489,7 +496,7 @@ class QueueClient:
         on_notice: Callable[[str], None] | None = None,
         reconnect_for_s: float = 60.0,
     ) -> Watcher:
-        """Return a watch as `operation` says; see `watch`."""
+        """Return a watch with the parameters of `operation`; see `watch`."""
         from easq.client.watch import Watcher
 
         check_tags(operation.tags)
@@ -514,7 +521,7 @@ class QueueClient:
         on_notice: Callable[[str], None] | None = None,
         reconnect_for_s: float = 60.0,
     ) -> AsyncWatcher:
-        """Return a watcher of this stream for an event loop, to be connected."""
+        """Return a watcher of this stream for an event loop. The caller connects it."""
         from easq.client.async_watch import AsyncWatcher
 
         check_tags(operation.tags)
@@ -530,18 +537,18 @@ class QueueClient:
 
     @property
     def _poll_s(self) -> float:
-        """How long one get may wait: well below what ends the exchange."""
+        """Maximum wait of one get, in seconds: well below the time limit of a request."""
         request_timeout_s = self._transport.settings.request_timeout_s
         longest_s = max(request_timeout_s - 2.0, request_timeout_s / 2)
         return min(MAX_POLL_S, longest_s, self._gateway.longest_wait_s)
 
     @property
     def _is_over(self) -> bool:
-        """Whether the time of a bounded client is over, but for `OVERTIME_S`."""
+        """Whether the time of a bounded client is over, except for the last `OVERTIME_S`."""
         return self._until is not None and time.monotonic() >= self._until - OVERTIME_S
 
     def _note_cut_off(self, error: EasqError, began: float, wait_s: float) -> bool:
-        """Return whether `error` is a gateway's 504 to a wait for items; if so, make the next waits shorter."""
+        """Return whether a gateway has cut off a wait for items with 504; if so, make the next waits shorter."""
         if error.status != 504 or not isinstance(error, ServerError) or wait_s <= _LEAST_POLL_S:
             return False
         waited_s = min(time.monotonic() - began, wait_s)
@@ -566,7 +573,7 @@ class QueueClient:
         deadline_s: float | None = None,
         times: Times | None = None,
     ) -> Steps[T]:
-        """Take the steps to what `read` makes of the answer. With a deadline nothing is sent again."""
+        """Run the steps of one operation, and return the answer as parsed by `read`. With a deadline, do not retry."""
         try:
             reply = yield from exchange(
                 self.url,
@@ -614,7 +621,7 @@ def put_operation(
     content_type: str = "",
     key: str = "",
 ) -> operations.Put:
-    """Return the put of one item, as `QueueClient.put` takes it. Raises UsageError for what cannot be sent as one."""
+    """Return the operation for the arguments of `QueueClient.put`. Raises UsageError if they cannot be sent."""
     if key and not operations.valid_key(key):
         raise UsageError(f"the idempotency key {key[:80]!a} is not 1 to 128 visible ASCII characters")
     if priority < 0:
@@ -625,7 +632,7 @@ def put_operation(
 
 
 def as_bytes(data: bytes | str) -> bytes:
-    """Return a payload as it is sent: text as UTF-8. Raises UsageError for text that cannot be written so."""
+    """Return a payload as bytes: text in UTF-8. Raises UsageError for text with lone surrogates."""
     if not isinstance(data, str):
         return data
     try:
@@ -637,7 +644,7 @@ def as_bytes(data: bytes | str) -> bytes:
 def negative_operation(
     indexes: Sequence[int], *, code: str, reason: str, delay_s: float | None
 ) -> operations.Negative:
-    """Return a negative as `QueueClient.negative` sends it. Raises UsageError for a code that is none."""
+    """Return the operation for the arguments of `QueueClient.negative`. Raises UsageError for a malformed code."""
     if code and not operations.valid_code(code):
         raise UsageError(
             f"the code {code[:80]!a} is not one",
@@ -648,7 +655,7 @@ def negative_operation(
 
 
 def _is_full(frames: Sequence[Frame], wanted: int) -> bool:
-    """Return whether there may be more items than the answer holds: services end one at a number or a size."""
+    """Return whether there may be more items: services limit an answer by number and by size."""
     return len(frames) >= min(wanted, _FIRST_PAGE) or sum(len(frame.data) for frame in frames) >= _FULL_BYTES
 
 
@@ -665,7 +672,7 @@ class Description:
 
     @property
     def name(self) -> str:
-        """The queue's own name, which is the group of its engines. Raises NotAQueueService."""
+        """The name of the queue, the default group of its workers. Raises NotAQueueService if it is not valid."""
         name = self.attributes.get("meta.name", "")
         if not operations.valid_name(name):
             raise NotAQueueService(f"meta.name is {name!r}, not a group", hint="give one with --group")
@@ -686,7 +693,7 @@ def _read_attributes(reply: Reply) -> dict[str, str]:
 
 @lru_cache(64)
 def sub_path(path: str) -> str:
-    """Return `path`, as written behind a URL, decoded. Raises UsageError for one that would lead elsewhere."""
+    """Return a percent-encoded sub-path, decoded. Raises UsageError for a path that leaves the stream."""
     try:
         found = unquote(path, errors="strict")
     except UnicodeDecodeError as error:
@@ -706,7 +713,7 @@ def sub_path(path: str) -> str:
 
 
 def check_tags(tags: Tags | None) -> Tags:
-    """Return `tags`. Raises UsageError unless they can be sent: a leading underscore is for the wire's parameters."""
+    """Return `tags`. Raises UsageError for a tag that cannot be sent, such as a name of a protocol parameter."""
     found = tags or {}
     for key, value in found.items():
         shown = ascii(key[:80])
@@ -720,13 +727,13 @@ def check_tags(tags: Tags | None) -> Tags:
 
 
 def chunks(indexes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Yield `indexes` in parts that go into one request."""
+    """Yield parts of `indexes`, each small enough for one request."""
     for at in range(0, len(indexes), MAX_INDEXES_PER_REQUEST):
         yield indexes[at : at + MAX_INDEXES_PER_REQUEST]
 
 
 def check_pair(input: QueueClient, sink: QueueClient) -> None:
-    """Raise ConfigError if input and sink are one stream."""
+    """Raise ConfigError if input and sink are the same stream."""
     if input.url == sink.url:
         raise ConfigError(
             f"the url {input.url} is a sink's: what is put there would be taken again",

@@ -1,4 +1,4 @@
-"""Conditions of a queue, and the wait until one holds."""
+"""Conditions of a queue, and waiting until a condition holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from math import inf
 
 from easq.client.queue import QueueClient
 
-#: seconds between two observations: the first pause, then twice as long each time, and the longest
+#: pauses between observations, in seconds: the first one, and the maximum; each pause is twice the one before
 _PAUSE_S, _MAX_PAUSE_S = 0.1, 1.0
 
 
@@ -20,7 +20,7 @@ _PAUSE_S, _MAX_PAUSE_S = 0.1, 1.0
 _TELL_S = 2.0
 
 
-#: seconds that a queue which answered before may be out of reach
+#: maximum time for which a queue that answered before may be unreachable, in seconds
 _PATIENCE_S = 60.0
 
 
@@ -64,7 +64,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class QueueCondition:
-    """A condition; `observe` gets a client, the seconds it may wait, and the seconds the exchange may take."""
+    """A condition. Arguments of `observe`: a client, the maximum wait and the time limit of the exchange in s."""
 
     text: str
     observe: Callable[[QueueClient, float, float], Observation]
@@ -90,7 +90,7 @@ def length_condition(comparison: Comparison, text: str = "") -> QueueCondition:
 
 
 def _holders(attributes: Mapping[str, str]) -> list[str]:
-    """Return a text for each group that holds items back, as far as the service tells."""
+    """Return a text for each group that holds items, if the service lists such groups."""
     from easq.protocol.durations import format_duration
     from easq.protocol.replies import HeldLine
 
@@ -134,7 +134,7 @@ def consumers_condition(comparison: Comparison) -> QueueCondition:
 
 
 def _running(attributes: Mapping[str, str]) -> int:
-    """Return how many consumers are connected; the totals of the service count those that left, too."""
+    """Return the number of connected consumers. The totals of the service also count consumers that have left."""
     from easq.errors import NotAQueueService
     from easq.protocol.replies import ConsumerLine
 
@@ -160,12 +160,12 @@ def ready_condition() -> QueueCondition:
 def wait_for(
     client: QueueClient, condition: QueueCondition, timeout_s: float | None, *, notice: Callable[[str], None]
 ) -> Observation:
-    """Wait until the condition holds, and return the observation of that.
+    """Wait until the condition holds, and return the last observation.
 
-    `notice` is called with the state of the queue when that does not change for a while, once for each state.
+    `notice` is called once with the state of the queue if the state does not change for some time.
 
-    Raises DeadlineExceeded, or Unreachable if the service never answered. Raises a refusal of the service at once, and
-    a connection error if it lasts.
+    Raises DeadlineExceeded after `timeout_s`, or Unreachable if the service never answered. Raises an error with which
+    the service refuses a request at once, and a connection error if it lasts.
     """
     from easq.errors import (
         AnswerTooLarge,
@@ -219,14 +219,14 @@ def wait_for(
         if timeout_s is not None and now >= end:
             text = f"waited {format_duration(timeout_s)} in vain for {condition.text}: {seen}"
             raise DeadlineExceeded(text) if answered else Unreachable(text, hint=hint)
-        # with Retry-After, no longer than until the service would be given up
+        # Retry-After must not extend the wait beyond the time at which an unreachable service is given up
         time.sleep(min(max(pause_s, min(asked_s, max(give_up - now, 0.0))), end - now))
         pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         now = time.monotonic()
 
 
 def read_comparison(text: str) -> Comparison:
-    """Return the comparison that `text` writes as `OP N`. Raises ValueError for any other text."""
+    """Parse a comparison of the form `OP N`. Raises ValueError for any other text."""
     found = _COMPARISON.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is no comparison such as '>= 10': one of < <= = == != >= > and N")

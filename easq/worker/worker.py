@@ -1,19 +1,19 @@
-"""The inference engine of a queue: watch the input, run the model, put its answer into the sink, commit.
+"""The worker of a queue: watch the input, call the model, put its answer into the sink, commit.
 
-    pushed ── model answers ── put to the sink ── commit       answered, or its answer was too large
-       │            └── empty answer ──────────── commit       empty: the sink is skipped
+    pushed ── model answers ── put to the sink ── commit       answered, or the answer was too large
+       │            └── empty answer ──────────── commit       nothing is put into the sink
        ├── model fails ── negative                             delivered again, until the service gives it up
-       ├── model busy ─── negative Busy                        delivered again when it is due, and no failure
-       └── we stop ────── negative Shutdown                    for another worker, and no failure
+       ├── model busy ─── negative Busy                        delivered again after a delay; not a failure
+       └── worker stops ─ negative Shutdown                    delivered to another worker; not a failure
 
-The commit is sent after the sink has acknowledged the answer, never before. A crash between the two has the item
-delivered again; the idempotency key of the put is made from the item alone, so the answer is in the sink once. While
-the sink is full no item begins, and answers are held until there is room. A model that is busy, or failed three times
-in a row, is called for one item at a time, 1 s to 30 s apart, until it answers; items that wait here are returned for
-other workers. EAS does not know the code Busy: there, the worker keeps the items and calls the model again later.
+The commit is sent after the sink has acknowledged the answer, never before. After a crash between the two, the item is
+delivered again. The idempotency key of the put depends only on the item, so the answer is in the sink once. While the
+sink is full, no item begins, and the worker holds finished answers. If the model is busy, or failed three times in a
+row, it is called for one item at a time, 1 s to 30 s apart, until it answers. Waiting items are then returned to other
+workers of the group. EAS does not support the code Busy; there, the worker holds the items and calls the model later.
 
-Everything runs on one event loop in a thread of its own. Each item in flight has a task, commits are sent in batches by
-another one. A model whose calls block is called in a fixed number of threads.
+Everything runs on one event loop in a separate thread. Each item in flight has a task; one more task commits items in
+batches. A model with blocking calls is called in a fixed number of threads.
 """
 
 from __future__ import annotations
@@ -69,43 +69,43 @@ if TYPE_CHECKING:
     from easq.client.async_watch import AsyncWatcher
     from easq.client.queue import QueueClient
 
-#: uncommitted items of one worker, at most: the default of EAS's `worker_threads`
+#: maximum number of uncommitted items of one worker: the default of EAS's `worker_threads`
 DEFAULT_WINDOW = 5
 #: time for items in flight when a worker stops, in seconds
 DEFAULT_GRACE_S = 5.0
 
-#: an item that waits here because the model is busy has failed after so many seconds
+#: maximum time that an item waits in the worker for a busy model before it fails, in seconds
 DEFAULT_BUSY_LIMIT_S = 600.0
 #: time limit of the request that asks whether there are other workers, in seconds
 _SHARE_S = 1.0
 
-#: calls that still run at the end of the grace are cancelled again after so many seconds
+#: time between two cancellations of calls that still run at the end of the grace, in seconds
 _TICK_S = 0.1
 #: time to return the items whose calls were cancelled, in seconds
 _LAST_S = 2.0
-#: outcomes that the caller has not dealt with, at most
+#: maximum number of outcomes that the caller has not processed
 _MAX_UNREAD = 10_000
 #: temporary errors: the same request may succeed later
 _PASSING = (QueueFull, Unreachable, ServerError)
 
 
 def engine_user() -> str:
-    """Return HOST-PID: a name for the consumer that no other worker has."""
+    """Return HOST-PID, a unique name for the consumer."""
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:100] or "worker"
     return f"{host}-{os.getpid()}"
 
 
 class Worker:
-    """Works on a queue, from `start` until it is stopped, fails or the stream ends.
+    """A worker of a queue: from `start` it processes items until it is stopped, it fails, or the stream ends.
 
-    It calls the model with each item of the input, puts its answer into the sink under the item's request id, and
-    commits the item. An item that the model fails with is delivered again, until the service gives it up.
+    The worker calls the model with each item of the input, puts the answer into the sink with the item's request id,
+    and commits the item. If the model fails on an item, the item is delivered again, until the service gives it up.
 
-    `run` works until the end. As a context manager it works in the background. `stop` and `abort` may be called from
-    any thread and from a signal handler, and return at once. After `wait` returned True, `failed` is the error that
-    ended the worker, or None.
+    `run` returns at the end of the worker. As a context manager, the worker runs in the background. `stop` and `abort`
+    return at once; they may be called from any thread and from a signal handler. After `wait` has returned True,
+    `failed` is the error that ended the worker, or None.
 
-    At most `jobs` calls of the model run at a time, and at most `window` items are in flight.
+    At most `jobs` model calls run at a time, and at most `window` items are in flight.
 
         with QueueClient(url) as queue:
             Worker(queue, lambda data: data.upper()).run()
@@ -130,29 +130,30 @@ class Worker:
         on_notice: Callable[[str], None] | None = None,
         unread: Callable[[], int] | None = None,
     ) -> None:
-        """Prepare a worker, which closes the model at its end.
+        """Prepare a worker. It closes the model at its end.
 
-        Raises UsageError for what is no model, and ConfigError if input and sink are one stream.
+        Raises UsageError if `model` is no model, and ConfigError if input and sink are the same stream.
 
         Args:
-            queue: a client of the input. The worker's connections have its address, token and settings.
-            model: a function that gets the data of an item as bytes and returns the answer as bytes or text, or None
-                for no answer; a list of a command and its arguments, which reads the data on stdin and writes the
-                answer on stdout; or a text: `echo`, `exec:COMMAND ARG...`, `http://HOST:PORT/PATH`.
-            sink: a client of the stream that gets the answers; that of the queue by default.
-            group: the consumer group; the queue's name by default.
-            user: the name in the group; HOST-PID by default.
-            window: items in flight, at most; 1 or more.
-            jobs: calls of the model that run at a time, at most; as many as the window by default.
-            item_timeout_s: time limit of one call of the model, in seconds.
-            upgrade: watch over WebSocket; False: over the endless HTTP answer.
-            grace_s: time for items in flight when the worker ends by itself, in seconds.
-            busy_limit_s: an item that waits here because the model is busy has failed after so many seconds; 0: never.
-            reconnect_for_s: a connection that is lost for longer ends the worker, in seconds.
-            on_outcome: called in a thread of the worker, for each delivery that is over; must not block.
-            on_notice: called in a thread of the worker, with a line for people; must not block.
-            unread: returns how many outcomes the caller has not dealt with. Above 10,000 nothing is committed, so that
-                a slow reader slows the work down.
+            queue: a client of the input. The worker uses its address, token and settings.
+            model: a function, a command or a text. A function gets the data of an item as bytes, and returns the answer
+                as bytes or text, or None for no answer. A command is a list of words; it reads the data from stdin and
+                writes the answer to stdout. A text is `echo`, `exec:COMMAND ARG...` or `http://HOST:PORT/PATH`.
+            sink: a client of the stream for the answers; by default the sink of the queue.
+            group: the consumer group; by default the name of the queue.
+            user: the consumer's name in the group; by default HOST-PID.
+            window: maximum number of items in flight, 1 or more.
+            jobs: maximum number of concurrent model calls; by default `window`.
+            item_timeout_s: time limit of one model call, in seconds.
+            upgrade: watch over WebSocket; if False, over an endless HTTP response.
+            grace_s: time for items in flight at the end of the worker, in seconds.
+            busy_limit_s: maximum time that an item waits in the worker for a busy model before it fails, in seconds;
+                0 for no limit. It is used only if the service does not support the code Busy.
+            reconnect_for_s: time for which a lost connection is retried, in seconds.
+            on_outcome: called in a thread of the worker with the outcome of each delivery; must not block.
+            on_notice: called in a thread of the worker with a line of text for the user; must not block.
+            unread: returns the number of outcomes that the caller has not processed. Above 10,000 the worker pauses its
+                commits, so that a slow caller slows the worker down.
         """
         self._input, self._sink = queue, queue.sink if sink is None else sink
         check_pair(self._input, self._sink)
@@ -181,12 +182,12 @@ class Worker:
 
     @property
     def in_flight(self) -> int:
-        """Items between the call of the model and the answer to their commit."""
+        """Number of items between the begin of the model call and the answer to the commit."""
         return self._items.in_flight
 
     @property
     def is_held(self) -> bool:
-        """Whether items wait: the sink is full, or the model is called for one item at a time."""
+        """Whether items have to wait: the sink is full, or the model is called for one item at a time."""
         return self._items.is_held
 
     def __enter__(self) -> Worker:
@@ -196,16 +197,16 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop, wait for the end, and raise the error that ended the worker, if another one is not under way."""
+        """Stop and wait for the end. Raises the error that ended the worker, unless another exception is raised."""
         self.stop()
         self._join()
         if error is None and self.failed is not None:
             raise self.failed
 
     def run(self) -> None:
-        """Work until the stream ends or `stop` is called, and raise the error that ended the worker, if any.
+        """Work until the stream ends or `stop` is called. Raises the error that ended the worker.
 
-        A KeyboardInterrupt stops the worker: items in flight have the grace.
+        A KeyboardInterrupt stops the worker; items in flight have `grace_s` seconds.
         """
         with self:
             self._over.wait()
@@ -216,7 +217,7 @@ class Worker:
             self._thread.join()
 
     def start(self) -> None:
-        """Connect, and work from then on. Raises the error for which the input cannot be watched."""
+        """Connect, and work in the background. Raises the error for which the input cannot be watched."""
         description = self._input.describe()
         self._queue, self._features = description.name, description.features
         self._input = self._input.called_by(Consumer(self._group or self._queue, self._user))
@@ -232,13 +233,13 @@ class Worker:
     def stop(self, grace_s: float | None = None) -> None:
         """Begin no further item. Items in flight have `grace_s` seconds; then their calls are cancelled.
 
-        Items that are not done are returned, without counting as failed.
+        The other items are returned to the group, and do not count as failed.
         """
         deadline = time.monotonic() + (self._grace_s if grace_s is None else grace_s)
         self._call(lambda: self._stop(deadline))
 
     def abort(self) -> None:
-        """Drop everything at once, as a crash would."""
+        """Cancel all calls and drop the connection, as in a crash."""
         self._is_aborted = True
         self._call(self._drop)
 
@@ -262,7 +263,7 @@ class Worker:
             self._over.set()
 
     def _call(self, callback: Callable[[], object]) -> None:
-        """Call `callback` on the event loop; nothing happens without one."""
+        """Call `callback` on the event loop. Does nothing if the loop does not run."""
         loop = self._loop
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -322,7 +323,7 @@ class Worker:
         self._changed.clear()
 
     async def _drain(self) -> None:
-        """Wait for the items in flight until the end of the grace, and return what did not begin or did not end."""
+        """Return the waiting items, and wait for the items in flight until the deadline; then return these as well."""
         await self._hand_back(self._items.waiting)
         while (self._working or self._items.uncommitted) and (left_s := self._items.left_s(time.monotonic())):
             await self._change(left_s)
@@ -334,7 +335,7 @@ class Worker:
 
     @property
     def _working(self) -> int:
-        """How many tasks have an item, or are returning one."""
+        """Number of tasks that process or return an item."""
         return len(self._slots) - len(self._idle)
 
     def _drop(self) -> None:
@@ -352,7 +353,7 @@ class Worker:
         self._changed.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Have a bug in a task end the worker."""
+        """End the worker if a task has ended with an exception."""
         self._slots.discard(task)
         self._changed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -360,7 +361,7 @@ class Worker:
 
     def _received(self, frame: Frame) -> None:
         if self._items.push(frame, self._watcher.epoch) and self._items.is_stopping:
-            # after the first one that is returned the service sends no more
+            # after the first negative with Shutdown, the service sends no further item
             self._spawn(self._hand_back([frame]))
         self._begin()
 
@@ -370,7 +371,7 @@ class Worker:
         task.add_done_callback(self._ended)
 
     def _begin(self) -> None:
-        """Begin each item that may begin, in a task that is idle or a new one; and look again when the next one may."""
+        """Begin each item that may begin, in an idle or a new task. Set a timer for the next item."""
         self._sync()
         now = time.monotonic()
         while (frame := self._items.begin(now)) is not None:
@@ -391,7 +392,7 @@ class Worker:
         self._items.connected(self._watcher.epoch)
 
     async def _slot(self, frame: Frame) -> None:
-        """Work on one item after the other: a sender belongs to one task."""
+        """Process one item after the other, with one sender: a sender belongs to one task."""
         sender = self._transport.sender()
         while True:
             try:
@@ -441,7 +442,7 @@ class Worker:
             await self._hand_back([frame], sender)
 
     async def _put_off(self, frame: Frame, error: ModelFailed, began: float, sender: Sender) -> None:
-        """Put off an item because the model is busy: return it to a service that knows the code Busy, else keep it."""
+        """Defer an item because the model is busy: send Busy if the service supports it, else wait in the worker."""
         now = time.monotonic()
         if self._items.busy(now, error.retry_after_s):
             self._notice(f"waiting for the model: {error.message}")
@@ -454,7 +455,7 @@ class Worker:
             self._items.put_off(frame.index, now)
 
     async def _share_waiting(self, sender: Sender) -> None:
-        """Return the items that wait here for the model to other workers of the group, if there are any."""
+        """Return the waiting items to the group if the model is busy and the group has other workers."""
         if BUSY_FEATURE not in self._features or not self._items.is_one_at_a_time:
             return
         read = partial(read_attributes, codec=Codec.JSON)
@@ -468,7 +469,7 @@ class Worker:
             await self._return(indexes, BUSY, "another worker may have it", sender, delay_s=0.0)
 
     async def _store_answer(self, frame: Frame, answer: Answer, began: float, sender: Sender) -> Outcome:
-        """Return the outcome of the item once its answer is in the sink."""
+        """Put the answer into the sink, and return the outcome of the item."""
         fate, code, reason = Fate.ANSWERED, "", ""
         key_of = (self._queue, self._input.caller.consumer.group, frame)
         if not answer.data:
@@ -483,7 +484,7 @@ class Worker:
         return outcome_of(frame, fate, began, code=code, reason=reason, size=len(answer.data))
 
     async def _put(self, put: Put, sender: Sender) -> None:
-        """Put a result into the sink, once. Wait until there is room; raises _GraceOver when we stop before."""
+        """Put a result into the sink once, as soon as there is room. Raises _GraceOver if the worker stops before."""
         check_tags(put.tags)
         # KeyReused: an earlier delivery stored another answer, and was not committed
         with contextlib.suppress(KeyReused):
@@ -515,7 +516,7 @@ class Worker:
         self._tell(outcome_of(frame, fate, began, code=code, reason=found.reason))
 
     async def _hand_back(self, frames: Sequence[Frame], sender: Sender | None = None) -> None:
-        """Return items because the worker stops, if the service can be reached; else the lost connection does it."""
+        """Return items because the worker stops. If the service is unreachable, the lost connection returns them."""
         sender = sender or self._transport.sender()
         self._sync()
         indexes = [frame.index for frame in frames if self._items.release(frame.index)]
@@ -540,9 +541,9 @@ class Worker:
             self._notice(f"not handed back: {error.message}")
 
     async def _persist(self, action: Callable[[], Awaitable[object]], what: str, *, holds: bool) -> None:
-        """Call `action` until it succeeds; with `holds` no item begins meanwhile.
+        """Call `action` until it succeeds. With `holds`, no item begins until then.
 
-        Raises _GraceOver at the end of the grace, and every error that is not temporary.
+        Raises _GraceOver at the deadline of `stop`, and any error that is not temporary.
         """
         failures = 0
         try:
@@ -568,7 +569,7 @@ class Worker:
     # commits
 
     async def _commit_all(self) -> None:
-        """Commit all items that are done, at once, until the end of the grace."""
+        """Commit finished items at once, until the deadline of `stop`."""
         sender = self._transport.sender()
 
         async def commit(batch: list[int]) -> None:
@@ -579,7 +580,7 @@ class Worker:
             while self._unread() > _MAX_UNREAD:
                 await asyncio.sleep(_TICK_S)
 
-        # at the end of the grace: the items are delivered again, and their results are known by their keys
+        # _GraceOver: the items are delivered again; the sink recognises their results by the idempotency keys
         with contextlib.suppress(_GraceOver):
             await commit_batches(self._items, self._has_done, commit)
 
@@ -588,4 +589,4 @@ class Worker:
 
 
 class _GraceOver(Exception):
-    """The grace of the worker is over."""
+    """Raised when the deadline of `Worker.stop` has passed."""
