@@ -99,6 +99,14 @@ class Instance:
         return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
+def parse_index(text: str, *, lowest: int = 1) -> int:
+    """Return `text` as an index. Raises ValueError for any other text."""
+    if text.isascii() and text.isdigit() and len(text) <= 20 and lowest <= int(text) <= MAX_WIRE_INDEX:
+        return int(text)
+    head = " (0, the head, has no place here)" if text == "0" else ""
+    raise ValueError(f"{text!r} is not an index, a whole number from {lowest} to {MAX_WIRE_INDEX}{head}")
+
+
 def tag_problem(name: str, value: str | None) -> str:
     """Return what is wrong with a tag that a user gives, or an empty string. `value` None: there is no `=`."""
     if value is None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
-from urllib.parse import quote
 
 _HIDDEN = "****"
 #: shortest secret that is masked, in characters: a shorter one would mask parts of ordinary words
@@ -14,15 +12,15 @@ MIN_SECRET = 4
 _MIN_SHOWN_IN_PART = 20
 #: a lower-case secret below this length, in characters, may be an ordinary word
 _MAX_WORD = 12
-_LOWER_CASE = re.compile("[a-z]+")
+_LOWER_CASE = "[a-z]+"
 #: the service's answers to a wrong token; never masked, even if the token is one of these words
-_SENTENCES = re.compile(r"(the token is wrong|a token is needed|the signature is wrong)")
+_SENTENCES = "(the token is wrong|a token is needed|the signature is wrong)"
 
 #: variables of easq that hold a secret or the path of one
 _OWN = frozenset(("EASQ_STORAGE", "EASQ_TOKEN", "EASQ_TOKEN_FILE"))
 #: variables of easq that hold an address, which may contain a password
 _ADDRESSES = frozenset(("EASQ_URL", "EASQ_ENDPOINT"))
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SCHEME = "[A-Za-z][A-Za-z0-9+.-]*://"
 
 
 def mask(secret: str) -> str:
@@ -48,10 +46,13 @@ def hide(text: str, secrets: Iterable[str], *, words: bool = True) -> str:
     found = sorted({secret for secret in secrets if len(secret) >= MIN_SECRET}, key=len, reverse=True)
     if not found:
         return text
-    parts = _SENTENCES.split(text)
+    import json
+    from urllib.parse import quote
+
+    parts = re.split(_SENTENCES, text)
     for at in range(0, len(parts), 2):
         for secret in found:
-            if not words and len(secret) < _MAX_WORD and _LOWER_CASE.fullmatch(secret):
+            if not words and len(secret) < _MAX_WORD and re.fullmatch(_LOWER_CASE, secret):
                 # in quotes or parentheses, and as a part of an address or an assignment
                 as_value = rf"(?<=['\"(=/@&:]){secret}\b|\b{secret}(?=['\")=/@&])"
                 parts[at] = re.sub(as_value, _HIDDEN, parts[at])
@@ -74,7 +75,7 @@ def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
         lower = name.lower()
         if name in _ADDRESSES or (lower.endswith("_proxy") and lower != "no_proxy"):
             # everything between the scheme and the last `@`: a password may contain any character
-            scheme = _SCHEME.match(value) if "@" in value else None
+            scheme = re.match(_SCHEME, value) if "@" in value else None
             value = (scheme[0] if scheme else "") + value.rpartition("@")[2]
         found[name] = value
     return found

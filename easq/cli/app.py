@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: the output formats
 OUTPUTS = ("text", "json", "table", "raw", "none")
+#: the environment variable that click's completion reads
+COMPLETE_VARIABLE = "_EASQ_COMPLETE"
 
 
 class App:

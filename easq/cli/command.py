@@ -141,25 +141,15 @@ class Group(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands of each section with the first sentence of their help, which is never cut."""
         sections = self.sections(ctx)
-        width = max(len(name) for names in sections.values() for name in names)
-        for title, names in sections.items():
+        width = max(len(name) for summaries in sections.values() for name in summaries)
+        for title, summaries in sections.items():
             with formatter.section(title):
-                formatter.write_dl(
-                    [
-                        (f"{name:{width}}", self._command(ctx, name).get_short_help_str(_SUMMARY_LENGTH))
-                        for name in names
-                    ]
-                )
+                formatter.write_dl([(f"{name:{width}}", summary) for name, summary in summaries.items()])
 
-    def sections(self, ctx: click.Context) -> Mapping[str, Sequence[str]]:
-        """Return the names of the commands that are not hidden, by the title of their section."""
-        shown = (name for name in self.list_commands(ctx) if not self._command(ctx, name).hidden)
-        return {"Commands": tuple(shown)}
-
-    def _command(self, ctx: click.Context, name: str) -> click.Command:
-        command = self.get_command(ctx, name)
-        assert command is not None, name
-        return command
+    def sections(self, _ctx: click.Context) -> Mapping[str, Mapping[str, str]]:
+        """Return the summaries of the commands that are not hidden, by title of the section and name."""
+        shown = ((name, command) for name, command in sorted(self.commands.items()) if not command.hidden)
+        return {"Commands": {name: command.get_short_help_str(_SUMMARY_LENGTH) for name, command in shown}}
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, and where the shared options are shown."""

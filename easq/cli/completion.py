@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from easq.cli.app import COMPLETE_VARIABLE
 from easq.cli.command import command
 
 if TYPE_CHECKING:
     from easq.cli.app import App
-
-#: the environment variable that click's completion reads
-COMPLETE_VARIABLE = "_EASQ_COMPLETE"
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -6,35 +6,75 @@ import gc
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from easq import __version__
-from easq.cli.app import App, environment, exit_status
+from easq.cli.app import COMPLETE_VARIABLE, App, environment, exit_status
 from easq.cli.command import Group, NoCommand
-from easq.cli.completion import COMPLETE_VARIABLE
 from easq.cli.signals import signals_raise
 from easq.errors import EasqError, Exit
 
-#: the commands by the sections of the help: each is a file of that name, read when it is wanted. A command file imports
-#: click and its options at the top, everything else in its bodies (measured: all of them are 30 ms, a fifth of a put)
-SECTIONS: Mapping[str, Sequence[str]] = {
-    "Queue": ("put", "get", "watch", "delete", "trunc", "count", "search", "commit", "negative"),
-    "Model": ("predict", "work", "endpoints", "bench"),
-    "Operate": ("info", "wait", "end"),
-    "Local": ("serve", "demo"),
-    "Setup": ("config", "completion", "help", "version"),
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+#: section of the help -> command -> its summary, the first sentence of its docstring. Each command is a file of its
+#: name, imported when it is called: importing all of them would double the time of `easq --help`
+SECTIONS: Mapping[str, Mapping[str, str]] = {
+    "Queue": {
+        "put": "Append items to the queue.",
+        "get": "Read items without removing them from the queue.",
+        "watch": "Subscribe to the queue and commit items.",
+        "delete": "Delete items by index.",
+        "trunc": "Delete all items below an index.",
+        "count": "Count the items of the queue.",
+        "search": "Show the state of one item.",
+        "commit": "Commit items by index.",
+        "negative": "Mark items as failed, so that they are delivered again.",
+    },
+    "Model": {
+        "predict": "Send requests to the model and print its answers.",
+        "work": "Run a worker: process items and write results to the sink.",
+        "endpoints": "List the service instances for direct calls.",
+        "bench": "Measure the throughput and latency of a queue or a model.",
+    },
+    "Operate": {
+        "info": "Show the attributes of the queue.",
+        "wait": "Wait until the queue meets a condition.",
+        "end": "End the stream, so that nothing more can be put.",
+    },
+    "Local": {
+        "serve": "Run the queue service on this machine.",
+        "demo": "Show the main commands on a temporary service.",
+    },
+    "Setup": {
+        "config": "Save, show and change connection profiles.",
+        "completion": "Print a completion script for a shell.",
+        "help": "Show the help of a command.",
+        "version": "Show the version.",
+    },
 }
-COMMANDS = tuple(name for names in SECTIONS.values() for name in names)
+COMMANDS = {name: summary for section in SECTIONS.values() for name, summary in section.items()}
 
 
 class Commands(Group):
     """A group of all commands."""
 
-    def sections(self, _ctx: click.Context) -> Mapping[str, Sequence[str]]:
+    def sections(self, _ctx: click.Context) -> Mapping[str, Mapping[str, str]]:
         """Return the sections of the help."""
         return SECTIONS
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands and options that begin with `incomplete`, without importing the commands."""
+        from click.shell_completion import CompletionItem
+
+        found = [
+            CompletionItem(name, help=summary)
+            for name, summary in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, hidden ones included."""

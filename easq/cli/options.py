@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from easq.cli.command import keep
-from easq.cli.param_types import TAG, parse_index
+from easq.cli.param_types import TAG
 
 if TYPE_CHECKING:
     from easq.cli.app import App
@@ -77,6 +77,7 @@ def as_tags(pairs: Sequence[tuple[str, str]]) -> Mapping[str, str]:
 def read_indexes(app: App, indexes: Sequence[str]) -> list[int]:
     """Return the indexes in the arguments; for the one argument `-`, those on stdin. Raises UsageError."""
     from easq.errors import UsageError
+    from easq.model import parse_index
 
     words = list(indexes)
     if words == ["-"]:

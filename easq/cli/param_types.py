@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from easq.model import MAX_WIRE_INDEX, NEWEST, tag_problem
-
 if TYPE_CHECKING:
     ParamType = click.ParamType[Any]  # generic for mypy, and a plain class in click 8.1
 else:
     ParamType = click.ParamType
 
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
-
-_FORBIDDEN_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_HEADER_NAME = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_FORBIDDEN_IN_HEADER = r"[\x00-\x08\x0a-\x1f\x7f]"
 
 
 class Duration(ParamType):
@@ -88,6 +84,8 @@ class Index(ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return `value` as a number."""
+        from easq.model import NEWEST, parse_index
+
         if isinstance(value, int):
             return value
         if self.newest and value == "newest":
@@ -96,14 +94,6 @@ class Index(ParamType):
             return parse_index(value, lowest=self.lowest)
         except ValueError as error:
             self.fail(f"{error}{', or newest' if self.newest else ''}", param, ctx)
-
-
-def parse_index(text: str, *, lowest: int = 1) -> int:
-    """Return `text` as an index. Raises ValueError for any other text."""
-    if text.isascii() and text.isdigit() and len(text) <= 20 and lowest <= int(text) <= MAX_WIRE_INDEX:
-        return int(text)
-    head = " (0, the head, has no place here)" if text == "0" else ""
-    raise ValueError(f"{text!r} is not an index, a whole number from {lowest} to {MAX_WIRE_INDEX}{head}")
 
 
 class Tag(ParamType):
@@ -115,6 +105,8 @@ class Tag(ParamType):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, str]:
         """Return the name and the value of the tag."""
+        from easq.model import tag_problem
+
         if isinstance(value, tuple):
             return value[0], value[1]
         problem = tag_problem(*(value.split("=", 1) if "=" in value else (value, None)))
@@ -136,10 +128,10 @@ class Header(ParamType):
         if isinstance(value, tuple):
             return value[0], value[1]
         name, colon, text = value.partition(":")
-        if not colon or not _HEADER_NAME.fullmatch(name.strip()):
+        if not colon or not re.fullmatch(_HEADER_NAME, name.strip()):
             # the value is not shown, as it may be a token; without a colon that may be the whole text
             self.fail("a header is written 'Name: value', with a name of letters, digits and '-'", param, ctx)
-        if _FORBIDDEN_IN_HEADER.search(text) or not text.isascii():
+        if re.search(_FORBIDDEN_IN_HEADER, text) or not text.isascii():
             self.fail(f"the value of {name.strip()} holds characters that no header may carry", param, ctx)
         return name.strip(), text.strip()
 
@@ -183,9 +175,7 @@ INDEX, INDEX_OR_HEAD = Index(), Index(lowest=0)
 INDEX_OR_NEWEST = Index(lowest=0, newest=True)
 
 
-_SIZE = re.compile(r"([0-9]{1,15})\s?([kmgt]?)(i?b)?", re.IGNORECASE | re.ASCII)
-
-
+_SIZE = r"(?ai)([0-9]{1,15})\s?([kmgt]?)(i?b)?"
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -196,7 +186,7 @@ class Size(ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return `value` in bytes."""
-        found = _SIZE.fullmatch(str(value).strip())
+        found = re.fullmatch(_SIZE, str(value).strip())
         if found is None:
             self.fail(f"{value!r} is not a size such as 512, 10k or 1MiB", param, ctx)
         return int(found[1]) << (10 * _POWERS[found[2].lower()])

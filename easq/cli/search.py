@@ -8,7 +8,6 @@ import click
 
 from easq.cli.command import command
 from easq.cli.options import sink_option
-from easq.cli.param_types import parse_index
 
 if TYPE_CHECKING:
     from easq.cli.app import App
@@ -65,6 +64,7 @@ def search(app: App, item: str) -> None:
 def _index(client: QueueClient, item: str) -> int:
     """Return the index that `item` is, or that the item of this request id has. Raises NotFound or UsageError."""
     from easq.errors import NotFound, UsageError
+    from easq.model import parse_index
 
     if item.isascii() and item.isdigit():
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 
@@ -19,13 +18,13 @@ _INVISIBLE = frozenset(
     + "".join(map(chr, (*range(0xFE00, 0xFE0E), *range(0xE0100, 0xE01F0))))
 )
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 
 _SHORT = {"\r": "\\r", "\n": "\\n", "\t": "\\t"}
 
 #: what may not stand raw in a JSON line, beside what JSON escapes itself: control and format characters, fillers,
 #: variation selectors, tags, surrogates
-_UNSAFE_IN_JSON = re.compile(
+_UNSAFE_IN_JSON = (
     "[\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     "\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e0fff]"
@@ -51,7 +50,9 @@ def cell(text: str) -> str:
 
 def json_safe(line: str) -> str:
     """Return a JSON text of the same value, with control, format and surrogate characters escaped."""
-    return _UNSAFE_IN_JSON.sub(lambda match: json.dumps(match[0])[1:-1], line)
+    import json
+
+    return re.sub(_UNSAFE_IN_JSON, lambda match: json.dumps(match[0])[1:-1], line)
 
 
 def shown(data: bytes, *, limit: int = MAX_SHOWN) -> str:
@@ -71,7 +72,7 @@ def drives_terminal(data: bytes) -> bool:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         return True
-    return _CONTROL.search(text) is not None
+    return re.search(_CONTROL, text) is not None
 
 
 def as_text(data: bytes) -> str | None:

@@ -8,16 +8,13 @@ masked and control characters escaped.
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import IO, TextIO
+from typing import IO, TYPE_CHECKING, TextIO
 
 from easq.errors import EasqError, StorageError, UsageError
-from easq.model import Frame
 from easq.redact import MIN_SECRET, hide
 from easq.render.payload import (
     MAX_CELL,
@@ -31,6 +28,9 @@ from easq.render.payload import (
     shown,
 )
 from easq.render.progress import MAX_WIDTH, Progress
+
+if TYPE_CHECKING:
+    from easq.model import Frame
 
 #: escape sequence: go to the start of the line, and clear it
 _CLEAR = "\r\x1b[K"
@@ -280,6 +280,8 @@ class Printer:
     def bug(self, error: BaseException) -> None:
         """Print one line about a bug of easq, or the traceback with EASQ_DEBUG."""
         if self._environ.get("EASQ_DEBUG"):
+            import traceback
+
             self._say(escape("".join(traceback.format_exception(error))))
             return
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -375,6 +377,8 @@ def error_record(error: EasqError, *, prefix: str = "") -> dict[str, object]:
 
 
 def _json(value: Mapping[str, object]) -> str:
+    import json
+
     return json_safe(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
