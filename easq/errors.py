@@ -23,7 +23,7 @@
     ├── NotFound            8   404
     ├── DeadlineExceeded    9   no result or condition within --timeout
     ├── Partial            10   some items succeeded, some failed
-    ├── CheckFailed        11   what `bench --fail-if` names held
+    ├── CheckFailed        11   a condition of `bench --fail-if` held
     ├── ChildFailed        12   the command of `watch -- CMD` could not start or failed
     ├── ConfigError        13   configuration unreadable, invalid, no url
     └── StorageError       74   storage failed, foreign, damaged or locked
@@ -109,7 +109,7 @@ class EasqError(Exception):
 
 
 class UsageError(EasqError):
-    """The command line asks for something that cannot be done as written."""
+    """The command line, or a call from Python, is not valid as written."""
 
     kind, exit, status = "usage", Exit.USAGE, 400
 
@@ -133,7 +133,7 @@ class BadRequest(Refused):
 
 
 class MethodNotAllowed(Refused):
-    """The wire has no operation under this HTTP method; `allow` names those that it has, as the header Allow does."""
+    """The service has no operation for this HTTP method. `allow` is the value of the header Allow."""
 
     kind, status = "method_not_allowed", 405
 
@@ -219,7 +219,7 @@ class AuthFailed(EasqError):
 
 
 class Forbidden(AuthFailed):
-    """The request is not allowed from where it comes."""
+    """The caller may not make this request."""
 
     kind, status = "forbidden", 403
 
@@ -243,13 +243,13 @@ class Partial(EasqError):
 
 
 class CheckFailed(EasqError):
-    """A condition that was to fail the run held."""
+    """A condition of --fail-if holds, so the run has failed."""
 
     kind, exit = "check", Exit.CHECK
 
 
 class ChildFailed(EasqError):
-    """The command to run per item could not start, or failed and was to stop the run."""
+    """The command for the items could not start, or it failed with `--on-fail stop`."""
 
     kind, exit = "child", Exit.CHILD
 
@@ -266,7 +266,7 @@ class StorageError(EasqError):
     kind, exit, status = "storage", Exit.STORAGE, 500
 
 
-#: wire status -> class, for reading an error reply back into what the server raised
+#: wire status -> class, to turn an error answer back into the exception of the server
 _BY_STATUS: dict[int, type[EasqError]] = {
     cls.status: cls
     for cls in (

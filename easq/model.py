@@ -13,19 +13,19 @@ REQUEST_ID = "requestId"  #: built-in tag: links an input item to its sink resul
 TS_SOURCE = "ts@source"  #: built-in tag: Unix time in ms of the put to the input
 TS_SINK = "ts@sink"  #: built-in tag: Unix time in ms of the put to the sink
 HEADER_PREFIX = "Header:"  #: built-in tags: captured HTTP request headers
-PATH = "Path"  #: built-in tag: what followed the queue's address in the put
-DELIVERY_COUNT = "deliveryCount"  #: on a redelivered frame only: how often it was pushed to this group
+PATH = "Path"  #: built-in tag: the path after the queue's address in the put
+DELIVERY_COUNT = "deliveryCount"  #: on a redelivered frame only: the number of its deliveries to this group
 LAST_CODE = "lastCode"  #: on a sink frame: the item failed, with this status
-LAST_REASON = "lastReason"  #: on a sink frame: why
+LAST_REASON = "lastReason"  #: on a sink frame: the reason of the failure
 
-#: who calls, unless a name is given
+#: the consumer group and user of a call without names
 DEFAULT_GROUP, DEFAULT_USER = "default_group", "default_user"
 
 #: no index: the head of the stream in a read, "none" in attributes
 NO_INDEX = 0
-#: what `_index_` may carry on the wire
+#: highest value of `_index_` on the wire
 MAX_WIRE_INDEX = 2**64 - 1
-#: `_index_=-1` on get and watch: only what is put from now on (get without a timeout: the last item)
+#: `_index_=-1` on get and watch: only items that are put from now on (get without a timeout: the last item)
 NEWEST = -1
 
 
@@ -103,7 +103,7 @@ def parse_index(text: str, *, lowest: int = 1) -> int:
     """Return `text` as an index. Raises ValueError for any other text."""
     if text.isascii() and text.isdigit() and len(text) <= 20 and lowest <= int(text) <= MAX_WIRE_INDEX:
         return int(text)
-    head = " (0, the head, has no place here)" if text == "0" else ""
+    head = " (0, the head, cannot be used here)" if text == "0" else ""
     raise ValueError(f"{text!r} is not an index, a whole number from {lowest} to {MAX_WIRE_INDEX}{head}")
 
 

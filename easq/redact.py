@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 _HIDDEN = "****"
 #: shortest secret that is masked, in characters: a shorter one would mask parts of ordinary words
 MIN_SECRET = 4
-#: shortest secret of which the last four characters are shown; of a shorter one they would be too large a part
+#: shortest secret whose last four characters are shown: in a shorter one they would be too large a part
 _MIN_SHOWN_IN_PART = 20
 #: a lower-case secret below this length, in characters, may be an ordinary word
 _MAX_WORD = 12

@@ -38,7 +38,7 @@ class App:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
         self.options: dict[str, Any] = {}
-        self.warnings: deque[str] = deque()  #: of other threads, printed by `tell_warnings`
+        self.warnings: deque[str] = deque()  #: warnings of other threads, printed by `tell_warnings`
         self.at_end = ExitStack()  #: closed with the App
         self._has_told_retry = False
 
@@ -101,7 +101,7 @@ class App:
         if self.options.get("token"):
             self.printer.hide(self.options["token"])
             self.printer.warn(
-                "others can see a token on the command line (ps, history): rather --token-file or EASQ_TOKEN"
+                "others can see a token on the command line (ps, history): use --token-file or EASQ_TOKEN instead"
             )
 
     def stream_url(self, *, sink: bool | None = None) -> str:
@@ -258,7 +258,7 @@ class App:
     def tell_done(self, word: str, indexes: Sequence[int], counted: int | None, uncounted: str) -> None:
         """Print that `indexes` are `word` (such as `committed`).
 
-        If fewer `counted`, warn on stderr; `uncounted` says which items do not count.
+        If `counted` is lower than their number, warn on stderr; `uncounted` names the items that do not count.
         """
         if self.output == "json":
             self.printer.record({word: [str(index) for index in indexes], "counted": counted})
@@ -286,7 +286,7 @@ class App:
         return sys.stdin.buffer
 
     def read_stdin(self, limit: int) -> str:
-        """Return all of stdin as text. Raises UsageError above `limit` bytes."""
+        """Return all of stdin as text. Raises UsageError if it has more than `limit` bytes."""
         data = self.stdin().read(limit + 1)
         if len(data) > limit:
             raise UsageError(f"more than {limit} bytes came on stdin")
@@ -319,7 +319,7 @@ class App:
                 return default if not word else word in ("y", "yes")
 
     def confirm(self, question: str) -> None:
-        """Ask the user to confirm, unless -y is given. Raises UsageError if that is refused or not possible."""
+        """Ask the user to confirm, unless -y is given. Raises UsageError if the user refuses or cannot be asked."""
         if self.options.get("yes"):
             return
         if not self.can_ask():

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: lines of -f that are read, and put one after the other
+#: most lines of -f that are read; they are the payloads in turn
 _MAX_PAYLOADS = 100_000
-#: bytes of these lines together; above it no further line is read
+#: total bytes of these lines above which no further line is read
 _MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 _DEFAULT_COUNT = 10_000
 
@@ -187,7 +187,7 @@ def predict(
     via = app.checked("via") or routes.QUEUE
     if via == routes.WEBSOCKET:
         raise UsageError(
-            "bench predict does not go --via websocket", hint="--via queue, gateway, direct or modelarts"
+            "bench predict does not support --via websocket", hint="--via queue, gateway, direct or modelarts"
         )
     given = [name for name in ("sign", "endpoint", "service", "project", "refresh") if name in app.options]
     routes.check_options(via, given + ["content-type"] * bool(content_type))
@@ -261,7 +261,7 @@ def _run(
     if length != "0" and not force:
         raise UsageError(
             f"the queue is not empty: it holds {length} items",
-            hint="another queue, or --force: they are left alone",
+            hint="use another queue, or --force, which leaves these items unchanged",
         )
     with _progress(app, load) as progress:
         run = Bench(client, app.exchange, load, lambda done, failed: progress.at(done, failed, done))
@@ -288,7 +288,9 @@ def _load(
     warmup: int,
     most: int,
 ) -> Load:
-    """Return the load of the options. Raises UsageError for two that exclude each other and a size above `most`."""
+    """Return the load that the options describe. Raises UsageError for two options that exclude each other, or a size
+    above `most`.
+    """
     from easq.bench.load import Load
     from easq.errors import UsageError
 

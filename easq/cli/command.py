@@ -1,7 +1,7 @@
-"""The classes of which every command and group is made, and the options that all of them take.
+"""The classes of commands and groups, and the options of every command.
 
-The options of every command may stand before or after its name: each stores what was given in the one App of the run,
-the nearer one last. A command reads them from there and never as parameters.
+The options of every command may stand before or after its name: each stores its value in the App of the run, and the
+one after the name overrides the one before. A command reads these options from the App, never as parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from easq.cli.app import OUTPUTS
 from easq.cli.param_types import DURATION, HEADER
 
-#: characters of a summary above which click cuts it; none is so long
+#: length above which click cuts a summary, in characters; no summary is so long
 _SUMMARY_LENGTH = 1000
 
 
@@ -48,7 +48,7 @@ class NoCommand(click.UsageError):
 
 
 @contextmanager
-def _errors_know(ctx: click.Context) -> Iterator[None]:
+def _with_error_context(ctx: click.Context) -> Iterator[None]:
     """Set the context of usage errors raised inside: click's parser leaves it out for an option without a value."""
     try:
         yield
@@ -70,8 +70,8 @@ class Command(click.Command):
 
         Also raises it for a second value of an option that takes one, and for an empty value.
         """
-        with _errors_know(ctx):
-            # parsed twice, for the order of all options: click keeps the values of each option, or only the last
+        with _with_error_context(ctx):
+            # parsed twice: click itself does not keep the order of different options
             values_given, _, order = self.make_parser(ctx).parse_args(args=list(args))
             rest = super().parse_args(ctx, args)
             if not ctx.resilient_parsing:
@@ -116,7 +116,7 @@ class Group(click.Group):
         """Parse `args`. Raises click.UsageError, and NoCommand for no arguments where a command is needed."""
         if not args and not self.invoke_without_command and not ctx.resilient_parsing:
             raise NoCommand(ctx.get_help(), ctx)
-        with _errors_know(ctx):
+        with _with_error_context(ctx):
             values_given, _, order = self.make_parser(ctx).parse_args(args=list(args))
             rest = super().parse_args(ctx, args)
             if not ctx.resilient_parsing:
@@ -172,7 +172,7 @@ def _refuse_repeated(order: Sequence[click.Parameter], ctx: click.Context) -> No
 def _refuse_empty(values: Mapping[str, Any], order: Sequence[click.Parameter], ctx: click.Context) -> None:
     """Raise click.UsageError for an option or argument in `order` whose value is empty.
 
-    It comes from a variable that is not set, and would be read as if nothing had been given.
+    An empty value often comes from a variable that is not set. It would be read as if the option were missing.
     """
     for param in order:
         name = str(param.name)
@@ -206,7 +206,9 @@ def _format_end(examples: Sequence[str], formatter: click.HelpFormatter) -> None
 
 
 def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    """Store the value of an option in the App: added to, or over, the value given before the command."""
+    """Store the value of an option in the App. It is added to the value given before the command, or replaces that
+    value.
+    """
     if ctx.obj is None or param.name is None:
         return
     if ctx.get_parameter_source(param.name) is not ParameterSource.COMMANDLINE:
@@ -252,7 +254,9 @@ def _complete_profiles(_ctx: click.Context, _param: click.Parameter, incomplete:
 
 @cache
 def _shared_params() -> Sequence[click.Parameter]:
-    """Return the options of every command. They are made once: for each of 25 commands they took 8 ms of a start."""
+    """Return the options of every command. They are made once: making them for each of 25 commands took 8 ms of a
+    start.
+    """
     return (
         _shared(
             "-p",
@@ -283,7 +287,7 @@ def _shared_params() -> Sequence[click.Parameter]:
 
 
 def command(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., Any]], click.Command]:
-    """Return a decorator that makes a command; its body takes the App first."""
+    """Return a decorator that makes a command of a function. The first parameter of the function is the App."""
 
     def make(function: Callable[..., Any]) -> click.Command:
         return click.command(name, cls=Command, examples=examples)(click.pass_obj(function))

@@ -205,7 +205,7 @@ def _profile(app: App) -> str:
 
 
 def _save(app: App, change: Callable[[Config], Config], name: str, done: str) -> None:
-    """Write what `change` makes of the file, and print `done`."""
+    """Save the file as changed by `change`, and print `done`."""
     from easq.config.profiles import edit
 
     change(app.config)  # so that an error changes nothing, not even the lock

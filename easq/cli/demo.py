@@ -38,7 +38,7 @@ def demo(app: App) -> None:
         from easq.errors import CheckFailed
 
         raise CheckFailed(f"{len(tour.failed)} of {tour.steps} steps failed: {'; '.join(tour.failed)}")
-    app.printer.lines(("", f"All {tour.steps} steps did what they say."))
+    app.printer.lines(("", f"All {tour.steps} steps gave the expected output."))
 
 
 @dataclass
@@ -57,18 +57,18 @@ class Tour:
         if self.failed:
             return
         (self.folder / "items.txt").write_text("first\nsecond\nthird\n", encoding="utf-8")
-        self.say("Save where the queue is, and how to get in.")
+        self.say("Save the URL and the token of the queue.")
         self.easq("config", "--url", url, "--token-file", "token", says=("saved",))
-        self.say("What the queue says of itself; also the test whether it can be reached.")
+        self.say("Show the attributes of the queue. This also checks that it can be reached.")
         self.easq("info", says=("meta.durability : fsync", "stream.length : 0"))
         self.say("Put an item, then a file of one item a line. Each is on disk before its index is shown.")
         self.easq("put", "-d", "10s", says=("[OK] 1", "Total: 1, success: 1, failed: 0"))
         self.easq("put", "-f", "items.txt", says=("[OK] 2", "[OK] 3", "[OK] 4"))
-        self.say("Look at them. They stay where they are.")
+        self.say("Read the items. They stay in the queue.")
         self.easq("get", "-l", "4", "--timeout", "3s", says=("[0 - 1]", "[3 - 4]", "third"))
-        self.say("Take two of them: what is written out is committed, the rest is left.")
+        self.say("Watch two items. Each is committed after it is printed; the others stay in the queue.")
         self.easq("watch", "--commit", "output", "-n", "2", "-o", "raw", says=("10s", "first"))
-        self.say("Delete one by its index, and all that is left below another.")
+        self.say("Delete one item by its index, and then all items below an index.")
         self.easq("delete", "3", "-y", says=("[OK] deleted",))
         self.easq("trunc", "5", "-y", says=("[OK] truncated",))
         self.easq("get", says=(), code=3)
@@ -85,7 +85,7 @@ class Tour:
             self.say("... and writes the result to the sink, under the same request id.")
             answer = '[{"p_0":0.52,"p_1":0.48}]'
             self.easq("put", "-k", "-d", answer, "--tags", f"requestId={request_id}", says=("[OK] 1",))
-            self.say("Which is what the client gets.")
+            self.say("The client gets the result.")
             output, _ = waiting.communicate(timeout=_PATIENCE_S)
         finally:
             waiting.kill()

@@ -29,7 +29,7 @@ _NO_LIMIT_S = 3.2e8
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """The end of the command on one item.
+    """The result of the command for one item.
 
     `data` is its output if it exited with 0; `interrupt` is the signal that came while it ran.
     """
@@ -39,7 +39,7 @@ class CommandResult:
     code: str = ""
     reason: str = ""
     interrupt: BaseException | None = None
-    is_busy: bool = False  # it exited with 75: the item can be delivered again later, and has not failed
+    is_busy: bool = False  # whether it exited with 75: not a failure; the item is delivered again later
 
     @property
     def is_done(self) -> bool:
@@ -145,7 +145,7 @@ class ItemCommand:
         if self.on_fail == LEAVE and left >= window:
             raise ChildFailed(
                 f"the command failed on {left} items, which are left as they are: the window is full",
-                hint="--on-fail negative has them delivered again",
+                hint="with --on-fail negative they are delivered again",
             )
 
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: `watch --commit`: after the user's answer, once the item was written, or never
+#: the values of `watch --commit`: commit after the user's answer, after the item was written, or never
 ASK, OUTPUT, NONE = "ask", "output", "none"
-#: bytes of indexes on stdin: three million of the longest
+#: most bytes of indexes on stdin: enough for three million of the longest indexes
 _MAX_INDEXES_BYTES = 64 * 1024 * 1024
 
 

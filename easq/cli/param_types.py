@@ -1,4 +1,4 @@
-"""Types of options and arguments: each reads one text of the command line, or says what is wrong with it."""
+"""Types of options and arguments: each converts one text of the command line, or rejects it with a message."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Rate(ParamType):
             rate = float(value)
         except ValueError:
             rate = 0.0
-        if not 0 < rate < inf:  # also what is not a number
-            self.fail(f"{value!r} is no number above 0", param, ctx)
+        if not 0 < rate < inf:  # also rejects NaN
+            self.fail(f"{value!r} is not a number above 0", param, ctx)
         return rate
 
 
@@ -156,9 +156,9 @@ class PathText(ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return `value` with one leading slash."""
         if any(not c.isprintable() or c in "?#\\" for c in value):
-            self.fail(f"{value!r} is no path: it holds a control character or one of ?#\\", param, ctx)
+            self.fail(f"{value!r} is not a path: it contains a control character or one of ?#\\", param, ctx)
         if any(part in (".", "..") for part in value.split("/")):
-            self.fail(f"{value!r} is no path: a part of it is . or .., which leads elsewhere", param, ctx)
+            self.fail(f"{value!r} is not a path: a part of it is . or ..", param, ctx)
         text = "/" + value.strip("/")
         return "" if text == "/" else text
 

@@ -141,5 +141,5 @@ def queue_limit(app: App, *, sink: bool | None = None) -> int:
     from easq.client.queue import QueueClient
     from easq.client.state import item_limit
 
-    # not by App.queue: it may warn, which the thread that reads must not
+    # not with App.queue, which may print a warning: only the main thread prints
     return item_limit(QueueClient.over(app.transport, app.stream_url(sink=sink), app.caller()))

@@ -1,4 +1,4 @@
-"""One run of `easq predict`: its answers are printed, its failures counted."""
+"""One run of `easq predict`: prints its answers and counts its failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_given(
     binary: bool,
     idle_timeout: float | None,
 ) -> None:
-    """Raise UsageError for an option that was given and does not go with `via`."""
+    """Raise UsageError for a given option that the route `via` does not support."""
     given = {
         "tags": tags,
         "priority": priority,

@@ -111,7 +111,7 @@ def put(
 
 
 def _put_one(app: App, make_put: MakePut, counts: PutCounts, report: PutReport) -> None:
-    """Put the one item, without importing what only many are worth."""
+    """Put one item, without importing the modules that only many items need."""
     from easq.client.put_run import put_one
 
     (item,) = counts.items

@@ -1,4 +1,6 @@
-"""`easq serve`: the queue service in the foreground, or for one command. The only client of the server's packages."""
+"""`easq serve`: the queue service in the foreground, or for one command. Only this module of cli/ imports the
+server.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def serve(app: App, cmd: tuple[str, ...], **options: Any) -> None:
 
 
 def _settings(app: App, *, private: str | None, **given: Any) -> tuple[ServerSettings, ModelService | None]:
-    """Return what the options ask for; `private` is the folder of a service around a command. Raises UsageError."""
+    """Return the settings that the options describe; `private` is the folder of a service around a command. Raises
+    UsageError.
+    """
     import secrets
 
     from easq.net.files import easq_folder
@@ -133,7 +137,7 @@ def _hide_passwords(app: App, storage: str) -> None:
 
 
 def _service(given: Mapping[str, Any]) -> ModelService | None:
-    """Return the model that the options ask for, or None. Raises UsageError."""
+    """Return the model that the options describe, or None. Raises UsageError."""
     from easq.emulator.settings import CallLimits, ModelService
     from easq.errors import UsageError
     from easq.models.base import DEFAULT_TIMEOUT_S

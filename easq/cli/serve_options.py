@@ -26,7 +26,7 @@ class _Weights(ParamType):
             return value
         parts = [part.strip() for part in value.split(",")]
         if not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in parts):
-            self.fail(f"{value!r} is no list of weights: write it as 100,50", param, ctx)
+            self.fail(f"{value!r} is not a list of weights: write it as 100,50", param, ctx)
         return tuple(map(int, parts))
 
 
@@ -55,14 +55,14 @@ class _BasePath(PathText):
         path = super().convert(value, param, ctx)
         if not _BASE.fullmatch(path):
             self.fail(
-                f"{value!r} is no base path: it holds an empty part, or what an address spells otherwise",
+                f"{value!r} is not a base path: it has an empty part, or a character that a URL must encode",
                 param,
                 ctx,
             )
         return path
 
 
-#: a base path whose characters stand in an address as they are
+#: a base path whose characters need no percent-encoding in a URL
 _BASE = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*")
 
 

@@ -1,4 +1,4 @@
-"""One run of `easq watch`: each item is shown or given to a command, then committed, returned or left pending.
+"""One run of `easq watch`: each item is shown or passed to a command, then committed, returned or left pending.
 
 Items that are not committed are returned to the group when the watch ends.
 """
@@ -75,7 +75,9 @@ class WatchRun:
         self.shown = self.committed = 0
 
     def run(self, *, count: int | None, idle_s: float | None) -> int:
-        """Return how many items were shown until one of the ends was reached; none is pending here then."""
+        """Run until one of the ends is reached, and return how many items were shown. After that, no item is pending
+        here.
+        """
         try:
             while count is None or self.shown < count:
                 frame = self._next(idle_s)
@@ -105,7 +107,7 @@ class WatchRun:
         return self.shown
 
     def _next(self, idle_s: float | None) -> Frame | None:
-        """Return the next frame; None at the end. Whatever was written is committed before this waits."""
+        """Return the next frame; None at the end. Written items are committed before this waits."""
         frame = self.watcher.next(0.0)
         idle_at = None if idle_s is None else time.monotonic() + idle_s
         ends = [end for end in (self.end_at, idle_at) if end is not None]
@@ -118,7 +120,7 @@ class WatchRun:
                 wait = _END_LOOK_S if wait is None else min(wait, _END_LOOK_S)
             frame = self.watcher.next(wait)
             if frame is None and ends and time.monotonic() >= min(ends):
-                if (lost := self.watcher.lost) is not None:  # nobody knows whether there is an item
+                if (lost := self.watcher.lost) is not None:  # it is unknown whether there is an item
                     self._try_commit()
                     raise Unreachable(
                         f"{lost.message}; not connected again when the time was over", hint=lost.hint
@@ -220,7 +222,7 @@ class WatchRun:
             self.items.release(index)
         except (Unreachable, ServerError) as error:
             self.items.leave(index)
-            self.app.printer.notice(f"a failure was not told: {error.message}")
+            self.app.printer.notice(f"a failure was not reported: {error.message}")
 
     def _ask(self, index: int) -> None:
         """Have the user commit or return the item, or leave it pending until the watch ends."""
@@ -240,7 +242,7 @@ class WatchRun:
             self.worked_at = time.monotonic()
 
     def _try_commit(self) -> None:
-        """Commit the items that are done; while the server cannot do it they stay to be committed."""
+        """Commit the items that are done. If the server cannot do that now, they are committed later."""
         try:
             self._commit()
         except (Unreachable, ServerError) as error:
@@ -252,7 +254,7 @@ class WatchRun:
             self.committed += len(self.items.committed(batch))
 
     def _leave(self) -> None:
-        """Commit what was written and return the rest, as far as the server lets us.
+        """Commit the written items and return the rest, as far as the server allows.
 
         An interrupt meanwhile leaves at once: the lost connection returns the rest.
         """
@@ -260,7 +262,7 @@ class WatchRun:
             self._commit()
             self._return_pending()
         except EasqError as error:
-            self.app.printer.notice(f"left without handing back: {error.message}")
+            self.app.printer.notice(f"items are returned only by the end of the connection: {error.message}")
         except KeyboardInterrupt:
             self.watcher.abort()
             raise

@@ -86,7 +86,9 @@ def work(
     from easq.worker.worker import Worker
 
     if jobs is not None and jobs > window:
-        raise UsageError(f"--jobs {jobs} is above --window {window}: no more than the window is in hand")
+        raise UsageError(
+            f"--jobs {jobs} is above --window {window}: the worker never has more items than the window"
+        )
     if not item_timeout:
         raise UsageError("--item-timeout 0s leaves no time for a call")
     # no SimpleQueue: a signal at the end of its timeout makes it wait for ever (CPython 3.11)

@@ -1,4 +1,4 @@
-"""One run of `easq work`: its signals, and what it reports."""
+"""One run of `easq work`: its signals and its reports."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TICK_S = 0.1
 _LEAVE_S = 0.5
 #: seconds between two requests for the backlog, and the time limit of one
 _BACKLOG_EVERY_S, _BACKLOG_WAIT_S = 2.0, 1.0
-#: items whose times are summarized, the last ones, and seconds whose rate is shown
+#: number of last items whose times are summarized; seconds over which the rate is computed
 _TIMES, _RATE_S = 1000, 10.0
 
 COLUMNS = ("n", "index", "request_id", "outcome", "code", "attempt", "size", "seconds")
@@ -54,7 +54,7 @@ class WorkRun:
     signals: list[int] = field(default_factory=list)
     watches: bool = False  # True once the watch began, and items may be pushed
     stop_reported: bool = False
-    lost: Exception | None = None  # why stdout cannot be written to any more
+    lost: Exception | None = None  # the error after which stdout is no longer written
     backlog: str = "?"
     backlog_at: float = float("-inf")
 

@@ -140,7 +140,7 @@ def config_path(environ: Mapping[str, str]) -> Path:
 
 
 def load(path: Path) -> Config:
-    """Return the file at `path`, empty if there is none; its warnings say what is unsafe or unknown in it.
+    """Return the file at `path`, empty if there is none. Its `warnings` name unsafe permissions and unknown keys.
 
     Raises ConfigError for a file that is no configuration.
     """
@@ -180,9 +180,9 @@ def save(config: Config) -> None:
 
 
 def edit(path: Path, change: Callable[[Config], Config]) -> Config:
-    """Write to `path` what `change` makes of its content, and return that. Concurrent runs wait for each other.
+    """Apply `change` to the file at `path`, and return the new content. Concurrent runs wait for each other.
 
-    Raises ConfigError, and what `change` raises; then nothing changed.
+    Raises ConfigError and the errors of `change`; after an error nothing has changed.
     """
     try:
         files.make_private_folder(path.parent)
@@ -269,7 +269,8 @@ def resolve(config: Config, options: Mapping[str, Any], environ: Mapping[str, st
     for key in KEYS:
         if key in TOKEN_KEYS:
             continue
-        if options.get(key) not in (None, ""):  # a duration of 0 is given, and refused where it is used
+        # a duration of 0 counts as given: it is refused where it is used
+        if options.get(key) not in (None, ""):
             values[key] = Value(str(options[key]), f"option --{key.replace('_', '-')}")
         elif environ.get(ENVIRONMENT.get(key, "")):
             values[key] = Value(environ[ENVIRONMENT[key]], f"environment {ENVIRONMENT[key]}")

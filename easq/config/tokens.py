@@ -1,4 +1,4 @@
-"""Tokens: where one comes from (option, environment, profile), and how it is read from a file or a command."""
+"""Tokens: finds their source (option, environment, profile), and reads them from a file or a command."""
 
 from __future__ import annotations
 

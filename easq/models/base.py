@@ -103,7 +103,7 @@ class ModelFailed(ServerError):
 
 
 class Model(Protocol):
-    """A model on an event loop. All but `check` is used on one event loop."""
+    """A model on an event loop. All methods except `check` are called on one event loop."""
 
     def check(self) -> None:
         """Raise ChildFailed if a command does not exist, before there is a call."""

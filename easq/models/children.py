@@ -99,7 +99,7 @@ class Children:
                     break
                 ours = self._known | ({self._guard.pid} if self._guard is not None else set())
                 if found is None or found.si_pid in ours:
-                    break  # its owner will wait for it; `waitid` reports the ones after it next time
+                    break  # its owner will wait for it; `waitid` reports later orphans in the next call
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(found.si_pid, os.WNOHANG)
                 count += 1

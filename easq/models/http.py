@@ -34,7 +34,7 @@ class Http:
     """Calls a model at one HTTP address. `answer`, `cancel` and `close` have to run on one event loop."""
 
     def __init__(self, url: str, *, max_answer: int = MAX_ANSWER) -> None:
-        """Raises UsageError unless `url` is a plain http or https address."""
+        """Prepare a model at `url`. Raises UsageError unless it is a plain http or https address."""
         self._address = _address(url)
         self._max_answer = max_answer
         self._client: RawClient | None = None

@@ -121,7 +121,7 @@ def test_what_does_not_go_together_is_refused(easq: Easq) -> None:
     done = easq("bench", "predict")
     assert (done.status, done.out) == (2, b"")
     assert done.err == (
-        "easq: bench predict does not go --via websocket\nhint: --via queue, gateway, direct or modelarts\n"
+        "easq: bench predict does not support --via websocket\nhint: --via queue, gateway, direct or modelarts\n"
     )
 
 

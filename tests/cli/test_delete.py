@@ -112,7 +112,7 @@ def test_indexes_come_from_stdin(five: Easq) -> None:
 def test_an_index_that_is_none_is_refused_and_nothing_is_done(five: Easq, command: str, index: str) -> None:
     for args, stdin in ((["1", index], b""), (["-"], f"1 {index}".encode())):
         done = five(command, *args, "-y", stdin=stdin)
-        head = " (0, the head, has no place here)" if index == "0" else ""
+        head = " (0, the head, cannot be used here)" if index == "0" else ""
         assert (done.status, done.out) == (2, b"")
         assert done.err == (
             f"easq: {index!r} is not an index, a whole number from 1 to 18446744073709551615{head}\n"

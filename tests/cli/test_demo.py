@@ -17,7 +17,7 @@ def test_the_tour_shows_each_command_with_its_output(easq: Easq) -> None:
     ]
     assert "[OK] [3 - 4]" in text
     assert "\\n" not in text
-    assert text.endswith('[{"p_0":0.52,"p_1":0.48}]\n\nAll 13 steps did what they say.\n')
+    assert text.endswith('[{"p_0":0.52,"p_1":0.48}]\n\nAll 13 steps gave the expected output.\n')
 
 
 def test_the_tour_leaves_nothing_and_needs_nothing_of_the_user(easq: Easq) -> None:
@@ -28,7 +28,7 @@ def test_the_tour_leaves_nothing_and_needs_nothing_of_the_user(easq: Easq) -> No
         "-q",
         env={"EASQ_URL": "http://127.0.0.1:1/x", "EASQ_TOKEN": "wrong", "TMPDIR": str(easq.home)},
     )
-    assert (done.status, done.text, done.err) == (0, "\nAll 13 steps did what they say.\n", "")
+    assert (done.status, done.text, done.err) == (0, "\nAll 13 steps gave the expected output.\n", "")
     assert sorted(easq.home.rglob("*")) == before
 
 

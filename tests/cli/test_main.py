@@ -418,7 +418,7 @@ def test_a_token_on_the_command_line_is_warned_about(easq: Easq, url: str) -> No
     assert (done.status, done.text) == (0, "0\n")
     assert done.err == (
         "easq: warning: others can see a token on the command line (ps, history): "
-        "rather --token-file or EASQ_TOKEN\n"
+        "use --token-file or EASQ_TOKEN instead\n"
     )
 
 

@@ -389,7 +389,7 @@ def _all(queue: Easq) -> list[bytes]:
 def test_a_rate_that_is_none_is_refused(queue: Easq, rate: str) -> None:
     done = queue("put", "-f", "-", f"--rate={rate}", stdin=b"x\n")
     assert (done.status, done.out) == (2, b"")
-    assert done.err.startswith(f"easq: invalid value for '--rate': '{rate}' is no number above 0\n")
+    assert done.err.startswith(f"easq: invalid value for '--rate': '{rate}' is not a number above 0\n")
 
 
 def test_a_rate_is_kept(queue: Easq) -> None:

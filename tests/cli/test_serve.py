@@ -390,7 +390,7 @@ def test_a_model_is_served_beside_the_queues(easq: Easq, started: Started) -> No
             ("--model", "echo", "--weights", "1,2", "--instances", "3"),
             "easq: --weights has 2 for 3 instances",
         ),
-        (("--model", "echo", "--weights", "1,x"), "'1,x' is no list of weights: write it as 100,50"),
+        (("--model", "echo", "--weights", "1,x"), "'1,x' is not a list of weights: write it as 100,50"),
         (("--model", "echo", "--weights", "9999999"), "easq: --weights 9999999: one of 0 to 1000000"),
         (("--instances", "2"), "easq: --instances goes with --model"),
         (("--weights", "1"), "easq: --weights goes with --model"),

@@ -243,7 +243,7 @@ def test_a_watch_that_is_interrupted_leaves_its_items_alone_on_the_screen(queue:
 def test_the_tour_on_a_terminal(easq: Easq, columns: int) -> None:
     with easq.screen("demo", columns=columns) as terminal:
         assert terminal.finish() == 0
-    assert terminal.text.endswith("\nAll 13 steps did what they say.\n")
+    assert terminal.text.endswith("\nAll 13 steps gave the expected output.\n")
     assert terminal.text.count("\n# ") == 10
     assert not LITERAL_ESCAPE.search(terminal.text), terminal.text
 

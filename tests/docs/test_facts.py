@@ -158,7 +158,7 @@ def test_the_first_command_leaves_an_easq_that_is_found(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert done.stdout.endswith("steps did what they say.\n"), done.stdout
+    assert done.stdout.endswith("steps gave the expected output.\n"), done.stdout
     found = subprocess.run(
         ["bash", "-c", "command -v easq"], env=environ, capture_output=True, text=True, check=True
     )
