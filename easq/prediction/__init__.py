@@ -1,1 +1,1 @@
-"""Predictions and the ways they go: the queue, the gateway, an instance itself, a WebSocket service."""
+"""Predictions and their routes: through the queue, to the gateway, to an instance, to a WebSocket service."""

@@ -1,4 +1,4 @@
-"""The answers to many requests, in the order of the requests, by a route or over WebSockets."""
+"""The answers to many requests, in the order of the requests, over HTTP routes or WebSockets."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from easq.prediction.routes import Prediction, Route, Terms
 if TYPE_CHECKING:
     from easq.prediction.conversation import ConversationPool
 
-#: items whose results came together, each with its answer or its error
+#: items of one batch, each with its answer or its error
 Results: TypeAlias = Sequence[tuple[Item, Prediction | EasqError]]
 
 
 def route_answers(
     route: Route, items: Items, *, workers: int, timed: bool, stop: Callable[[], bool]
 ) -> Iterator[Results]:
-    """Yield the answers by `route`, `workers` requests at a time.
+    """Yield the answers over `route`, with `workers` requests in flight.
 
     Args:
-        timed: measure when each request was connected and answered.
-        stop: once it returns true, no further request is begun.
+        timed: measure the time to connect and to answer of each request.
+        stop: if it returns True, no further request begins.
     """
     if workers == 1 or items.single:
         transport = route.transport
@@ -53,7 +53,7 @@ def route_answers(
 def message_answers(
     pool: ConversationPool, items: Items, terms: Terms, *, workers: int, stop: Callable[[], bool]
 ) -> Iterator[Results]:
-    """Yield the answers of a WebSocket service, over as many connections as there are messages at a time."""
+    """Yield the answers of a WebSocket service, over `workers` connections with one message each in flight."""
 
     def ask(item: Item) -> Prediction:
         served = pool.ask(item.data, timeout_s=terms.timeout_s)

@@ -1,7 +1,7 @@
 """The last good list of instances, on disk: `$XDG_CACHE_HOME/easq/upstreams-KEY.json`, one file per service.
 
-A run that finds a recent list there looks nothing up. If the file cannot be read or written, the list is looked up. The
-content is checked like an answer, because it decides where tokens are sent.
+With a recent list in the file, no look-up is needed. If the file cannot be read or written, a look-up is made each
+time. The content is checked like an answer, because it decides where tokens are sent.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from easq.model import Instance
 from easq.net import files
 from easq.protocol.discovery import Upstreams
 
-#: bytes; a list of as many instances as are taken fits in it
+#: maximum size of the file in bytes; the longest accepted list fits
 _MAX_BYTES = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class CachedList:
-    """A list of instances, and the time of the answer that had it, in Unix seconds."""
+    """A list of instances, and the time of its answer, in Unix seconds."""
 
     instances: tuple[Instance, ...]
     time: float
@@ -36,7 +36,7 @@ def list_file(folder: Path, endpoint: str, service: str) -> Path:
 
 
 def limiter_file(folder: Path, endpoint: str) -> Path:
-    """Return the file for the time of the last look-up at `endpoint`, of any service."""
+    """Return the file for the time of the last look-up at `endpoint`, whatever the service."""
     return folder / f"asked-{_key(endpoint)}"
 
 
@@ -45,7 +45,7 @@ def _key(*parts: str) -> str:
 
 
 def read_list(file: Path, read: Callable[[bytes], Upstreams]) -> CachedList | None:
-    """Return the list in `file`, parsed by `read`; None if there is none, or if others may have written it."""
+    """Return the list in `file`, parsed by `read`; None without a valid list, or if other users can write the file."""
     try:
         data, status = files.read_regular(file, _MAX_BYTES, follow=False)
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
@@ -61,7 +61,7 @@ def read_list(file: Path, read: Callable[[bytes], Upstreams]) -> CachedList | No
 
 
 def write_list(file: Path, answer: bytes, time: float) -> None:
-    """Write `answer` to `file`, atomically and for its owner alone. If that fails, the file is unchanged."""
+    """Write `answer` to `file` atomically, readable only by its owner. If writing fails, the file is unchanged."""
     with contextlib.suppress(OSError):
         files.make_private_folder(file.parent)
         cached = {"time": time, "answer": json.loads(answer)}

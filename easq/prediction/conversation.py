@@ -5,8 +5,8 @@
     send        send a message, without waiting for its answer
     receive     return the next message, if there is one
 
-Some containers behind the platform close the connection after each answer (Huawei's page on WebSocket services). The
-next message then goes out on a new connection, and that is no failure.
+Some containers close the connection after each answer (Huawei's page on WebSocket services). The next message then
+opens a new connection; the closed one does not count as a failure.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from easq.protocol.operations import Request
 
 #: seconds between pings; gateways drop a connection without traffic for a minute
 PING_EVERY_S = 20.0
-#: seconds to wait for messages that are no answers, before a message is sent
+#: time to look for unrequested messages before a message is sent, in seconds
 _LOOK_S = 0.001
 #: close codes of a service that ended normally
 _DONE = (1000, 1001, 1005)
 
 
 class Conversation:
-    """Messages over one connection at a time, made when it is needed. For one thread at a time."""
+    """Messages over one connection at a time, which is opened when it is needed. Not thread-safe."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class Conversation:
         """Prepare a conversation; nothing is sent yet.
 
         Args:
-            headers: the authentication; the headers of `settings` win over them.
-            text: send text messages, else binary ones.
-            warn: called when messages came that are no answers.
+            headers: headers with credentials; the headers of `settings` replace them.
+            text: send text messages; if False, binary messages.
+            warn: called with a text if messages were dropped because they answer no request.
 
         Raises UsageError or ConfigError for a header that cannot be sent.
         """
@@ -80,10 +80,11 @@ class Conversation:
             self._socket = None
 
     def ask(self, data: bytes, *, timeout_s: float) -> Served:
-        """Return the answer to `data`.
+        """Send `data`, and return its answer.
 
-        After a lost connection, 502, 503, 504 or no answer within a third of `timeout_s`, it is sent again on a new
-        connection. Raises UsageError for data that is no text, and DeadlineExceeded if no answer came in time.
+        After a lost connection, status 502, 503 or 504, or no answer within a third of `timeout_s`, the data is sent
+        again on a new connection. Raises UsageError for a text message that is not UTF-8, and DeadlineExceeded if no
+        answer came in time.
         """
         self._check(data)
         began = time.monotonic()
@@ -125,11 +126,11 @@ class Conversation:
                 until = time.monotonic() + idle_s
 
     def connect(self, *, timeout_s: float) -> None:
-        """Connect. Raises the reason if that is not possible."""
+        """Connect. Raises the error for which that is not possible."""
         self._connection(Times(), time.monotonic() + timeout_s)
 
     def send(self, data: bytes, *, timeout_s: float) -> None:
-        """Send `data` as soon as there is a connection. Raises UsageError for data that is no text."""
+        """Send `data` as soon as there is a connection. Raises UsageError for a text message that is not UTF-8."""
         self._check(data)
         self._unanswered.append((data, time.monotonic() + timeout_s))
         if self._socket is not None:
@@ -143,8 +144,8 @@ class Conversation:
     def receive(self) -> bytes | None:
         """Return the message that came within a tick, or None.
 
-        Messages without an answer are sent again on a new connection. Raises DeadlineExceeded for a message without
-        an answer in time, once, and the reason for which a new connection is refused.
+        Unanswered messages are sent again on a new connection. Raises DeadlineExceeded once for each message without an
+        answer in time, and the error with which a new connection is refused.
         """
         if self._unanswered and time.monotonic() >= self._unanswered[0][1]:
             self._unanswered.popleft()
@@ -161,7 +162,10 @@ class Conversation:
         return None if message is None else message.data
 
     def _over_it(self, use: Callable[[WebSocket], Message | None], *, again: bool = False) -> Message | None:
-        """Return the result of `use` on the connection, made if there is none and `again`; dropped if it fails."""
+        """Call `use` with the connection, and return its result; None without a connection, or if it is lost.
+
+        With `again`, a missing connection is opened, and the unanswered messages are sent on it.
+        """
         try:
             if self._socket is None and again:
                 socket = self._connection(Times(), self._unanswered[0][1])

@@ -1,18 +1,18 @@
-"""The current list of the instances of a service, looked up beside the requests and never by one of them.
+"""The current list of the instances of a service. Only a background thread renews it, never a request.
 
-    first request ── a recent list on disk? ── yes ──> use it
+    first request ── a recent list on disk? ── yes ──> use the list
                            │ no
-                           └── look up ── good ──> use it, write it to disk
-                                          bad ───> the old list on disk, or an error
-    from then on: one thread looks up every refresh +- 10 %, or reads the newer list that another process wrote to
-    disk; a good answer replaces the list, nothing else does
+                           └── look up ── good ──> use the answer, write it to disk
+                                          bad ───> use the old list on disk, or raise an error
+    afterwards: one thread looks up every refresh +- 10 %, or reads a newer list that another process wrote to disk.
+    Only a good answer replaces the list.
 
 `easq.prediction.lookup` has the requests. If the platform limits their rate (ModelArts), all processes of a user share
 the limit.
 
-Source: Alibaba's page on direct connect over a VPC. Discovery is not asked for each request. A list is replaced by an
-answer 200 with instances, and never cleared. It does not expire either: that discovery is down says nothing about the
-instances.
+Source: Alibaba's page on direct connect over a VPC. Discovery is not asked for each request. Only an answer 200 with
+instances replaces the list; the list is never cleared. It does not expire either, because a failure of discovery says
+nothing about the instances.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from easq.prediction.lookup import Lookup
 from easq.prediction.rate_limit import LookupLimiter
 from easq.protocol.discovery import Malformed
 
-#: least seconds between two look-ups of one run
+#: minimum time between two look-ups of one process, in seconds
 _LEAST_PAUSE_S = 0.1
-#: part of the refresh by which it varies, so that not all clients look up at once
+#: random variation of the refresh, as a part of it, so that clients do not all look up at the same time
 _JITTER = 0.1
-#: maximum seconds of one look-up, and maximum part of the refresh
+#: time limit of one look-up: seconds, and part of the refresh; the smaller one holds
 _DEADLINE_S = 4.0
 _DEADLINE_PART = 0.8
-#: bytes of an answer
+#: maximum size of an answer in bytes
 _MAX_ANSWER = 1024 * 1024
-#: seconds for which closing waits for a look-up in flight; that ends at its deadline in any case
+#: time for which `close` waits for a look-up in flight, in seconds; the look-up ends at its own deadline
 _FAREWELL_S = 0.2
-#: seconds between two checks of the disk, while the rate limit is waited for
+#: time between two checks of the disk while waiting for the rate limit, in seconds
 _LOOK_S = 0.1
 
 
@@ -67,7 +67,7 @@ class Discovery:
         Args:
             refresh_s: seconds between look-ups, at least the spacing of `lookup`; None for its own refresh.
             folder: the folder for the list on disk; None for none.
-            warn: called, from any thread, for an answer that is not good, once until that changes.
+            warn: called from any thread with a text about a bad answer; once for the same problem.
         """
         refresh_s = lookup.refresh_s if refresh_s is None else refresh_s
         if refresh_s <= 0:
@@ -105,22 +105,22 @@ class Discovery:
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """The last good list, with the instances of weight 0; empty before `fill`."""
+        """The last good list, including instances of weight 0; empty before `fill`."""
         return self._balance.instances
 
     @property
     def age_s(self) -> float:
-        """Seconds since the answer that has the current list."""
+        """Age of the current list, in seconds."""
         return max(0.0, time.time() - self._time)
 
     def next(self, tried: Collection[str] = ()) -> Instance | None:
-        """Return the instance for the next request, its address not among `tried`; None if there is none."""
+        """Return the instance for the next request, whose address is not in `tried`; None if there is none."""
         return self._balance.next(tried)
 
     def fill(self, *, within_s: float | None = None) -> None:
-        """Load the list: from disk if it is younger than the refresh, else by a look-up, else an old one from disk.
+        """Load the list: a recent one from disk, else the answer of a look-up, else an older one from disk.
 
-        Does nothing if there is a list. Waits for the rate limit, or for the list of another process.
+        Does nothing if there is a list already. Waits for the rate limit, or until another process has written a list.
 
         Raises the error of the look-up if there is no list: Unreachable, NotFound, AuthFailed, ServerError.
         """
@@ -151,9 +151,9 @@ class Discovery:
                 self._refresher.start()
 
     def refresh(self) -> bool:
-        """Look up once, and return whether the answer is good: then it replaces the list.
+        """Look up once. Return whether the answer is good; a good answer replaces the list.
 
-        Does nothing if the rate limit does not allow a look-up.
+        Does nothing, and returns False, if the rate limit does not allow a look-up.
         """
         if self._limiter.take():
             return False
@@ -190,7 +190,7 @@ class Discovery:
         return 0 <= time.time() - cached.time < self.refresh_s
 
     def _await_limiter(self, end: float) -> tuple[CachedList | None, bool]:
-        """Return the list on disk, and whether a look-up is allowed. Without a list, wait for the one or the other."""
+        """Return the list on disk, and whether a look-up is allowed. Without a list, wait for either."""
         while True:
             cached = self._cached()
             if cached and self._is_young(cached):
@@ -206,7 +206,7 @@ class Discovery:
             time.sleep(min(left_s, _LOOK_S))
 
     def _ask(self, deadline_s: float, retry: Retry) -> None:
-        """Look up, and use a good answer. Raises the error of any other answer; then nothing changed."""
+        """Look up, and use a good answer. Raises an error for any other answer, and changes nothing then."""
         began = time.time()
         lookup = self.lookup
         found = lookup.ask(self._transport, deadline_s, retry)
@@ -230,13 +230,13 @@ class Discovery:
         self._time = moment
 
     def _failed(self, error: EasqError) -> None:
-        # what a server says may differ each time, its status and our own words do not
+        # the text of a server may differ each time; its status and the texts of easq do not
         own = error.__cause__ is None or isinstance(error.__cause__, Malformed | Unreachable)
         about = error.message if own else f"{error.kind} {error.status}"
         self._say(f"{error.message}; the last good list is used", about=about)
 
     def _say(self, text: str, *, about: str) -> None:
-        """Warn, unless the last warning was about the same."""
+        """Warn, unless the last warning was about the same problem."""
         if about != self._warned:
             self._warned = about
             self._warn(text)

@@ -1,6 +1,6 @@
-"""The exchanges of a prediction: by way of the queue, with the gateway, or with an instance.
+"""The exchanges of a prediction: through the queue, with the gateway, or with an instance.
 
-Each is a generator of steps (`easq.net.retry`), run one at a time or many at once.
+Each exchange is a generator of steps (`easq.net.retry`). A transport runs one exchange; a pipeline runs many at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from easq.protocol.replies import read_error, read_put
 from easq.protocol.request_ids import new_request_id
 from easq.protocol.signatures import sign
 
-#: one attempt takes this part of the time for a prediction at most: a third
+#: an attempt may take one third of the time limit of a prediction
 ATTEMPT_PART = 3
 
 
@@ -43,15 +43,15 @@ def predict_queue(
     unanswered: set[int] | None = None,
     asked: dict[str, bool] | None = None,
 ) -> Steps[Frame]:
-    """Put `data` into the input, and return the result from the sink. It stays in the sink until the caller deletes it.
+    """Put `data` into the input, and return the result from the sink. The caller has to delete the result.
 
     Raises DeadlineExceeded with the request id if no result came within `timeout_s`.
 
     Args:
-        times: is filled in with the attempts and times of the put.
-        unanswered: holds the index of the item from its put until its result came.
-        asked: holds the request id from before the put on, and whether the item is certainly in the queue. It is
-            removed when the put is refused, or another error that names it is raised.
+        times: is filled with the attempts and times of the put.
+        unanswered: has the index of the item while its result is missing.
+        asked: has the request id from the put on, and whether the item is certainly in the queue. The request id is
+            removed if the put is refused, or if an error with the request id is raised.
     """
     end = time.monotonic() + timeout_s
     input, sink = input.bounded(end + OVERTIME_S), sink.bounded(end + OVERTIME_S)
@@ -103,7 +103,7 @@ def predict_queue(
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """An answer, its bytes unchanged, and who gave it in which time."""
+    """An answer with unchanged bytes, the address of its server, and its times."""
 
     data: bytes
     address: str  #: `HOST:PORT` or `IP:PORT` of the server that answered
@@ -124,12 +124,12 @@ def predict_gateway(
 ) -> Steps[Served]:
     """POST `data` to the service, and return its answer.
 
-    The request is sent again, also after a lost connection, until `timeout_s`; one attempt takes a third of that at
-    most. `headers` replace those that are sent otherwise, such as the token.
+    A failed request is repeated until `timeout_s`, also after a lost connection. An attempt takes at most a third of
+    that time. `headers` replace the default headers, such as that of the token.
 
     Args:
-        path: what follows the service's address, query included.
-        times: is filled in, see `Served.times`.
+        path: sub-path after the service's address, with its query.
+        times: is filled, see `Served.times`.
     """
     route, _, query = path.partition("?")
     sent = {"Authorization": caller.token} if caller.token else {}
@@ -166,14 +166,14 @@ def predict_direct(
     timeout_s: float,
     times: Times | None = None,
 ) -> Steps[Served]:
-    """POST `data` to one of the instances that `discovery` has, and return its answer.
+    """POST `data` to an instance of `discovery`, and return its answer.
 
-    After a failure that another instance may not have, the request goes to one that was not tried yet. Once all
-    were tried, there is a pause, and all are tried again, until `timeout_s`. One attempt takes a third of that at
-    most. Several instances may have received the request.
+    After a failure that another instance may not have, the request is sent to an instance that was not tried yet. After
+    all instances were tried, there is a pause, and all are tried again, until `timeout_s`. An attempt takes at most a
+    third of that time. More than one instance may receive the request.
 
     Args:
-        times: is filled in, see `Served.times`.
+        times: is filled, see `Served.times`.
     """
     began = time.monotonic()
     end = began + timeout_s
@@ -220,7 +220,7 @@ def predict_direct(
             else:
                 cut_short = isinstance(failure, Unanswered) and end - now < timeout_s / ATTEMPT_PART
             if not cut_short or times.attempts == 1:
-                error = failure  # an attempt that the end cut short tells less than those before
+                error = failure  # the error of an attempt that the time limit cut short says less than earlier ones
             if time.monotonic() >= end:
                 raise in_time(error, _tried(times.attempts, ever), settings, timeout_s) from failure
             continue
@@ -229,7 +229,7 @@ def predict_direct(
 
 
 def signed(token: str, data: bytes, content_type: str, path: str) -> dict[str, str]:
-    """Return the headers that sign a POST of `data` to the decoded `path` at this moment, without the token itself."""
+    """Return the headers with the signature of a POST of `data` to the decoded `path`, dated now."""
     sent_path = quote(path, safe=PATH_SAFE)
     return sign(
         token,
@@ -241,8 +241,10 @@ def signed(token: str, data: bytes, content_type: str, path: str) -> dict[str, s
 
 
 def another_may_do_better(error: EasqError) -> bool:
-    """Whether another attempt may help: after no or a lost connection, no answer in time, 502, 503, 504, and 429 or
-    450 with Retry-After. Never after an answer of the model itself.
+    """Return whether another attempt may help.
+
+    True if there was no connection, it was lost, or no answer came in time; for status 502, 503 and 504; and for 429
+    and 450 with Retry-After. False for any other answer, because it comes from the model itself.
     """
     if isinstance(error, NotAQueueService):
         return False
@@ -258,13 +260,13 @@ def _tried(attempts: int, addresses: Collection[str]) -> str:
 
 
 def _slow_hint(error: EasqError, settings: NetworkSettings, timeout_s: float) -> str:
-    """Return the hint of an answer that did not come, with the option that was the bound of an attempt."""
+    """Return the hint for a missing answer: it names the option that limited the attempt."""
     bound_is_timeout = timeout_s / ATTEMPT_PART <= settings.request_timeout_s
     return "raise --timeout if it is slow" if bound_is_timeout else error.hint
 
 
 def in_time(error: EasqError, tried: str, settings: NetworkSettings, timeout_s: float) -> EasqError:
-    """Return the last error with the number of attempts; DeadlineExceeded if no answer came in time."""
+    """Return a copy of the last error with the number of attempts; DeadlineExceeded if no answer came in time."""
     if isinstance(error, Unanswered):
         text = f"no answer within {timeout_s:g} s: {error.message} ({tried})"
         return DeadlineExceeded(text, hint=_slow_hint(error, settings, timeout_s))

@@ -1,4 +1,4 @@
-"""Work on several items at a time, with the results in the order of the items."""
+"""Process several items at a time, and yield the results in the order of the items."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def in_order(
     """Yield each item with the result of `work`, or its error, in the order of the items.
 
     Args:
-        workers: number of items at a time, each in a thread of its own; 1 is the thread of the caller.
-        stop: once it returns true, no further item is begun; the results of those begun are still given.
+        workers: number of items in flight, each in its own thread; with 1, the thread of the caller.
+        stop: if it returns True, no further item begins; the results of items in flight are still yielded.
     """
 
     def attempt(item: Item) -> T | EasqError:
@@ -64,7 +64,7 @@ def in_order(
 
 
 class _Threads(Generic[T]):
-    """Daemon threads: with those of ThreadPoolExecutor, Ctrl-C would wait for the last answer."""
+    """A pool of daemon threads. With ThreadPoolExecutor, Ctrl-C would wait for the last answer."""
 
     def __init__(self, count: int, work: Callable[[Item], T]) -> None:
         from queue import SimpleQueue
@@ -74,7 +74,7 @@ class _Threads(Generic[T]):
         self._threads: list[threading.Thread] = []
 
     def begin(self, item: Item) -> Future[T]:
-        """Return the future result of the work on `item`, which begins as soon as a thread is free."""
+        """Start the work on `item` as soon as a thread is free, and return its future."""
         from concurrent.futures import Future
 
         future: Future[T] = Future()

@@ -1,6 +1,6 @@
-"""Where and how the instances of a service are looked up: EAS discovery, or ModelArts' management.
+"""Look-ups of the instances of a service: requests to EAS discovery or the ModelArts management API, and their answers.
 
-`easq.prediction.discovery` says when; what is asked and how an answer is read stands here.
+`easq.prediction.discovery` decides when a look-up is made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from easq.protocol.modelarts import read_host_endpoints, write_host_endpoints
 from easq.protocol.operations import Request
 from easq.protocol.replies import Reply
 
-#: the documented path, then the one that the Python SDK asks since 2026
+#: the documented path, and the path that the Python SDK uses since 2026
 EAS_PATHS = (
     "/exported/apis/eas.alibaba-inc.k8s.io/v1/upstreams/",
     "/api/v1/servicediscovery/upstreams/",
@@ -30,7 +30,7 @@ EAS_PATHS = (
 EAS_REFRESH_S = 5.0
 #: the same in ModelArts, which allows an IAM user 20 in a minute
 MODELARTS_REFRESH_S = 60.0
-#: seconds between two look-ups in ModelArts in any case, whoever of this machine's user asks
+#: minimum seconds between two look-ups in ModelArts by all processes of a user
 MODELARTS_SPACING_S = 6.0
 
 _EAS_HINT = "check the endpoint; it is http://pai-eas-vpc.REGION.aliyuncs.com"
@@ -39,16 +39,16 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 class Lookup(Protocol):
-    """One service: the look-up of its instances, and the paths under which they are called."""
+    """The look-up of the instances of one service, and the path of requests to them."""
 
-    #: the address that is asked, checked
+    #: URL of the server, already checked
     endpoint: str
     service: str
-    #: key of the list on disk, beside the endpoint
+    #: with the endpoint, the key of the list on disk
     cache_key: str
-    #: the server that is asked, as text that begins a message
+    #: name of the server, as the beginning of a message
     name: str
-    #: seconds between two look-ups, and the least seconds between any two
+    #: seconds between two regular look-ups, and the minimum between any two look-ups
     refresh_s: float
     spacing_s: float
 
@@ -132,7 +132,7 @@ class ModelArtsLookup:
         self._token = token
 
     def ask(self, transport: Transport, deadline_s: float, retry: Retry) -> Upstreams:  # noqa: ARG002
-        # never sent again: each counts against what the platform allows
+        # never repeated: each request counts for the rate limit of the platform
         request = Request(
             "GET",
             (("type", "host_endpoints"),),

@@ -1,4 +1,4 @@
-"""Messages to a WebSocket service: from items or typed by a person, with every message that the service sends."""
+"""Messages to a WebSocket service, from items or typed on a terminal, and all messages from the service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from easq.model import Frame
 from easq.prediction.conversation import Conversation
 from easq.prediction.routes import Prediction
 
-#: bytes of the terminal that are read at a time
+#: bytes read from the terminal at a time
 _READ_BYTES = 65536
 
 
@@ -41,10 +41,10 @@ def item_messages(
 def typed_messages(
     conversation: Conversation, fd: int, *, timeout_s: float, idle_s: float, stop: Callable[[], bool]
 ) -> Iterator[tuple[Item, Prediction | EasqError]]:
-    """Send each line that is typed on the terminal `fd`, and yield every message that comes, as it comes.
+    """Send each line that is typed on the terminal `fd`, and yield every message from the service at once.
 
-    Ends after the end of the input, once every message has its answer and none came for `idle_s`; or once `stop`
-    returns true. The conversation is connected.
+    After the end of the input, the iteration ends when every message has its answer and no message came for `idle_s`
+    seconds. It also ends when `stop` returns True. The conversation must be connected.
     """
     typed = TypedLines(fd)
     received_at = time.monotonic()
@@ -65,7 +65,7 @@ def typed_messages(
 
 
 class TypedLines:
-    """The lines that a person types on a terminal, read without waiting."""
+    """The lines that a user types on a terminal, read without blocking."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

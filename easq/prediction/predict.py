@@ -1,4 +1,4 @@
-"""One prediction as a function call: through the queue, from the gateway, or from an instance itself."""
+"""One prediction as a function call: through the queue, to the gateway, or to an instance."""
 
 from __future__ import annotations
 
@@ -49,35 +49,35 @@ def predict(
     cacert: str = "",
     insecure: bool = False,
 ) -> bytes:
-    """Return the model's answer to `data`.
+    """Send `data` to a model, and return its answer.
 
-    Through the queue, the item is put into the input and its result taken from the sink and removed there; if no result
-    comes in time, the error names the request id under which it can be fetched later. By the other ways the request is
-    sent again after a lost connection, 502, 503, 504 or no answer in a third of `timeout_s`: the model may get it
-    twice.
+    Through the queue, the data is put into the input, and the result is read from the sink and deleted there. If no
+    result comes in time, the error has the request id, with which the result can be fetched later. On the other routes
+    the request is repeated after a lost connection, status 502, 503 or 504, or no answer within a third of `timeout_s`.
+    The model may therefore get it twice.
 
-    Raises DeadlineExceeded without an answer in time, Refused if the model answers 4xx, ServerError if it fails,
-    UsageError and ConfigError for arguments that do not go together, and the errors of `QueueClient`.
+    Raises DeadlineExceeded if no answer came in time, Refused if the model answers 4xx, ServerError if it fails,
+    UsageError and ConfigError for arguments that do not fit together, and the errors of `QueueClient`.
 
     Args:
         data: the request; text is sent as UTF-8.
-        url: for `queue` the queue's address, or a client of its input; for `gateway` the service's address.
-        via: `queue`; `gateway`: POST to `url`; `direct`: one of the instances that discovery names, by weight.
-        token: of the service; empty for none. A client given as `url` has its own.
-        endpoint: for `direct`: the address of discovery, `http://HOST[:PORT]`. The list of instances is stored in the
-            user's cache folder, and asked for again after 5 s.
-        service: for `direct`: the service's name.
+        url: for `queue` the address of the queue, or a client of its input; for `gateway` the address of the service.
+        via: the route: `queue`; `gateway`, a POST to `url`; `direct`, a POST to an instance, chosen by weight.
+        token: the token of the service; empty for none. If `url` is a client, the client's token is used.
+        endpoint: for `direct`: the address of discovery, `http://HOST[:PORT]`. The list of instances is cached in the
+            user's cache folder for 5 s.
+        service: for `direct`: the name of the service.
         timeout_s: time limit, in seconds, above 0.
-        path: what follows the service's address, as in a URL.
-        content_type: what `data` is, for the model.
+        path: sub-path of the model, percent-encoded as in a URL.
+        content_type: media type of `data`.
         tags: for `queue`: tags of the item.
-        priority: for `queue`: 0 or more; items of a higher class are processed first.
-        sign: for `gateway` and `direct`: send the `token` itself, a signature by it (`hmac`), or `none`; `auto`: a
-            signature for `direct`.
-        connect_timeout_s: time limit of connecting, in seconds.
-        headers: sent with every request.
-        cacert: path of a file of CA certificates; empty for the system's.
-        insecure: accept any certificate.
+        priority: for `queue`: 0 or more; items with a higher priority are delivered first.
+        sign: for `gateway` and `direct`: send the token itself (`token`), an HMAC signature (`hmac`), or nothing
+            (`none`). `auto` is `hmac` for `direct` and `token` for `gateway`.
+        connect_timeout_s: maximum time to connect, in seconds.
+        headers: additional headers of every request.
+        cacert: path of a file of CA certificates; empty for those of the system.
+        insecure: accept any TLS certificate.
     """
     if timeout_s <= 0:
         raise UsageError(f"the time limit {timeout_s:g} s is not above 0")
@@ -95,7 +95,7 @@ def predict(
         route = _route(url, via, token, sign, endpoint, service, settings, terms, at_end)
         frame = route.transport.run(route.steps(Item(as_bytes(data)), None)).frame
         if route.delete is not None:
-            # the answer is here: one that stays in the sink does less harm than one that is lost
+            # an error here would lose the answer, which is worse than a result that stays in the sink
             with suppress(EasqError):
                 route.delete([frame])
     if (error := failure_of(frame)) is not None:
@@ -114,14 +114,14 @@ def _route(
     terms: Terms,
     at_end: ExitStack,
 ) -> Route:
-    """Return the route of one request; `at_end` closes what was made for it."""
+    """Return the route of one request. `at_end` closes the connections and the discovery of the route."""
     if isinstance(url, QueueClient):
         return queue_route(url, url.sink, url.transport, terms)
     credentials = Credentials(lambda: token, sign, tuple(settings.headers.items()))
     if via == "direct":
         folder = easq_folder(os.environ, "XDG_CACHE_HOME", ".cache")
         discovery = at_end.enter_context(Discovery(EasLookup(endpoint, service), settings, folder=folder))
-        # no proxy is on the way to an instance
+        # instances are never called through a proxy
         transport = at_end.enter_context(Transport(replace(settings, environ={})))
         return direct_route(discovery, transport, terms, credentials)
     transport, address = at_end.enter_context(Transport(settings)), stream_url(url, sink=False)

@@ -1,4 +1,4 @@
-"""The test whether instances can be reached: connect to each, and send nothing."""
+"""A check that instances can be reached: connect to each instance without sending a request."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from easq.model import Instance
 
-#: connections that are opened at the same time
+#: maximum number of connections that are opened at the same time
 _AT_ONCE = 64
 
 
 def probe(instances: Sequence[Instance], *, timeout_s: float) -> list[float | None]:
-    """Return for each instance the seconds that connecting took; None for one not connected in `timeout_s`."""
+    """Return the connect time of each instance in seconds; None if it did not connect within `timeout_s`."""
     if not instances:
         return []
 

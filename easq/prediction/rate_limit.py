@@ -1,7 +1,7 @@
-"""A limit on the rate of look-ups, shared by all processes of a user.
+"""A rate limiter for look-ups, shared by all processes of a user.
 
-The time of the last look-up is stored in a file, whether or not it was answered. If the file cannot be used, the time
-is held in memory, and each process has a limit of its own.
+The time of the last look-up, answered or not, is stored in a file. If the file cannot be used, the time is stored in
+memory, and each process has its own limit.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ class LookupLimiter:
     """Allows one look-up in `spacing_s` seconds. Thread-safe."""
 
     def __init__(self, file: Path | None, spacing_s: float) -> None:
-        """Prepare a limiter that all processes with the same `file` share; None: for this process alone."""
+        """Prepare a limiter. All processes with the same `file` share it; with None, it is for this process only."""
         self._file = file
         self.spacing_s = spacing_s
         self._lock = threading.Lock()
         self._last = float("-inf")  # Unix seconds
 
     def take(self) -> float:
-        """Return 0.0 if the caller may look up now, and nobody else for a spacing; else the seconds to wait."""
+        """Return 0.0 if the caller may look up now, otherwise the seconds to wait.
+
+        After 0.0, no other caller may look up for `spacing_s` seconds.
+        """
         with self._lock:
             left_s = self._left(self._last, time.time())
             if not left_s and self._file is not None and self.spacing_s:
@@ -45,9 +48,8 @@ class LookupLimiter:
                 last = float(opened.read(64))
             except ValueError:
                 last = float("-inf")
-            now = (
-                time.time()
-            )  # after the lock is held: else a process that waited for it would see a time in the future
+            # read the clock after the lock is taken: otherwise the stored time may be in the future of this process
+            now = time.time()
             left_s = self._left(last, now)
             if not left_s:
                 os.ftruncate(fd, 0)
@@ -55,5 +57,5 @@ class LookupLimiter:
             return left_s
 
     def _left(self, last: float, now: float) -> float:
-        """Return the rest of the spacing, in seconds; 0.0 for a time in the future: the clock was set back."""
+        """Return the seconds until the next look-up. If `last` is in the future, the clock was set back: return 0.0."""
         return self.spacing_s - (now - last) if 0 <= now - last < self.spacing_s else 0.0

@@ -1,4 +1,4 @@
-"""Routes of a prediction: the options that go with each, and the exchange of a request on each.
+"""Routes of a prediction: the options of each route, and the exchange of a request on it.
 
 queue       put into the input, wait for the result in the sink
 gateway     one HTTP exchange with the gateway of the service
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from easq.protocol.operations import Caller
 
 QUEUE, GATEWAY, DIRECT, MODELARTS, WEBSOCKET = ("queue", "gateway", "direct", "modelarts", "websocket")
-#: option -> the routes that it goes with; an option that is not named goes with all
+#: option -> the routes that support it; all routes support an option that is not listed
 GOES_WITH: Mapping[str, tuple[str, ...]] = {
     "tags": (QUEUE,),
     "priority": (QUEUE,),
@@ -43,30 +43,30 @@ GOES_WITH: Mapping[str, tuple[str, ...]] = {
     "binary": (WEBSOCKET,),
     "idle-timeout": (WEBSOCKET,),
 }
-#: headers with credentials: none of them goes to an instance of ModelArts, and any of them replaces the token of a
+#: headers with credentials: they are never sent to an instance of ModelArts; one of them replaces the token of a
 #: WebSocket service
 _CREDENTIALS = ("authorization", "x-auth-token", "x-apig-appcode")
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Properties that all requests of one command have."""
+    """Parameters that all requests of one command share."""
 
     timeout_s: float
     path: str = ""
     content_type: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     priority: int = 0
-    single: bool = False  #: there is one request and no more
-    #: the indexes of items that were put and whose results did not come yet, for whoever deletes them
+    single: bool = False  #: there is exactly one request
+    #: indexes of the items without a result, so that the caller can delete these items
     unanswered: set[int] | None = None
-    #: request ids without an answer yet, and whether the item is certainly in the queue
+    #: request ids without an answer, and whether the item is certainly in the queue
     asked: dict[str, bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer to a request, and by which instance it was given, if that is known."""
+    """The answer to a request, and the instance that answered, if it is known."""
 
     frame: Frame
     served: Served | None = None
@@ -74,7 +74,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The exchange of a request, and the transport for one at a time."""
+    """The exchange of a request, and a transport that runs one exchange at a time."""
 
     steps: Callable[[Item, Times | None], Steps[Prediction]]
     transport: Transport
@@ -83,7 +83,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The authentication of requests: the token, how it is sent, and the headers that the user gave."""
+    """The credentials of requests: the token, the form in which it is sent, and the headers that the user gave."""
 
     token: Callable[[], str]  #: returns the token, empty if there is none; may raise ConfigError
     sign: str = "auto"  #: `token`, `hmac`, `none`, or `auto`: as the route prefers
@@ -106,7 +106,7 @@ class Credentials:
             )
 
     def signer(self, preferred: str) -> tuple[str, Callable[[bytes, str, str], Mapping[str, str]]]:
-        """Return how requests are signed, and the headers of a request by its body, content type and path.
+        """Return the kind of signature, and a function: body, content type and path -> headers of a request.
 
         Raises AuthFailed if a token is needed and there is none.
         """
@@ -136,7 +136,10 @@ def check_options(via: str, given: Iterable[str]) -> None:
 
 
 def failure_of(frame: Frame) -> EasqError | None:
-    """Return the failure that the model reports in an answer: Refused for 4xx, ServerError for all but 2xx."""
+    """Return the failure that the model reports in an answer; None for 2xx.
+
+    The error is Refused for 4xx, and ServerError for any other code.
+    """
     code = frame.tags.get(LAST_CODE, "")
     if not code or (len(code) == 3 and code.startswith("2") and code.isdigit()):
         return None
@@ -147,7 +150,7 @@ def failure_of(frame: Frame) -> EasqError | None:
 
 
 def queue_route(queue: QueueClient, sink: QueueClient, transport: Transport, terms: Terms) -> Route:
-    """Return the route by way of the queue. Raises UsageError for an input and a sink that are no pair."""
+    """Return the route through the queue. Raises ConfigError if input and sink are the same stream."""
     from easq.client.queue import check_pair
     from easq.net.retry import OVERTIME_S
     from easq.prediction.exchanges import predict_queue
@@ -172,7 +175,7 @@ def queue_route(queue: QueueClient, sink: QueueClient, transport: Transport, ter
         return Prediction(frame)
 
     def delete(frames: Iterable[Frame]) -> None:
-        # within the time of the one request, or of another one
+        # a single request shares its time limit with the delete; with several, a delete has its own time limit
         since = began if terms.single else time.monotonic()
         sink.bounded(since + terms.timeout_s + OVERTIME_S).delete(frame.index for frame in frames)
 
@@ -182,7 +185,7 @@ def queue_route(queue: QueueClient, sink: QueueClient, transport: Transport, ter
 def gateway_route(
     url: str, caller: Caller, transport: Transport, terms: Terms, credentials: Credentials
 ) -> Route:
-    """Return the route by way of the gateway. Raises AuthFailed if a token is needed and there is none."""
+    """Return the route to the gateway. Raises AuthFailed if a token is needed and there is none."""
     from dataclasses import replace
     from urllib.parse import unquote, urlsplit
 
@@ -216,16 +219,16 @@ def gateway_route(
 def direct_route(
     discovery: Discovery, transport: Transport, terms: Terms, credentials: Credentials | None
 ) -> Route:
-    """Return the route to the instances of EAS or ModelArts. `credentials` None: requests carry none.
+    """Return the route to the instances of EAS or ModelArts. With `credentials` None, requests have no credentials.
 
     Raises AuthFailed if a token is needed and there is none, and an error if there is no list of instances.
     """
     from easq.prediction.exchanges import predict_direct
 
-    # a signature is valid for one request, a token for all: and discovery alone says where the instances are
+    # by default a signature: it is valid for one request only, and the addresses of instances come from discovery alone
     sign, headers = (credentials or Credentials(lambda: "", "none")).signer("hmac")
     signed_path = discovery.lookup.path(terms.path)
-    # once, before all requests: without a list, not each of them asks for it and fails
+    # once, before all requests: if there is no list, not every request has to find that out
     began = time.monotonic()
     discovery.fill(within_s=terms.timeout_s)
     discovery.keep_fresh()
@@ -258,15 +261,15 @@ def websocket_route(
     binary: bool,
     warn: Callable[[str], None],
 ) -> Callable[[], Conversation]:
-    """Return what makes connections to the WebSocket service at `url`. `warn` is called once at most.
+    """Return a function that prepares a conversation with the WebSocket service at `url`.
 
-    Raises ConfigError for a URL that is none.
+    `warn` is called at most once, for all conversations together. Raises ConfigError for a malformed URL.
     """
     from easq.net.url import websocket_url
     from easq.prediction.conversation import Conversation
 
     address = websocket_url(url, path=path)
-    # ModelArts accepts a token alone; for any other authentication the user gives a header
+    # ModelArts accepts a token in this header; for any other authentication the user gives a header
     headers = {} if credentials.given or not credentials.token() else {"X-Auth-Token": credentials.token()}
     if credentials.given or headers:
         credentials.on_sent(address)

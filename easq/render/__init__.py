@@ -1,1 +1,1 @@
-"""Values to terminal text."""
+"""Rendering of values as terminal text."""

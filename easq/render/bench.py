@@ -1,4 +1,4 @@
-"""The figures of a bench as lines of text."""
+"""The figures of a load test as lines of text."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from easq.protocol.durations import format_duration
 from easq.render.payload import size
 
-#: characters of the longest bar
+#: length of the longest bar, in characters
 _BAR = 40
 
 
 def figure_lines(record: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Return every known figure with its unit, in order."""
+    """Return the name and the text of every figure that has a value, in the order of `record`."""
     return [
         (name.removesuffix("_ms").replace("p99_9", "p99.9"), text) for name, text in _texts(record) if text
     ]

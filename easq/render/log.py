@@ -1,4 +1,4 @@
-"""The log of a service, printed on stderr in the form that was asked for."""
+"""The log of a service, printed on stderr as text or JSON."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 
 from easq.render.printer import Printer
 
-#: the logger of the package, whose children are those of its modules
+#: the logger of the package, parent of the loggers of its modules
 _LOGGER = logging.getLogger("easq")
-#: lines below warning that are logged a second, so that -v on a busy service does not fill a disk
+#: maximum number of lines below warning per second, so that -v on a busy service does not fill the disk
 _LOG_LINES = 1000
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
-#: characters of one payload shown on a terminal; the rest is counted, not shown
+#: maximum number of characters of one payload on a terminal; the size of the rest is shown
 MAX_SHOWN = 64 * 1024
 
-#: characters of a payload in a cell of a table
+#: maximum number of characters of a payload in a cell of a table
 MAX_CELL = 60
 
 #: characters that Unicode calls printable but that show nothing, and so can hide text: fillers and variation selectors.
@@ -22,8 +22,8 @@ _CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 
 _SHORT = {"\r": "\\r", "\n": "\\n", "\t": "\\t"}
 
-#: what may not stand raw in a JSON line, beside what JSON escapes itself: control and format characters, fillers,
-#: variation selectors, tags, surrogates
+#: characters that are escaped in a JSON line in addition to those that JSON requires: control and format characters,
+#: fillers, variation selectors, tags, surrogates
 _UNSAFE_IN_JSON = (
     "[\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     "\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
@@ -32,7 +32,7 @@ _UNSAFE_IN_JSON = (
 
 
 def escape(text: str) -> str:
-    """Return `text` with every character escaped that could control a terminal or be invisible, but newline and tab."""
+    """Return `text` with control characters and invisible characters escaped, except newline and tab."""
     return "".join(c if c in "\n\t" or _safe(c) else _escaped(c) for c in text)
 
 
@@ -44,7 +44,7 @@ def one_line(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Return `text` as a cell of tab-separated values: escaped, and reversible, as backslashes are doubled."""
+    """Return `text` as a cell of tab-separated values. The escaping is reversible, because backslashes are doubled."""
     return one_line(text.replace("\\", "\\\\"))
 
 
@@ -67,7 +67,7 @@ def shown(data: bytes, *, limit: int = MAX_SHOWN) -> str:
 
 
 def drives_terminal(data: bytes) -> bool:
-    """Whether `data` could control a terminal: it has control characters beside newline and tab, or is no UTF-8."""
+    """Return whether `data` has control characters other than newline and tab, or is not UTF-8."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -86,12 +86,12 @@ def as_text(data: bytes) -> str | None:
 
 
 def size(count: int) -> str:
-    """Return `count` bytes with two decimals, as in `Total size: 3.00 B`."""
+    """Return a size in bytes as text with two decimals: `3.00 B`."""
     return _sized(count, 2)
 
 
 def brief_size(count: int) -> str:
-    """Return `count` bytes in short: `812 B`, `10.2 KiB`."""
+    """Return a size in bytes as short text: `812 B`, `10.2 KiB`."""
     return f"{count} B" if count < 1024 else _sized(count, 1)
 
 

@@ -1,8 +1,8 @@
-"""The only file that writes to stdout and stderr, and the only one that knows rich.
+"""Output to stdout and stderr. No other module writes to them, and no other module uses rich.
 
-Data goes to stdout, messages go to stderr. The caller flushes stdout: after `flush`, the system has all data, and the
-items in it may be committed. A closed stdout raises OutputClosed, a closed stderr is ignored. On stderr, secrets are
-masked and control characters escaped.
+Data goes to stdout, messages go to stderr. The caller flushes stdout: after `flush`, the operating system has all data,
+and the printed items may be committed. A closed stdout raises OutputClosed; a closed stderr is ignored. On stderr,
+secrets are masked and control characters escaped.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class OutputClosed(Exception):
 
 
 def _buffered(stream: TextIO | None) -> IO[bytes] | None:
-    """Return the binary stream below `stream`, which writes all bytes or raises; None if it was closed at the start.
+    """Return a buffered binary stream for `stream`, which writes all bytes or raises; None if `stream` is closed.
 
-    With PYTHONUNBUFFERED, the stream below is the file itself, which may write a part of the bytes only: on a full disk
-    the rest would be lost without an error.
+    With PYTHONUNBUFFERED, `stream.buffer` is the raw file. A write to it may write only a part of the bytes: on a full
+    disk, the rest would be lost without an error.
     """
     if stream is None:
         return None
@@ -59,7 +59,7 @@ def _buffered(stream: TextIO | None) -> IO[bytes] | None:
 
 
 class Printer:
-    """Writes the data and the messages of one run, in the format that was asked for."""
+    """Writes the data and the messages of one command, in the format of `--output`."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Printer:
             raise self.failed(error) from error
 
     def flush(self) -> None:
-        """Flush stdout: afterwards, the system has all data."""
+        """Flush stdout: afterwards the operating system has all data."""
         try:
             if self._out is not None:
                 self._out.flush()
@@ -114,7 +114,7 @@ class Printer:
             raise self.failed(error) from error
 
     def would_wait(self, size: int) -> bool:
-        """Whether a write of `size` bytes to stdout may block."""
+        """Return whether a write of `size` bytes to stdout may block."""
         import select
         import stat
 
@@ -138,7 +138,7 @@ class Printer:
         self.lines((line,))
 
     def help(self, text: str, *, asked: bool = True) -> None:
-        """Print help or the version, whatever `-o` says: on stdout if the user `asked` for it, or on stderr."""
+        """Print help or the version, whatever `-o` is: on stdout if the user `asked` for it, otherwise on stderr."""
         if asked:
             self._write(text.encode() + b"\n")
             self.flush()
@@ -150,9 +150,9 @@ class Printer:
         self.write(_json(value).encode() + b"\n")
 
     def frame(self, number: int, frame: Frame, *, alone: bool = False, file: str | None = None) -> None:
-        """Print one item; `alone`: raw bytes without a newline after them.
+        """Print one item. With `alone`, no newline follows a raw payload.
 
-        `file` names where the payload went, if not to stdout.
+        If the payload was written to a file, `file` is its path.
         """
         from easq.render import rows
 
@@ -167,7 +167,7 @@ class Printer:
             self.write(rows.frame_line(number, frame, terminal=self.out_is_terminal, instead=file) + b"\n")
 
     def shows_whole(self, data: bytes) -> bool:
-        """Whether `frame` prints all of `data`. A table cuts it, and a terminal shows a placeholder for binary data."""
+        """Return whether `frame` prints all of `data`: a table cuts it, and a terminal shows no binary data."""
         if self.output == "none":
             return False
         if self.output in ("json", "raw") or (self.output == "text" and not self.out_is_terminal):
@@ -176,7 +176,10 @@ class Printer:
         return text is not None and len(text) <= (MAX_CELL if self.output == "table" else MAX_SHOWN)
 
     def payload(self, data: bytes) -> None:
-        """Print `data` as it is, or escaped on a terminal. Raises UsageError for `-o raw` of data that controls it."""
+        """Print `data` unchanged, or escaped on a terminal.
+
+        Raises UsageError with `-o raw` on a terminal, if the data has control characters.
+        """
         if not self.out_is_terminal:
             self.write(data)
         elif self.output != "raw":
@@ -260,11 +263,11 @@ class Printer:
         self._say(escape(question))
 
     def after_answer(self) -> None:
-        """Begin a new line after an answer without a newline."""
+        """Begin a new line, after the user's answer ended without a newline."""
         self._say("\n")
 
     def trace(self, level: int, line: str) -> None:
-        """Print a line about an exchange with the server, if `-v` was given `level` times."""
+        """Print a line about an exchange with the server, if `-v` was given at least `level` times."""
         if self.verbose >= level:
             self._say(self._paint(_DIM, one_line(line)) + "\n")
 
@@ -351,7 +354,7 @@ class Printer:
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(*(Text(one_line(value)) for value in row))  # Text: rich would obey [markup]
+            table.add_row(*(Text(one_line(value)) for value in row))  # Text: rich would interpret [markup]
         colored, width = self._colored(self._out), self._environ.get("COLUMNS", "")
         console = Console(
             file=io.StringIO(),

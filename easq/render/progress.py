@@ -11,22 +11,22 @@ PATIENCE_S = 1.0
 _PERIOD_S = 0.1
 _BAR, _MIN_BAR = 20, 4
 
-#: characters of a status line. Some terminals break a line into rows when they are made narrower, some do not, and a
-#: program cannot tell. So the line, with two echoed Ctrl-C after it, fits into 40 columns, and can always be cleared
+#: maximum length of a status line, in characters. Some terminals wrap a line when they are made narrower, and a program
+#: cannot detect that. The line and two echoed Ctrl-C fit into 40 columns, so it can always be cleared
 MAX_WIDTH = 36
 
 
 class Progress:
-    """Draws the progress of a run from its second second on; a context manager that removes the line at its end.
+    """The progress line of a run, drawn after the first second. A context manager that removes the line at its end.
 
-    Not rich.progress: it moves the cursor itself, and so cannot share the terminal with Printer; it cuts a narrow line
-    with an ellipsis instead of leaving words out; and it takes 50 ms to import, as much as click.
+    It does not use rich.progress, which moves the cursor itself and so cannot share the terminal with Printer, cuts a
+    narrow line with an ellipsis instead of leaving words out, and takes 50 ms to import, as long as click.
 
-    It draws when `at` is called, and never by itself. `now` replaces the clock, for tests.
+    The line is drawn only by calls of `at`. In tests, `now` replaces the clock.
     """
 
     def __init__(self, total: int | None, draw: Callable[[str], None] | None) -> None:
-        """Prepare a bar. `total` is in the units of the `position` of `at`; None if it is not known."""
+        """Prepare a bar. `total` has the unit of `position` in `at`; None if the total is not known."""
         self._total, self._draw = total, draw
         self._began: float | None = None
         self._next = 0.0
@@ -39,7 +39,7 @@ class Progress:
         self.end()
 
     def at(self, done: int, failed: int, position: int, *, now: float | None = None) -> None:
-        """Draw that `done` items have ended, `failed` of them in an error, at `position` of the total."""
+        """Draw the numbers of finished and failed items, and the `position` in the total."""
         if self._draw is None:
             return
         now = time.monotonic() if now is None else now

@@ -1,4 +1,4 @@
-"""Frames, attributes and acks as eascmd's lines, as JSON records and as rows of a table."""
+"""Rendering of frames, attributes and acks: as lines of eascmd, as JSON records and as rows of a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def frame_line(number: int, frame: Frame, *, terminal: bool, instead: str | None = None) -> bytes:
     """Return `[OK] [0 - 1] tags[k=v] data1` without a newline; on a terminal, with control characters escaped.
 
-    `instead` stands in the payload's place, where the payload went into a file.
+    `instead` replaces the payload in the line, for example by the path of a file.
     """
     head = f"[OK] [{number} - {frame.index}] {format_tags(frame.tags)} "
     if instead is not None:
@@ -84,7 +84,7 @@ def ack_row(number: int, ack: Ack, size: int) -> tuple[str, ...]:
 
 
 def encode(text: str) -> bytes:
-    """Return `text` in UTF-8. Undecodable bytes of a file name are restored; another lone surrogate is escaped."""
+    """Return `text` in UTF-8. Undecodable bytes of a file name are restored; other lone surrogates are escaped."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
