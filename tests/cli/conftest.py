@@ -33,7 +33,7 @@ _OF_FORKS = {"stdin", "stdout", "stderr", "env", "cwd"}
 
 @dataclass(frozen=True)
 class Done:
-    """What a run of easq left behind."""
+    """The exit status and the output of a run of easq."""
 
     status: int
     out: bytes
@@ -69,7 +69,7 @@ class Running(subprocess.Popen[bytes]):
 
 
 class OnTerminal(fdspawn):
-    """A run on a terminal, spoken to by pexpect."""
+    """A run on a terminal, driven by pexpect."""
 
     def __init__(self, args: Sequence[str | bytes], *, environ: Mapping[str, str], folder: Path) -> None:
         main, side = pty.openpty()
@@ -94,7 +94,7 @@ class OnTerminal(fdspawn):
 
 
 class Easq:
-    """Runs `easq` with a home of its own and nothing of our environment that easq reads."""
+    """Runs `easq` with its own home folder, and without the variables of this environment that easq reads."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -122,7 +122,7 @@ class Easq:
         return Done.of(process.returncode, out, err)
 
     def start(self, *args: str | bytes, argv: Sequence[str] | None = None, **options: Any) -> Running | Run:
-        """A run that goes on beside the test, of `argv` in place of easq; stdin is empty."""
+        """Start a run that continues in the background, of `argv` in place of easq; stdin is empty."""
         environ = options.setdefault("env", self.environ)
         options.setdefault("cwd", self.home)
         if argv is None and options.keys() <= _OF_FORKS and can_fork(environ, self.environ):
@@ -131,7 +131,7 @@ class Easq:
         return Running(argv or self.argv(args), **{**pipes, **options})
 
     def screen(self, *args: str | bytes, columns: int, env: Mapping[str, str] | None = None) -> Terminal:
-        """A run on a terminal of so many columns, whose screen is looked at; in colour, as for a user."""
+        """Start a run on a terminal of `columns` columns, whose screen is compared; in colour, as for a user."""
         from tests.support.terminal import Terminal
 
         environ = {key: value for key, value in self.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
@@ -150,7 +150,7 @@ def easq(tmp_path: Path) -> Easq:
 
 @pytest.fixture(scope="session")
 def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[str]]:
-    """Addresses of queues that nobody has used yet, all of one service that lives as long as the run."""
+    """Addresses of unused queues of one service, which runs for the whole test run."""
     queues = [f"q{number}" for number in range(1000)]
     options = ["--retry-delay", "0s,100ms", *(word for queue in queues for word in ("--queue", queue))]
     service = Service(tmp_path_factory.mktemp("shared"), "memory:", options, "")

@@ -15,7 +15,9 @@ from tests.client.servers import Behaviour, Peer, Server, behaving, listing, rep
 
 @dataclass
 class Service:
-    """Two instances that answer with their bodies reversed, and who knows them: discovery, or ModelArts' management."""
+    """Two instances that answer with the reversed body, and the service that lists them: discovery or ModelArts'
+    management.
+    """
 
     easq: Easq
     discovery: Server
@@ -49,7 +51,7 @@ def reversing(instance: Server) -> Behaviour:
 
 @contextmanager
 def serving(easq: Easq, listing: Callable[..., Callable[[Peer], None]]) -> Iterator[Service]:
-    """A service whose instances are named by what `listing` makes of them."""
+    """A service whose instances are listed as `listing` returns them."""
     behaviours = [Behaviour(reply(500)), Behaviour(reply(500))]
     with behaving(behaviours[0]) as first, behaving(behaviours[1]) as second:
         behaviours[0].now, behaviours[1].now = reversing(first).now, reversing(second).now

@@ -1,4 +1,4 @@
-"""easq bench: what it tells, what it leaves behind, and when it fails."""
+"""easq bench: its figures, the items that it deletes, and its failures."""
 
 from __future__ import annotations
 

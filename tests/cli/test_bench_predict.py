@@ -1,4 +1,4 @@
-"""easq bench predict: load on a model, on every way that predict has but WebSocket."""
+"""easq bench predict: load on a model, over every route of predict except WebSocket."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_what_does_not_go_together_is_refused(easq: Easq) -> None:
 
 
 def test_requests_that_nobody_answered_are_deleted_again(easq: Easq, serve: Serve) -> None:
-    """Also those of the warm-up, and those in flight at Ctrl-C; what others put is left alone."""
+    """Also requests of the warm-up, and requests in flight at Ctrl-C. Items of other clients stay."""
     url = serve(storage="memory:").url()
     assert easq("put", "-q", "-d", "mine", "--url", url).status == 0
     done = easq(

@@ -1,7 +1,7 @@
-"""No token, signature or body reaches any host but the chosen one: real sockets, a canary, and every way there is.
+"""No token, signature or body reaches any host except the chosen one: real sockets, a canary value, and every route.
 
-Whoever is not meant to be called is a server that notes each connection; a byte to it would be one. And no secret is in
-what is printed, nor in the environment of a command.
+Each host that must not be called is a server that records connections. No secret is printed or in the environment of a
+command.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ EVIL = (
 
 @pytest.fixture
 def other() -> Iterator[Server]:
-    """Somebody whom nobody may call."""
+    """A server that must not be called."""
     with behaving(Behaviour(reply(200, b"stolen"))) as server:
         yield server
         assert server.connections == 0
@@ -59,13 +59,13 @@ def other() -> Iterator[Server]:
 
 @pytest.fixture
 def instance() -> Iterator[Server]:
-    """An instance that answers yes."""
+    """An instance that answers `yes`."""
     with behaving(Behaviour(reply(200, b"yes"))) as server:
         yield server
 
 
 def run(easq: Easq, *args: str, env: dict[str, str] | None = None) -> Done:
-    """One predict of the canary's body with its token; neither is in the talk of it."""
+    """Run one predict of the canary's body with its token; neither is in the output."""
     done = easq(*("predict", "-d", BODY, "--timeout", "2s", *args), env={"EASQ_TOKEN": TOKEN, **(env or {})})
     assert TOKEN not in done.text + done.err
     return done
@@ -129,7 +129,7 @@ def test_what_is_on_this_machine_is_never_proxied(
 
 
 def _own_address() -> str:
-    """The address from which this machine would call others; loopback where it cannot."""
+    """Return the address from which this machine calls other machines; loopback if it has none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
         try:
             route.connect(("198.51.100.7", 9))  # sends nothing
@@ -176,7 +176,7 @@ def test_instances_elsewhere_are_never_proxied_though_discovery_is(
 
 
 def test_no_answer_of_discovery_names_a_proxy_or_a_name(easq: Easq, other: Server) -> None:
-    """Not even one that names the proxy of this run as an instance: the instance is called, straight."""
+    """Also when discovery names the proxy of this run as an instance: the instance is called directly."""
     for ip in EVIL:
         items = {"endpoints": {"items": [{"ip": ip, "port": other.port, "weight": 1}]}}
         entries = {"host_endpoints": [{"schema": "http", "ip": ip, "port": other.port}]}
@@ -233,7 +233,7 @@ def test_no_netrc_is_read(easq: Easq, instance: Server) -> None:
 
 
 def test_the_canary_can_be_caught() -> None:
-    """A host that is not loopback does have a proxy: what the tests above look at would change."""
+    """A host that is not loopback has a proxy: the tests above would notice a call through it."""
     environ = {"HTTP_PROXY": "http://127.0.0.1:1"}
     assert proxy_for("http://gateway.example.test/", environ) == "http://127.0.0.1:1"
     assert proxy_for("http://198.51.100.7:9", environ) == "http://127.0.0.1:1"
@@ -244,7 +244,7 @@ def test_the_canary_can_be_caught() -> None:
 
 @pytest.mark.parametrize("password", ["CANARY#1", "CANARY/1", "CANARY?1", "1#CANARY", "31415/CANARY"])
 def test_a_password_of_an_address_is_in_no_error(easq: Easq, password: str) -> None:
-    """Whatever it holds that has a meaning in a URL."""
+    """Also with characters that have a meaning in a URL."""
     address = f"http://user:{password}@h.example.test:8080/api/predict/q"
     runs: list[tuple[tuple[str, ...], dict[str, str]]] = [
         (("get", "--url", address, "-vvv"), {}),

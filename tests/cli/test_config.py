@@ -1,4 +1,4 @@
-"""easq config: what is saved, shown, changed, refused."""
+"""easq config: saved, shown, changed and refused values."""
 
 from __future__ import annotations
 

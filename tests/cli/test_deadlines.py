@@ -1,4 +1,4 @@
-"""--timeout bounds all that a command waits for: connecting, the exchange under way, and every repeat.
+"""--timeout limits every wait of a command: connecting, the exchange under way, and every retry.
 
 The requests here may take an hour: a command that waits for one does not end within the patience of the tests.
 """
@@ -66,7 +66,9 @@ def test_a_result_that_cannot_be_deleted_in_time_is_printed(easq: Easq) -> None:
 
 
 def test_a_watch_whose_service_falls_silent_ends_too(easq: Easq) -> None:
-    """Its commit, its close and its last look: the item was shown, and that it is not committed is said."""
+    """Also the commit, the close and the last check: the item was shown, and a message says that it is not
+    committed.
+    """
 
     def push_one(server: Server, peer: Peer) -> None:
         if not server.requests:

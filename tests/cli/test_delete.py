@@ -1,4 +1,4 @@
-"""easq delete, trunc, commit and negative: who is asked, what is gone, what is refused."""
+"""easq delete, trunc, commit and negative: questions, removed items, and refusals."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_ctrl_c_at_the_prompt_does_nothing(five: Easq) -> None:
 
 
 def test_the_question_does_not_hide_behind_a_redirected_stderr(five: Easq) -> None:
-    """On a terminal whose stderr goes elsewhere nobody would see the question."""
+    """On a terminal with redirected stderr the user would not see the question."""
     import pty
 
     main, side = pty.openpty()

@@ -1,4 +1,4 @@
-"""easq demo: a tour whose every step is true, and that fails when one is not."""
+"""easq demo: every step has the expected output, and the demo fails if one has not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_tour_shows_each_command_with_its_output(easq: Easq) -> None:
 
 
 def test_the_tour_leaves_nothing_and_needs_nothing_of_the_user(easq: Easq) -> None:
-    """Neither an address in the environment nor a profile leads it astray; nothing is written at home."""
+    """Addresses in the environment and profiles are ignored; nothing is written to the home folder."""
     before = sorted(easq.home.rglob("*"))
     done = easq(
         "demo",

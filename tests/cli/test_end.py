@@ -1,4 +1,4 @@
-"""easq end: who is asked, what an ended stream still does, and how it is reopened."""
+"""easq end: the question, the operations of an ended stream, and reopening."""
 
 from __future__ import annotations
 

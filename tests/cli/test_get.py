@@ -1,4 +1,4 @@
-"""easq get: what is found, how it is shown, where it is written, when it is deleted."""
+"""easq get: found items, their output, output files, and --delete."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_tags_and_request_id_choose(queue: Easq) -> None:
 
 
 def test_more_items_than_one_answer_holds(queue: Easq) -> None:
-    """The service gives 10,000 at most: the others are asked for from behind the last one on."""
+    """The service returns at most 10,000 items: the next request starts after the last of them."""
     count = 10_150
     queue("put", "-f", "-", "-q", stdin=b"".join(b"%d\n" % number for number in range(count)))
     lines = queue("get", "-l", "1000000").text.splitlines()
@@ -199,7 +199,7 @@ def test_raw_on_a_terminal_refuses_what_drives_it_and_deletes_nothing(queue: Eas
 
 
 def test_what_is_not_shown_whole_is_not_deleted(queue: Easq) -> None:
-    """A table cuts a payload, a terminal shows a remark for binary: neither is to be all that is left of it."""
+    """A table cuts the payload, and a terminal shows a remark for binary data: such items must not be deleted."""
     queue("put", "-q", "-d", "short", "-d", "long" * 20, "-d", b"\xff\xfe")
     done = queue("get", "-l", "9", "-o", "table", "--delete")
     assert (done.status, len(done.text.splitlines())) == (10, 4)

@@ -1,4 +1,4 @@
-"""The helps: every command, at every width, in words that need no second look."""
+"""The help of every command, at every width, in plain words."""
 
 from __future__ import annotations
 

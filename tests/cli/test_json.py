@@ -1,4 +1,4 @@
-"""-o json: what any command prints is JSON, one object a line, and nothing else."""
+"""-o json: every command prints JSON, one object per line, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The root command: help, version, suggestions, exit statuses, what is imported, what a mistake looks like."""
+"""The root command: help, version, suggestions, exit statuses, imported modules, and usage errors."""
 
 from __future__ import annotations
 
@@ -542,7 +542,7 @@ def test_a_ctrl_c_while_easq_ends_shows_no_traceback(easq: Easq) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_is_ignored_stays_so(queue: Easq, number: signal.Signals) -> None:
-    """By nohup, and for what a script runs in the background."""
+    """By nohup, and for background commands of a script."""
     code = f"import os, signal, sys; signal.signal({int(number)}, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     args = [sys.executable, "-c", code, sys.executable, "-m", "easq", "put", "-q", "-f", "-"]
     with Running(

@@ -1,4 +1,4 @@
-"""What a server can make a command take: an answer of 60 MB stays a few times as large, whatever it claims to hold."""
+"""Limits of a command's memory: an answer of 60 MB takes a few times its size, whatever its content claims."""
 
 from __future__ import annotations
 

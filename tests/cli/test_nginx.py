@@ -31,7 +31,7 @@ def service(serve: Serve) -> Service:
 
 @pytest.fixture
 def behind(easq: Easq, service: Service, make_nginx: MakeNginx) -> Iterator[Easq]:
-    """easq with the address of a service behind nginx, which was told `proxy_pass` and nothing else."""
+    """easq with the address of a service behind nginx, whose only directive is `proxy_pass`."""
     easq.environ["EASQ_URL"] = make_nginx(service.port).url()
     return easq
 
@@ -48,7 +48,7 @@ def test_put_and_get_pass(behind: Easq) -> None:
 def test_a_watch_without_its_upgrade_is_refused_at_once(
     behind: Easq, service: Service, command: list[str]
 ) -> None:
-    """Nothing is delivered, and nothing counts as a failure."""
+    """No item is delivered, and no failure is counted."""
     behind("put", "-q", "-d", "a")
     done = behind(*command)
     assert (done.status, done.out, done.err) == (6, b"", STRIPPED)

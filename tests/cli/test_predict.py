@@ -1,4 +1,4 @@
-"""easq predict: through the queue and its sink, and straight through the gateway."""
+"""easq predict: through the queue and its sink, and through the gateway."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.waiting import eventually
 
 
 def answer(queue: Easq, count: int, *tags: str, data: str = "") -> None:
-    """Be the engine: take `count` items and put what they hold, in capitals, into the sink."""
+    """Act as the engine: take `count` items and put their data, in capitals, into the sink."""
     done = queue("watch", "--commit", "output", "-n", str(count), "-o", "json", "-q", "--user", "engine")
     assert done.status == 0
     for line in done.out.splitlines():
@@ -260,7 +260,7 @@ def test_tags_go_with_the_queue_only(easq: Easq, gateway: str) -> None:
 
 
 def test_a_sink_is_no_queue_to_ask(queue: Easq, url: str) -> None:
-    """What is put there would come straight back as its own result."""
+    """A request that is put into the sink would be returned as its own result."""
     done = queue("predict", "-d", "x", "--url", f"{url}/sink")
     assert (done.status, done.out) == (13, b"")
     assert done.err == (

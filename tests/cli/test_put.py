@@ -1,4 +1,4 @@
-"""easq put: what becomes an item, what is refused, and what is said when it goes wrong in the middle."""
+"""easq put: items, refused input, and reports of a run that fails in the middle."""
 
 from __future__ import annotations
 
@@ -399,7 +399,7 @@ def test_a_rate_is_kept(queue: Easq) -> None:
 
 
 class _Breaking(BaseHTTPRequestHandler):
-    """Takes `limit` puts; what comes then is read, and the connection closed without an answer."""
+    """A server that accepts `limit` puts. It reads a later put and closes the connection without an answer."""
 
     protocol_version = "HTTP/1.1"
     limit = 0
@@ -734,7 +734,7 @@ def test_an_interrupt_does_not_wait_for_stdin(queue: Easq) -> None:
 
 
 def test_the_items_of_a_put_are_given_up_some_seconds_after_an_interrupt_and_counted(easq: Easq) -> None:
-    """A server that takes a put and never answers it holds nobody up."""
+    """A server that reads a put and never answers it does not delay the end."""
     with (
         answering(silent) as server,
         easq.start(
@@ -757,7 +757,7 @@ def test_the_items_of_a_put_are_given_up_some_seconds_after_an_interrupt_and_cou
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_an_item_that_waits_for_its_next_attempt_is_not_in_flight(easq: Easq, quiet: bool) -> None:
-    """Once, that the server is busy is said; a signal ends the put at once, and nothing is in doubt."""
+    """The message that the server is busy appears once. A signal ends the put at once, and no item is in doubt."""
     with (
         answering(reply(503, b"busy", X_Easq_Stored="no", Retry_After="20")) as server,
         easq.start(
@@ -799,7 +799,7 @@ def test_what_may_be_there_twice_is_counted(easq: Easq) -> None:
     ],
 )
 def test_a_service_that_knows_keys_has_nothing_twice(easq: Easq, told: list[Callable[[Peer], None]]) -> None:
-    """It recognised one of them, or it says what only such a service says of itself."""
+    """The service has recognised a key, or its attributes show that it supports keys."""
     attributes = reply(200, b'{"meta.durability":"fsync"}', Content_Type="application/json")
     with answering(broken, *told, attributes) as server:
         done = easq("put", "-f", "-", "--url", server.url, "-o", "json", stdin=b"x\ny\n")

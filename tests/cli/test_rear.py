@@ -1,4 +1,4 @@
-"""Items out of deliveries: the rear store with --rear, and the answer to whoever waits for a result."""
+"""Dead letters: the rear store with --rear, and the answer to a client that waits for a result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def queue(easq: Easq, serve: Serve) -> Easq:
 
 @contextmanager
 def engine(queue: Easq, transport: str = "ws") -> Iterator[subprocess.Popen[bytes]]:
-    """A consumer that takes items and says nothing about them by itself."""
+    """A consumer that receives items and neither commits nor refuses them by itself."""
     args = ("--commit", "none", "-o", "json", "-q", "--user", "engine", "--transport", transport)
     with queue.start("watch", *args) as watching:
         yield watching
@@ -33,7 +33,7 @@ def engine(queue: Easq, transport: str = "ws") -> Iterator[subprocess.Popen[byte
 
 
 def taken(watching: subprocess.Popen[bytes]) -> str:
-    """The index of the next item that the engine has in hand."""
+    """Return the index of the next item that the engine receives."""
     assert watching.stdout is not None
     return str(json.loads(watching.stdout.readline())["index"])
 
@@ -155,7 +155,7 @@ def test_a_shutdown_is_no_failure(queue: Easq) -> None:
 
 
 def test_the_sink_has_a_rear_store_of_its_own(queue: Easq) -> None:
-    """-k and --rear together name it, for every command that takes both."""
+    """-k and --rear together select the rear store of the sink, for every command that has both options."""
     fail(queue, "a")
     queue("put", "-k", "-q", "-d", "result", "--tags", "task=k")
     tasks = ("--tags", "task=k")

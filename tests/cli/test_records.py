@@ -1,4 +1,4 @@
-"""Real records through the whole house: in by file, out by watch and get, byte for byte and in order."""
+"""Real records through all components: put from a file, read by watch and get, byte for byte and in order."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_thousand_records_come_out_of_get_as_they_went_in(filled: Easq, thousa
 
 
 def test_a_thousand_records_go_out_and_in_as_json_lines(filled: Easq, thousand: bytes) -> None:
-    """What watch writes with -o json, put takes back unchanged."""
+    """put accepts the output of watch -o json unchanged."""
     watched = filled("watch", "--commit", "output", "-n", "1000", "-o", "json")
     assert watched.status == 0
     assert [json.loads(line)["index"] for line in watched.text.splitlines()] == [

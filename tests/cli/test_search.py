@@ -1,4 +1,4 @@
-"""easq search: where an item stands, in which group, and what is not there."""
+"""easq search: the position of an item in a group, and items that do not exist."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_more_urgent_item_is_before_it(three: Easq) -> None:
 
 
 def test_the_engines_group_is_asked_unless_the_option_names_another(three: Easq) -> None:
-    """What the engine has in hand is pending in its group, which no configured group hides."""
+    """An item at the engine is pending in the engine's group, even if another group is configured."""
     three("config", "set", "group", "mine")
     engine = ("--group", "qservice", "--user", "pod-1", "--window", "1")
     with three.start("watch", *engine, "--commit", "none", "-q") as watching:

@@ -1,4 +1,4 @@
-"""easq serve: how it starts, says where it is, ends, and runs around a command."""
+"""easq serve: start, address, end, and running around a command."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TELL = "import json, os; print(json.dumps({k: os.environ[k] for k in ('EASQ_URL'
 
 @pytest.fixture
 def started(easq: Easq) -> Iterator[Started]:
-    """Starts `easq serve`; what still runs in the end is ended."""
+    """Start `easq serve`; running services are stopped at the end of the test."""
     running: list[subprocess.Popen[bytes]] = []
 
     def start(*options: str) -> subprocess.Popen[bytes]:
@@ -53,7 +53,7 @@ def address(process: subprocess.Popen[bytes]) -> str:
 
 
 def terminate(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> tuple[int, bytes, str]:
-    """Exit code, and the rest of stdout and stderr."""
+    """Return the exit code, and the rest of stdout and stderr."""
     process.send_signal(number)
     out, err = process.communicate(timeout=DEADLINE_S)
     return process.returncode, out, err.decode()
@@ -117,7 +117,7 @@ def test_a_ready_file_that_is_no_file_is_refused_before_anything_is_begun(easq: 
 
 
 def test_nothing_that_was_planted_beside_a_ready_file_is_written(easq: Easq, started: Started) -> None:
-    """The name of the draft cannot be guessed: in /tmp a link under it would lead to a file of ours."""
+    """The name of the temporary file cannot be guessed: in /tmp another user could put a link under that name."""
     ready, mine = easq.home / "ready", easq.home / "mine"
     mine.write_text("mine")
     (easq.home / "ready.new").symlink_to(mine)
@@ -128,7 +128,7 @@ def test_nothing_that_was_planted_beside_a_ready_file_is_written(easq: Easq, sta
 
 
 def test_only_its_owner_writes_a_ready_file(easq: Easq, started: Started) -> None:
-    """Whatever the umask: who reads it sends a token to where it leads."""
+    """Whatever the umask: a client sends its token to the address in the file."""
     ready = easq.home / "ready"
     before = os.umask(0)
     try:
@@ -264,7 +264,7 @@ def test_verbose_logs_requests_without_payloads_and_tokens(easq: Easq, started: 
 
 
 def test_a_command_has_a_private_service(easq: Easq) -> None:
-    """It is told address, sink and token; stdout is its own, and the service is gone afterwards."""
+    """The command gets address, sink and token. stdout belongs to the command, and the service ends with it."""
     done = easq("serve", "--", sys.executable, "-c", TELL)
     assert (done.status, done.err) == (0, "")
     told = json.loads(done.out)
@@ -358,7 +358,7 @@ def test_storage_of_a_command_is_kept_where_asked(easq: Easq) -> None:
 
 
 def test_a_model_is_served_beside_the_queues(easq: Easq, started: Started) -> None:
-    """It is said where the service and its instances are; each route gets its answer."""
+    """The addresses of the service and its instances are printed; each route gets its answer."""
     process = started(
         *("--port", "0", "--storage", "memory:", "--model", "exec:tr a-z A-Z", "--service", "upper"),
         *("--instances", "2", "--weights", "100, 50"),
@@ -425,12 +425,12 @@ def test_a_command_around_which_a_model_is_served_knows_where_it_is(easq: Easq) 
 
 
 def shell(script: str) -> tuple[str, ...]:
-    """A command line in which `easq` is this one."""
+    """A command line in which `easq` is the one under test."""
     return "--", "sh", "-c", f'easq() {{ "{sys.executable}" -m easq "$@"; }}; {script}'
 
 
 def test_one_command_is_a_whole_inference_service(easq: Easq) -> None:
-    """What is put is answered in the sink of its queue under its request id, and gone from the input."""
+    """Each item has a result in the sink of its queue, under its request id, and is removed from the input."""
     done = easq(
         *("serve", "--queue", "one", "--queue", "two", "--model", "exec:tr a-z A-Z", "--instances", "2"),
         *shell(

@@ -1,4 +1,4 @@
-"""`easq serve --storage redis://…`: the service on a Redis, and what it says where there is none."""
+"""`easq serve --storage redis://…`: the service on a Redis, and its error if there is none."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_what_one_service_was_given_another_has(easq: Easq, server: RedisServer,
 
 
 def test_the_environment_names_a_storage_that_no_command_line_shows(easq: Easq, server: RedisServer) -> None:
-    """A private service around a command has one of its own all the same."""
+    """A private service around a command still gets a token of its own."""
     easq.environ["EASQ_STORAGE"] = storage(server)
     process = easq.start("serve", "--port", "0")
     assert process.stdout is not None

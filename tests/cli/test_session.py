@@ -1,4 +1,4 @@
-"""The sample session of the vendor's page, on a terminal: what a user of eascmd sees, byte for byte."""
+"""The sample session of the vendor's page, on a terminal: the output of eascmd, byte for byte."""
 
 from __future__ import annotations
 

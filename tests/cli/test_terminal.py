@@ -1,4 +1,4 @@
-"""Every command on a terminal of 40, 80 and 200 columns: what is on the screen in the end, by a terminal emulator."""
+"""Every command on a terminal of 40, 80 and 200 columns: the final screen of a terminal emulator."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_every_command_is_on_a_terminal_here() -> None:
 
 @pytest.mark.long
 def test_a_progress_line_leaves_nothing_on_a_terminal_that_breaks_its_lines_anew(lines: Easq) -> None:
-    """As tmux and most others do when they become narrower, and xterm does not."""
+    """Like tmux and most terminals when they become narrower, but not xterm."""
     tmux = (find_tool("tmux"), "-L", lines.home.name, "-f", os.devnull)
 
     def screen() -> str:

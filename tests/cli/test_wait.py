@@ -1,4 +1,4 @@
-"""easq wait: each condition, the deadline, and what is waited for while nothing answers."""
+"""easq wait: each condition, the deadline, and a service that does not answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DESCRIBED = reply(200, b'{"meta.state":"Normal","stream.length":"0"}')
 
 
 def told(process: subprocess.Popen[bytes], start: str) -> str:
-    """The next line of -v that begins so: the process is at least that far."""
+    """Return the next line of -v with this beginning: the process has reached that point."""
     assert process.stderr is not None
     for line in process.stderr:
         if line.decode().startswith(start):
@@ -175,7 +175,7 @@ def test_a_gateway_whose_service_starts_is_waited_for(easq: Easq) -> None:
 
 
 def done_and_looked(easq: Easq) -> None:
-    """An engine did an item and left, while a watch looked at it; then that left too."""
+    """An engine commits an item and leaves while a watch is connected; then the watch leaves too."""
     easq("put", "-q", "-d", "x", "--tags", "user=a")
     with easq.start("watch", "--group", "looked", "--tags", "user=a", "--commit", "none") as looks:
         eventually(lambda: easq("wait", "--consumers", ">= 1", "--timeout", "0").status == 0)

@@ -1,4 +1,4 @@
-"""easq watch: policies, ends and signals, and which items are pending afterwards."""
+"""easq watch: commit policies, ends and signals, and the items that are pending afterwards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pending(queue: Easq, user: str = "default_user") -> int:
 
 
 def redeliveries(queue: Easq, count: int) -> list[tuple[str, str]]:
-    """What the next consumer of the group gets: each payload with its deliveryCount."""
+    """Return the items of the next consumer of the group: each payload with its deliveryCount."""
     done = queue("watch", "--commit", "output", "-n", str(count), "-o", "json", "-q", "--user", "next")
     assert done.status == 0
     records = [json.loads(line) for line in done.out.splitlines()]
@@ -81,7 +81,7 @@ def test_output_commits_what_was_written(queue: Easq, transport: str) -> None:
 
 
 def test_what_was_pushed_and_not_taken_does_not_count_as_a_failure(serve: Serve, easq: Easq) -> None:
-    """Handed back more often than an item may fail, the items are still there."""
+    """Returned more often than the limit of failures, the items are still present."""
     easq("config", "--url", serve(storage="memory:").url())
     fill(easq, 3)
     for _ in range(7):
@@ -333,7 +333,7 @@ def test_what_is_there_at_the_end_is_still_delivered(queue: Easq, transport: str
 
 @pytest.mark.parametrize("transport", ["ws", "http"])
 def test_the_end_has_come_once_the_own_group_is_done(queue: Easq, transport: str) -> None:
-    """What another group still holds does not keep a watch open, what its own group holds does."""
+    """Items that only another group retains do not keep a watch open; items that its own group retains do."""
     fill(queue, 2)
     other = ["watch", "--commit", "none", "-o", "raw", "-q", "--group", "other"]
     mine = ["watch", "--commit", "none", "-o", "raw", "-q", "--until-end", "--transport", transport]
@@ -364,7 +364,7 @@ def test_a_forced_end_takes_what_a_watch_has_in_hand(queue: Easq, transport: str
 
 
 def test_a_restarted_service_is_watched_on_and_nobody_sees_an_item_twice(serve: Serve, easq: Easq) -> None:
-    """What was committed does not come again, what was not is shown again, and the watch goes on."""
+    """Committed items are not delivered again, other items are shown again, and the watch continues."""
     service = serve()
     easq("config", "--url", service.url())
     fill(easq, 3)

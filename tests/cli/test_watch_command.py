@@ -1,4 +1,4 @@
-"""easq watch -- CMD: what the command gets, what its end means for the item, and how the watch ends."""
+"""easq watch -- CMD: input of the command, effect of its exit status on the item, and end of the watch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PICKY = ("sh", "-c", 'x=$(cat); [ "$x" = 2 ] && { echo no two >&2; exit 3; }; ec
 
 
 def test_what_it_exits_with_0_on_is_committed(queue: Easq) -> None:
-    """Its output is ours, byte by byte, and nothing else is."""
+    """The output of the command is the output of the watch, byte for byte."""
     fill(queue, 3)
     done = queue("watch", "-q", "-n", "3", "--", "sh", "-c", "cat; printf '|'")
     assert (done.status, done.text, done.err) == (0, "1|2|3|", "")
@@ -49,7 +49,7 @@ def test_it_gets_the_payload_as_data_and_never_the_token(serve: Serve, easq: Eas
 
 
 def test_a_failure_is_delivered_again_until_the_service_gives_it_up(queue: Easq) -> None:
-    """--on-fail negative is what holds without a word: five failures, and the item is in the rear store."""
+    """--on-fail negative is the default: after five failures the item is in the rear store."""
     fill(queue, 3)
     done = queue("watch", "--idle-timeout", "3s", "--", *PICKY)
     assert (done.status, done.text) == (0, "got 1\ngot 3\n")
@@ -60,7 +60,9 @@ def test_a_failure_is_delivered_again_until_the_service_gives_it_up(queue: Easq)
 
 
 def test_attempts_are_made_before_an_item_has_failed(queue: Easq) -> None:
-    """With --max-attempts the command is run again on the same delivery, and told the how-manieth time it is."""
+    """With --max-attempts the command runs again on the same delivery, with the number of the attempt in its
+    environment.
+    """
     fill(queue, 1)
     script = "echo $EASQ_ATTEMPT >> attempts; [ $EASQ_ATTEMPT = 3 ] && cat"
     done = queue("watch", "-q", "-n", "1", "--max-attempts", "3", "-o", "json", "--", "sh", "-c", script)
@@ -79,7 +81,7 @@ def test_what_is_left_stays_pending_and_comes_back_uncounted(queue: Easq) -> Non
 
 
 def test_a_window_full_of_what_is_left_ends_the_watch(queue: Easq) -> None:
-    """Nothing more would ever come."""
+    """No further item would be delivered."""
     fill(queue, 5)
     done = queue("watch", "-q", "--window", "2", "--on-fail", "leave", "--", "false")
     assert (done.status, done.out) == (12, b"")
@@ -90,7 +92,7 @@ def test_a_window_full_of_what_is_left_ends_the_watch(queue: Easq) -> None:
 
 
 def test_a_failure_can_stop_the_watch(queue: Easq) -> None:
-    """Exit code 12; what was done is committed, and the rest is as it was."""
+    """Exit code 12; processed items are committed, and the other items are unchanged."""
     fill(queue, 3)
     done = queue("watch", "-q", "--on-fail", "stop", "--", *PICKY)
     assert (done.status, done.text, done.err) == (12, "got 1\n", "easq: the command failed: no two\n")
@@ -169,7 +171,7 @@ def test_what_does_not_end_is_cut_off_and_handed_back(queue: Easq, signals: int)
 
 
 def test_a_command_that_takes_long_keeps_the_watch(serve: Serve, easq: Easq) -> None:
-    """Longer than the service waits for a silent one."""
+    """Longer than the service waits for a silent connection."""
     service = serve("--silent-after", "4s", storage="memory:")
     easq("config", "--url", service.url())
     fill(easq, 1)

@@ -1,4 +1,4 @@
-"""easq work: what it says, in which form, and how it ends."""
+"""easq work: its output in each format, and its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def work(queue: Easq, *args: str, until: str = "0", send: int = signal.SIGTERM) 
 
 
 def test_one_object_for_each_delivery_and_one_for_all(queue: Easq) -> None:
-    """On stdout what became of each item, on stderr the totals."""
+    """The outcome of each item is on stdout, the totals are on stderr."""
     queue("put", "-q", "-d", "a", "--tags", "requestId=r-a")
     queue("put", "-q", "-d", "quiet", "--tags", "requestId=r-q")
     status, out, err = work(queue, "--window", "1", "-o", "json", "--", *MODEL)
@@ -86,7 +86,7 @@ def test_a_table_has_a_row_for_each(queue: Easq) -> None:
     ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)]
 )
 def test_what_runs_is_finished_within_the_grace(queue: Easq, number: int, status: int) -> None:
-    """A signal ends it once that is done, and what was not begun is handed back."""
+    """After a signal the worker finishes the running calls and returns the other items."""
     for data in "abc":
         queue("put", "-q", "-d", data)
     script = "touch begun; while [ ! -e go ]; do sleep 0.02; done; cat"
@@ -134,7 +134,7 @@ def test_a_second_signal_leaves_at_once(queue: Easq, number: int, status: int) -
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("answered", [0, 1], ids=["attributes", "handshake"])
 def test_a_signal_ends_it_also_while_it_connects(easq: Easq, answered: int, number: int, status: int) -> None:
-    """A service that takes the connection and does not answer is not waited for."""
+    """The worker does not wait for a service that accepts the connection and does not answer."""
     described = reply(200, b'{"meta.name":"q"}')
     with answering(*[described] * answered, silent) as server:
         with easq.start("work", "--request-timeout", "1h", "--url", server.url, "--", "cat") as process:
@@ -171,7 +171,7 @@ def test_what_cannot_work_is_refused(queue: Easq, args: tuple[str, ...], said: s
 
 
 def test_the_address_of_a_sink_is_refused(queue: Easq, url: str) -> None:
-    """It would answer its own answers."""
+    """The worker would process its own results."""
     done = queue("work", "--url", f"{url}/sink", "--", "cat")
     assert (done.status, done.out) == (13, b"")
     said = f"easq: the url {url}/sink is a sink's: what is put there would be taken again\n"
@@ -179,7 +179,7 @@ def test_the_address_of_a_sink_is_refused(queue: Easq, url: str) -> None:
 
 
 def test_a_reader_that_leaves_ends_it_quietly(queue: Easq) -> None:
-    """stdout is closed: what is under way is finished, and nothing is said."""
+    """stdout is closed: running calls are finished, and no message is printed."""
     for _ in range(3):
         queue("put", "-q", "-d", "a")
     with queue.start("work", "-o", "json", "-q", "--", *MODEL) as process:

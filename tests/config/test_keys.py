@@ -1,4 +1,4 @@
-"""What a profile may hold."""
+"""The keys and values of a profile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles: what is read, what is written, what is refused."""
+"""Profiles: reading, writing, and refused files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_file_that_others_could_read_is_closed_by_a_save(path: Path) -> None:
 
 
 def test_a_link_of_ours_leads_to_the_file_that_is_written(path: Path, tmp_path: Path) -> None:
-    """As a folder of dotfiles has it: the link stays a link."""
+    """As in a folder of dotfiles: the link stays a link."""
     target = tmp_path / "dotfiles.toml"
     target.write_text("[profiles.b]\n")
     path.parent.mkdir(mode=0o700)

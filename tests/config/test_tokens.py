@@ -1,4 +1,4 @@
-"""Tokens: from a text, a file or a command; nothing else is taken for one, and no secret is shown."""
+"""Tokens from a text, a file or a command: invalid ones are refused, and no secret is shown."""
 
 from __future__ import annotations
 

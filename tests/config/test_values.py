@@ -1,4 +1,4 @@
-"""Values of a profile: what may be saved, and what is shown."""
+"""Values of a profile: valid values, and masked output."""
 
 from __future__ import annotations
 

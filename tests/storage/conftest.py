@@ -1,4 +1,4 @@
-"""Every embedded engine, on a loop of its own, with a clock that only the test moves."""
+"""Every embedded engine, on its own event loop with a virtual clock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_LIMITS = Limits()
 
 
 class Engine:
-    """An engine with one open stream `q`, and shorter words for its verbs."""
+    """An engine with one open stream `q`, and short names for its verbs."""
 
     def __init__(self, url: str, timing: Timing = TIMING, durability: str = "fsync") -> None:
         self.url = url
@@ -35,7 +35,7 @@ class Engine:
         await self.storage.open("q")
 
     async def restart(self) -> None:
-        """Closed in order, and started again on what was stored."""
+        """Close the engine, and start it again on the stored data."""
         await self.storage.close()
         self.storage = open_storage(self.url, timing=self.timing)
         await self.start()
@@ -72,7 +72,7 @@ class Engine:
         await self.storage.detach("q", session, lost=lost, now=self.now + after_s)
 
     async def leased(self, session: int, at_least: int = 1) -> list[int]:
-        """Return the indexes leased to the session, once there are `at_least` so many."""
+        """Return the indexes leased to the session, once there are at least `at_least`."""
         found: list[int] = []
         async with asyncio.timeout(10):
             while len(found) < at_least:
@@ -139,7 +139,7 @@ def run(engine_url: str) -> Callable[[Callable[[Engine], Awaitable[Any]]], Any]:
 
 @pytest.fixture
 def run_sqlite(tmp_path: Path) -> Callable[[Callable[[Engine], Awaitable[Any]]], Any]:
-    """The same for the engine that keeps things."""
+    """The same for the durable engine."""
     return lambda body: run_on(f"sqlite:{tmp_path / 'easq.db'}", body)
 
 

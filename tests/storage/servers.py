@@ -37,7 +37,7 @@ class Server(Engine):
         self.failures: list[Exception] = []
 
     async def die(self) -> None:
-        """Nothing is heard of it any more."""
+        """End the server without closing anything."""
         await self.redis.close()
 
 
@@ -45,7 +45,7 @@ class Server(Engine):
 async def servers(
     url: str, count: int = 2, clock: Callable[[], float] | None = None, timing: Timing = TIMING
 ) -> AsyncIterator[list[Server]]:
-    """So many servers on one Redis."""
+    """`count` servers on one Redis."""
     started = [Server(url, clock, timing) for _ in range(count)]
     for server in started:
         await server.start()
@@ -57,7 +57,7 @@ async def servers(
 
 
 async def lapse(clock: Moment, looking: Server) -> None:
-    """Time goes by until a server that was not heard from is gone; `looking` looks all the while."""
+    """Let time pass until the lease of a silent server has expired; `looking` checks meanwhile."""
     for part in (0.0, 0.4, 0.4, 0.201):
         clock.now += part * LEASE_S
         await looking.redis_storage.check("q")

@@ -1,4 +1,4 @@
-"""The client of Redis, against real servers: how each call ends when connections are lost."""
+"""The Redis client, against real servers: the outcome of each call when connections are lost."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ class Connected:
 
 @pytest.fixture
 def server(make_redis: MakeRedis) -> RedisServer:
-    """A Redis as docs/redis.md says it should be."""
+    """A Redis with the settings of docs/redis.md."""
     return make_redis()
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Returns once the condition holds."""
+    """Wait until the condition holds."""
     async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.01)
@@ -152,7 +152,7 @@ def test_calls_of_one_moment_share_one_round_trip(server: RedisServer) -> None:
 
 
 def test_scripts_that_were_flushed_are_loaded_again(server: RedisServer) -> None:
-    """SCRIPT FLUSH goes unnoticed, and nothing is run twice."""
+    """SCRIPT FLUSH has no visible effect, and no script runs twice."""
 
     async def run() -> None:
         async with Connected(server.url) as redis_client:
@@ -168,7 +168,9 @@ def test_scripts_that_were_flushed_are_loaded_again(server: RedisServer) -> None
 
 
 def test_a_server_that_was_killed_is_found_again(server: RedisServer) -> None:
-    """While it is away calls are certainly not done; then the client prepares anew and calls go through."""
+    """While Redis is away, calls are certainly not run. After it is back, the client prepares again and calls
+    succeed.
+    """
     prepared: list[bool] = []
 
     async def prepare(changed: bool) -> None:
@@ -190,7 +192,7 @@ def test_a_server_that_was_killed_is_found_again(server: RedisServer) -> None:
 
 
 def test_a_connection_that_broke_is_no_other_primary(server: RedisServer) -> None:
-    """The same server on a new connection has lost nothing."""
+    """The same server on a new connection does not count as changed."""
     prepared: list[bool] = []
 
     async def prepare(changed: bool) -> None:
@@ -258,7 +260,7 @@ def test_only_what_prepares_goes_through_before_it_is_done(server: RedisServer) 
 def test_a_preparation_that_fails_is_done_again(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing else goes through before it has succeeded once."""
+    """No other call is sent before `prepare` has succeeded once."""
     tries = 0
 
     async def prepare(changed: bool) -> None:
@@ -303,7 +305,7 @@ def test_a_preparation_ends_with_its_connection(server: RedisServer) -> None:
 
 
 def test_a_server_that_stands_still_is_given_up(server: RedisServer) -> None:
-    """What was sent is not known, what comes later is refused; once it goes on, so do calls."""
+    """The outcome of sent calls is unknown, and later calls are refused. When Redis continues, calls succeed again."""
 
     async def run() -> None:
         async with Connected(server.url) as redis_client:
@@ -321,7 +323,7 @@ def test_a_server_that_stands_still_is_given_up(server: RedisServer) -> None:
 
 
 def test_a_server_that_stands_still_is_noticed_when_nothing_is_asked(server: RedisServer) -> None:
-    """It is looked at each second."""
+    """The client checks it each second."""
 
     async def run() -> None:
         async with Connected(server.url) as redis_client:
@@ -407,7 +409,7 @@ def test_a_busy_server_refuses(make_redis: MakeRedis) -> None:
 
 
 def test_a_server_without_memory_refuses(make_redis: MakeRedis) -> None:
-    """OOM is a full queue, and the connection stays."""
+    """OOM is reported as a full queue, and the connection stays."""
     server = make_redis(maxmemory="3mb")
     numbers = itertools.count()
 
@@ -506,7 +508,7 @@ def test_a_server_that_loads_its_data_is_waited_for(make_redis: MakeRedis) -> No
 def test_durability_is_what_the_server_does(
     make_redis: MakeRedis, options: dict[str, str], durability: str
 ) -> None:
-    """The word is read from its settings."""
+    """The durability is read from the settings of Redis."""
     server = make_redis(**options)
 
     async def run() -> None:
@@ -616,7 +618,7 @@ def test_a_user_who_may_not_ask_for_the_settings(server: RedisServer) -> None:
 
 
 def refusal(url: str) -> StorageError:
-    """What a start is refused with."""
+    """Return the error with which a start is refused."""
 
     async def run() -> None:
         async with Connected(url):
@@ -660,7 +662,7 @@ def test_no_redis_at_the_address(server: RedisServer) -> None:
 
 
 def test_a_redis_that_others_reach_needs_a_password() -> None:
-    """As the service itself needs a token."""
+    """Like the service itself, which needs a token."""
     with pytest.raises(UsageError) as caught:
         open_client("redis://10.0.0.1:6379")
     assert (
@@ -765,7 +767,9 @@ def test_wait_with_a_replica(make_redis: MakeRedis) -> None:
 def test_nobody_knows_of_the_call_that_finds_its_replica_gone(
     make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is done here and not there. Those after it are not done, until the replica has caught up."""
+    """The call was run on the primary but not on the replica. Later calls are not run until the replica has caught
+    up.
+    """
     monkeypatch.setattr("easq.storage.redis.connection.INFO_S", 0.05)
     server, replica = replicated(make_redis)
 
@@ -815,7 +819,7 @@ def test_a_replica_that_is_back_is_waited_for_again(
 
 
 def test_more_than_may_wait_is_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is queued without bound on a Redis that stands still."""
+    """The number of waiting calls is limited while Redis stands still."""
     monkeypatch.setattr("easq.storage.redis.client.MOST_CALLS", 10)
 
     async def run() -> None:
@@ -833,7 +837,7 @@ def test_more_than_may_wait_is_refused(server: RedisServer, monkeypatch: pytest.
 
 
 def test_the_deadline_of_a_wait_is_within_that_of_the_batch() -> None:
-    """Replicas that lag do not cost the connection."""
+    """Replicas that lag do not end the connection."""
     assert connection.WAIT_MS / 1000 < connection.DEADLINE_S
 
 

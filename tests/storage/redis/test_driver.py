@@ -1,4 +1,4 @@
-"""What the adapter expects of redis-py's connections, against a real server: it fails when redis-py changes that."""
+"""The behaviour of redis-py's connections that the driver relies on, against a real server."""
 
 from __future__ import annotations
 

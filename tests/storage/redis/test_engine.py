@@ -1,4 +1,4 @@
-"""What the engine on Redis promises beyond the contract: several servers on one Redis, and a Redis that forgets."""
+"""The engine on Redis, beyond the contract: several servers on one Redis, and a Redis that loses data."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_what_became_of_claims_while_redis_was_away_is_done_when_it_is_back(make
 
 
 def test_only_what_is_still_claimed_is_gone_when_it_is_settled(redis_url: str) -> None:
-    """A server that was taken for gone does not remove what others have by now."""
+    """A server whose lease has expired does not remove items that others have now."""
     clock = Moment()
 
     async def body() -> None:
@@ -275,7 +275,7 @@ def test_what_a_dead_server_had_goes_to_others_as_from_a_lost_connection(redis_u
 
 
 def test_a_server_that_was_taken_for_gone_hands_out_nothing_more(redis_url: str) -> None:
-    """Its connections end, what it says of them is ignored, and their numbers stay its own."""
+    """Its connections end, its calls for them are ignored, and their numbers are not used again."""
     clock = Moment()
 
     async def body() -> None:
@@ -300,7 +300,7 @@ def test_a_server_that_was_taken_for_gone_hands_out_nothing_more(redis_url: str)
 def test_items_that_were_fetched_before_a_long_sleep_reach_nobody_after_it(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer lay in the socket while the server stood still, and others took it for gone."""
+    """The answer was in the socket while the server stood still and its lease expired."""
     clock = Moment()
 
     async def body() -> None:
@@ -511,7 +511,7 @@ def test_an_attach_and_a_claim_whose_answers_were_lost_hold_nothing(
 def test_an_item_whose_dead_letter_was_cut_off_gets_one_from_the_next_server(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It goes to nobody meanwhile, and is in the rear store and answered once."""
+    """No consumer gets the item meanwhile. It is in the rear store once, and is answered once."""
     clock = Moment()
     dead_letters = DeadLetterPolicy(
         1,
@@ -632,7 +632,7 @@ def test_another_run_of_redis_is_another_epoch_once_for_all_servers(make_redis: 
 
 
 def test_a_watch_goes_on_after_an_absence_of_redis(make_redis: MakeRedis) -> None:
-    """Nothing that was pushed comes again, and what is put after it comes."""
+    """No item that was pushed is delivered again, and later items are delivered."""
     server = make_redis()
 
     async def body() -> None:

@@ -1,4 +1,4 @@
-"""The link through Sentinels and over a Cluster: it calls whoever is the primary now."""
+"""The client through Sentinels and on a Cluster: it calls the present primary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE_S = Sentinel.SETTLED_S
 
 @pytest.fixture
 def servers() -> Iterator[Callable[[RedisServer], RedisServer]]:
-    """Starts what it is given; all are gone in the end."""
+    """Start servers; all are stopped at the end of the test."""
     started: list[RedisServer] = []
 
     def start(server: RedisServer) -> RedisServer:
@@ -65,7 +65,7 @@ async def until_taken(redis_client: RedisClient, key: str) -> object:
 
 
 def test_slots_lead_to_their_primaries() -> None:
-    """First and last are in, and what nobody has is nobody's."""
+    """The first and last slot of a range belong to it; a slot without a primary has none."""
     table = slot_table([Primary("a", 1, ((0, 1), (5, 5))), Primary("b", 1, ((2, 3),))])
     assert table[:7] == [0, 0, 1, 1, -1, 0, -1]
     assert len(table) == 16_384

@@ -1,4 +1,4 @@
-"""What a server does at Redis besides its callers' verbs, when connections break and Redis is full or another one."""
+"""The heartbeat of a server at Redis, when connections break, and when Redis is full or was replaced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.storage.servers import Moment, Server, lapse, run, servers
 
 
 async def until_up(*engines: Server) -> None:
-    """Calls go through."""
+    """Wait until calls succeed."""
     async with asyncio.timeout(10):
         while not all(engine.redis.is_up() for engine in engines):
             await asyncio.sleep(0.01)
@@ -76,7 +76,7 @@ def test_many_looks_at_once_end_what_is_owed(make_redis: MakeRedis) -> None:
 def test_a_release_that_is_repeated_ends_no_later_claim(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its answer was lost; by the time it is called again the item is another caller's."""
+    """The answer to the call was lost; when the call is repeated, another caller has claimed the item."""
 
     async def body() -> None:
         async with servers(redis_url) as (one, other):
@@ -247,7 +247,7 @@ def test_a_check_does_not_wait_for_the_dead_letters_that_are_due(
 def test_a_look_that_fails_by_a_mistake_is_not_the_last(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said, and the server stays alive."""
+    """The error is logged, and the server stays alive."""
 
     async def body() -> None:
         redis_client = RedisClient(parse_redis_url(redis_url))

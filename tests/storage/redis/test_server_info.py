@@ -1,4 +1,4 @@
-"""The state of a Redis by its own account: its durability, and on which none a queue is stored."""
+"""The state that a Redis reports: its durability, and the servers on which no queue is stored."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ INFO = (
     ],
 )
 def test_the_word_for_what_survives(aof: int, config: list[bytes] | None, word: str) -> None:
-    """Never a better word than what the server says; where CONFIG is forbidden the weaker one."""
+    """The durability is never better than the server's settings; where CONFIG is forbidden, it is the weaker one."""
     assert parse_info(INFO % (b"7.0.15", aof, b"noeviction"), config).durability == word
 
 
 def test_the_weakest_word_goes_for_all() -> None:
-    """One node that syncs each second makes the Cluster one that does."""
+    """A Cluster with one node that syncs each second has the durability of that node."""
     always = parse_info(
         INFO % (b"7.0.15", 1, b"noeviction"), [b"appendonly", b"yes", b"appendfsync", b"always"]
     )

@@ -1,4 +1,4 @@
-"""Storage URLs of a Redis: what they name, what is refused, and that no password is ever shown."""
+"""Storage URLs of a Redis: their parts, refused URLs, and hidden passwords."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ from easq.storage.redis.url import RedisUrl, is_redis_url, parse_redis_url, show
     ],
 )
 def test_what_a_url_names(url: str, expected: RedisUrl) -> None:
-    """Every part of it is where it belongs."""
+    """Every part of the URL is in the right field."""
     assert is_redis_url(url)
     assert parse_redis_url(url) == expected
 
@@ -113,7 +113,7 @@ def test_what_is_refused(url: str, message: str) -> None:
     ],
 )
 def test_whether_others_are_let_in(url: str, is_open: bool) -> None:
-    """Without a password only what this machine alone reaches is not open."""
+    """Without a password, only an address that other machines cannot reach is not open."""
     assert parse_redis_url(url).is_open is is_open
 
 

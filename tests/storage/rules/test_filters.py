@@ -1,4 +1,4 @@
-"""Filters by themselves, over a restart of the file, and what they cost where very much is held back."""
+"""Filters alone, after a restart, and their cost when very many items are retained."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_what_a_retention_lets_go_leaves_in_slices() -> None:
 
 
 def test_a_put_that_finds_the_stream_full_looks_at_few_items() -> None:
-    """However many were committed; those that it did not come to are looked at by the next ones."""
+    """However many items were committed: the next puts examine the items that one put did not examine."""
     looked_at = 0
 
     def tags_of(index: int) -> Tags:

@@ -1,4 +1,4 @@
-"""Idempotency keys: a put happens once, and what is remembered has an end."""
+"""Idempotency keys: a repeated put stores one item, and keys are deleted after a time."""
 
 from __future__ import annotations
 

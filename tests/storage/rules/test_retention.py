@@ -1,4 +1,4 @@
-"""Which groups hold an item back: what their filters let through, and for how long after their consumers left."""
+"""Retention of items by groups: by their filters, and for a time after their consumers left."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ A, B = {"user": "a"}, {"user": "b"}
 
 
 async def is_empty(engine: Engine) -> None:
-    """Returns once nothing is in the stream."""
+    """Wait until the stream is empty."""
     async with asyncio.timeout(20):
         while await engine.length():
             await asyncio.sleep(0.02)
 
 
 def test_groups_do_not_hold_what_their_filters_do_not_let_through(run: Run) -> None:
-    """Two groups, each with a filter of its own, commit all they get: everything leaves."""
+    """Two groups with different filters commit all their items: all items are removed."""
 
     async def body(engine: Engine) -> None:
         limits = Limits(max_items=4)
@@ -142,7 +142,7 @@ def test_the_same_filter_of_another_consumer_still_holds(run: Run) -> None:
 def test_what_was_held_leaves_when_the_retention_ends_without_anyones_help(
     engine_url: str, tags: Tags
 ) -> None:
-    """A worker that is done and a watch that only looked have both left."""
+    """A worker that has committed everything and a watch that committed nothing have both left."""
 
     async def body(engine: Engine) -> None:
         worker, looked = await engine.attach(group="worker"), await engine.attach(group="looked", tags=tags)

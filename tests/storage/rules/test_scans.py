@@ -1,4 +1,4 @@
-"""Scans of many entries: one slice in a turn of the event loop, and an end when nobody waits for the answer."""
+"""Scans of many entries: one slice per turn of the event loop, and an early end when the caller is gone."""
 
 from __future__ import annotations
 

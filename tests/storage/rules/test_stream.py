@@ -46,7 +46,7 @@ def fetched(stream: Stream, session: int) -> list[tuple[int, int]]:
 
 
 def test_what_comes_back_before_it_was_fetched_is_fetched_once() -> None:
-    """Its place among what waits is the new one."""
+    """A returned item is listed once, at its new position."""
     stream = stream_of(1, 1)
     session = attach(stream)
     assert stream.negative("g", Negative((1,)), now=NOW)[0] == 1
@@ -91,7 +91,7 @@ def test_what_is_claimed_is_not_sent_to_the_user_it_was_kept_for() -> None:
 
 
 def test_what_a_group_had_committed_leaves_when_all_were_away_for_too_long() -> None:
-    """Another group held the item; then nobody does, and what nobody committed waits."""
+    """Another group retained the item; then no group does, and items that no group committed stay."""
     stream = stream_of(1, 1)
     one, two = attach(stream, group="one"), attach(stream, group="two")
     stream.commit("one", [1])
@@ -106,7 +106,7 @@ def test_what_a_group_had_committed_leaves_when_all_were_away_for_too_long() -> 
 
 
 def test_a_put_that_is_refused_evicts_nothing() -> None:
-    """What is claimed cannot be evicted, so there would be no room without the rest either."""
+    """Claimed items cannot be evicted: there would be no room even without all other items."""
     stream = stream_of(6, 2)
     stream.claim([1])
     with pytest.raises(QueueFull):
@@ -269,7 +269,7 @@ def test_an_item_that_nobody_wants_does_not_keep_all_that_came_back_after_it() -
 
 
 def test_priorities_that_are_gone_are_forgotten() -> None:
-    """Who uses the time as the priority has a new one each second."""
+    """A client that uses the time as the priority has a new priority each second."""
     stream = stream_of()
     session = attach(stream)
     for priority in range(5000):

@@ -1,4 +1,4 @@
-"""The data file under all its names, among files that are none, and who may read it."""
+"""The data file: links to it, files that are not data files, and permissions."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_file_has_one_lock_whatever_it_is_called(link: Path) -> None:
 
 
 def test_a_link_to_nothing_is_refused(link: Path) -> None:
-    """What it leads to may be on a disk that is not there yet: to make a new file would hide that."""
+    """The target of the link may be on a disk that is not mounted yet: a new file would hide that."""
     link.resolve().unlink()
     error = refused(link)
     assert str(error) == f"{link} is a symbolic link to ../there/real.db, which does not exist"
@@ -168,7 +168,7 @@ def mode(path: Path | str) -> int:
 def test_a_file_that_others_could_read_is_closed_to_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With its log and lock, and said aloud once."""
+    """Also its log and lock; the warning is logged once."""
     path = tmp_path / "easq.db"
     start(path)
     caplog.clear()

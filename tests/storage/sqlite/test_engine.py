@@ -1,4 +1,4 @@
-"""What only an engine that keeps things promises: restart, files, locks, durability."""
+"""The durable engine: restart, files, locks, durability."""
 
 from __future__ import annotations
 

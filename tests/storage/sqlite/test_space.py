@@ -1,4 +1,4 @@
-"""A disk that is full, a file that was emptied, and a log that somebody else keeps from being cut."""
+"""A full disk, an emptied file, and a log that another program prevents from being truncated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def run(path: Path, body: Callable[[Engine, SqliteStorage], Awaitable[None]]) -> None:
-    """The body with an engine on the file."""
+    """Run the body with an engine on the file."""
 
     async def main() -> None:
         engine = Engine(f"sqlite:{path}")
@@ -41,7 +41,7 @@ def run(path: Path, body: Callable[[Engine, SqliteStorage], Awaitable[None]]) ->
 
 
 async def fill(engine: Engine) -> list[int]:
-    """The items that were put until one was refused, also with the log cut."""
+    """Put items until one is refused, even after the log was truncated; return the stored ones."""
     log = Path(f"{engine.url.removeprefix('sqlite:')}-wal")
     indexes: list[int] = []
     before = -1
@@ -55,7 +55,7 @@ async def fill(engine: Engine) -> list[int]:
 
 
 async def put_again(engine: Engine) -> int:
-    """Put an item as soon as it is taken."""
+    """Put an item, and repeat until it is accepted."""
     async with asyncio.timeout(10):
         while True:
             with contextlib.suppress(QueueFull):
