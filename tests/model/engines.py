@@ -1,4 +1,4 @@
-"""The engines under test, on an event loop whose clock only the test moves."""
+"""The engines under test, on an event loop with a virtual clock."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Loop(asyncio.SelectorEventLoop):
         return self.moment
 
     def run(self, work: Awaitable[T]) -> T:
-        """The answer of `work`, which waits for nothing but the engine."""
+        """Return the answer of `work`, which waits only for the engine."""
         return self.run_until_complete(work)
 
     def wait(self, seconds: float) -> None:
-        """Time goes by, and what is due is done."""
+        """Move the clock, and run the timers that are due."""
         self.moment += seconds
         for _ in range(3):
             self.run_until_complete(asyncio.sleep(0))
@@ -84,7 +84,7 @@ class Engine:
         return self.folder / str(self.generation) / "q.db"
 
     def storage_of(self) -> Storage:
-        """The engine on what its folder holds."""
+        """Return the engine on the data of its folder."""
         if self.folder is None:
             return MemoryStorage(self.timing)
         self.path.parent.mkdir(exist_ok=True)
@@ -93,7 +93,7 @@ class Engine:
         return SqliteStorage(self.path, durability="os", timing=self.timing, wall_ms=wall_ms)
 
     def start(self) -> None:
-        """The engine runs on what was stored."""
+        """Start the engine on the stored data."""
         self.storage = self.storage_of()
         if isinstance(self.storage, EmbeddedStorage):
             self.storage._ticker.stood_still_s = inf  # here the clock leaps
@@ -108,13 +108,13 @@ class Engine:
         self.loop.run(self.queue.open())
 
     def restart(self, seconds: float) -> None:
-        """Stopped in order, and started again so many seconds later."""
+        """Stop the engine, and start it again after `seconds`."""
         self.close()
         self.loop.moment += seconds
         self.start()
 
     def kill(self, seconds: float) -> None:
-        """Started again, so many seconds later, on what the files held now; what was only in memory is gone."""
+        """Kill the engine, and start it after `seconds` on the present files; data that was only in memory is lost."""
         abandoned, files = self.storage, self.path.parent
         self.generation += 1
         self.path.parent.mkdir()
@@ -129,7 +129,7 @@ class Engine:
         assert self.failures == []
 
     def stored_groups(self) -> set[str]:
-        """The groups of the queue that the file knows."""
+        """Return the groups of the queue that are stored in the file."""
         connection = sqlite3.connect(self.path)
         try:
             rows = connection.execute(
@@ -142,7 +142,7 @@ class Engine:
     # -- what a step does ------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Wait until everything is durable and dispatched: a later write is."""
+        """Wait until everything is durable and dispatched, by waiting for a later write."""
 
         async def after_all() -> None:
             await self.storage.open("settle")
@@ -152,7 +152,7 @@ class Engine:
         self.loop.run(after_all())
 
     def answer(self, work: Coroutine[Any, Any, T]) -> T | str:
-        """What the step answered, or the name of the error it was refused with."""
+        """Return the answer of the step, or the name of the error with which it was refused."""
         try:
             return self.loop.run(work)
         except Exception as error:
@@ -170,7 +170,7 @@ class Engine:
         self.loop.run(self.storage.detach("q", number, lost=lost, now=self.loop.time()))
 
     def read(self, number: int) -> list[Lease] | str:
-        """What the connection is sent now; it does not wait for more."""
+        """Return the items that are sent to the connection now, without waiting for more."""
 
         async def now() -> list[Lease]:
             task = asyncio.ensure_future(self.storage.lease("q", number, index_only=False))
@@ -200,7 +200,7 @@ class OnRedis(Engine):
         return self.redis_storage
 
     def settle(self) -> None:
-        """What is due is done: its timers wait for a loop that runs."""
+        """Run the timers that are due: they need a running loop."""
         for stream in ("q", "q/sink", "q#rear"):
             self.loop.run(self.redis_storage.check(stream))
 

@@ -1,4 +1,4 @@
-"""Random steps on real engines, each compared with the reference: the engines agree, and are right."""
+"""Random steps on real engines. Each answer is compared with the answer of the reference."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Machine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
     def both(self, step: Callable[[Engine], Any], expected: Callable[[], Any]) -> Any:
-        """The step's answer: the same of every engine, and the reference's."""
+        """Return the answer of the step, which must be the same from every engine and the reference."""
         answers = [step(engine) for engine in self.engines]
         try:
             right = expected()
@@ -88,11 +88,11 @@ class Machine(RuleBasedStateMachine):
         return right
 
     def index(self, pick: int) -> int:
-        """Mostly an index that was given; -1 and -2 are above all, -50 is none."""
+        """Draw an index, mostly an existing one; -1 and -2 are above all indexes, -50 is never an index."""
         return max(0, self.reference.last - pick) if pick != -50 else 2**64 - 1
 
     def indexes(self, wanted: Sequence[int], group: str = "") -> list[int]:
-        """Of a group that has something pending, mostly that."""
+        """Draw an index, mostly a pending one if the group has any."""
         out = [index for one in self.reference.of(group) for index in one.pending]
         return [out[pick % len(out)] if out and pick % 4 else self.index(pick) for pick in wanted]
 
@@ -133,7 +133,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(start=picks, length=st.integers(1, 3), tags=colors)
     def take(self, start: int, length: int, tags: dict[str, str]) -> None:
-        """An auto-deleting get has what it found, and is about to answer."""
+        """A get with auto-delete has claimed its items, and its answer is not written yet."""
         index = self.index(start)
         get = op.Get(index, length, auto_delete=True, tags=tags)
 
@@ -149,7 +149,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(answered=st.booleans(), which=st.integers(0, 5))
     def finish_get(self, answered: bool, which: int) -> None:
-        """The answer was written, or could not be."""
+        """The answer was written, or writing it failed."""
         indexes = self.claims.pop(which % len(self.claims))
         frames = [Frame(index) for index in indexes]
 
@@ -167,7 +167,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(length=st.integers(1, 4), tags=colors, newest=st.booleans(), seconds=st.sampled_from([0.5, 5.0]))
     def get_waiting(self, length: int, tags: dict[str, str], newest: bool, seconds: float) -> None:
-        """A long poll answers at once when it has all, and else with what there is when the time is over."""
+        """A long poll answers at once with all wanted items, or with fewer when the time is over."""
         get = op.Get(-1 if newest else 0, length, seconds, False, tags)
         waiting = [asyncio.ensure_future(engine.queue.get(get), loop=self.loop) for engine in self.engines]
         self.loop.wait(0.0)
@@ -235,7 +235,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.connections)
     @rule(which=st.integers(0, 3), lost=st.booleans())
     def cut(self, which: int, lost: bool) -> None:
-        """A connection ends, maybe a second time."""
+        """End a connection, maybe a second time."""
         number = self.connections[-1 - which % len(self.connections)]
         self.both(
             lambda engine: engine.detach(number, lost=lost),
@@ -263,7 +263,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: any(one.pending for one in self.reference.connections.values()))
     @rule(code=st.sampled_from(["Busy", "Busy", "500"]), delay_ms=st.sampled_from([None, 0, 500]))
     def negative_all(self, code: str, delay_ms: int | None) -> None:
-        """Everything that is out comes back, as from a model that takes nothing now."""
+        """Every pending item is returned, as by a worker whose model is busy."""
         for group in list(self.reference.groups):
             out = [index for one in self.reference.of(group) for index in one.pending]
             self.turn_away(group, out, code, "why", delay_ms)
@@ -312,7 +312,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def everything_is_as_it_should_be(self) -> None:
-        """All items, what was given up and answered, and what attributes and search tell."""
+        """Compare all items, dead letters and answers, and the results of attributes and search."""
         present = self.reference.present()
         told = []
         for engine in self.engines:
@@ -356,7 +356,7 @@ class Machine(RuleBasedStateMachine):
 
 
 class InMemory(Machine):
-    """The same with the engine that needs no disk: many times faster."""
+    """The same on the memory engine alone: many times faster."""
 
     kinds = ("memory",)
 
@@ -368,7 +368,7 @@ class SharedRedis(Machine):
 
 
 class Restarts(Machine):
-    """The same with the engine that keeps things, which is stopped, or killed, in between."""
+    """The same on the durable engine, which is stopped or killed between steps."""
 
     kinds = ("sqlite",)
 

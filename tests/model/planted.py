@@ -1,4 +1,4 @@
-"""Bugs planted in the engines, each of which the reference contradicts; those of the rules are the simulation's."""
+"""Bugs planted in the engines, which the reference has to detect. Bugs of the rules are planted in the simulation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.simulation import planted as rules
 
 
 def deleted_before_the_response(patch: pytest.MonkeyPatch) -> None:
-    """An auto-deleting get removes what it found before it is known whether the answer can be written."""
+    """A get with auto-delete removes its items before the answer is written."""
     original = EmbeddedStorage.take
 
     async def take(self: EmbeddedStorage, stream: str, selection: Selection, **options: Any) -> list[Frame]:
@@ -53,7 +53,7 @@ def key_dropped_at_consumption(patch: pytest.MonkeyPatch) -> None:
 
 
 def keys_are_not_stored(patch: pytest.MonkeyPatch) -> None:
-    """What a key has stored is known until the next start."""
+    """Idempotency keys are lost at the next start."""
     original = SqliteStorage.recall
 
     def recall(self: SqliteStorage, stream: str, key: str) -> Keyed | None:

@@ -1,4 +1,4 @@
-"""The queue as its promises tell it, in plain lists and dictionaries: slow, obvious, and none of the product's code.
+"""The queue as documented, in plain lists and dictionaries: slow, obvious, and without code of the product.
 
 An item is ready for a group when it is present, not claimed, and neither committed, pending nor held back there. After
 every step each group's ready items go to its connections, highest class and lowest index first, each to the connection
@@ -18,7 +18,7 @@ MAX_ITEMS, MAX_BYTES = 12, 200
 
 
 class Refused(Exception):
-    """The step is refused, for the reason that its text names."""
+    """The step is refused; the text is the reason."""
 
 
 class Reference:
@@ -172,7 +172,7 @@ class Reference:
                 group.held[index] = held
 
     def lost(self, name: str, index: int) -> bool:
-        """A lost connection is a failure. Whether it was the last."""
+        """Count a lost connection as a failure. Return whether it was the last failure allowed."""
         self.groups[name].held.pop(index, None)
         self.groups[name].record(index).losses += 1
         return self.failed(name, index, "", LOST)
@@ -224,7 +224,7 @@ class Reference:
         return bool(takers)
 
     def serve(self, name: str) -> None:
-        """Serve connections that waited to be empty, and are; then items held for a consumer."""
+        """Assign items to reserved connections that are now empty; then assign the items held for a consumer."""
         group = self.groups[name]
         for one in self.of(name):
             is_ready = any(item.index == one.alone for item in self.ready(name))
@@ -247,7 +247,7 @@ class Reference:
         return [one for one in self.of(name) if one.wants(item) and not one.stopped]
 
     def takers(self, name: str, item: Item) -> list[Connection]:
-        """Who may have the item alone."""
+        """Return the connections that can get the item alone."""
         wanting, failed_by = self.wanting(name, item), self.groups[name].failed_by.get(item.index)
         others = [one for one in wanting if one.user != failed_by] or wanting
         return [one for one in others if not one.alone and not one.redeliveries]
@@ -270,7 +270,7 @@ class Reference:
         return False
 
     def pass_on(self, name: str, items: list[Item]) -> bool:
-        """What failed goes to another consumer; where there is none it is like any other."""
+        """Dispatch a failed item to another consumer; without one it is an ordinary item."""
         failed_by = self.groups[name].failed_by
         for item in items:
             others = [one for one in self.wanting(name, item) if one.user != failed_by[item.index]]
@@ -337,7 +337,7 @@ class Reference:
         return len(pending)
 
     def back_off(self, name: str, index: int, code: str, reason: str, delay_ms: int | None) -> int | None:
-        """How long the item waits now, in ms; None when that was its last failure."""
+        """Return the back-off of the item in ms; None after its last failure."""
         record = self.groups[name].record(index)
         if code == "Busy" and record.fetched_ms:
             record.busy_ms += round(self.now * 1000) - record.fetched_ms
@@ -352,7 +352,7 @@ class Reference:
         return round(self.backoff_s * 1000)
 
     def failed(self, name: str, index: int, code: str, reason: str) -> bool:
-        """One failure more. Whether it was the last: then the group has given the item up."""
+        """Count a failure. Return whether it was the last one allowed, so that the group has given the item up."""
         group, item = self.groups[name], self.items[index]
         record = group.record(index)
         record.failures, record.code, record.reason = record.failures + 1, code, reason
@@ -371,7 +371,7 @@ class Reference:
         return True
 
     def retire(self, index: int, last_group: Group | None = None) -> None:
-        """The item leaves; when every group gave it up, whoever waits is told."""
+        """Remove the item; if every group gave it up, put an answer into the sink."""
         groups = [group for group in self.groups.values() if index in group.committed]
         if all(index in group.given_up for group in groups):
             record = (last_group or groups[-1]).record(index)
@@ -386,7 +386,7 @@ class Reference:
         return any(group.holds(self.items[index], connected=connected) for group in self.groups.values())
 
     def leaving(self, *, connected: bool = False) -> list[int]:
-        """What some group has committed, and no group (or none for a connected consumer) holds back."""
+        """Return the items that a group has committed and no group (or none with a connected consumer) retains."""
         committed = {index for group in self.groups.values() for index in group.committed}
         return [index for index in sorted(committed) if not self.is_held(index, connected=connected)]
 

@@ -1,4 +1,4 @@
-"""The reference contradicts: with each planted bug some answer of an engine is another one."""
+"""The reference detects each planted bug: some answer of the engine differs."""
 
 from __future__ import annotations
 

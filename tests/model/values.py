@@ -1,4 +1,4 @@
-"""What the reference keeps: items, connections, groups."""
+"""The data of the reference: items, connections, groups."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ class Group:
     left: dict[str, float] = field(default_factory=dict)  # when each left that is not connected
 
     def holds(self, item: Item, *, connected: bool = False) -> bool:
-        """Whether it holds the item back; with `connected` alone for consumers that are there."""
+        """Return whether the group retains the item; with `connected`, only for connected consumers."""
         return item.index not in self.committed and any(
             item.has(dict(tags)) for tags, left_at in self.filters.items() if left_at is None or not connected
         )
 
     def lapse(self, now: float, retention_s: float = 0.0) -> bool:
-        """Filters whose consumers left so long ago are gone; whether there were any."""
+        """Remove filters whose retention period is over. Return whether there were any."""
         before = self.filters
         self.filters = {
             tags: left_at

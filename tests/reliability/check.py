@@ -1,4 +1,4 @@
-"""A history to its verdict: pure functions, each naming what of the service's promises the history breaks.
+"""Checks of a history: pure functions that name the broken promises of the service.
 
 A = attempted puts, K = acknowledged ones, D = delivered. A put or commit that was neither acknowledged nor refused may
 have happened, at any time after it was sent, or not at all.
@@ -16,7 +16,9 @@ Rule = Callable[[list[Event]], Iterator[str]]
 
 
 def violations(history: Iterable[Event], rules: Sequence[Rule] = ()) -> list[str]:
-    """Everything that the history breaks, one line each. It has to end with a drain: all that is left is delivered."""
+    """Return the broken promises of the history, one line each. The history has to end with a drain, in which all
+    remaining items are delivered.
+    """
     events = sorted(history, key=lambda event: event.t)
     return list(chain.from_iterable(rule(events) for rule in rules or RULES))
 
@@ -38,7 +40,7 @@ def nothing_acknowledged_is_lost(events: list[Event]) -> Iterator[str]:
 
 
 def no_index_is_used_twice(events: list[Event]) -> Iterator[str]:
-    """One index, one payload, whoever tells of it; and they are 1 or more, and below 2^53."""
+    """An index has the same payload in all events; indexes are at least 1 and below 2^53."""
     payloads: dict[int, str] = {}
     acknowledged: set[int] = set()
     for event in events:
@@ -55,7 +57,7 @@ def no_index_is_used_twice(events: list[Event]) -> Iterator[str]:
 
 
 def indexes_go_up(events: list[Event]) -> Iterator[str]:
-    """An index is higher than that of every put acknowledged before this one was sent (for the first time)."""
+    """An index is higher than the index of every put that was acknowledged before this put was first sent."""
     highest = 0
     floors: dict[str, int] = {}
     for event in events:
@@ -71,7 +73,7 @@ def indexes_go_up(events: list[Event]) -> Iterator[str]:
 
 
 def nothing_comes_from_nowhere(events: list[Event]) -> Iterator[str]:
-    """D is in A: what is delivered was sent, by someone, before, and was not refused."""
+    """D is in A: a delivered item was put before, and the put was not refused."""
     sent: set[str] = set()
     refused: set[str] = set()
     for event in events:
@@ -113,7 +115,9 @@ def nothing_committed_comes_back(events: list[Event]) -> Iterator[str]:
 
 
 def the_window_holds(events: list[Event]) -> Iterator[str]:
-    """On a connection never more than its window is received and not yet sent to be done with, by anyone."""
+    """A connection never has more received items than its window for which nobody has sent a commit, negative or
+    delete.
+    """
     windows: dict[str, int] = {}
     out: dict[str, set[int]] = {}
     by_group: dict[str, set[str]] = {}
@@ -161,8 +165,8 @@ def nothing_committed_is_handed_out(events: list[Event]) -> Iterator[str]:
 
 
 def an_item_has_one_owner(events: list[Event]) -> Iterator[str]:
-    """What one connection of a group holds no other one gets, while the first is open and its server has done nothing
-    but serve: was not killed, and did not stand still.
+    """An item that is pending at an open connection goes to no other connection of the group, unless the server was
+    killed or stood still.
     """
     away: set[str] = set()  # servers that were killed or stand still
     server_of: dict[str, str] = {}
@@ -198,7 +202,7 @@ def an_item_has_one_owner(events: list[Event]) -> Iterator[str]:
 
 
 def counts_grow(events: list[Event]) -> Iterator[str]:
-    """How often a group got an item, as the service says, is more each time."""
+    """The delivery count that the service reports for an item in a group grows with each delivery."""
     last: dict[tuple[str, int], int] = {}
     for event in events:
         if event.f == "deliver" and event.deliveries:
@@ -228,7 +232,7 @@ RULES_OF_A_FLEET: tuple[Rule, ...] = (
 
 
 def figures(history: Iterable[Event]) -> dict[str, int]:
-    """What the history is worth: how much was tried, acknowledged, left open, delivered and delivered again."""
+    """Return the size of the history: operations tried, acknowledged and in doubt, deliveries and redeliveries."""
     events = list(history)
     phases = Counter((event.f, event.phase) for event in events)
     delivered = Counter((event.group, event.index) for event in events if event.f == "deliver")
@@ -296,7 +300,7 @@ def results_differ(wanted: Mapping[str, bytes], results: Iterable[tuple[str, byt
 
 
 def committed_without_a_result(history: Iterable[Event]) -> list[str]:
-    """I12: when a commit of an input comes in, its result is stored. `put` and `answer` name the request id."""
+    """I12: when a commit of an input arrives, its result is already stored. `put` and `answer` name the request id."""
     request_ids: dict[int, str] = {}
     answered: set[str] = set()
     complaints = []

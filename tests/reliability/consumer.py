@@ -1,4 +1,4 @@
-"""A consumer in a process of its own, to be killed or stopped: `python -m tests.reliability.consumer PORT USER WINDOW`.
+"""A consumer in its own process, which tests kill or stop: `python -m tests.reliability.consumer PORT USER WINDOW`.
 
 It prints the index of each item it gets, and `commit INDEX` on its stdin makes it commit one.
 """

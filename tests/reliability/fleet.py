@@ -1,6 +1,6 @@
 """Several `easq serve` before one storage, clients spread over all of them, and a nemesis that kills and holds them.
 
-The course is the seed's. Everything that clients saw and that was done to servers is in the logs of the run's folder.
+The seed determines the course. The logs in the folder of the run have all events of clients and all faults of servers.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Fleet:
         return next(f"s{number}" for number, server in enumerate(self.servers) if server.port == port)
 
     def logs(self) -> str:
-        """What the servers said, for a failure's message."""
+        """Return the logs of the servers, for the message of a failure."""
         return "\n".join(
             f"-- s{number}\n{server.log.read_text()[-3000:]}" for number, server in enumerate(self.servers)
         )
 
 
 class Nemesis:
-    """Does harm to a fleet, one thing at a time, each logged with its begin and end."""
+    """Injects faults into a fleet, one at a time; logs the begin and end of each."""
 
     def __init__(
         self, fleet: Fleet, producing: Load, consuming: Load, log: Log, chance: random.Random
@@ -72,7 +72,7 @@ class Nemesis:
         self._wait = threading.Event().wait
 
     def peace(self, least_s: float = 0.5, most_s: float = 1.5) -> None:
-        """Nothing happens for a while."""
+        """Wait a while without a fault."""
         self._wait(self._chance.uniform(least_s, most_s))
 
     def until_all_put(self, within_s: float) -> None:
@@ -81,15 +81,15 @@ class Nemesis:
         eventually(lambda: len(last) == PRODUCERS and min(last.values()) > began, within_s=within_s)
 
     def send_consumers_away(self) -> None:
-        """From now on what is put stays in the queue."""
+        """Stop the consumers: from now on items stay in the queue."""
         self._consuming.up.clear()
 
     def call_consumers_back(self) -> None:
-        """They take up their work again."""
+        """Start the consumers again."""
         self._consuming.up.set()
 
     def kill_a_server(self) -> None:
-        """One server is killed, and is back on its port a little later."""
+        """Kill one server, and start it again on its port a little later."""
         server = self._chance.choice(self._fleet.servers)
         with self.fault("kill", "restart", self._fleet.name(server.port)):
             self._fleet.fallen.append(self._fleet.name(server.port))
@@ -98,7 +98,7 @@ class Nemesis:
             server.start()
 
     def hold_a_server(self, seconds: float) -> None:
-        """One server stands still, and goes on as if nothing had been."""
+        """Stop one server (SIGSTOP), and continue it later."""
         server = self._chance.choice(self._fleet.servers)
         with self.fault("freeze", "thaw", self._fleet.name(server.port)):
             server.freeze()
@@ -106,7 +106,7 @@ class Nemesis:
             server.thaw()
 
     def kill_redis(self) -> None:
-        """Redis is killed, and is back on its data."""
+        """Kill Redis, and start it again on its data."""
         with self.fault("kill", "restart", "redis") as redis:
             redis.restart()
 
@@ -118,13 +118,13 @@ class Nemesis:
             redis.thaw()
 
     def pause_clients(self, seconds: float) -> None:
-        """Redis answers nobody for so long (CLIENT PAUSE)."""
+        """Pause all answers of Redis for a time (CLIENT PAUSE)."""
         with self.fault("freeze", "thaw", "redis") as redis:
             redis.ask("CLIENT", "PAUSE", round(seconds * 1000))
             self._wait(seconds)
 
     def keep_redis_busy(self, seconds: float) -> None:
-        """Redis runs somebody's endless script, and says BUSY, until that is killed."""
+        """Run an endless script in Redis, which answers BUSY until the script is killed."""
         script = "while true do end"
         with self.fault("freeze", "thaw", "redis") as redis:
             redis.ask("CONFIG", "SET", "busy-reply-threshold", 200)
@@ -135,7 +135,7 @@ class Nemesis:
             runs.join()
 
     def flush_redis(self) -> None:
-        """Everything in Redis is gone."""
+        """Delete all data in Redis."""
         with self.fault("flush", "restart", "redis") as redis:
             redis.ask("FLUSHALL")
 
@@ -153,7 +153,7 @@ def _without_an_answer(redis: RedisServer, *command: str | int) -> None:
 
 
 def epochs(fleet: Fleet) -> list[int]:
-    """`meta.epoch` as each server has it."""
+    """Return the `meta.epoch` of each server."""
     return [int(server.stream().attributes()["meta.epoch"]) for server in fleet.servers]
 
 
@@ -236,7 +236,7 @@ def consume_on(fleet: Fleet, load: Load, name: str, group: str, *, impatient: bo
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run showed; `left` is what the servers said at last of how much was there."""
+    """The result of a run; `left` is the number of items that each server reported at the end."""
 
     violations: list[str]
     figures: dict[str, object]
@@ -258,7 +258,7 @@ def run(
     *,
     drain_s: float = DRAIN_S,
 ) -> Outcome:
-    """Producers and consumers work while the nemesis takes its course; then all that is left is drained.
+    """Run producers and consumers while the nemesis injects faults; then drain the remaining items.
 
     When that takes longer than `drain_s` there is a violation `not drained`.
     """
@@ -303,7 +303,7 @@ def run(
 
 
 def _lengths(fleet: Fleet) -> list[int]:
-    """What each server says of how many items are there; -1 for one that does not say."""
+    """Return the number of items that each server reports; -1 for a server that does not answer."""
     return [_length(server) for server in fleet.servers]
 
 

@@ -1,4 +1,4 @@
-"""Clients that put, and that watch and commit, whatever happens to the services, each with a log of what it saw."""
+"""Clients that put, or watch and commit, during all faults of the services; each logs its events."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Load:
         self._threads: list[threading.Thread] = []
 
     def start(self, name: str, body: Body) -> None:
-        """A client that runs `body` over and over, anew after each lost connection, while the load lasts."""
+        """Run `body` repeatedly until the load ends, with a new connection after each loss."""
         turn = len(self._threads)
 
         def run() -> None:
@@ -81,7 +81,7 @@ class Load:
     def put_on(
         self, name: str, *, keyed: bool = False, pause_s: float = 0.0, patience_s: float = PATIENCE_S
     ) -> Body:
-        """A client that puts payloads that never were before, one after the other on one connection.
+        """A client that puts new payloads, one after the other on one connection.
 
         `keyed` ones send a put whose answer was lost once more, under its idempotency key, until it is answered. An
         answer that does not come within `patience_s` is lost.
@@ -164,7 +164,7 @@ _operations = iter(range(1, 1 << 62))
 
 
 def commit(log: Log, connection: Connection, stream: Stream, indexes: list[int], group: str = "") -> None:
-    """The items are committed, and the log says so; LOST when nobody knows."""
+    """Commit the items and log it; LOST when the outcome is unknown."""
     operation = next(_operations)
     log.add("commit", "invoke", op=operation, indexes=indexes, group=group)
     try:

@@ -1,4 +1,4 @@
-"""`easq serve` that keeps a log of what engines do: results stored, and commits as they come in.
+"""`easq serve` that logs the operations of engines: stored results, and commits when they arrive.
 
 python -m tests.reliability.observed FOLDER serve ...
 """
@@ -18,7 +18,7 @@ from tests.reliability.oplog import Log
 
 
 def observe(log: Log) -> None:
-    """A put is logged once it is stored, a commit before anything is done about it."""
+    """A put is logged after it is stored, a commit before it is processed."""
     put, commit = Queue.put, Queue.commit
 
     async def logged_put(self: Queue, operation: op.Put) -> Ack:

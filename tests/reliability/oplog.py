@@ -1,4 +1,4 @@
-"""What each client did and saw, one line an event, appended the moment it happens: a killed test leaves it whole."""
+"""Logs of the clients: one line per event, appended at once, so that the log of a killed test is complete."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from easq.storage.sqlite import engine, rows
 
 
 def acknowledged_before_stored() -> None:
-    """The index is answered as soon as it is allotted; all that changes is stored 50 ms later, in its order."""
+    """A put is answered when its index is allocated; changes are stored 50 ms later, in order."""
     original = engine.SqliteStorage.submit
 
     async def later(
@@ -37,7 +37,7 @@ def acknowledged_before_stored() -> None:
 
 
 def last_index_forgotten() -> None:
-    """Items are stored, the highest index ever given is not."""
+    """Items are stored, but not the highest index of the stream."""
 
     class WithoutLast:
         def __init__(self, connection: object) -> None:
@@ -69,7 +69,7 @@ def last_index_forgotten() -> None:
 
 
 def commits_forgotten() -> None:
-    """What was removed is gone from memory alone, until the next start."""
+    """Removals are not stored: the items are back after the next start."""
     original = rows.RowWriter.record
 
     def record(self: rows.RowWriter, change: Change) -> None:
@@ -80,7 +80,7 @@ def commits_forgotten() -> None:
 
 
 def window_one_too_large() -> None:
-    """One item more than the window is handed out."""
+    """One item more than the window is delivered."""
     consumers.ConsumerSession.free = property(
         lambda self: 0 if self.stopped else self.window + 1 - len(self.pending)
     )

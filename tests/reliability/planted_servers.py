@@ -32,7 +32,7 @@ def acknowledged_without_wait() -> None:
 
 
 def acknowledged_though_redis_did_not_answer() -> None:
-    """A put that nobody knows of, or that was refused while Redis was away, is answered with the next index."""
+    """A put that was refused, or whose outcome is unknown while Redis is away, is answered with the next index."""
     original = RedisStorage.append
 
     async def append(self: RedisStorage, stream: str, frame: Frame, **given: Any) -> Ack:
@@ -58,7 +58,7 @@ def index_from_a_local_counter() -> None:
 
 
 def commits_in_local_memory() -> None:
-    """A commit is answered at once, and told to Redis half a second later."""
+    """A commit is answered at once, and sent to Redis half a second later."""
     original = RedisStorage.commit
 
     async def later(self: RedisStorage, *args: Any) -> None:
@@ -75,7 +75,7 @@ def commits_in_local_memory() -> None:
 
 
 def pushes_without_checking_its_lease() -> None:
-    """What was fetched goes out, however long ago that was; and it takes its time."""
+    """Fetched items are sent after a delay, without a check that they are still leased."""
     original = RedisStorage.fetch
 
     async def fetch(self: RedisStorage, stream: str, session: int, **given: Any) -> list[Lease] | None:
@@ -98,12 +98,12 @@ def _in_lua(old: str, new: str) -> None:
 
 
 def window_one_too_large() -> None:
-    """One item more than the window is handed out."""
+    """One item more than the window is delivered."""
     _in_lua("s.window - s.out", "s.window + 1 - s.out")
 
 
 def sweep_does_not_release() -> None:
-    """What the consumers of a server that is gone have is theirs for ever."""
+    """Items at the consumers of a dead server are never released."""
     _in_lua("ipairs(call('ZRANGEBYSCORE', servers, '-inf', NOW))", "ipairs({})")
 
 

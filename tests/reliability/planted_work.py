@@ -22,7 +22,7 @@ from easq.worker import worker
 
 
 def commits_before_it_puts() -> None:
-    """The input is committed when the model has answered; the result follows."""
+    """The input is committed when the model has answered, before the result is put."""
     original = worker.Worker._store_answer
 
     async def store(
@@ -42,7 +42,7 @@ def forgets_the_key() -> None:
 
 
 def _die_once() -> None:
-    """As by `kill -9`, the first time that any process in this folder comes here."""
+    """Kill this process with SIGKILL, the first time that any process with this folder gets here."""
     try:
         Path("died").touch(exist_ok=False)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""What a disk may hold after the power went: images made from a trace of a service's writes, syncs and answers.
+"""Possible contents of a disk after a power cut: images made from a trace of a service's writes, syncs and answers.
 
 A write that was not synced when the power went may be on the disk, or not, or in part: each of its 512-byte sectors is
 kept or dropped by chance. What was synced is there. An answer counts as given when its send *began*, a sync as done
@@ -27,7 +27,7 @@ _BYTES = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
 
 @dataclass(frozen=True)
 class Write:
-    """Bytes are on their way to a file at an offset."""
+    """A write to a file at an offset has begun."""
 
     file: str
     offset: int
@@ -36,7 +36,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Truncate:
-    """A file is on its way to a length."""
+    """A truncation of a file to a length has begun."""
 
     file: str
     length: int
@@ -52,7 +52,7 @@ class Sync:
 
 @dataclass(frozen=True)
 class Send:
-    """These bytes left for a client."""
+    """Sending these bytes to a client has begun."""
 
     data: bytes
 

@@ -1,4 +1,4 @@
-"""The checker notices: each forged history breaks one promise, and that one is named."""
+"""The checker works: each forged history breaks one promise, and the checker names it."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_broken_promise_is_named(forged: list[Event], complaint: str) -> None:
 
 
 def test_every_rule_is_broken_by_some_forged_history() -> None:
-    """No rule that never fires: each has a history above that it alone, or among others, complains of."""
+    """Each rule fires for at least one history above."""
     marks = test_a_broken_promise_is_named.pytestmark[0].args[1]
     histories = [sorted([*GOOD, *mark.values[0]], key=lambda event: event.t) for mark in marks]
     assert [rule.__name__ for rule in RULES if not any(list(rule(history)) for history in histories)] == []

@@ -1,4 +1,6 @@
-"""A consumer dies, or is frozen, with a full window: its own name has the items at once, another after the grace."""
+"""A consumer dies or is stopped with a full window: the same user gets the items at once, another user after the grace
+period.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data file that is not easq's to use is refused in words, with exit code 74, and is not touched."""
+"""An unusable data file is refused with a message and exit code 74, and is not changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.process import AS_ANYONE, run_to_the_end
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """The files of a folder and what they hold; the lock is the service's own."""
+    """Return the files of a folder and their contents, without the lock of the service."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
@@ -92,7 +92,7 @@ def test_a_schema_of_another_version_is_refused(serve: Serve, tmp_path: Path, da
 
 @pytest.mark.parametrize("keep", [100, 4096, 5000])
 def test_a_file_that_was_cut_short_is_refused(serve: Serve, tmp_path: Path, data: Path, keep: int) -> None:
-    """Rather than served without what is missing."""
+    """The file is refused, not served without the missing data."""
     service = serve(storage=f"sqlite:{data}")
     for _ in range(50):
         service.stream().put(b"x" * 1000)

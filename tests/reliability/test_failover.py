@@ -1,4 +1,4 @@
-"""A Sentinel promotes a replica while servers work: what is lost then, and what is said of it."""
+"""A Sentinel promotes a replica while servers work: lost items, and the warnings about them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Replicated:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def logs(self) -> str:
-        """What all of them said, and how often Sentinel stopped acting."""
+        """Return the logs of all of them, and how often Sentinel stopped acting."""
         shown = [f"{[sentinel.tilts() for sentinel in self.sentinels]} times +tilt"]
         for server in (*self.sentinels, self.primary, self.replica):
             shown.append(f"-- {server.folder.name}\n{server.log.read_text()[-4000:]}")
@@ -169,7 +169,7 @@ def test_without_it_the_loss_is_reported_and_no_index_comes_again(
 def test_a_server_that_acknowledges_without_waiting_is_caught(
     serve: Serve, replicated: Replicated, tmp_path: Path
 ) -> None:
-    """It says that it waits for a replica, and does not."""
+    """The server claims to wait for a replica, but does not."""
     fleet = start_fleet(serve, replicated, "--wait-replicas", "1", bug="acknowledged-without-wait")
     outcome = run(fleet, tmp_path / "oplog", fail_over(replicated, stale=True), SEED)
     assert [found for found in outcome.violations if found.startswith("lost: ")], replicated.logs()

@@ -1,4 +1,6 @@
-"""What a bad link, a worker that dies and a full process cost an item: no failure, unless it is the item's own."""
+"""A bad network, a dying worker and a process without free files cause no failure of an item, unless the item is the
+cause.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ class Cutting(Proxy):
 
 
 def answers(service: Service) -> list[tuple[bytes, str]]:
-    """What is in the sink: data and code."""
+    """Return the items of the sink: data and code."""
     return [(item.data, item.tags.get("lastCode", "")) for item in service.stream().sink.get(_length_=10_000)]
 
 

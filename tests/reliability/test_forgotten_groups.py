@@ -1,4 +1,6 @@
-"""Groups over a restart of the real service: the forgotten stay so, who was there until the stop still counts."""
+"""Groups after a restart of the real service: forgotten groups stay forgotten, and groups with consumers at the stop
+still retain items.
+"""
 
 from __future__ import annotations
 

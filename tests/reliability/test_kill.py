@@ -177,7 +177,7 @@ def test_a_key_is_remembered_when_the_item_is_gone_and_the_service_was_killed(se
 
 
 def test_an_item_out_of_deliveries_waits_in_the_rear_also_after_a_kill(serve: Serve) -> None:
-    """It is gone from the queue, its copy is whole, and who waits for a result is told."""
+    """The item is not in the queue, its copy is complete, and the sink has an answer."""
     service = serve("--max-delivery", "2", "--leave-grace", "0s")
     queue = service.stream().as_consumer("u")
     queue.put(b"poison", requestId="r", task="7")

@@ -1,4 +1,4 @@
-"""The power goes at any moment: what was acknowledged is there, and the file can be read."""
+"""Power cuts at any moment: acknowledged data is stored, and the file can be read."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def restored(image: Image, folder: Path) -> tuple[dict[int, bytes], int]:
 
 
 def complaints(run: Traced, image: Image, folder: Path) -> list[str]:
-    """What the image lacks of what was acknowledged, or has too much."""
+    """Return the acknowledged data that the image lacks, and the data that it must not have."""
     puts, commits = acknowledged(run, image)
     try:
         found, following = restored(image, folder)

@@ -1,4 +1,4 @@
-"""What a server says and does when its Redis is full, flushed, away, or set up so that it must not be used."""
+"""A server whose Redis is full, flushed, away, or has unusable settings: answers and messages."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _refused(stream: Stream) -> Answer | None:
 
 
 def test_a_watch_outlives_a_restart_of_redis(serve: Serve, make_redis: MakeRedis) -> None:
-    """What it held it still holds, and can commit; what comes later comes to it."""
+    """The watch keeps its pending items, can commit them, and gets later items."""
     redis = make_redis()
     stream = serve(storage=redis.url).stream().as_consumer("u")
     with watch(stream, _window_=2) as watching:

@@ -23,7 +23,7 @@ REDIS_PAGE = (Path(__file__).resolve().parents[2] / "docs" / "redis.md").read_te
 
 
 def test_as_the_user_of_the_readme(serve: Serve, make_redis: MakeRedis) -> None:
-    """What docs/redis.md tells an operator to allow is enough for every operation, and it is all that is asked for."""
+    """The permissions in docs/redis.md are enough for every operation, and all of them are needed."""
     (rules,) = re.findall(r"^user easq (.*)$", REDIS_PAGE, re.MULTILINE)
     redis = make_redis()
     redis.ask("ACL", "SETUSER", "easq", "reset", *rules.replace("PASSWORD", "secret").split())

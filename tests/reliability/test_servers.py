@@ -24,7 +24,7 @@ def start_fleet(serve: Serve, make_redis: MakeRedis, *options: str, count: int =
 
 
 def check(outcome: Outcome, fleet: Fleet, folder: Path, record: Record) -> None:
-    """Nothing was broken, a good deal was done, and nothing is left."""
+    """No promise was broken, many operations were done, and no item is left."""
     found = outcome.record(record).violations
     shown = f"{len(found)} violations, logs in {folder}: {found[:5]}\n{outcome.figures}\n{fleet.logs()}"
     assert found == [], shown
@@ -33,7 +33,7 @@ def check(outcome: Outcome, fleet: Fleet, folder: Path, record: Record) -> None:
 
 
 def each_once(nemesis: Nemesis) -> None:
-    """Everything once, with no more peace between than it needs; a server is held for longer than its lease."""
+    """Every fault once, with short pauses; a server is stopped for longer than its lease."""
     nemesis.peace()
     nemesis.kill_a_server()
     nemesis.hold_a_server(6.5)

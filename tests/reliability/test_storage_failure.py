@@ -1,4 +1,4 @@
-"""The disk fails under a running service: what was acknowledged is there afterwards, and nothing more is."""
+"""The disk fails under a running service: acknowledged data is there afterwards, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long things take, as figures at the end of the test log.
+"""Durations of operations, as figures at the end of the test log.
 
 The bounds asserted are many times what is promised, for noisy machines; the figures are what to read.
 """

@@ -1,4 +1,6 @@
-"""Engines that die at random, and where it hurts most: each input has one result, put before it is committed."""
+"""Engines that die at random moments and at the critical points: each input has one result, stored before the input is
+committed.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def question(number: int) -> bytes:
 def put_all(
     service: Service, count: int, *, is_time: Callable[[int], bool] = lambda _: True
 ) -> dict[str, bytes]:
-    """So many questions are acknowledged, each once it is time for it: request id -> the right answer."""
+    """Put `count` inputs at their times; return request id -> the right answer."""
     wanted, right = {}, Classifier()
     stream = service.stream()
     with Connection(service.port) as connection:
@@ -58,14 +60,14 @@ def put_all(
 
 
 def results(service: Service) -> list[tuple[str, bytes]]:
-    """What is in the sink once every input is done with."""
+    """Return the items of the sink once every input is processed."""
     eventually(lambda: service.stream().length() == 0, within_s=120)
     return [(item.request_id, item.data) for item in service.stream().sink.get(_length_=10_000)]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run showed."""
+    """The result of a run."""
 
     complaints: list[str]
     events: list[Event]
@@ -283,7 +285,7 @@ class Sleeper:
 def test_never_more_than_the_window_is_at_the_model(
     serve: Serve, upstream: Callable[[Reply], Upstream], record_property: Record
 ) -> None:
-    """With window 5, by the model's own count, and that many there are."""
+    """With window 5 the model counts at most 5 concurrent calls, and it reaches 5."""
     service = serve()
     sleeper = Sleeper(upstream, seconds=0.05)
     wanted = put_all(service, 100)

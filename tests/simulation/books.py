@@ -1,4 +1,4 @@
-"""The checker's own books of one stream: the state that the promises ask for, found without the rules.
+"""An independent model of one stream: the state that the promises require, computed without the rules.
 
 Every event is entered here too, by the plain rule; the answers and effects of the stream have to be the same. What the
 stream dispatches is not predicted but judged: `delivered` for each frame, `idle` for items left.
@@ -177,7 +177,9 @@ class Books:
         return len(rest) < limits.max_items and sum(item.size for item in rest) + size <= limits.max_bytes
 
     def make_room(self, size: int, limits: Limits) -> bool:
-        """Absent groups let go, then the oldest are evicted if the limits say so; nothing when it would not do."""
+        """Drop the filters of absent groups, then evict the oldest items if the limits allow it; change nothing if that
+        would not make enough room.
+        """
         if self.room(size, limits):
             return True
         unheld = set(self.leaving(connected=True))
@@ -207,7 +209,7 @@ class Books:
         del self.allotted[index]
 
     def claim(self, indexes: Iterable[int], unsent: dict[str, set[int]]) -> None:
-        """Hidden; what a connection was to be sent stays here until it is released."""
+        """Hide the items; unsent deliveries of a connection stay here until the items are released."""
         self.claimed |= set(indexes)
         for name, back in unsent.items():
             self._unsent(self.teams[name], back)
@@ -238,7 +240,7 @@ class Books:
         self.effects.removed.append(index)
 
     def _retire(self, indexes: Iterable[int]) -> None:
-        """Gone because the groups are done; unanswered when all of them gave up."""
+        """Remove items that the groups have finished; they are unanswered if all groups gave them up."""
         for index in sorted(indexes):
             teams = [team for team in self.teams.values() if index in team.committed]
             if teams and all(index in team.given_up for team in teams):
@@ -254,7 +256,7 @@ class Books:
         return [index for index in committed if not self.is_held(index, connected=connected)]
 
     def sweep(self) -> None:
-        """What was committed and nobody holds back is gone."""
+        """Remove the committed items that no group retains."""
         self._retire(self.leaving())
 
     # -- groups ----------------------------------------------------------------------------------------------------
@@ -325,7 +327,7 @@ class Books:
                 team.held[index] = (until, seat.user, "")
 
     def _lost(self, team: Team, index: int) -> bool:
-        """A lost connection is a failure; whether it was the last that is allowed."""
+        """Count a lost connection as a failure; return whether it was the last one allowed."""
         team.held.pop(index, None)
         team.losses[index] = team.losses.get(index, 0) + 1
         return self._failed(team, index)
@@ -338,7 +340,7 @@ class Books:
                 seat.back.discard(index)
 
     def _failed(self, team: Team, index: int) -> bool:
-        """One failure more; whether it was the last that is allowed."""
+        """Count a failure; return whether it was the last one allowed."""
         failures = team.failures[index] = team.failures.get(index, 0) + 1
         team.deliveries.setdefault(index, 0)
         team.busy_ms.pop(index, None)
@@ -417,13 +419,13 @@ class Books:
                 team.held[index] = (now + delay, None, "")
 
     def due(self) -> float:
-        """When something is to be done, at the latest."""
+        """Return the latest time at which `tick` has to be called."""
         held = [until for team in self.teams.values() for until, _, _ in team.held.values()]
         left = [since for team in self.teams.values() for since in team.filters.values() if since is not None]
         return min([*held, *(since + self.timing.group_retention_s for since in left)], default=inf)
 
     def tick(self, now: float) -> None:
-        """What was held is ready, groups that left long ago hold nothing back."""
+        """End the holds that are due, and the retention of groups that left long ago."""
         lapsed = False
         for team in self.teams.values():
             over = sorted((until, index) for index, (until, _, _) in team.held.items() if until <= now)
@@ -444,7 +446,7 @@ class Books:
     # -- what is judged --------------------------------------------------------------------------------------------
 
     def settle(self, effects: Effects) -> None:
-        """The event asked for what it must, and for nothing else."""
+        """Check that the effects of the event are complete, and that there are no others."""
         due, self.effects = self.effects, Effects()
         hold("P13 given up at the limit", _pairs(effects.given_up) == _pairs(due.given_up), effects, due)
         hold("I1 entries leave for a reason", sorted(effects.removed) == sorted(due.removed), effects, due)
@@ -587,7 +589,9 @@ class Books:
         groups: dict[str, list[tuple[Filter, float | None]]],
         now: float,
     ) -> None:
-        """What was acknowledged is on the disk; what was not may be. The books go on from there."""
+        """Check after a power cut: acknowledged changes are on the disk, others may be. The model continues from
+        there.
+        """
         hold("P4 no index comes again", last >= max(self.stored, default=0), last)
         for index, (priority, size, _) in items.items():
             hold("I10 what is gone stays gone", index not in self.gone, index)

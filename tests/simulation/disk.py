@@ -1,4 +1,6 @@
-"""A disk that keeps what `Effects` ask for, in order and late, and loses what is under way when the power goes."""
+"""A disk that stores the changes of `Effects` in order, after a delay, and loses the writes under way in a power
+cut.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ LAZY_S = 0.1
 
 @dataclass
 class Job:
-    """One atomic write: what changes, whether it succeeds, and who is told."""
+    """One atomic write: its changes, its success, and the function to call."""
 
     effects: Effects = field(default_factory=Effects)
     stored: tuple[int, int, int, Tags] | None = None  # index, priority, size, tags
@@ -31,7 +33,7 @@ class Job:
 
 
 class Disk:
-    """What is stored, and the writes under way."""
+    """The stored data, and the writes under way."""
 
     def __init__(self) -> None:
         self.items: dict[int, tuple[int, int, Tags]] = {}

@@ -34,7 +34,7 @@ from easq.storage.rules.stream import Stream
 
 
 class _Instant(selectors.SelectSelector):
-    """Nothing ever comes from outside: waiting is moving the clock."""
+    """A selector without input: waiting moves the clock."""
 
     moment = 1000.0
 
@@ -45,7 +45,7 @@ class _Instant(selectors.SelectSelector):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop in virtual time: when nobody can go on, it is the next timer's moment."""
+    """An event loop in virtual time: when no task can run, the clock moves to the next timer."""
 
     def __init__(self) -> None:
         self._instant = _Instant()
@@ -157,7 +157,7 @@ class OnDisk(EmbeddedStorage):
         return list(self._disk)
 
     def cut_power(self, *, written: bool) -> None:
-        """Nothing is written or told any more. The write under way is on the disk, or never will be."""
+        """Stop all writes and calls. The write under way is on the disk, or is lost."""
         self._failure = ConnectionAbortedError("the power is gone")
         if self._writing is not None:
             self._writing.cancel()

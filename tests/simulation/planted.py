@@ -1,4 +1,4 @@
-"""Bugs planted in the rules of a stream, each of which the books have to notice."""
+"""Bugs planted in the rules of a stream. The model in `books` has to detect each of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from easq.storage.rules.stream import Stream
 
 
 def _nobody_has(stream: Stream, session: ConsumerSession) -> None:
-    """What is out at the connection is neither pending nor ready."""
+    """Items of an ended connection are neither pending nor ready."""
     group = stream._groups[session.consumer.group]
     for index in session.pending:
         del group.pending[index]
@@ -46,7 +46,7 @@ def takeover_forgets_what_is_out(patch: pytest.MonkeyPatch) -> None:
 
 
 def redelivery_loses_priority(patch: pytest.MonkeyPatch) -> None:
-    """What comes back is an item of the lowest class."""
+    """Returned items get the lowest priority."""
     original = Dispatcher.make_ready
 
     def make_ready(self: Dispatcher, group: ConsumerGroup, index: int) -> None:
@@ -60,7 +60,7 @@ def redelivery_loses_priority(patch: pytest.MonkeyPatch) -> None:
 
 
 def truncate_takes_one_more(patch: pytest.MonkeyPatch) -> None:
-    """Up to and with the index, instead of below it."""
+    """Truncates including the index, instead of below it."""
     original = Stream.truncate
     patch.setattr(Stream, "truncate", lambda self, below: original(self, below + 1))
 
@@ -84,7 +84,7 @@ def counts_start_anew_after_a_restart(patch: pytest.MonkeyPatch) -> None:
 
 
 def lost_connection_keeps_what_is_out(patch: pytest.MonkeyPatch) -> None:
-    """Items of a connection that broke wait for it for ever."""
+    """Items of a lost connection are held for its user for ever."""
     original = Stream._leave
 
     def leave(self: Stream, session: ConsumerSession, *, lost: bool, now: float, effects: Effects) -> None:
@@ -96,7 +96,7 @@ def lost_connection_keeps_what_is_out(patch: pytest.MonkeyPatch) -> None:
 
 
 def commits_are_not_stored(patch: pytest.MonkeyPatch) -> None:
-    """What one of several groups has committed is known until the next start."""
+    """The commits of one of several groups are lost at the next start."""
     original = Stream.commit
 
     def commit(self: Stream, name: str, indexes: Iterable[int]) -> tuple[int, Effects]:
@@ -178,7 +178,7 @@ def a_break_ends_a_filter(patch: pytest.MonkeyPatch) -> None:
 
 
 def what_a_filter_held_stays(patch: pytest.MonkeyPatch) -> None:
-    """Nobody looks what may leave when a filter ends."""
+    """When a filter ends, no removable items are searched."""
     patch.setattr(Retention, "filter_ended", lambda _: None)
 
 
@@ -220,7 +220,7 @@ def a_process_that_is_back_has_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def busy_is_a_failure(patch: pytest.MonkeyPatch) -> None:
-    """What a model had no time for has failed."""
+    """A busy item counts as failed."""
     patch.setattr(Stream, "_busy_for", lambda *_: None)
 
 

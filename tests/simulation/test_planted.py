@@ -1,4 +1,4 @@
-"""The books notice: each planted bug breaks a promise in one of the first lives, and that promise is named."""
+"""Each planted bug is detected: it breaks a promise in one of the first runs, and the failure names that promise."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Order:
 
 @dataclass
 class Course:
-    """What came of a seed."""
+    """The result of a seed."""
 
     history: dict[tuple[str, str], list[Event]] = field(default_factory=lambda: defaultdict(list))
     rear: list[Frame] = field(default_factory=list)
@@ -67,7 +67,7 @@ def play(seed: int) -> Course:
 
 
 def text_of(frame: Frame) -> str:
-    """Data and tags as the history names them: what came has to be what was put, in all of it."""
+    """Return data and tags as text for the history: a delivered item must equal the item that was put."""
     tags = sorted((key, value) for key, value in frame.tags.items() if key != DELIVERY_COUNT)
     return f"{frame.data.decode()} {tags}"
 

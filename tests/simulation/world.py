@@ -28,7 +28,7 @@ _ROUNDS = 400
 
 @dataclass(frozen=True)
 class Played:
-    """What one seed went through."""
+    """Statistics of one seed."""
 
     events: int
     deliveries: int
@@ -121,7 +121,7 @@ class World:
         self.story.append(f"{self.now:.2f} " + " ".join(map(str, what)))
 
     def done(self, effects: Effects, *acks: Callable[[], None]) -> None:
-        """The effects are as they must be, and under way to the disk; `acks` are called when they are there."""
+        """Check the effects and write them to the disk; `acks` are called once they are stored."""
         self.books.settle(effects)
         for number in effects.replaced:
             self._forget(number)
@@ -144,7 +144,7 @@ class World:
     # -- what is asked of the stream -------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """What is told of the stream is what the books say (I1, I3, I13)."""
+        """Compare the attributes of the stream with the model (I1, I3, I13)."""
         books, stream = self.books, self.stream
         seen = [index for index in sorted(books.items) if index not in books.claimed]
         there = list(stream.entries.indexes_from(0))
@@ -363,7 +363,7 @@ class World:
         self.group_done(seat.team.name, self.stream.detach(seat.number, lost=lost, now=self.now))
 
     def group_done(self, name: str, effects: Effects, counted: set[int] | None = None) -> None:
-        """As `done`: what was committed or given up is so for good, once it is durable."""
+        """As `done`: commits and given-up items are final once they are durable."""
         gone = tuple(effects.removed)
         known = {*(counted or ()), *(index for _, index, _ in effects.given_up)}
 
@@ -404,7 +404,7 @@ class World:
         self.tell("eager" if self.eager else "lazy")
 
     def chosen(self, name: str) -> list[int]:
-        """Mostly what is out in the group, else anything."""
+        """Draw indexes, mostly pending ones of the group."""
         team = self.books.teams.get(name)
         out = (
             sorted(index for seat in team.seats.values() for index in seat.pending)
@@ -495,7 +495,7 @@ class World:
         self.tell("the rear store has room:", self.books.has_rear_room)
 
     def crash(self) -> None:
-        """The process is gone; some of what was under way was stored all the same."""
+        """Kill the process; some of the writes under way are stored."""
         stored = self.random.choice((0, 0, 1, 3, 100))
         self.tell("crash, with", stored, "of", len(self.disk.jobs), "stored")
         disk = self.disk
