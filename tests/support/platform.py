@@ -21,10 +21,21 @@ from aiohttp import web
 from easq.emulator.instance import ModelInstance
 from easq.emulator.settings import CallLimits, ModelService
 from easq.errors import ConfigError
+from easq.server.hooks import RequestRecord
 from easq.server.routes import PathRoute
 from easq.server.server import Server, ServerSettings
 from tests.support.local import Local
 from tests.support.waiting import PATIENCE_S, eventually
+
+
+class _Answers(list[tuple[str, int]]):
+    """A hook that lists route and status of each request once its answer is sent, also of one that was refused."""
+
+    def is_enabled(self) -> bool:
+        return True
+
+    def __call__(self, record: RequestRecord) -> None:
+        self.append((record.route, record.status))
 
 
 class Cloud(Local):
@@ -42,7 +53,11 @@ class Cloud(Local):
     ) -> None:
         limits = CallLimits(max_payload, timeout_s)
         service = ModelService(model, "model", weights, limits, open_instances)
-        super().__init__(ServerSettings(**{"port": 0, "queues": ("q",), **settings}), service)
+        #: route and status of each request
+        self.answers = _Answers()
+        super().__init__(
+            ServerSettings(**{"port": 0, "queues": ("q",), **settings}), service, hooks=[self.answers]
+        )
         self._is_empty = False
         #: requests that came in, by route: gateway, discovery, modelarts
         self._requests: Counter[str] = Counter()
