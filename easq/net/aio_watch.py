@@ -93,6 +93,8 @@ class _WatchConnection:
                 opened = await send(URL(self._place, encoded=True))
         except BaseException as error:
             await self._session.close()
+            # a connection whose TLS handshake failed is closed by a callback of the loop, which may end next
+            await asyncio.sleep(0)
             failure = error if isinstance(error, EasqError) else self._translate(error)
             if failure is None:
                 raise
