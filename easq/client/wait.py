@@ -91,8 +91,8 @@ def length_condition(comparison: Comparison, text: str = "") -> QueueCondition:
 
 def _holders(attributes: Mapping[str, str]) -> list[str]:
     """Return a text for each group that holds items, if the service lists such groups."""
+    from easq.protocol.attributes import HeldLine
     from easq.protocol.durations import format_duration
-    from easq.protocol.replies import HeldLine
 
     told: list[str] = []
     for key, line in attributes.items():
@@ -136,7 +136,7 @@ def consumers_condition(comparison: Comparison) -> QueueCondition:
 def _running(attributes: Mapping[str, str]) -> int:
     """Return the number of connected consumers. The totals of the service also count consumers that have left."""
     from easq.errors import NotAQueueService
-    from easq.protocol.replies import ConsumerLine
+    from easq.protocol.attributes import ConsumerLine
 
     try:
         lines = [

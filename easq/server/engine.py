@@ -32,8 +32,8 @@ from easq.models.inference import call_of, is_model_failing, negative_of, result
 from easq.net.breaker import Breaker
 from easq.net.retry import short_pause_after
 from easq.protocol import operations as op
+from easq.protocol.attributes import consumers_of
 from easq.protocol.operations import SHUTDOWN
-from easq.protocol.replies import consumers_of
 from easq.server.queues import Pair, Queues
 from easq.server.subscriber import Subscriber
 

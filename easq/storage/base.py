@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from easq.model import NO_INDEX, Ack, Consumer, Frame, Tags
+from easq.protocol.attributes import ConsumerLine, GroupLine, HeldLine
 from easq.protocol.operations import Negative
-from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
 from easq.storage.rules.scans import NO_SCAN_LIMIT, ScanLimit
 
 #: most payload bytes that one read returns

@@ -62,8 +62,9 @@ from easq.models.inference import (
 from easq.models.open import ModelSource, open_model
 from easq.net.aio import AsyncTransport, Sender
 from easq.net.retry import short_pause_after
+from easq.protocol.attributes import consumers_of
 from easq.protocol.operations import BUSY, SHUTDOWN, Codec, Commit, Describe, Put, Watch
-from easq.protocol.replies import BUSY_FEATURE, consumers_of, read_attributes, read_counted, read_put
+from easq.protocol.replies import BUSY_FEATURE, read_attributes, read_counted, read_put
 
 if TYPE_CHECKING:
     from easq.client.async_watch import AsyncWatcher

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easq.model import Frame
+from easq.protocol.attributes import ConsumerLine
 from easq.protocol.bounds import MAX_VALUES, check_fields, fields, load_json
 from easq.protocol.frames import (
     MAX_TAGS,
@@ -20,7 +21,6 @@ from easq.protocol.frames import (
     encode_frames,
 )
 from easq.protocol.operations import Codec
-from easq.protocol.replies import ConsumerLine
 
 MANY = 2 * MAX_VALUES
 documents = st.recursive(

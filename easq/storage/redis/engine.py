@@ -14,8 +14,8 @@ from typing import Any
 
 from easq.errors import EasqError, KeyReused, QueueFull, StorageError, StreamEnded, Unavailable
 from easq.model import DELIVERY_COUNT, NEWEST, Ack, Consumer, Frame, Tags
+from easq.protocol.attributes import ConsumerLine, GroupLine, HeldLine
 from easq.protocol.operations import Negative
-from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
 from easq.storage.base import (
     MOST_BYTES,
     DeadLetterPolicy,

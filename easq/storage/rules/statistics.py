@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from easq.protocol.replies import ConsumerLine, GroupLine, HeldLine
+from easq.protocol.attributes import ConsumerLine, GroupLine, HeldLine
 from easq.storage.base import StreamStats
 from easq.storage.rules.consumers import ConsumerSession, GroupMember
 from easq.storage.rules.entries import Entries
