@@ -133,20 +133,10 @@ def stream() -> None:
 root.add_command(stream)
 
 
-#: thresholds of the garbage collector (see gc.set_threshold); Python's defaults are 700, 10, 10
-_COLLECT_AFTER = (50_000, 20, 20)
-
-
 def main() -> NoReturn:
-    """Run the command line and leave with its exit status.
-
-    Garbage collection finds nothing in a one-shot command, and takes a sixth of the time of `easq put -d x`. It runs
-    while modules are loaded, whose objects stay, and once more at exit, when all resources are closed. So it runs less
-    often here, and not at exit.
-    """
-    gc.set_threshold(*_COLLECT_AFTER)
+    """Run the command line and leave with its exit status."""
     status = run(sys.argv[1:])
-    gc.freeze()
+    gc.freeze()  # no garbage collection at exit: all resources are closed
     sys.exit(status)
 
 

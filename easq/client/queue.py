@@ -75,11 +75,11 @@ _FULL_BYTES = 1024**2
 _IDLE_PAUSE_S = 0.25
 
 
-@dataclass(slots=True)
 class _Gateway:
     """The limits of the gateway in front of a stream, as far as known; shared by all clients of the stream."""
 
-    longest_wait_s: float = math.inf  #: the gateway answers 504 to a request that waits longer
+    def __init__(self) -> None:
+        self.longest_wait_s = math.inf  #: the gateway answers 504 to a request that waits longer
 
 
 class QueueClient:

@@ -9,7 +9,7 @@ from easq import __version__
 from easq.errors import ConfigError, UsageError
 from easq.protocol.operations import Caller, Request, caller_headers, valid_name
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TOKEN = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 #: headers that users cannot set, since they define the framing of the message or the connection
 _OURS = frozenset(
     (
@@ -40,7 +40,7 @@ def request_headers(request: Request, caller: Caller | None, extra: Mapping[str,
         _merge(headers, caller_headers(caller))
     _merge(headers, request.headers)
     for name, value in extra.items():
-        if not _TOKEN.fullmatch(name):
+        if not re.fullmatch(_TOKEN, name):
             raise UsageError(f"a header cannot have the name {name[:80]!a}")
         if name.lower() in _OURS or name.lower().startswith("sec-websocket-"):
             raise UsageError(f"the header {name} cannot be set")

@@ -11,8 +11,7 @@ import io
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TypeAlias, TypeVar, cast
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -164,8 +163,7 @@ class Transport:
         return reply
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
+class _Sent(NamedTuple):
     """A request that was sent, and the head of its answer. As a context manager it closes the answer on an error."""
 
     exchange: Exchange

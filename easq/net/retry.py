@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from easq.errors import EasqError, Unreachable
 from easq.net.failures import Unconnected, last_known, refused_by_proxy
@@ -67,8 +67,7 @@ class Times:
     pausing: EasqError | None = None
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """A request to send once. It fails unless the reply is complete by `until` on the monotonic clock."""
 
     url: str

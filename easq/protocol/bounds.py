@@ -19,11 +19,11 @@ MAX_FRAMES = 200_000
 #: most bytes of a document that is not ASCII, and of a document with characters above U+FFFF. Each character takes 2
 #: bytes of memory, above U+FFFF 4 bytes; it is stored twice, in the text and in the decoded value
 _MAX_WIDE_BYTES, _MAX_WIDEST_BYTES = 32 * 1024 * 1024, 16 * 1024 * 1024
-_WIDEST = re.compile(rb"[\xf0-\xff]")
+_WIDEST = rb"[\xf0-\xff]"
 #: a message up to this size, in bytes, is too small to exceed a limit, and is not counted
 _SMALL_BYTES = 16 * 1024
 #: a string, or a bracket, brace or comma, which precedes a value. Strings are matched as they may contain these signs
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
+_TOKEN = rb'(?s)"(?:[^"\\]++|\\.)*+"?|[\[{,]'
 #: most tokens for one value: a comma or bracket, the key, and the value
 _TOKENS = 3
 
@@ -43,13 +43,13 @@ def load_json(data: bytes) -> Any:
 
 def _check_json(data: bytes) -> None:
     if len(data) > _MAX_WIDEST_BYTES and not data.isascii():
-        limit = _MAX_WIDEST_BYTES if _WIDEST.search(data) else _MAX_WIDE_BYTES
+        limit = _MAX_WIDEST_BYTES if re.search(_WIDEST, data) else _MAX_WIDE_BYTES
         if len(data) > limit:
             raise ValueError(f"more than {limit} bytes of JSON that is not ASCII")
     if sum(map(data.count, (b",", b"[", b"{"))) <= MAX_VALUES:
         return
     values = 0
-    for tokens, found in enumerate(_TOKEN.finditer(data)):
+    for tokens, found in enumerate(re.finditer(_TOKEN, data)):
         values += data[found.start()] != ord('"')
         if values > MAX_VALUES or tokens > _TOKENS * MAX_VALUES:
             raise ValueError(f"more than {MAX_VALUES} values of JSON")

@@ -23,9 +23,8 @@ _UNIT_NS = {
 #: longest text that is parsed: every duration that fits Go's 63 bits is shorter
 _MAX_TEXT = 64
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
-_BARE = re.compile(_NUMBER)
-_PART = re.compile(rf"({_NUMBER})(ns|us|µs|μs|ms|s|m|h)")
-_WHOLE = re.compile(rf"(?:{_NUMBER}(?:ns|us|µs|μs|ms|s|m|h))+")
+_PART = rf"({_NUMBER})(ns|us|µs|μs|ms|s|m|h)"
+_WHOLE = rf"(?:{_NUMBER}(?:ns|us|µs|μs|ms|s|m|h))+"
 
 
 def parse_duration(text: str) -> float:
@@ -35,12 +34,12 @@ def parse_duration(text: str) -> float:
     """
     shown = repr(text if len(text) <= 80 else text[:80] + "...")
     if len(text) <= _MAX_TEXT:
-        if _BARE.fullmatch(text):
+        if re.fullmatch(_NUMBER, text):
             return _nanoseconds(text, _NS_PER_S) / _NS_PER_S
-        if _WHOLE.fullmatch(text):
-            parts = _PART.findall(text)
+        if re.fullmatch(_WHOLE, text):
+            parts = re.findall(_PART, text)
             return sum(_nanoseconds(number, _UNIT_NS[unit]) for number, unit in parts) / _NS_PER_S
-        if text.startswith("-") and (_BARE.fullmatch(text[1:]) or _WHOLE.fullmatch(text[1:])):
+        if text.startswith("-") and (re.fullmatch(_NUMBER, text[1:]) or re.fullmatch(_WHOLE, text[1:])):
             raise ValueError(f"a duration is not negative: {shown}")
     raise ValueError(f"not a duration: {shown} (write 500ms, 3s, 1m30s, or seconds)")
 

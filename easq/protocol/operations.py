@@ -195,7 +195,7 @@ MAX_TIMEOUT_S = 24 * 3600.0
 MAX_INT32 = 2**31 - 1
 
 #: the rule of the SDKs for codes, except that their unescaped dot matches any character
-_CODE = re.compile(r"[A-Z][A-Za-z]*(?:\.[A-Z][A-Za-z]*)*|[0-9]+")
+_CODE = r"[A-Z][A-Za-z]*(?:\.[A-Z][A-Za-z]*)*|[0-9]+"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _DIGITS = re.compile(r"[0-9]{1,20}")
 _INTEGER = re.compile(r"-?[0-9]{1,40}")
@@ -367,7 +367,7 @@ def parse_caller(headers: Mapping[str, str]) -> Caller:
 
 def valid_code(code: str) -> bool:
     """Return whether a negative may carry `code`: `Shutdown`, `Engine.Error`, `500`; at most 20 characters."""
-    return len(code) <= MAX_CODE and _CODE.fullmatch(code) is not None
+    return len(code) <= MAX_CODE and re.fullmatch(_CODE, code) is not None
 
 
 def valid_name(name: str) -> bool:
