@@ -225,19 +225,16 @@ class Journal:
         self.stored_before = len(self._stored)
         self._old_limit = self._limit
         if not whole:
-            self._begin_file(target, how)
+            self.run = secrets.token_hex(8)
+            self._append(f"{_WORDS} {self.run} {target} {how}")
+            self._sync()
+            files.sync_folder(self._file.parent)
 
     def _line(self, file: IO[bytes]) -> bytes:
         line = file.readline(_MAX_LINE)
         if len(line) == _MAX_LINE:
             raise self._damaged("it holds what easq put did not write")
         return line
-
-    def _begin_file(self, target: str, how: str) -> None:
-        self.run = secrets.token_hex(8)
-        self._append(f"{_WORDS} {self.run} {target} {how}")
-        self._sync()
-        files.sync_folder(self._file.parent)
 
     def _first(self, line: bytes, target: str, how: str) -> int:
         """Check the first line. Return its length, 0 if the journal is empty."""

@@ -355,7 +355,8 @@ class QueueClient:
             )
             began = time.monotonic()
             try:
-                retry = Retry.WRITE if auto_delete else _retry_of_wait(wait_s)
+                poll = Retry.POLL if wait_s > _LEAST_POLL_S else Retry.READ
+                retry = Retry.WRITE if auto_delete else poll
                 found = yield from self.asking(get, partial(_read_list, most=get.length), retry=retry)
             except EasqError as error:
                 if frames and auto_delete:
@@ -657,10 +658,6 @@ def negative_operation(
 def _is_full(frames: Sequence[Frame], wanted: int) -> bool:
     """Return whether there may be more items: services limit an answer by number and by size."""
     return len(frames) >= min(wanted, _FIRST_PAGE) or sum(len(frame.data) for frame in frames) >= _FULL_BYTES
-
-
-def _retry_of_wait(wait_s: float) -> Retry:
-    return Retry.POLL if wait_s > _LEAST_POLL_S else Retry.READ
 
 
 @dataclass(frozen=True, slots=True)
