@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from easq.cli.app import OUTPUTS
 from easq.cli.param_types import DURATION, HEADER
 
-#: length above which click cuts a summary, in characters; no summary is so long
+#: length above which click cuts a summary, in characters; no summary is longer
 _SUMMARY_LENGTH = 1000
 
 

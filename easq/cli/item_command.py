@@ -144,7 +144,7 @@ class ItemCommand:
             raise ChildFailed(f"the command failed: {result.reason}")
         if self.on_fail == LEAVE and left >= window:
             raise ChildFailed(
-                f"the command failed on {left} items, which are left as they are: the window is full",
+                f"the command failed on {left} items, which stay pending: the window is full",
                 hint="with --on-fail negative they are delivered again",
             )
 
@@ -157,7 +157,7 @@ def item_command(
     if not cmd:
         for name, value in given.items():
             if value is not None:
-                raise UsageError(f"{name} is for a command", hint="-- CMD ARG... at the end")
+                raise UsageError(f"{name} needs a command", hint="-- CMD ARG... at the end")
         return None
     return ItemCommand(
         app, Exec(cmd), on_fail or NEGATIVE, max_attempts or 1, 5.0 if grace_s is None else grace_s

@@ -93,7 +93,7 @@ def predict(
     terms = Terms(timeout, path, content_type, as_tags(tags), priority, single, asked=run.asked)
     if items is None or idle_timeout is not None:
         if concurrency > 1:
-            raise UsageError("-c goes with one answer a message, not with --idle-timeout or typed messages")
+            raise UsageError("-c cannot be used with --idle-timeout or typed messages")
         run.messages(items, terms, binary=binary, idle_s=idle_timeout or 0.0)
     else:
         run.requests(via, items, terms, binary=binary, workers=concurrency)

@@ -60,7 +60,7 @@ class PredictRun:
         """Print every message of a WebSocket service; items None: a person types. Raises the first failure."""
         if items is None and self.shows_instance:
             raise UsageError(
-                "--show-instance does not go with typed messages", hint="-d, -f, PATH, or pipe them in"
+                "--show-instance cannot be used with typed messages", hint="-d, -f, PATH, or pipe them in"
             )
         from easq.prediction.messages import item_messages, typed_messages
 

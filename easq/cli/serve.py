@@ -146,7 +146,7 @@ def _service(given: Mapping[str, Any]) -> ModelService | None:
     if not given["model"]:
         for option in ("service", "instances", "weights", "model_timeout", "open_instances"):
             if given[option]:
-                raise UsageError(f"--{option.replace('_', '-')} goes with --model")
+                raise UsageError(f"--{option.replace('_', '-')} is only for --model")
         return None
     if weights and count and len(weights) != count:
         raise UsageError(f"--weights has {len(weights)} for {count} instances", hint="give one for each")

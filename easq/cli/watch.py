@@ -116,7 +116,9 @@ def watch(
 
     runner = item_command(app, cmd, on_fail, max_attempts, grace)
     if runner is not None and (auto_commit or policy is not None):
-        raise UsageError("with -- CMD its exit status says what is committed: no --commit, no --auto-commit")
+        raise UsageError(
+            "with -- CMD its exit status decides the commit: leave out --commit and --auto-commit"
+        )
     if runner is None:
         policy = choose_policy(app, policy, auto_commit=auto_commit, window=window, count=count)
     operation = Watch(

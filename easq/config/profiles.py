@@ -208,7 +208,7 @@ def _check_document(path: Path, document: Mapping[str, Any]) -> None:
     version = document.get("version", VERSION)
     if version != VERSION:
         raise ConfigError(
-            f"{path}: version {version!r} is not known here, only {VERSION}", hint="a newer easq"
+            f"{path}: version {version!r} is not known here, only {VERSION}", hint="use a newer easq"
         )
     if not isinstance(document.get("profile", ""), str):
         raise ConfigError(f"{path}: profile must be text, not {document['profile']!r}")

@@ -101,7 +101,7 @@ class Credentials:
         """Raise UsageError for a header with credentials: instances of ModelArts get none."""
         for name in self.given:
             raise UsageError(
-                f"--header {name} does not go with --via modelarts: instances get no credentials",
+                f"--header {name} cannot be used with --via modelarts: instances get no credentials",
                 hint="the token of the look-up is given with --token-file",
             )
 
@@ -127,12 +127,12 @@ class Credentials:
 
 
 def check_options(via: str, given: Iterable[str]) -> None:
-    """Raise UsageError for the first of the options `given` that does not go with `via`."""
+    """Raise UsageError for the first of the options `given` that `via` does not support."""
     for name in given:
         routes = GOES_WITH.get(name, (via,))
         if via not in routes:
             *most, last = routes
-            raise UsageError(f"--{name} goes with --via {', '.join(most)}{' and ' if most else ''}{last}")
+            raise UsageError(f"--{name} is only for --via {', '.join(most)}{' and ' if most else ''}{last}")
 
 
 def failure_of(frame: Frame) -> EasqError | None:

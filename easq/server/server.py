@@ -83,7 +83,7 @@ class ServerSettings:
         """Raise UsageError for settings that cannot be served."""
         if not is_loopback(self.host) and not self.token and not self.allow_open:
             raise UsageError(
-                f"{self.host} is reached from other machines, and there is no token",
+                f"{self.host} can be reached from other machines, and there is no token",
                 hint="give one with --token-file, or serve on 127.0.0.1",
             )
         if not self.queues or len(set(self.queues)) != len(self.queues):

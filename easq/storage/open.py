@@ -35,16 +35,14 @@ def open_storage(
         if durability != "fsync" or recover:
             option = "--recover" if recover else f"--durability {durability}"
             raise UsageError(
-                f"{option} goes with sqlite:PATH", hint="Redis's own settings say what a put survives"
+                f"{option} is only for sqlite:PATH", hint="Redis's own settings say what a put survives"
             )
         client = open_client(url, wait_replicas=wait_replicas, allow_open=allow_open)
         from easq.storage.redis.engine import RedisStorage
 
         return RedisStorage(client, timing)
     if wait_replicas:
-        raise UsageError(
-            "--wait-replicas goes with the storage of a Redis", hint="--storage redis://HOST:PORT"
-        )
+        raise UsageError("--wait-replicas is only for Redis storage", hint="--storage redis://HOST:PORT")
     if colon and scheme == "memory" and not rest:
         from easq.storage.memory import MemoryStorage
 
@@ -65,7 +63,7 @@ def open_client(url: str, *, wait_replicas: int = 0, allow_open: bool = False) -
     where = parse_redis_url(url)
     if where.is_open and not allow_open:
         raise UsageError(
-            f"{where.shown} is reached from other machines, and the URL has no password",
+            f"{where.shown} can be reached from other machines, and the URL has no password",
             hint="give Redis one (requirepass), and write it as redis://:PASSWORD@HOST:PORT",
         )
     try:

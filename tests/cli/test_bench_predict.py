@@ -116,7 +116,7 @@ def test_an_interrupt_tells_what_was_measured(easq: Easq, service: Service) -> N
 @pytest.mark.usefixtures("service")
 def test_what_does_not_go_together_is_refused(easq: Easq) -> None:
     done = easq("bench", "predict", "--via", "gateway", "--service", "x", "--url", "http://127.0.0.1:1/q")
-    assert (done.status, done.err) == (2, "easq: --service goes with --via direct and modelarts\n")
+    assert (done.status, done.err) == (2, "easq: --service is only for --via direct and modelarts\n")
     easq("config", "set", "via", "websocket")
     done = easq("bench", "predict")
     assert (done.status, done.out) == (2, b"")

@@ -232,12 +232,12 @@ def test_what_the_model_refuses_is_the_exit_status(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--sign", "hmac"], "--sign goes with --via gateway and direct"),
-        (["--show-instance"], "--show-instance goes with --via gateway, direct, modelarts and websocket"),
-        (["--endpoint", "e"], "--endpoint goes with --via direct and modelarts"),
-        (["--service", "s"], "--service goes with --via direct and modelarts"),
-        (["--refresh", "1s"], "--refresh goes with --via direct and modelarts"),
-        (["--via", "direct", "--tags", "a=b"], "--tags goes with --via queue"),
+        (["--sign", "hmac"], "--sign is only for --via gateway and direct"),
+        (["--show-instance"], "--show-instance is only for --via gateway, direct, modelarts and websocket"),
+        (["--endpoint", "e"], "--endpoint is only for --via direct and modelarts"),
+        (["--service", "s"], "--service is only for --via direct and modelarts"),
+        (["--refresh", "1s"], "--refresh is only for --via direct and modelarts"),
+        (["--via", "direct", "--tags", "a=b"], "--tags is only for --via queue"),
         (
             ["--via", "direct", "--endpoint", "e", "--service", "a/b"],
             "the service 'a/b' is not a name: 1 to 128 of A-Z a-z 0-9 . _ -",

@@ -115,23 +115,23 @@ def test_options_say_which_service_without_a_profile(easq: Easq, service: Servic
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        (["--sign", "hmac"], 2, "--sign goes with --via gateway and direct"),
-        (["--tags", "a=b"], 2, "--tags goes with --via queue"),
-        (["--binary"], 2, "--binary goes with --via websocket"),
-        (["--idle-timeout", "1s"], 2, "--idle-timeout goes with --via websocket"),
+        (["--sign", "hmac"], 2, "--sign is only for --via gateway and direct"),
+        (["--tags", "a=b"], 2, "--tags is only for --via queue"),
+        (["--binary"], 2, "--binary is only for --via websocket"),
+        (["--idle-timeout", "1s"], 2, "--idle-timeout is only for --via websocket"),
         (["--refresh", "0"], 2, "the refresh must be above 0"),
         (
             ["--header", "x-auth-token: T"],
             2,
-            "--header x-auth-token does not go with --via modelarts: instances get no credentials",
+            "--header x-auth-token cannot be used with --via modelarts: instances get no credentials",
         ),
         (
             ["--header", "Authorization: T"],
             2,
-            "--header Authorization does not go with --via modelarts: instances get no credentials",
+            "--header Authorization cannot be used with --via modelarts: instances get no credentials",
         ),
         (["--project", "a/b"], 2, "the project 'a/b' is not a name: 1 to 128 of A-Z a-z 0-9 . _ -"),
-        (["--via", "direct", "--project", "x"], 2, "--project goes with --via modelarts"),
+        (["--via", "direct", "--project", "x"], 2, "--project is only for --via modelarts"),
     ],
 )
 def test_options_that_do_not_go_together(

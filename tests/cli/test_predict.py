@@ -233,7 +233,7 @@ def test_who_answered_is_shown_for_the_gateway_and_not_for_the_queue(easq: Easq,
     done = easq("predict", "--url", gateway, "-d", "ab", "--show-instance")
     assert (done.status, done.err) == (
         2,
-        "easq: --show-instance goes with --via gateway, direct, modelarts and websocket\n",
+        "easq: --show-instance is only for --via gateway, direct, modelarts and websocket\n",
     )
 
 
@@ -256,7 +256,7 @@ def test_a_token_that_goes_to_a_public_gateway_in_the_clear_is_warned_about(easq
 
 def test_tags_go_with_the_queue_only(easq: Easq, gateway: str) -> None:
     done = easq("predict", "--via", "gateway", "--url", gateway, "-d", "x", "--tags", "a=b")
-    assert (done.status, done.err) == (2, "easq: --tags goes with --via queue\n")
+    assert (done.status, done.err) == (2, "easq: --tags is only for --via queue\n")
 
 
 def test_a_sink_is_no_queue_to_ask(queue: Easq, url: str) -> None:

@@ -190,7 +190,7 @@ def test_a_port_in_use_is_named(easq: Easq) -> None:
 def test_other_machines_are_served_with_a_token_only(easq: Easq, started: Started) -> None:
     refused = easq("serve", "--host", "0.0.0.0", "--port", "0", "--storage", "memory:")
     assert (refused.status, refused.out) == (2, b"")
-    assert "0.0.0.0 is reached from other machines, and there is no token" in refused.err
+    assert "0.0.0.0 can be reached from other machines, and there is no token" in refused.err
     (easq.home / "token").write_text("a-token-of-its-own\n")
     process = started(
         "--host", "0.0.0.0", "--port", "0", "--storage", "memory:", "--token-file", str(easq.home / "token")
@@ -392,11 +392,11 @@ def test_a_model_is_served_beside_the_queues(easq: Easq, started: Started) -> No
         ),
         (("--model", "echo", "--weights", "1,x"), "'1,x' is not a list of weights: write it as 100,50"),
         (("--model", "echo", "--weights", "9999999"), "easq: --weights 9999999: one of 0 to 1000000"),
-        (("--instances", "2"), "easq: --instances goes with --model"),
-        (("--weights", "1"), "easq: --weights goes with --model"),
-        (("--service", "x"), "easq: --service goes with --model"),
-        (("--model-timeout", "5s"), "easq: --model-timeout goes with --model"),
-        (("--open-instances",), "easq: --open-instances goes with --model"),
+        (("--instances", "2"), "easq: --instances is only for --model"),
+        (("--weights", "1"), "easq: --weights is only for --model"),
+        (("--service", "x"), "easq: --service is only for --model"),
+        (("--model-timeout", "5s"), "easq: --model-timeout is only for --model"),
+        (("--open-instances",), "easq: --open-instances is only for --model"),
     ],
 )
 def test_a_model_that_cannot_be_served_is_a_usage_error(

@@ -128,13 +128,13 @@ def test_no_redis_is_a_failed_storage(easq: Easq, server: RedisServer) -> None:
     [
         (
             ("--storage", "memory:", "--wait-replicas", "1"),
-            "--wait-replicas goes with the storage of a Redis",
+            "--wait-replicas is only for Redis storage",
         ),
-        (("--storage", "redis://127.0.0.1", "--durability", "os"), "--durability os goes with sqlite:PATH"),
-        (("--storage", "redis://127.0.0.1", "--recover"), "--recover goes with sqlite:PATH"),
+        (("--storage", "redis://127.0.0.1", "--durability", "os"), "--durability os is only for sqlite:PATH"),
+        (("--storage", "redis://127.0.0.1", "--recover"), "--recover is only for sqlite:PATH"),
         (
             ("--storage", "redis://10.0.0.1"),
-            "redis://10.0.0.1 is reached from other machines, and the URL has no password",
+            "redis://10.0.0.1 can be reached from other machines, and the URL has no password",
         ),
         (("--storage", "redis://:s3cret@r:x"), "redis://:****@r:x: 'r:x' is no HOST:PORT"),
         (("--storage", "mysql://u:s3cret@r"), "unknown storage 'mysql://u:****@r'"),

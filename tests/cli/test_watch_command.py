@@ -86,7 +86,7 @@ def test_a_window_full_of_what_is_left_ends_the_watch(queue: Easq) -> None:
     done = queue("watch", "-q", "--window", "2", "--on-fail", "leave", "--", "false")
     assert (done.status, done.out) == (12, b"")
     assert done.err.splitlines()[0] == (
-        "easq: the command failed on 2 items, which are left as they are: the window is full"
+        "easq: the command failed on 2 items, which stay pending: the window is full"
     )
     assert left(queue) == ["1", "2", "3", "4", "5"]
 
@@ -185,11 +185,11 @@ def test_a_command_that_takes_long_keeps_the_watch(serve: Serve, easq: Easq) -> 
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("--commit", "output", "--", "cat"), "with -- CMD its exit status says what is committed"),
-        (("--auto-commit", "--", "cat"), "with -- CMD its exit status says what is committed"),
-        (("--commit", "output", "--on-fail", "stop"), "--on-fail is for a command\nhint: -- CMD ARG..."),
-        (("--commit", "output", "--max-attempts", "2"), "--max-attempts is for a command\n"),
-        (("--commit", "output", "--grace", "2s"), "--grace is for a command\n"),
+        (("--commit", "output", "--", "cat"), "with -- CMD its exit status decides the commit"),
+        (("--auto-commit", "--", "cat"), "with -- CMD its exit status decides the commit"),
+        (("--commit", "output", "--on-fail", "stop"), "--on-fail needs a command\nhint: -- CMD ARG..."),
+        (("--commit", "output", "--max-attempts", "2"), "--max-attempts needs a command\n"),
+        (("--commit", "output", "--grace", "2s"), "--grace needs a command\n"),
     ],
 )
 def test_what_cannot_work_is_refused(queue: Easq, args: tuple[str, ...], said: str) -> None:

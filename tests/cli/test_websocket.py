@@ -218,18 +218,18 @@ def test_a_token_that_goes_to_a_public_address_in_the_clear_is_warned_about(easq
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        (["-d", "x", "--tags", "a=b"], 2, "--tags goes with --via queue"),
+        (["-d", "x", "--tags", "a=b"], 2, "--tags is only for --via queue"),
         (
             ["-d", "x", "--content-type", "a/b"],
             2,
-            "--content-type goes with --via queue, gateway, direct and modelarts",
+            "--content-type is only for --via queue, gateway, direct and modelarts",
         ),
-        (["-d", "x", "--sign", "hmac"], 2, "--sign goes with --via gateway and direct"),
-        (["-d", "x", "--endpoint", "e"], 2, "--endpoint goes with --via direct and modelarts"),
-        (["-d", "x", "-c", "2", "--idle-timeout", "1s"], 2, "-c goes with one answer a message, not with"),
+        (["-d", "x", "--sign", "hmac"], 2, "--sign is only for --via gateway and direct"),
+        (["-d", "x", "--endpoint", "e"], 2, "--endpoint is only for --via direct and modelarts"),
+        (["-d", "x", "-c", "2", "--idle-timeout", "1s"], 2, "-c cannot be used with --idle-timeout"),
         (["-d", "x", "--url", "ftp://h/"], 13, "the url ftp://h/ does not begin with ws:// or wss://"),
         (["-d", "x", "--header", "Sec-WebSocket-Key: x"], 2, "the header Sec-WebSocket-Key cannot be set"),
-        (["-d", "x", "--via", "gateway", "--binary"], 2, "--binary goes with --via websocket"),
+        (["-d", "x", "--via", "gateway", "--binary"], 2, "--binary is only for --via websocket"),
     ],
 )
 def test_options_that_do_not_go_together(

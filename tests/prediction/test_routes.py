@@ -11,9 +11,9 @@ from easq.prediction.routes import GOES_WITH, Credentials, check_options, failur
 
 def test_an_option_of_another_route_is_refused_with_its_routes() -> None:
     check_options("queue", ["tags", "priority"])
-    with pytest.raises(UsageError, match="--sign goes with --via gateway and direct"):
+    with pytest.raises(UsageError, match="--sign is only for --via gateway and direct"):
         check_options("queue", ["tags", "sign"])
-    with pytest.raises(UsageError, match=r"--project goes with --via modelarts$"):
+    with pytest.raises(UsageError, match=r"--project is only for --via modelarts$"):
         check_options("direct", ["endpoint", "project"])
     assert all(routes for routes in GOES_WITH.values())
 
@@ -48,5 +48,5 @@ def test_signing_without_a_token_is_refused_where_it_was_asked_for() -> None:
 def test_headers_with_credentials_are_found_whatever_their_case() -> None:
     credentials = Credentials(lambda: "", headers=[("X-Auth-Token", "t"), ("X-Other", "o")])
     assert credentials.given == ["X-Auth-Token"]
-    with pytest.raises(UsageError, match="X-Auth-Token does not go with --via modelarts"):
+    with pytest.raises(UsageError, match="X-Auth-Token cannot be used with --via modelarts"):
         credentials.refuse_headers()

@@ -1,4 +1,4 @@
-"""What every engine promises: one suite, run over each of them."""
+"""The storage contract: one suite, run on each engine."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_eviction_drops_the_oldest(run: Run) -> None:
 
 
 def test_a_full_stream_lets_go_of_what_only_absent_groups_hold(run: Run) -> None:
-    """A debugging watch that was forgotten must never fill the queue."""
+    """A watch for debugging that was left running must never fill the queue."""
 
     async def body(engine: Engine) -> None:
         limits = Limits(max_items=2)
@@ -475,7 +475,7 @@ def test_newest_skips_what_is_there(run: Run) -> None:
 
 
 async def consumer_with(engine: Engine, count: int, user: str) -> int:
-    """A connection that has so many new items, as many as it takes."""
+    """Add a connection that gets `count` new items, which fill its window."""
     for _ in range(count):
         await engine.put()
     session = await engine.attach(user, window=count)
@@ -497,7 +497,9 @@ def test_a_closed_connection_returns_its_items_at_once(run: Run) -> None:
 
 
 def test_a_lost_connection_keeps_its_items_for_the_same_user(run: Run) -> None:
-    """The same user gets them at once and in order, one after the other; another one only after the grace."""
+    """The same user gets the items at once, in order and one at a time; another user gets them only after the grace
+    period.
+    """
 
     async def body(engine: Engine) -> None:
         first = await consumer_with(engine, 3, "first")
@@ -515,7 +517,9 @@ def test_a_lost_connection_keeps_its_items_for_the_same_user(run: Run) -> None:
 
 
 def test_a_process_that_is_back_keeps_what_it_holds(run: Run) -> None:
-    """All of it at once, however often, also when the service has not noticed the loss; nothing has failed."""
+    """A returning process gets all its items at once, any number of times, also before the service has noticed the
+    loss. No failure is counted.
+    """
 
     async def body(engine: Engine) -> None:
         for _ in range(4):
@@ -622,7 +626,7 @@ def test_an_item_that_failed_twice_goes_alone_to_another(engine_url: str) -> Non
 
 
 def test_a_busy_item_comes_again_when_it_is_due(engine_url: str) -> None:
-    """Nothing has failed, and the others go on meanwhile."""
+    """No failure is counted, and other items are delivered meanwhile."""
 
     async def body(engine: Engine) -> None:
         for _ in range(2):
@@ -810,7 +814,7 @@ def test_a_commit_after_redelivery_began_is_honoured(run: Run) -> None:
 
 
 def test_a_group_without_consumers_may_commit(run: Run) -> None:
-    """The item leaves when nobody else holds it; otherwise the group never sees it, and holds nothing itself."""
+    """The item is removed if no other group retains it. Otherwise the group never gets it, and does not retain it."""
 
     async def body(engine: Engine) -> None:
         await engine.put()
@@ -993,7 +997,9 @@ def test_a_connection_that_shows_life_is_not_idle(run: Run) -> None:
 
 
 def test_what_is_there_is_still_delivered_before_a_stream_is_over(run: Run) -> None:
-    """A watcher gets the rest, and is let go with its last commit; a watch with nothing left is refused."""
+    """A watcher gets the remaining items, and its watch ends with its last commit. A watch without remaining items is
+    refused.
+    """
 
     async def body(engine: Engine) -> None:
         await engine.put()

@@ -1,4 +1,4 @@
-"""Items that fail too often: alone first, then to the rear store and, for whoever waits, an answer in the sink."""
+"""Items that fail too often: alone first, then to the rear store and, for a waiting client, an answer in the sink."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class DeadLetterEngine(Engine):
             await self.storage.negative("q", group, Negative((index,), code, reason), now=self.now)
 
     async def dead(self, count: int) -> None:
-        """The rear store comes to have so many items."""
+        """Wait until the rear store has `count` items."""
         async with asyncio.timeout(10):
             while len(await self.all_of("q#rear")) < count:
                 await asyncio.sleep(0.01)
@@ -150,7 +150,7 @@ def test_a_loss_counts_when_the_process_is_not_back_in_time(engine_url: str) -> 
 
 
 def test_a_loss_counts_when_another_process_is_there_in_its_place(engine_url: str) -> None:
-    """A worker that the item killed, and that was started again."""
+    """The item killed the worker, which was then started again."""
 
     async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
@@ -389,7 +389,7 @@ async def given_up_and_held(engine: DeadLetterEngine) -> tuple[int, int]:
 def test_an_answer_that_found_no_disk_when_an_absent_group_let_go_is_told_once_there_is_some(
     tmp_path: Path,
 ) -> None:
-    """The item is where it was until then, and all that needs no room goes on."""
+    """The item stays until then, and operations that need no room continue."""
 
     async def body(engine: DeadLetterEngine) -> None:
         _, other = await given_up_and_held(engine)
@@ -448,7 +448,7 @@ def test_a_watch_begins_whether_the_disk_has_room_for_an_answer_or_not(tmp_path:
 
 
 def test_what_was_evicted_for_a_put_that_found_no_disk_is_gone_for_good(tmp_path: Path) -> None:
-    """It does not come back with the next start, and its space is there for the next put."""
+    """The item is not restored at the next start, and its space is free for the next put."""
 
     async def body(engine: DeadLetterEngine) -> None:
         few = Limits(max_items=2, evict=True)
@@ -466,7 +466,7 @@ def test_what_was_evicted_for_a_put_that_found_no_disk_is_gone_for_good(tmp_path
 
 
 def test_streams_that_were_ended_take_copies_and_answers(run_with_rear: Any) -> None:
-    """The sink and the rear store take no puts any more; whoever waits for this item is told all the same."""
+    """The sink and the rear store have ended: the answer for this item is still stored."""
 
     async def body(engine: DeadLetterEngine) -> None:
         await engine.put()
@@ -481,7 +481,7 @@ def test_streams_that_were_ended_take_copies_and_answers(run_with_rear: Any) -> 
 
 
 def test_an_answer_is_exempt_from_the_sinks_limits(run_with_rear: Any) -> None:
-    """Whatever the sink holds, whoever waits for this item is told."""
+    """The answer for this item is stored even if the sink is full."""
 
     async def body(engine: DeadLetterEngine) -> None:
         for n in range(3):

@@ -1,4 +1,4 @@
-"""Changed delivery records: each is stored once, a moment later, and those of removed items never."""
+"""Changed delivery records: each is stored once, after a short delay; records of removed items are not stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from easq.storage.rules.stream import Stream
 
 
 def delivered(count: int) -> Stream:
-    """A stream with so many items, each delivered once to the group `g`."""
+    """A stream with `count` items, each delivered once to the group `g`."""
     stream = Stream(timing=Timing(), tags_of=lambda _: {})
     for _ in range(count):
         index, _ = stream.allocate(1, Limits())

@@ -1,4 +1,4 @@
-"""Readers that wait: who is woken by what, and that nobody is forgotten or left behind."""
+"""Long polls: each is woken by a matching item, and none stays behind."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def run(body: Callable[[LongPolls], Awaitable[None]]) -> None:
 async def reader(
     waiting: LongPolls, *, start: int = 0, tags: Tags | None = None, taking: bool = False
 ) -> asyncio.Task[None]:
-    """A reader that waits already."""
+    """Start a reader, and return once it waits."""
     task = asyncio.create_task(waiting.wait("q", Selection(start, tags or {}), taking=taking, timeout_s=30))
     await asyncio.sleep(0)
     return task
 
 
 async def woken(*tasks: asyncio.Task[None]) -> list[bool]:
-    """Which of the readers have gone on; the others are ended."""
+    """Return which readers were woken; cancel the others."""
     for _ in range(5):
         await asyncio.sleep(0)
     found = [task.done() for task in tasks]

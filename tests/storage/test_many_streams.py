@@ -1,4 +1,4 @@
-"""Hundreds of queues on one Redis: what a start costs, what it costs when nothing goes on, and how a start is ended."""
+"""Hundreds of queues on one Redis: cost of a start, cost while idle, and cancelling a start."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Counted:
 
 
 async def opened(url: str, queues: int, *, lease_s: float = 5.0) -> RedisStorage:
-    """An engine with so many queues: each has a sink, and both have a rear store."""
+    """Open `queues` queues on an engine: each has a sink, and both have a rear store."""
     storage = RedisStorage(RedisClient(parse_redis_url(url)), lease_s=lease_s)
     await storage.start(lambda _: None)
     names = [f"q{number}" for number in range(queues)]
@@ -125,7 +125,7 @@ def test_the_end_of_a_server_is_noticed_where_nobody_else_looked(
 
 
 class Slow(Proxy):
-    """Passes on what comes a while later."""
+    """Forwards received data after a delay."""
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):

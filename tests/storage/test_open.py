@@ -1,4 +1,4 @@
-"""Which engine a storage URL names."""
+"""The engine that a storage URL names."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _WORDS = ("redis-memory", "redis-everysec", "redis-fsync")
 
 def evicts(policy: str) -> str:
     """Return the error message for a `policy` other than SAFE_POLICY."""
-    return f"maxmemory-policy {policy} throws items away when memory is full"
+    return f"maxmemory-policy {policy} lets Redis delete items when memory is full"
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,8 +78,8 @@ class DataFile:
             self._refuse_dangling(self._given)
             if self._has_log:
                 raise StorageError(
-                    f"{self._log} is there, and its {self.path.name} is not: it holds what was written last",
-                    hint="put both back, or take the log away too, to begin anew",
+                    f"{self._log} is there, and its {self.path.name} is not: it holds the last writes",
+                    hint="put the data file back, or move the log away too and start with an empty file",
                 )
             os.rename(
                 self._make(lambda _: None), self.path

@@ -582,11 +582,11 @@ def test_while_redis_may_throw_items_away_puts_are_refused(
         assert [frame.index for frame in frames] == [before]
         await storage.close()
         ((message, hint),) = refusals
-        assert message == "maxmemory-policy allkeys-lru throws items away when memory is full"
+        assert message == "maxmemory-policy allkeys-lru lets Redis delete items when memory is full"
         assert "CONFIG SET maxmemory-policy noeviction" in hint
 
     asyncio.run(run())
-    assert caplog.text.count("allkeys-lru throws items away when memory is full: puts are refused") == 1
+    assert caplog.text.count("allkeys-lru lets Redis delete items when memory is full: puts are refused") == 1
     assert caplog.text.count("maxmemory-policy noeviction again: puts are accepted") == 1
 
 
@@ -648,7 +648,7 @@ def test_a_policy_that_throws_items_away_is_refused(make_redis: MakeRedis) -> No
     server = make_redis(maxmemory_policy="allkeys-lru")
     error = refusal(server.url)
     assert error.message == (
-        f"127.0.0.1:{server.port}: maxmemory-policy allkeys-lru throws items away when memory is full"
+        f"127.0.0.1:{server.port}: maxmemory-policy allkeys-lru lets Redis delete items when memory is full"
     )
     assert "CONFIG SET maxmemory-policy noeviction" in error.hint
 
@@ -667,7 +667,7 @@ def test_a_redis_that_others_reach_needs_a_password() -> None:
         open_client("redis://10.0.0.1:6379")
     assert (
         caught.value.message
-        == "redis://10.0.0.1:6379 is reached from other machines, and the URL has no password"
+        == "redis://10.0.0.1:6379 can be reached from other machines, and the URL has no password"
     )
     assert open_client("redis://10.0.0.1:6379", allow_open=True).durability == ""
     assert open_client("redis://:secret@10.0.0.1:6379").durability == ""

@@ -35,7 +35,7 @@
 
 local groups = {}
 
-local ALONE_AFTER = 2  -- an item with so many failures is delivered alone
+local ALONE_AFTER = 2  -- failures after which an item is delivered alone
 
 function groups.names(S)
   S.names = S.names or call('ZRANGE', S.p .. 'groups', 0, -1)
