@@ -49,7 +49,9 @@ class Done:
 
 
 class Running(subprocess.Popen[bytes]):
-    """What a fork cannot do. It does not outlive a test that fails, and is waited for with patience, not for ever."""
+    """A real process, for runs that a fork cannot do. It does not outlive a failing test; waits for it have a generous
+    deadline.
+    """
 
     def __exit__(
         self,
@@ -175,7 +177,7 @@ def queue(easq: Easq, url: str) -> Easq:
 
 
 def finish(terminal: OnTerminal) -> tuple[int | None, str]:
-    """The exit status of a run on a terminal, and what it wrote since the last expectation."""
+    """Return the exit status of a run on a terminal, and its output since the last expectation."""
     terminal.expect(EOF)
     rest = terminal.before.decode().replace("\r\n", "\n")
     terminal.close()

@@ -1,4 +1,4 @@
-"""Completion: the files equal what is generated, and asking costs no network."""
+"""Completion: the files equal the generated scripts, and completing uses no network."""
 
 from __future__ import annotations
 

@@ -325,7 +325,7 @@ def test_a_failure_after_some_items_were_deleted_is_partial_and_tells_how_many(q
 
 
 def test_a_file_that_takes_only_a_part_loses_nothing(queue: Easq) -> None:
-    """Python's own stdout is the file itself under PYTHONUNBUFFERED, and may write a part of what it is given."""
+    """Under PYTHONUNBUFFERED Python's stdout is the raw file, which may write only a part of its data."""
     data = bytes(range(256)) * 8192
     assert queue("put", "-q", stdin=data).status == 0
     limit = (

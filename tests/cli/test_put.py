@@ -342,7 +342,7 @@ def test_what_never_ends_is_read_as_far_as_it_can_be_sent(
 
 
 def test_a_line_that_is_too_long_is_refused_and_the_next_ones_are_put(easq: Easq, serve: Serve) -> None:
-    """What is above the default limit is measured against that of the queue itself."""
+    """A payload above the default limit is compared with the limit of the queue."""
     url = serve("--max-payload", "9MiB", storage="memory:").url()
     mib = b"x" * 1024 * 1024
     (easq.home / "in").write_bytes(b"a\n" + mib * 9 + b"\n" + mib * 9 + b"x\nb\n" + mib * 20)

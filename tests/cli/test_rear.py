@@ -95,7 +95,7 @@ def test_every_word_for_a_stream_works_on_the_rear_store(queue: Easq) -> None:
 
 
 def test_what_failed_is_put_again_from_the_rear_store(queue: Easq) -> None:
-    """The records of `get --rear -o json` are what `put --input-format json` takes."""
+    """`put --input-format json` accepts the records of `get --rear -o json`."""
     fail(queue, "a", "b")
     dead = queue("get", "-l", "9", "--rear", "-o", "json").out
     assert queue("put", "-q", "--input-format", "json", "-f", "-", stdin=dead).text == "[OK] 3\n[OK] 4\n"

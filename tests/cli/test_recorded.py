@@ -1,4 +1,4 @@
-"""Answers as the real service gave them, recorded on the vendor's pages, and answers of what is no queue service.
+"""Answers of the real service, recorded on the vendor's pages, and answers of servers that are no queue service.
 
 The whole output is compared, on a terminal and before a pipe, so that every line of the vendor's sample session but
 the ones that vary (a duration) stands here in full.
@@ -85,7 +85,7 @@ def frame(index: int, request_id: str, sink: str, source: str, data: bytes) -> F
 
 
 class Recorded:
-    """A service that answers each operation with what was recorded; what it was asked is kept."""
+    """A service that answers each operation with the recorded answer, and stores the requests."""
 
     def __init__(self) -> None:
         self.attributes = json.dumps(dict(line.split(" : ", 1) for line in SECOND_GENERATION.splitlines()))
@@ -263,7 +263,7 @@ def always(body: bytes, content_type: str) -> Callable[[Server, Peer], None]:
 def test_a_server_that_is_no_queue_service(
     easq: Easq, body: bytes, content_type: str, command: tuple[str, ...]
 ) -> None:
-    """Exit code 5 and one line that says so; an empty answer to a get is what some services give for no data."""
+    """Exit code 5 and one line of error. An empty answer to a get is how some services report no data."""
     with Server(always(body, content_type)) as server:
         done = easq(*command, "--url", f"http://127.0.0.1:{server.port}/api/predict/q")
     if not body and command[0] == "get":

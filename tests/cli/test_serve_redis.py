@@ -28,7 +28,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def storage(server: RedisServer) -> str:
-    """What --storage is given."""
+    """Return the value of --storage."""
     return f"redis://:s3cret%40word@127.0.0.1:{server.port}"
 
 
@@ -101,7 +101,7 @@ def test_the_environment_names_a_storage_that_no_command_line_shows(easq: Easq, 
 def test_while_redis_is_away_nothing_is_stored_and_the_service_stays(
     easq: Easq, server: RedisServer, serve: Serve
 ) -> None:
-    """503, certainly not stored, until it is back; then the queue has what it had."""
+    """503 and certainly not stored, until Redis is back; then the queue has its old items."""
     process, url = serve()
     assert easq("put", "-q", "-d", "x", "--url", url).text == "[OK] 1\n"
     server.freeze()

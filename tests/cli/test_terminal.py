@@ -33,7 +33,7 @@ TOTALS = r"Total time cost: \S+\nTotal size: \S+ B\nTotal: {0}, success: {0}, fa
 
 @dataclass(frozen=True)
 class Run:
-    """One command and the screen that it leaves; `given` are commands before it, `typed` what answers a prompt."""
+    """One command and the screen that it leaves; `given` are earlier commands, `typed` is the answer to a prompt."""
 
     args: Sequence[str]
     screen: str
@@ -200,7 +200,9 @@ def test_a_progress_line_leaves_nothing_behind_a_resize_and_ctrl_c(
 
 @pytest.mark.parametrize("columns", WIDTHS)
 def test_the_live_line_of_work_leaves_nothing(queue: Easq, columns: int) -> None:
-    """Neither behind a resize, nor a first Ctrl-C, which waits for what is under way, nor a second, which does not."""
+    """Not after a resize, nor after a first Ctrl-C, which waits for requests in flight, nor after a second one, which
+    does not.
+    """
     queue("put", "-q", "-f", "-", stdin=b"a\nstuck\n")
     script = 'read -r x; [ "$x" = stuck ] && touch stuck && exec sleep 60; echo "$x"'
     with queue.screen(

@@ -255,7 +255,7 @@ def test_a_reader_that_goes_away_ends_the_watch_quietly_and_what_it_missed_is_no
 
 
 def test_head_takes_what_it_wants(queue: Easq) -> None:
-    """The reader leaves: exit code 141, nothing said, and what did not fit into the pipe is not committed."""
+    """The reader leaves: exit code 141, no message, and items that did not fit into the pipe are not committed."""
     lines = [f"{n:04}" + "x" * 4000 for n in range(200)]
     assert queue("put", "-q", "-f", "-", stdin="".join(f"{line}\n" for line in lines).encode()).status == 0
     command = f'"{sys.executable}" -m easq watch --commit output -o raw -q -n 200 | head -5'

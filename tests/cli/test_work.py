@@ -203,7 +203,7 @@ def test_the_group_is_the_queues_name_unless_it_is_given(queue: Easq, url: str) 
 
 
 def test_on_a_terminal_it_shows_how_it_goes(queue: Easq) -> None:
-    """One line that changes, cleared before anything else is said; in the end the totals."""
+    """One changing line, which is cleared before other output; the totals are printed at the end."""
     for data in ("a", "bad", "quiet"):
         queue("put", "-q", "-d", data)
     terminal = queue.terminal("work", "--", *MODEL)

@@ -141,7 +141,7 @@ class Nemesis:
 
     @contextlib.contextmanager
     def fault(self, begin: str, end: str, server: str) -> Iterator[RedisServer | None]:
-        """What is done inside is a fault of `server`; it gets the fleet's Redis."""
+        """Log the body as a fault of `server`; the body gets the fleet's Redis."""
         self._log.add(begin, server=server)
         yield self._fleet.redis
         self._log.add(end, server=server)

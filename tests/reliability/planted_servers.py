@@ -23,7 +23,7 @@ _background: set[asyncio.Task[Any]] = set()
 
 
 def acknowledged_without_wait() -> None:
-    """It says that it waits for replicas, and does not."""
+    """The server claims to wait for replicas, but does not."""
 
     def connect(connection: Any, name: str, texts: Any, _: int) -> PipelinedConnection:
         return PipelinedConnection(connection, name, texts, 0)

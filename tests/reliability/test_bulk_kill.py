@@ -82,7 +82,7 @@ def run_under_kills(easq: Easq, service: Service, rounds: int, seed: int) -> dic
 def test_every_record_is_there_once_however_often_the_client_is_killed(
     serve: Serve, easq: Easq, record_property: Callable[[str, object], None]
 ) -> None:
-    """Also when the service is restarted in between; the summary is what the queue holds.
+    """Also when the service is restarted in between; the summary equals the contents of the queue.
 
     `EASQ_SEED` and `EASQ_KILL_ROUNDS` change the course and the length.
     """

@@ -61,7 +61,7 @@ def test_what_was_deleted_need_not_be_delivered() -> None:
 
 
 def test_a_good_history_has_no_violations() -> None:
-    """Neither have lost answers: a put in doubt may be there, and a commit in doubt may be undone."""
+    """Lost answers are no violation: a put in doubt may be stored, and a commit in doubt may be without effect."""
     assert violations(GOOD) == []
     assert figures(GOOD) == {
         "puts acknowledged": 2,

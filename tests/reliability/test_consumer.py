@@ -130,5 +130,5 @@ def test_a_frozen_consumer_is_given_up_and_its_late_commit_counts(serve: Serve, 
 
 
 def consumer_line(queue: Stream, user: str) -> str:
-    """What the attributes tell of a consumer."""
+    """Return the attributes of a consumer."""
     return next(text for text in queue.attributes().values() if text.startswith(f"Id: g.{user},"))

@@ -26,7 +26,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def refused(folder: Path, path: Path) -> str:
-    """What the service says when it does not start on `path`, which then is as it was."""
+    """Return the error of a service that does not start on `path`, and check that the file is unchanged."""
     before = contents(path.parent)
     done = run_to_the_end(folder, f"sqlite:{path}")
     assert done.returncode == 74, done
@@ -52,7 +52,7 @@ def test_a_text_file_is_refused(tmp_path: Path, data: Path) -> None:
 
 
 def test_an_empty_file_is_refused(tmp_path: Path, data: Path) -> None:
-    """It may be what a full disk left of a real one: it is not filled anew."""
+    """An empty file may be the rest of a real one after a full disk: it is not used as a new file."""
     data.touch()
     assert "the file is empty" in refused(tmp_path, data)
 
@@ -65,7 +65,7 @@ def test_another_programs_database_is_refused(tmp_path: Path, data: Path) -> Non
 
 
 def test_another_programs_log_stays_where_it_is(tmp_path: Path, data: Path) -> None:
-    """What that program wrote and did not copy back yet is in the log alone: to look at the file must not move it."""
+    """Recent writes of that program are only in its log: examining the file must not copy them back."""
     write = (
         "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA journal_mode = WAL');"
         "c.execute('CREATE TABLE t (x)'); c.commit(); os._exit(0)"
@@ -138,7 +138,7 @@ def test_a_folder_is_refused(tmp_path: Path, data: Path) -> None:
 def test_what_is_not_writable_is_refused_before_anything_is_served(
     serve: Serve, tmp_path: Path, data: Path, name: str, mode: int, words: str
 ) -> None:
-    """And is used again as soon as it is writable: no disk has failed."""
+    """The file is used again as soon as it is writable: no disk has failed."""
     service = serve(storage=f"sqlite:{data}")
     service.stream().put(b"first")
     service.kill()
@@ -214,7 +214,7 @@ def test_only_its_owner_can_read_the_data(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_a_start_that_was_cut_off_does_not_hinder_the_next(serve: Serve, data: Path) -> None:
-    """What a first start left half-made beside the file is made anew."""
+    """An incomplete file of a first start is created again."""
     data.with_name("easq.db.new").write_bytes(b"half")
     data.with_name("easq.db.new-wal").write_bytes(b"half")
     service = serve(storage=f"sqlite:{data}")

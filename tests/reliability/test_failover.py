@@ -38,7 +38,7 @@ class Replicated:
 
     @property
     def url(self) -> str:
-        """What `easq serve --storage` takes to ask the Sentinels where the primary is."""
+        """The value of `easq serve --storage` with which the servers ask the Sentinels for the primary."""
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
         return f"redis+sentinel://{hosts}/{Sentinel.name}"
 
@@ -53,12 +53,12 @@ class Replicated:
         self._until(lambda: self._have_settled_on(self.replica))
 
     def bring_back_the_primary(self) -> None:
-        """It runs again, and one of the two follows the other: the one that Sentinel has made a replica."""
+        """Start it again, and wait until one of the two follows the other: the one that Sentinel has made a replica."""
         self.primary.start()
         self._until(lambda: self.primary.follows(self.replica) or self.replica.follows(self.primary))
 
     def cut_off_the_replica(self) -> None:
-        """It is told to follow a port where nobody is: what the primary does from now on it does not know."""
+        """Make the replica follow an unused port: it does not get later writes of the primary."""
         self.replica.ask("REPLICAOF", "127.0.0.1", free_port())
 
     def _have_settled_on(self, primary: RedisServer) -> bool:
@@ -125,7 +125,7 @@ def fail_over(replicated: Replicated, *, stale: bool) -> Course:
 def test_with_wait_replicas_nothing_acknowledged_is_lost(
     serve: Serve, replicated: Replicated, tmp_path: Path, record_property: Record, stale: bool
 ) -> None:
-    """Nor is an index given twice, or a committed item handed out again."""
+    """Also, no index is used twice, and no committed item is delivered again."""
     fleet = start_fleet(serve, replicated, "--wait-replicas", "1")
     course = fail_over(replicated, stale=stale)
     outcome = run(fleet, tmp_path / "oplog", course, SEED).record(record_property)

@@ -52,7 +52,7 @@ def test_a_job_that_outlives_many_connections_is_done_once(serve: Serve) -> None
 
 
 def test_an_item_that_kills_its_worker_is_given_up(serve: Serve) -> None:
-    """Whoever starts the worker again under its name; those beside it are done."""
+    """Also if the worker is started again under its name; the other items are processed."""
     service = serve("--max-delivery", "2", "--retry-delay", "0s", storage="memory:")
     for data in (b"a", b"kill", b"b"):
         service.stream().put(data)

@@ -84,8 +84,8 @@ def client(cloud: Cloud, *, refresh_s: float = 60.0) -> Iterator[Client]:
 
 
 def under_load(ask: Callable[[], Any], count: int, meanwhile: Callable[[], None]) -> list[Any]:
-    """What `count` requests from four threads gave; `meanwhile` happens once a quarter of them was answered, and
-    half of them are begun after it.
+    """Return the results of `count` requests from four threads. `meanwhile` is called once a quarter of them was
+    answered, and half of them begin after it.
     """
     answered = threading.Semaphore(0)
     happened = threading.Event()
@@ -301,7 +301,7 @@ def test_a_cache_that_an_empty_list_clears_is_caught(
 
 
 def test_the_service_itself_never_sends_an_empty_list(cloud: OpenCloud) -> None:
-    """With all instances gone or drained, the client keeps what it had."""
+    """If all instances are gone or drained, the client keeps its last list."""
     made = cloud(weights=(1, 1))
     with client(made, refresh_s=0.1) as mine:
         mine.ask()

@@ -45,7 +45,7 @@ def drain(log: Log, stream: Stream) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run under kills showed."""
+    """The result of a run under kills."""
 
     violations: list[str]
     figures: dict[str, int]

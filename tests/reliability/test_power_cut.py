@@ -103,7 +103,7 @@ def acknowledged(run: Traced, image: Image) -> tuple[set[int], int]:
 
 
 def restored(image: Image, folder: Path) -> tuple[dict[int, bytes], int]:
-    """What a service that starts on the image has, and the index that its next put gets."""
+    """Return the items of a service that starts on the image, and the index of its next put."""
     folder.mkdir()
     for name, content in image.files.items():
         (folder / Path(name).name).write_bytes(content)

@@ -45,8 +45,8 @@ def test_the_level_names_the_replicas_that_are_waited_for(serve: Serve, make_red
 
 
 def test_while_too_few_replicas_follow_reads_alone_are_answered(serve: Serve, make_redis: MakeRedis) -> None:
-    """What a put finds that is under way, nobody knows: its connection is closed. After that, and after a start, puts
-    are refused and certainly not stored, until the replica is there again.
+    """The outcome of a put under way is unknown: its connection is closed. After that, and after a start, puts are
+    refused and certainly not stored, until the replica is there again.
     """
     primary = make_redis()
     replica = make_redis(replicaof=f"127.0.0.1 {primary.port}")
@@ -75,7 +75,7 @@ def test_while_too_few_replicas_follow_reads_alone_are_answered(serve: Serve, ma
 
 
 def _answer(stream: Stream) -> Answer | None:
-    """What a put is answered with; None when the connection is closed."""
+    """Return the status of a put; None when the connection is closed."""
     try:
         return stream.ask("POST", (), b"x")
     except (EOFError, OSError):

@@ -149,7 +149,7 @@ def test_nothing_is_lost_or_shared_when_redis_does_not_answer(
 def test_a_flushed_redis_is_reported_and_no_index_comes_again(
     serve: Serve, make_redis: MakeRedis, tmp_path: Path, record_property: Record
 ) -> None:
-    """What was in it is lost, and that is said: in `meta.epoch`, and in each server's log. The queue goes on."""
+    """The items in Redis are lost; `meta.epoch` and the log of each server report it. The queue goes on."""
 
     def course(nemesis: Nemesis) -> None:
         nemesis.peace(1.0, 2.0)

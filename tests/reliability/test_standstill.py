@@ -15,7 +15,9 @@ from tests.support.websocket import PING, watch
 
 @pytest.mark.long
 def test_a_stopped_service_drops_no_consumer_and_counts_no_failure(serve: Serve) -> None:
-    """It pings every 0.2 s, as an SDK does each second or two; the service is stopped for longer than a silence."""
+    """The client pings every 0.2 s, as an SDK does each second or two. The service is stopped for longer than the
+    silence limit.
+    """
     service = serve("--silent-after", "1s", "--leave-grace", "0s", "--max-delivery", "2")
     queue = service.stream()
     queue.put(b"x")

@@ -173,7 +173,7 @@ def test_an_engine_that_dies_at_the_worst_moment_is_made_good(
 
 
 def test_an_engine_that_commits_first_is_caught(serve: Serve, tmp_path: Path, model: str) -> None:
-    """Though nothing is lost as long as nobody dies."""
+    """Although nothing is lost as long as no worker dies."""
     service = serve(program=_observed(tmp_path / "oplog"))
     wanted = put_all(service, 20)
     program = ("tests.reliability.planted_work", "commits-before-it-puts")
@@ -185,7 +185,7 @@ def test_an_engine_that_commits_first_is_caught(serve: Serve, tmp_path: Path, mo
 
 
 def test_an_engine_without_keys_is_caught(serve: Serve, tmp_path: Path, model: str) -> None:
-    """It dies between put and commit, and its items are answered twice."""
+    """The worker dies between put and commit, and its items are answered twice."""
     service = serve("--max-delivery", "0", "--leave-grace", "0s", program=_observed(tmp_path / "oplog"))
     wanted = put_all(service, 20)
     work_and_die(service, model, "forgets-the-key")

@@ -36,7 +36,7 @@ def hold(promise: str, is_kept: bool, *facts: object) -> None:
 
 @dataclass
 class Item:
-    """What was put."""
+    """An item, as it was put."""
 
     priority: int
     size: int
@@ -98,7 +98,7 @@ class Team:
         )
 
     def lapse(self, now: float, retention_s: float = 0.0) -> bool:
-        """Filters whose last seat was left so long ago are gone; whether there were any."""
+        """Remove the filters whose retention period is over; return whether there were any."""
         before = self.filters
         self.filters = {
             tags: left_at
@@ -119,7 +119,7 @@ class Team:
         )
 
     def others(self, index: int, item: Item) -> bool:
-        """Whether somebody else than who failed the item could have it."""
+        """Return whether a consumer other than the one that failed the item could get it."""
         user = self.failed_by[index]
         return any(
             seat.user != user and not seat.stopped and seat.wants(index, item) for seat in self.seats.values()
@@ -251,7 +251,7 @@ class Books:
         return any(team.holds(index, self.items[index], connected=connected) for team in self.teams.values())
 
     def leaving(self, *, connected: bool = False) -> list[int]:
-        """What some group has committed, and no group (or none with a seat that wants it) holds back."""
+        """Return the items that a group has committed and no group (or none with a seat that wants them) retains."""
         committed = {index for team in self.teams.values() for index in team.committed}
         return [index for index in committed if not self.is_held(index, connected=connected)]
 
@@ -560,7 +560,7 @@ class Books:
             hold("I15 a free slot has what is ready", len(waiting) <= len(alone), waiting, ready)
 
     def no_others(self) -> None:
-        """What failed and has no other consumer is like any other from now on, whoever comes."""
+        """A failed item without another consumer is an ordinary item from now on, even if another consumer connects."""
         for team in self.teams.values():
             for index in team.failed_by.keys() - team.held.keys():
                 if not team.others(index, self.items[index]):
@@ -639,7 +639,7 @@ class Books:
 
 
 def counts_of(record: DeliveryRecord) -> Counts:
-    """What is counted of an item."""
+    """The delivery counts of an item."""
     return record.deliveries, record.failures, record.losses, record.busy_ms
 
 

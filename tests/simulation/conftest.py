@@ -1,4 +1,4 @@
-"""What the simulation does otherwise than a service does for its users."""
+"""Settings of the simulation that differ from those of a service."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 @dataclass
 class StoredStream:
-    """What is durable of one stream."""
+    """The durable data of one stream."""
 
     entries: dict[int, tuple[Frame, int]] = field(default_factory=dict)  # -> frame, priority
     last: int = 0

@@ -31,7 +31,7 @@ def _nobody_has(stream: Stream, session: ConsumerSession) -> None:
 
 
 def takeover_forgets_what_is_out(patch: pytest.MonkeyPatch) -> None:
-    """A second connection of one name replaces the first, whose items stay with nobody."""
+    """A second connection of a user replaces the first, whose items are neither pending nor ready."""
     original = Stream.attach
 
     def attach(
@@ -165,7 +165,7 @@ def absent_groups_hold_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_break_ends_a_filter(patch: pytest.MonkeyPatch) -> None:
-    """Of a group that still has a consumer only what that one wants is held back."""
+    """A group with a connected consumer retains only the items that this consumer wants."""
     original = Stream._leave
 
     def leave(self: Stream, session: ConsumerSession, *, lost: bool, now: float, effects: Effects) -> None:
@@ -205,7 +205,7 @@ def a_process_that_is_back_has_failed(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_process_that_is_back_has_nothing(patch: pytest.MonkeyPatch) -> None:
-    """What a process held when its connection was lost is everybody's as soon as it is back."""
+    """Items of a process whose connection was lost are ready for all consumers when the process reconnects."""
     original = Dispatcher.redeliver_held
 
     def redeliver_held(

@@ -96,7 +96,7 @@ def keys_are_not_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 def removals_are_not_kept(patch: pytest.MonkeyPatch) -> None:
-    """What was committed or deleted is back after the next start."""
+    """Committed and deleted items are back after the next start."""
     patch.setattr(StoredStream, "write", _without(Removed))
 
 
@@ -134,7 +134,7 @@ def a_goodbye_waits_too(patch: pytest.MonkeyPatch) -> None:
 
 
 def answers_too_much(patch: pytest.MonkeyPatch) -> None:
-    """What one group gave up is answered, though another had a result."""
+    """An item that one group gave up is answered, although another group committed it."""
     original = Stream._retire
 
     def retire(self: Stream, indexes: Sequence[int], effects: Effects) -> None:

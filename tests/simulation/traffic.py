@@ -173,7 +173,7 @@ class Traffic:
         return (await self.engine.attributes(stream, now=asyncio.get_running_loop().time())).length
 
     async def look(self) -> None:
-        """What lies in the rear stores and sinks at the end."""
+        """Collect the contents of the rear stores and sinks at the end."""
         for stream in await self.engine.streams():
             if stream not in QUEUES:
                 frames = await self.engine.read(stream, Selection(0, length=10_000))
@@ -252,7 +252,7 @@ class Traffic:
         return session
 
     async def lease(self, queue: str, group: str, session: int, within_s: float) -> list[int]:
-        """What came within so long, entered into the history."""
+        """Return the items that arrive within the time, and enter them into the history."""
         try:
             leases = await asyncio.wait_for(
                 self.engine.lease(queue, session, index_only=False), timeout=within_s
@@ -315,7 +315,9 @@ class Traffic:
             await asyncio.sleep(random.choice((0.0, 0.3, 5.0)))
 
     def leave(self, queue: str, group: str, out: list[int], *, lost: bool) -> None:
-        """What was out is due: at once after a goodbye, after the grace when the connection was lost."""
+        """Note when the pending items are due: at once after a close, after the grace period when the connection was
+        lost.
+        """
         self.tell(queue, group, "close")
         moment = asyncio.get_running_loop().time() + (GRACE_S if lost else 0.0)
         for index in out:

@@ -570,7 +570,7 @@ def test_a_late_commit_of_what_a_lost_connection_had_counts(run: Run) -> None:
 
 
 def test_a_failed_item_goes_to_another_consumer(run: Run) -> None:
-    """It waits for one that has no room now, while there is one; the others go on with later items."""
+    """The item waits for such a consumer while it has no free slot; other consumers get later items."""
 
     async def body(engine: Engine) -> None:
         for _ in range(3):

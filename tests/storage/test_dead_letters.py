@@ -500,7 +500,7 @@ def test_an_answer_is_exempt_from_the_sinks_limits(run_with_rear: Any) -> None:
 
 
 def test_after_two_failures_an_item_is_handed_out_alone(engine_url: str) -> None:
-    """It waits for the connection to be empty, nothing comes beside it, and what is later goes on after it."""
+    """The item waits until the connection is empty, and is delivered alone; later items follow."""
 
     async def body(engine: DeadLetterEngine) -> None:
         for _ in range(4):

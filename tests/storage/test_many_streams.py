@@ -95,7 +95,7 @@ def test_queues_without_anything_going_on_cost_next_to_nothing(
 def test_the_end_of_a_server_is_noticed_where_nobody_else_looked(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What its consumers had is ready again, and what it had claimed is back."""
+    """Items of its consumers are ready again, and its claims are released."""
     monkeypatch.setattr(heartbeat, "_IDLE_CHECKS", 0)
 
     async def run() -> None:

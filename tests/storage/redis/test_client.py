@@ -752,7 +752,7 @@ def test_without_replicas_nothing_is_run_that_they_have_to_have(
 
 
 def test_wait_with_a_replica(make_redis: MakeRedis) -> None:
-    """What was answered is there as well, also when all of a batch wait together."""
+    """Answered calls are on the replica too, also when a whole batch waits together."""
     server, replica = replicated(make_redis)
 
     async def run() -> None:

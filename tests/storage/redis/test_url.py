@@ -158,5 +158,5 @@ def test_no_part_of_a_password_is_in_what_is_refused(url: str) -> None:
     ],
 )
 def test_no_password_is_shown_of_a_url_that_is_none(url: str, shown: str) -> None:
-    """It holds what has a meaning in a URL, or lacks its host."""
+    """The URL has unencoded special characters, or no host."""
     assert shown_url(url) == shown

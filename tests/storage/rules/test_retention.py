@@ -205,7 +205,7 @@ def test_a_forgotten_group_does_not_come_back_with_a_restart(tmp_path: Path) -> 
 
 
 def test_a_group_that_was_there_until_the_stop_has_its_whole_retention_afterwards(run_sqlite: Run) -> None:
-    """And its filter, whoever is first to come back."""
+    """Also its filter, whichever consumer returns first."""
 
     async def body(engine: Engine) -> None:
         slow = await engine.attach(group="slow", tags=A)

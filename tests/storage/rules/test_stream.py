@@ -243,7 +243,7 @@ def remembered(stream: Stream, group: str = "g") -> int:
 
 
 def test_what_comes_back_again_and_again_is_remembered_once() -> None:
-    """Claims that are released while nobody of the group has room."""
+    """Claims that are released while no consumer of the group has a free slot."""
     stream = stream_of(1, 1)
     attach(stream, window=1)
     for _ in range(5000):
@@ -355,7 +355,7 @@ def test_a_scan_goes_on_where_it_was_after_a_reconnect() -> None:
 
 
 def test_others_get_theirs_while_a_scan_is_under_way() -> None:
-    """Of the same group and another one, with a filter and without; nobody pays for the scan by asking."""
+    """Calls of the same group and of another one, with and without a filter: no call pays for the whole scan."""
     counted = Counted(5000, {4: {"a": "b"}})
     counted.attach("u", **{"for": "me"})
     plain = counted.attach("plain")

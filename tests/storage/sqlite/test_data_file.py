@@ -18,7 +18,7 @@ from tests.storage.conftest import Engine, start
 
 
 def refused(path: Path) -> StorageError:
-    """What a start says that leaves all files as they are, but for its own lock."""
+    """Return the error of a start, and check that all files except its own lock are unchanged."""
 
     def seen() -> dict[str, tuple[int, bytes]]:
         return {

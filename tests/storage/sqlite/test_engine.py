@@ -216,7 +216,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_log_without_its_file_is_refused(tmp_path: Path) -> None:
-    """It holds what was acknowledged last. The file was moved without it, or deleted: nobody else can tell."""
+    """The log has the last acknowledged writes. The file was moved without it, or deleted: only the operator knows."""
     path = tmp_path / "easq.db"
     log = Path(f"{path}-wal")
 
@@ -607,7 +607,7 @@ def test_commits_on_a_disk_without_any_room_wait_for_it(tmp_path: Path, stops: b
 
 
 def test_a_failed_write_acknowledges_nothing_and_is_reported_once(tmp_path: Path) -> None:
-    """What was not committed raises StorageError, and so does everything after it."""
+    """A call that was not committed raises StorageError, and so do all later calls."""
 
     async def main() -> None:
         engine = Engine(f"sqlite:{tmp_path / 'easq.db'}")
@@ -739,7 +739,7 @@ def test_a_data_file_gives_free_pages_back_when_asked(tmp_path: Path) -> None:
 def test_opening_many_queues_takes_few_syncs_and_none_the_next_time(
     run_sqlite: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is there already is only read."""
+    """Existing streams are only read."""
     syncs: list[int] = []
     real = os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda fd: syncs.append(fd) or real(fd))  # type: ignore[func-returns-value]

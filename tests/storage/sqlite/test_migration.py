@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def expected(path: Path, tmp_path: Path) -> Any:
-    """What the file and its log hold."""
+    """Return the contents of the file and its log."""
     whole = tmp_path / "whole"
     shutil.copytree(path.parent, whole)
     return contents(whole / path.name)
@@ -254,7 +254,7 @@ def test_a_copy_takes_no_more_room_than_was_asked_for(tmp_path: Path, items: int
 
 
 def test_a_file_that_another_program_has_open_is_not_migrated(path: Path, expected: Any) -> None:
-    """What that one writes meanwhile would be lost."""
+    """Writes of the other program would be lost."""
     other = sqlite3.connect(path)
     other.execute("SELECT count(*) FROM item").fetchone()
     error = refused(path, expected)

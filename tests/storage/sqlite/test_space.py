@@ -328,7 +328,7 @@ def test_a_log_that_cannot_be_cut_is_said_aloud_once_a_minute(
     caplog: pytest.LogCaptureFixture,
     reader: Callable[[], Callable[[], None]],
 ) -> None:
-    """And it is cut as soon as the other program has read."""
+    """The log is truncated as soon as the other program has finished reading."""
     monkeypatch.setattr(checkpoints, "LONG_LOG_BYTES", 2 << 20)
     monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", 1 << 20)
 
@@ -362,7 +362,7 @@ def test_a_log_that_cannot_be_cut_is_said_aloud_once_a_minute(
 def test_a_log_as_long_as_it_may_be_refuses_puts_until_it_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Callable[[], Callable[[], None]]
 ) -> None:
-    """Whatever removes goes on; and nobody has to put for the log to be cut once it can be."""
+    """Removals continue, and the log is truncated as soon as possible, even without a put."""
     monkeypatch.setattr(sqlite, "MOST_LOG_BYTES", 4 << 20)
     monkeypatch.setattr(group_commit, "IDLE_S", 0.02)
 
