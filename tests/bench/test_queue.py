@@ -1,4 +1,4 @@
-"""What bench makes of what it measured, and what --fail-if understands."""
+"""The figures of a load test, and the conditions of --fail-if."""
 
 from __future__ import annotations
 

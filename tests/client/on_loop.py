@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class OnLoop:
-    """Runs a watch on an event loop in a thread of its own."""
+    """Run a watch on an event loop in a separate thread."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._came: queue.SimpleQueue[Frame | BaseException | None] = queue.SimpleQueue()

@@ -22,14 +22,14 @@ GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 @dataclass
 class Peer:
-    """The server's side of one connection."""
+    """One connection, on the side of the server."""
 
     socket: socket.socket
     stop: threading.Event
     buffer: bytes = b""
 
     def read_request(self) -> tuple[str, bytes]:
-        """Head and body of the next request; ("", b"") when there is none."""
+        """Return head and body of the next request; ("", b"") if there is none."""
         while b"\r\n\r\n" not in self.buffer:
             if not self._more():
                 return "", b""
@@ -45,14 +45,14 @@ class Peer:
         return head.decode(), body
 
     def send(self, data: bytes) -> None:
-        """Sends all of `data`, unless the client is gone."""
+        """Send all of `data`, unless the client has disconnected."""
         with suppress(OSError):
             self.socket.settimeout(30)
             self.socket.sendall(data)
             self.socket.settimeout(_LOOK_S)
 
     def flood(self) -> None:
-        """Sends until the client is gone."""
+        """Send until the client has disconnected."""
         with suppress(OSError):
             self.socket.settimeout(30)
             while not self.stop.is_set():
@@ -64,7 +64,7 @@ class Peer:
         self.send("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
 
     def upgrade(self) -> str:
-        """Takes a WebSocket handshake; its head."""
+        """Answer a WebSocket handshake, and return the head of the request."""
         head, _ = self.read_request()
         lines = [line for line in head.split("\r\n") if line.lower().startswith("sec-websocket-key:")]
         key = lines[0][18:].strip() if lines else ""  # none where the client is gone
@@ -89,7 +89,7 @@ class Peer:
         self.send_frame(code.to_bytes(2, "big") + reason.encode(), 8)
 
     def read_frame(self) -> tuple[int, bytes]:
-        """Opcode and payload of the next frame of the client; (-1, b"") when there is none."""
+        """Return opcode and payload of the next frame from the client; (-1, b"") if there is none."""
         while len(self.buffer) < 6:
             if not self._more():
                 return -1, b""
@@ -108,7 +108,7 @@ class Peer:
         return opcode, bytes(byte ^ mask[at % 4] for at, byte in enumerate(data))
 
     def serve_pings(self) -> tuple[int, bytes]:
-        """Answers pings until something else comes, which is given back."""
+        """Answer pings, and return the first frame that is no ping."""
         while True:
             opcode, data = self.read_frame()
             if opcode != 9:
@@ -116,7 +116,7 @@ class Peer:
             self.send_frame(data, 10)
 
     def gone(self) -> bool:
-        """Whether the client has closed its side."""
+        """Return whether the client has closed its side."""
         try:
             return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except (BlockingIOError, TimeoutError):
@@ -139,7 +139,7 @@ class Peer:
 
 @dataclass
 class Server:
-    """Runs `handler` for each connection in turn of arrival, each in a thread; knows what came."""
+    """A server that runs `handler` in a thread for each connection, and stores the requests."""
 
     handler: Callable[[Server, Peer], None]
     port: int = 0

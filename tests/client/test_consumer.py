@@ -1,4 +1,4 @@
-"""The items of one consumer: what begins, what is committed when, and what a lost connection changes."""
+"""The items of one consumer: their begin, their commits, and the effects of a lost connection."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_three_failures_in_a_row_have_the_model_called_for_one_item_at_a_time() 
 
 
 def test_an_item_that_is_put_off_waits_behind_all_others() -> None:
-    """How long it has waited is counted from the first time."""
+    """The waiting time is counted from the first time that the item was put off."""
     items = made(1, 2)
     items.begin(0.0)
     items.call_ended()
@@ -280,7 +280,7 @@ def test_at_the_end_what_is_pending_here_is_returned() -> None:
 
 @dataclass
 class Known:
-    """What the reference knows of one item: where it is, on which connection, and whether it was committed before."""
+    """The record of one item in the reference: its state, its connection, and whether it was committed before."""
 
     state: str
     epoch: int

@@ -1,4 +1,4 @@
-"""The journal: what it remembers of a run that was killed, and what it refuses."""
+"""The journal: the state of a killed run, and the inputs that it refuses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def begun(path: Path) -> Path:
-    """The journal of a run that read all, and saw records 0, 1 and 3 stored."""
+    """Write the journal of a run that read all records, and stored records 0, 1 and 3."""
     with opened(path) as journal:
         assert left(journal) == [(record, number) for number, record in enumerate(INPUT)]
         journal.stored([0, 1])

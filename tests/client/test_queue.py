@@ -158,7 +158,7 @@ def test_a_wait_ends_when_its_time_is_up() -> None:
 
 
 def test_a_wait_that_a_gateway_cuts_off_is_asked_in_shorter_parts() -> None:
-    """As nginx does where the service waits longer than it lets it: its 504 says nothing about the items."""
+    """nginx answers 504 if the service waits longer than nginx allows; this says nothing about the items."""
     server = answering(reply(504, b"<html>"), reply(504), reply(204), frames(Frame(1)), reply(204))
     with calling(server) as queue:
         assert queue.get(timeout_s=60) == [Frame(1)]
@@ -180,7 +180,7 @@ def test_a_gateway_that_cuts_off_every_wait_is_an_error_in_the_end() -> None:
 def test_with_a_bound_a_service_that_never_answers_is_given_up(
     answers: list[Callable[[Peer], None]], kind: type[errors.EasqError]
 ) -> None:
-    """A failure that was told before says more than the silence."""
+    """An earlier failure tells more than the timeout at the end."""
     with calling(answering(*answers), request_timeout_s=3600.0) as queue, pytest.raises(kind):
         queue.bounded(time.monotonic() + 0.3 + OVERTIME_S).get(timeout_s=0.3)
 

@@ -1,4 +1,4 @@
-"""When a watch connects again, and which frames a connection brings; without a connection."""
+"""The rules of a watch, without a connection: reconnects, and frames in messages and chunks."""
 
 from __future__ import annotations
 

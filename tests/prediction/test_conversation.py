@@ -224,7 +224,7 @@ def test_more_ends_with_a_close_in_good_order_and_says_of_another() -> None:
 
 
 def heard(service: Conversation, count: int) -> list[bytes]:
-    """What comes, until there are `count` messages."""
+    """Return the messages that come, until there are `count` of them."""
     found: list[bytes] = []
     assert eventually(lambda: found.extend(filter(None, [service.receive()])) or len(found) >= count)
     return found

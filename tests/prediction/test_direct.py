@@ -73,7 +73,7 @@ class Cluster:
         )
 
     def run(self, steps: Steps[Served]) -> Served:
-        """What the exchange ends in, by the one sender or the other."""
+        """Return the result of the exchange, over one of the two senders."""
         raise NotImplementedError
 
     def counts(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Turns to ask: one in so many seconds, over threads and processes."""
+"""The rate limiter of look-ups: one look-up per spacing, over threads and processes."""
 
 from __future__ import annotations
 

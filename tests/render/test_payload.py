@@ -1,4 +1,4 @@
-"""What comes from the network cannot drive a terminal."""
+"""Text from the network cannot control a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reaches a terminal: no character that it would obey, whoever wrote it and whichever way it is said."""
+"""Output on a terminal: no text, whatever its source, can control the terminal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ENVIRON = {"NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "1000"}
 
 
 class _Terminal(io.BytesIO):
-    """Says that it is a terminal, and keeps what it was told."""
+    """A stream that claims to be a terminal, and stores its output."""
 
     def isatty(self) -> bool:
         return True
 
 
 def _told(monkeypatch: pytest.MonkeyPatch, say: Callable[[Printer], None], **options: str) -> str:
-    """What `say` has a Printer tell two terminals, stdout and stderr."""
+    """Return the output of `say` with a Printer, whose stdout and stderr are terminals."""
     streams = _Terminal(), _Terminal()
     for name, stream in zip(("stdout", "stderr"), streams, strict=True):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, write_through=True))
@@ -75,7 +75,7 @@ def test_a_traceback_is_escaped_and_keeps_its_lines(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_line_that_changes_is_escaped_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the Printer itself tells the terminal, to begin the line anew, is all that it obeys."""
+    """The only control sequence that reaches the terminal is the Printer's own, which clears the line."""
     told = _told(monkeypatch, lambda printer: printer.status(EVIL))
     assert told.replace("\r\x1b[K", "").isprintable(), repr(told)
     assert "52;c;" in told

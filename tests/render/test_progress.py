@@ -1,4 +1,4 @@
-"""What stands on the terminal while a long run goes on."""
+"""The progress line of a long run."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class Bench:
             self.service.stream().put(payload, **query)
 
     def results(self, count: int) -> list[Item]:
-        """What is in the sink once the input is done with."""
+        """Return the items of the sink, after all items of the input are done."""
         stream = self.service.stream()
         eventually(lambda: stream.length() == 0 and stream.sink.length() >= count)
         return stream.sink.get(_length_=10_000)
@@ -279,7 +279,7 @@ def test_a_model_that_is_not_there_yet_is_waited_for(bench: Make) -> None:
 
 
 class Polite(Handler):
-    """Answers each call the same."""
+    """A model that gives the same answer to each call."""
 
     reply = staticmethod(lambda handler: handler.answer(b"polite"))
     seen = Seen()
@@ -339,7 +339,7 @@ def test_what_a_failing_worker_has_goes_to_one_that_does_not_fail(bench: Make) -
 def test_a_service_that_knows_no_busy_items_has_them_held(
     bench: Make, upstream: Callable[[Reply], Upstream]
 ) -> None:
-    """As the real EAS: each delivery is the first one."""
+    """The real EAS does not count deliveries: each delivery looks like the first one."""
     on = bench("--max-delivery", "1")
     calls = itertools.count()
 
@@ -392,7 +392,7 @@ def test_a_stop_does_not_wait_for_a_model(bench: Make) -> None:
 
 
 def test_a_long_answer_is_no_longer_reason(bench: Make, upstream: Callable[[Reply], Upstream]) -> None:
-    """Of what a model says when it refuses, so much is told as a negative may carry, in whole characters."""
+    """The reason of a negative is the model's text, cut to the limit of a negative without splitting a character."""
     on = bench("--max-delivery", "1")
     server = upstream(lambda handler: handler.answer("ä".encode() * 5000 + b"\n", status=500))
     on.put(b"a")
@@ -431,7 +431,7 @@ def test_a_full_sink_holds_everything_and_loses_nothing(bench: Make) -> None:
 
 
 def test_an_answer_that_is_in_the_sink_already_is_committed(bench: Make) -> None:
-    """As after a crash between put and commit: the same answer is there once, another one does not replace it."""
+    """After a crash between put and commit: the same answer is stored once, and another answer does not replace it."""
     on = bench()
     on.put(b"same", b"other")
     frames = on.client().get(length=2)
