@@ -1,11 +1,11 @@
-"""One command, from the shell's return key to its prompt."""
+"""Processor time of one command, user and system, from its start to its exit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from tests.bench.comparison import Comparison
-from tests.bench.world import World, seconds
+from tests.bench.world import World, processor_seconds
 
 PUT_ONE = """
 import sys
@@ -16,36 +16,46 @@ print(queue.put("x"))
 """
 
 
-def _version(world: World) -> float:
-    return seconds(lambda: world.easq("--version"))
+def _easq(*args: str, **environ: str) -> Callable[[World], float]:
+    return lambda world: processor_seconds(lambda: world.easq(*args, **environ))
 
 
 def _put_one(world: World) -> float:
     url = world.service.url("q0")
-    return seconds(lambda: world.easq("put", "-d", "x", "--url", url))
+    return processor_seconds(lambda: world.easq("put", "-d", "x", "--url", url))
 
 
-def _imports(code: str) -> Callable[[World], float]:
-    return lambda world: seconds(lambda: world.python(code))
+def _python(code: str) -> Callable[[World], float]:
+    return lambda world: processor_seconds(lambda: world.python(code))
 
 
 def _script_put_one(world: World) -> float:
     address = f"127.0.0.1:{world.service.port}"
-    world.sdk  # noqa: B018  # made before the clock runs
-    return seconds(lambda: world.script(PUT_ONE, address, "q0"))
+    world.sdk  # noqa: B018  # made before it is measured
+    return processor_seconds(lambda: world.script(PUT_ONE, address, "q0"))
 
+
+_COMPLETE = {"_EASQ_COMPLETE": "bash_complete", "COMP_WORDS": "easq pu", "COMP_CWORD": "1"}
 
 COMPARISONS = (
     Comparison(
-        "`easq --version`", "`python -c 'import click'`", "s", _version, _imports("import click"),
-        most=1.5, repeats=5,
+        "`import easq`", "`python -c pass`", "s", _python("import easq"), _python("pass"),
+        most=1.3, repeats=7,
+    ),
+    *(
+        Comparison(name, "`python -c 'import click'`", "s", run, _python("import click"), most=1.4, repeats=7)
+        for name, run in (
+            ("`easq --version`", _easq("--version")),
+            ("`easq --help`", _easq("--help")),
+            ("completion of `easq pu`", _easq(**_COMPLETE)),
+        )
     ),
     Comparison(
-        "`easq put -d x`", "`python -c 'import click, httpx'`", "s", _put_one, _imports("import click, httpx"),
+        "`easq put -d x`", "`python -c 'import click, httpx'`", "s", _put_one, _python("import click, httpx"),
         most=1.0, repeats=9,
     ),
     Comparison(
         "`easq put -d x`", "a script doing one put with eas-prediction", "s", _put_one, _script_put_one,
-        most=0.7, repeats=3,
+        most=0.7, repeats=7,
     ),
 )  # fmt: skip

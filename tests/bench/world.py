@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -116,10 +117,10 @@ class World:
         lines.write_bytes(b"".join(b"%-*d\n" % (SIZE, number) for number in range(self.sizes.items)))
         return lines
 
-    def easq(self, *args: str) -> subprocess.CompletedProcess[bytes]:
-        """A run of easq that exits with 0."""
+    def easq(self, *args: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
+        """A run of easq that exits with 0, with variables of `environ` added to the environment."""
         script = Path(sys.executable).with_name("easq")  # what people run; `python -m` takes longer
-        return self.process(str(script), *args)
+        return self.process(str(script), *args, **environ)
 
     def python(self, code: str) -> None:
         """A run of our Python, which has the same packages."""
@@ -130,23 +131,28 @@ class World:
         command: list[Path | str] = [self.sdk, "-c", script, *map(str, args)]
         return run(command, timeout_s=_PATIENCE_S).stdout
 
-    def process(self, *command: str) -> subprocess.CompletedProcess[bytes]:
+    def process(self, *command: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
         """A run of any command that exits with 0, where no profile is seen. Its output goes through a file: to read
         a pipe would take time of the processor that is measured.
         """
         with tempfile.TemporaryFile() as out:
-            done = self._run(command, out)
+            done = self._run(command, out, environ)
             out.seek(0)
             done.stdout = out.read()
         return done
 
-    def _run(self, command: Sequence[str], out: IO[bytes]) -> subprocess.CompletedProcess[bytes]:
+    def _run(
+        self, command: Sequence[str], out: IO[bytes], more: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[bytes]:
+        environ = self.service.environ() | {"PYTHONWARNINGS": "ignore", **more}
+        # compiled modules are cached, as they are for users
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)
         return subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.PIPE,
-            env=self.service.environ() | {"PYTHONWARNINGS": "ignore"},
+            env=environ,
             cwd=self.folder,
             timeout=_PATIENCE_S,
             check=True,
@@ -158,6 +164,14 @@ def seconds(act: Callable[[], object]) -> float:
     began = time.monotonic()
     act()
     return time.monotonic() - began
+
+
+def processor_seconds(act: Callable[[], object]) -> float:
+    """Processor time, user and system, of the processes that `act` starts and waits for."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    act()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def resident(service: Service) -> int:
