@@ -1,1 +1,1 @@
-"""How to call a queue or a model endpoint."""
+"""Clients of one stream of a queue service: operations, watches, bulk puts with a journal, waiting."""
