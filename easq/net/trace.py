@@ -18,7 +18,9 @@ Trace = Callable[[int, str], None]
 
 E = TypeVar("E", bound=EasqError)
 
-_SECRET_NAME = "(?i)auth|token|secret|cookie|password|passwd|signature|appcode|api-?key|access-?key"
+_SECRET_NAME = re.compile(
+    r"(?i)auth|token|secret|cookie|password|passwd|signature|appcode|api-?key|access-?key"
+)
 #: most bytes of a body that are shown
 _BODY_BYTES = 1024
 
@@ -40,7 +42,7 @@ class Tracer:
     ) -> None:
         """Trace a request."""
         if self._trace is not None:
-            pairs = ((name, mask(value) if re.search(_SECRET_NAME, name) else value) for name, value in query)
+            pairs = ((name, mask(value) if _SECRET_NAME.search(name) else value) for name, value in query)
             text = "&".join(
                 f"{quote_plus(name, errors='replace')}={_readable(value)}" for name, value in pairs
             )
@@ -64,9 +66,7 @@ class Tracer:
         """Trace headers that were sent (`>`) or received (`<`)."""
         if self._trace is not None:
             for name, value in headers.items():
-                self._line(
-                    2, f"{direction} {name}: {mask(value) if re.search(_SECRET_NAME, name) else value}"
-                )
+                self._line(2, f"{direction} {name}: {mask(value) if _SECRET_NAME.search(name) else value}")
 
     def body(self, direction: str, body: bytes) -> None:
         """Trace the first KiB of a body."""
@@ -101,7 +101,7 @@ def secrets_of(headers: Mapping[str, str], proxy: str | None = None) -> list[str
     A header is secret with and without its scheme, such as Bearer. The secrets of a proxy are its password (without
     one, its user), and the Basic credentials of user and password.
     """
-    values = [value for name, value in headers.items() if re.search(_SECRET_NAME, name)]
+    values = [value for name, value in headers.items() if _SECRET_NAME.search(name)]
     values += [value.partition(" ")[2] for value in values if " " in value]
     parts = urlsplit(proxy or "")
     if parts.username is not None:
