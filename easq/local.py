@@ -147,6 +147,10 @@ def serve(
         retry_delay_s: seconds before redelivery after each failure in turn; the last value is repeated.
         process: run in a separate process, so that this process does not slow the service down.
     """
+    if isinstance(queues, str):
+        raise UsageError(f"queues is a list of names: [{queues!r:.80}]")
+    if not all(isinstance(delay_s, int | float) and delay_s >= 0 for delay_s in retry_delay_s):
+        raise UsageError("retry_delay_s is a list of seconds, each 0 or above")
     policy = QueuePolicy(max_payload, Limits(max_length), max_delivery)
     settings = ServerSettings(
         host=host,

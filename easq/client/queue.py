@@ -39,7 +39,7 @@ from easq.model import (
 from easq.net.failures import Unanswered
 from easq.net.retry import OVERTIME_S, Retry, Steps, Times, exchange, full_jitter
 from easq.net.trace import hidden, secrets_of
-from easq.net.url import stream_url
+from easq.net.url import shown, stream_url
 from easq.protocol import operations, replies
 from easq.protocol.bounds import MAX_FRAMES
 from easq.protocol.operations import Caller, Codec, Operation
@@ -82,6 +82,13 @@ class _Gateway:
         self.longest_wait_s = math.inf  #: the gateway answers 504 to a request that waits longer
 
 
+class _Lifetime:
+    """Whether a client is closed; shared by all clients derived from it."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+
 class QueueClient:
     """A client of one stream of a queue service: its input, or its sink.
 
@@ -110,7 +117,9 @@ class QueueClient:
         insecure: bool = False,
         transport: HttpxTransport | None = None,
     ) -> None:
-        """Prepare a client; nothing is sent yet. Raises ConfigError for a malformed address.
+        """Prepare a client; nothing is sent yet.
+
+        Raises ConfigError for a malformed address, and UsageError for another wrong argument.
 
         Args:
             url: `http://HOST[:PORT]/api/predict/NAME`, or https; `/sink` at the end selects the sink.
@@ -127,6 +136,10 @@ class QueueClient:
         from easq.net.http import Transport
         from easq.net.settings import NetworkSettings
 
+        if not isinstance(url, str) or not isinstance(token, str):
+            raise UsageError("url and token are text")
+        if not (connect_timeout_s > 0 and request_timeout_s > 0):
+            raise UsageError("connect_timeout_s and request_timeout_s are above 0")
         settings = NetworkSettings(
             connect_timeout_s, request_timeout_s, dict(headers or {}), cacert=cacert, insecure=insecure
         )
@@ -152,6 +165,7 @@ class QueueClient:
         self._owns_transport = owns_transport
         self._until: float | None = None
         self._gateway = _Gateway()
+        self._lifetime = _Lifetime()
         self._watchers: WeakSet[Watcher] = WeakSet()
 
     def __enter__(self) -> QueueClient:
@@ -170,6 +184,7 @@ class QueueClient:
         for watcher in list(self._watchers):
             watcher.close()
         if self._owns_transport:
+            self._lifetime.is_closed = True
             self._transport.close()
 
     @property
@@ -273,6 +288,9 @@ class QueueClient:
             tags: names and values that an item must have.
             auto_delete: delete the returned items, for all groups.
         """
+        self._check_open()
+        if not timeout_s >= 0:
+            raise UsageError(f"timeout_s is 0 or above, and not {timeout_s}")
         return self._transport.run(
             self.getting(index, length=length, timeout_s=timeout_s, tags=tags, auto_delete=auto_delete)
         )
@@ -400,7 +418,7 @@ class QueueClient:
 
     def search(self, index: int) -> SearchResult:
         """Return the state of the item `index` in the client's group. Raises NotFound if there is no such item."""
-        return self._ask(operations.Search(index), replies.read_search)
+        return self._ask(operations.Search(as_index(index)), replies.read_search)
 
     def count(self, *, tags: Tags | None = None, priority: int | None = None) -> int:
         """Return the number of items with all `tags`, and of one `priority` unless it is None."""
@@ -440,7 +458,7 @@ class QueueClient:
 
     def truncate(self, index: int) -> int | None:
         """Delete every item with an index below `index`, for all groups. The result is that of `commit`."""
-        return self._ask(operations.Truncate(index), replies.read_counted)
+        return self._ask(operations.Truncate(as_index(index)), replies.read_counted)
 
     def attributes(self, *, deadline_s: float | None = None) -> dict[str, str]:
         """Return the attributes of the stream: names and values as text, such as `stream.length`.
@@ -500,6 +518,7 @@ class QueueClient:
         """Return a watch with the parameters of `operation`; see `watch`."""
         from easq.client.watch import Watcher
 
+        self._check_open()
         check_tags(operation.tags)
         settings = self._transport.settings
         watcher = Watcher(
@@ -556,9 +575,12 @@ class QueueClient:
         self._gateway.longest_wait_s = max(waited_s / 2, _LEAST_POLL_S)
         return True
 
+    def _check_open(self) -> None:
+        if self._lifetime.is_closed:
+            raise UsageError(f"the client of {shown(self.url)} is closed")
+
     def _each(self, items: Items, operation: Callable[[tuple[int, ...]], Operation]) -> int | None:
-        given = (items,) if isinstance(items, int | Frame) else items
-        indexes = tuple(item.index if isinstance(item, Frame) else item for item in given)
+        indexes = as_indexes(items)
         total: int | None = 0
         for chunk in chunks(indexes):
             counted = self._ask(operation(chunk), replies.read_counted)
@@ -610,6 +632,7 @@ class QueueClient:
         retry: Retry = Retry.READ,
         deadline_s: float | None = None,
     ) -> T:
+        self._check_open()
         return self._transport.run(self.asking(operation, read, retry=retry, deadline_s=deadline_s))
 
 
@@ -625,21 +648,39 @@ def put_operation(
     """Return the operation for the arguments of `QueueClient.put`. Raises UsageError if they cannot be sent."""
     if key and not operations.valid_key(key):
         raise UsageError(f"the idempotency key {key[:80]!a} is not 1 to 128 visible ASCII characters")
-    if priority < 0:
-        raise UsageError(f"the priority {priority} is negative")
+    if not isinstance(priority, int) or priority < 0:
+        raise UsageError(f"the priority {priority!r:.80} is no whole number from 0")
     return operations.Put(
         data, check_tags(tags), priority, sub_path(path), content_type=content_type, key=key
     )
 
 
-def as_bytes(data: bytes | str) -> bytes:
-    """Return a payload as bytes: text in UTF-8. Raises UsageError for text with lone surrogates."""
+def as_bytes(data: bytes | bytearray | memoryview | str) -> bytes:
+    """Return a payload as bytes: text in UTF-8. Raises UsageError for broken text and for any other type."""
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
     if not isinstance(data, str):
-        return data
+        raise UsageError(f"a payload is bytes or text, and not {type(data).__name__}")
     try:
         return data.encode()
     except UnicodeEncodeError as error:
         raise UsageError("the payload is broken text: it cannot be written as UTF-8") from error
+
+
+def as_index(item: int | Frame) -> int:
+    """Return the index of an item. Raises UsageError for anything but a frame or an int: text is no index."""
+    if isinstance(item, Frame):
+        return item.index
+    if not isinstance(item, int) or isinstance(item, bool):
+        raise UsageError(f"an item is a Frame or an index as int, and not {type(item).__name__}")
+    return item
+
+
+def as_indexes(items: Items) -> tuple[int, ...]:
+    """Return the indexes of one item or of several. Raises UsageError for anything else, such as text."""
+    if isinstance(items, int | Frame | str | bytes) or not isinstance(items, Iterable):
+        return (as_index(items),)  # type: ignore[arg-type]  # which refuses text
+    return tuple(as_index(item) for item in items)
 
 
 def negative_operation(
@@ -713,13 +754,15 @@ def check_tags(tags: Tags | None) -> Tags:
     """Return `tags`. Raises UsageError for a tag that cannot be sent, such as a name of a protocol parameter."""
     found = tags or {}
     for key, value in found.items():
-        shown = ascii(key[:80])
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise UsageError(f"name and value of a tag are text: {key!r:.80} has {type(value).__name__}")
+        name = ascii(key[:80])
         if not key or key.startswith("_"):
             raise UsageError(
-                f"a tag cannot have the name {shown}", hint="names beginning with _ are the wire's own"
+                f"a tag cannot have the name {name}", hint="names beginning with _ are the wire's own"
             )
         if any(letter in "\0\r\n" or "\ud800" <= letter <= "\udfff" for letter in key + value):
-            raise UsageError(f"the tag {shown} holds a line break, a NUL or broken text")
+            raise UsageError(f"the tag {name} holds a line break, a NUL or broken text")
     return found
 
 

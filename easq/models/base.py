@@ -102,6 +102,7 @@ class ModelFailed(ServerError):
         return self.answer.data
 
 
+@runtime_checkable
 class Model(Protocol):
     """A model on an event loop. All methods except `check` are called on one event loop."""
 

@@ -34,6 +34,8 @@ def open_model(source: ModelSource | Model | BlockingModel, *, threads: int = TH
         if not source or not all(isinstance(word, str) for word in source) or not source[0]:
             raise UsageError("the model's command is not a list of words", hint="give [COMMAND, ARG, ...]")
         return Threaded(Exec(source), threads=threads)
+    if not isinstance(source, Model):
+        raise UsageError(f"a model is a function, a command or a text, and not {type(source).__name__}")
     return source
 
 

@@ -133,7 +133,8 @@ class Worker:
     ) -> None:
         """Prepare a worker. It closes the model at its end.
 
-        Raises UsageError if `model` is no model, and ConfigError if input and sink are the same stream.
+        Raises UsageError if `model` is no model or a number is out of range, and ConfigError if input and sink are the
+        same stream.
 
         Args:
             queue: a client of the input. The worker uses its address, token and settings.
@@ -158,6 +159,8 @@ class Worker:
         """
         self._input, self._sink = queue, queue.sink if sink is None else sink
         check_pair(self._input, self._sink)
+        if window < 1 or (jobs is not None and jobs < 1):
+            raise UsageError(f"window and jobs are 1 or more, and not {window} and {jobs}")
         self._group, self._user = group, user or engine_user()
         self.window, self.jobs = window, window if jobs is None else min(jobs, window)
         self._model = open_model(model, threads=self.jobs)

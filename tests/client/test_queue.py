@@ -517,3 +517,75 @@ def test_what_is_wrong_is_an_error_of_ours_without_the_token(service: easq.Servi
         pytest.raises(easq.NotFound),
     ):
         queue.count()
+
+
+@pytest.mark.parametrize("items", ["12", b"12", ["1", "2"], [1, "2"], 1.0, True, None, {"index": 1}])
+def test_only_frames_and_whole_numbers_name_items(service: easq.Service, items: object) -> None:
+    """Text is never taken apart into digits: `commit("12")` would end the items 1 and 2."""
+    with easq.QueueClient(service.url, "t") as queue:
+        queue.truncate(queue.put(b"x").index)
+        before = queue.count()
+        for operation in (queue.commit, queue.negative, queue.delete):
+            with pytest.raises(easq.UsageError, match="a Frame or an index as int"):
+                operation(items)
+        assert queue.count() == before
+        for operation in (queue.truncate, queue.search):
+            with pytest.raises(easq.UsageError):
+                operation("1")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"data": 5},
+        {"data": None},
+        {"tags": {"a": 1}},
+        {"tags": {1: "a"}},
+        {"priority": "high"},
+        {"priority": 0.5},
+    ],
+)
+def test_a_put_of_a_wrong_type_is_an_error_of_ours(wrong: dict[str, object]) -> None:
+    server = answering(reply(200, b"1"))
+    with calling(server) as queue, pytest.raises(errors.UsageError):
+        queue.put(**({"data": b"x"} | wrong))
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("data", [bytearray(b"ab"), memoryview(b"ab"), "ab", b"ab"])
+def test_every_type_of_bytes_is_a_payload(service: easq.Service, data: bytes) -> None:
+    with easq.QueueClient(service.url, "t") as queue:
+        assert queue.get(queue.put(data).index)[0].data == b"ab"
+
+
+def test_a_closed_client_is_used_no_more(service: easq.Service) -> None:
+    with easq.QueueClient(service.url, "t") as queue:
+        sink = queue.sink
+    for call in (lambda: queue.put(b"x"), sink.count, queue.get, queue.watch, lambda: queue.commit(1)):
+        with pytest.raises(easq.UsageError, match="is closed"):
+            call()
+
+
+def test_a_client_of_wrong_arguments_is_refused(service: easq.Service) -> None:
+    for wrong in ((5,), (b"http://127.0.0.1/q",), (service.url, None)):
+        with pytest.raises(easq.UsageError):
+            easq.QueueClient(*wrong)
+    for seconds in (0.0, -1.0, float("nan")):
+        with pytest.raises(easq.UsageError):
+            easq.QueueClient(service.url, connect_timeout_s=seconds)
+    with easq.QueueClient(service.url, "t") as queue:
+        for seconds in (-1.0, float("nan")):
+            with pytest.raises(easq.UsageError, match="timeout_s"):
+                queue.get(timeout_s=seconds)
+        for options in ({"window": 0}, {"jobs": 0}, {"jobs": -1}):
+            with pytest.raises(easq.UsageError, match="window and jobs"):
+                easq.Worker(queue, "echo", **options)
+        for model in (None, 5, [], [1]):
+            with pytest.raises(easq.UsageError):
+                easq.Worker(queue, model)
+
+
+def test_a_service_of_wrong_arguments_is_refused() -> None:
+    for wrong in ({"queues": "abc"}, {"retry_delay_s": ["x"]}, {"retry_delay_s": [-1.0]}):
+        with pytest.raises(easq.UsageError):
+            easq.serve(**wrong)
