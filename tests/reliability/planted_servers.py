@@ -84,7 +84,11 @@ def pushes_without_checking_its_lease() -> None:
             await asyncio.sleep(1.5)
         return leases
 
+    async def still_leased(*_: object) -> bool:
+        return True
+
     RedisStorage.fetch = fetch
+    RedisStorage.still_leased = still_leased
 
 
 def _in_lua(old: str, new: str) -> None:
