@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 import redis
@@ -26,6 +27,7 @@ from tests.support.redis import RedisServer
 from tests.support.waiting import eventually
 
 QUEUES = 200
+PATIENCE_S = 60.0
 many = pytest.mark.parametrize("queues", [50, pytest.param(QUEUES, marks=pytest.mark.long)])
 
 
@@ -45,14 +47,25 @@ class Counted:
         patch.setattr(PipelinedConnection, "_exchange", counted)
 
 
-async def opened(url: str, queues: int, *, lease_s: float = 5.0) -> RedisStorage:
-    """Open `queues` queues on an engine: each has a sink, and both have a rear store."""
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls are counted here, not timed: let none be refused because the machine is slow."""
+    monkeypatch.setattr("easq.storage.redis.client.DEADLINE_S", PATIENCE_S)
+    monkeypatch.setattr("easq.storage.redis.connection.DEADLINE_S", PATIENCE_S)
+
+
+@asynccontextmanager
+async def opened(url: str, queues: int, *, lease_s: float = 5.0) -> AsyncIterator[RedisStorage]:
+    """Open `queues` queues on an engine, and close it at the end: each has a sink, and both have a rear store."""
     storage = RedisStorage(RedisClient(parse_redis_url(url)), lease_s=lease_s)
-    await storage.start(lambda _: None)
-    names = [f"q{number}" for number in range(queues)]
-    clock = Clock(asyncio.get_running_loop().time, lambda: 0)
-    await Queues(storage, names, policy=QueuePolicy(), sink_policy=QueuePolicy(), clock=clock).open()
-    return storage
+    try:
+        await storage.start(lambda _: None)
+        names = [f"q{number}" for number in range(queues)]
+        clock = Clock(asyncio.get_running_loop().time, lambda: 0)
+        await Queues(storage, names, policy=QueuePolicy(), sink_policy=QueuePolicy(), clock=clock).open()
+        yield storage
+    finally:
+        await storage.close()
 
 
 @many
@@ -61,9 +74,8 @@ def test_a_start_takes_few_round_trips(redis_url: str, monkeypatch: pytest.Monke
     counted = Counted(monkeypatch)
 
     async def run() -> None:
-        storage = await opened(redis_url, queues)
-        begun, calls = counted.rounds, counted.calls.total()
-        await storage.close()
+        async with opened(redis_url, queues):
+            begun, calls = counted.rounds, counted.calls.total()
         assert begun < 60
         assert calls < 3 * 4 * queues + 20
         # nothing of this server is there that it would have to give up
@@ -79,15 +91,14 @@ def test_queues_without_anything_going_on_cost_next_to_nothing(
     counted = Counted(monkeypatch)
 
     async def run() -> None:
-        storage = await opened(redis_url, queues)
-        async with asyncio.timeout(20):
-            while counted.calls["tick"] < 4 * queues:
-                await asyncio.sleep(0.05)
-        await asyncio.sleep(0.2)
-        before = counted.calls.total()
-        await asyncio.sleep(1.2)
-        assert counted.calls.total() - before < 50
-        await storage.close()
+        async with opened(redis_url, queues):
+            async with asyncio.timeout(PATIENCE_S):
+                while counted.calls["tick"] < 4 * queues:
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
+            before = counted.calls.total()
+            await asyncio.sleep(1.2)
+            assert counted.calls.total() - before < 50
 
     asyncio.run(run())
 
@@ -99,27 +110,28 @@ def test_the_end_of_a_server_is_noticed_where_nobody_else_looked(
     monkeypatch.setattr(heartbeat, "_IDLE_CHECKS", 0)
 
     async def run() -> None:
-        other = await opened(redis_url, 20, lease_s=1.0)
-        redis_client = RedisClient(parse_redis_url(redis_url))
-        ending = RedisStorage(redis_client, lease_s=1.0)
-        await ending.start(lambda _: None)
-        for stream in ("q7", "q11"):
-            await ending.open(stream)
-            for _ in range(2):
-                await ending.append(stream, Frame(0, {"requestId": "r"}, b"x"), priority=0, limits=Limits())
-        # longer than it takes that all that is started has looked
-        await asyncio.sleep(0.5)
-        number = await ending.attach("q7", Consumer("g", "u"), Subscription(1), now=0.0)
-        assert await ending.lease("q7", number, index_only=True)
-        assert len(await ending.take("q11", Selection(0), minimum=1)) == 1
-        with redis.Redis.from_url(redis_url) as client:
-            assert (client.hlen("easq:{q7}:who"), client.hlen("easq:{q11}:claims")) == (1, 1)
-            await redis_client.close()
-            async with asyncio.timeout(20):
-                while client.hlen("easq:{q7}:who") or client.hlen("easq:{q11}:claims"):
-                    await asyncio.sleep(0.05)
-        assert len(await other.read("q11", Selection(0, length=9))) == 2
-        await other.close()
+        async with opened(redis_url, 20, lease_s=1.0) as other:
+            redis_client = RedisClient(parse_redis_url(redis_url))
+            ending = RedisStorage(redis_client, lease_s=1.0)
+            await ending.start(lambda _: None)
+            for stream in ("q7", "q11"):
+                await ending.open(stream)
+                for _ in range(2):
+                    await ending.append(
+                        stream, Frame(0, {"requestId": "r"}, b"x"), priority=0, limits=Limits()
+                    )
+            # longer than it takes that all that is started has looked
+            await asyncio.sleep(0.5)
+            number = await ending.attach("q7", Consumer("g", "u"), Subscription(1), now=0.0)
+            assert await ending.lease("q7", number, index_only=True)
+            assert len(await ending.take("q11", Selection(0), minimum=1)) == 1
+            with redis.Redis.from_url(redis_url) as client:
+                assert (client.hlen("easq:{q7}:who"), client.hlen("easq:{q11}:claims")) == (1, 1)
+                await redis_client.close()
+                async with asyncio.timeout(PATIENCE_S):
+                    while client.hlen("easq:{q7}:who") or client.hlen("easq:{q11}:claims"):
+                        await asyncio.sleep(0.05)
+            assert len(await other.read("q11", Selection(0, length=9))) == 2
 
     asyncio.run(run())
 
