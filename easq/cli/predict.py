@@ -75,8 +75,8 @@ def predict(
     Answers are printed in the order of the requests. Through the queue, a result is deleted from the sink after it
     was printed. If the model reports a failure, its answer is printed and the exit code is 4 (status 4xx) or 5.
 
-    On the other routes, a request is sent again after a lost connection, 502, 503, 504, or no answer within a third
-    of --timeout; if there are several instances, to another one. The model can therefore receive a request twice.
+    On the other routes, a request is sent again after a lost connection, 502, 503 or 504, and if another instance is
+    left, to that one after no answer within a third of --timeout. The model can therefore receive a request twice.
 
     With --via websocket, each line of -f or standard input, each -d and each PATH is one message, and the next
     message from the service is its answer. -c N uses N connections. On a terminal, lines are sent as they are typed

@@ -66,10 +66,13 @@ def service_options(function: F) -> F:
 
 def chosen_route(app: App, via: str, terms: Terms) -> Route:
     """Return the route `via`, which is not `websocket`. Raises ConfigError and others for a wrong configuration."""
+    from easq.net.settings import DEFAULT_REQUEST_TIMEOUT_S
     from easq.prediction import routes
 
     if via == routes.QUEUE:
         return routes.queue_route(app.queue(sink=False), app.queue(sink=True), app.transport, terms)
+    # one request may take all of the time: a slow model is not asked again
+    app.options.setdefault("request_timeout", max(DEFAULT_REQUEST_TIMEOUT_S, terms.timeout_s))
     if via == routes.GATEWAY:
         url, caller = app.stream_url(sink=False), app.caller()
         return routes.gateway_route(url, caller, app.transport, terms, _credentials(app, signs=True))

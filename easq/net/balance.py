@@ -60,6 +60,11 @@ class Balance:
                 wheel = [seat for seat in wheel if seat.instance.address not in tried]
             return _pick(wheel) if wheel else None
 
+    def has_other(self, tried: Collection[str]) -> bool:
+        """Return whether `next` would find an instance whose address is not in `tried`."""
+        with self._lock:
+            return any(seat.instance.address not in tried for seat in self._wheel)
+
 
 def shares(instances: Sequence[Instance]) -> list[float]:
     """Return the part of the requests that each instance gets, from 0 to 1."""

@@ -86,7 +86,6 @@ class Transport:
         caller: Caller | None,
         *,
         deadline_s: float | None = None,
-        attempt_s: float | None = None,
         retry: Retry = Retry.READ,
         times: Times | None = None,
     ) -> Reply:
@@ -94,7 +93,7 @@ class Transport:
         return self.run(
             exchange(
                 url, request, caller, self.settings,
-                deadline_s=deadline_s, attempt_s=attempt_s, retry=retry, times=times,
+                deadline_s=deadline_s, retry=retry, times=times,
             )
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from easq.errors import EasqError, Unreachable
-from easq.net.failures import Unconnected, last_known, refused_by_proxy
+from easq.net.failures import Unanswered, Unconnected, last_known, refused_by_proxy
 from easq.net.settings import NetworkSettings
 from easq.net.url import proxy_for
 from easq.protocol.operations import Caller, Request
@@ -25,6 +25,9 @@ R = TypeVar("R")
 
 #: longest time that a waiting command runs beyond its --timeout, in seconds; it still accepts an answer in this time
 OVERTIME_S = 0.5
+#: part of a prediction's time limit that one attempt may take while there is another instance to try; also the least
+#: part that an attempt needs, so that its missing answer says more than the error before it
+ATTEMPT_PART = 3
 #: statuses of a full queue, and of a caller who asks too often: the request had no effect
 FULL_STATUSES = (429, 450)
 #: attempts of a put to a full queue that sends no Retry-After: a full queue seldom gets room by itself
@@ -88,7 +91,6 @@ def exchange(
     settings: NetworkSettings,
     *,
     deadline_s: float | None = None,
-    attempt_s: float | None = None,
     until: float | None = None,
     retry: Retry = Retry.READ,
     times: Times | None = None,
@@ -99,7 +101,6 @@ def exchange(
         caller: identity and token that are sent; None if the request has its own.
         deadline_s: time limit of the exchange with all retries; by default the request timeout. Without `deadline_s`,
             connecting is retried only during the connect timeout.
-        attempt_s: time limit of one attempt, at most the request timeout, which is the default.
         until: latest end of the exchange on the monotonic clock; it overrides longer limits.
         times: filled in during the exchange.
     """
@@ -108,7 +109,6 @@ def exchange(
     if until is not None:
         end = max(min(end, until), start + LEAST_S)
     connect_end = end if deadline_s is not None else min(end, start + settings.connect_timeout_s)
-    limit_s = min(settings.request_timeout_s, attempt_s or settings.request_timeout_s)
     times = Times() if times is None else times
     failures = full = 0
     why: EasqError | None = None
@@ -116,7 +116,7 @@ def exchange(
         give_up = end
         times.attempts += 1
         try:
-            reply = yield Attempt(url, request, caller, min(end, now + limit_s), times)
+            reply = yield Attempt(url, request, caller, min(end, now + settings.request_timeout_s), times)
             assert reply is not None, "an attempt has a reply, or failed"
             if 200 <= reply.status < 300:
                 return reply
@@ -131,7 +131,12 @@ def exchange(
             unsure = False
         except Unreachable as failure:
             error, again, unsure = failure, retry in (Retry.READ, Retry.POLL, Retry.PREDICT), True
-        now = time.monotonic()
+        had_s, now = end - now, time.monotonic()
+        had_time = (
+            retry is Retry.PREDICT and isinstance(error, Unanswered) and had_s >= (end - start) / ATTEMPT_PART
+        )
+        if had_time and now >= end:
+            raise error
         if why is not None and isinstance(error, Unreachable) and now >= end:
             # the last attempt was cut short, so the error before it says more; but a write in doubt must be reported
             times.doubt = times.doubt or unsure

@@ -11,6 +11,8 @@ from easq.net.trace import Trace
 
 #: limit of the headers of an answer, names and values together, in bytes
 MAX_HEADER_BYTES = 64 * 1024
+#: default limit of a whole exchange, in seconds
+DEFAULT_REQUEST_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class NetworkSettings:
     """Time limits, headers, TLS and proxies of requests; times in seconds."""
 
     connect_timeout_s: float = 5.0
-    request_timeout_s: float = 30.0  #: limit of a whole exchange
+    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S  #: limit of a whole exchange
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)  #: sent with every request
     cacert: str = ""  #: path of the CA certificates; empty for the system's
     insecure: bool = False  #: accept any certificate

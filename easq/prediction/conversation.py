@@ -20,11 +20,11 @@ from dataclasses import replace
 from easq.errors import AuthFailed, DeadlineExceeded, EasqError, UsageError
 from easq.net.failures import Closed, Unanswered, Unconnected
 from easq.net.headers import request_headers
-from easq.net.retry import Times, pause_after
+from easq.net.retry import ATTEMPT_PART, Times, pause_after
 from easq.net.settings import NetworkSettings
 from easq.net.url import address_of, shown
 from easq.net.websocket import TICK_S, Message, WebSocket
-from easq.prediction.exchanges import ATTEMPT_PART, Served, another_may_do_better, in_time
+from easq.prediction.exchanges import Served, another_may_do_better, in_time
 from easq.protocol.operations import Request
 
 #: seconds between pings; gateways drop a connection without traffic for a minute
@@ -82,9 +82,8 @@ class Conversation:
     def ask(self, data: bytes, *, timeout_s: float) -> Served:
         """Send `data`, and return its answer.
 
-        After a lost connection, status 502, 503 or 504, or no answer within a third of `timeout_s`, the data is sent
-        again on a new connection. Raises UsageError for a text message that is not UTF-8, and DeadlineExceeded if no
-        answer came in time.
+        After a lost connection, or status 502, 503 or 504, the data is sent again on a new connection. Raises
+        UsageError for a text message that is not UTF-8, and DeadlineExceeded if no answer came in time.
         """
         self._check(data)
         began = time.monotonic()
@@ -95,7 +94,7 @@ class Conversation:
             times = Times(attempts=attempts)
             left_s = began + timeout_s - time.monotonic()
             try:
-                answer = self._attempt(data, times, began + timeout_s, timeout_s / ATTEMPT_PART)
+                answer = self._attempt(data, times, began + timeout_s)
             except EasqError as failure:
                 self._drop()
                 pause_s = pause_after(failure, attempts)
@@ -104,7 +103,8 @@ class Conversation:
                 cut_short = isinstance(failure, Unanswered) and left_s < timeout_s / ATTEMPT_PART
                 error = error if cut_short and error is not None else failure
                 if time.monotonic() + pause_s >= began + timeout_s:
-                    raise in_time(error, f"{attempts} attempts", self._settings, timeout_s) from failure
+                    tried = f"{attempts} attempts" if attempts > 1 else ""
+                    raise in_time(error, self._url, tried, self._settings, timeout_s, 0.0) from failure
                 time.sleep(pause_s)
                 continue
             times.total_s = time.monotonic() - began
@@ -180,8 +180,7 @@ class Conversation:
             self._not_before = time.monotonic() + pause_after(error, self._failures)
             return None
 
-    def _attempt(self, data: bytes, times: Times, end: float, limit_s: float) -> Message:
-        until = min(end, time.monotonic() + limit_s)
+    def _attempt(self, data: bytes, times: Times, until: float) -> Message:
         self._drop_unasked()
         began = time.monotonic()
         socket = self._connection(times, until)

@@ -117,6 +117,10 @@ class Discovery:
         """Return the instance for the next request, whose address is not in `tried`; None if there is none."""
         return self._balance.next(tried)
 
+    def has_other(self, tried: Collection[str]) -> bool:
+        """Return whether `next` would find an instance whose address is not in `tried`."""
+        return self._balance.has_other(tried)
+
     def fill(self, *, within_s: float | None = None) -> None:
         """Load the list: a recent one from disk, else the answer of a look-up, else an older one from disk.
 

@@ -16,17 +16,14 @@ from easq.client.queue import QueueClient, put_operation, sub_path
 from easq.errors import DeadlineExceeded, EasqError, NotAQueueService, QueueFull, ServerError, Unreachable
 from easq.model import REQUEST_ID, Frame, Tags
 from easq.net.failures import Unanswered, Unconnected, had_no_effect
-from easq.net.retry import OVERTIME_S, Attempt, Retry, Steps, Times, exchange, full_jitter
+from easq.net.retry import ATTEMPT_PART, OVERTIME_S, Attempt, Retry, Steps, Times, exchange, full_jitter
 from easq.net.settings import NetworkSettings
-from easq.net.url import PATH_SAFE, address_of
+from easq.net.url import PATH_SAFE, address_of, shown
 from easq.prediction.discovery import Discovery
 from easq.protocol.operations import Caller, Request
 from easq.protocol.replies import read_error, read_put
 from easq.protocol.request_ids import new_request_id
 from easq.protocol.signatures import sign
-
-#: an attempt may take one third of the time limit of a prediction
-ATTEMPT_PART = 3
 
 
 def predict_queue(
@@ -124,8 +121,8 @@ def predict_gateway(
 ) -> Steps[Served]:
     """POST `data` to the service, and return its answer.
 
-    A failed request is repeated until `timeout_s`, also after a lost connection. An attempt takes at most a third of
-    that time. `headers` replace the default headers, such as that of the token.
+    A failed request is repeated until `timeout_s`, also after a lost connection. An attempt may take all the time that
+    is left. `headers` replace the default headers, such as that of the token.
 
     Args:
         path: sub-path after the service's address, with its query.
@@ -146,12 +143,10 @@ def predict_gateway(
             settings,
             times=times,
             deadline_s=timeout_s,
-            attempt_s=timeout_s / ATTEMPT_PART,
             retry=Retry.PREDICT,
         )
     except Unanswered as error:
-        hint = _slow_hint(error, settings, timeout_s)
-        raise DeadlineExceeded(f"no answer within {timeout_s:g} s: {error.message}", hint=hint) from error
+        raise in_time(error, url, "", settings, timeout_s) from error
     times.total_s = time.monotonic() - began
     return Served(reply.body, address_of(url), times)
 
@@ -169,8 +164,9 @@ def predict_direct(
     """POST `data` to an instance of `discovery`, and return its answer.
 
     After a failure that another instance may not have, the request is sent to an instance that was not tried yet. After
-    all instances were tried, there is a pause, and all are tried again, until `timeout_s`. An attempt takes at most a
-    third of that time. More than one instance may receive the request.
+    all instances were tried, there is a pause, and all are tried again, until `timeout_s`. While there is an instance
+    that was not tried yet, an attempt takes at most a third of that time; the last one may take all that is left. More
+    than one instance may receive the request.
 
     Args:
         times: is filled, see `Served.times`.
@@ -179,11 +175,11 @@ def predict_direct(
     end = began + timeout_s
     request = Request("POST", headers=headers or {}, body=data, path=discovery.lookup.path(path))
     times = times or Times()
-    limit_s = min(timeout_s / ATTEMPT_PART, settings.request_timeout_s)
     ever: set[str] = set()
     this_round: set[str] = set()
     rounds = 0
     error: EasqError = Unreachable(f"{discovery.lookup.service} has no instance")
+    url, limit_s = "", timeout_s  # of the attempt that failed with `error`
     asked_s: list[float] = []  # Retry-After of each instance that failed in this round; 0 without one
     while True:
         # an instance that is new in the list goes before all that were tried
@@ -192,7 +188,7 @@ def predict_direct(
             rounds += 1
             pause_s = max(full_jitter(rounds), min(asked_s, default=0.0))
             if time.monotonic() + pause_s >= end:
-                raise in_time(error, _tried(times.attempts, ever), settings, timeout_s)
+                raise in_time(error, url, _tried(times.attempts, ever), settings, timeout_s, limit_s)
             if settings.on_retry is not None:
                 settings.on_retry(error)
             yield pause_s
@@ -204,10 +200,11 @@ def predict_direct(
         this_round.add(address)
         now = time.monotonic()
         times.attempts += 1
+        # a hung instance must not take the time of another that may answer
+        share_s = timeout_s / ATTEMPT_PART if discovery.has_other(this_round) else timeout_s
+        until = min(now + min(share_s, settings.request_timeout_s), end)
         try:
-            reply = yield Attempt(
-                instance.url, request, None, max(now + 0.001, min(now + limit_s, end)), times
-            )
+            reply = yield Attempt(instance.url, request, None, max(now + 0.001, until), times)
             assert reply is not None, "an attempt has a reply, or failed"
             if not 200 <= reply.status < 300:
                 raise read_error(reply)
@@ -220,9 +217,11 @@ def predict_direct(
             else:
                 cut_short = isinstance(failure, Unanswered) and end - now < timeout_s / ATTEMPT_PART
             if not cut_short or times.attempts == 1:
-                error = failure  # the error of an attempt that the time limit cut short says less than earlier ones
+                # the error of an attempt that the time limit cut short says less than earlier ones
+                error, url, limit_s = failure, instance.url, share_s
             if time.monotonic() >= end:
-                raise in_time(error, _tried(times.attempts, ever), settings, timeout_s) from failure
+                tried = _tried(times.attempts, ever)
+                raise in_time(error, url, tried, settings, timeout_s, limit_s) from failure
             continue
         times.total_s = time.monotonic() - began
         return Served(reply.body, address, times)
@@ -256,18 +255,33 @@ def another_may_do_better(error: EasqError) -> bool:
 
 
 def _tried(attempts: int, addresses: Collection[str]) -> str:
+    if attempts == 1:
+        return ""
     return f"{attempts} attempts on {len(addresses)} instance{'' if len(addresses) == 1 else 's'}"
 
 
-def _slow_hint(error: EasqError, settings: NetworkSettings, timeout_s: float) -> str:
-    """Return the hint for a missing answer: it names the option that limited the attempt."""
-    bound_is_timeout = timeout_s / ATTEMPT_PART <= settings.request_timeout_s
-    return "raise --timeout if it is slow" if bound_is_timeout else error.hint
+def in_time(
+    error: EasqError,
+    url: str,
+    tried: str,
+    settings: NetworkSettings,
+    timeout_s: float,
+    limit_s: float | None = None,
+) -> EasqError:
+    """Return a copy of the last error with the number of attempts; DeadlineExceeded if no answer came in time.
 
-
-def in_time(error: EasqError, tried: str, settings: NetworkSettings, timeout_s: float) -> EasqError:
-    """Return a copy of the last error with the number of attempts; DeadlineExceeded if no answer came in time."""
+    Args:
+        url: the address of the attempt that failed with `error`.
+        tried: the attempts in words; empty for one.
+        limit_s: time limit of that attempt, without the request timeout, in seconds; by default `timeout_s`.
+    """
     if isinstance(error, Unanswered):
-        text = f"no answer within {timeout_s:g} s: {error.message} ({tried})"
-        return DeadlineExceeded(text, hint=_slow_hint(error, settings, timeout_s))
-    return type(error)(f"{error.message} (the last of {tried})", hint=error.hint, status=error.http_status)
+        counted = f" ({tried})" if tried else ""
+        whole_s = round(timeout_s, 1) or timeout_s
+        if settings.request_timeout_s < (timeout_s if limit_s is None else limit_s):
+            text = f"no answer within {whole_s:g} s: {error.message}{counted}"
+            return DeadlineExceeded(text, hint=error.hint)
+        text = f"no answer from {shown(url)} within {whole_s:g} s{counted}"
+        return DeadlineExceeded(text, hint="raise --timeout if it is slow")
+    counted = f" (the last of {tried})" if tried else ""
+    return type(error)(f"{error.message}{counted}", hint=error.hint, status=error.http_status)

@@ -14,7 +14,7 @@ from easq.errors import EasqError, UsageError
 from easq.model import Tags
 from easq.net.files import easq_folder
 from easq.net.http import Transport
-from easq.net.settings import NetworkSettings
+from easq.net.settings import DEFAULT_REQUEST_TIMEOUT_S, NetworkSettings
 from easq.net.url import stream_url
 from easq.prediction.discovery import Discovery
 from easq.prediction.lookup import EasLookup
@@ -53,8 +53,8 @@ def predict(
 
     Through the queue, the data is put into the input, and the result is read from the sink and deleted there. If no
     result comes in time, the error has the request id, with which the result can be fetched later. On the other routes
-    the request is repeated after a lost connection, status 502, 503 or 504, or no answer within a third of `timeout_s`.
-    The model may therefore get it twice.
+    the request is repeated after a lost connection or status 502, 503 or 504, and with several instances also after no
+    answer within a third of `timeout_s`. The model may therefore get it twice.
 
     Raises DeadlineExceeded if no answer came in time, Refused if the model answers 4xx, ServerError if it fails,
     UsageError and ConfigError for arguments that do not fit together, and the errors of `QueueClient`.
@@ -87,8 +87,11 @@ def predict(
         raise UsageError("tags, priority and a QueueClient are for the way through the queue")
     if (via == "direct") != bool(endpoint and service) or (via != "direct" and (endpoint or service)):
         raise UsageError("endpoint and service go with direct calls, both of them")
+    request_timeout_s = DEFAULT_REQUEST_TIMEOUT_S
+    if via != "queue":  # one request may take all of the time: a slow model is not asked again
+        request_timeout_s = max(request_timeout_s, timeout_s)
     settings = NetworkSettings(
-        connect_timeout_s, headers=dict(headers or {}), cacert=cacert, insecure=insecure
+        connect_timeout_s, request_timeout_s, dict(headers or {}), cacert=cacert, insecure=insecure
     )
     terms = Terms(timeout_s, path, content_type, tags or {}, priority, single=True)
     with ExitStack() as at_end:

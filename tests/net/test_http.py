@@ -377,16 +377,6 @@ def test_silence_ends_by_the_deadline_and_says_so(transport: Transport) -> None:
     assert len(server.requests) == 1
 
 
-def test_one_attempt_may_be_shorter_than_the_whole(transport: Transport) -> None:
-    def first_slow(peer: Peer) -> None:
-        peer.stop.wait(20)
-
-    with answering(first_slow, reply(200, b"second")) as server:
-        found = transport.exchange(server.url, GET, CALLER, deadline_s=15, attempt_s=0.5, retry=Retry.PREDICT)
-        assert found.body == b"second"
-        server.stop.set()
-
-
 def test_a_server_that_does_not_read_ends_by_the_deadline(transport: Transport) -> None:
     def never_read(server: Server, _: Peer) -> None:
         server.stop.wait()

@@ -234,11 +234,26 @@ def test_all_down_is_unreachable_within_the_deadline_and_tells_the_attempts() ->
     assert caught.value.exit == 6
 
 
-def test_all_silent_is_a_deadline() -> None:
+def test_all_silent_is_a_deadline_and_each_is_asked_once() -> None:
+    text = r"^no answer from http://\S+ within 0\.9 s \(2 attempts on 2 instances\)$"
     with cluster(silent, silent) as service, service.client() as discovery:
-        with pytest.raises(errors.DeadlineExceeded, match=r"^no answer within 0\.9 s: "):
+        with pytest.raises(errors.DeadlineExceeded, match=text):
             service.ask(discovery, timeout_s=0.9)
-        assert max(service.counts()) <= 3
+        assert service.counts() == [1, 1]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_last_instance_has_all_the_time_that_is_left(count: int) -> None:
+    """An instance that hangs takes a third of it. One that is slow is not asked again."""
+
+    def slow(peer: Peer) -> None:
+        peer.stop.wait(1.4)
+        FINE(peer)
+
+    with cluster(*[slow] * count) as service, service.client() as discovery:
+        served = service.ask(discovery, timeout_s=3.0)
+        assert (served.data, served.times.attempts) == (b"yes", count)
+        assert service.counts() == [1] * count
 
 
 def test_all_busy_is_unavailable_and_each_is_asked_before_one_is_again() -> None:

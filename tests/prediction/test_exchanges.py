@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import re
+import time
 
 import pytest
 
@@ -6,8 +9,9 @@ from easq import errors
 from easq.client.queue import QueueClient
 from easq.model import Frame
 from easq.net.http import Transport
+from easq.net.retry import Steps
 from easq.net.settings import NetworkSettings
-from easq.prediction.exchanges import predict_gateway, predict_queue
+from easq.prediction.exchanges import Served, predict_gateway, predict_queue
 from easq.protocol.frames import encode_frames
 from easq.protocol.operations import Caller, Codec
 from easq.protocol.signatures import sign
@@ -149,16 +153,47 @@ def test_the_gateway_is_not_asked_again_about_what_the_model_said(status: int) -
     assert len(server.requests) == 1
 
 
-def test_one_attempt_takes_a_third_of_the_time_at_most() -> None:
-    def slow(peer: Peer) -> None:
-        peer.stop.wait(20)
+def attempts_until(steps: Steps[Served], *errors_of_attempts: Exception) -> list[float]:
+    """Return the time that each attempt may take, while the attempts fail with these errors."""
+    granted = []
+    step = next(steps)
+    for error in errors_of_attempts:
+        while isinstance(step, float):
+            step = next(steps)
+        granted.append(step.until - time.monotonic())
+        step = steps.throw(error)
+    while isinstance(step, float):
+        step = next(steps)
+    return [*granted, step.until - time.monotonic()]
 
-    with answering(slow, reply(200, b"yes")) as server, Transport(NetworkSettings(environ={})) as transport:
-        assert (
-            transport.run(predict_gateway(server.url, CALLER, transport.settings, b"x", timeout_s=3)).data
-            == b"yes"
-        )
+
+def test_an_attempt_at_the_gateway_may_take_all_of_the_time() -> None:
+    settings = NetworkSettings(request_timeout_s=600.0, environ={})
+    steps = predict_gateway("http://h/q", CALLER, settings, b"x", timeout_s=600.0)
+    first, second = attempts_until(steps, errors.Unreachable("lost"))
+    assert 500 < second <= first <= 600
+
+
+def test_a_slow_model_is_asked_once() -> None:
+    def slow(peer: Peer) -> None:
+        peer.stop.wait(1.2)
+        reply(200, b"yes")(peer)
+
+    with answering(slow) as server, Transport(NetworkSettings(environ={})) as transport:
+        steps = predict_gateway(server.url, CALLER, transport.settings, b"x", timeout_s=3)
+        assert transport.run(steps).data == b"yes"
+    assert len(server.requests) == 1
+
+
+def test_an_attempt_that_had_most_of_the_time_is_reported_not_the_one_before() -> None:
+    def silent(peer: Peer) -> None:
+        peer.stop.wait()
+
+    with answering(reply(503), silent) as server, Transport(NetworkSettings(environ={})) as transport:
+        with pytest.raises(errors.DeadlineExceeded, match=r"^no answer from http://\S+ within 0\.9 s$"):
+            transport.run(predict_gateway(server.url, CALLER, transport.settings, b"x", timeout_s=0.9))
         server.stop.set()
+    assert len(server.requests) == 2
 
 
 def test_a_gateway_that_never_answers_is_a_deadline() -> None:
@@ -166,7 +201,7 @@ def test_a_gateway_that_never_answers_is_a_deadline() -> None:
         peer.stop.wait()
 
     with answering(silent) as server, Transport(NetworkSettings(environ={})) as transport:
-        with pytest.raises(errors.DeadlineExceeded, match=r"^no answer within 0\.6 s: "):
+        with pytest.raises(errors.DeadlineExceeded, match=r"^no answer from http://\S+ within 0\.6 s$"):
             transport.run(predict_gateway(server.url, CALLER, transport.settings, b"x", timeout_s=0.6))
         server.stop.set()
 

@@ -156,7 +156,7 @@ def test_no_request_fails_while_one_instance_is_left(cloud: OpenCloud, first: st
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_gateway_answers_too_while_one_instance_fails(cloud: OpenCloud, fault: str) -> None:
     """The client sends again what the gateway could not have answered, and the gateway's next turn is another's."""
-    made = cloud(weights=(1, 1, 1))
+    made = cloud(weights=(1, 1, 1), timeout_s=1.0)  # the gateway's, after which it answers 504
     with client(made) as mine:
         under_load(mine.through_gateway, 20 if fault == "hung" else 100, lambda: made.fail(1, fault))
     assert made.asked("discovery") == 0
