@@ -96,6 +96,8 @@ class DataFile:
         if layout < SCHEMA_VERSION:
             self._migrate(self._connection)
             self._connection = self.connect("rw")
+            self._had_log = False
+            self._read_layout(self._connection)
         if self._before_migration.exists():
             log.warning(
                 "%s is the data file from before its migration: remove it when you no longer need it",
@@ -276,23 +278,15 @@ class DataFile:
     def _read_layout(self, connection: sqlite3.Connection) -> int:
         """Return the layout number of the file, which needs room for the index of its log (`-shm`).
 
-        The ballast is dropped for it. Raises as `_layout` does, and StorageError when the disk has no room at all.
+        The ballast is dropped for it. Raises as `_layout` does.
         """
         try:
             return self._layout(connection)
         except sqlite3.Error as error:
-            if not _has_no_room(error):
+            if not has_no_room(error):
                 raise
         self.drop_ballast()
-        try:
-            return self._layout(connection)
-        except sqlite3.Error as error:
-            if not _has_no_room(error):
-                raise
-            raise StorageError(
-                f"{self.path} cannot be opened: its disk is full",
-                hint="make room, then start again; the file is unchanged",
-            ) from error
+        return self._layout(connection)
 
     def _layout(self, connection: sqlite3.Connection) -> int:
         """Return the layout number of the file. Raises sqlite3.DatabaseError if it is not easq's, or of a later one."""
@@ -410,8 +404,8 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
-def _has_no_room(error: sqlite3.Error) -> bool:
-    """Return whether the error of the first read says that there is no room for the log or its index."""
+def has_no_room(error: sqlite3.Error) -> bool:
+    """Return whether the error of a start says that there is no room for the log or its index."""
     return getattr(error, "sqlite_errorcode", 0) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 

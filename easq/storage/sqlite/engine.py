@@ -25,7 +25,7 @@ from easq.storage.rules.filters import stored_filters
 from easq.storage.rules.idempotency import KeyWindow
 from easq.storage.rules.stream import Stream
 from easq.storage.sqlite.checkpoints import MOST_LOG_BYTES
-from easq.storage.sqlite.data_file import RESERVE_BYTES, DataFile, is_denied
+from easq.storage.sqlite.data_file import RESERVE_BYTES, DataFile, has_no_room, is_denied
 from easq.storage.sqlite.group_commit import CommitJob, GroupCommit
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,11 @@ class SqliteStorage(EmbeddedStorage):
             self._file.refuse()
             if is_denied(error):
                 raise StorageError(f"{self._path} cannot be written: {error}") from error
+            if has_no_room(error):
+                raise StorageError(
+                    f"{self._file.path} cannot be opened: its disk is full",
+                    hint="make room, then start again; no item was changed",
+                ) from error
             raise StorageError(
                 f"{self._path} cannot be read as easq's data: {error}",
                 hint="name another file with --storage sqlite:PATH, or put a good copy in its place",

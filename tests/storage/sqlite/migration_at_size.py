@@ -44,6 +44,8 @@ LEFT = {"easq.db", "easq.db.v1", "easq.db.lock", "easq.db.ballast"}
 MIB = 1 << 20
 #: what a start says on a disk that is too small
 NO_ROOM = r"needs \d+ MiB on its disk: \d+ MiB are free$"
+#: what it says on a disk without any room
+DISK_FULL = r"cannot be opened: its disk is full$"
 
 
 #: parts that can be shown alone, and those that need small disks
@@ -193,8 +195,9 @@ class Shown:
             path = self.copy("terminated")
             service = self.serve(path, f"terminated-{share}")
             ended = self._disturb(service, path, share, lambda pid: os.kill(pid, signal.SIGTERM))
-            if ended is not None:
+            if ended is not None and not Path(f"{path}.v1").exists():
                 break
+            ended = None
             shutil.rmtree(path.parent)
         if ended is None:
             raise Lost("SIGTERM: the migration was over each time")
@@ -218,7 +221,8 @@ class Shown:
     ) -> tuple[int, str] | None:
         """Start the service, do `act` once that share of the copy is written, and return its exit status and stderr.
 
-        The process stands still meanwhile. Return None if the migration was over before.
+        The process stands still meanwhile. Return None if the migration was over before. It may also have been so close
+        to its end that `act` did not prevent it: the old file then has its new name.
         """
         fresh, old = Path(f"{path}.new"), Path(f"{path}.v1")
         with subprocess.Popen(
@@ -254,7 +258,7 @@ class Shown:
             what = f"{mib(room)} free of {mib(self.needed)}"
             with self._disk(room) as path:
                 service = self.serve(path, f"small-{room}")
-                self._refused(service, what, NO_ROOM if room else "cannot be opened: its disk is full$")
+                self._refused(service, what, NO_ROOM if room else DISK_FULL)
                 require(self._bytes(path) == before, f"{what}: the old file or its log was changed")
                 self._check_left(path, what)
                 self._resize(2 * self.needed)
@@ -275,7 +279,10 @@ class Shown:
         say(f"disks that were full at {said} of the copy: refused, the old file unchanged")
 
     def _fill(self, share: float) -> bool:
-        """Fill the disk at that share of the copy, and return whether that was before the end."""
+        """Fill the disk at that share of the copy, and return whether that was before the end.
+
+        If the copy needed no more room, the file is migrated, and the disk is too full to open it.
+        """
         what = f"a disk that is full at {share:.0%} of the copy"
         with self._disk(self.needed + MIB) as path:
             others = path.with_name("others")
@@ -283,14 +290,16 @@ class Shown:
             ended = self._disturb(service, path, share, lambda _: use_up(others))
             if ended is None:
                 return False
-            self._check_said(*ended, what)
-            self.check_old(path, what)
-            self._check_left(path, what)
+            in_time = not Path(f"{path}.v1").exists()
+            self._check_said(*ended, what, NO_ROOM if in_time else DISK_FULL)
+            if in_time:
+                self.check_old(path, what)
+                self._check_left(path, what)
             others.unlink()
             service.start()
             service.terminate()
             self.check(path, what)
-        return True
+        return in_time
 
     def show_file_limit(self) -> None:
         """Let no file become as large as the new one has to be (RLIMIT_FSIZE)."""

@@ -25,7 +25,7 @@ from easq.storage.sqlite.engine import SqliteStorage
 from easq.storage.sqlite.migration import room_for_copy
 from tests.storage.conftest import start
 from tests.storage.sqlite.layout1 import contents, request_id, write_layout_1
-from tests.support.disk import resize, small_disk
+from tests.support.disk import resize, small_disk, use_up
 from tests.support.process import ROOT
 
 
@@ -206,6 +206,34 @@ def test_a_disk_that_fills_up_meanwhile_changes_nothing(
             assert not (disk / "easq.db.v1").exists()
             assert Path(f"{disk}/easq.db-wal").exists() == has_log
         resize(disk, 32)
+        start(disk / "easq.db")
+        assert contents(disk / "easq.db") == expected
+
+
+@pytest.mark.parametrize("has_ballast", [True, False])
+def test_a_disk_that_is_full_right_after_the_migration_is_said_to_be_full(
+    tmp_path: Path, path: Path, expected: Any, monkeypatch: pytest.MonkeyPatch, has_ballast: bool
+) -> None:
+    """SQLite says "disk I/O error" where it has no room for the index of the log. The ballast is room for it."""
+    migrate = data_file.DataFile._migrate
+
+    def migrate_and_fill(file: data_file.DataFile, connection: sqlite3.Connection) -> None:
+        migrate(file, connection)
+        use_up(disk / "others")
+
+    monkeypatch.setattr(data_file.DataFile, "_migrate", migrate_and_fill)
+    with small_disk(tmp_path / "disk", 64) as disk:
+        shutil.copytree(path.parent, disk, dirs_exist_ok=True)
+        if has_ballast:
+            (disk / "easq.db.ballast").write_bytes(bytes(1 << 20))
+            start(disk / "easq.db")
+        else:
+            with pytest.raises(
+                StorageError, match=r"easq\.db cannot be opened: its disk is full$"
+            ) as refusal:
+                start(disk / "easq.db")
+            assert (refusal.value.hint or "").startswith("make room")
+        (disk / "others").unlink()
         start(disk / "easq.db")
         assert contents(disk / "easq.db") == expected
 
