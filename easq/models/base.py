@@ -102,6 +102,13 @@ class ModelFailed(ServerError):
         return self.answer.data
 
 
+class ModelAnswerTooLarge(ModelFailed):
+    """The answer of the model is above the limit of an answer, and was not read to its end."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the answer is above {limit} bytes", status=502)
+
+
 @runtime_checkable
 class Model(Protocol):
     """A model on an event loop. All methods except `check` are called on one event loop."""

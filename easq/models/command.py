@@ -25,6 +25,7 @@ from easq.models.base import (
     NO_ROOM,
     Answer,
     Call,
+    ModelAnswerTooLarge,
     ModelFailed,
     last_line,
 )
@@ -80,7 +81,7 @@ class Exec:
             children.ended(process.pid)
         answer = Answer(bytes(pipes.out))
         if pipes.is_full:
-            raise ModelFailed(f"the answer is above {self._max_answer} bytes", status=502)
+            raise ModelAnswerTooLarge(self._max_answer)
         if code is None:
             raise ModelFailed(f"no answer within {timeout_s:g} s", status=504)
         if code != 0 and cancelled:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 from easq.errors import AnswerTooLarge, EasqError, NotAQueueService, UsageError
-from easq.models.base import DEFAULT_TIMEOUT_S, MAX_ANSWER, Answer, Call, ModelFailed, last_line
+from easq.models.base import (
+    DEFAULT_TIMEOUT_S,
+    MAX_ANSWER,
+    Answer,
+    Call,
+    ModelAnswerTooLarge,
+    ModelFailed,
+    last_line,
+)
 from easq.net.failures import Incomplete, Unanswered, Unconnected, connect_reason
 from easq.protocol.hop_by_hop import end_to_end
 from easq.protocol.operations import SHUTDOWN
@@ -113,7 +121,7 @@ def as_failure(error: EasqError, *, max_answer: int = MAX_ANSWER, timeout_s: flo
     if isinstance(error, Incomplete):
         return ModelFailed("the answer broke off", status=502)
     if isinstance(error, AnswerTooLarge):
-        return ModelFailed(f"the answer is above {max_answer} bytes", status=502)
+        return ModelAnswerTooLarge(max_answer)
     if isinstance(error, NotAQueueService):
         return ModelFailed("the model's answer is no HTTP", status=502)
     if isinstance(error, UsageError):

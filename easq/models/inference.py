@@ -23,7 +23,7 @@ from easq.model import (
     Frame,
     Tags,
 )
-from easq.models.base import ABOUT_THE_ITEM, Answer, Call, ModelFailed
+from easq.models.base import ABOUT_THE_ITEM, Answer, Call, ModelAnswerTooLarge, ModelFailed
 from easq.protocol.operations import BUSY, MAX_REASON, SHUTDOWN, Negative, Put
 
 #: tags of the service, which are not passed to a model
@@ -134,10 +134,14 @@ def result_put(queue: str, group: str, frame: Frame, answer: Answer) -> Put:
     return Put(answer.data, answer_tags(frame, answer), content_type=answer_type(answer), key=key)
 
 
-def too_large_put(queue: str, group: str, frame: Frame, error: PayloadTooLarge) -> Put:
-    """Return the put of an error frame, in place of a result that the sink refused with `error`; its data says why."""
+def too_large_put(queue: str, group: str, frame: Frame, error: PayloadTooLarge | ModelAnswerTooLarge) -> Put:
+    """Return the put of an error frame, in place of a result that is too large; its data says why.
+
+    Args:
+        error: the sink's refusal, or that of an answer too large to be read.
+    """
     reason = f"the result is too large: {error.message}"
-    tags = {**inherited(frame.tags), LAST_CODE: str(error.status), LAST_REASON: reason}
+    tags = {**inherited(frame.tags), LAST_CODE: str(PayloadTooLarge.status), LAST_REASON: reason}
     key = result_key(queue, group, frame)
     return Put(reason.encode(), tags, content_type="text/plain; charset=utf-8", key=key)
 

@@ -27,7 +27,7 @@ from easq.errors import (
     UsageError,
 )
 from easq.model import Consumer, Frame
-from easq.models.base import ENGINE_ERROR, Answer, Model, ModelFailed
+from easq.models.base import ENGINE_ERROR, Answer, Model, ModelAnswerTooLarge, ModelFailed
 from easq.models.inference import call_of, is_model_failing, negative_of, result_put, too_large_put
 from easq.net.breaker import Breaker
 from easq.net.retry import short_pause_after
@@ -235,8 +235,10 @@ class Engine:
             return op.Negative((frame.index,), ENGINE_ERROR, "internal error")
         return None
 
-    async def _ask_model(self, frame: Frame) -> Answer:
-        """Return the model's answer. While the model is busy or fails, it is called for one item at a time.
+    async def _ask_model(self, frame: Frame) -> Answer | ModelAnswerTooLarge:
+        """Return the model's answer, or that it is too large.
+
+        While the model is busy or fails, it is called for one item at a time.
 
         Raises ModelFailed; busy when the item is returned for another worker of the group.
         """
@@ -246,12 +248,15 @@ class Engine:
             if self._shared != shared:
                 raise ModelFailed("another worker may have it", status=503, busy=True, retry_after_s=0.0)
         self._running += 1
+        answer: Answer | ModelAnswerTooLarge
         try:
             answer = await self._call(frame, self._item_timeout_s)
         except ChildFailed as error:  # the command cannot be started: not the item's fault
             busy = ModelFailed(error.message, status=503, busy=True)
             self._note_failure(busy)
             raise busy from error
+        except ModelAnswerTooLarge as error:  # as when the sink refuses it: another call would not help
+            answer = error
         except ModelFailed as error:
             self._note_failure(error)
             raise
@@ -273,13 +278,15 @@ class Engine:
                 "the model of %s is called for one item at a time: %s", self._input.name, error.message
             )
 
-    async def _store_answer(self, frame: Frame, answer: Answer) -> None:
+    async def _store_answer(self, frame: Frame, answer: Answer | ModelAnswerTooLarge) -> None:
         key_of = (self._input.name, self._consumer.group, frame)
-        if not answer.data:
+        if isinstance(answer, Answer) and not answer.data:
             return
         try:
+            if isinstance(answer, ModelAnswerTooLarge):
+                raise answer
             await self._put(result_put(*key_of, answer))
-        except PayloadTooLarge as error:
+        except (PayloadTooLarge, ModelAnswerTooLarge) as error:
             await self._put(too_large_put(*key_of, error))
 
     async def _put(self, put: op.Put) -> None:

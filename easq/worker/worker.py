@@ -46,8 +46,8 @@ from easq.errors import (
     Unreachable,
     UsageError,
 )
-from easq.model import Consumer, Frame
-from easq.models.base import DEFAULT_TIMEOUT_S, Answer, BlockingModel, Model, ModelFailed
+from easq.model import LAST_CODE, Consumer, Frame
+from easq.models.base import DEFAULT_TIMEOUT_S, Answer, BlockingModel, Model, ModelAnswerTooLarge, ModelFailed
 from easq.models.inference import (
     Fate,
     Outcome,
@@ -414,8 +414,11 @@ class Worker:
     async def _work_on(self, frame: Frame, sender: Sender) -> None:
         began = time.monotonic()
         try:
+            answer: Answer | ModelAnswerTooLarge
             try:
                 answer = await self._model.answer(call_of(frame), timeout_s=self._item_timeout_s)
+            except ModelAnswerTooLarge as error:  # as when the sink refuses it: another call would not help
+                answer = error
             finally:
                 self._items.call_ended()
             if self._items.succeeded():
@@ -472,18 +475,22 @@ class Worker:
             indexes = [frame.index for frame in self._items.waiting if self._items.release(frame.index)]
             await self._return(indexes, BUSY, "another worker may have it", sender, delay_s=0.0)
 
-    async def _store_answer(self, frame: Frame, answer: Answer, began: float, sender: Sender) -> Outcome:
+    async def _store_answer(
+        self, frame: Frame, answer: Answer | ModelAnswerTooLarge, began: float, sender: Sender
+    ) -> Outcome:
         """Put the answer into the sink, and return the outcome of the item."""
         fate, code, reason = Fate.ANSWERED, "", ""
         key_of = (self._queue, self._input.caller.consumer.group, frame)
-        if not answer.data:
+        if isinstance(answer, Answer) and not answer.data:
             fate = Fate.EMPTY
         else:
             try:
+                if isinstance(answer, ModelAnswerTooLarge):
+                    raise answer
                 await self._put(result_put(*key_of, answer), sender)
-            except PayloadTooLarge as error:
+            except (PayloadTooLarge, ModelAnswerTooLarge) as error:
                 put = too_large_put(*key_of, error)
-                fate, code, reason = Fate.TOO_LARGE, str(error.status), put.data.decode()
+                fate, code, reason = Fate.TOO_LARGE, put.tags[LAST_CODE], put.data.decode()
                 await self._put(put, sender)
         return outcome_of(frame, fate, began, code=code, reason=reason, size=len(answer.data))
 

@@ -12,6 +12,7 @@ import pytest
 
 from easq.model import Attributes, Consumer, Frame
 from easq.models.base import Answer, ModelFailed
+from easq.models.command import Exec
 from easq.models.open import Echo
 from easq.protocol import operations as op
 from easq.server.engine import Engine
@@ -100,6 +101,22 @@ def test_an_empty_answer_and_one_that_is_too_large_are_as_with_a_worker(
         item.tags["lastReason"]
         == "the result is too large: the payload has 2000 bytes, an item may have 1000"
     )
+
+
+def test_an_answer_that_never_ends_is_too_large_at_once(
+    cloud: OpenCloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "model.sh"
+    script.write_text(f"echo call >> {tmp_path}/calls; exec yes")
+    monkeypatch.setattr(Exec.__init__, "__kwdefaults__", {"max_answer": 1000})
+    made = begun(cloud(f"exec:sh {script}"))
+    made.queue.put(b"x", requestId="r")
+    eventually(lambda: sink(made).length() == 1)
+    (item,) = sink(made).get()
+    assert (item.request_id, item.tags["lastCode"]) == ("r", "413")
+    assert item.tags["lastReason"] == "the result is too large: the answer is above 1000 bytes"
+    eventually(lambda: made.queue.length() == 0)
+    assert (tmp_path / "calls").read_text() == "call\n"
 
 
 def test_a_full_sink_holds_answers_until_there_is_room(cloud: OpenCloud) -> None:

@@ -247,6 +247,19 @@ def test_a_result_that_is_too_large_is_an_error_frame(bench: Make) -> None:
     assert on.fates() == [(1, "too_large")]
 
 
+@pytest.mark.parametrize("kind", ["command", "http"])
+def test_an_answer_above_the_limit_of_the_model_is_an_error_frame_at_once(bench: Make, kind: str) -> None:
+    """Also the answer of a command that never ends: another call would not help."""
+    on = bench("--max-delivery", "3")
+    on.put(b"x", requestId="r-1")
+    with answering(reply(200, b"y" * 2000)) as server:
+        on.start(Exec(["yes"], max_answer=1000) if kind == "command" else Http(server.url, max_answer=1000))
+        (result,) = on.results(1)
+        assert result.data == b"the result is too large: the answer is above 1000 bytes"
+        assert (result.tags["lastCode"], result.tags["requestId"]) == ("413", "r-1")
+        assert on.fates() == [(1, "too_large")]
+
+
 def test_a_result_that_the_sink_does_not_take_is_a_failure_of_its_item(bench: Make) -> None:
     """Too many tags for a request, say: others are answered."""
     on = bench("--max-delivery", "1", "--max-payload", "30")
