@@ -127,6 +127,11 @@ class RedisServer:
         with self.client() as client:
             return client.execute_command(*command)
 
+    def client_list(self) -> list[str]:
+        """Return a line about each connected client; the connection that asks is one of them."""
+        with self.client() as client:
+            return [str(line) for line in client.client_list()]
+
     def kill(self) -> None:
         """The process is gone, as by `kill -9`, also when it was stopped."""
         self._end(signal.SIGKILL)

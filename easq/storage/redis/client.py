@@ -121,18 +121,20 @@ class RedisClient:
         self._reconnector = asyncio.create_task(self._keep(active))
 
     async def close(self) -> None:
-        """Close all connections, and refuse the calls that wait."""
+        """Close all connections, also when this is cancelled, and refuse the calls that wait."""
         reconnector, self._reconnector = self._reconnector, None
-        if reconnector is not None:
-            reconnector.cancel()
-            await asyncio.gather(reconnector, return_exceptions=True)
-        if self._active is not None:
-            await self._end(self._active)
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-        while self._waiting:
-            self._waiting.popleft().fail(Unavailable("the service stops"))
+        try:
+            if reconnector is not None:
+                reconnector.cancel()
+                await asyncio.gather(reconnector, return_exceptions=True)
+        finally:
+            if self._active is not None:
+                await self._end(self._active)
+            if self._expiry is not None:
+                self._expiry.cancel()
+                self._expiry = None
+            while self._waiting:
+                self._waiting.popleft().fail(Unavailable("the service stops"))
 
     def is_up(self) -> bool:
         """Return whether calls are sent: every primary has answered within the last two seconds."""
@@ -351,13 +353,15 @@ class RedisClient:
             raise
 
     async def _dismantle(self, active: _ConnectionSet) -> str:
-        reasons = await asyncio.gather(*active.runs)
-        for subscriber in active.subscribers.values():
-            await subscriber.close()
-        for connection in active.connections:
-            await connection.close()
-            for call in connection.take_unsent():
-                self._submit(call)
+        try:
+            reasons = await asyncio.gather(*active.runs)
+        finally:
+            for subscriber in active.subscribers.values():
+                await subscriber.close()
+            for connection in active.connections:
+                await connection.close()
+                for call in connection.take_unsent():
+                    self._submit(call)
         return next(filter(None, reasons), "")
 
     async def _keep(self, active: _ConnectionSet) -> None:
@@ -369,6 +373,8 @@ class RedisClient:
                 await asyncio.wait([*active.runs, moved], return_when=asyncio.FIRST_COMPLETED)
             finally:
                 moved.cancel()
+                # it may have a connection to a Sentinel or a node
+                await asyncio.gather(moved, return_exceptions=True)
             why = await self._end(active)
             lost_at = self._lost_at
             log.warning("Redis is away: %s", why or "its primaries are others now")

@@ -144,12 +144,14 @@ class PipelinedConnection:
         self._reader = asyncio.create_task(self._read())
 
     async def close(self) -> None:
-        """Close the connection."""
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
-        # the end of TLS takes a round trip, which is not possible over a lost connection
-        await self._connection.close(nowait=bool(self._lost))
+        """Close the connection, also when this is cancelled."""
+        try:
+            if self._reader is not None:
+                self._reader.cancel()
+                await asyncio.gather(self._reader, return_exceptions=True)
+        finally:
+            # the end of TLS takes a round trip, which is not possible over a lost connection
+            await self._connection.close(nowait=bool(self._lost))
 
     async def update_info(self) -> ServerInfo:
         """Ask the server for its state, and return it. Raises ConnectionLost and StorageError."""

@@ -76,10 +76,17 @@ class Heartbeat:
     # -- running -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Connect, subscribe to the channel of this server, and begin the heartbeat."""
+        """Connect, subscribe to the channel of this server, and begin the heartbeat.
+
+        Raises StorageError and Unavailable; the connections are then closed.
+        """
         await self._client.connect(self._prepare)
-        await self._client.listen(HINT + self.server, self._hear)
-        await self._renew_lease()
+        try:
+            await self._client.listen(HINT + self.server, self._hear)
+            await self._renew_lease()
+        except BaseException:
+            await self._client.close()
+            raise
         self._soon(self._beat())
 
     async def close(self) -> None:
@@ -89,18 +96,19 @@ class Heartbeat:
                 remote.timer.cancel()
         for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._client.is_up():
-            try:
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._client.is_up():
                 async with asyncio.timeout(_LEAVE_S):
                     await _all(self._leave(remote) for remote in self._streams.values() if remote.is_used)
                     await self._renew_lease(stops=True)
-            except (EasqError, TimeoutError) as error:
-                log.debug("not everything is released: %r", error)
-        for remote in self._streams.values():
-            if remote.timer is not None:
-                remote.timer.cancel()
-        await self._client.close()
+        except (EasqError, TimeoutError) as error:
+            log.debug("not everything is released: %r", error)
+        finally:
+            for remote in self._streams.values():
+                if remote.timer is not None:
+                    remote.timer.cancel()
+            await self._client.close()
 
     async def _leave(self, remote: RemoteStream) -> None:
         for script, args in list(remote.unfinished):

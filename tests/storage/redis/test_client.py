@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,9 @@ from easq.errors import QueueFull, StorageError, Unavailable, UsageError
 from easq.model import Frame
 from easq.storage.base import Limits, Selection
 from easq.storage.open import open_client
-from easq.storage.redis import connection
+from easq.storage.redis import client, connection
 from easq.storage.redis.client import RedisClient
+from easq.storage.redis.driver import RedisConnection
 from easq.storage.redis.engine import RedisStorage
 from easq.storage.redis.url import parse_redis_url
 from tests.conftest import MakeRedis
@@ -106,6 +107,19 @@ def replicated(make_redis: MakeRedis) -> tuple[RedisServer, RedisServer]:
     replica = make_redis(replicaof=f"127.0.0.1 {server.port}")
     eventually(lambda: replica.follows(server), within_s=60)
     return server, replica
+
+
+async def until_left(server: RedisServer) -> None:
+    """Wait until no client but the one that asks is connected."""
+    await until(lambda: len(server.client_list()) == 1)
+
+
+async def interrupted(work: Coroutine[object, object, object]) -> None:
+    """Begin the work, and cancel it when it waits for the first time."""
+    task = asyncio.ensure_future(work)
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def restarted(server: RedisServer, redis_client: RedisClient) -> None:
@@ -377,6 +391,58 @@ def test_calls_end_when_the_link_is_closed_while_a_connection_ends(make_redis: M
         asyncio.run(body())
     finally:
         other.thaw()
+
+
+def test_a_connection_is_closed_also_when_its_close_is_cancelled(server: RedisServer) -> None:
+    """As those to Sentinels are when the service stops while it asks them."""
+    url = parse_redis_url(server.url)
+
+    async def body() -> None:
+        opened = connection.PipelinedConnection(
+            RedisConnection(url, *url.nodes[0], connect_timeout_s=PATIENCE_S), "redis"
+        )
+        await opened.open()
+        await interrupted(opened.close())
+        await until_left(server)
+
+    asyncio.run(body())
+
+
+def test_all_connections_are_closed_also_when_the_close_of_the_client_is_cancelled(
+    server: RedisServer,
+) -> None:
+    async def body() -> None:
+        async with Connected(server.url) as redis_client:
+            await redis_client.listen("c", lambda _: None)
+            await interrupted(redis_client.close())
+            await until_left(server)
+
+    asyncio.run(body())
+
+
+def test_a_closed_client_has_no_search_for_primaries_under_way(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have a connection to a Sentinel, which takes a moment to close."""
+    monkeypatch.setattr(client, "ASK_S", 0.0)
+    steps: list[str] = []
+
+    async def body() -> None:
+        async with Connected(server.url) as redis_client:
+
+            async def find() -> object:
+                steps.append("open")
+                try:
+                    return await asyncio.Event().wait()
+                finally:
+                    await asyncio.sleep(0.01)
+                    steps.append("closed")
+
+            monkeypatch.setattr(redis_client._primaries, "find", find)
+            await until(lambda: bool(steps))
+        assert steps == ["open", "closed"]
+
+    asyncio.run(body())
 
 
 def test_a_pause_is_over_when_it_is(server: RedisServer) -> None:

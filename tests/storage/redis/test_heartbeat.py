@@ -14,6 +14,7 @@ from easq.storage.base import DeadLetterPolicy, Selection
 from easq.storage.redis import stream
 from easq.storage.redis.client import RedisClient
 from easq.storage.redis.engine import RedisStorage
+from easq.storage.redis.heartbeat import Heartbeat
 from easq.storage.redis.url import parse_redis_url
 from tests.conftest import MakeRedis
 from tests.storage.conftest import NO_LIMITS
@@ -44,6 +45,28 @@ def test_at_maxmemory_commits_work_after_a_new_connection_and_at_a_new_server(ma
             assert await engine.commit(1) == 1
             async with servers(server.url, 1) as (late,):
                 assert await late.commit(2) == 1
+
+    run(body())
+
+
+def test_a_start_that_fails_leaves_no_connection(
+    make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is connected, and then does not take the lease of the server."""
+    server = make_redis()
+
+    async def fail(_: Heartbeat) -> None:
+        raise Unavailable("Redis is away")
+
+    monkeypatch.setattr(Heartbeat, "_renew_lease", fail)
+
+    async def body() -> None:
+        storage = RedisStorage(RedisClient(parse_redis_url(server.url)))
+        with pytest.raises(Unavailable):
+            await storage.start(lambda _: None)
+        async with asyncio.timeout(10):
+            while len(server.client_list()) > 1:
+                await asyncio.sleep(0.01)
 
     run(body())
 
