@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import easq
+from easq.cli.app import App
+from easq.cli.routes import chosen_route
 from easq.local import Service, serve
+from easq.prediction import routes
+from easq.prediction.routes import Route, Terms
 
 TOKEN = "a-secret-token"
 
@@ -27,6 +32,31 @@ def service() -> Iterator[Service]:
 
 def origin(service: Service) -> str:
     return service.url.split("/api/")[0]
+
+
+@pytest.mark.parametrize(("timeout_s", "limit_s"), [(1.0, 30.0), (100.0, 100.0)])
+def test_a_request_may_take_all_of_the_time_by_default(
+    monkeypatch: pytest.MonkeyPatch, service: Service, timeout_s: float, limit_s: float
+) -> None:
+    limits = []
+
+    def gateway_route(*args: Any) -> Route:
+        limits.append(args[2].settings.request_timeout_s)
+        return routes.gateway_route(*args)
+
+    monkeypatch.setattr("easq.prediction.predict.gateway_route", gateway_route)
+    url = service.queue_url("model")
+    assert easq.predict(b"x", url, via="gateway", token=TOKEN, timeout_s=timeout_s) == b"X"
+    app = App({})
+    app.options |= {"url": url}
+    limits.append(chosen_route(app, "gateway", Terms(timeout_s)).transport.settings.request_timeout_s)
+    assert limits == [limit_s, limit_s]
+
+
+def test_an_option_that_was_given_limits_each_request(service: Service) -> None:
+    app = App({})
+    app.options |= {"url": service.queue_url("model"), "request_timeout": 2.0}
+    assert chosen_route(app, "gateway", Terms(100.0)).transport.settings.request_timeout_s == 2.0
 
 
 def test_through_the_queue(service: Service) -> None:
